@@ -1,0 +1,1 @@
+"""The device side: fetch -> verify -> install -> canary -> activate -> serve -> report."""

@@ -1,0 +1,26 @@
+"""``edge-agent``: one module of ``agent.commands`` for each sub-command."""
+
+from __future__ import annotations
+
+import sys
+
+from contract.command_line import main as run_command
+
+COMMANDS = {
+    "run": ("agent.commands.run", "serve prompts and follow the desired bundle"),
+    "install": ("agent.commands.install", "install a bundle from a file, directory or URL"),
+    "status": ("agent.commands.status", "show phase, active bundle and last error"),
+    "bundles": ("agent.commands.bundles", "list the bundles on this device"),
+    "verify": ("agent.commands.verify", "re-check every installed byte"),
+    "check-config": ("agent.commands.check_config", "check a configuration file"),
+    "trust": ("agent.commands.trust", "provision and refresh trust; TUF client command line"),
+}
+
+
+def main() -> int:
+    """Console script."""
+    return run_command("edge-agent", "Runs language models on this device.", COMMANDS, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The one interface of all engines: admit, step, update, cancel, release.
+
+An engine is driven by one thread. ``step`` does a bounded amount of work (one prefill slice or one decode step for
+every active request), so that whoever drives it can look at its socket between two steps: that is what makes cancel,
+deadlines and fairness work in every phase.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class Generation(Struct, frozen=True):
+    """A request as the engine sees it. Either ``messages`` (rendered by the model's chat template) or ``prompt``.
+
+    ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``max_tokens`` None means up to the context's
+    end. ``client`` scopes the prefix cache.
+    """
+
+    request: int
+    client: str
+    messages: list[dict[str, str]] | None = None
+    prompt: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stops: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+    logit_bias: dict[int, float] = {}
+    grammar: tuple[str, str] | None = None
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    adapter: str | None = None
+
+
+class TokenEvent(Struct, frozen=True, tag="token"):
+    """New text of a request (possibly empty, when a token is still incomplete or held back for a stop string).
+
+    ``tokens`` counts completion tokens so far.
+    """
+
+    request: int
+    text: str
+    tokens: int
+    logprobs: list[dict[str, Any]] | None = None
+
+
+class FinishEvent(Struct, frozen=True, tag="finish"):
+    """The request is over and its resources are free; ``text`` is the tail that no TokenEvent carried yet."""
+
+    request: int
+    reason: FinishReason
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class RejectEvent(Struct, frozen=True, tag="reject"):
+    """The request cannot be served by this model; the client's fault. ``code`` follows HTTP."""
+
+    request: int
+    code: int
+    kind: str
+    message: str
+    field: str | None = None
+
+
+StepEvent = TokenEvent | FinishEvent | RejectEvent
+
+
+class Facts(Struct, frozen=True):
+    """What an engine says of itself once loaded. ``slots``: requests it advances at the same time."""
+
+    engine: str
+    why: str
+    slots: int
+    context_length: int
+    vocab_size: int
+    capabilities: tuple[str, ...]
+    load_seconds: float
+
+
+class CanaryScore(Struct, frozen=True):
+    """Teacher-forced result for one canary text: mean NLL in nats per token; ``finite`` is False on NaN or Inf."""
+
+    mean_nll: float
+    tokens: int
+    finite: bool
+
+
+class Engine(Protocol):
+    """One loaded model. Methods other than the constructor never raise for a client's mistake: they emit RejectEvent.
+
+    Raises (every method): EngineFailed when the runtime fails; the engine is unusable afterwards.
+    """
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether ``step`` has anything to do."""
+        ...
+
+    def admit(self, generation: Generation) -> None:
+        """Take a request; at most ``facts.slots`` are advanced at once, more wait in order of arrival."""
+        ...
+
+    def step(self) -> list[StepEvent]:
+        """Do one bounded piece of work and say what came of it."""
+        ...
+
+    def update(self, request: int, changes: dict[str, Any]) -> bool:
+        """Change sampling parameters of a running request from its next token on; False if it is not here."""
+        ...
+
+    def cancel(self, request: int) -> list[StepEvent]:
+        """End a request now, wherever it is; its FinishEvent (``cancelled``), or nothing if it is not here."""
+        ...
+
+    def release(self) -> None:
+        """Free the model. The engine is unusable afterwards."""
+        ...
+
+    def score(self, prompt: str, text: str) -> CanaryScore:
+        """Teacher-force ``text`` after ``prompt`` (both taken as they are). Not while requests are active."""
+        ...

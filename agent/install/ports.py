@@ -1,0 +1,60 @@
+"""What installation and serving know of each other, and nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+from contract.manifest import Manifest
+from contract.names import Digest
+
+SwapMode = Literal["overlap", "drain"]
+
+
+class SealedBundle(Struct, frozen=True):
+    """A bundle on disk whose every byte was verified against a trusted manifest; made only by ``agent.install``.
+
+    ``directory`` is read-only and named after ``digest``; ``derived`` holds prepacked weights of this CPU, if any.
+    """
+
+    digest: Digest
+    directory: Path
+    manifest: Manifest
+    derived: Path | None = None
+
+
+class SwapReport(Struct, frozen=True):
+    """How a swap went: ``hold_ms`` is the longest time that accepted requests had to wait because of it."""
+
+    mode: SwapMode
+    hold_ms: float
+
+
+class ServingCounters(Struct, frozen=True):
+    """Since the last swap; what probation looks at. ``tokens_per_second`` is per stream, None before any decode."""
+
+    finished: int
+    failed: int
+    crashes: int
+    tokens_per_second: float | None
+
+
+class Serving(Protocol):
+    """The side that answers requests. Implemented by ``agent.serving``; a bare stand-in serves the command line."""
+
+    @property
+    def bundle(self) -> SealedBundle | None:
+        """What is being served now."""
+        ...
+
+    async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:
+        """Serve ``bundle`` from now on, losing no accepted request; on failure the old one serves on.
+
+        Raises:
+            EngineFailed: the new model does not load or crashed while loading.
+        """
+        ...
+
+    def counters(self) -> ServingCounters: ...

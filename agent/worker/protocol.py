@@ -1,0 +1,145 @@
+"""What agent and worker say to each other: length-prefixed msgpack over a UNIX stream socket.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack. The agent sends :data:`Command`, the worker
+answers with :data:`Reply`. EOF from the agent ends the worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
+from contract.errors import EngineFailed
+
+MAX_FRAME_BYTES = 8 << 20
+"""The largest request is 1 MiB of JSON; a frame is its decoded form and some head-room."""
+
+
+class Load(Struct, frozen=True, tag="load"):
+    """Load the bundle; first command, once. ``engine``: ``auto``, ``batched`` or ``genai``.
+
+    ``max_bytes`` is what the worker may use for KV and scratch (0: decide from the memory that is available);
+    ``derived_dir`` holds prepacked weights, if there are any.
+    """
+
+    bundle_dir: str
+    threads: int
+    engine: str = "auto"
+    max_bytes: int = 0
+    derived_dir: str | None = None
+
+
+class Admit(Struct, frozen=True, tag="admit"):
+    generation: Generation
+
+
+class Update(Struct, frozen=True, tag="update"):
+    request: int
+    changes: dict[str, Any]
+
+
+class Cancel(Struct, frozen=True, tag="cancel"):
+    request: int
+
+
+class Score(Struct, frozen=True, tag="score"):
+    """Run one canary; answered by :class:`Scored` with the same ``index``."""
+
+    index: int
+    prompt: str
+    text: str
+
+
+class Ping(Struct, frozen=True, tag="ping"):
+    """Answered by :class:`Pong`; an idle worker that does not is hung."""
+
+    number: int
+
+
+class Loaded(Struct, frozen=True, tag="loaded"):
+    facts: Facts
+    isolation: str
+    peak_rss_bytes: int
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The worker is of no further use and ends after this."""
+
+    message: str
+
+
+class Scored(Struct, frozen=True, tag="scored"):
+    index: int
+    score: CanaryScore
+    peak_rss_bytes: int
+
+
+class Pong(Struct, frozen=True, tag="pong"):
+    number: int
+    peak_rss_bytes: int
+
+
+Command = Load | Admit | Update | Cancel | Score | Ping
+Reply = Loaded | Failed | Scored | Pong | TokenEvent | FinishEvent | RejectEvent
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def frame(message: Command | Reply) -> bytes:
+    """One message with its length in front."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+class Unframer:
+    """Collects bytes and gives back whole frames. Pure: feed it whatever the socket delivered.
+
+    Raises:
+        EngineFailed: from ``feed``, when a frame is longer than :data:`MAX_FRAME_BYTES`.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """All frames that are complete after ``data``."""
+        self._buffer += data
+        frames: list[bytes] = []
+        while len(self._buffer) >= 4:
+            size = int.from_bytes(self._buffer[:4], "big")
+            if size > MAX_FRAME_BYTES:
+                raise EngineFailed(f"a worker frame claims {size} bytes")
+            if len(self._buffer) < 4 + size:
+                break
+            frames.append(bytes(self._buffer[4 : 4 + size]))
+            del self._buffer[: 4 + size]
+        return frames
+
+
+def parse_command(body: bytes) -> Command:
+    """Decode a frame from the agent.
+
+    Raises:
+        EngineFailed: not a command.
+    """
+    try:
+        return _command_decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise EngineFailed(f"the agent sent something that is not a command: {error}") from error
+
+
+def parse_reply(body: bytes) -> Reply:
+    """Decode a frame from a worker, which is not trusted to be well-behaved.
+
+    Raises:
+        EngineFailed: not a reply.
+    """
+    try:
+        return _reply_decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise EngineFailed(f"the worker sent something that is not a reply: {error}") from error

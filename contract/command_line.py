@@ -1,0 +1,78 @@
+"""How both commands end: exit statuses, errors in one sentence, ``--json`` errors for scripts.
+
+Exit statuses: 0 done · 1 our fault · 2 the command line or a request · 3 refused (bundle, source or build) ·
+4 source or broker unavailable, worth a retry · 5 disk full or broken · 6 the runtime failed · 78 configuration ·
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
+
+from contract.errors import EdgeBundleError
+
+EXIT_INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """A module that is one sub-command."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add arguments, description and an epilog with examples."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it; the exit status."""
+
+
+def main(program: str, description: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> int:
+    """Run one of ``commands`` (name -> module, one-line help); only the chosen module is imported.
+
+    Returns the exit status; never lets a traceback out for an :class:`EdgeBundleError`.
+    """
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # Importing every command for --help of one would load runtimes that the command does not need.
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    modules: dict[str, Command] = {}
+    for name, (module_name, help_line) in commands.items():
+        subparser = subparsers.add_parser(
+            name, help=help_line, description=help_line, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == chosen:
+            modules[name] = cast(Command, importlib.import_module(module_name))
+            modules[name].configure(subparser)
+    arguments = parser.parse_args(list(argv))
+    try:
+        status = modules[arguments.command].run(arguments)
+        sys.stdout.flush()
+        return status
+    except EdgeBundleError as error:
+        return report(program, error, as_json=getattr(arguments, "json", False))
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left; nobody is there to be told.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def report(program: str, error: EdgeBundleError, *, as_json: bool) -> int:
+    """Print ``error`` as one sentence (and as JSON on stdout when asked for); its exit status."""
+    if as_json:
+        body = {"message": error.message, "reason": error.reason, "field": error.field}
+        print(json.dumps({"error": {key: value for key, value in body.items() if value is not None}}))
+    reason = f" [{error.reason}]" if error.reason else ""
+    print(f"{program}: {error.message}{reason}", file=sys.stderr)
+    if os.environ.get("EDGE_BUNDLE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    return error.exit_status

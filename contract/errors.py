@@ -1,0 +1,113 @@
+"""Every error this project raises on purpose, by whose fault it is, since fault decides whether to retry.
+
+::
+
+    EdgeBundleError
+    ├── BundleRefused       the bundle, its metadata or its signatures: never retried until it changes
+    ├── SourceUnavailable   the network or the medium: retried
+    ├── StoreFull           no room on this disk: retried when there is some
+    ├── StoreBroken         this disk cannot be written or read: retried, reported
+    ├── EngineFailed        ours: the runtime crashed, hung or could not load
+    ├── RequestInvalid      the client's request: answered with an error frame
+    ├── ConfigInvalid       the operator's configuration file
+    ├── BuildRefused        the packager's source or options, or a build that is not what was asked for
+    └── UsageError          the command line
+
+Adapters raise only these, with the cause chained. "Could not check" is a :class:`BundleRefused`, never a pass.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from contract.reasons import Reason
+
+
+class EdgeBundleError(Exception):
+    """One sentence for a person, a reason code for a program, an exit status for a shell.
+
+    ``field`` names the offending field of the input, if there is one.
+    """
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, reason: Reason | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.field = field
+
+
+class BundleRefused(EdgeBundleError):
+    """The bundle, its metadata or its signatures are not acceptable; ``reason`` is always set."""
+
+    exit_status: ClassVar[int] = 3
+    reason: Reason
+
+    def __init__(self, reason: Reason, message: str, *, field: str | None = None) -> None:
+        super().__init__(message, reason=reason, field=field)
+
+
+class SourceUnavailable(EdgeBundleError):
+    """The source cannot be reached, stalled or broke off; worth trying again or elsewhere."""
+
+    exit_status: ClassVar[int] = 4
+
+    def __init__(self, message: str, *, reason: Reason = Reason.SOURCE_UNAVAILABLE) -> None:
+        super().__init__(message, reason=reason)
+
+
+class StoreFull(EdgeBundleError):
+    """The disk has no room for what was to be written."""
+
+    exit_status: ClassVar[int] = 5
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.STORE_FULL)
+
+
+class StoreBroken(EdgeBundleError):
+    """The state directory cannot be read or written (read-only, I/O error, locked by another agent)."""
+
+    exit_status: ClassVar[int] = 5
+
+    def __init__(self, message: str, *, reason: Reason = Reason.STORE_BROKEN) -> None:
+        super().__init__(message, reason=reason)
+
+
+class EngineFailed(EdgeBundleError):
+    """The runtime crashed, hung, or could not load what it was given."""
+
+    exit_status: ClassVar[int] = 6
+
+    def __init__(self, message: str, *, reason: Reason = Reason.ENGINE_FAILED) -> None:
+        super().__init__(message, reason=reason)
+
+
+class RequestInvalid(EdgeBundleError):
+    """A client's request cannot be served as it stands; ``code`` follows HTTP (400, 404, 409, 410, 413, 429…)."""
+
+    exit_status: ClassVar[int] = 2
+
+    def __init__(self, message: str, *, field: str | None = None, code: int = 400, kind: str = "invalid_request"):
+        super().__init__(message, field=field)
+        self.code = code
+        self.kind = kind
+
+
+class ConfigInvalid(EdgeBundleError):
+    """The configuration file cannot be used. 78 is EX_CONFIG of sysexits.h: systemd must not restart on it."""
+
+    exit_status: ClassVar[int] = 78
+
+
+class BuildRefused(EdgeBundleError):
+    """The source or the options cannot be built, or the build is not what was asked for."""
+
+    exit_status: ClassVar[int] = 3
+
+
+class UsageError(EdgeBundleError):
+    """The command line asks for something that makes no sense."""
+
+    exit_status: ClassVar[int] = 2

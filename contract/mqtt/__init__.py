@@ -1,0 +1,1 @@
+"""The MQTT contract (``docs/MQTT.md``): ``topics`` builds and parses topic names, ``messages`` their payloads."""

@@ -1,0 +1,360 @@
+"""MQTT payloads, both directions, as types; reading is strict and names the field.
+
+Sizes and ranges are bounds on outside input. Field names of requests are those of OpenAI's chat completions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from contract import strict_json
+from contract.errors import BundleRefused, RequestInvalid
+from contract.names import check_bundle_name, check_version, is_identifier
+from contract.reasons import Reason
+
+MAX_REQUEST_BYTES = 1 << 20
+"""A request: a prompt of 128k tokens is about 512 KB of text."""
+
+MAX_DESIRED_BYTES = 16 << 10
+"""A desired document: a few hundred bytes of policy at most."""
+
+MAX_TOKENS = 1 << 20
+MAX_STOPS = 16
+MAX_MESSAGES = 1024
+
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class Message(Struct, frozen=True, forbid_unknown_fields=True):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+
+
+class JsonSchemaFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str = "schema"
+    schema: dict[str, Any] = {}
+    strict: bool = True
+
+
+class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    """``text``, ``json_schema`` with a schema, or ``regex`` with a pattern."""
+
+    type: Literal["text", "json_object", "json_schema", "regex"]
+    json_schema: JsonSchemaFormat | None = None
+    regex: Annotated[str, Meta(max_length=4096)] | None = None
+
+
+class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A request for text; exactly one of ``messages`` and ``prompt``. Times in milliseconds.
+
+    ``prompt`` is taken as it is, ``messages`` go through the model's chat template.
+    """
+
+    id: Identifier | UnsetType = UNSET
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | UnsetType = UNSET
+    prompt: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | UnsetType = UNSET
+    min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Meta(ge=0, le=2**53)] | UnsetType = UNSET
+    stop: (
+        Annotated[str, Meta(min_length=1, max_length=256)]
+        | Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)]
+    ) = []
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
+    logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] = {}
+    response_format: ResponseFormat | None = None
+    stream: bool = True
+    num_beams: Annotated[int, Meta(ge=1, le=8)] = 1
+    repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
+    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] = 0
+    adapter: Identifier | None = None
+    priority: Annotated[int, Meta(ge=0, le=9)] = 4
+    deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | UnsetType = UNSET
+    supersede_key: Identifier | UnsetType = UNSET
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class ControlRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Acts on a request of the same client; ``set`` (sampling parameters) belongs to ``update``."""
+
+    id: Identifier
+    op: Literal["cancel", "update", "resume"]
+    set: dict[str, Any] | UnsetType = UNSET
+
+
+class BundleReference(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    version: str
+
+
+class Policy(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a ``desired`` document may tighten, never loosen, against the device's configuration."""
+
+    probation_seconds: Annotated[int, Meta(ge=0, le=7 * 86400)] | UnsetType = UNSET
+    probation_requests: Annotated[int, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
+    min_tokens_per_second: Annotated[float, Meta(ge=0, le=1e6)] | UnsetType = UNSET
+    swap: Literal["overlap", "drain"] | UnsetType = UNSET
+    on_revoked: Literal["keep", "replace"] | UnsetType = UNSET
+
+
+class Desired(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which bundle the device should run. ``revision`` is opaque: echoed, never ordered."""
+
+    revision: Annotated[str, Meta(max_length=128)]
+    bundle: BundleReference
+    source: Identifier | UnsetType = UNSET
+    policy: Policy | UnsetType = UNSET
+
+
+class Usage(Struct, frozen=True):
+    """Token counts; ``cached_tokens`` of the prompt came from the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int = 0
+
+
+class Timing(Struct, frozen=True):
+    """Milliseconds: waiting, to the first token (from acceptance), in all."""
+
+    queue_ms: float
+    first_token_ms: float
+    total_ms: float
+
+
+class ErrorBody(Struct, frozen=True):
+    """``code`` follows HTTP, ``type`` is stable for programs, ``message`` is one sentence for a person."""
+
+    code: int
+    type: str
+    message: str
+    field: str | UnsetType = UNSET
+    retry_after_ms: int | UnsetType = UNSET
+
+
+class Frame(Struct, frozen=True, omit_defaults=True):
+    """A piece of the answer: ``s`` counts from 0, ``d`` is new text, ``n`` the completion tokens so far.
+
+    The first frame adds the bundle (``NAME@VERSION``), the time in the queue and the place it had there.
+    """
+
+    s: int
+    d: str
+    n: int
+    attempt: int | UnsetType = UNSET
+    bundle: str | UnsetType = UNSET
+    queue_ms: float | UnsetType = UNSET
+    position: int | UnsetType = UNSET
+
+
+class LastFrame(Struct, frozen=True):
+    """The whole answer again, so that a lost frame costs nothing."""
+
+    s: int
+    text: str
+    finish_reason: Literal["stop", "length", "cancelled", "deadline"]
+    usage: Usage
+    timing: Timing
+    attempt: int
+    bundle: str
+    logprobs: list[dict[str, Any]] | UnsetType = UNSET
+
+
+class ErrorFrame(Struct, frozen=True):
+    """A last frame that says why there is no (more) answer."""
+
+    s: int
+    error: ErrorBody
+    attempt: int = 1
+
+
+class Progress(Struct, frozen=True):
+    """Bytes of the bundle: done (fetched or reused), total, reused; ``seconds_left`` when it can be said."""
+
+    done: int
+    total: int
+    reused: int = 0
+    seconds_left: float | UnsetType = UNSET
+
+
+class BundleState(Struct, frozen=True):
+    name: str
+    version: str
+    digest: str
+    security_epoch: int
+
+
+class ReportedError(Struct, frozen=True):
+    """``reason`` is one of :class:`contract.reasons.Reason`."""
+
+    reason: str
+    message: str
+    field: str | UnsetType = UNSET
+
+
+Phase = Literal[
+    "IDLE",
+    "RESOLVE",
+    "CHECK",
+    "RESERVE",
+    "FETCH",
+    "VERIFY",
+    "SEAL",
+    "CANARY",
+    "SWITCH",
+    "PROBATION",
+    "COMMIT",
+    "ROLLBACK",
+]
+
+
+class Reported(Struct, frozen=True):
+    """What the device does about ``desired``; ``revision`` echoes it (null when nothing is desired)."""
+
+    revision: str | None
+    phase: Phase
+    progress: Progress | None
+    active: BundleState | None
+    previous: BundleState | None
+    error: ReportedError | None
+    hold_ms: float | UnsetType = UNSET
+
+
+class Status(Struct, frozen=True):
+    """Birth and last will."""
+
+    online: bool
+    boot_id: str
+
+
+class Health(Struct, frozen=True):
+    """Whether the device answers prompts now, and if not, why."""
+
+    ready: bool
+    reasons: list[str]
+    queue: int
+    active: int
+
+
+class Event(Struct, frozen=True):
+    """Something happened; ``at`` is UTC, ``detail`` depends on the type."""
+
+    at: str
+    detail: dict[str, Any]
+
+
+_M = TypeVar("_M", bound=Struct)
+
+
+def encode(message: Struct) -> bytes:
+    """The JSON bytes of a message."""
+    return msgspec.json.encode(message)
+
+
+def _decode(payload: bytes, type_: type[_M], max_bytes: int, what: str) -> _M:
+    try:
+        return strict_json.decode(payload, type_, max_bytes=max_bytes, what=what)
+    except BundleRefused as refused:
+        code = 413 if refused.reason is Reason.TOO_LARGE else 400
+        raise RequestInvalid(refused.message, field=refused.field, code=code) from refused
+
+
+def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str, GenerateRequest]:
+    """Read a request; the id comes from the body or from MQTT 5 Correlation Data (they must agree).
+
+    Raises:
+        RequestInvalid: ``field`` names the fault.
+    """
+    request = _decode(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request")
+    request_id = _request_id(request.id, correlation)
+    if (request.messages is UNSET) == (request.prompt is UNSET):
+        raise RequestInvalid("give exactly one of messages and prompt", field="messages")
+    if request.messages is not UNSET and not any(turn.content.strip() for turn in request.messages):
+        raise RequestInvalid("every message is empty", field="messages")
+    if request.prompt is not UNSET and not request.prompt.strip():
+        raise RequestInvalid("the prompt is empty", field="prompt")
+    form = request.response_format
+    if form is not None and (form.json_schema is not None) != (form.type == "json_schema"):
+        raise RequestInvalid("json_schema goes with type json_schema", field="response_format.json_schema")
+    if form is not None and (form.regex is not None) != (form.type == "regex"):
+        raise RequestInvalid("regex goes with type regex", field="response_format.regex")
+    for token in request.logit_bias:
+        if not token.isascii() or not token.isdigit() or len(token) > 8:
+            raise RequestInvalid("logit_bias keys are token ids", field=f"logit_bias.{token[:32]}")
+    if request.num_beams > 1 and request.temperature > 0:
+        raise RequestInvalid("beam search needs temperature 0", field="num_beams")
+    return request_id, request
+
+
+def _request_id(in_body: str | UnsetType, correlation: bytes | None) -> str:
+    if correlation is None:
+        if in_body is UNSET:
+            raise RequestInvalid("give an id (or MQTT 5 Correlation Data)", field="id")
+        return in_body
+    text = correlation.decode("ascii", "replace")
+    if not is_identifier(text):
+        raise RequestInvalid("Correlation Data must be 1 to 64 of A-Z a-z 0-9 _ . -", field="id")
+    if in_body is not UNSET and in_body != text:
+        raise RequestInvalid("id and Correlation Data differ", field="id")
+    return text
+
+
+def salvage_request_id(payload: bytes, correlation: bytes | None = None) -> str | None:
+    """The id of a request that cannot be accepted, so that its error frame finds its way; None if there is none."""
+    if correlation is not None:
+        text = correlation.decode("ascii", "replace")
+        return text if is_identifier(text) else None
+    if len(payload) > MAX_REQUEST_BYTES:
+        return None
+    try:
+        document = strict_json.loads(payload, max_bytes=MAX_REQUEST_BYTES, what="the request")
+    except BundleRefused:
+        return None
+    found = document.get("id") if isinstance(document, dict) else None
+    return found if isinstance(found, str) and is_identifier(found) else None
+
+
+def request_fingerprint(payload: bytes) -> str:
+    """Tells a redelivery (equal bytes) from another request that reuses an id."""
+    return hashlib.sha256(payload).hexdigest()
+
+
+def parse_control(payload: bytes) -> ControlRequest:
+    """Read a control message.
+
+    Raises:
+        RequestInvalid: ``field`` names the fault.
+    """
+    control = _decode(payload, ControlRequest, MAX_DESIRED_BYTES, "the control message")
+    if (control.op == "update") != (control.set is not UNSET):
+        raise RequestInvalid("set goes with op update", field="set")
+    return control
+
+
+def parse_desired(payload: bytes) -> Desired | None:
+    """Read a desired document; empty means: nothing is desired any more.
+
+    Raises:
+        BundleRefused: with a reason code and, where one is at fault, the field.
+    """
+    if not payload:
+        return None
+    desired = strict_json.decode(payload, Desired, max_bytes=MAX_DESIRED_BYTES, what="the desired document")
+    check_bundle_name(desired.bundle.name)
+    check_version(desired.bundle.version)
+    return desired

@@ -1,0 +1,1 @@
+"""The workstation side: source -> build -> check -> evidence -> bundle -> repository -> deploy."""

@@ -1,0 +1,26 @@
+"""``edge-packager``: one module of ``packager.commands`` for each sub-command."""
+
+from __future__ import annotations
+
+import sys
+
+from contract.command_line import main as run_command
+
+COMMANDS = {
+    "build": ("packager.commands.build", "turn a model into a bundle directory"),
+    "pack": ("packager.commands.pack", "turn a finished onnxruntime-genai folder into a bundle directory"),
+    "check": ("packager.commands.check", "read a bundle back, load it and generate with it"),
+    "repo": ("packager.commands.repo", "keys and the signed repository"),
+    "deploy": ("packager.commands.deploy", "tell devices which bundle to run"),
+    "prompt": ("packager.commands.prompt", "ask a device and print the answer as it comes"),
+    "watch": ("packager.commands.watch", "follow what a device reports"),
+}
+
+
+def main() -> int:
+    """Console script."""
+    return run_command("edge-packager", "Builds, signs and rolls out language-model bundles.", COMMANDS, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
