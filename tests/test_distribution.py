@@ -1,0 +1,89 @@
+"""What is in the wheel, and what the device's side loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
+    # A copy: setuptools leaves build/ and egg-info beside what it builds.
+    source = tmp_path_factory.mktemp("source")
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (found,) = out.glob("*.whl")
+    return zipfile.ZipFile(found)
+
+
+def test_wheel_holds_exactly_the_three_packages(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"agent", "contract", "packager"}
+
+
+def test_wheel_holds_every_module_and_the_type_markers(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    for package in ("agent", "contract", "packager"):
+        assert f"{package}/py.typed" in names
+        for module in (ROOT / package).rglob("*.py"):
+            assert str(module.relative_to(ROOT)) in names
+
+
+def test_wheel_offers_both_commands_and_the_licence(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+    text = wheel.read(entry_points).decode()
+    assert "edge-agent = agent.cli:main" in text
+    assert "edge-packager = packager.cli:main" in text
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+LOAD_ALL = """
+import importlib, json, pkgutil, sys
+import agent
+for module in pkgutil.walk_packages(agent.__path__, "agent."):
+    importlib.import_module(module.name)
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def loaded_after(script: str) -> set[str]:
+    out = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    return set(json.loads(out))
+
+
+def test_no_module_of_the_agent_loads_build_time_packages() -> None:
+    loaded = loaded_after(LOAD_ALL)
+    assert "agent.cli" in loaded
+    assert not loaded & {"torch", "transformers", "onnx", "onnx_ir", "tuf", "securesystemslib", "rich", "packager"}
+
+
+def test_the_running_agent_process_loads_no_runtime() -> None:
+    script = "import agent.service, sys, json; print(json.dumps(sorted(sys.modules)))"
+    loaded = loaded_after(script)
+    assert not loaded & {"numpy", "onnxruntime", "onnxruntime_genai", "tuf", "cryptography"}
+
+
+def test_lock_file_pins_every_requirement() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert lines
+    assert all("==" in line for line in lines)
+    assert "torch==2.13.0" in lines
