@@ -97,8 +97,8 @@ def decode(data: bytes, type_: type[T], *, max_bytes: int, what: str, max_depth:
     except (msgspec.ValidationError, RecursionError) as error:
         text, _, path = str(error).partition(" - at `")
         where = path.rstrip("`").removeprefix("$").lstrip(".") or None
-        if text.startswith("Object contains unknown field `"):
-            unknown = text.split("`")[1]
-            where = f"{where}.{unknown}" if where else unknown
+        if text.startswith(("Object contains unknown field `", "Object missing required field `")):
+            named = text.split("`")[1]
+            where = f"{where}.{named}" if where else named
         at = f" at {where}" if where else ""
         raise BundleRefused(Reason.SCHEMA_INVALID, f"{what} is not valid{at}: {text}", field=where) from error

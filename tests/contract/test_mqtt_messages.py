@@ -1,0 +1,187 @@
+"""Requests, control messages and desired documents as they come from outside."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import BundleRefused, RequestInvalid
+from contract.mqtt import messages
+from contract.reasons import Reason
+
+
+def request(**fields: Any) -> bytes:
+    return json.dumps({"id": "r1", "prompt": "hello", **fields}).encode()
+
+
+def test_a_request_has_the_documented_defaults() -> None:
+    request_id, parsed = messages.parse_request(request())
+    assert request_id == "r1"
+    assert (parsed.temperature, parsed.top_p, parsed.top_k, parsed.stream, parsed.priority) == (0.0, 1.0, 0, True, 4)
+    assert parsed.stops == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"stop": ""}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": " \n"}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "messages"),
+        ({"priority": 10}, "priority"),
+        ({"deadline_ms": 0}, "deadline_ms"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]"),
+        ({"num_beams": 4, "temperature": 1}, "num_beams"),
+        ({"response_format": {"type": "regex"}}, "response_format.regex"),
+        ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema"),
+        ({"id": "a/b"}, "id"),
+        ({"id": 7}, "id"),
+    ],
+)
+def test_every_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        messages.parse_request(request(**fields))
+    assert caught.value.field == field
+    assert caught.value.code == 400
+
+
+@pytest.mark.parametrize(
+    ("payload", "field"),
+    [
+        (b'{"id":"a"}', "messages"),
+        (b'{"id":"a","messages":[]}', "messages"),
+        (b'{"id":"a","messages":[{"role":"user","content":"  "}]}', "messages"),
+        (b'{"id":"a","messages":[{"role":"root","content":"x"}]}', "messages[0].role"),
+        (b'{"id":"a","messages":[{"role":"user","content":"x","name":"y"}]}', "messages[0].name"),
+        (b'{"prompt":"x"}', "id"),
+        (b"not json", None),
+        (b"[]", None),
+        (b"", None),
+    ],
+)
+def test_requests_without_their_essentials_are_refused(payload: bytes, field: str | None) -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        messages.parse_request(payload)
+    assert caught.value.field == field
+
+
+def test_an_oversized_request_says_413() -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        messages.parse_request(request(prompt="x" * messages.MAX_REQUEST_BYTES))
+    assert caught.value.code == 413
+
+
+def test_correlation_data_is_the_id_and_must_agree_with_the_body() -> None:
+    assert messages.parse_request(b'{"prompt":"x"}', b"c-1")[0] == "c-1"
+    assert messages.parse_request(request(), b"r1")[0] == "r1"
+    for correlation in (b"other", b"\xff\xfe", b"", b"a/b"):
+        with pytest.raises(RequestInvalid) as caught:
+            messages.parse_request(request(), correlation)
+        assert caught.value.field == "id"
+
+
+@pytest.mark.parametrize(
+    ("payload", "correlation", "found"),
+    [
+        (b'{"id":"a","nonsense":1}', None, "a"),
+        (b'{"id":"a"', None, None),
+        (b'{"id":5}', None, None),
+        (b"junk", b"c1", "c1"),
+        (b"junk", b"\xff", None),
+        (b"[]", None, None),
+    ],
+)
+def test_the_id_of_a_bad_request_is_saved_if_it_can_be(
+    payload: bytes, correlation: bytes | None, found: str | None
+) -> None:
+    assert messages.salvage_request_id(payload, correlation) == found
+
+
+@given(st.binary(max_size=300), st.none() | st.binary(max_size=70))
+def test_random_requests_are_read_or_refused_never_anything_else(payload: bytes, correlation: bytes | None) -> None:
+    try:
+        request_id, _ = messages.parse_request(payload, correlation)
+    except RequestInvalid as refused:
+        assert refused.message
+    else:
+        assert request_id
+    messages.salvage_request_id(payload, correlation)
+
+
+json_junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+request_fields = st.sampled_from([field for field in messages.GenerateRequest.__struct_fields__ if field != "id"])
+
+
+@given(st.dictionaries(request_fields, json_junk, max_size=4))
+def test_any_value_in_any_field_is_read_or_refused_never_anything_else(fields: dict[str, Any]) -> None:
+    payload = json.dumps({"id": "r1", **fields}).encode()
+    try:
+        _, parsed = messages.parse_request(payload)
+    except RequestInvalid as refused:
+        assert refused.code in (400, 413)
+    else:
+        assert parsed.prompt is not messages.UNSET or parsed.messages is not messages.UNSET
+
+
+def test_control_messages_name_their_faults() -> None:
+    assert messages.parse_control(b'{"id":"r1","op":"cancel"}').op == "cancel"
+    for payload, field in ((b'{"id":"r1","op":"kill"}', "op"), (b'{"id":"r1","op":"update"}', "set"), (b"{}", "id")):
+        with pytest.raises(RequestInvalid) as caught:
+            messages.parse_control(payload)
+        assert caught.value.field == field
+
+
+def test_desired_is_read_and_empty_clears_it() -> None:
+    assert messages.parse_desired(b"") is None
+    desired = messages.parse_desired(b'{"revision":"7","bundle":{"name":"tiny","version":"1.0.0"}}')
+    assert desired is not None
+    assert desired.revision == "7"
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"nonsense", Reason.NOT_JSON),
+        (b"null", Reason.SCHEMA_INVALID),
+        (b'{"revision":1,"bundle":{"name":"a","version":"1.0.0"}}', Reason.SCHEMA_INVALID),
+        (b'{"revision":"1","bundle":{"name":"../a","version":"1.0.0"}}', Reason.UNSAFE_NAME),
+        (b'{"revision":"1","bundle":{"name":"a","version":"latest"}}', Reason.UNSAFE_NAME),
+        (b'{"revision":"1","bundle":{"name":"a","version":"1.0.0"},"url":"http://x"}', Reason.SCHEMA_INVALID),
+        (b'{"revision":"1","revision":"2","bundle":{"name":"a","version":"1.0.0"}}', Reason.DUPLICATE_KEY),
+        (b" " * (1 << 15), Reason.TOO_LARGE),
+    ],
+)
+def test_a_bad_desired_document_is_refused_with_its_reason(payload: bytes, reason: Reason) -> None:
+    with pytest.raises(BundleRefused) as caught:
+        messages.parse_desired(payload)
+    assert caught.value.reason is reason
+
+
+@given(st.binary(max_size=200))
+def test_random_desired_documents_are_read_or_refused(payload: bytes) -> None:
+    try:
+        messages.parse_desired(payload)
+    except BundleRefused as refused:
+        assert refused.reason in Reason
