@@ -1,0 +1,261 @@
+"""What installation must not forget: the active, previous and candidate bundle, the wish, the epoch, the quarantine.
+
+Implements :class:`contract.trust.floor.TrustFloor`, so that what trust may never fall below is as durable as the
+rest. Every method is one transaction or one query.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from agent.state.database import Database
+from contract.mqtt.messages import BundleState
+from contract.names import Digest
+from contract.reasons import Reason
+
+INSTALLATION_1 = """
+CREATE TABLE bundles (
+    digest TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    security_epoch INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,
+    installed_at INTEGER NOT NULL,
+    tokens_per_second REAL
+) STRICT;
+CREATE TABLE installation (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    phase TEXT NOT NULL,
+    active TEXT REFERENCES bundles (digest),
+    previous TEXT REFERENCES bundles (digest),
+    candidate TEXT,
+    failure_reason TEXT,
+    failure_message TEXT,
+    desired BLOB,
+    epoch INTEGER NOT NULL,
+    clock_floor INTEGER NOT NULL
+) STRICT;
+INSERT INTO installation (only, phase, epoch, clock_floor) VALUES (1, 'IDLE', 0, 0);
+CREATE TABLE role_versions (role TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT;
+CREATE TABLE attempts (digest TEXT PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+CREATE TABLE quarantine (
+    digest TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    version TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    message TEXT NOT NULL,
+    at INTEGER NOT NULL
+) STRICT;
+CREATE TABLE swaps (at INTEGER NOT NULL, digest TEXT NOT NULL) STRICT
+"""
+
+MAX_SWAPS_KEPT = 1000
+"""Rows of the swap log; the limit per hour looks at a handful."""
+
+
+class InstalledBundle(Struct, frozen=True):
+    """A sealed bundle as ``state.db`` knows it; ``tokens_per_second`` was measured on this device, if it was."""
+
+    digest: Digest
+    name: str
+    version: str
+    security_epoch: int
+    bytes: int
+    installed_at: int
+    tokens_per_second: float | None
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def reported(self) -> BundleState:
+        """The form in ``reported``."""
+        return BundleState(self.name, self.version, self.digest, self.security_epoch)
+
+
+class Quarantined(Struct, frozen=True):
+    """A bundle that did not hold on this device, and why; it is not tried again."""
+
+    digest: Digest
+    name: str
+    version: str
+    reason: str
+    message: str
+    at: int
+
+
+class Failure(Struct, frozen=True):
+    """Why a candidate is being rolled back."""
+
+    reason: Reason
+    message: str
+
+
+class Snapshot(Struct, frozen=True):
+    """The installation row, all of it read at one instant."""
+
+    phase: str
+    active: Digest | None
+    previous: Digest | None
+    candidate: Digest | None
+    failure: Failure | None
+    desired: bytes | None
+    epoch: int
+
+
+class InstallationState:
+    """The tables of installation in ``state.db``.
+
+    Raises:
+        StoreBroken, StoreFull: from every method.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def snapshot(self) -> Snapshot:
+        row = self._database.query("SELECT * FROM installation")[0]
+        failure = Failure(Reason(row["failure_reason"]), row["failure_message"]) if row["failure_reason"] else None
+        return Snapshot(
+            phase=row["phase"],
+            active=row["active"],
+            previous=row["previous"],
+            candidate=row["candidate"],
+            failure=failure,
+            desired=row["desired"],
+            epoch=row["epoch"],
+        )
+
+    def enter(self, phase: str, candidate: Digest | None, failure: Failure | None = None) -> None:
+        """Record what is about to be done, before it is done."""
+        with self._database.transaction(f"enter {phase}") as connection:
+            connection.execute(
+                "UPDATE installation SET phase = ?, candidate = ?, failure_reason = ?, failure_message = ?",
+                (phase, candidate, failure and failure.reason, failure and failure.message),
+            )
+
+    def desire(self, payload: bytes | None) -> None:
+        """Remember the accepted ``desired`` document; None when nothing is desired any more."""
+        with self._database.transaction("desire") as connection:
+            connection.execute("UPDATE installation SET desired = ?", (payload,))
+
+    # Bundles.
+    def add_bundle(self, bundle: InstalledBundle) -> None:
+        """Remember a bundle that was sealed; a known one keeps its measured speed."""
+        with self._database.transaction("add bundle") as connection:
+            connection.execute(
+                "INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+                (
+                    bundle.digest,
+                    bundle.name,
+                    bundle.version,
+                    bundle.security_epoch,
+                    bundle.bytes,
+                    bundle.installed_at,
+                    bundle.tokens_per_second,
+                ),
+            )
+
+    def bundle(self, digest: Digest | None) -> InstalledBundle | None:
+        rows = self._database.query("SELECT * FROM bundles WHERE digest = ?", (digest,))
+        return _bundle(rows[0]) if rows else None
+
+    def bundles(self) -> list[InstalledBundle]:
+        """All of them, the newest first."""
+        rows = self._database.query("SELECT * FROM bundles ORDER BY installed_at DESC, rowid DESC")
+        return [_bundle(row) for row in rows]
+
+    def forget_bundle(self, digest: Digest) -> None:
+        """Its directory is gone, or about to be; never the active one's (the foreign key refuses)."""
+        with self._database.transaction("forget bundle") as connection:
+            connection.execute("UPDATE installation SET previous = NULL WHERE previous = ?", (digest,))
+            connection.execute("DELETE FROM bundles WHERE digest = ?", (digest,))
+
+    def measured(self, digest: Digest, tokens_per_second: float) -> None:
+        """Remember how fast a bundle decodes on this device; probation compares its successor with it."""
+        with self._database.transaction("measured") as connection:
+            connection.execute("UPDATE bundles SET tokens_per_second = ? WHERE digest = ?", (tokens_per_second, digest))
+
+    def commit_candidate(self, digest: Digest) -> None:
+        """Make ``digest`` the active bundle and raise the epoch to its; doing it twice changes nothing."""
+        with self._database.transaction("commit candidate") as connection:
+            connection.execute(
+                "UPDATE installation SET previous = active, active = ? WHERE active IS NOT ?", (digest, digest)
+            )
+            connection.execute(
+                "UPDATE installation SET epoch = max(epoch, (SELECT security_epoch FROM bundles WHERE digest = ?))",
+                (digest,),
+            )
+            connection.execute("DELETE FROM attempts WHERE digest = ?", (digest,))
+
+    # What keeps a bad bundle from being tried for ever.
+    def count_attempt(self, digest: Digest) -> int:
+        """One more attempt at activating ``digest``; how many there were with this one."""
+        with self._database.transaction("count attempt") as connection:
+            connection.execute(
+                "INSERT INTO attempts VALUES (?, 1) ON CONFLICT (digest) DO UPDATE SET count = count + 1", (digest,)
+            )
+            row = connection.execute("SELECT count FROM attempts WHERE digest = ?", (digest,)).fetchone()
+            return int(row[0])
+
+    def quarantine(self, entry: Quarantined) -> None:
+        with self._database.transaction("quarantine") as connection:
+            connection.execute(
+                "INSERT INTO quarantine VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+                (entry.digest, entry.name, entry.version, entry.reason, entry.message, entry.at),
+            )
+
+    def quarantined(self) -> list[Quarantined]:
+        rows = self._database.query("SELECT * FROM quarantine ORDER BY at DESC, rowid DESC")
+        return [Quarantined(**dict(row)) for row in rows]
+
+    def release(self, digest: Digest) -> None:
+        """Let a bundle be tried again: the operator of this device asked for it."""
+        with self._database.transaction("release") as connection:
+            connection.execute("DELETE FROM quarantine WHERE digest = ?", (digest,))
+            connection.execute("DELETE FROM attempts WHERE digest = ?", (digest,))
+
+    def log_swap(self, digest: Digest, at: int) -> None:
+        with self._database.transaction("log swap") as connection:
+            connection.execute("INSERT INTO swaps VALUES (?, ?)", (at, digest))
+            connection.execute(
+                "DELETE FROM swaps WHERE rowid NOT IN (SELECT rowid FROM swaps ORDER BY rowid DESC LIMIT ?)",
+                (MAX_SWAPS_KEPT,),
+            )
+
+    def swaps_between(self, start: int, end: int) -> list[int]:
+        """Times (Unix seconds) of the swaps in that span, ascending; a clock that jumped must not block for ever."""
+        rows = self._database.query("SELECT at FROM swaps WHERE at > ? AND at <= ? ORDER BY at", (start, end))
+        return [int(row[0]) for row in rows]
+
+    # The floor of trust.
+    def role_versions(self) -> dict[str, int]:
+        return {row["role"]: row["version"] for row in self._database.query("SELECT * FROM role_versions")}
+
+    def raise_role_versions(self, versions: Mapping[str, int]) -> None:
+        """Keep the higher one of what is known and what is given, for every role."""
+        with self._database.transaction("raise role versions") as connection:
+            connection.executemany(
+                "INSERT INTO role_versions VALUES (?, ?) "
+                "ON CONFLICT (role) DO UPDATE SET version = max(version, excluded.version)",
+                list(versions.items()),
+            )
+
+    def clock_floor(self) -> int:
+        return int(self._database.query("SELECT clock_floor FROM installation")[0][0])
+
+    def raise_clock_floor(self, seconds: int) -> None:
+        with self._database.transaction("raise clock floor") as connection:
+            connection.execute("UPDATE installation SET clock_floor = max(clock_floor, ?)", (seconds,))
+
+    def epoch(self) -> int:
+        """The highest security epoch ever committed."""
+        return self.snapshot().epoch
+
+
+def _bundle(row: sqlite3.Row) -> InstalledBundle:
+    return InstalledBundle(**dict(row))

@@ -1,0 +1,10 @@
+"""Every migration of ``state.db``, in the order in which they are applied.
+
+A released migration is never changed and never moved: new ones go to the end, whichever module they belong to.
+"""
+
+from __future__ import annotations
+
+from agent.state.installation import INSTALLATION_1
+
+MIGRATIONS: tuple[str, ...] = (INSTALLATION_1,)
