@@ -127,6 +127,35 @@ class Disk:
 
         self._perform("allocate", path, action)
 
+    def link(self, old: Path, new: Path) -> None:
+        """Give a file that is never written again a second name; flush the directory of the new one."""
+
+        def action() -> None:
+            new.hardlink_to(old)
+            _fsync_path(new.parent)
+
+        self._perform("link", new, action)
+
+    def set_mode(self, path: Path, mode: int) -> None:
+        """Change permissions, and flush them."""
+
+        def action() -> None:
+            path.chmod(mode)
+            _fsync_path(path)
+
+        self._perform("chmod", path, action)
+
+    def write_unsynced(self, handle: int, path: Path, offset: int, data: bytes | memoryview) -> None:
+        """Write ``data`` into an open file of ours at ``offset``; not durable before :meth:`sync_file`."""
+
+        def action() -> None:
+            view, at = memoryview(data), offset
+            while view:
+                written = os.pwrite(handle, view, at)
+                view, at = view[written:], at + written
+
+        self._perform("pwrite", path, action)
+
 
 def _fsync_path(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,66 @@
+"""Where things lie in the state directory (``/var/lib/edge-agent``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contract.names import Digest, check_digest
+
+
+class StateDirectory:
+    """Paths below the state directory; makes none of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def trust(self) -> Path:
+        return self.root / "trust"
+
+    @property
+    def inbox(self) -> Path:
+        """Files on their way: ``<sha256 of the file>.part``, allocated to full size, resumed by re-verifying."""
+        return self.root / "inbox"
+
+    @property
+    def bundles(self) -> Path:
+        return self.root / "bundles"
+
+    @property
+    def derived(self) -> Path:
+        return self.root / "derived"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the one process that may change this directory."""
+        return self.root / "lock"
+
+    @property
+    def installer_lock(self) -> Path:
+        """Held by the installer process: one that outlived its agent must end before the next one starts."""
+        return self.root / "installer.lock"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.root / "control.sock"
+
+    def part(self, sha256: str) -> Path:
+        return self.inbox / f"{check_digest(sha256)}.part"
+
+    def bundle(self, digest: Digest) -> Path:
+        return self.bundles / check_digest(digest)
+
+    def sealing(self, digest: Digest) -> Path:
+        """Where a bundle is put together; beside its final place, so that sealing it is one rename."""
+        return self.bundles / f".{check_digest(digest)}.sealing"
+
+    def derived_of(self, digest: Digest) -> Path:
+        return self.derived / check_digest(digest)
