@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import re
+
+from contract.errors import BundleRefused
 from contract.names import Digest, check_bundle_name, check_digest, check_version
 
 METADATA_DIR = "metadata"
@@ -27,3 +30,23 @@ def manifest_path(name: str, version: str, digest: Digest) -> str:
 def object_path(digest: str) -> str:
     """Path of a whole file below the repository root."""
     return f"{OBJECTS_DIR}/{check_digest(digest)}"
+
+
+_METADATA = re.compile(r"metadata/(?:timestamp|[1-9][0-9]{0,9}\.(?:root|snapshot|targets))\.json")
+_MANIFEST = re.compile(r"manifests/([^/]+)/([0-9a-f]{64})\.([^/]+)\.json")
+_OBJECT = re.compile(r"objects/[0-9a-f]{64}")
+
+
+def is_repository_path(path: str) -> bool:
+    """Whether ``path`` is one that a repository of ours can contain; everything else is extraneous."""
+    if _METADATA.fullmatch(path) or _OBJECT.fullmatch(path):
+        return True
+    match = _MANIFEST.fullmatch(path)
+    if match is None:
+        return False
+    try:
+        check_bundle_name(match[1])
+        check_version(match[3])
+    except BundleRefused:
+        return False
+    return True

@@ -1,0 +1,30 @@
+"""From what an operator writes to a source: a directory, an ``.edgebundle`` file or an http(s) URL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from contract.errors import SourceUnavailable
+from contract.source import BundleSource
+from contract.source.directory import DirectorySource
+from contract.source.tar import TarSource
+
+
+def open_source(location: str) -> BundleSource:
+    """Open ``location``; a URL is not contacted before the first read.
+
+    Raises:
+        SourceUnavailable: nothing is there, or it is of no known kind.
+        BundleRefused: TAR_INVALID, for a file.
+    """
+    if "://" in location:
+        # http and ssl cost memory that a device reading from a stick has no use for.
+        from contract.source.http import HttpSource
+
+        return HttpSource(location)
+    path = Path(location)
+    if path.is_dir():
+        return DirectorySource(path)
+    if path.exists():
+        return TarSource(path)
+    raise SourceUnavailable(f"{location} does not exist; give a directory, an .edgebundle file or an http(s) URL")
