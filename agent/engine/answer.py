@@ -1,0 +1,134 @@
+"""One request on its way through an engine: prompt tokens in, text events out. Knows nothing of any runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from msgspec.structs import replace
+
+from agent.engine.sampling import UPDATABLE, Row, Sampler, log_softmax
+from agent.engine.stepping import FinishEvent, FinishReason, Generation, RejectEvent, StepEvent, TokenEvent
+from agent.engine.stops import StopScanner
+from agent.engine.tokenizing import Tokenizing
+from contract.errors import EngineFailed, RequestInvalid
+
+
+class Answer:
+    """State of one admitted request.
+
+    ``prompt`` are its tokens, ``limit`` how many it may generate (the context's end included), ``tokens`` what it
+    has generated, ``finished`` whether its FinishEvent was made.
+    """
+
+    def __init__(self, generation: Generation, prompt: list[int], limit: int, tokenizing: Tokenizing) -> None:
+        self.generation = generation
+        self.prompt = prompt
+        self.tokens: list[int] = []
+        self.cached_tokens = 0
+        self.finished = False
+        self._room = limit
+        self.limit = min(limit, generation.max_tokens or limit)
+        self._tokenizing = tokenizing
+        self._stream = tokenizing.stream()
+        self._scanner = StopScanner(generation.stops)
+        self._sampler = Sampler(generation, prompt, tokenizing.eos)
+
+    def keep_within(self, room: int) -> None:
+        """Generate at most ``room`` tokens whatever else is asked for: there is memory for no more."""
+        self._room = min(self._room, room)
+        self.limit = min(self.limit, self._room)
+
+    def choose(self, logits: Row) -> list[StepEvent]:
+        """Sample from ``logits`` ``[vocab]``, take the token and say what came of it.
+
+        Raises:
+            EngineFailed: the model computes NaN.
+        """
+        token = self._sampler.choose(logits)
+        if np.isnan(logits[token]):
+            raise EngineFailed("the model computes NaN")
+        entry = self._describe(logits, token) if self.generation.logprobs else None
+        self._sampler.accept(token)
+        return self.take(token, entry)
+
+    def take(self, token: int, entry: dict[str, Any] | None = None) -> list[StepEvent]:
+        """A token was chosen: its text as an event, or the end."""
+        if token in self._tokenizing.eos:
+            return [self.end("stop")]
+        self.tokens.append(token)
+        text = str(self._stream.decode(token))
+        if len(self.tokens) > self.generation.min_tokens:
+            text = self._scanner.feed(text)
+        events: list[StepEvent] = [
+            TokenEvent(self.generation.request, text, len(self.tokens), None if entry is None else [entry])
+        ]
+        if self._scanner.stopped:
+            events.append(self.end("stop"))
+        elif len(self.tokens) >= self.limit:
+            events.append(self.end("length"))
+        return events
+
+    def end(self, reason: FinishReason) -> FinishEvent:
+        """The end, with the text that was held back."""
+        self.finished = True
+        return FinishEvent(
+            self.generation.request,
+            reason,
+            self._scanner.flush(),
+            len(self.prompt),
+            len(self.tokens),
+            self.cached_tokens,
+        )
+
+    def change(self, changes: dict[str, Any]) -> None:
+        """Use other sampling parameters from the next token on; ``max_tokens`` keeps within the room there is."""
+        known = {key: value for key, value in changes.items() if key in UPDATABLE}
+        self.generation = replace(self.generation, **known)
+        self.limit = max(len(self.tokens) + 1, min(self._room, self.generation.max_tokens or self._room))
+        self._sampler.change(self.generation)
+
+    def _describe(self, logits: Row, token: int) -> dict[str, Any]:
+        """Log-probabilities of the model itself, before bias, penalties and temperature."""
+        from agent.engine.sampling import best
+
+        scores = log_softmax(logits)
+        entry: dict[str, Any] = self._named(token, float(scores[token]))
+        if self.generation.top_logprobs:
+            tokens, _ = best(logits, self.generation.top_logprobs)
+            entry["top_logprobs"] = [self._named(int(other), float(scores[other])) for other in tokens]
+        return entry
+
+    def _named(self, token: int, score: float) -> dict[str, Any]:
+        return {"token": self._tokenizing.decode([token]), "id": token, "logprob": score}
+
+
+def prepare(
+    generation: Generation, tokenizing: Tokenizing, *, context_length: int, vocab_size: int
+) -> tuple[list[int], int]:
+    """Prompt tokens of a request and the most tokens it can generate within the context.
+
+    The last token of an answer is never fed back, so a prompt that fills the context still gets one.
+
+    Raises:
+        RequestInvalid: the request does not fit this model; ``field`` names why.
+    """
+    field = "prompt" if generation.messages is None else "messages"
+    prompt = tokenizing.encode_generation(generation)
+    if not prompt:
+        raise RequestInvalid("there is nothing in it for the model to read", field=field)
+    if len(prompt) > context_length:
+        raise RequestInvalid(
+            f"{len(prompt)} tokens do not fit the model's context of {context_length}: shorten the text", field=field
+        )
+    if any(not 0 <= token < vocab_size for token in prompt):
+        raise RequestInvalid("it contains a token that this model does not know", field=field)
+    for token in generation.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise RequestInvalid(f"token {token} does not exist: there are {vocab_size}", field="logit_bias")
+    return prompt, context_length - len(prompt) + 1
+
+
+def rejection(request: int, refused: RequestInvalid) -> RejectEvent:
+    """What the client is told."""
+    return RejectEvent(request, refused.code, refused.kind, refused.message, refused.field)

@@ -1,0 +1,26 @@
+"""Opens the engine that fits a bundle, and says why it is that one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.engine.stepping import Engine
+from contract.errors import EngineFailed
+
+ENGINES = ("auto", "batched", "genai")
+
+
+def open_engine(bundle_dir: Path, *, engine: str = "auto", threads: int, max_bytes: int = 0) -> Engine:
+    """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
+
+    Raises:
+        EngineFailed: no such engine, or the bundle cannot be loaded with it.
+    """
+    if engine not in ENGINES:
+        raise EngineFailed(f"there is no engine {engine!r}: choose {', '.join(ENGINES)}")
+    if engine == "batched":
+        raise EngineFailed("this build has no batched engine: choose auto or genai")
+    from agent.engine.genai import GenaiEngine
+
+    why = "asked for" if engine == "genai" else "fits every model"
+    return GenaiEngine(bundle_dir, threads=threads, max_bytes=max_bytes, why=why)

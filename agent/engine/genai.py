@@ -1,0 +1,283 @@
+"""The ``genai`` engine: onnxruntime-genai's Generator, one for each request, taken in turns.
+
+Generators cannot share a batch when requests arrive at different times, so a step gives every active request one
+token, one after the other, and one request one slice of its prompt. Tokens are chosen by ``agent.engine.sampling``
+and fed back, so that parameters can change between tokens; beam search is onnxruntime-genai's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.engine.answer import Answer, prepare, rejection
+from agent.engine.memory import kv_bytes_per_token, usable_bytes
+from agent.engine.sampling import log_softmax
+from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
+from agent.engine.tokenizing import Tokenizing
+from agent.engine.turns import PREFILL_SLICE, Turn
+from contract.errors import EngineFailed, RequestInvalid
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is first imported
+
+SLOTS = 4
+"""Requests taken in turns. More would only make each slower: the sum of their speeds stays the same."""
+
+KV_GRANULE = 64
+"""Generators are sized in multiples of this many tokens."""
+
+CAPABILITIES = (
+    "chat",
+    "stop",
+    "seed",
+    "logprobs",
+    "logit_bias",
+    "min_p",
+    "min_tokens",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "update",
+)
+
+
+class GenaiEngine:
+    """See :class:`agent.engine.stepping.Engine`.
+
+    Raises:
+        EngineFailed: the bundle cannot be loaded.
+    """
+
+    def __init__(self, bundle_dir: Path, *, threads: int, max_bytes: int = 0, why: str = "asked for") -> None:
+        started = time.monotonic()
+        config = _read_config(bundle_dir)
+        with _native("the model cannot be loaded"):
+            import onnxruntime_genai
+
+            self._og: Any = onnxruntime_genai
+            overlaid = self._og.Config(str(bundle_dir))
+            overlaid.overlay(json.dumps(_overlay(threads)))
+            self._model: Any = self._og.Model(overlaid)
+            self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, _eos(config))
+        self._kv_per_token = kv_bytes_per_token(config)
+        self._budget = max_bytes or usable_bytes()
+        self._waiting: deque[Turn] = deque()
+        self._active: list[Turn] = []
+        self._events: list[StepEvent] = []
+        self._facts = Facts(
+            engine="genai",
+            why=why,
+            slots=SLOTS,
+            context_length=int(config["model"]["context_length"]),
+            vocab_size=int(config["model"]["vocab_size"]),
+            capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[1:],
+            load_seconds=time.monotonic() - started,
+        )
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._active or self._waiting or self._events)
+
+    def admit(self, generation: Generation) -> None:
+        """See the interface; whatever this engine cannot do is rejected with the field's name at the next step."""
+        try:
+            self._waiting.append(self._prepare(generation))
+        except RequestInvalid as refused:
+            self._events.append(rejection(generation.request, refused))
+
+    def step(self) -> list[StepEvent]:
+        """Start what fits, prefill one slice of one prompt, then one token for everybody who is past the prompt."""
+        events, self._events = self._events, []
+        self._start_waiting()
+        filling = next((turn for turn in self._active if not turn.prefilled), None)
+        for turn in list(self._active):
+            if turn is filling:
+                with _native("the model failed in prefill"):
+                    turn.prefill()
+                if not turn.prefilled:
+                    # The next step takes another prompt's slice.
+                    self._active.remove(turn)
+                    self._active.append(turn)
+                    continue
+            if turn.prefilled:
+                with _native("the model failed in decode"):
+                    events.extend(turn.advance())
+                if turn.answer.finished:
+                    self._active.remove(turn)
+        return events
+
+    def update(self, request: int, changes: dict[str, Any]) -> bool:
+        for turn in [*self._active, *self._waiting]:
+            if turn.answer.generation.request == request and turn.beams == 1:
+                turn.answer.change(changes)
+                return True
+        return False
+
+    def cancel(self, request: int) -> list[StepEvent]:
+        for turns in (self._active, self._waiting):
+            for turn in list(turns):
+                if turn.answer.generation.request == request:
+                    turns.remove(turn)
+                    return [turn.answer.end("cancelled")]
+        return []
+
+    def release(self) -> None:
+        self._active.clear()
+        self._waiting.clear()
+        self._model = None
+
+    def score(self, prompt: str, text: str) -> CanaryScore:
+        """See the interface. Each token's logits come from feeding all before it, a slice at a time.
+
+        Raises:
+            EngineFailed: nothing to score, or longer than the context, or the runtime failed.
+        """
+        try:
+            head = self._tokenizing.encode(prompt, "prompt")
+            tail = self._tokenizing.encode_more(text, "text") if head else self._tokenizing.encode(text, "text")
+        except RequestInvalid as refused:
+            raise EngineFailed(refused.message) from refused
+        ids = [*head, *tail]
+        first = max(1, len(head))
+        if len(ids) <= first or len(ids) > self._facts.context_length:
+            raise EngineFailed("a canary has no text, or more than the context holds")
+        with _native("the model failed on a canary"):
+            generator = self._generator({"max_length": _rounded(len(ids), self._facts.context_length)})
+            return _score(generator, ids, first)
+
+    def _prepare(self, generation: Generation) -> Turn:
+        if generation.grammar is not None:
+            raise RequestInvalid("this model's engine cannot follow a format", field="response_format")
+        if generation.adapter is not None:
+            raise RequestInvalid("this bundle has no adapters", field="adapter")
+        if generation.num_beams > 1:
+            _check_beams(generation)
+        context = self._facts.context_length
+        prompt, limit = prepare(generation, self._tokenizing, context_length=context, vocab_size=self._facts.vocab_size)
+        answer = Answer(generation, prompt, limit, self._tokenizing)
+        length = _rounded(len(prompt) + answer.limit, context)
+        answer.keep_within(length - len(prompt) + 1)
+        kv_bytes = length * self._kv_per_token * generation.num_beams
+        if kv_bytes > self._budget:
+            raise RequestInvalid(
+                f"{length} tokens of context need {kv_bytes >> 20} MiB here and there are {self._budget >> 20} MiB: "
+                "ask for fewer max_tokens",
+                field="max_tokens",
+            )
+        return Turn(answer, length, kv_bytes, self._generator)
+
+    def _start_waiting(self) -> None:
+        used = sum(turn.kv_bytes for turn in self._active)
+        while self._waiting and len(self._active) < SLOTS:
+            if used + self._waiting[0].kv_bytes > self._budget:
+                break
+            turn = self._waiting.popleft()
+            with _native("no memory for a request"):
+                turn.start()
+            used += turn.kv_bytes
+            self._active.append(turn)
+
+    def _generator(self, options: dict[str, Any]) -> Any:
+        parameters = self._og.GeneratorParams(self._model)
+        parameters.set_search_options(**{"do_sample": False, **options})
+        return self._og.Generator(self._model, parameters)
+
+
+def _rounded(tokens: int, context_length: int) -> int:
+    """A Generator's size: a multiple of the granule, at most the context."""
+    return min(-(-tokens // KV_GRANULE) * KV_GRANULE, context_length)
+
+
+def _check_beams(generation: Generation) -> None:
+    """Beam search chooses for itself.
+
+    Raises:
+        RequestInvalid: a field that it would ignore.
+    """
+    ignored = {
+        "temperature": generation.temperature > 0,
+        "logprobs": generation.logprobs,
+        "logit_bias": bool(generation.logit_bias),
+    }
+    for field, given in ignored.items():
+        if given:
+            raise RequestInvalid(f"beam search cannot heed {field}", field=field)
+
+
+def _score(generator: Any, ids: list[int], first: int) -> CanaryScore:
+    """Mean NLL of ``ids[first:]``. Slices of the text are as long as the graph shows logits for: all or one."""
+    filled = 0
+    losses: list[float] = []
+    finite = True
+    size = PREFILL_SLICE
+    while filled < len(ids) - 1:
+        end = min(filled + size, len(ids) - 1)
+        if filled < first - 1:
+            end = min(end, first - 1)
+        generator.append_tokens(np.array(ids[filled:end], dtype=np.int32))
+        if filled >= first - 1:
+            logits = generator.get_output("logits")[0]
+            if len(logits) < end - filled:
+                raise EngineFailed("this graph shows too few logits")
+            finite = finite and bool(np.isfinite(logits).all())
+            scores = log_softmax(logits)
+            losses.extend(-float(scores[row, ids[filled + row + 1]]) for row in range(end - filled))
+        filled = end
+    mean = float(np.mean(losses))
+    return CanaryScore(mean if np.isfinite(mean) else 0.0, len(losses), finite and bool(np.isfinite(mean)))
+
+
+def _overlay(threads: int) -> dict[str, Any]:
+    """What the device decides, laid over the bundle's configuration. Spinning longer burns a core for nothing."""
+    options = {"intra_op_num_threads": threads, "session.intra_op.spin_duration_us": "50"}
+    return {"model": {"decoder": {"session_options": options}}}
+
+
+def _read_config(bundle_dir: Path) -> dict[str, Any]:
+    """``genai_config.json`` of a bundle.
+
+    Raises:
+        EngineFailed: missing, or without the facts that this engine needs.
+    """
+    path = bundle_dir / "genai_config.json"
+    try:
+        config = json.loads(path.read_bytes())
+        model = config["model"]
+        needed = (model["context_length"], model["vocab_size"], kv_bytes_per_token(config))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineFailed(f"{path} does not describe a model: {error!r}") from error
+    if any(int(number) <= 0 for number in needed):
+        raise EngineFailed(f"{path} does not describe a model")
+    return dict(config)
+
+
+def _eos(config: dict[str, Any]) -> tuple[int, ...]:
+    found = config["model"].get("eos_token_id", ())
+    return (found,) if isinstance(found, int) else tuple(int(token) for token in found)
+
+
+@contextmanager
+def _native(what: str) -> Iterator[None]:
+    """Turns whatever the runtime raises into our error.
+
+    Raises:
+        EngineFailed: always, when the body raised.
+    """
+    try:
+        yield
+    except EngineFailed:
+        raise
+    except Exception as error:  # the binding raises its own types and RuntimeError
+        raise EngineFailed(f"{what}: {error}") from error

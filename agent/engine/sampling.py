@@ -1,0 +1,189 @@
+"""Chooses the next token from one row of logits. Pure: numpy in, a token id out.
+
+What a request gets depends on its own logits, parameters and seed alone, never on its neighbours in a batch: every
+request owns its random stream and draws exactly one number for each sampled token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.engine.stepping import Generation
+
+Row = NDArray[np.float32]
+
+BLOCK = 256
+"""Width of the blocks whose maxima bound the k-th largest logit: 192 maxima stand for a 49k vocabulary."""
+
+NUCLEUS_FIRST = 1024
+"""Top-p looks at this many candidates before it sorts a whole vocabulary."""
+
+UPDATABLE = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "logit_bias",
+        "min_tokens",
+        "max_tokens",
+    }
+)
+"""Fields of a :class:`Generation` that may change while it runs."""
+
+
+class Sampler:
+    """The sampling state of one request: its tokens so far, its n-grams and its random stream."""
+
+    def __init__(self, generation: Generation, prompt: Iterable[int], eos: tuple[int, ...]) -> None:
+        self.generation = generation
+        self._eos = eos
+        self._generated = 0
+        self._random = np.random.Generator(np.random.PCG64(generation.seed))
+        self._tokens: list[int] = list(prompt)
+        self._seen: set[int] = set(self._tokens)
+        self._follow: dict[tuple[int, ...], set[int]] = {}
+        self._index_ngrams()
+
+    def change(self, generation: Generation) -> None:
+        """Use other parameters from the next token on; the random stream goes on."""
+        ngram = self.generation.no_repeat_ngram_size
+        self.generation = generation
+        if generation.no_repeat_ngram_size != ngram:
+            self._index_ngrams()
+
+    def choose(self, logits: Row, mask: NDArray[np.bool_] | None = None) -> int:
+        """The next token id. ``logits`` ``[vocab]`` is not changed; ``mask`` ``[vocab]`` is True where allowed."""
+        row = self._shape(logits, mask)
+        if self.generation.temperature <= 0:
+            return int(row.argmax())
+        return self._draw(row)
+
+    def accept(self, token: int) -> None:
+        """The token was taken into the sequence."""
+        self._generated += 1
+        self._tokens.append(token)
+        self._seen.add(token)
+        size = self.generation.no_repeat_ngram_size
+        if size and len(self._tokens) >= size:
+            self._follow.setdefault(tuple(self._tokens[-size:-1]), set()).add(token)
+
+    def _index_ngrams(self) -> None:
+        self._follow = {}
+        size = self.generation.no_repeat_ngram_size
+        if size:
+            for end in range(size - 1, len(self._tokens)):
+                key = tuple(self._tokens[end - size + 1 : end])
+                self._follow.setdefault(key, set()).add(self._tokens[end])
+
+    def _shape(self, logits: Row, mask: NDArray[np.bool_] | None) -> Row:
+        """Bias, penalties and bans, in the order of Hugging Face's processors."""
+        wanted = self.generation
+        banned = self._banned()
+        if not (wanted.logit_bias or wanted.repetition_penalty != 1.0 or banned or mask is not None):
+            return logits
+        row = logits.copy()
+        for token, bias in wanted.logit_bias.items():
+            row[token] += bias
+        if wanted.repetition_penalty != 1.0 and self._seen:
+            seen = np.fromiter(self._seen, np.int64, len(self._seen))
+            values = row[seen]
+            penalty = np.float32(wanted.repetition_penalty)
+            row[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if banned:
+            self._ban(row, banned, mask)
+        if mask is not None:
+            row[~mask] = -np.inf
+        return row
+
+    def _banned(self) -> list[int]:
+        wanted = self.generation
+        banned: list[int] = []
+        size = wanted.no_repeat_ngram_size
+        if size:
+            key = tuple(self._tokens[len(self._tokens) - size + 1 :]) if size > 1 else ()
+            banned.extend(self._follow.get(key, ()))
+        if self._generated < wanted.min_tokens:
+            banned.extend(self._eos)
+        return banned
+
+    @staticmethod
+    def _ban(row: Row, banned: list[int], mask: NDArray[np.bool_] | None) -> None:
+        """Ban, unless nothing would be left of what a grammar allows: the grammar goes first."""
+        if mask is not None:
+            left = mask.copy()
+            left[banned] = False
+            if not left.any():
+                return
+        row[banned] = -np.inf
+
+    def _draw(self, row: Row) -> int:
+        wanted = self.generation
+        tokens, logits = candidates(row, wanted.top_k, wanted.top_p, wanted.temperature)
+        weights = np.exp((logits.astype(np.float64) - float(logits[0])) / max(wanted.temperature, 1e-5))
+        if wanted.min_p > 0:
+            weights = weights[weights >= wanted.min_p * weights[0]]
+        if wanted.top_p < 1:
+            total = _total(row, logits[0], wanted) if wanted.top_k == 0 else float(weights.sum())
+            below = np.cumsum(weights) - weights
+            weights = weights[below < wanted.top_p * total]
+        ladder = np.cumsum(weights)
+        place = int(np.searchsorted(ladder, self._random.random() * ladder[-1], side="right"))
+        return int(tokens[min(place, len(ladder) - 1)])
+
+
+def _total(row: Row, highest: Any, wanted: Generation) -> float:
+    """Sum of all weights relative to the highest."""
+    return float(np.exp((row.astype(np.float64) - float(highest)) / max(wanted.temperature, 1e-5)).sum())
+
+
+def candidates(row: Row, top_k: int, top_p: float, temperature: float) -> tuple[NDArray[np.int64], Row]:
+    """Tokens worth drawing from, best first (ties by id), with their logits.
+
+    Exact for ``top_k``; for ``top_p`` alone, enough of the best that their weight reaches it; all of them otherwise.
+    """
+    vocabulary = len(row)
+    if 0 < top_k < vocabulary:
+        return best(row, top_k)
+    if top_p < 1 and vocabulary > NUCLEUS_FIRST:
+        tokens, logits = best(row, NUCLEUS_FIRST)
+        scale = max(temperature, 1e-5)
+        total = np.exp((row.astype(np.float64) - float(logits[0])) / scale).sum()
+        if np.exp((logits.astype(np.float64) - float(logits[0])) / scale).sum() >= top_p * total:
+            return tokens, logits
+    return best(row, vocabulary)
+
+
+def best(row: Row, count: int) -> tuple[NDArray[np.int64], Row]:
+    """The ``count`` largest finite entries, best first, ties by lower id.
+
+    The ``count``-th largest block maximum is a floor under the ``count``-th largest entry, so only what reaches it
+    has to be sorted: a tenth of what a partition of the whole row costs.
+    """
+    whole = len(row) - len(row) % BLOCK
+    maxima = row[:whole].reshape(-1, BLOCK).max(axis=1) if whole else row[:0]
+    if count <= len(maxima):
+        floor = np.partition(maxima, len(maxima) - count)[len(maxima) - count]
+        found = np.flatnonzero(row >= floor)
+    else:
+        found = np.arange(len(row))
+    values = row[found]
+    order = np.argsort(-values, kind="stable")[:count]
+    order = order[np.isfinite(values[order])]
+    if not len(order):
+        order = np.array([int(values.argmax())])
+    return found[order], values[order]
+
+
+def log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Log-probabilities along the last axis, in double precision."""
+    wide = rows.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    shifted: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return shifted

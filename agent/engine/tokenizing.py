@@ -1,0 +1,139 @@
+"""From messages or a prompt to token ids, and from token ids back to text, through the runtime's own tokenizer.
+
+User text must not become control tokens: the tokenizer turns ``<|im_end|>`` into the end-of-turn token wherever it
+stands. So every control token's text inside a message is broken by a private mark before the chat template is
+rendered, and the rendered text is cut at the marks and encoded piece by piece. The model reads exactly the user's
+characters, as ordinary tokens; only the template makes control tokens. ``prompt`` is taken as it is: whoever gives
+one writes the control tokens himself.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from agent.engine.stepping import Generation
+from contract.errors import RequestInvalid
+
+MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
+"""Private-use characters; the mark is the first that occurs in no message, and is dropped from them if all occur."""
+
+MAX_TOKENIZER_BYTES = 64 << 20
+"""tokenizer.json of the largest vocabularies (262k) takes 35 MB."""
+
+
+class Tokenizing:
+    """One model's tokenizer and chat template.
+
+    ``tokenizer`` is an ``onnxruntime_genai.Tokenizer``; ``eos`` are the ids that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, bundle_dir: Path, eos: tuple[int, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self.eos = eos or tuple(int(token) for token in tokenizer.eos_token_ids)
+        self._prefix = [int(token) for token in tokenizer.encode("")]
+        template = _chat_template(bundle_dir)
+        controls = _control_texts(bundle_dir, template)
+        self.chat = bool(template)
+        self._control = re.compile("|".join(re.escape(text) for text in controls)) if controls else None
+
+    def encode_generation(self, generation: Generation) -> list[int]:
+        """Prompt tokens of a request.
+
+        Raises:
+            RequestInvalid: the text cannot be given to the tokenizer, or the template refuses the messages.
+        """
+        if generation.messages is None:
+            return self.encode(generation.prompt or "", "prompt")
+        if not self.chat:
+            raise RequestInvalid("this model has no chat template: give a prompt", field="messages")
+        mark = _free_mark(generation.messages)
+        broken = [
+            {"role": turn.get("role", "user"), "content": self._break(turn.get("content", ""), mark)}
+            for turn in generation.messages
+        ]
+        if any("\0" in turn["content"] for turn in broken):
+            raise RequestInvalid("a NUL character cannot be given to a model", field="messages")
+        try:
+            rendered = self._tokenizer.apply_chat_template(json.dumps(broken), add_generation_prompt=True)
+        except Exception as error:
+            raise RequestInvalid(f"the chat template refuses these messages: {error}", field="messages") from error
+        ids: list[int] = []
+        for number, piece in enumerate(rendered.split(mark)):
+            if piece:
+                ids.extend(self.encode(piece, "messages") if number == 0 else self.encode_more(piece, "messages"))
+        return ids
+
+    def encode(self, text: str, field: str) -> list[int]:
+        """Token ids of a text that begins a sequence; control tokens written out in it become control tokens.
+
+        Raises:
+            RequestInvalid: a NUL, where the tokenizer would silently stop reading.
+        """
+        if "\0" in text:
+            raise RequestInvalid("a NUL character cannot be given to a model", field=field)
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def encode_more(self, text: str, field: str) -> list[int]:
+        """Token ids of a text that goes on in a sequence: without the tokens that only a beginning has."""
+        ids = self.encode(text, field)
+        length = len(self._prefix)
+        return ids[length:] if length and ids[:length] == self._prefix else ids
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of some tokens on their own; incomplete characters show as U+FFFD."""
+        import numpy as np
+
+        return str(self._tokenizer.decode(np.array(tokens, dtype=np.int32)))
+
+    def stream(self) -> Any:
+        """A new ``TokenizerStream``: its ``decode(id)`` gives text once its characters are complete."""
+        return self._tokenizer.create_stream()
+
+    def _break(self, text: str, mark: str) -> str:
+        text = text.replace(mark, "")
+        if self._control is None:
+            return text
+        return self._control.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+
+
+def _free_mark(messages: list[dict[str, str]]) -> str:
+    used = {char for turn in messages for char in turn.get("content", "") if char in MARKS}
+    return next((mark for mark in MARKS if mark not in used), MARKS[0])
+
+
+def _chat_template(bundle_dir: Path) -> str:
+    try:
+        return (bundle_dir / "chat_template.jinja").read_text("utf-8")
+    except OSError:
+        pass
+    try:
+        found = json.loads((bundle_dir / "tokenizer_config.json").read_bytes()).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return found if isinstance(found, str) else json.dumps(found) if found else ""
+
+
+def _control_texts(bundle_dir: Path, template: str) -> list[str]:
+    """Texts of added tokens that steer the model: the special ones, and others that the template itself writes.
+
+    Longest first, so that the pattern prefers them. One character long ones cannot be broken and are left alone.
+    """
+    path = bundle_dir / "tokenizer.json"
+    try:
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            return []
+        added = json.loads(path.read_bytes()).get("added_tokens") or []
+    except (OSError, ValueError, AttributeError):
+        return []
+    texts = {
+        token["content"]
+        for token in added
+        if isinstance(token, dict)
+        and isinstance(token.get("content"), str)
+        and len(token["content"].strip()) > 1
+        and (token.get("special") or token["content"] in template)
+    }
+    return sorted(texts, key=lambda text: (-len(text), text))

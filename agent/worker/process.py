@@ -1,0 +1,184 @@
+"""The worker's main loop: ``python -m agent.worker.process --fd N``.
+
+One thread. Between two steps of the engine it looks at its socket, so a command waits for one step at most; with
+nothing to do it sleeps in ``select``. EOF from the agent ends it at once, and the kernel ends it when the agent dies
+in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.engine.stepping import Engine
+from agent.worker.protocol import (
+    Admit,
+    Cancel,
+    Command,
+    Failed,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Reply,
+    Score,
+    Scored,
+    Unframer,
+    Update,
+    frame,
+    parse_command,
+)
+from contract.errors import EdgeBundleError, EngineFailed
+
+READ_BYTES = 1 << 16
+PR_SET_PDEATHSIG = 1
+
+OpenEngine = Callable[[Load], Engine]
+Isolate = Callable[[Load], str]
+
+
+class _AgentGone(Exception):
+    """EOF: nobody is left to work for."""
+
+
+class _Line:
+    """The socket to the agent: whole commands in, replies out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._unframer = Unframer()
+        self._commands: list[Command] = []
+
+    def receive(self, *, wait: bool) -> list[Command]:
+        """Commands that have arrived; with ``wait``, at least one.
+
+        Raises:
+            _AgentGone: EOF.
+            EngineFailed: something that is not a command.
+        """
+        found: list[Command] = []
+        while True:
+            blocking = wait and not found
+            ready, _, _ = select.select([self._connection], [], [], None if blocking else 0)
+            if not ready:
+                return found
+            try:
+                data = self._connection.recv(READ_BYTES)
+            except ConnectionError as error:
+                raise _AgentGone from error
+            if not data:
+                raise _AgentGone
+            found.extend(parse_command(body) for body in self._unframer.feed(data))
+
+    def send(self, *replies: Reply) -> None:
+        """Send all of them in one go.
+
+        Raises:
+            _AgentGone: the agent closed its end.
+        """
+        try:
+            self._connection.sendall(b"".join(frame(reply) for reply in replies))
+        except (BrokenPipeError, ConnectionError) as error:
+            raise _AgentGone from error
+
+
+def serve(connection: socket.socket, open_engine: OpenEngine, isolate: Isolate = lambda load: "none") -> int:
+    """Serve one agent until it closes the socket; the exit status. ``isolate`` runs before the engine is opened."""
+    line = _Line(connection)
+    try:
+        return _serve(line, open_engine, isolate)
+    except _AgentGone:
+        return 0
+    except EdgeBundleError as error:
+        return _fail(line, error.message)
+    except MemoryError:
+        return _fail(line, "no memory is left")
+    except Exception as error:  # whatever it is, the agent must hear of it
+        return _fail(line, f"{type(error).__name__}: {error}")
+
+
+def _fail(line: _Line, message: str) -> int:
+    try:
+        line.send(Failed(message))
+    except _AgentGone:
+        return 0
+    return EngineFailed.exit_status
+
+
+def _serve(line: _Line, open_engine: OpenEngine, isolate: Isolate) -> int:
+    first, *commands = line.receive(wait=True)
+    if not isinstance(first, Load):
+        raise EngineFailed("the first command was not load")
+    isolation = isolate(first)
+    engine = open_engine(first)
+    line.send(Loaded(engine.facts, isolation, peak_rss_bytes()))
+    while True:
+        for command in commands:
+            _obey(command, engine, line)
+        if engine.busy:
+            events = engine.step()
+            if events:
+                line.send(*events)
+        commands = line.receive(wait=not engine.busy)
+
+
+def _obey(command: Command, engine: Engine, line: _Line) -> None:
+    match command:
+        case Admit(generation):
+            engine.admit(generation)
+        case Cancel(request):
+            line.send(*engine.cancel(request))
+        case Update(request, changes):
+            engine.update(request, changes)
+        case Score(index, prompt, text):
+            line.send(Scored(index, engine.score(prompt, text), peak_rss_bytes()))
+        case Ping(number):
+            line.send(Pong(number, peak_rss_bytes()))
+        case Load():
+            raise EngineFailed("a worker loads once")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process had resident since it started (``getrusage`` would count the agent's too)."""
+    for text in Path("/proc/self/status").read_text().splitlines():
+        if text.startswith("VmHWM:"):
+            return int(text.split()[1]) * 1024
+    return 0
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends; the socket's EOF covers a race."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of a worker; started by the agent or by systemd, not by people."""
+    parser = argparse.ArgumentParser(prog="agent.worker.process", description="one loaded model")
+    parser.add_argument("--fd", type=int, required=True, help="descriptor of the connected UNIX socket")
+    parser.add_argument("--nice", type=int, default=0, help="scheduling weakness to take on, 0 to 19")
+    parser.add_argument("--child", action="store_true", help="end with the process that started this one")
+    options = parser.parse_args(arguments)
+    if options.child:
+        end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides when to end
+    if options.nice:
+        os.nice(options.nice)
+    with socket.socket(fileno=options.fd) as connection:
+        return serve(connection, _open_engine)
+
+
+def _open_engine(load: Load) -> Engine:
+    from agent.engine.choice import open_engine
+
+    return open_engine(Path(load.bundle_dir), engine=load.engine, threads=load.threads, max_bytes=load.max_bytes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The ``[worker]`` table of the agent's configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+
+class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """``threads`` 0: all cores that this process may use; ``max_bytes`` 0: decided from the memory available.
+
+    ``load_seconds`` bounds loading, ``stall_seconds`` the silence of a worker before it counts as hung (one step on
+    a slow device takes a second or two), ``nice`` is its scheduling weakness.
+    """
+
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    engine: Literal["auto", "batched", "genai"] = "auto"
+    max_bytes: Annotated[int, Meta(ge=0)] = 0
+    load_seconds: Annotated[float, Meta(gt=0, le=3600)] = 300.0
+    stall_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+
+
+def usable_threads(settings: WorkerSettings) -> int:
+    """Threads for the runtime: as configured, or the cores that affinity and the cgroup's quota leave."""
+    if settings.threads:
+        return settings.threads
+    cores = len(os.sched_getaffinity(0))
+    quota = _cgroup_cores()
+    return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
+
+
+def _cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The tightest CPU quota of our cgroup (version 2) and its parents, in cores; None without one."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        folder = root / next(line[3:] for line in lines if line.startswith("0::")).lstrip("/")
+    except (OSError, StopIteration):
+        return None
+    tightest: float | None = None
+    for place in (folder, *folder.parents):
+        try:
+            quota, period = (place / "cpu.max").read_text().split()
+            if quota != "max":
+                cores = int(quota) / int(period)
+                tightest = cores if tightest is None else min(tightest, cores)
+        except (OSError, ValueError):
+            pass
+        if place == root:
+            break
+    return tightest

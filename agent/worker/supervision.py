@@ -1,0 +1,354 @@
+"""The agent's side of a worker: spawn it, talk to it, watch it, end it and say why it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, StepEvent, TokenEvent
+from agent.worker.protocol import (
+    Admit,
+    Cancel,
+    Command,
+    Failed,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Reply,
+    Score,
+    Scored,
+    Unframer,
+    Update,
+    frame,
+    parse_reply,
+)
+from agent.worker.settings import WorkerSettings, usable_threads
+from contract.errors import EngineFailed
+
+WORKER_COMMAND = (sys.executable, "-P", "-m", "agent.worker.process")
+"""``-P``: the current directory is no place to import code from."""
+
+PINGS_PER_STALL = 4
+"""A worker is asked this often within the silence that it is allowed."""
+
+END_SECONDS = 5.0
+"""From closing the socket to SIGKILL; a worker looks at its socket between two steps."""
+
+READ_BYTES = 1 << 16
+STDERR_BYTES = 4096
+"""What is kept of a worker's last words, for the log."""
+
+OnEvent = Callable[[StepEvent], None]
+
+
+class Worker(Protocol):
+    """A loaded model, as serving and installation see it."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def isolation(self) -> str: ...
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def peak_rss_bytes(self) -> int: ...
+
+    def admit(self, generation: Generation) -> None: ...
+
+    def cancel(self, request: int) -> None: ...
+
+    def update(self, request: int, changes: dict[str, Any]) -> None: ...
+
+    async def score(self, prompt: str, text: str) -> CanaryScore: ...
+
+    async def wait_closed(self) -> str: ...
+
+    async def close(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class WorkerStarter(Protocol):
+    """How a worker is started; :meth:`WorkerProcess.start` is one."""
+
+    async def __call__(
+        self,
+        settings: WorkerSettings,
+        bundle_dir: Path,
+        *,
+        derived_dir: Path | None = None,
+        nice: int = 0,
+        on_event: OnEvent,
+    ) -> Worker: ...
+
+
+class WorkerProcess:
+    """A worker process of our own. Made by :meth:`start`, usable until :meth:`wait_closed` returns.
+
+    ``admit``, ``cancel`` and ``update`` never block and do nothing once the worker has ended: whoever holds requests
+    there learns of the end from :meth:`wait_closed`. ``on_event`` is called in the event loop, in order.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, on_event: OnEvent, stall_seconds: float) -> None:
+        self._process = process
+        self._on_event = on_event
+        self._stall_seconds = stall_seconds
+        self._writer: asyncio.StreamWriter | None = None
+        self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._scores: dict[int, asyncio.Future[CanaryScore]] = {}
+        self._next_score = 0
+        self._heard = 0.0
+        self._peak = 0
+        self._why: str | None = None
+        self._complaint: str | None = None
+        self._last_words = b""
+        self._watch: asyncio.Task[str] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        settings: WorkerSettings,
+        bundle_dir: Path,
+        *,
+        derived_dir: Path | None = None,
+        nice: int = 0,
+        on_event: OnEvent,
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> WorkerProcess:
+        """Spawn a worker and wait until its model is loaded.
+
+        ``nice`` adds to the settings' own; ``command`` is what is run, with ``--fd N --nice N --child`` behind it.
+
+        Raises:
+            EngineFailed: it cannot be started, did not load within ``settings.load_seconds``, or ended.
+        """
+        ours, theirs = socket.socketpair()
+        weakness = min(19, settings.nice + nice)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *("--fd", str(theirs.fileno()), "--nice", str(weakness), "--child"),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+            )
+        except OSError as error:
+            ours.close()
+            raise EngineFailed(f"a worker cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        worker = cls(process, on_event, settings.stall_seconds)
+        load = Load(
+            str(bundle_dir),
+            usable_threads(settings),
+            settings.engine,
+            settings.max_bytes,
+            None if derived_dir is None else str(derived_dir),
+        )
+        await worker._open(ours, load, settings.load_seconds)
+        return worker
+
+    @property
+    def facts(self) -> Facts:
+        return self._loaded.result().facts
+
+    @property
+    def isolation(self) -> str:
+        return self._loaded.result().isolation
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """As the worker last said; it says so with every answer to a ping."""
+        return self._peak
+
+    def admit(self, generation: Generation) -> None:
+        self._send(Admit(generation))
+
+    def cancel(self, request: int) -> None:
+        self._send(Cancel(request))
+
+    def update(self, request: int, changes: dict[str, Any]) -> None:
+        self._send(Update(request, changes))
+
+    async def score(self, prompt: str, text: str) -> CanaryScore:
+        """Teacher-force one canary.
+
+        Raises:
+            EngineFailed: the worker ended, or its engine cannot score.
+        """
+        if self._why is not None:
+            raise EngineFailed(f"the worker has ended: {self._why}")
+        index, self._next_score = self._next_score, self._next_score + 1
+        future: asyncio.Future[CanaryScore] = asyncio.get_running_loop().create_future()
+        self._scores[index] = future
+        self._send(Score(index, prompt, text))
+        try:
+            return await future
+        finally:
+            self._scores.pop(index, None)
+
+    async def wait_closed(self) -> str:
+        """Wait until the process has ended and is reaped; why, in words."""
+        assert self._watch is not None
+        return await asyncio.shield(self._watch)
+
+    async def close(self) -> None:
+        """End the worker: by closing its socket, and by SIGKILL if it does not heed that. Safe to call again."""
+        self._end("closed")
+        if self._writer is not None:
+            self._writer.close()
+        assert self._watch is not None
+        try:
+            await asyncio.wait_for(asyncio.shield(self._watch), END_SECONDS)
+        except TimeoutError:
+            self.kill()
+            await self.wait_closed()
+
+    def kill(self) -> None:
+        """SIGKILL now. :meth:`wait_closed` tells when it is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def _open(self, ours: socket.socket, load: Load, load_seconds: float) -> None:
+        ours.setblocking(False)
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        self._watch = asyncio.create_task(self._run(reader), name=f"worker {self.pid}")
+        self._send(load)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._loaded), load_seconds)
+        except TimeoutError:
+            self._end(f"not loaded within {load_seconds:g} s")
+            self.kill()
+            raise EngineFailed(f"the model did not load: {await self.wait_closed()}") from None
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+
+    def _send(self, command: Command) -> None:
+        if self._writer is not None and self._why is None and not self._writer.is_closing():
+            self._writer.write(frame(command))
+
+    def _end(self, why: str) -> None:
+        """The first reason counts: what follows is its consequence."""
+        if self._why is None:
+            self._why = why
+
+    async def _run(self, reader: asyncio.StreamReader) -> str:
+        """The whole life of the worker, until it is reaped."""
+        listen = asyncio.create_task(self._listen(reader))
+        words = asyncio.create_task(self._keep_last_words())
+        pulse = asyncio.create_task(self._feel_pulse())
+        try:
+            await listen
+            try:
+                status = await asyncio.wait_for(self._process.wait(), END_SECONDS)
+            except TimeoutError:
+                self.kill()
+                status = await self._process.wait()
+            await words
+        finally:
+            for task in (listen, pulse, words):
+                task.cancel()
+            self.kill()
+        self._end(self._complaint or _status_text(status, self._last_words))
+        assert self._why is not None and self._writer is not None
+        self._writer.close()
+        self._fail_waiting(self._why)
+        return self._why
+
+    def _fail_waiting(self, why: str) -> None:
+        if not self._loaded.done():
+            self._loaded.set_exception(EngineFailed(f"the model did not load: {why}"))
+            self._loaded.exception()  # seen: nobody may be waiting any more
+        for future in self._scores.values():
+            if not future.done():
+                future.set_exception(EngineFailed(f"the worker has ended: {why}"))
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        """Take replies until EOF. A worker that sends anything else is ended."""
+        unframer = Unframer()
+        clock = asyncio.get_running_loop().time
+        while True:
+            try:
+                data = await reader.read(READ_BYTES)
+                self._heard = clock()
+                for body in unframer.feed(data):
+                    self._take(parse_reply(body))
+            except ConnectionError:
+                return
+            except EngineFailed as error:
+                self._end(error.message)
+                self.kill()
+                return
+            if not data:
+                return
+
+    def _take(self, reply: Reply) -> None:
+        match reply:
+            case TokenEvent() | FinishEvent() | RejectEvent():
+                if self._why is None:
+                    self._on_event(reply)
+            case Pong(_, peak):
+                self._peak = peak
+            case Scored(index, score, peak):
+                self._peak = peak
+                future = self._scores.get(index)
+                if future is not None and not future.done():
+                    future.set_result(score)
+            case Loaded():
+                self._peak = reply.peak_rss_bytes
+                if not self._loaded.done():
+                    self._loaded.set_result(reply)
+            case Failed(message):
+                self._complaint = message
+
+    async def _feel_pulse(self) -> None:
+        """Ask a loaded worker whether it is there; silence for too long is a hang, and ends in SIGKILL."""
+        await asyncio.shield(self._loaded)
+        clock = asyncio.get_running_loop().time
+        self._heard = clock()
+        number = 0
+        while True:
+            number += 1
+            self._send(Ping(number))
+            await asyncio.sleep(self._stall_seconds / PINGS_PER_STALL)
+            if clock() - self._heard >= self._stall_seconds:
+                self._end(f"silent for {self._stall_seconds:g} s")
+                self.kill()
+                return
+
+    async def _keep_last_words(self) -> None:
+        stream = self._process.stderr
+        assert stream is not None
+        while data := await stream.read(READ_BYTES):
+            self._last_words = (self._last_words + data)[-STDERR_BYTES:]
+
+
+def _status_text(status: int, last_words: bytes) -> str:
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        text = f"killed by {name}"
+    else:
+        text = f"exit status {status}"
+    lines = last_words.decode("utf-8", "replace").strip().splitlines()
+    return f"{text}: {lines[-1][:200]}" if lines else text
