@@ -8,30 +8,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, StepEvent, TokenEvent
-from agent.worker.protocol import (
-    Admit,
-    Cancel,
-    Command,
-    Failed,
-    Load,
-    Loaded,
-    Ping,
-    Pong,
-    Reply,
-    Score,
-    Scored,
-    Unframer,
-    Update,
-    frame,
-    parse_reply,
-)
+from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
+from agent.worker import protocol
+from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings, usable_threads
 from contract.errors import EngineFailed
+
+__all__ = ["OnEvent", "Worker", "WorkerProcess", "WorkerStarter"]
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "agent.worker.process")
 """``-P``: the current directory is no place to import code from."""
@@ -46,52 +33,6 @@ READ_BYTES = 1 << 16
 STDERR_BYTES = 4096
 """What is kept of a worker's last words, for the log."""
 
-OnEvent = Callable[[StepEvent], None]
-
-
-class Worker(Protocol):
-    """A loaded model, as serving and installation see it."""
-
-    @property
-    def facts(self) -> Facts: ...
-
-    @property
-    def isolation(self) -> str: ...
-
-    @property
-    def pid(self) -> int: ...
-
-    @property
-    def peak_rss_bytes(self) -> int: ...
-
-    def admit(self, generation: Generation) -> None: ...
-
-    def cancel(self, request: int) -> None: ...
-
-    def update(self, request: int, changes: dict[str, Any]) -> None: ...
-
-    async def score(self, prompt: str, text: str) -> CanaryScore: ...
-
-    async def wait_closed(self) -> str: ...
-
-    async def close(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-
-class WorkerStarter(Protocol):
-    """How a worker is started; :meth:`WorkerProcess.start` is one."""
-
-    async def __call__(
-        self,
-        settings: WorkerSettings,
-        bundle_dir: Path,
-        *,
-        derived_dir: Path | None = None,
-        nice: int = 0,
-        on_event: OnEvent,
-    ) -> Worker: ...
-
 
 class WorkerProcess:
     """A worker process of our own. Made by :meth:`start`, usable until :meth:`wait_closed` returns.
@@ -105,7 +46,7 @@ class WorkerProcess:
         self._on_event = on_event
         self._stall_seconds = stall_seconds
         self._writer: asyncio.StreamWriter | None = None
-        self._loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        self._loaded: asyncio.Future[protocol.Loaded] = asyncio.get_running_loop().create_future()
         self._scores: dict[int, asyncio.Future[CanaryScore]] = {}
         self._next_score = 0
         self._heard = 0.0
@@ -151,7 +92,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         worker = cls(process, on_event, settings.stall_seconds)
-        load = Load(
+        load = protocol.Load(
             str(bundle_dir),
             usable_threads(settings),
             settings.engine,
@@ -179,13 +120,13 @@ class WorkerProcess:
         return self._peak
 
     def admit(self, generation: Generation) -> None:
-        self._send(Admit(generation))
+        self._send(protocol.Admit(generation))
 
     def cancel(self, request: int) -> None:
-        self._send(Cancel(request))
+        self._send(protocol.Cancel(request))
 
     def update(self, request: int, changes: dict[str, Any]) -> None:
-        self._send(Update(request, changes))
+        self._send(protocol.Update(request, changes))
 
     async def score(self, prompt: str, text: str) -> CanaryScore:
         """Teacher-force one canary.
@@ -198,7 +139,7 @@ class WorkerProcess:
         index, self._next_score = self._next_score, self._next_score + 1
         future: asyncio.Future[CanaryScore] = asyncio.get_running_loop().create_future()
         self._scores[index] = future
-        self._send(Score(index, prompt, text))
+        self._send(protocol.Score(index, prompt, text))
         try:
             return await future
         finally:
@@ -226,7 +167,7 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def _open(self, ours: socket.socket, load: Load, load_seconds: float) -> None:
+    async def _open(self, ours: socket.socket, load: protocol.Load, load_seconds: float) -> None:
         ours.setblocking(False)
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._watch = asyncio.create_task(self._run(reader), name=f"worker {self.pid}")
@@ -241,9 +182,9 @@ class WorkerProcess:
             self.kill()
             raise
 
-    def _send(self, command: Command) -> None:
+    def _send(self, command: protocol.Command) -> None:
         if self._writer is not None and self._why is None and not self._writer.is_closing():
-            self._writer.write(frame(command))
+            self._writer.write(protocol.frame(command))
 
     def _end(self, why: str) -> None:
         """The first reason counts: what follows is its consequence."""
@@ -283,14 +224,14 @@ class WorkerProcess:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         """Take replies until EOF. A worker that sends anything else is ended."""
-        unframer = Unframer()
+        unframer = protocol.Unframer()
         clock = asyncio.get_running_loop().time
         while True:
             try:
                 data = await reader.read(READ_BYTES)
                 self._heard = clock()
                 for body in unframer.feed(data):
-                    self._take(parse_reply(body))
+                    self._take(protocol.parse_reply(body))
             except ConnectionError:
                 return
             except EngineFailed as error:
@@ -300,23 +241,23 @@ class WorkerProcess:
             if not data:
                 return
 
-    def _take(self, reply: Reply) -> None:
+    def _take(self, reply: protocol.Reply) -> None:
         match reply:
             case TokenEvent() | FinishEvent() | RejectEvent():
                 if self._why is None:
                     self._on_event(reply)
-            case Pong(_, peak):
+            case protocol.Pong(_, peak):
                 self._peak = peak
-            case Scored(index, score, peak):
+            case protocol.Scored(index, score, peak):
                 self._peak = peak
                 future = self._scores.get(index)
                 if future is not None and not future.done():
                     future.set_result(score)
-            case Loaded():
+            case protocol.Loaded():
                 self._peak = reply.peak_rss_bytes
                 if not self._loaded.done():
                     self._loaded.set_result(reply)
-            case Failed(message):
+            case protocol.Failed(message):
                 self._complaint = message
 
     async def _feel_pulse(self) -> None:
@@ -327,7 +268,7 @@ class WorkerProcess:
         number = 0
         while True:
             number += 1
-            self._send(Ping(number))
+            self._send(protocol.Ping(number))
             await asyncio.sleep(self._stall_seconds / PINGS_PER_STALL)
             if clock() - self._heard >= self._stall_seconds:
                 self._end(f"silent for {self._stall_seconds:g} s")
