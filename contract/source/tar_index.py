@@ -28,6 +28,7 @@ MAX_TRAILING_BYTES = 2**20
 MAX_TAR_BYTES = 2**46
 """64 TiB: beyond any disk here, far below where offsets overflow."""
 
+_EXTENDED = (b"x", b"g", b"L")
 _PAX_RECORD = re.compile(rb"([1-9][0-9]{0,4}) ")
 
 
@@ -51,8 +52,8 @@ def index_members(read_at: Callable[[int, int], bytes], total: int) -> dict[str,
     if total > MAX_TAR_BYTES:
         raise _refuse("is larger than any disk")
     members: dict[str, Member] = {}
-    position = 0
     extended: dict[str, str] = {}
+    position = 0
     for _ in range(3 * MAX_MEMBERS):
         header = read_at(position, BLOCK)
         if len(header) < BLOCK:
@@ -64,36 +65,45 @@ def index_members(read_at: Callable[[int, int], bytes], total: int) -> dict[str,
             _check_end(read_at, position, total)
             return members
         _check_header(header)
-        kind = header[156:157]
-        size = _number(header[124:136])
-        if kind in (b"x", b"g", b"L"):
-            if size > MAX_EXTENDED_BYTES:
-                raise _refuse("has an extended header that is too long")
-            body = read_at(position, size)
-            if len(body) < size:
-                raise _refuse("is truncated in an extended header")
-            position += _padded(size)
-            extended |= _long_name(body) if kind == b"L" else _pax(body)
-            if kind == b"g" and extended:
-                raise _refuse("sets a name or size for all members")
-            continue
-        if kind not in (b"0", b"\0"):
-            raise _refuse(f"contains a member of type {kind!r}; only regular files are allowed")
-        name = extended.get("path") or _name(header)
-        if "size" in extended:
-            size = _decimal(extended["size"])
-        extended = {}
-        if size > total - position:
-            raise _refuse(f"is truncated, or the size of {name[:120]!r} is wrong")
-        if not is_repository_path(name):
-            raise _refuse(f"contains {name[:120]!r}, which does not belong in a repository")
-        if name in members:
-            raise _refuse(f"contains {name!r} twice")
-        if len(members) == MAX_MEMBERS:
+        if header[156:157] in _EXTENDED:
+            size = _number(header[124:136])
+            extended |= _read_extended(header[156:157], read_at, position, size)
+        else:
+            name, size = _describe(header, extended)
+            extended = {}
+            if size > total - position:
+                raise _refuse(f"is truncated, or the size of {name[:120]!r} is wrong")
+            if name in members:
+                raise _refuse(f"contains {name!r} twice")
+            members[name] = Member(position, size)
+        position += -(-size // BLOCK) * BLOCK
+        if len(members) > MAX_MEMBERS:
             break
-        members[name] = Member(position, size)
-        position += _padded(size)
     raise _refuse(f"has more than {MAX_MEMBERS} members")
+
+
+def _read_extended(kind: bytes, read_at: Callable[[int, int], bytes], position: int, size: int) -> dict[str, str]:
+    """The name and size that a pax or GNU long-name member gives to the member after it."""
+    if size > MAX_EXTENDED_BYTES:
+        raise _refuse("has an extended header that is too long")
+    body = read_at(position, size)
+    if len(body) < size:
+        raise _refuse("is truncated in an extended header")
+    found = {"path": _text(body.rstrip(b"\0"))} if kind == b"L" else _pax(body)
+    if kind == b"g" and found:
+        raise _refuse("sets a name or size for all members")
+    return found
+
+
+def _describe(header: bytes, extended: dict[str, str]) -> tuple[str, int]:
+    """Name and size of a regular file of the repository; anything else is refused."""
+    kind = header[156:157]
+    if kind not in (b"0", b"\0"):
+        raise _refuse(f"contains a member of type {kind!r}; only regular files are allowed")
+    name = extended.get("path") or _name(header)
+    if not is_repository_path(name):
+        raise _refuse(f"contains {name[:120]!r}, which does not belong in a repository")
+    return name, _decimal(extended["size"]) if "size" in extended else _number(header[124:136])
 
 
 def _check_end(read_at: Callable[[int, int], bytes], position: int, total: int) -> None:
@@ -136,10 +146,6 @@ def _decimal(text: str) -> int:
     return int(text)
 
 
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
 def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
@@ -153,10 +159,6 @@ def _name(header: bytes) -> str:
         prefix = _text(header[345:500].split(b"\0", 1)[0])
         return f"{prefix}/{name}" if prefix else name
     return name
-
-
-def _long_name(body: bytes) -> dict[str, str]:
-    return {"path": _text(body.rstrip(b"\0"))}
 
 
 def _pax(body: bytes) -> dict[str, str]:
