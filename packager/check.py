@@ -1,0 +1,95 @@
+"""Loading a built model and generating with it, in a process of its own, before it may become a bundle.
+
+What is measured here becomes the manifest's ``budget`` and ``canary``: evidence from this host for the device to
+compare itself with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from contract.errors import BuildRefused
+from packager.child import run_child
+
+CANARY_QUESTIONS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "Count from one to five.",
+)
+"""Short questions whose answers use different parts of a vocabulary; the device pays for each before activating."""
+
+CANARY_TOKENS = 32
+"""Tokens of an expected text: enough for a stable mean, under a second on a slow box."""
+
+LEAST_TOLERANCE = 0.1
+"""Nats. Other instruction sets round int8 activations otherwise; means over 32 tokens then move by a few hundredths.
+One wrong layer or a damaged block of weights moves them by whole nats."""
+
+SPREAD_FACTOR = 6.0
+"""Slices of another length run the same model through other kernels, which is the same kind of rounding as another
+instruction set's; six times the spread seen here covers hosts that were not."""
+
+
+class CanaryResult(Struct, frozen=True):
+    """One canary on this host; ``spread`` is how far ``mean_nll`` moves between slice lengths, in nats."""
+
+    prompt: str
+    text: str
+    mean_nll: float
+    spread: float
+
+    @property
+    def tolerance(self) -> float:
+        """How far a device's mean may lie from this one."""
+        return round(max(LEAST_TOLERANCE, SPREAD_FACTOR * self.spread), 4)
+
+
+class CheckResult(Struct, frozen=True):
+    """What loading and generating showed. ``perplexity`` is None when no text was given."""
+
+    canaries: list[CanaryResult]
+    load_seconds: float
+    tokens_per_second: float
+    peak_rss_bytes: int
+    threads: int
+    perplexity: float | None = None
+    perplexity_tokens: int = 0
+
+
+def host_threads() -> int:
+    """Cores this process may use: what the checked model runs on."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def check_model(
+    model_dir: Path,
+    log: Path,
+    *,
+    questions: Sequence[str] = CANARY_QUESTIONS,
+    known: Sequence[tuple[str, str]] = (),
+    text: str | None = None,
+    on_progress: Callable[[float, float], None] | None = None,
+) -> CheckResult:
+    """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``.
+
+    Raises:
+        BuildRefused: it does not load, crashes, or gives numbers that are not finite.
+    """
+    job = {
+        "model": str(model_dir),
+        "threads": host_threads(),
+        "questions": list(questions),
+        "known": [list(pair) for pair in known],
+        "text": text,
+        "tokens": CANARY_TOKENS,
+    }
+    value = run_child("packager.check_process", job, log, doing="loading the built model", on_progress=on_progress)
+    try:
+        return msgspec.convert(value, CheckResult)
+    except msgspec.ValidationError as error:
+        raise BuildRefused(f"the built model could not be measured: {error}") from error

@@ -1,0 +1,188 @@
+"""The process that loads a built model; the packager's only one that imports the runtime.
+
+It peaks at what a device's worker will: prompts go in by slices, and the key-value cache is as long as the canary.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.canary import join_canary
+from contract.errors import BuildRefused
+from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
+from packager.child import Reporter, child_main
+
+SLICE = 64
+"""Tokens of one prefill call: logits of [tokens, vocabulary] in fp32 are what makes memory peak."""
+
+OTHER_SLICE = 16
+"""A second length, to see how far rounding alone moves a score."""
+
+WINDOW = 256
+"""Tokens of reference text read as one sequence."""
+
+WINDOWS = 4
+"""Sequences of reference text: about a thousand tokens, seconds on two cores."""
+
+Logits = npt.NDArray[np.float32]
+
+
+class Runtime:
+    """One loaded model."""
+
+    def __init__(self, model_dir: Path, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        self._og = og
+        self.facts: GenaiFacts = read_genai_config((model_dir / CONFIG_FILE).read_bytes())
+        started = time.perf_counter()
+        try:
+            config = og.Config(str(model_dir))
+            options = {"intra_op_num_threads": threads}
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+            self._model = og.Model(config)
+            self.tokenizer = og.Tokenizer(self._model)
+        except Exception as error:  # the binding raises bare RuntimeError and its own kinds alike
+            reason = " ".join(str(error).split())[:300]
+            raise BuildRefused(f"the built model does not load: {reason}") from error
+        self.load_seconds = time.perf_counter() - started
+        self.beginning = self.encode("")
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with whatever the tokenizer puts at a beginning."""
+        return [int(token) for token in self.tokenizer.encode(text)]
+
+    def render(self, question: str) -> str:
+        """``question`` in the model's chat template, or as it is when there is none."""
+        messages = json.dumps([{"role": "user", "content": question}])
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        except Exception:  # base models have no template, which is allowed
+            return question
+
+    def generator(self, length: int) -> Any:
+        """A greedy generator for at most ``length`` tokens."""
+        params = self._og.GeneratorParams(self._model)
+        params.set_search_options(max_length=min(length, self.facts.context_length), do_sample=False)
+        return self._og.Generator(self._model, params)
+
+    def answer(self, prompt: str, tokens: int) -> tuple[str, float, int]:
+        """Greedy text after ``prompt``, decode seconds, decoded tokens."""
+        ids = self.encode(prompt)
+        tokens = min(tokens, self.facts.context_length - len(ids) - 1)
+        if tokens < 1:
+            raise BuildRefused(f"the context of {self.facts.context_length} tokens is too short for a canary")
+        generator = self.generator(len(ids) + tokens)
+        for start in range(0, len(ids), SLICE):
+            generator.append_tokens(np.array(ids[start : start + SLICE], dtype=np.int32))
+        self._require_finite(np.asarray(generator.get_logits()))
+        made: list[int] = []
+        started = time.perf_counter()
+        while not generator.is_done() and len(made) < tokens:
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            if token in self.facts.eos_token_ids:
+                break
+            made.append(token)
+        seconds = time.perf_counter() - started
+        return str(self.tokenizer.decode(np.array(made, dtype=np.int32))) if made else "", seconds, len(made)
+
+    def losses(self, ids: list[int], first: int, size: int) -> list[float]:
+        """``-log softmax(logits)[token]`` of ``ids[first:]``, read ``size`` tokens at a time."""
+        generator = self.generator(len(ids))
+        found: list[float] = []
+        filled = 0
+        while filled < len(ids) - 1:
+            end = min(filled + size, len(ids) - 1)
+            if filled < first - 1:
+                end = min(end, first - 1)
+            generator.append_tokens(np.array(ids[filled:end], dtype=np.int32))
+            if filled >= first - 1:
+                logits: Logits = np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
+                self._require_finite(logits)
+                if len(logits) < end - filled:
+                    if size > 1:
+                        return self.losses(ids, first, 1)  # a pruned lm_head shows the last position only
+                    raise BuildRefused("the built model shows no logits to score")
+                found += [_loss(logits[row], ids[filled + row + 1]) for row in range(end - filled)]
+            filled = end
+        return found
+
+    @staticmethod
+    def _require_finite(logits: Logits) -> None:
+        if not np.isfinite(logits).all():
+            raise BuildRefused("the built model gives numbers that are not finite; the weights are damaged")
+
+
+def _loss(row: Logits, token: int) -> float:
+    top = float(row.max())
+    return top + float(np.log(np.exp(row - top).sum())) - float(row[token])
+
+
+def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Load, answer, score, read."""
+    runtime = Runtime(Path(job["model"]), job["threads"])
+    steps = 1 + len(job["questions"]) + len(job["known"]) + (WINDOWS if job["text"] else 0)
+    reporter.progress(1, steps)
+    canaries: list[dict[str, Any]] = []
+    seconds, decoded = 0.0, 0
+    pairs = [(prompt, text) for prompt, text in job["known"]]
+    for question in job["questions"]:
+        prompt = runtime.render(question)
+        text, spent, count = runtime.answer(prompt, job["tokens"])
+        seconds, decoded = seconds + spent, decoded + count
+        if text:
+            pairs.append((prompt, text))
+    for number, (prompt, text) in enumerate(pairs):
+        canaries.append(_score(runtime, prompt, text))
+        reporter.progress(2 + number, steps)
+    if job["questions"] and not canaries:
+        raise BuildRefused("the built model answers none of the canary prompts; its end token may be wrong")
+    perplexity, tokens = _read(runtime, job["text"]) if job["text"] else (None, 0)
+    reporter.progress(steps, steps)
+    return {
+        "canaries": canaries,
+        "load_seconds": round(runtime.load_seconds, 4),
+        "tokens_per_second": round(decoded / seconds, 2) if seconds else 0.0,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "threads": job["threads"],
+        "perplexity": perplexity,
+        "perplexity_tokens": tokens,
+    }
+
+
+def _score(runtime: Runtime, prompt: str, text: str) -> dict[str, Any]:
+    ids, first = join_canary(runtime.encode(prompt), runtime.encode(text), runtime.beginning)
+    if len(ids) <= first or len(ids) > runtime.facts.context_length:
+        raise BuildRefused("a canary has no text, or more than the context holds")
+    means = [float(np.mean(runtime.losses(ids, first, size))) for size in (SLICE, OTHER_SLICE)]
+    return {"prompt": prompt, "text": text, "mean_nll": means[0], "spread": max(means) - min(means)}
+
+
+def _read(runtime: Runtime, text: str) -> tuple[float | None, int]:
+    ids = runtime.encode(text)
+    size = min(WINDOW, runtime.facts.context_length)
+    losses: list[float] = []
+    for window in range(WINDOWS):
+        piece = ids[window * size : (window + 1) * size]
+        if len(piece) > 1:
+            losses += runtime.losses(piece, 1, SLICE)
+    return (round(float(np.exp(np.mean(losses))), 4), len(losses)) if losses else (None, 0)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever had resident. ``ru_maxrss`` would count the parent's before exec."""
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise BuildRefused("this system does not say how much memory a process took")
+
+
+if __name__ == "__main__":
+    child_main(check)

@@ -1,0 +1,135 @@
+"""Heavy work in a process of its own: its noise goes to a log, its memory goes back, its crash is only a result.
+
+The job goes in as JSON on stdin; events come back as JSON lines on what was stdout. Inside the child stdout *is* the
+log, so whatever prints there (the model builder prints thousands of lines) ends up where it belongs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from contract.errors import BuildRefused, EngineFailed
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONHASHSEED": "0",
+}
+"""Nothing is downloaded or reported, and iteration orders are the same in every build."""
+
+
+class Reporter:
+    """The child's side of the pipe."""
+
+    def __init__(self, handle: int) -> None:
+        self._file = os.fdopen(handle, "w", encoding="utf-8")
+
+    def _send(self, event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=self._file, flush=True)
+
+    def progress(self, done: float, total: float) -> None:
+        """``done`` of ``total``."""
+        self._send({"event": "progress", "done": done, "total": total})
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The one result."""
+        self._send({"event": "result", "value": value})
+
+    def refused(self, message: str) -> None:
+        """The input's fault, in one sentence."""
+        self._send({"event": "refused", "message": message})
+
+
+def child_main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
+    """The whole of a child's ``__main__``: read the job, do ``work``, report."""
+    reporter = Reporter(os.dup(1))
+    os.dup2(2, 1)
+    if sys.platform == "linux":
+        # A parent that is killed takes its heavy child along.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        reporter.result(work(json.load(sys.stdin), reporter))
+    except (BuildRefused, EngineFailed) as error:
+        traceback.print_exc()
+        reporter.refused(error.message)
+    sys.stdout.flush()
+
+
+def run_child(
+    module: str,
+    job: dict[str, Any],
+    log: Path,
+    *,
+    doing: str,
+    on_progress: Callable[[float, float], None] | None = None,
+) -> dict[str, Any]:
+    """Run ``python -m module`` on ``job``; the value it reported.
+
+    Raises:
+        BuildRefused: it refused its input, or ended without a result (``doing`` says what it was at).
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as noise:
+        noise.write(f"\n==== {module}\n".encode())
+        noise.flush()
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            env={**os.environ, **OFFLINE},
+        )
+        try:
+            return _collect(process, job, log, doing, on_progress)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def _collect(
+    process: subprocess.Popen[bytes],
+    job: dict[str, Any],
+    log: Path,
+    doing: str,
+    on_progress: Callable[[float, float], None] | None,
+) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(job).encode())
+        process.stdin.close()
+    except BrokenPipeError:
+        pass  # it ended already; its exit status says more
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "progress":
+            if on_progress is not None:
+                on_progress(event["done"], event["total"])
+        elif event["event"] == "refused":
+            raise BuildRefused(event["message"])
+        else:
+            value: dict[str, Any] = event["value"]
+            return value
+    status = process.wait()
+    how = f"was ended by signal {-status}" if status < 0 else f"failed: {_last_line(log)}"
+    raise BuildRefused(f"{doing} {how} (see {log})")
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it said nothing"

@@ -1,0 +1,118 @@
+"""``edge-packager build``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+from packager.build import build_bundle, default_cache
+from packager.bundle import BuiltBundle
+from packager.plan import BLOCK_SIZES, OFFERED, QUANTIZERS, BuildPlan
+from packager.progress import choose_progress
+
+EXAMPLES = """examples:
+  edge-packager build SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2 --version 1.0.0
+  edge-packager build ./my-checkpoint --name assistant --version 2.1.0 --quantizer k-quant --out bundles/assistant
+  edge-packager build ./my-checkpoint --name assistant --version 2.1.1 --precision int8 --json
+
+exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 the disk, 130 interrupted
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """See :class:`contract.command_line.Command`."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("source", metavar="SOURCE", help="GGUF file or local Hugging Face checkpoint directory")
+    parser.add_argument("--precision", default="int4", metavar="P", help=f"one of {', '.join(OFFERED['cuda'])} (int4)")
+    parser.add_argument("--ep", default="cpu", metavar="EP", help=f"one of {', '.join(OFFERED)} (cpu)")
+    parser.add_argument("--quantizer", default="rtn", metavar="Q", help=f"one of {', '.join(QUANTIZERS)} (rtn)")
+    parser.add_argument(
+        "--block-size", type=int, default=32, metavar="N", help=f"one of {', '.join(map(str, BLOCK_SIZES))} (32)"
+    )
+    parser.add_argument("--accuracy-level", type=int, default=4, metavar="N", help="0 to 4; 4 computes in int8 (4)")
+    add_bundle_arguments(parser)
+
+
+def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    """What ``build`` and ``pack`` share."""
+    parser.add_argument("--name", required=True, metavar="N", help="name of the bundle")
+    parser.add_argument("--version", required=True, metavar="V", help="its version, MAJOR.MINOR.PATCH")
+    parser.add_argument("--epoch", type=int, default=0, metavar="N", help="security epoch (0)")
+    parser.add_argument("--license", metavar="SPDX", help="SPDX expression, if the source does not say it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="bundle directory to make (./NAME-VERSION)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="converted checkpoints and logs ($EDGE_CACHE)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, no progress")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See :class:`contract.command_line.Command`."""
+    end_on_terminate()
+    plan = BuildPlan(
+        source=arguments.source,
+        name=arguments.name,
+        version=arguments.version,
+        epoch=arguments.epoch,
+        precision=arguments.precision,
+        ep=arguments.ep,
+        quantizer=arguments.quantizer,
+        block_size=arguments.block_size,
+        accuracy_level=arguments.accuracy_level,
+        license=arguments.license,
+    )
+    progress = choose_progress(quiet=arguments.json)
+    try:
+        built = build_bundle(plan, output_directory(arguments), progress, cache=arguments.cache or default_cache())
+    finally:
+        progress.close()
+    print_bundle(built, as_json=arguments.json)
+    return 0
+
+
+def output_directory(arguments: argparse.Namespace) -> Path:
+    """Where the bundle goes."""
+    return (arguments.out or Path(f"{arguments.name}-{arguments.version}")).absolute()
+
+
+def end_on_terminate() -> None:
+    """SIGTERM ends a command as Ctrl-C does: children gone, nothing half-written."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def print_bundle(built: BuiltBundle, *, as_json: bool) -> None:
+    """The result, for a person or a script."""
+    manifest = built.manifest
+    if as_json:
+        result = {
+            "bundle": manifest.reference,
+            "digest": built.digest,
+            "directory": str(built.directory),
+            "bytes": manifest.total_bytes,
+            "files": len(manifest.files),
+            "precision": manifest.model.precision,
+            "peak_rss_bytes": manifest.budget.peak_rss_bytes,
+            "load_seconds": manifest.budget.load_seconds,
+            "tokens_per_second": manifest.budget.tokens_per_second,
+            "quality": manifest.quality,
+        }
+        print(json.dumps(result))
+        return
+    model, budget = manifest.model, manifest.budget
+    print(f"{manifest.reference}  {built.digest}")
+    print(f"  {built.directory}: {len(manifest.files)} files, {manifest.total_bytes / 1e6:.1f} MB")
+    print(
+        f"  {model.architecture}, {model.parameters / 1e6:.1f} M parameters, {model.precision}, "
+        f"context {model.context_length}"
+    )
+    print(
+        f"  here: {budget.tokens_per_second:.0f} tokens/s on {budget.threads} threads, loads in "
+        f"{budget.load_seconds:.2f} s, peak {budget.peak_rss_bytes / 2**20:.0f} MiB"
+    )
+    for canary in manifest.canary[:1]:
+        print(f"  asked: {canary.expected_text.strip()!r}")

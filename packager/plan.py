@@ -1,0 +1,107 @@
+"""What is to be built: every option named, none left to chance.
+
+The model builder ignores option names that it does not know, and did so for its own older ones (``int4_block_size``
+and the rest of the ``int4_`` family), so the only place that writes its option strings is here, and the produced
+graph is compared with the plan afterwards (:mod:`packager.readback`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal
+
+from msgspec import Struct
+
+from contract.errors import UsageError
+from contract.names import check_bundle_name, check_version
+
+Precision = Literal["int4", "int8", "fp16", "bf16", "fp32"]
+Provider = Literal["cpu", "cuda", "dml", "webgpu"]
+
+OFFERED: dict[str, tuple[str, ...]] = {
+    "cpu": ("int4", "int8", "fp32"),
+    "cuda": ("int4", "int8", "fp16", "bf16", "fp32"),
+    "dml": ("int4", "fp16"),
+    "webgpu": ("int4", "fp16"),
+}
+"""Precisions of onnxruntime-genai 0.18's builder by execution provider."""
+
+QUANTIZERS: dict[str, tuple[str, ...]] = {
+    "rtn": (),
+    "k-quant": ("algo_config=k_quant",),
+    "k-quant-mixed": ("algo_config=k_quant_mixed",),
+}
+"""Round to nearest; k-quants; k-quants with 8 bits where it hurts most (lm_head, first and last layers)."""
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+QUANTISED = ("int4", "int8")
+
+
+class BuildPlan(Struct, frozen=True):
+    """One build. ``block_size`` weights share a scale; ``accuracy_level`` 4 computes in int8, 1 in fp32.
+
+    ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
+    """
+
+    source: str
+    name: str
+    version: str
+    epoch: int = 0
+    precision: str = "int4"
+    ep: str = "cpu"
+    quantizer: str = "rtn"
+    block_size: int = 32
+    accuracy_level: int = 4
+    license: str | None = None
+    arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether weights are stored in 4 or 8 bits."""
+        return self.precision in QUANTISED
+
+
+def check_plan(plan: BuildPlan) -> BuildPlan:
+    """Return ``plan`` if the builder offers all of it together.
+
+    Raises:
+        BundleRefused: name or version cannot be used.
+        UsageError: an option or a combination that does not exist, with those that do.
+    """
+    check_bundle_name(plan.name)
+    check_version(plan.version)
+    if not 0 <= plan.epoch <= 2**31:
+        raise UsageError(f"the epoch must be between 0 and {2**31}", field="epoch")
+    _choose("ep", plan.ep, OFFERED)
+    if plan.precision not in OFFERED[plan.ep]:
+        raise UsageError(
+            f"{plan.precision} is not offered for {plan.ep}; choose one of {', '.join(OFFERED[plan.ep])}",
+            field="precision",
+        )
+    _choose("quantizer", plan.quantizer, QUANTIZERS)
+    if plan.quantizer != "rtn" and plan.precision != "int4":
+        raise UsageError(f"the quantizer {plan.quantizer} makes int4; {plan.precision} has none but rtn")
+    if plan.block_size not in BLOCK_SIZES:
+        raise UsageError(f"the block size must be one of {', '.join(map(str, BLOCK_SIZES))}", field="block-size")
+    if plan.accuracy_level not in ACCURACY_LEVELS:
+        raise UsageError("the accuracy level must be 0 to 4; 4 is the fast one on CPUs", field="accuracy-level")
+    return plan
+
+
+def _choose(option: str, value: str, offered: dict[str, tuple[str, ...]]) -> None:
+    if value not in offered:
+        near = difflib.get_close_matches(value, offered, 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(offered)}"
+        raise UsageError(f"{value!r} is not a known {option}; {hint}", field=option)
+
+
+def builder_options(plan: BuildPlan) -> list[str]:
+    """The builder's extra options, by the names that work."""
+    if not plan.quantised:
+        return []
+    return [
+        f"block_size={plan.block_size}",
+        f"accuracy_level={plan.accuracy_level}",
+        *QUANTIZERS[plan.quantizer],
+    ]

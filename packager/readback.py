@@ -1,0 +1,227 @@
+"""Reading a produced graph back and holding it against what was asked for.
+
+The builder's own log is no proof: it ignores unknown options, drops sliding windows and leaves tables in fp32. This
+looks at the file that will run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from contract.errors import BuildRefused
+from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
+from contract.onnx_graph import Node, OnnxModel, Tensor
+from contract.onnx_rules import check_graph
+from contract.onnx_wire import read_graph_file
+from packager.plan import BuildPlan
+
+ELEMENT_NAMES = {1: "fp32", 2: "uint8", 3: "int8", 7: "int64", 10: "fp16", 16: "bf16", 21: "uint4", 22: "int4"}
+MAX_REPORTED = 4
+"""Differences named in one refusal; the first ones say enough."""
+
+
+class QuantisedMatMul(Struct, frozen=True):
+    """One MatMulNBits."""
+
+    name: str
+    bits: int
+    block_size: int
+    accuracy_level: int
+    weights: int
+
+
+class GraphFacts(Struct, frozen=True):
+    """What a graph is. ``windows`` are the attention windows by layer, -1 for none; types as in the manifest."""
+
+    opsets: dict[str, int]
+    operators: dict[str, int]
+    quantised: tuple[QuantisedMatMul, ...]
+    plain_matmuls: tuple[str, ...]
+    embedding: str
+    lm_head: str
+    kv_type: str
+    windows: tuple[int, ...]
+    parameters: int
+    tensor_bytes: int
+
+    @property
+    def precision(self) -> str:
+        """``int4``, ``int8`` or ``mixed`` by the quantised products, else the type of the plain weights."""
+        bits = {product.bits for product in self.quantised}
+        if not bits:
+            return self.kv_type
+        return {4: "int4", 8: "int8"}.get(bits.pop(), "mixed") if len(bits) == 1 else "mixed"
+
+
+def read_back(model_dir: Path) -> tuple[GenaiFacts, GraphFacts]:
+    """Read configuration and graph of a finished folder, checking both as a device would.
+
+    Raises:
+        BundleRefused: they could not be installed anywhere.
+        BuildRefused: the configuration is missing.
+    """
+    config_path = model_dir / CONFIG_FILE
+    if not config_path.is_file():
+        raise BuildRefused(f"{model_dir} has no {CONFIG_FILE}; name a finished onnxruntime-genai folder")
+    files = {
+        path.relative_to(model_dir).as_posix(): path.stat().st_size for path in model_dir.rglob("*") if path.is_file()
+    }
+    config = read_genai_config(config_path.read_bytes(), files)
+    facts: GraphFacts | None = None
+    for name in config.graphs:
+        model = read_graph_file(model_dir / name)
+        check_graph(model, name, files)
+        if name == config.filename:
+            facts = describe_graph(model)
+    assert facts is not None  # the decoder's graph is one of config.graphs
+    return config, facts
+
+
+def describe_graph(model: OnnxModel) -> GraphFacts:
+    """The facts of one decoder graph."""
+    nodes = list(model.walk_nodes())
+    tensors = {tensor.name: tensor for tensor in model.walk_tensors()}
+    quantised = tuple(_quantised(node) for node in nodes if node.op_type == "MatMulNBits")
+    plain = tuple(
+        node.name
+        for node in nodes
+        if node.op_type in ("MatMul", "Gemm") and any(name in tensors for name in node.inputs)
+    )
+    past = [value for value in model.graph.inputs if value.name.startswith("past_key_values.")]
+    return GraphFacts(
+        opsets=dict(model.opsets),
+        operators=dict(sorted(Counter(node.op_type for node in nodes).items())),
+        quantised=quantised,
+        plain_matmuls=plain,
+        embedding=_embedding(nodes, tensors),
+        lm_head=_lm_head(nodes, tensors),
+        kv_type=ELEMENT_NAMES.get(past[0].elem_type, str(past[0].elem_type)) if past else "none",
+        windows=tuple(
+            node.integer("local_window_size", -1)
+            for node in nodes
+            if node.op_type in ("GroupQueryAttention", "PagedAttention")
+        ),
+        parameters=sum(product.weights for product in quantised)
+        + sum(tensor.elements for tensor in tensors.values() if tensor.data_type in (1, 10, 16) and _is_weight(tensor)),
+        tensor_bytes=sum(tensor.needed_bytes or 0 for tensor in tensors.values()),
+    )
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    name = tensor.name
+    return not (name.endswith(("_scales", "_zp", "_zero_points")) or "cos_cache" in name or "sin_cache" in name)
+
+
+def _quantised(node: Node) -> QuantisedMatMul:
+    return QuantisedMatMul(
+        name=node.name,
+        bits=node.integer("bits", 4),
+        block_size=node.integer("block_size"),
+        accuracy_level=node.integer("accuracy_level"),
+        weights=node.integer("K") * node.integer("N"),
+    )
+
+
+def _embedding(nodes: list[Node], tensors: dict[str, Tensor]) -> str:
+    for node in nodes:
+        if "input_ids" not in node.inputs:
+            continue
+        if node.op_type == "GatherBlockQuantized":
+            return f"int{node.integer('bits', 4)}"
+        if node.op_type == "Gather" and node.inputs[0] in tensors:
+            return ELEMENT_NAMES.get(tensors[node.inputs[0]].data_type, "other")
+    return "none"
+
+
+def _lm_head(nodes: list[Node], tensors: dict[str, Tensor]) -> str:
+    for node in reversed(nodes):
+        if "lm_head" not in node.name:
+            continue
+        if node.op_type == "MatMulNBits":
+            return f"int{node.integer('bits', 4)}"
+        if node.op_type in ("MatMul", "Gemm"):
+            found = [tensors[name] for name in node.inputs if name in tensors]
+            return ELEMENT_NAMES.get(found[0].data_type, "other") if found else "tied"
+    return "none"
+
+
+def compare(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> list[str]:
+    """Where the produced graph differs from the plan and the source's config.json, each as half a sentence."""
+    differences = [*_compare_weights(plan, graph), *_compare_shape(source, config, graph)]
+    wanted_kv = "fp32" if plan.ep == "cpu" else None
+    if wanted_kv is not None and graph.kv_type != wanted_kv:
+        differences.append(f"the key-value cache is {graph.kv_type} instead of {wanted_kv}")
+    return differences
+
+
+def _compare_weights(plan: BuildPlan, graph: GraphFacts) -> list[str]:
+    found: list[str] = []
+    if not plan.quantised:
+        if graph.quantised:
+            found.append(f"{len(graph.quantised)} products are quantised although {plan.precision} was asked for")
+        return found
+    if not graph.quantised:
+        return [f"no product is quantised although {plan.precision} was asked for"]
+    bits = {"int4": {4}, "int8": {8}}[plan.precision] | ({8} if plan.quantizer.endswith("mixed") else set())
+    for product in graph.quantised:
+        if product.bits not in bits:
+            found.append(f"{product.name} has {product.bits} bits instead of {plan.precision}")
+        if product.block_size != plan.block_size:
+            found.append(f"{product.name} has blocks of {product.block_size} instead of {plan.block_size}")
+        if product.accuracy_level != plan.accuracy_level:
+            found.append(f"{product.name} has accuracy level {product.accuracy_level} instead of {plan.accuracy_level}")
+    if graph.plain_matmuls:
+        found.append(f"{graph.plain_matmuls[0]} and {len(graph.plain_matmuls) - 1} other products were not quantised")
+    return found
+
+
+def _compare_shape(source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> list[str]:
+    found: list[str] = []
+    for key, built in (
+        ("vocab_size", config.vocab_size),
+        ("num_hidden_layers", config.layers),
+        ("num_attention_heads", config.attention_heads),
+        ("num_key_value_heads", config.kv_heads),
+        ("hidden_size", config.hidden_size),
+    ):
+        if isinstance(source.get(key), int) and source[key] != built:
+            found.append(f"{key} is {built} instead of {source[key]}")
+    for layer, (built, wanted) in enumerate(
+        zip(graph.windows, expected_windows(source, len(graph.windows)), strict=True)
+    ):
+        if built != wanted:
+            found.append(f"layer {layer} attends over {_window(built)} instead of {_window(wanted)}")
+    return found
+
+
+def _window(size: int) -> str:
+    return "everything" if size == -1 else f"a window of {size}"
+
+
+def expected_windows(source: dict[str, Any], layers: int) -> list[int]:
+    """The attention window of each layer that config.json asks for, -1 for none."""
+    window = source.get("sliding_window")
+    if not isinstance(window, int) or window <= 0 or source.get("use_sliding_window") is False:
+        return [-1] * layers
+    types = source.get("layer_types")
+    if isinstance(types, list) and len(types) == layers:
+        return [window if kind == "sliding_attention" else -1 for kind in types]
+    return [window] * layers
+
+
+def prove(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> None:
+    """Refuse a graph that is not what was asked for.
+
+    Raises:
+        BuildRefused: naming the first differences.
+    """
+    differences = compare(plan, source, config, graph)
+    if differences:
+        more = f" and {len(differences) - MAX_REPORTED} more" if len(differences) > MAX_REPORTED else ""
+        raise BuildRefused(
+            f"the produced graph is not what was asked for: {'; '.join(differences[:MAX_REPORTED])}{more}"
+        )

@@ -1,0 +1,156 @@
+"""A local Hugging Face directory, looked at before anything heavy is imported."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from contract import strict_json
+from contract.errors import BuildRefused, BundleRefused
+from packager.families import FAMILIES
+from packager.sources.safetensors_header import count_parameters
+
+MAX_JSON_BYTES = 64 * 2**20
+"""Largest configuration file read: indexes of models with thousands of shards stay below 10 MB."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_LICENSE_LINE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?\s*$", re.MULTILINE)
+_SPDX = {
+    "apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-4.0": "CC-BY-4.0",
+    "cc-by-sa-4.0": "CC-BY-SA-4.0", "openrail": "LicenseRef-OpenRAIL", "gemma": "LicenseRef-Gemma",
+    "llama3": "LicenseRef-Llama-3", "llama3.1": "LicenseRef-Llama-3.1", "llama3.2": "LicenseRef-Llama-3.2",
+}  # fmt: skip
+
+
+class Checkpoint(Struct, frozen=True):
+    """A directory that the builder can read, and what is known of it."""
+
+    path: Path
+    config: dict[str, Any]
+    architecture: str
+    family: str
+    parameters: int
+    chat_template: bytes | None
+    license_spdx: str
+    license_file: Path | None
+
+
+def inspect_checkpoint(path: Path) -> Checkpoint:
+    """Look at ``path`` and refuse what cannot become a bundle.
+
+    Raises:
+        BuildRefused: config, tokenizer or weights are missing, damaged, or of an architecture that is not known.
+    """
+    config = _read_config(path)
+    architecture = _known_architecture(path, config)
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise BuildRefused(f"{path} has no tokenizer; put tokenizer.json beside config.json")
+    license_file = next((path / name for name in ("LICENSE", "LICENSE.txt") if (path / name).is_file()), None)
+    return Checkpoint(
+        path=path,
+        config=config,
+        architecture=architecture,
+        family=FAMILIES[architecture],
+        parameters=sum(count_parameters(shard) for shard in find_shards(path)),
+        chat_template=read_chat_template(path),
+        license_spdx=_read_license(path),
+        license_file=license_file,
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise BuildRefused(f"{path} has no config.json; name a directory that holds a Hugging Face checkpoint")
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise BuildRefused(f"{file} is not a JSON object")
+    return config
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file of a source.
+
+    Raises:
+        BuildRefused: it cannot be read strictly.
+    """
+    try:
+        return strict_json.loads(file.read_bytes(), max_bytes=MAX_JSON_BYTES, what=file.name)
+    except BundleRefused as error:
+        raise BuildRefused(f"{file}: {error.message}") from error
+
+
+def _known_architecture(path: Path, config: dict[str, Any]) -> str:
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
+        raise BuildRefused(f"{path}/config.json names no architecture; add its 'architectures' entry")
+    if architectures[0] not in FAMILIES:
+        raise BuildRefused(
+            f"the architecture {architectures[0][:80]!r} is not one that the model builder knows; "
+            f"it knows {', '.join(sorted(set(FAMILIES.values())))}"
+        )
+    return architectures[0]
+
+
+def find_shards(path: Path) -> list[Path]:
+    """The weight files, all of those that the index names.
+
+    Raises:
+        BuildRefused: there are none, or some of the index are missing.
+    """
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise BuildRefused(f"{index} has no weight map; fetch it again")
+        names = sorted(set(weight_map.values()))
+        missing = [name for name in names if "/" in name or not (path / name).is_file()]
+        if missing:
+            raise BuildRefused(f"{path} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}")
+        return [path / name for name in names]
+    found = sorted(path.glob("*.safetensors"))
+    if not found:
+        raise BuildRefused(
+            f"{path} has no safetensors weights; pickled ones (.bin, .pt) run code when they are read and are not taken"
+        )
+    return found
+
+
+def read_chat_template(path: Path) -> bytes | None:
+    """The chat template's bytes, from its own file or from tokenizer_config.json; None for base models."""
+    own = path / "chat_template.jinja"
+    if own.is_file():
+        return own.read_bytes()
+    config = path / "tokenizer_config.json"
+    if config.is_file():
+        template = read_json(config).get("chat_template")
+        if isinstance(template, str):
+            return template.encode()
+        if isinstance(template, list):
+            for entry in template:
+                if isinstance(entry, dict) and entry.get("name") == "default":
+                    return str(entry.get("template", "")).encode()
+    return None
+
+
+def _read_license(path: Path) -> str:
+    card = path / "README.md"
+    if card.is_file():
+        head = card.read_text("utf-8", "replace")[:65536]
+        match = _LICENSE_LINE.search(head)
+        if match is not None:
+            return _SPDX.get(match[1].lower(), "unknown")
+    return "unknown"
+
+
+def digest_directory(path: Path) -> str:
+    """One SHA-256 over the names and contents of the files in ``path`` (not its subdirectories)."""
+    whole = hashlib.sha256()
+    for file in sorted(entry for entry in path.iterdir() if entry.is_file()):
+        with file.open("rb") as handle:
+            whole.update(f"{file.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()

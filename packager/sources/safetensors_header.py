@@ -1,0 +1,36 @@
+"""What a safetensors file claims, without loading it (github.com/huggingface/safetensors, "Format")."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from contract import strict_json
+from contract.errors import BuildRefused, BundleRefused
+
+MAX_HEADER_BYTES = 100 * 2**20
+"""The library's own limit."""
+
+
+def count_parameters(path: Path) -> int:
+    """Elements of all tensors in ``path``, after checking that the file has exactly the bytes that they need.
+
+    Raises:
+        BuildRefused: the file is truncated or is not a safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise BuildRefused(f"{path.name} is truncated or is not a safetensors file; fetch it again")
+        header = file.read(length)
+    try:
+        document = strict_json.loads(header, max_bytes=MAX_HEADER_BYTES, what=path.name)
+        tensors = {name: entry for name, entry in document.items() if name != "__metadata__"}
+        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
+        parameters = sum(int(math.prod(entry["shape"])) for entry in tensors.values())
+    except (BundleRefused, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BuildRefused(f"{path.name} has a damaged header; fetch it again") from error
+    if 8 + length + end != size:
+        raise BuildRefused(f"{path.name} has {size} bytes, its header speaks of {8 + length + end}; fetch it again")
+    return parameters
