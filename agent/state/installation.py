@@ -35,6 +35,7 @@ CREATE TABLE installation (
     failure_reason TEXT,
     failure_message TEXT,
     desired BLOB,
+    overridden INTEGER NOT NULL DEFAULT 0,
     epoch INTEGER NOT NULL,
     clock_floor INTEGER NOT NULL
 ) STRICT;
@@ -96,7 +97,10 @@ class Failure(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The installation row, all of it read at one instant."""
+    """The installation row, all of it read at one instant.
+
+    ``overridden``: the operator of this device chose another bundle after ``desired`` had arrived.
+    """
 
     phase: str
     active: Digest | None
@@ -104,6 +108,7 @@ class Snapshot(Struct, frozen=True):
     candidate: Digest | None
     failure: Failure | None
     desired: bytes | None
+    overridden: bool
     epoch: int
 
 
@@ -127,6 +132,7 @@ class InstallationState:
             candidate=row["candidate"],
             failure=failure,
             desired=row["desired"],
+            overridden=bool(row["overridden"]),
             epoch=row["epoch"],
         )
 
@@ -141,7 +147,12 @@ class InstallationState:
     def desire(self, payload: bytes | None) -> None:
         """Remember the accepted ``desired`` document; None when nothing is desired any more."""
         with self._database.transaction("desire") as connection:
-            connection.execute("UPDATE installation SET desired = ?", (payload,))
+            connection.execute("UPDATE installation SET desired = ?, overridden = 0", (payload,))
+
+    def override_desired(self) -> None:
+        """The remembered ``desired`` document is not followed any more, until another one arrives."""
+        with self._database.transaction("override desired") as connection:
+            connection.execute("UPDATE installation SET overridden = 1")
 
     # Bundles.
     def add_bundle(self, bundle: InstalledBundle) -> None:
@@ -244,6 +255,11 @@ class InstallationState:
                 "ON CONFLICT (role) DO UPDATE SET version = max(version, excluded.version)",
                 list(versions.items()),
             )
+
+    def reset_role_versions(self) -> None:
+        """Forget them all: the operator provisions this device anew."""
+        with self._database.transaction("reset role versions") as connection:
+            connection.execute("DELETE FROM role_versions")
 
     def clock_floor(self) -> int:
         return int(self._database.query("SELECT clock_floor FROM installation")[0][0])

@@ -1,0 +1,85 @@
+"""Trying a candidate in a worker of its own, at the lowest priority, before it may answer anybody.
+
+It must load, give finite logits, predict the build's own answers about as well as the build did, and stay within its
+memory. Speed is not judged here: beside a serving model it would refuse good bundles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import Struct
+
+from agent.host import total_memory
+from agent.install.ports import SealedBundle
+from agent.install.settings import InstallSettings
+from agent.state.installation import Failure
+from agent.worker.ports import Worker, WorkerStarter
+from agent.worker.settings import WorkerSettings
+from contract.errors import EngineFailed
+from contract.reasons import Reason
+
+CANARY_NICE = 19
+
+MEMORY_SHARE = 0.9
+"""Of the RAM there is: more than this and the kernel would have to choose what dies."""
+
+
+class CanaryPassed(Struct, frozen=True):
+    """What the trial showed: its peak memory, which decides how to swap."""
+
+    peak_rss_bytes: int
+    drift: float
+
+
+async def run_canary(
+    bundle: SealedBundle, workers: WorkerStarter, worker_settings: WorkerSettings, settings: InstallSettings
+) -> CanaryPassed | Failure:
+    """The verdict on ``bundle``; the worker is gone when this returns or is cancelled."""
+    worker: Worker | None = None
+    try:
+        async with asyncio.timeout(settings.canary_seconds):
+            try:
+                worker = await workers(
+                    worker_settings,
+                    bundle.directory,
+                    derived_dir=bundle.derived,
+                    nice=CANARY_NICE,
+                    on_event=lambda event: None,
+                )
+            except EngineFailed as error:
+                return Failure(Reason.CANARY_LOAD_FAILED, error.message)
+            return await _examine(bundle, worker, settings)
+    except TimeoutError:
+        return Failure(Reason.CANARY_TIMEOUT, f"the canary was not over within {settings.canary_seconds:g} s")
+    finally:
+        if worker is not None:
+            await worker.close()
+
+
+async def _examine(bundle: SealedBundle, worker: Worker, settings: InstallSettings) -> CanaryPassed | Failure:
+    largest = 0.0
+    for number, canary in enumerate(bundle.manifest.canary, start=1):
+        try:
+            score = await worker.score(canary.prompt, canary.expected_text)
+        except EngineFailed as error:
+            return Failure(Reason.CANARY_LOAD_FAILED, f"canary {number} could not be scored: {error.message}")
+        if not score.finite or not score.tokens:
+            return Failure(Reason.CANARY_NOT_FINITE, f"canary {number} gave logits that are not finite numbers")
+        drift = score.mean_nll - canary.mean_nll
+        tolerance = min(canary.tolerance, settings.canary_tolerance or canary.tolerance)
+        # Not >: a drift that is not a number must not pass.
+        if not abs(drift) <= tolerance:
+            return Failure(
+                Reason.CANARY_DRIFT,
+                f"canary {number} has a mean NLL of {score.mean_nll:.3f} here, {canary.mean_nll:.3f} at the build "
+                f"(allowed: ±{tolerance:.3f})",
+            )
+        largest = max(largest, abs(drift))
+    limit = settings.max_rss_bytes or int(total_memory() * MEMORY_SHARE)
+    if worker.peak_rss_bytes > limit:
+        return Failure(
+            Reason.CANARY_MEMORY,
+            f"the candidate took {worker.peak_rss_bytes >> 20} MiB of memory, {limit >> 20} MiB are allowed",
+        )
+    return CanaryPassed(worker.peak_rss_bytes, largest)

@@ -1,0 +1,125 @@
+"""Removing what is neither needed nor wanted: strays of interrupted work, and bundles beyond those to be kept.
+
+Never touched: the active and the previous bundle, the candidate, and parts of what is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from agent.install.inspection import read_manifest
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from contract.durable import Disk
+from contract.errors import BundleRefused, StoreBroken
+from contract.manifest import Manifest
+from contract.names import Digest
+
+
+def tree_bytes(path: Path) -> int:
+    """What a tree takes on this disk, every file counted under its first name only; 0 when it is missing."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for file in [path, *path.rglob("*")] if path.exists() else []:
+        facts = file.lstat()
+        if (facts.st_dev, facts.st_ino) not in seen:
+            seen.add((facts.st_dev, facts.st_ino))
+            total += facts.st_blocks * 512
+    return total
+
+
+def _children(directory: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(directory.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreBroken(f"{directory} cannot be listed: {error.strerror}") from error
+
+
+def known_bundles(state: InstallationState, directory: StateDirectory) -> list[tuple[Path, Manifest]]:
+    """Sealed bundles whose chunks may be reused, those that matter most first; damaged manifests are left out."""
+    snapshot = state.snapshot()
+    order = {snapshot.active: 0, snapshot.previous: 1}
+    found: list[tuple[Path, Manifest]] = []
+    for bundle in sorted(state.bundles(), key=lambda bundle: order.get(bundle.digest, 2)):
+        try:
+            found.append(
+                (directory.bundle(bundle.digest), read_manifest(directory.bundle(bundle.digest), bundle.digest))
+            )
+        except BundleRefused:
+            continue
+    return found
+
+
+def collect_strays(
+    state: InstallationState, directory: StateDirectory, disk: Disk, *, parts_kept: Collection[str] | None
+) -> None:
+    """Remove what no record explains; ``parts_kept``: digests of files on their way (None keeps all parts).
+
+    Raises:
+        StoreBroken, StoreFull.
+    """
+    # The candidate may be sealed and not recorded yet, if the power went in between.
+    known = {bundle.digest for bundle in state.bundles()} | {state.snapshot().candidate}
+    for path in _children(directory.bundles):
+        if path.name not in known and not _is_sealing(path.name, parts_kept is None):
+            disk.remove(path)
+    for path in _children(directory.derived):
+        if path.name not in known:
+            disk.remove(path)
+    for path in _children(directory.inbox):
+        if parts_kept is None and path.suffix == ".part":
+            continue
+        if path.suffix != ".part" or path.stem not in (parts_kept or ()):
+            disk.remove(path)
+
+
+def _is_sealing(name: str, keep: bool) -> bool:
+    return keep and name.startswith(".") and name.endswith(".sealing")
+
+
+def collect_bundles(
+    state: InstallationState,
+    directory: StateDirectory,
+    disk: Disk,
+    *,
+    keep_previous: int,
+    quota_bytes: int,
+    protected: Collection[Digest] = (),
+) -> list[Digest]:
+    """Remove sealed bundles beyond the ``keep_previous`` newest, then the oldest while the quota is exceeded.
+
+    Returns what was removed. ``protected`` are digests in flight.
+
+    Raises:
+        StoreBroken, StoreFull.
+    """
+    snapshot = state.snapshot()
+    untouchable = {snapshot.active, snapshot.candidate, *protected}
+    if keep_previous:
+        untouchable.add(snapshot.previous)
+    others = [bundle.digest for bundle in state.bundles() if bundle.digest not in untouchable]
+    room_for = max(0, keep_previous - (snapshot.previous is not None))
+    removed = others[room_for:]
+    kept = others[:room_for]
+    for digest in removed:
+        _remove_bundle(state, directory, disk, digest)
+    while kept and quota_bytes and used_bytes(directory) > quota_bytes:
+        digest = kept.pop()
+        _remove_bundle(state, directory, disk, digest)
+        removed.append(digest)
+    return removed
+
+
+def used_bytes(directory: StateDirectory) -> int:
+    """What the quota counts: sealed bundles, derived weights and files on their way."""
+    return sum(tree_bytes(path) for path in (directory.bundles, directory.derived, directory.inbox))
+
+
+def _remove_bundle(state: InstallationState, directory: StateDirectory, disk: Disk, digest: Digest) -> None:
+    # Forgotten first: a directory without a record is a stray, a record without a directory would be a lie.
+    state.forget_bundle(digest)
+    disk.remove(directory.derived_of(digest))
+    disk.remove(directory.bundle(digest))

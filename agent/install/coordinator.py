@@ -1,0 +1,242 @@
+"""Decides what is to be done: the latest wish wins, what failed is retried later, what was refused is not.
+
+The doing is :mod:`agent.install.driving`'s. Whatever may be abandoned safely is abandoned when another wish arrives;
+a switch, a commit or a rollback is finished first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+
+from agent.install.delivery import Installer, run_installer
+from agent.install.driving import Driver, Outcome
+from agent.install.machine import State
+from agent.install.ports import Serving
+from agent.install.reporting import OnEvent, OnReported, Reporter, reported_error
+from agent.install.settings import InstallSettings
+from agent.install.wishes import Wish, read_desired, revision_of
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.worker.ports import WorkerStarter
+from agent.worker.settings import WorkerSettings
+from contract.durable import Disk
+from contract.errors import BundleRefused, StoreBroken, StoreFull
+from contract.mqtt.messages import Reported
+
+log = logging.getLogger("edge_agent.install")
+
+WISH_SECONDS = 0.2
+"""At most this often is a new desired document looked at: a flood costs one glance per interval."""
+
+RESTORE_SECONDS = 30.0
+"""When the active bundle cannot be served or the state cannot be written: how long until it is tried again."""
+
+
+class Coordinator:
+    """The only one that changes what this device runs.
+
+    ``desire`` may be called at any time in the event loop; ``start_active`` once, before ``run``; ``carry_out`` does
+    one wish to its end, beside ``run`` or without it. ``on_reported`` and ``on_event`` must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: StateDirectory,
+        state: InstallationState,
+        settings: InstallSettings,
+        sources: Mapping[str, str],
+        serving: Serving,
+        workers: WorkerStarter,
+        worker_settings: WorkerSettings,
+        on_reported: OnReported,
+        on_event: OnEvent,
+        disk: Disk | None = None,
+        installer: Installer = run_installer,
+    ) -> None:
+        self._store = state
+        self._settings = settings
+        self._sources = dict(sources)
+        loop = asyncio.get_running_loop()
+        self._reporter = Reporter(state, on_reported, on_event, loop.time)
+        self._driver = Driver(
+            directory=directory,
+            state=state,
+            settings=settings,
+            serving=serving,
+            workers=workers,
+            worker_settings=worker_settings,
+            disk=disk or Disk(),
+            installer=installer,
+            reporter=self._reporter,
+        )
+        self._pending: bytes | None = None
+        self._wish: Wish | None = None
+        self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
+        self._retries = 0
+        self._not_before = float("-inf")
+        self._arrived = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    @property
+    def reported(self) -> Reported:
+        """What is reported now."""
+        return self._reporter.current
+
+    def desire(self, payload: bytes) -> None:
+        """A ``desired`` document arrived; only the latest counts."""
+        self._pending = payload
+        self._arrived.set()
+
+    async def start_active(self) -> None:
+        """Bring an interrupted installation to a safe end and serve the active bundle, completely verified.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        snapshot = self._store.snapshot()
+        if snapshot.desired is not None:
+            self._reporter.revision = revision_of(snapshot.desired)
+            if not snapshot.overridden:
+                self._follow(snapshot.desired)
+        await self._driver.restart()
+        active = self._store.bundle(self._store.snapshot().active)
+        if self._driver.damaged and self._wish is None and active is not None:
+            # Nobody asks for it just now, but it is what this device is meant to run.
+            self._wish = Wish(active.name, active.version, tuple(self._sources.values()), self._settings)
+
+    async def run(self) -> None:
+        """Follow wishes until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._take_in(), name="desired documents")
+            group.create_task(self._work(), name="installation")
+
+    async def carry_out(self, wish: Wish) -> Outcome:
+        """Do what this device's operator asks for, before anything else; how it ended.
+
+        A ``desired`` document that is here already is not followed any more: the operator came later.
+        """
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._store.override_desired()
+        self._wish = None
+        self._orders.append((wish, outcome))
+        self._driver.supersede()
+        self._changed.set()
+        return await outcome
+
+    async def _take_in(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            payload, self._pending = self._pending, None
+            if payload is not None:
+                try:
+                    self._consider(payload)
+                except (StoreBroken, StoreFull) as error:
+                    log.warning("a desired document could not be recorded: %s", error.message)
+                    self._pending = self._pending or payload
+                    self._arrived.set()
+            await asyncio.sleep(WISH_SECONDS)
+
+    def _consider(self, payload: bytes) -> None:
+        if payload == (self._store.snapshot().desired or b""):
+            # The broker's retained copy, again.
+            self._reporter.tell()
+            return
+        try:
+            read_desired(payload, self._settings, self._sources)
+        except BundleRefused as refused:
+            self._reject(payload, refused)
+            return
+        self._store.desire(payload or None)
+        self._follow(payload)
+        self._driver.supersede()
+        self._changed.set()
+
+    def _follow(self, payload: bytes) -> None:
+        """Make an accepted document the wish in force."""
+        try:
+            self._wish = read_desired(payload, self._settings, self._sources)
+        except BundleRefused as refused:
+            # It was accepted under an older configuration.
+            self._wish = None
+            self._reject(payload, refused)
+            return
+        self._retries, self._not_before = 0, float("-inf")
+        if self._wish is None:
+            self._reporter.begin(None)
+
+    def _reject(self, payload: bytes, refused: BundleRefused) -> None:
+        """Say so; a wish that is being pursued goes on, since whoever sent this may not even be its author."""
+        detail = {"reason": refused.reason, "message": refused.message, "revision": revision_of(payload)}
+        self._reporter.event("refused", detail)
+        if self._driver.state is State.IDLE:
+            self._reporter.begin(revision_of(payload))
+        self._reporter.error = reported_error(refused)
+        self._reporter.tell()
+
+    async def _work(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._changed.clear()
+            try:
+                if not self._driver.restored:
+                    await self._driver.restart()
+                await self._next_step()
+            except (StoreBroken, StoreFull) as error:
+                log.warning("the installation state cannot be written: %s", error.message)
+                self._driver.restored = False
+                self._not_before = clock() + RESTORE_SECONDS
+            if self._orders:
+                continue
+            delay = None
+            if not self._driver.restored:
+                delay = RESTORE_SECONDS
+            elif self._wish is not None:
+                delay = max(0.0, self._not_before - clock())
+            try:
+                async with asyncio.timeout(delay):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    async def _next_step(self) -> None:
+        clock = asyncio.get_running_loop().time
+        if self._orders:
+            order, future = self._orders.pop(0)
+            outcome = await self._pursue(order)
+            if not future.done():
+                future.set_result(outcome)
+            return
+        wish = self._wish
+        if wish is None:
+            self._reporter.tell()
+            return
+        if clock() < self._not_before:
+            return
+        outcome = await self._pursue(wish)
+        if self._wish is not wish:
+            return
+        if outcome.kind == "later":
+            self._not_before = clock() + self._backoff()
+        elif outcome.kind != "superseded":
+            self._wish = None
+            self._retries = 0
+
+    async def _pursue(self, wish: Wish) -> Outcome:
+        active = self._store.bundle(self._store.snapshot().active)
+        if active is not None and active.reference == wish.reference and not self._driver.damaged:
+            self._reporter.begin(wish.revision)
+            self._reporter.tell()
+            return Outcome("active")
+        return await self._driver.pursue(wish)
+
+    def _backoff(self) -> float:
+        """Doubled every time, with jitter so that a fleet does not come back at once."""
+        longest = self._settings.retry_longest_seconds
+        delay = min(longest, self._settings.retry_first_seconds * 2.0 ** min(self._retries, 30))
+        self._retries += 1
+        return delay * random.uniform(0.5, 1.0)  # noqa: S311 jitter needs no secrecy

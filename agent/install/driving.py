@@ -1,0 +1,404 @@
+"""Drives the state table for one wish: records what is meant, does it, and feeds back what came of it.
+
+Nothing here trusts a bundle (the installer's work) or loads one (a worker's).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Literal
+
+from msgspec import Struct
+
+from agent.host import available_memory
+from agent.install.canary import CanaryPassed, run_canary
+from agent.install.collection import collect_bundles, collect_strays
+from agent.install.delivery import Installer
+from agent.install.inspection import inspect_bundle, read_manifest
+from agent.install.job import Job, Line, Progressed, Reached, Resolved
+from agent.install.machine import Action, Event, State, step
+from agent.install.ports import SealedBundle, Serving, SwapMode
+from agent.install.probation import judge
+from agent.install.reporting import Reporter, reported_error
+from agent.install.settings import InstallSettings
+from agent.install.wishes import Wish
+from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
+from agent.state.layout import StateDirectory
+from agent.worker.ports import WorkerStarter
+from agent.worker.settings import WorkerSettings
+from contract.durable import Disk
+from contract.errors import BundleRefused, EdgeBundleError, EngineFailed
+from contract.mqtt.messages import ReportedError
+from contract.names import Digest
+from contract.reasons import Reason
+
+log = logging.getLogger("edge_agent.install")
+
+WATCH_SECONDS = 0.25
+"""How often probation looks at the counters."""
+
+HOUR = 3600
+
+
+class Outcome(Struct, frozen=True):
+    """How a wish ended. ``later``: nothing is wrong with it, try again; ``refused`` covers what was rolled back."""
+
+    kind: Literal["active", "refused", "later", "superseded"]
+    error: EdgeBundleError | None = None
+
+
+class Driver:
+    """Owns the state; ``pursue`` and ``restart`` are called one after the other, ``supersede`` at any time."""
+
+    def __init__(
+        self,
+        *,
+        directory: StateDirectory,
+        state: InstallationState,
+        settings: InstallSettings,
+        serving: Serving,
+        workers: WorkerStarter,
+        worker_settings: WorkerSettings,
+        disk: Disk,
+        installer: Installer,
+        reporter: Reporter,
+    ) -> None:
+        self._directory = directory
+        self._store = state
+        self._settings = settings
+        self._serving = serving
+        self._workers = workers
+        self._worker_settings = worker_settings
+        self._disk = disk
+        self._installer = installer
+        self._reporter = reporter
+        snapshot = state.snapshot()
+        self._state = State(snapshot.phase)
+        self._candidate = snapshot.candidate
+        self._failure = snapshot.failure
+        self._wish: Wish | None = None
+        self._outcome = Outcome("superseded")
+        self._superseded = asyncio.Event()
+        self._sealed: SealedBundle | None = None
+        self._passed: CanaryPassed | None = None
+        self._predecessor_speed: float | None = None
+        self.restored = False
+        self.damaged = False
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    async def pursue(self, wish: Wish) -> Outcome:
+        """Do what it takes to make the wished bundle active.
+
+        Raises:
+            StoreBroken, StoreFull: the state cannot be recorded; ``restart`` goes on from what was.
+        """
+        self._wish = wish
+        self._settings = wish.settings
+        self._candidate = self._failure = self._sealed = self._passed = None
+        self._outcome = Outcome("superseded")
+        self._superseded.clear()
+        self._reporter.begin(wish.revision)
+        await self._drive(Event.WANTED)
+        return self._outcome
+
+    async def restart(self) -> None:
+        """Go on from whatever is recorded, and serve the active bundle.
+
+        ``restored`` says whether that worked, ``damaged`` that its bytes on this disk are not what they should be.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        await self._drive(Event.RESTARTED)
+
+    def supersede(self) -> None:
+        """Another wish waits: leave this one at the next place where that is safe."""
+        self._superseded.set()
+
+    async def _drive(self, event: Event | None) -> None:
+        while event is not None:
+            actions = self._enter(event)
+            event = None
+            for action in actions:
+                event = await self._perform(action) or event
+
+    def _enter(self, event: Event) -> tuple[Action, ...]:
+        state, actions = step(self._state, event)
+        if state is State.IDLE:
+            self._candidate = None
+        failure = self._failure if state is State.ROLLBACK else None
+        self._store.enter(state.value, self._candidate, failure)
+        self._state = state
+        self._reporter.phase(state)
+        return actions
+
+    async def _perform(self, action: Action) -> Event | None:
+        match action:
+            case Action.OBTAIN | Action.RUN_CANARY | Action.WATCH:
+                work = {
+                    Action.OBTAIN: self._obtain,
+                    Action.RUN_CANARY: self._run_canary,
+                    Action.WATCH: self._watch,
+                }[action]
+                return await self._unless_superseded(work())
+            case Action.SWAP:
+                return await self._swap()
+            case Action.RESTORE:
+                return await self._restore()
+            case Action.COMMIT:
+                return self._commit()
+            case _:
+                self._tidy(action)
+        return None
+
+    def _tidy(self, action: Action) -> None:
+        # STOP_INSTALLER: it ended with the task that ran it. SCHEDULE_RETRY: the outcome tells the coordinator.
+        if action is Action.QUARANTINE:
+            self._quarantine()
+        elif action is Action.COLLECT:
+            self._collect()
+
+    async def _unless_superseded(self, work: Awaitable[Event]) -> Event:
+        task = asyncio.ensure_future(work)
+        interruption = asyncio.create_task(self._superseded.wait())
+        try:
+            await asyncio.wait({task, interruption}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else Event.SUPERSEDED
+        finally:
+            for each in (task, interruption):
+                each.cancel()
+            await asyncio.gather(task, interruption, return_exceptions=True)
+
+    # RESOLVE to SEAL.
+    async def _obtain(self) -> Event:
+        wish = self._wish
+        assert wish is not None
+        job = Job(
+            state_dir=str(self._directory.root),
+            name=wish.name,
+            version=wish.version,
+            sources=list(wish.sources),
+            quota_bytes=self._settings.quota_bytes,
+            offline_grace=self._settings.offline_grace,
+            parallel_fetches=self._settings.parallel_fetches,
+            bytes_per_second=self._settings.download_bytes_per_second,
+            despite_quarantine=wish.operator,
+            root=wish.root,
+        )
+        try:
+            await self._installer(job, self._hear)
+        except BundleRefused as refused:
+            self._refuse(refused)
+            return Event.REFUSED
+        except EdgeBundleError as error:
+            self._outcome = Outcome("later", error)
+            self._reporter.error = reported_error(error)
+            return Event.UNAVAILABLE
+        return Event.SEALED
+
+    def _hear(self, line: Line) -> None:
+        match line:
+            case Resolved():
+                self._candidate = Digest(line.digest)
+                self._enter(Event.RESOLVED)
+            case Reached(event) if event is not Event.SEALED:
+                self._enter(event)
+            case Progressed():
+                self._reporter.progress(line)
+
+    def _refuse(self, refused: EdgeBundleError) -> None:
+        wish = self._wish
+        assert wish is not None
+        self._outcome = Outcome("refused", refused)
+        self._reporter.error = reported_error(refused)
+        self._reporter.event(
+            "refused",
+            {"bundle": wish.reference, "revision": wish.revision, "reason": refused.reason, "message": refused.message},
+        )
+
+    # CANARY to COMMIT.
+    async def _run_canary(self) -> Event:
+        digest, wish = self._candidate, self._wish
+        assert digest is not None and wish is not None
+        if wish.operator:
+            self._store.release(digest)
+        else:
+            recent = self._store.swaps_between(int(time.time()) - HOUR, int(time.time()))
+            limit = self._settings.swaps_per_hour
+            if limit and len(recent) >= limit:
+                error = EngineFailed(
+                    f"{len(recent)} swaps in the last hour, {limit} are allowed", reason=Reason.SWAP_LIMIT
+                )
+                self._outcome = Outcome("later", error)
+                self._reporter.error = reported_error(error)
+                return Event.UNAVAILABLE
+        if self._store.count_attempt(digest) > self._settings.max_attempts:
+            return self._fail(
+                Failure(
+                    Reason.ATTEMPTS_EXHAUSTED,
+                    f"it was tried {self._settings.max_attempts} times and never came through",
+                )
+            )
+        place = self._directory.bundle(digest)
+        try:
+            manifest = await asyncio.to_thread(read_manifest, place, digest)
+        except BundleRefused as refused:
+            return self._fail(Failure(refused.reason, refused.message))
+        self._sealed = SealedBundle(digest=digest, directory=place, manifest=manifest)
+        verdict = await run_canary(self._sealed, self._workers, self._worker_settings, self._settings)
+        if isinstance(verdict, Failure):
+            return self._fail(verdict)
+        self._passed = verdict
+        return Event.CANARY_PASSED
+
+    def _fail(self, failure: Failure) -> Event:
+        self._failure = failure
+        error = EngineFailed(failure.message, reason=failure.reason)
+        self._outcome = Outcome("refused", error)
+        self._reporter.error = reported_error(error)
+        return Event.FAILED
+
+    async def _swap(self) -> Event:
+        assert self._sealed is not None and self._passed is not None
+        old = self._serving.bundle
+        self._predecessor_speed = self._remember_speed(old)
+        mode = self._swap_mode(self._passed.peak_rss_bytes) if old is not None else "drain"
+        self._store.log_swap(self._sealed.digest, int(time.time()))
+        try:
+            report = await self._serving.swap(self._sealed, mode)
+        except EngineFailed as error:
+            return self._fail(Failure(Reason.ENGINE_FAILED, error.message))
+        self._reporter.hold_ms = report.hold_ms
+        self._reporter.event(
+            "swap",
+            {
+                "bundle": self._sealed.manifest.reference,
+                "digest": self._sealed.digest,
+                "from": None if old is None else old.manifest.reference,
+                "mode": report.mode,
+                "hold_ms": report.hold_ms,
+            },
+        )
+        return Event.SWITCHED
+
+    def _remember_speed(self, bundle: SealedBundle | None) -> float | None:
+        if bundle is None:
+            return None
+        speed = self._serving.counters().tokens_per_second
+        if speed is not None:
+            self._store.measured(bundle.digest, speed)
+            return speed
+        known = self._store.bundle(bundle.digest)
+        return None if known is None else known.tokens_per_second
+
+    def _swap_mode(self, need_bytes: int) -> SwapMode:
+        if self._settings.swap == "drain":
+            return "drain"
+        return "overlap" if available_memory() >= need_bytes + self._settings.reserve_bytes else "drain"
+
+    async def _watch(self) -> Event:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        while True:
+            verdict = judge(self._serving.counters(), clock() - started, self._settings, self._predecessor_speed)
+            if verdict == "held":
+                return Event.HELD
+            if isinstance(verdict, Failure):
+                return self._fail(verdict)
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _commit(self) -> Event:
+        assert self._candidate is not None
+        self._store.commit_candidate(self._candidate)
+        bundle = self._store.bundle(self._candidate)
+        assert bundle is not None
+        self._outcome = Outcome("active")
+        self.restored, self.damaged = True, False
+        self._reporter.event(
+            "install", {"bundle": bundle.reference, "digest": bundle.digest, "security_epoch": bundle.security_epoch}
+        )
+        return Event.COMMITTED
+
+    # Going back.
+    def _quarantine(self) -> None:
+        failure, digest = self._failure, self._candidate
+        if failure is None or digest is None:
+            return
+        bundle = self._store.bundle(digest)
+        name, version = (bundle.name, bundle.version) if bundle else ("", "")
+        self._store.quarantine(
+            Quarantined(digest, name, version, failure.reason.value, failure.message, int(time.time()))
+        )
+
+    async def _restore(self) -> Event | None:
+        """Serve the active bundle unless it is being served; in ROLLBACK, say so."""
+        snapshot = self._store.snapshot()
+        active = self._store.bundle(snapshot.active)
+        serving = self._serving.bundle
+        if active is None:
+            if serving is not None:
+                await self._serving.withdraw()
+            self.restored = True
+        elif serving is None or serving.digest != active.digest:
+            self.restored = await self._serve_again(active)
+        else:
+            self.restored = True
+        if self._state is not State.ROLLBACK:
+            return None
+        self._tell_rollback(active)
+        return Event.RESTORED
+
+    async def _serve_again(self, active: InstalledBundle) -> bool:
+        """Verify the active bundle completely and serve it; if that fails, the previous one until it is mended."""
+        try:
+            await self._serve(active.digest)
+        except (BundleRefused, EngineFailed) as error:
+            self.damaged = isinstance(error, BundleRefused)
+            log.warning("the active bundle %s cannot be served: %s", active.reference, error.message)
+            self._reporter.error = reported_error(error)
+            previous = self._store.bundle(self._store.snapshot().previous)
+            # Automatic fall-back never goes below the epoch that was committed.
+            if previous is not None and previous.security_epoch >= self._store.epoch():
+                with contextlib.suppress(BundleRefused, EngineFailed):
+                    await self._serve(previous.digest)
+            return False
+        return True
+
+    async def _serve(self, digest: Digest) -> None:
+        sealed = await asyncio.to_thread(inspect_bundle, self._directory.bundle(digest), digest)
+        await self._serving.swap(sealed, "drain")
+
+    def _tell_rollback(self, active: InstalledBundle | None) -> None:
+        wish, failure = self._wish, self._failure
+        self._reporter.event(
+            "rollback",
+            {
+                "from": None if wish is None else wish.reference,
+                "to": None if active is None else active.reference,
+                "reason": Reason.INTERRUPTED if failure is None else failure.reason,
+                "message": "it was interrupted" if failure is None else failure.message,
+            },
+        )
+        if failure is not None:
+            self._reporter.error = ReportedError(failure.reason, failure.message)
+
+    def _collect(self) -> None:
+        try:
+            collect_bundles(
+                self._store,
+                self._directory,
+                self._disk,
+                keep_previous=self._settings.keep_previous,
+                quota_bytes=self._settings.quota_bytes,
+            )
+            collect_strays(self._store, self._directory, self._disk, parts_kept=())
+        except EdgeBundleError as error:
+            # Tidying up failed; what is active is not affected, and the next installation tries again.
+            log.warning("old bundles could not be removed: %s", error.message)

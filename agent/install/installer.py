@@ -1,0 +1,107 @@
+"""The short-lived process that brings a bundle onto this disk: RESOLVE to SEAL.
+
+``python -m agent.install.installer`` reads one :class:`~agent.install.job.Job` on stdin and reports lines on stdout.
+It lives apart from the agent because trust costs memory that nobody needs afterwards, and because whatever a hostile
+repository does to it ends with it. It ends when its stdin does: an installer must not outlive the agent that asked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.install.job import MAX_LINE_BYTES, Failed, Fault, Job, Line, encode_line, parse_job
+from agent.install.obtaining import Obtaining
+from agent.install.ports import SealedBundle
+from agent.install.sources import Mirrors
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.lock import FileLock
+from agent.state.migrations import MIGRATIONS
+from contract.durable import Disk
+from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable, StoreBroken, StoreFull
+from contract.reasons import Reason
+
+LOCK_SECONDS = 30.0
+"""How long to wait for an installer whose agent was killed: it ends as soon as it notices."""
+
+_FAULTS: tuple[tuple[type[EdgeBundleError], Fault], ...] = (
+    (BundleRefused, "refused"),
+    (SourceUnavailable, "unavailable"),
+    (StoreFull, "full"),
+    (StoreBroken, "broken"),
+)
+
+
+def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundle:
+    """Do the job in this process.
+
+    Raises:
+        BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
+    """
+    # tuf is loaded by this module, in this process, and nowhere else on the device.
+    from agent.install.trusting import resolve_bundle
+
+    directory = StateDirectory(Path(job.state_dir))
+    disk.make_directory(directory.inbox, 0o700)
+    for place in (directory.bundles, directory.derived):
+        disk.make_directory(place)
+    with FileLock(directory.installer_lock, "another installer", wait_seconds=LOCK_SECONDS):
+        database = Database(directory.database, MIGRATIONS, disk.effects)
+        mirrors = Mirrors(job.sources)
+        try:
+            state = InstallationState(database)
+            return Obtaining(job, directory, state, disk, report).run(
+                mirrors, lambda among: resolve_bundle(job, among, directory, state, disk)
+            )
+        finally:
+            mirrors.close()
+            database.close()
+
+
+def failure_line(error: EdgeBundleError) -> Failed:
+    """What the agent is told about ``error``."""
+    fault: Fault = next((name for kind, name in _FAULTS if isinstance(error, kind)), "internal")
+    return Failed(fault, error.reason or Reason.INTERRUPTED, error.message, error.field)
+
+
+def _end_with_parent() -> None:
+    # Blocks until the agent closes its end, by its will or by dying.
+    while sys.stdin.buffer.read(1024):
+        pass
+    os._exit(1)
+
+
+def _print(line: Line) -> None:
+    try:
+        sys.stdout.buffer.write(encode_line(line))
+        sys.stdout.buffer.flush()
+    except OSError:
+        os._exit(1)
+
+
+def main() -> int:
+    """Entry of the process; the exit status is that of the error, 0 when the bundle is sealed."""
+    try:
+        job = parse_job(sys.stdin.buffer.readline(MAX_LINE_BYTES))
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        run_job(job, Disk(), _print)
+    except EdgeBundleError as error:
+        _print(failure_line(error))
+        if os.environ.get("EDGE_BUNDLE_TRACEBACK") == "1":
+            traceback.print_exc()
+        return error.exit_status
+    except Exception as error:  # the agent must hear of it whatever it is
+        traceback.print_exc()
+        _print(Failed("internal", Reason.INTERRUPTED, f"the installer failed: {type(error).__name__}: {error}"))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""What agent and installer process say to each other: one JSON job on stdin, JSON lines on stdout."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from agent.install.machine import Event
+from contract.errors import EngineFailed
+
+MAX_LINE_BYTES = 64 << 10
+"""The longest line is an error sentence; a job names a handful of sources."""
+
+Fault = Literal["refused", "unavailable", "full", "broken", "internal"]
+
+
+class Job(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bring ``name@version`` into ``state_dir`` from the first of ``sources`` that can deliver it.
+
+    ``despite_quarantine``: the operator of this device asks for a bundle that failed here before.
+    ``root``: a ``root.json`` to provision trust with where there is none yet.
+    """
+
+    state_dir: str
+    name: str
+    version: str
+    sources: list[str]
+    quota_bytes: int = 0
+    offline_grace: bool = True
+    parallel_fetches: int = 1
+    bytes_per_second: int = 0
+    despite_quarantine: bool = False
+    root: str | None = None
+
+
+class Resolved(Struct, frozen=True, tag="resolved"):
+    """Trust says which bundle it is; everything after is about this one."""
+
+    digest: str
+    name: str
+    version: str
+    security_epoch: int
+    bytes: int
+
+
+class Reached(Struct, frozen=True, tag="reached"):
+    """A step is over: an event of the state table."""
+
+    event: Event
+
+
+class Progressed(Struct, frozen=True, tag="progressed"):
+    """Bytes of the bundle: ``done`` of ``total`` are here and verified, ``reused`` came from other bundles.
+
+    ``fetched`` counts what was transferred by this process.
+    """
+
+    done: int
+    total: int
+    reused: int
+    fetched: int
+    seconds_left: float | None = None
+
+
+class Failed(Struct, frozen=True, tag="failed"):
+    """The last line when it did not work out; ``fault`` decides whether a retry makes sense."""
+
+    fault: Fault
+    reason: str
+    message: str
+    field: str | None = None
+
+
+Line = Resolved | Reached | Progressed | Failed
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+
+
+def encode_line(line: Line | Job) -> bytes:
+    return _encoder.encode(line) + b"\n"
+
+
+def parse_line(text: bytes) -> Line:
+    """One line of the installer.
+
+    Raises:
+        EngineFailed: not one of ours; the installer is broken.
+    """
+    try:
+        return _decoder.decode(text)
+    except msgspec.MsgspecError as error:
+        raise EngineFailed(f"the installer said something that is not a report: {error}") from error
+
+
+def parse_job(text: bytes) -> Job:
+    """The job on stdin.
+
+    Raises:
+        EngineFailed: not one of ours.
+    """
+    try:
+        return msgspec.json.decode(text, type=Job)
+    except msgspec.MsgspecError as error:
+        raise EngineFailed(f"the installer was given something that is not a job: {error}") from error

@@ -1,0 +1,244 @@
+"""RESOLVE to SEAL, one step after the other; runs in the installer process.
+
+Every step is idempotent: a killed one is simply done again, and finds what the first left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.host import check_requires, disk_available, measure_host
+from agent.install.collection import collect_bundles, collect_strays, known_bundles, used_bytes
+from agent.install.fetching import fill_part
+from agent.install.inspection import check_file, inspect_bundle
+from agent.install.job import Job, Line, Reached, Resolved
+from agent.install.machine import Event
+from agent.install.plan import index_chunks, index_files, pieces_of, unique_files
+from agent.install.ports import SealedBundle
+from agent.install.progress import ProgressMeter
+from agent.install.sealing import salvage_parts, seal_bundle
+from agent.install.sources import Mirrors
+from agent.install.staging import LocalChunks, Part
+from agent.state.installation import InstallationState, InstalledBundle
+from agent.state.layout import StateDirectory
+from contract.durable import Disk
+from contract.errors import BundleRefused, StoreBroken, StoreFull
+from contract.manifest import FileEntry, Manifest
+from contract.reasons import Reason
+from contract.trust.verified import TrustedManifest
+
+Report = Callable[[Line], None]
+Resolver = Callable[[Mirrors], TrustedManifest]
+
+
+def check_epoch(manifest: Manifest, floor: int) -> None:
+    """Refuse a bundle whose security epoch lies below what was committed here.
+
+    Raises:
+        BundleRefused: EPOCH_ROLLBACK.
+    """
+    if manifest.security_epoch < floor:
+        raise BundleRefused(
+            Reason.EPOCH_ROLLBACK,
+            f"{manifest.reference} has security epoch {manifest.security_epoch}, this device has seen {floor}",
+            field="security_epoch",
+        )
+
+
+class Obtaining:
+    """One bundle on its way; ``run`` does all of it."""
+
+    def __init__(
+        self, job: Job, directory: StateDirectory, state: InstallationState, disk: Disk, report: Report
+    ) -> None:
+        self._job = job
+        self._directory = directory
+        self._state = state
+        self._disk = disk
+        self._report = report
+
+    def run(self, mirrors: Mirrors, resolver: Resolver) -> SealedBundle:
+        """The bundle, sealed.
+
+        Raises:
+            BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
+        """
+        trusted = self._resolve(mirrors, resolver)
+        sealed = self._check(trusted)
+        if sealed is None:
+            whole, resumed = self._reserve(trusted)
+            linked = self._fetch(trusted.manifest, whole, resumed, mirrors)
+            self._verify(trusted.manifest, linked)
+            parts = {entry.sha256: self._directory.part(entry.sha256) for entry in trusted.manifest.files}
+            sealed = seal_bundle(trusted, parts, linked, self._directory, self._disk)
+        self._remember(trusted)
+        self._reached(Event.SEALED)
+        return sealed
+
+    def _reached(self, event: Event) -> None:
+        self._report(Reached(event))
+
+    def _resolve(self, mirrors: Mirrors, resolver: Resolver) -> TrustedManifest:
+        trusted = resolver(mirrors)
+        manifest = trusted.manifest
+        self._report(
+            Resolved(
+                digest=trusted.digest,
+                name=manifest.name,
+                version=manifest.version,
+                security_epoch=manifest.security_epoch,
+                bytes=manifest.total_bytes,
+            )
+        )
+        return trusted
+
+    def _check(self, trusted: TrustedManifest) -> SealedBundle | None:
+        """Whether this device may and can run it; the bundle itself, if it is here already and whole."""
+        manifest = trusted.manifest
+        check_epoch(manifest, self._state.epoch())
+        self._check_quarantine(trusted)
+        host = measure_host(self._directory.root)
+        check_requires(manifest.requires, host, room_bytes=self._job.quota_bytes or None)
+        final = self._directory.bundle(trusted.digest)
+        if final.exists():
+            try:
+                sealed = inspect_bundle(final, trusted.digest)
+            except BundleRefused:
+                # Damaged on this disk: obtained again, and what is sound of it is reused.
+                pass
+            else:
+                self._reached(Event.PRESENT)
+                self._reached(Event.VERIFIED)
+                return sealed
+        self._reached(Event.CHECKED)
+        return None
+
+    def _check_quarantine(self, trusted: TrustedManifest) -> None:
+        if self._job.despite_quarantine:
+            return
+        for entry in self._state.quarantined():
+            if entry.digest == trusted.digest:
+                raise BundleRefused(
+                    Reason.QUARANTINED,
+                    f"{trusted.manifest.reference} failed on this device before ({entry.reason}): {entry.message}",
+                )
+
+    def _reserve(self, trusted: TrustedManifest) -> tuple[dict[str, list[Path]], set[str]]:
+        """Allocate every file that no bundle here has as a whole.
+
+        Returns where whole files lie, and the digests of parts that an earlier attempt may have begun to fill.
+        """
+        manifest, directory, disk = trusted.manifest, self._directory, self._disk
+        salvage_parts(directory, trusted.digest, manifest, disk)
+        collect_strays(self._state, directory, disk, parts_kept={entry.sha256 for entry in manifest.files})
+        whole = index_files(known_bundles(self._state, directory))
+        wanted = [entry for entry in unique_files(manifest) if entry.sha256 not in whole]
+        resumed = {entry.sha256 for entry in wanted if directory.part(entry.sha256).exists()}
+        self._make_room(trusted, sum(entry.size for entry in wanted if entry.sha256 not in resumed))
+        try:
+            for entry in wanted:
+                disk.allocate(directory.part(entry.sha256), entry.size)
+        except StoreFull:
+            for entry in wanted:
+                if entry.sha256 not in resumed:
+                    disk.remove(directory.part(entry.sha256))
+            raise
+        self._reached(Event.RESERVED)
+        return whole, resumed
+
+    def _make_room(self, trusted: TrustedManifest, needed: int) -> None:
+        quota = self._job.quota_bytes
+        available = disk_available(self._directory.root)
+        if needed > available:
+            raise StoreFull(f"{needed} bytes are needed for {trusted.manifest.reference}, {available} are free")
+        if not quota or used_bytes(self._directory) + needed <= quota:
+            return
+        collect_bundles(
+            self._state,
+            self._directory,
+            self._disk,
+            keep_previous=1,
+            quota_bytes=max(1, quota - needed),
+            protected=[trusted.digest],
+        )
+        if used_bytes(self._directory) + needed > quota:
+            raise StoreFull(
+                f"{needed} bytes more are needed for {trusted.manifest.reference}; with what must stay "
+                f"that is beyond the quota of {quota}"
+            )
+
+    def _fetch(
+        self, manifest: Manifest, whole: dict[str, list[Path]], resumed: set[str], mirrors: Mirrors
+    ) -> dict[str, Path]:
+        """Fill all parts; returns the files that other bundles have as a whole, verified."""
+        meter = ProgressMeter(sum(entry.size for entry in unique_files(manifest)), self._report, time.monotonic)
+        local = LocalChunks(index_chunks(known_bundles(self._state, self._directory)))
+        linked: dict[str, Path] = {}
+        try:
+            for entry in unique_files(manifest):
+                place = first_sound(whole.get(entry.sha256, []), entry)
+                if place is not None:
+                    linked[entry.sha256] = place
+                    meter.reused(entry.size)
+                    continue
+                path = self._directory.part(entry.sha256)
+                if entry.sha256 in whole:
+                    self._disk.allocate(path, entry.size)
+                fill_part(
+                    path,
+                    entry,
+                    resumed=entry.sha256 in resumed or entry.sha256 in whole,
+                    local=local,
+                    mirrors=mirrors,
+                    meter=meter,
+                    disk=self._disk,
+                )
+        finally:
+            local.close()
+            meter.finish()
+        self._reached(Event.FETCHED)
+        return linked
+
+    def _verify(self, manifest: Manifest, linked: dict[str, Path]) -> None:
+        """Read back what was written and hold the whole of it against the signed digest."""
+        for entry in unique_files(manifest):
+            if entry.sha256 in linked:
+                continue
+            with Part(self._directory.part(entry.sha256), entry, self._disk) as part:
+                if part.digest() == entry.sha256:
+                    continue
+                damaged = any(part.missing(pieces_of(entry)))
+            self._disk.remove(self._directory.part(entry.sha256))
+            if damaged:
+                raise StoreBroken(f"this disk gives back other bytes of {entry.path} than were written")
+            raise BundleRefused(
+                Reason.CHUNKS_INVALID, f"the chunks of {entry.path} do not make up the file", field=entry.path
+            )
+        self._reached(Event.VERIFIED)
+
+    def _remember(self, trusted: TrustedManifest) -> None:
+        manifest = trusted.manifest
+        self._state.add_bundle(
+            InstalledBundle(
+                digest=trusted.digest,
+                name=manifest.name,
+                version=manifest.version,
+                security_epoch=manifest.security_epoch,
+                bytes=manifest.total_bytes,
+                installed_at=int(time.time()),
+                tokens_per_second=None,
+            )
+        )
+
+
+def first_sound(places: list[Path], entry: FileEntry) -> Path | None:
+    """The first of ``places`` that holds exactly what ``entry`` lists; what cannot be read is as good as absent."""
+    for place in places:
+        try:
+            check_file(place, entry)
+        except (BundleRefused, StoreBroken):
+            continue
+        return place
+    return None

@@ -1,0 +1,66 @@
+"""Counts the bytes of a bundle on their way and says so now and then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from agent.install.job import Progressed
+
+SECONDS_BETWEEN = 0.25
+"""Fast enough for a bar on a terminal; whoever publishes it slows it down further."""
+
+SECONDS_BEFORE_GUESS = 1.0
+"""A rate measured over less is noise."""
+
+
+class ProgressMeter:
+    """``clock`` is monotonic seconds; ``report`` gets a line at most every quarter second, and the last one.
+
+    May be used from several threads.
+    """
+
+    def __init__(self, total: int, report: Callable[[Progressed], None], clock: Callable[[], float]) -> None:
+        self._total = total
+        self._report = report
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._done = self._reused = self._fetched = 0
+        self._started: float | None = None
+        self._last = float("-inf")
+
+    def found(self, count: int) -> None:
+        """``count`` bytes were here already, from an earlier attempt."""
+        self._add(done=count)
+
+    def reused(self, count: int) -> None:
+        """``count`` bytes came from another bundle on this device."""
+        self._add(done=count, reused=count)
+
+    def fetched(self, count: int, *, again: int = 0) -> None:
+        """``count`` bytes were transferred and verified, ``again`` of them were here before."""
+        self._add(done=count - again, fetched=count)
+
+    def _add(self, *, done: int, reused: int = 0, fetched: int = 0) -> None:
+        with self._lock:
+            now = self._clock()
+            if fetched and self._started is None:
+                self._started = now
+            self._done += done
+            self._reused += reused
+            self._fetched += fetched
+            if now - self._last >= SECONDS_BETWEEN:
+                self._last = now
+                self._report(self._line(now))
+
+    def finish(self) -> None:
+        """Report the final numbers."""
+        with self._lock:
+            self._report(self._line(self._clock()))
+
+    def _line(self, now: float) -> Progressed:
+        left = None
+        if self._started is not None and now - self._started >= SECONDS_BEFORE_GUESS and self._fetched:
+            rate = self._fetched / (now - self._started)
+            left = round((self._total - self._done) / rate, 1)
+        return Progressed(self._done, self._total, self._reused, self._fetched, left)

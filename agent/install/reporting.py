@@ -1,0 +1,103 @@
+"""Composes ``reported`` from what is recorded and what is going on, and keeps progress from flooding the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import UNSET
+
+from agent.install.job import Progressed
+from agent.install.machine import State
+from agent.state.installation import InstallationState, InstalledBundle
+from contract.errors import EdgeBundleError
+from contract.mqtt.messages import BundleState, Progress, Reported, ReportedError
+from contract.mqtt.topics import EventType
+from contract.names import Digest
+from contract.reasons import Reason
+
+PROGRESS_SECONDS = 1.0
+"""Progress is published this often at most: it is for people."""
+
+OnReported = Callable[[Reported], None]
+OnEvent = Callable[[EventType, dict[str, Any]], None]
+
+
+def reported_error(error: EdgeBundleError) -> ReportedError:
+    """The form of an error in ``reported``."""
+    return ReportedError(
+        reason=error.reason or Reason.INTERRUPTED,
+        message=error.message,
+        field=UNSET if error.field is None else error.field,
+    )
+
+
+class Reporter:
+    """Says what the device does about its wish. ``active`` is the committed bundle: what a restart comes back to."""
+
+    def __init__(
+        self,
+        state: InstallationState,
+        on_reported: OnReported,
+        on_event: OnEvent,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = state
+        self._on_reported = on_reported
+        self._on_event = on_event
+        self._clock = clock
+        self._phase = State.IDLE
+        self._progress: Progress | None = None
+        self._progress_told = float("-inf")
+        self._told: Reported | None = None
+        self.revision: str | None = None
+        self.error: ReportedError | None = None
+        self.hold_ms: float | None = None
+
+    @property
+    def current(self) -> Reported:
+        """What is reported now."""
+        snapshot = self._store.snapshot()
+        return Reported(
+            revision=self.revision,
+            phase=self._phase.value,
+            progress=self._progress,
+            active=self._bundle(snapshot.active),
+            previous=self._bundle(snapshot.previous),
+            error=self.error,
+            hold_ms=UNSET if self.hold_ms is None else self.hold_ms,
+        )
+
+    def _bundle(self, digest: Digest | None) -> BundleState | None:
+        bundle: InstalledBundle | None = self._store.bundle(digest)
+        return None if bundle is None else bundle.reported
+
+    def begin(self, revision: str | None) -> None:
+        """A new wish is pursued: what was said of the one before is over."""
+        self.revision = revision
+        self.error = self.hold_ms = self._progress = None
+
+    def phase(self, state: State) -> None:
+        """Another state was entered."""
+        self._phase = state
+        if state is State.IDLE:
+            self._progress = None
+        self.tell()
+
+    def progress(self, line: Progressed) -> None:
+        """Bytes arrived; told at most once a second."""
+        left = UNSET if line.seconds_left is None else line.seconds_left
+        self._progress = Progress(done=line.done, total=line.total, reused=line.reused, seconds_left=left)
+        if self._clock() - self._progress_told >= PROGRESS_SECONDS:
+            self._progress_told = self._clock()
+            self.tell()
+
+    def tell(self) -> None:
+        """Report, unless it is what was reported last."""
+        current = self.current
+        if current != self._told:
+            self._told = current
+            self._on_reported(current)
+
+    def event(self, kind: EventType, detail: dict[str, Any]) -> None:
+        self._on_event(kind, detail)

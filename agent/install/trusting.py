@@ -1,0 +1,50 @@
+"""Asking trust which bundle NAME@VERSION is; loads tuf, so only the installer process imports this module."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.install.job import Job
+from agent.install.sources import Mirrors
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from contract.durable import Disk
+from contract.errors import UsageError
+from contract.trust.clock import kernel_clock_synchronised
+from contract.trust.resolve import resolve
+from contract.trust.store import TrustStore
+from contract.trust.verified import TrustedManifest
+
+
+def resolve_bundle(
+    job: Job, mirrors: Mirrors, directory: StateDirectory, state: InstallationState, disk: Disk
+) -> TrustedManifest:
+    """The manifest that current, signed metadata lists as the job's bundle.
+
+    Raises:
+        BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
+        UsageError: the job brings a root, and the device trusts another repository.
+    """
+    store = TrustStore(directory.trust, disk)
+    if job.root is not None:
+        store.provision(_read_root(Path(job.root)), state)
+    return mirrors.first_working(
+        lambda source: resolve(
+            store=store,
+            source=source,
+            name=job.name,
+            version=job.version,
+            floor=state,
+            clock=lambda: datetime.now(UTC),
+            offline_grace=job.offline_grace,
+            synchronised=kernel_clock_synchronised,
+        )
+    )
+
+
+def _read_root(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error

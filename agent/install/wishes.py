@@ -1,0 +1,81 @@
+"""From what is asked for to what will be done: checked ``desired`` documents and orders of the operator (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import UNSET, Struct
+
+from agent.install.settings import InstallSettings, tighten
+from contract.errors import BundleRefused
+from contract.mqtt.messages import parse_desired
+from contract.names import Digest
+from contract.reasons import Reason
+
+
+class Wish(Struct, frozen=True):
+    """A bundle to be run, from the first of ``sources`` that can deliver it, under ``settings``.
+
+    ``digest`` names a bundle that lies here already (a rollback); then no source is asked. ``operator``: the order
+    came from this device's own operator, who may try again what failed. ``root`` provisions trust where there is none.
+    """
+
+    name: str
+    version: str
+    sources: tuple[str, ...]
+    settings: InstallSettings
+    revision: str | None = None
+    digest: Digest | None = None
+    operator: bool = False
+    allow_epoch: bool = False
+    root: str | None = None
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str, str]) -> Wish | None:
+    """The wish in a ``desired`` document; None when it withdraws the one before.
+
+    Raises:
+        BundleRefused: DESIRED_INVALID, SOURCE_NOT_CONFIGURED, POLICY_LOOSER.
+    """
+    try:
+        desired = parse_desired(payload)
+    except BundleRefused as refused:
+        raise BundleRefused(
+            Reason.DESIRED_INVALID, f"{refused.message} ({refused.reason})", field=refused.field
+        ) from refused
+    if desired is None:
+        return None
+    if desired.source is UNSET:
+        locations = tuple(sources.values())
+        if not locations:
+            raise BundleRefused(Reason.SOURCE_NOT_CONFIGURED, "this device has no source configured", field="source")
+    else:
+        location = sources.get(desired.source)
+        if location is None:
+            known = ", ".join(sorted(sources)) or "none"
+            raise BundleRefused(
+                Reason.SOURCE_NOT_CONFIGURED,
+                f"the source {desired.source!r} is not configured on this device (configured: {known})",
+                field="source",
+            )
+        locations = (location,)
+    return Wish(
+        name=desired.bundle.name,
+        version=desired.bundle.version,
+        sources=locations,
+        settings=tighten(settings, desired.policy),
+        revision=desired.revision,
+    )
+
+
+def revision_of(payload: bytes) -> str | None:
+    """The revision of a document that was refused, if it can be read; it is echoed in the report."""
+    try:
+        desired = parse_desired(payload)
+    except BundleRefused:
+        return None
+    return None if desired is None else desired.revision
