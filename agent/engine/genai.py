@@ -8,6 +8,7 @@ and fed back, so that parameters can change between tokens; beam search is onnxr
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import deque
@@ -20,10 +21,10 @@ import numpy as np
 
 from agent.engine.answer import Answer, prepare, rejection
 from agent.engine.memory import kv_bytes_per_token, usable_bytes
-from agent.engine.sampling import log_softmax
+from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
-from agent.engine.turns import PREFILL_SLICE, Turn
+from agent.engine.turns import Turn
 from contract.errors import EngineFailed, RequestInvalid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is first imported
@@ -144,18 +145,15 @@ class GenaiEngine:
         Raises:
             EngineFailed: nothing to score, or longer than the context, or the runtime failed.
         """
-        try:
-            head = self._tokenizing.encode(prompt, "prompt")
-            tail = self._tokenizing.encode_more(text, "text") if head else self._tokenizing.encode(text, "text")
-        except RequestInvalid as refused:
-            raise EngineFailed(refused.message) from refused
-        ids = [*head, *tail]
-        first = max(1, len(head))
+        ids, first = self._tokenizing.encode_canary(prompt, text)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
         with _native("the model failed on a canary"):
-            generator = self._generator({"max_length": _rounded(len(ids), self._facts.context_length)})
-            return _score(generator, ids, first)
+            options = {"max_length": _rounded(len(ids), self._facts.context_length)}
+            losses = _losses(self._generator(options), ids, first, SCORE_SLICE)
+            if losses is None:
+                losses = _losses(self._generator(options), ids, first, 1) or [math.nan]
+            return canary_score(losses)
 
     def _prepare(self, generation: Generation) -> Turn:
         if generation.grammar is not None:
@@ -167,16 +165,25 @@ class GenaiEngine:
         context = self._facts.context_length
         prompt, limit = prepare(generation, self._tokenizing, context_length=context, vocab_size=self._facts.vocab_size)
         answer = Answer(generation, prompt, limit, self._tokenizing)
-        length = _rounded(len(prompt) + answer.limit, context)
+        length = self._fit(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._kv_per_token * generation.num_beams
-        if kv_bytes > self._budget:
-            raise RequestInvalid(
-                f"{length} tokens of context need {kv_bytes >> 20} MiB here and there are {self._budget >> 20} MiB: "
-                "ask for fewer max_tokens",
-                field="max_tokens",
-            )
         return Turn(answer, length, kv_bytes, self._generator)
+
+    def _fit(self, generation: Generation, prompt: int, wanted: int) -> int:
+        """Tokens to allocate: what is wanted, or without a wish for a length what there is memory for.
+
+        Raises:
+            RequestInvalid: more than there is memory for.
+        """
+        length = _rounded(wanted, self._facts.context_length)
+        room = self._budget // (self._kv_per_token * generation.num_beams)
+        if length <= room:
+            return length
+        if generation.max_tokens is None and prompt < room:
+            return room
+        field = "max_tokens" if prompt < room else "prompt" if generation.messages is None else "messages"
+        raise RequestInvalid(f"it needs {length} tokens of context and there is memory for {room} here", field=field)
 
     def _start_waiting(self) -> None:
         used = sum(turn.kv_bytes for turn in self._active)
@@ -216,12 +223,10 @@ def _check_beams(generation: Generation) -> None:
             raise RequestInvalid(f"beam search cannot heed {field}", field=field)
 
 
-def _score(generator: Any, ids: list[int], first: int) -> CanaryScore:
-    """Mean NLL of ``ids[first:]``. Slices of the text are as long as the graph shows logits for: all or one."""
+def _losses(generator: Any, ids: list[int], first: int, size: int) -> list[float] | None:
+    """NLL of each of ``ids[first:]``, ``size`` tokens at a time; None if the graph shows the last logits alone."""
     filled = 0
     losses: list[float] = []
-    finite = True
-    size = PREFILL_SLICE
     while filled < len(ids) - 1:
         end = min(filled + size, len(ids) - 1)
         if filled < first - 1:
@@ -230,13 +235,10 @@ def _score(generator: Any, ids: list[int], first: int) -> CanaryScore:
         if filled >= first - 1:
             logits = generator.get_output("logits")[0]
             if len(logits) < end - filled:
-                raise EngineFailed("this graph shows too few logits")
-            finite = finite and bool(np.isfinite(logits).all())
-            scores = log_softmax(logits)
-            losses.extend(-float(scores[row, ids[filled + row + 1]]) for row in range(end - filled))
+                return None
+            losses.extend(token_losses(logits, ids[filled + 1 : end + 1]))
         filled = end
-    mean = float(np.mean(losses))
-    return CanaryScore(mean if np.isfinite(mean) else 0.0, len(losses), finite and bool(np.isfinite(mean)))
+    return losses
 
 
 def _overlay(threads: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ FLOAT_BYTES = 4
 def kv_bytes_per_token(config: dict[str, Any]) -> int:
     """Bytes of keys and values of one token in all layers, from ``genai_config.json``."""
     decoder = config["model"]["decoder"]
-    heads = int(decoder["num_key_value_heads"])
+    heads = int(decoder.get("num_key_value_heads") or decoder["num_attention_heads"])
     return 2 * int(decoder["num_hidden_layers"]) * heads * int(decoder["head_size"]) * FLOAT_BYTES
 
 

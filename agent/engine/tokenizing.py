@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.engine.stepping import Generation
-from contract.errors import RequestInvalid
+from contract.canary import join_canary
+from contract.errors import EngineFailed, RequestInvalid
 
 MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
 """Private-use characters; the mark is the first that occurs in no message, and is dropped from them if all occur."""
@@ -33,7 +34,7 @@ class Tokenizing:
     def __init__(self, tokenizer: Any, bundle_dir: Path, eos: tuple[int, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self.eos = eos or tuple(int(token) for token in tokenizer.eos_token_ids)
-        self._prefix = [int(token) for token in tokenizer.encode("")]
+        self._beginning = [int(token) for token in tokenizer.encode("")]
         template = _chat_template(bundle_dir)
         controls = _control_texts(bundle_dir, template)
         self.chat = bool(template)
@@ -79,8 +80,19 @@ class Tokenizing:
     def encode_more(self, text: str, field: str) -> list[int]:
         """Token ids of a text that goes on in a sequence: without the tokens that only a beginning has."""
         ids = self.encode(text, field)
-        length = len(self._prefix)
-        return ids[length:] if length and ids[:length] == self._prefix else ids
+        length = len(self._beginning)
+        return ids[length:] if length and ids[:length] == self._beginning else ids
+
+    def encode_canary(self, prompt: str, text: str) -> tuple[list[int], int]:
+        """All tokens of a canary and the index of the first to score.
+
+        Raises:
+            EngineFailed: it cannot be given to the tokenizer.
+        """
+        try:
+            return join_canary(self.encode(prompt, "prompt"), self.encode(text, "text"), self._beginning)
+        except RequestInvalid as refused:
+            raise EngineFailed(f"a canary is not text: {refused.message}") from refused
 
     def decode(self, tokens: list[int]) -> str:
         """Text of some tokens on their own; incomplete characters show as U+FFFD."""

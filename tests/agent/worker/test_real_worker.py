@@ -1,0 +1,82 @@
+"""The product's own worker with the real model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.engine.stepping import Generation
+from agent.worker.settings import WorkerSettings
+from agent.worker.supervision import WorkerProcess
+from contract.errors import EngineFailed
+from tests.agent.worker.test_supervision import PATIENCE, Listener, closed
+
+
+def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awaitable[None]]) -> None:
+    async def run() -> None:
+        listener = Listener()
+        worker = await WorkerProcess.start(WorkerSettings(load_seconds=PATIENCE), bundle, on_event=listener)
+        try:
+            await scenario(worker, listener)
+        finally:
+            await worker.close()
+
+    asyncio.run(run())
+
+
+def question(number: int, **fields: Any) -> Generation:
+    wanted: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    return Generation(number, "anna", **(wanted | {"max_tokens": 20} | fields))
+
+
+def test_the_model_answers_several_at_once(short_bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(question(1))
+        worker.admit(question(2, temperature=0.7, seed=5))
+        worker.admit(question(3, num_beams=2))
+        worker.admit(question(4, adapter="none"))
+        await listener.ended(1, 2, 3, 4)
+        assert "Paris" in listener.outcomes[1].text
+        assert "Paris" in listener.outcomes[3].text
+        assert listener.outcomes[4].refused_field == "adapter"
+        assert (await worker.score("The capital of France is", " Paris.")).finite
+        assert worker.peak_rss_bytes > 100 << 20
+        assert worker.isolation
+
+    with_worker(short_bundle, scenario)
+
+
+def test_killed_in_the_middle_of_an_answer(short_bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(question(1, prompt="Once upon a time", messages=None, max_tokens=400))
+        await listener.until(lambda: 1 in listener.outcomes)
+        worker.kill()
+        assert await closed(worker) == "killed by SIGKILL"
+        assert not listener.has_ended(1)
+
+    with_worker(short_bundle, scenario)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        raise AssertionError("it loaded")
+
+    with pytest.raises(EngineFailed, match="does not describe a model"):
+        with_worker(tmp_path, scenario)
+
+
+def test_a_graph_that_is_not_one_is_refused(short_bundle: Path, tmp_path: Path) -> None:
+    for file in short_bundle.iterdir():
+        if file.name != "model.onnx":
+            (tmp_path / file.name).symlink_to(file.resolve())
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0agarbage")
+
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        raise AssertionError("it loaded")
+
+    with pytest.raises(EngineFailed, match="the model cannot be loaded"):
+        with_worker(tmp_path, scenario)
