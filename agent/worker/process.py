@@ -171,7 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     if options.nice:
         os.nice(options.nice)
     with socket.socket(fileno=options.fd) as connection:
-        return serve(connection, _open_engine)
+        return serve(connection, _open_engine, _isolate)
+
+
+def _isolate(load: Load) -> str:
+    from agent.worker.isolation import isolate
+
+    return isolate(Path(path).resolve() for path in (load.bundle_dir, load.derived_dir) if path)
 
 
 def _open_engine(load: Load) -> Engine:

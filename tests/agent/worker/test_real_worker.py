@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def test_the_model_answers_several_at_once(short_bundle: Path) -> None:
         assert listener.outcomes[4].refused_field == "adapter"
         assert (await worker.score("The capital of France is", " Paris.")).finite
         assert worker.peak_rss_bytes > 100 << 20
-        assert worker.isolation
+        assert "no_new_privs" in worker.isolation
 
     with_worker(short_bundle, scenario)
 
@@ -72,7 +73,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_graph_that_is_not_one_is_refused(short_bundle: Path, tmp_path: Path) -> None:
     for file in short_bundle.iterdir():
         if file.name != "model.onnx":
-            (tmp_path / file.name).symlink_to(file.resolve())
+            shutil.copyfile(file, tmp_path / file.name)
     (tmp_path / "model.onnx").write_bytes(b"\x08\x0agarbage")
 
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:

@@ -1,0 +1,137 @@
+"""Shuts a worker in before it touches a bundle: native code that reads foreign weights gets nothing else.
+
+As far as the kernel allows: no new privileges; no core files, no files written, few descriptors; Landlock (read what
+Python and the bundle need, write nothing, no TCP, no signals to others); seccomp (no sockets but UNIX ones, none of
+them connected, no new processes, no tracing, no mounts). What could not be had is left out and the level that was
+reached is reported, so that an old kernel still serves. Under systemd the unit does the same from outside.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+import sysconfig
+from collections.abc import Iterable
+from pathlib import Path
+
+import agent
+import contract
+from agent.worker.seccomp import deny_program
+
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_NUMBERS = {"x86_64": 317, "aarch64": 277}
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_CREATE_RULESET_VERSION = 1
+LANDLOCK_RULE_PATH_BENEATH = 1
+
+READ_FILE, READ_DIR = 1 << 2, 1 << 3
+FS_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
+"""ABI version -> how many file-system rights it knows; naming one it does not know is an error."""
+
+NET_ABI, NET_RIGHTS = 4, 0b11
+SCOPE_ABI, SCOPES = 6, 0b11
+
+MAX_DESCRIPTORS = 256
+
+SYSTEM_PATHS = (
+    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"),
+    *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system", "/sys/fs/cgroup"),
+)
+"""Libraries, and what the runtime reads to learn about processor and memory."""
+
+
+class _RulesetAttributes(ctypes.Structure):
+    _fields_ = (("fs", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+
+
+class _PathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed", ctypes.c_uint64), ("parent_fd", ctypes.c_int32))
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
+
+def isolate(readable: Iterable[Path]) -> str:
+    """Give up for good everything that a worker does not need; the level reached, in words.
+
+    ``readable`` are the bundle's directories. Must run while there is one thread, before the runtime is imported:
+    threads made later inherit the restrictions, those made earlier would not.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    reached = []
+    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
+        reached.append("no_new_privs")
+    reached.append("rlimits" if _limit_resources() else "")
+    if reached[0]:  # without it the kernel refuses both
+        abi = _landlock(libc, [*map(Path, SYSTEM_PATHS), *_python_paths(), *readable])
+        reached.append(f"landlock {abi}" if abi else "")
+        reached.append("seccomp" if _seccomp(libc) else "")
+    return ", ".join(name for name in reached if name) or "none"
+
+
+def _limit_resources() -> bool:
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: MAX_DESCRIPTORS}
+    try:
+        for kind, value in limits.items():
+            _, hard = resource.getrlimit(kind)
+            lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(kind, (lowest, lowest))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _python_paths() -> list[Path]:
+    """Where this interpreter and its packages lie, an editable checkout's packages included."""
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
+    found = {Path(prefix) for prefix in prefixes if prefix}
+    found |= {Path(folder) for package in (agent, contract) for folder in package.__path__}
+    return sorted(path for path in found if path != Path("/"))
+
+
+def _landlock(libc: ctypes.CDLL, readable: Iterable[Path]) -> int:
+    """Restrict this thread and those it will make; the ABI version, 0 if the kernel has none."""
+    abi = libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
+    if abi < 1:
+        return 0
+    rights = (1 << FS_RIGHTS[max(version for version in FS_RIGHTS if version <= abi)]) - 1
+    attributes = _RulesetAttributes(rights, NET_RIGHTS if abi >= NET_ABI else 0, SCOPES if abi >= SCOPE_ABI else 0)
+    size = 8 if abi < NET_ABI else 16 if abi < SCOPE_ABI else 24
+    ruleset = libc.syscall(LANDLOCK_CREATE_RULESET, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
+    if ruleset < 0:
+        return 0
+    try:
+        for path in readable:
+            _allow_reading(libc, ruleset, path)
+        return int(abi) if libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
+    finally:
+        os.close(ruleset)
+
+
+def _allow_reading(libc: ctypes.CDLL, ruleset: int, path: Path) -> None:
+    """A path that is not there needs no rule; one that fails stays closed."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        rights = READ_FILE | READ_DIR if path.is_dir() else READ_FILE
+        rule = _PathBeneath(rights, descriptor)
+        libc.syscall(LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), 0)
+    finally:
+        os.close(descriptor)
+
+
+def _seccomp(libc: ctypes.CDLL) -> bool:
+    machine = os.uname().machine
+    program = deny_program(machine)
+    if program is None:
+        return False
+    buffer = ctypes.create_string_buffer(program, len(program))
+    filter_ = _Program(len(program) // 8, ctypes.cast(buffer, ctypes.c_void_p))
+    return bool(libc.syscall(SECCOMP_NUMBERS[machine], SECCOMP_SET_MODE_FILTER, 0, ctypes.byref(filter_)) == 0)

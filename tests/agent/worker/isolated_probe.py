@@ -1,0 +1,70 @@
+"""Isolates itself, tries what a worker must not be able to do, and prints what happened as JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from agent.worker.isolation import isolate
+
+
+def outcome(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "done"
+
+
+def thread() -> None:
+    done = threading.Event()
+    threading.Thread(target=done.set).start()
+    assert done.wait(10)
+
+
+def unix_connect(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+
+
+def unshare() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(0x10000000) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+if __name__ == "__main__":
+    bundle, outside, listening = map(Path, sys.argv[1:])
+    attempts: dict[str, Callable[[], object]] = {
+        "read the bundle": (bundle / "file").read_bytes,
+        "list the bundle": lambda: list(bundle.iterdir()),
+        "write the bundle": lambda: (bundle / "file").write_bytes(b"changed"),
+        "create in the bundle": (bundle / "new").touch,
+        "remove from the bundle": (bundle / "file").unlink,
+        "read elsewhere": outside.read_bytes,
+        "read accounts": Path("/etc/passwd").read_bytes,
+        "write in /tmp": lambda: Path("/tmp/edge-bundle-probe").touch(),
+        "tcp": lambda: socket.socket(socket.AF_INET).close(),
+        "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close(),
+        "udp over ipv6": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
+        "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+        "unix pair": lambda: [end.close() for end in socket.socketpair()],
+        "connect to a unix socket": lambda: unix_connect(str(listening)),
+        "execute": lambda: os.execv("/bin/true", ["true"]),
+        "fork": lambda: os.fork() or os._exit(0),
+        "signal the parent": lambda: os.kill(os.getppid(), signal.SIGWINCH),
+        "unshare": unshare,
+        "thread": thread,
+    }
+    level = isolate([bundle])
+    print(json.dumps({"level": level, **{name: outcome(attempt) for name, attempt in attempts.items()}}))

@@ -1,0 +1,95 @@
+"""What an isolated process can still do, tried in a real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.worker.seccomp import AUDIT_ARCH, DENIED, deny_program
+
+PROBE = Path(__file__).with_name("isolated_probe.py")
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("isolated")
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    (bundle / "file").write_bytes(b"original")
+    (folder / "secret").write_bytes(b"secret")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "s"))
+        listening.listen()
+        ran = subprocess.run(
+            [sys.executable, str(PROBE), str(bundle), str(folder / "secret"), str(folder / "s")],
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+    assert (bundle / "file").read_bytes() == b"original"
+    found: dict[str, str] = json.loads(ran.stdout)
+    return found
+
+
+@pytest.mark.parametrize("needed", ["read the bundle", "list the bundle", "unix pair", "thread"])
+def test_what_a_worker_needs_works(probed: dict[str, str], needed: str) -> None:
+    assert probed[needed] == "done"
+
+
+@pytest.mark.parametrize(
+    "denied",
+    ["tcp", "udp", "udp over ipv6", "netlink", "connect to a unix socket", "execute", "fork", "unshare"],
+)
+def test_seccomp_denies(probed: dict[str, str], denied: str) -> None:
+    if "seccomp" not in probed["level"]:
+        pytest.skip("this kernel has no seccomp filters")
+    assert probed[denied] == "EPERM"
+
+
+@pytest.mark.parametrize(
+    "denied",
+    [
+        *("write the bundle", "create in the bundle", "remove from the bundle"),
+        *("read elsewhere", "read accounts", "write in /tmp"),
+    ],
+)
+def test_landlock_denies(probed: dict[str, str], denied: str) -> None:
+    if "landlock" not in probed["level"]:
+        pytest.skip("this kernel has no Landlock")
+    assert probed[denied] in ("EACCES", "EPERM")
+
+
+def test_landlock_keeps_signals_in(probed: dict[str, str]) -> None:
+    if not any(f"landlock {abi}" in probed["level"] for abi in range(6, 20)):
+        pytest.skip("this kernel's Landlock does not know signals")
+    assert probed["signal the parent"] == "EPERM"
+
+
+@pytest.mark.parametrize("machine", sorted(AUDIT_ARCH))
+def test_the_program_is_whole_and_jumps_stay_inside(machine: str) -> None:
+    program = deny_program(machine)
+    assert program is not None
+    steps = list(struct.iter_unpack("=HBBI", program))
+    assert len(steps) < 4096
+    for place, (code, when_true, when_false, _) in enumerate(steps):
+        if code & 0x07 == 0x05:
+            assert place + 1 + max(when_true, when_false) < len(steps)
+    assert steps[-1][0] == 0x06
+
+
+def test_an_unknown_machine_gets_no_program() -> None:
+    assert deny_program("riscv64") is None
+
+
+def test_each_number_is_denied_once() -> None:
+    for column in (0, 1):
+        numbers = [pair[column] for pair in DENIED.values() if pair[column] is not None]
+        assert len(numbers) == len(set(numbers))
+    assert os.uname().machine in AUDIT_ARCH or deny_program(os.uname().machine) is None
