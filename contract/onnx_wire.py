@@ -57,8 +57,8 @@ def read_graph_file(path: Path) -> OnnxModel:
         with path.open("rb") as file:
             if not 0 < os.fstat(file.fileno()).st_size <= MAX_GRAPH_BYTES:
                 raise refuse(f"{path.name} is empty or larger than {MAX_GRAPH_BYTES} bytes")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-                return read_graph(view)
+            # Closed with its last view: the traceback of a refusal still holds some.
+            return read_graph(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     except OSError as error:
         raise BundleRefused(Reason.FILE_MISSING, f"{path.name} cannot be read: {error.strerror}") from error
 
