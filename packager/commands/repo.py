@@ -1,0 +1,247 @@
+"""``edge-packager repo``: keys and the signed repository."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from contract.errors import UsageError
+from contract.layout import ROLES
+from contract.names import parse_reference
+from contract.source.opening import open_source
+from contract.trust.signing import SigningKey
+from packager.repository import Outcome, Repository, report
+from packager.repository.keyring import KeyRing, read_public_key
+
+PASSPHRASE_VARIABLE = "EDGE_REPO_PASSPHRASE"  # noqa: S105 - the name of a variable, not a passphrase
+
+_EXAMPLES = """\
+examples:
+  edge-packager repo init --repo repository --keys keys
+  edge-packager repo publish build/assistant-1.0.0 --repo repository --keys keys
+  edge-packager repo export assistant@1.0.0 --repo repository --out assistant.edgebundle
+  edge-packager repo show --repo repository
+  edge-packager repo refresh --repo repository --keys online-keys      # every day, from cron
+
+two people must agree (each keeps a key; the second signs in turn):
+  edge-packager repo keygen targets --keys bob-keys                     # on Bob's machine; send the .pub
+  edge-packager repo init --targets-threshold 2 --public-key targets=bob.pub --repo repository --keys keys
+  edge-packager repo sign --repo repository --keys bob-keys             # on Bob's machine
+
+The passphrase of the keys is taken from --passphrase-file, else from EDGE_REPO_PASSPHRASE, else asked for.
+Exit status: 0 done · 2 usage · 3 refused · 4 source unavailable · 5 disk full, broken, or another publisher at work."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The sub-commands and their options."""
+    parser.epilog = _EXAMPLES
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(
+        name: str, run: Callable[[argparse.Namespace], int], help_line: str, *, keys: bool
+    ) -> argparse.ArgumentParser:
+        sub = actions.add_parser(name, help=help_line, description=help_line)
+        sub.set_defaults(run=run)
+        sub.add_argument("--repo", type=Path, default=Path("repository"), metavar="DIR", help="default: ./repository")
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        if keys:
+            sub.add_argument("--keys", type=Path, default=Path("keys"), metavar="DIR", help="default: ./keys")
+            sub.add_argument("--passphrase-file", type=Path, metavar="FILE")
+            sub.add_argument("--unencrypted", action="store_true", help="write new keys unencrypted (tests, demos)")
+        return sub
+
+    made = action("init", _init, "make keys and an empty, signed repository", keys=True)
+    for role in ("root", "targets"):
+        made.add_argument(f"--{role}-keys", type=int, default=1, metavar="N", help=f"{role} keys to make here (1)")
+        made.add_argument(f"--{role}-threshold", type=int, default=1, metavar="M", help="how many must sign (1)")
+    made.add_argument(
+        "--public-key", action="append", default=[], metavar="ROLE=FILE", help="a key that lies elsewhere; repeatable"
+    )
+    made = action("keygen", _keygen, "make a key on the machine where it will stay", keys=True)
+    made.add_argument("role", choices=ROLES)
+    made = action("publish", _publish, "publish a bundle directory", keys=True)
+    made.add_argument("bundle", type=Path, metavar="BUNDLE_DIR")
+    made = action("revoke", _revoke, "take a bundle off the list for ever", keys=True)
+    made.add_argument("reference", metavar="NAME@VERSION")
+    made = action("rotate", _rotate, "replace the keys of a role", keys=True)
+    made.add_argument("role", choices=ROLES)
+    made.add_argument("--new-keys", type=int, metavar="N", help="keys to make here (as many as before)")
+    made.add_argument("--threshold", type=int, metavar="M", help="how many must sign (as before)")
+    made.add_argument("--public-key", action="append", default=[], type=Path, metavar="FILE", help="repeatable")
+    made = action("renew", _renew, "sign root or targets again with a later expiry", keys=True)
+    made.add_argument("role", choices=("root", "targets"))
+    action("sign", _sign, "add the signatures of the keys at hand to a waiting change", keys=True)
+    action("discard", _discard, "throw a waiting change away", keys=False)
+    action("refresh", _refresh, "sign snapshot and timestamp again, for a cron job", keys=True)
+    made = action("export", _export, "write one bundle to an .edgebundle file", keys=False)
+    made.add_argument("reference", metavar="NAME@VERSION")
+    made.add_argument("--out", type=Path, metavar="FILE", help="default: NAME-VERSION.edgebundle")
+    made = action("import", _import, "take an .edgebundle file or another repository into this mirror", keys=False)
+    made.add_argument("source", metavar="FILE|DIR|URL")
+    made.add_argument("--root", type=Path, metavar="ROOT_JSON", help="what an empty mirror shall trust")
+    action("show", _show, "who signed what, and what expires when", keys=False)
+    action("verify", _verify, "check everything that a device would check", keys=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do it; the exit status."""
+    return int(arguments.run(arguments))
+
+
+def _passphrase(arguments: argparse.Namespace, *, new: bool = False) -> Callable[[], str] | None:
+    if arguments.unencrypted:
+        return None
+
+    def ask() -> str:
+        if arguments.passphrase_file is not None:
+            try:
+                return str(arguments.passphrase_file.read_text("utf-8").rstrip("\r\n"))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{arguments.passphrase_file} cannot be read: {error}") from error
+        if PASSPHRASE_VARIABLE in os.environ:
+            return os.environ[PASSPHRASE_VARIABLE]
+        if not sys.stdin.isatty():
+            raise UsageError(
+                f"the keys need a passphrase: set {PASSPHRASE_VARIABLE}, give --passphrase-file, or --unencrypted"
+            )
+        first = getpass.getpass("Passphrase of the keys: ")
+        if new and getpass.getpass("Once more: ") != first:
+            raise UsageError("the two passphrases differ")
+        return first
+
+    return ask
+
+
+def _open(arguments: argparse.Namespace, *, new: bool = False) -> Repository:
+    return Repository(arguments.repo, KeyRing(arguments.keys, _passphrase(arguments, new=new)))
+
+
+def _without_keys(arguments: argparse.Namespace) -> Repository:
+    return Repository(arguments.repo, KeyRing(arguments.repo / "no-keys", None))
+
+
+def _say(arguments: argparse.Namespace, sentence: str, **fields: object) -> int:
+    print(msgspec.json.encode(fields).decode() if arguments.json else sentence)
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, outcome: Outcome, done: str) -> int:
+    waiting = f"waiting for {', '.join(outcome.pending)}; run `edge-packager repo sign` where those keys are"
+    return _say(arguments, done if outcome.published else waiting, published=outcome.published, pending=outcome.pending)
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    others: dict[str, list[str]] = {}
+    for text in arguments.public_key:
+        role, equals, file = text.partition("=")
+        if not equals or role not in ROLES:
+            raise UsageError(f"{text!r} is not ROLE=FILE with one of the roles {', '.join(ROLES)}")
+        others.setdefault(role, []).append(read_public_key(Path(file)))
+    outcome = _open(arguments, new=True).create(
+        {"root": arguments.root_keys, "targets": arguments.targets_keys, "snapshot": 1, "timestamp": 1},
+        {"root": arguments.root_threshold, "targets": arguments.targets_threshold, "snapshot": 1, "timestamp": 1},
+        others,
+    )
+    root = arguments.repo / "metadata" / "1.root.json"
+    return _tell(
+        arguments, outcome, f"made {arguments.repo}; provision devices with {root}, keep {arguments.keys} safe"
+    )
+
+
+def _keygen(arguments: argparse.Namespace) -> int:
+    key: SigningKey = KeyRing(arguments.keys, _passphrase(arguments, new=True)).generate(arguments.role)
+    return _say(
+        arguments, f"made a {arguments.role} key in {arguments.keys}; its .pub goes to whoever runs `repo init`",
+        keyid=key.keyid, public=key.public,
+    )  # fmt: skip
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    outcome = _open(arguments).publish(arguments.bundle)
+    return _tell(arguments, outcome, f"published {arguments.bundle} in {arguments.repo}")
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    parse_reference(arguments.reference)
+    return _tell(arguments, _open(arguments).revoke(arguments.reference), f"revoked {arguments.reference}")
+
+
+def _rotate(arguments: argparse.Namespace) -> int:
+    outcome = _open(arguments, new=True).rotate(
+        arguments.role,
+        keys=arguments.new_keys,
+        threshold=arguments.threshold,
+        others=[read_public_key(path) for path in arguments.public_key],
+    )
+    return _tell(arguments, outcome, f"{arguments.role} has new keys; the old ones count for nothing any more")
+
+
+def _renew(arguments: argparse.Namespace) -> int:
+    repository = _open(arguments)
+    outcome = repository.renew_root() if arguments.role == "root" else repository.renew_targets()
+    return _tell(arguments, outcome, f"{arguments.role} is signed again")
+
+
+def _sign(arguments: argparse.Namespace) -> int:
+    return _tell(arguments, _open(arguments).sign(), "signed and published")
+
+
+def _discard(arguments: argparse.Namespace) -> int:
+    _without_keys(arguments).discard()
+    return _say(arguments, "nothing waits any more", discarded=True)
+
+
+def _refresh(arguments: argparse.Namespace) -> int:
+    return _tell(arguments, _open(arguments).refresh(), "snapshot and timestamp are signed again")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    name, version = parse_reference(arguments.reference)
+    out = arguments.out or Path(f"{name}-{version}.edgebundle")
+    manifest = _without_keys(arguments).export(name, version, out)
+    return _say(arguments, f"wrote {out} ({manifest.total_bytes / 1e6:.1f} MB of files)", file=str(out))
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    root = arguments.root.read_bytes() if arguments.root is not None and arguments.root.is_file() else None
+    if arguments.root is not None and root is None:
+        raise UsageError(f"{arguments.root} is not a file")
+    source = open_source(arguments.source)
+    try:
+        received = _without_keys(arguments).receive(source, root)
+    finally:
+        source.close()
+    return _say(arguments, f"received {', '.join(received) or 'no bundle, only metadata'}", received=received)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    found = report.show(arguments.repo)
+    if arguments.json:
+        print(msgspec.json.encode(found).decode())
+        return 0
+    now = datetime.now(UTC)
+    print(f"{'role':<10} {'version':>7}  {'expires':<17} {'left':>9}  signed by")
+    for role in found.roles:
+        signers = ", ".join(keyid[:12] for keyid in role.signed_by if keyid in role.keys)
+        needed = f"{signers} ({role.threshold} of {len(role.keys)} must sign)"
+        left = f"{(role.expires - now).days:>4} days"
+        print(f"{role.role:<10} {role.version:>7}  {role.expires:%Y-%m-%d %H:%M}  {left}  {needed}")
+    for bundle in found.bundles:
+        print(f"bundle     {bundle.reference}  {bundle.digest}")
+    for reference in found.revoked:
+        print(f"revoked    {reference}")
+    for name, count in found.waiting.items():
+        print(f"waiting    {name} needs {count} more signature(s)")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    count = report.verify(arguments.repo, lambda: datetime.now(UTC))
+    return _say(arguments, f"{arguments.repo} holds: {count} bundle(s), every signature and every byte", bundles=count)

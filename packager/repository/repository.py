@@ -1,0 +1,446 @@
+"""Changing a repository so that a reader at any instant sees the old or the new one.
+
+Order of every change: objects, manifest, targets, snapshot – all under names nobody refers to yet – and then the
+timestamp, replaced by one rename. What still lacks signatures waits in ``staged/``; an interrupted change is taken up
+by the next command. Rotated keys sign together with the old ones where those are at hand, and the new root comes
+last: so there is no instant at which the metadata fits neither root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from msgspec import Struct
+
+from contract.durable import Disk
+from contract.errors import BuildRefused, StoreBroken
+from contract.layout import METADATA_DIR, ROLES, manifest_path, object_path, target_name
+from contract.manifest import Manifest
+from contract.reasons import Reason
+from contract.source import BundleSource
+from contract.trust import signing
+from contract.trust.listing import Entry, Listing
+from contract.trust.signing import RoleKeys
+from packager.repository import archive
+from packager.repository.bundle_directory import BundleDirectory, copy_checked, file_digest, read_bundle_directory
+from packager.repository.keyring import KeyRing
+from packager.repository.metadata import PublishedMetadata, version_of
+
+STAGED_DIR = "staged"
+LOCK_FILE = ".lock"
+
+
+class Expiries(Struct, frozen=True):
+    """Days until each role's signature runs out."""
+
+    root: float = 365
+    targets: float = 180
+    snapshot: float = 30
+    timestamp: float = 7
+
+
+class Outcome(Struct, frozen=True):
+    """``pending`` says which signatures are still missing; empty when the change is published."""
+
+    pending: list[str] = []
+
+    @property
+    def published(self) -> bool:
+        return not self.pending
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Repository:
+    """The repository at ``path``, changed with the keys of ``keys``.
+
+    Raises:
+        StoreBroken: STATE_LOCKED, from every change, when another publisher is at work.
+        StoreFull, BuildRefused.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        keys: KeyRing,
+        *,
+        expiries: Expiries | None = None,
+        clock: Callable[[], datetime] = _now,
+        disk: Disk | None = None,
+    ) -> None:
+        self.path = path
+        self._keys = keys
+        self._expiries = expiries or Expiries()
+        self._clock = clock
+        self._disk = disk or Disk()
+        self.metadata = PublishedMetadata(path)
+
+    @classmethod
+    def init(
+        cls,
+        path: Path,
+        keys_dir: Path,
+        *,
+        passphrase: str | None = None,
+        root_keys: int = 1,
+        root_threshold: int = 1,
+        targets_keys: int = 1,
+        targets_threshold: int = 1,
+        others: Mapping[str, Sequence[str]] | None = None,
+        expiries: Expiries | None = None,
+        clock: Callable[[], datetime] = _now,
+        disk: Disk | None = None,
+    ) -> Repository:
+        """Make keys and a first, empty repository; see :meth:`create` for the case of keys elsewhere.
+
+        ``others`` are public keys of people who sign on other machines, by role, beyond the keys made here.
+        """
+        ring = KeyRing(keys_dir, None if passphrase is None else lambda: passphrase, disk)
+        repository = cls(path, ring, expiries=expiries, clock=clock, disk=disk)
+        counts = {"root": root_keys, "targets": targets_keys, "snapshot": 1, "timestamp": 1}
+        thresholds = {"root": root_threshold, "targets": targets_threshold, "snapshot": 1, "timestamp": 1}
+        repository.create(counts, thresholds, others or {})
+        return repository
+
+    def create(
+        self, counts: Mapping[str, int], thresholds: Mapping[str, int], others: Mapping[str, Sequence[str]]
+    ) -> Outcome:
+        """Make ``counts`` keys for each role beside ``others``, and the first root and empty targets.
+
+        Raises:
+            BuildRefused: there is a repository already, or a threshold nobody can meet.
+        """
+        for role in ROLES:
+            available = counts[role] + len(others.get(role, ()))
+            if not 1 <= thresholds[role] <= available:
+                raise BuildRefused(f"{role} gets {available} keys, so {thresholds[role]} signatures cannot be required")
+        self._disk.make_directory(self.path)
+        with self._locked():
+            if self.metadata.root is not None or self._staged("root").exists():
+                raise BuildRefused(f"{self.path} is a repository already")
+            roles = {
+                role: RoleKeys(
+                    (*(self._keys.generate(role).public for _ in range(counts[role])), *others.get(role, ())),
+                    thresholds[role],
+                )
+                for role in ROLES
+            }
+            self._stage_root(roles, 1)
+            self._stage_targets({}, [], 1)
+            return self._advance()
+
+    def publish(self, bundle_dir: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Outcome:
+        """Publish a bundle directory; doing it again, or after an interruption, is fine.
+
+        Raises:
+            BundleRefused: the directory is not exactly what its manifest lists.
+            BuildRefused: that NAME@VERSION is published with other contents, or revoked.
+        """
+        bundle = read_bundle_directory(bundle_dir)
+        name, version = bundle.manifest.name, bundle.manifest.version
+        reference = f"{name}@{version}"
+        with self._locked():
+            listing = self._listing_to_change(reference, bundle)
+            if reference in listing.revoked:
+                raise BuildRefused(f"{reference} was revoked and cannot be published again; use a new version")
+            known = listing.bundles.get(reference)
+            if known is not None and known.digest != bundle.digest:
+                raise BuildRefused(f"{reference} is published with other contents; use a new version")
+            self._store(bundle, on_bytes)
+            if known is None:
+                bundles = self._targets_of(listing)
+                bundles[target_name(name, version)] = Entry(bundle.digest, len(bundle.stored))
+                self._stage_targets(bundles, listing.revoked)
+            return self._advance()
+
+    def revoke(self, reference: str) -> Outcome:
+        """Take NAME@VERSION off the list for ever; devices that have it report it and refuse to go back to it.
+
+        Raises:
+            BuildRefused: it is not listed.
+        """
+        with self._locked():
+            listing = self._listing_to_change(reference, None)
+            if reference in listing.revoked:
+                return self._advance()
+            bundles = self._targets_of(listing)
+            name, _, version = reference.partition("@")
+            if bundles.pop(target_name(name, version), None) is None:
+                raise BuildRefused(f"{reference} is not published here")
+            self._stage_targets(bundles, [*listing.revoked, reference])
+            return self._advance()
+
+    def rotate(
+        self, role: str, *, keys: int | None = None, threshold: int | None = None, others: Sequence[str] = ()
+    ) -> Outcome:
+        """Give ``role`` new keys; the old ones count for nothing once the new root is out.
+
+        ``keys`` are made here (as many as before, less ``others``, when not given).
+        """
+        with self._locked():
+            self._finish_staged()
+            root = self._root()
+            roles = signing.role_keys(root)
+            count = max(0, len(roles[role].publics) - len(others)) if keys is None else keys
+            needed = roles[role].threshold if threshold is None else threshold
+            if not 1 <= needed <= count + len(others):
+                raise BuildRefused(f"{role} gets {count + len(others)} keys, so {needed} signatures cannot be required")
+            publics = (*(self._keys.generate(role).public for _ in range(count)), *others)
+            self._stage_root({**roles, role: RoleKeys(publics, needed)}, version_of(root, "root") + 1)
+            if role == "targets":
+                listing = self.metadata.listing
+                self._stage_targets(self._targets_of(listing), listing.revoked)
+            return self._advance()
+
+    def renew_root(self) -> Outcome:
+        """A new root with the same keys and a later expiry."""
+        with self._locked():
+            self._finish_staged()
+            root = self._root()
+            self._stage_root(signing.role_keys(root), version_of(root, "root") + 1)
+            return self._advance()
+
+    def renew_targets(self) -> Outcome:
+        """The same list with a later expiry."""
+        with self._locked():
+            self._finish_staged()
+            listing = self.metadata.listing
+            self._stage_targets(self._targets_of(listing), listing.revoked)
+            return self._advance()
+
+    def refresh(self) -> Outcome:
+        """New snapshot and timestamp over the same targets; what a cron job does every day."""
+        with self._locked():
+            targets = self.metadata.targets
+            if targets is None:
+                raise BuildRefused(f"{self.path} is not a finished repository")
+            missing = self._publish_online(targets, [self._root()])
+            return Outcome(missing)
+
+    def sign(self) -> Outcome:
+        """Add the signatures of the keys at hand to what is staged, and publish it once there are enough.
+
+        Raises:
+            BuildRefused: nothing waits for signatures.
+        """
+        with self._locked():
+            if not any(self._staged(role).exists() for role in ("root", "targets")):
+                raise BuildRefused("nothing waits for signatures")
+            return self._advance()
+
+    def export(
+        self, name: str, version: str, out: Path, on_bytes: Callable[[int], None] = lambda count: None
+    ) -> Manifest:
+        """Write ``name@version`` to an ``.edgebundle`` file; see :func:`packager.repository.archive.export`."""
+        return archive.export(self.path, name, version, out, on_bytes=on_bytes)
+
+    def receive(self, source: BundleSource, root: bytes | None = None) -> list[str]:
+        """Take over what ``source`` holds, as a mirror without keys does; the NAME@VERSIONs received.
+
+        ``root`` is needed only by an empty mirror.
+
+        Raises:
+            BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
+            BuildRefused: an empty mirror without ``root``.
+        """
+        self._disk.make_directory(self.path)
+        with self._locked():
+            trusted = self.metadata.root or root
+            if trusted is None:
+                raise BuildRefused("an empty mirror needs the root that it shall trust: give it with --root")
+            return archive.receive(self.path, source, trusted, self._clock, self._disk)
+
+    def discard(self) -> None:
+        """Throw away what is staged."""
+        with self._locked():
+            self._disk.remove(self.path / STAGED_DIR)
+
+    # How changes are made.
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            handle = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise BuildRefused(f"{self.path} is not a repository that can be changed: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise StoreBroken(
+                f"another publisher is changing {self.path}; try again when it is done", reason=Reason.STATE_LOCKED
+            ) from error
+        finally:
+            os.close(handle)
+
+    def _staged(self, role: str) -> Path:
+        return self.path / STAGED_DIR / f"{role}.json"
+
+    def _read_staged(self, role: str) -> bytes | None:
+        path = self._staged(role)
+        return path.read_bytes() if path.exists() else None
+
+    def _root(self) -> bytes:
+        root = self.metadata.root
+        if root is None:
+            raise BuildRefused(f"{self.path} is not a finished repository; make one with `edge-packager repo init`")
+        return root
+
+    def _expiry(self, role: str) -> datetime:
+        return self._clock().replace(microsecond=0) + timedelta(days=getattr(self._expiries, role))
+
+    def _stage_root(self, roles: Mapping[str, RoleKeys], version: int) -> None:
+        root = signing.make_root(roles, version=version, expires=self._expiry("root"), signed_at=self._clock())
+        self._write_staged("root", root)
+
+    def _stage_targets(self, bundles: Mapping[str, Entry], revoked: Sequence[str], version: int | None = None) -> None:
+        version = version or version_of(self.metadata.targets, "targets") + 1
+        expires, now = self._expiry("targets"), self._clock()
+        targets = signing.make_targets(bundles, revoked, version=version, expires=expires, signed_at=now)
+        self._write_staged("targets", targets)
+
+    def _write_staged(self, role: str, document: bytes) -> None:
+        self._disk.make_directory(self.path / STAGED_DIR)
+        self._disk.write_file(self._staged(role), document)
+
+    def _finish_staged(self) -> None:
+        outcome = self._advance()
+        if outcome.pending:
+            raise BuildRefused(
+                f"an earlier change still waits for {'; '.join(outcome.pending)}; `edge-packager repo sign` on the "
+                "machines with those keys, or `edge-packager repo discard`"
+            )
+
+    def _listing_to_change(self, reference: str, bundle: BundleDirectory | None) -> Listing:
+        """The list a change starts from; an interrupted change of the very same bundle is simply taken up."""
+        staged = self._read_staged("targets")
+        if staged is not None and self.metadata.root is not None:
+            listing = signing.listing_of(staged)
+            same = listing.bundles.get(reference)
+            if (bundle and same and same.digest == bundle.digest) or (not bundle and reference in listing.revoked):
+                return listing
+        self._finish_staged()
+        return self.metadata.listing
+
+    @staticmethod
+    def _targets_of(listing: Listing) -> dict[str, Entry]:
+        return {target_name(*text.split("@", 1)): entry for text, entry in listing.bundles.items()}
+
+    def _store(self, bundle: BundleDirectory, on_bytes: Callable[[int], None]) -> None:
+        for entry in bundle.manifest.files:
+            target = self.path / object_path(entry.sha256)
+            # Where the object is here already, the bundle's own file must still be what is listed.
+            if target.exists() and {file_digest(target), file_digest(bundle.path / entry.path)} == {entry.sha256}:
+                on_bytes(entry.size)
+                continue
+            self._disk.make_directory(target.parent)
+            part = target.with_name(f".{target.name}.part")
+            try:
+                copy_checked(bundle.path / entry.path, entry, part, on_bytes)
+                self._disk.sync_file(part)
+                self._disk.rename(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+        manifest = bundle.manifest
+        target = self.path / manifest_path(manifest.name, manifest.version, bundle.digest)
+        self._disk.make_directory(target.parent)
+        self._disk.write_file(target, bundle.stored)
+
+    def _advance(self) -> Outcome:
+        """Sign what is staged with the keys at hand and publish it if that suffices."""
+        current = self.metadata.root
+        root = self._sign_staged_root(current)
+        roots = [document for document in (current, root) if document is not None]
+        if not roots:
+            raise BuildRefused(f"{self.path} is not a finished repository; make one with `edge-packager repo init`")
+        targets = self._sign_staged_targets(roots)
+        pending = self._missing(root, targets, current, roots)
+        if pending or (root is None and targets is None):
+            return Outcome(pending)
+        body = targets or self.metadata.targets
+        assert body is not None, "the first root is staged together with the first targets"
+        if targets is not None:
+            self._write_metadata(f"{version_of(targets, 'targets')}.targets.json", targets)
+        pending = self._publish_online(body, roots)
+        if pending:
+            return Outcome(pending)
+        if root is not None:
+            self._write_metadata(f"{version_of(root, 'root')}.root.json", root)
+        self._disk.remove(self.path / STAGED_DIR)
+        return Outcome()
+
+    def _sign_staged_root(self, current: bytes | None) -> bytes | None:
+        staged = self._read_staged("root")
+        if staged is None or version_of(staged, "root") <= version_of(current, "root"):
+            return None
+        publics = [*signing.role_keys(staged)["root"].publics]
+        if current is not None:
+            publics += signing.role_keys(current)["root"].publics
+        return self._sign_staged("root", staged, publics)
+
+    def _sign_staged_targets(self, roots: Sequence[bytes]) -> bytes | None:
+        staged = self._read_staged("targets")
+        if staged is None or version_of(staged, "targets") <= version_of(self.metadata.targets, "targets"):
+            return None
+        return self._sign_staged(
+            "targets", staged, [public for root in roots for public in signing.role_keys(root)["targets"].publics]
+        )
+
+    def _sign_staged(self, role: str, document: bytes, publics: Sequence[str]) -> bytes:
+        signed = signing.sign(document, self._keys.find(dict.fromkeys(publics)))
+        if signed != document:
+            self._write_staged(role, signed)
+        return signed
+
+    def _missing(
+        self, root: bytes | None, targets: bytes | None, current: bytes | None, roots: Sequence[bytes]
+    ) -> list[str]:
+        missing: dict[str, int] = {}
+        if root is not None:
+            by_old = signing.missing_signatures(root, "root", current) if current is not None else 0
+            missing["root"] = max(by_old, signing.missing_signatures(root, "root", root))
+        if targets is not None:
+            missing["targets"] = signing.missing_signatures(targets, "targets", roots[-1])
+        return [f"{count} more signature(s) for {role}" for role, count in missing.items() if count]
+
+    def _publish_online(self, targets: bytes, roots: Sequence[bytes]) -> list[str]:
+        """Snapshot and timestamp over ``targets``; which signatures are missing, if any."""
+        before = self.metadata
+        snapshot = self._sign_online(
+            "snapshot",
+            signing.make_snapshot(
+                targets, version=version_of(before.snapshot, "snapshot") + 1, expires=self._expiry("snapshot")
+            ),
+            roots,
+        )
+        timestamp = self._sign_online(
+            "timestamp",
+            signing.make_timestamp(
+                snapshot, version=version_of(before.timestamp, "timestamp") + 1, expires=self._expiry("timestamp")
+            ),
+            roots,
+        )
+        missing = [
+            f"the {role} key"
+            for role, document in (("snapshot", snapshot), ("timestamp", timestamp))
+            if signing.missing_signatures(document, role, roots[-1])
+        ]
+        if not missing:
+            self._write_metadata(f"{version_of(snapshot, 'snapshot')}.snapshot.json", snapshot)
+            self._write_metadata("timestamp.json", timestamp)
+        return missing
+
+    def _sign_online(self, role: str, document: bytes, roots: Sequence[bytes]) -> bytes:
+        publics = [public for root in roots for public in signing.role_keys(root)[role].publics]
+        return signing.sign(document, self._keys.find(dict.fromkeys(publics)))
+
+    def _write_metadata(self, name: str, document: bytes) -> None:
+        self._disk.make_directory(self.path / METADATA_DIR)
+        self._disk.write_file(self.path / METADATA_DIR / name, document)
