@@ -55,6 +55,7 @@ class GenaiFacts(Struct, frozen=True):
     outputs: dict[str, str]
     search: dict[str, Any]
     sliding_window: dict[str, Any] | None
+    provider: str = "cpu"
 
 
 def refuse(path: str, what: str) -> BundleRefused:
@@ -358,4 +359,13 @@ def read_genai_config(data: bytes, files: Collection[str] | None = None) -> Gena
         outputs=decoder.get("outputs", {}),
         search=document.get("search", {}),
         sliding_window=decoder.get("sliding_window"),
+        provider=_provider(decoder.get("session_options", {})),
     )
+
+
+def _provider(session_options: dict[str, Any]) -> str:
+    """The execution provider that the decoder asks for first; the CPU when it asks for none."""
+    for entry in session_options.get("provider_options", []):
+        for name in entry:
+            return str(name).lower()
+    return "cpu"

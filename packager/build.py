@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from contract.durable import translate
 from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
 from contract.manifest import Budget, Canary, License, Manifest, Model, Requires
@@ -51,6 +54,15 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-bundle"
 
 
+@contextlib.contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Errors of the operating system as ours: a full disk is no fault of the source."""
+    try:
+        yield
+    except OSError as error:
+        raise translate(error, doing) from error
+
+
 def build_bundle(
     plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *, cache: Path | None = None
 ) -> BuiltBundle:
@@ -65,7 +77,7 @@ def build_bundle(
     check_plan(plan)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
-    with staging(out) as staged:
+    with disk_errors("building"), staging(out) as staged:
         log.unlink(missing_ok=True)
         progress.stage(1, STAGES, "reading the source")
         source = open_source(plan.source, cache, log, progress.advance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,11 +23,14 @@ def build_graph(
     Raises:
         BuildRefused: the builder failed; the log has its words.
     """
-    job = {
-        "checkpoint": str(checkpoint.path),
-        "out": str(out),
-        "precision": plan.precision,
-        "ep": plan.ep,
-        "options": builder_options(plan),
-    }
-    run_child("packager.builder_process", job, log, doing="the model builder", on_progress=on_progress)
+    # The scratch is ours to remove, and beside the output: a builder that is interrupted leaves gigabytes in it.
+    with tempfile.TemporaryDirectory(prefix=".builder-", dir=out.parent) as scratch:
+        job = {
+            "checkpoint": str(checkpoint.path),
+            "out": str(out),
+            "scratch": scratch,
+            "precision": plan.precision,
+            "ep": plan.ep,
+            "options": builder_options(plan),
+        }
+        run_child("packager.builder_process", job, log, doing="the model builder", on_progress=on_progress)

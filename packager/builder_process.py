@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 from packager.child import Reporter, child_main
@@ -15,11 +14,10 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from onnxruntime_genai.models import builder
 
     reporter.progress(1, STEPS)
-    with tempfile.TemporaryDirectory(prefix="edge-builder-") as scratch:
-        fixed = ("", job["checkpoint"], job["out"], job["precision"], job["ep"], scratch)
-        options = builder.parse_extra_options(*fixed, list(job["options"]))
-        reporter.progress(2, STEPS)
-        builder.create_model(*fixed, **options)
+    fixed = ("", job["checkpoint"], job["out"], job["precision"], job["ep"], job["scratch"])
+    options = builder.parse_extra_options(*fixed, list(job["options"]))
+    reporter.progress(2, STEPS)
+    builder.create_model(*fixed, **options)
     reporter.progress(3, STEPS)
     return {}
 

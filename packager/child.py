@@ -7,6 +7,7 @@ log, so whatever prints there (the model builder prints thousands of lines) ends
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from contract.errors import BuildRefused, EngineFailed
+from contract.errors import BuildRefused, EngineFailed, StoreFull
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -49,6 +50,10 @@ class Reporter:
         """The one result."""
         self._send({"event": "result", "value": value})
 
+    def full(self) -> None:
+        """The disk has no room."""
+        self._send({"event": "full"})
+
     def refused(self, message: str) -> None:
         """The input's fault, in one sentence."""
         self._send({"event": "refused", "message": message})
@@ -66,6 +71,11 @@ def child_main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> No
     except (BuildRefused, EngineFailed) as error:
         traceback.print_exc()
         reporter.refused(error.message)
+    except OSError as error:
+        traceback.print_exc()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            sys.exit(1)
+        reporter.full()
     sys.stdout.flush()
 
 
@@ -81,6 +91,7 @@ def run_child(
 
     Raises:
         BuildRefused: it refused its input, or ended without a result (``doing`` says what it was at).
+        StoreFull: no room for what it wrote.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as noise:
@@ -122,6 +133,8 @@ def _collect(
                 on_progress(event["done"], event["total"])
         elif event["event"] == "refused":
             raise BuildRefused(event["message"])
+        elif event["event"] == "full":
+            raise StoreFull(f"no space left while {doing} was writing")
         else:
             value: dict[str, Any] = event["value"]
             return value

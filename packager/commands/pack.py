@@ -1,0 +1,44 @@
+"""``edge-packager pack``."""
+
+from __future__ import annotations
+
+import argparse
+
+from packager.build import default_cache
+from packager.commands.build import add_bundle_arguments, end_on_terminate, output_directory, print_bundle
+from packager.pack import pack_bundle
+from packager.plan import BuildPlan
+from packager.progress import choose_progress
+
+EXAMPLES = """examples:
+  edge-packager pack ./phi-3.5-mini-int4-cpu --name phi-3.5-mini --version 1.0.0
+  edge-packager pack ./model --name assistant --version 1.2.0 --license MIT --out bundles/assistant --json
+
+exit status: 0 packed, 2 wrong option, 3 the folder was refused, 5 the disk, 130 interrupted
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """See :class:`contract.command_line.Command`."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder with genai_config.json, graph and tokenizer")
+    add_bundle_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See :class:`contract.command_line.Command`."""
+    end_on_terminate()
+    plan = BuildPlan(
+        source=arguments.model_dir,
+        name=arguments.name,
+        version=arguments.version,
+        epoch=arguments.epoch,
+        license=arguments.license,
+    )
+    progress = choose_progress(quiet=arguments.json)
+    try:
+        built = pack_bundle(plan, output_directory(arguments), progress, cache=arguments.cache or default_cache())
+    finally:
+        progress.close()
+    print_bundle(built, as_json=arguments.json)
+    return 0

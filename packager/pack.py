@@ -1,0 +1,93 @@
+"""A finished onnxruntime-genai folder, made by somebody else, into a bundle: the same proof, nothing assumed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from contract.errors import BuildRefused, UsageError
+from contract.manifest import MANIFEST_FILE
+from packager.build import compose_manifest, default_cache, disk_errors, short_provenance
+from packager.bundle import BuiltBundle, finish_bundle, staging
+from packager.check import check_model
+from packager.evidence import describe_host, quality_of, write_evidence
+from packager.plan import BuildPlan, check_plan
+from packager.progress import BuildProgress, SilentProgress
+from packager.quality import reference_text
+from packager.readback import read_back
+from packager.sources.checkpoint import TOKENIZER_FILES, digest_directory
+
+STAGES = 4
+
+
+def pack_bundle(
+    plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *, cache: Path | None = None
+) -> BuiltBundle:
+    """Pack the folder ``plan.source`` into the directory ``out``; only name, version, epoch and licence of ``plan`` count.
+
+    Raises:
+        UsageError: ``out`` is there already, or the folder is a bundle itself.
+        BuildRefused: configuration or tokenizer are missing, or the model does not load or generate.
+        BundleRefused: configuration or graph are not allowed in a bundle.
+        StoreFull, StoreBroken: the disk.
+    """
+    check_plan(plan)
+    progress, cache = progress or SilentProgress(), cache or default_cache()
+    model_dir = Path(plan.source)
+    if not model_dir.is_dir():
+        raise BuildRefused(f"{plan.source!r} is not a directory; name a finished onnxruntime-genai folder")
+    if (model_dir / MANIFEST_FILE).exists():
+        raise UsageError(f"{model_dir} is a bundle already; publish it as it is", field="model_dir")
+    if not any((model_dir / name).is_file() for name in TOKENIZER_FILES):
+        raise BuildRefused(f"{model_dir} has no tokenizer; put tokenizer.json beside genai_config.json")
+    log = cache / "logs" / f"{plan.name}-{plan.version}.log"
+    with disk_errors("packing"), staging(out) as staged:
+        log.unlink(missing_ok=True)
+        progress.stage(1, STAGES, "copying and reading the graph")
+        config, graph = read_back(model_dir)
+        copy_folder(model_dir, staged)
+        progress.stage(2, STAGES, "loading and generating")
+        if config.provider != "cpu":
+            raise BuildRefused(f"the folder is for {config.provider} and cannot be checked on this host")
+        checked = check_model(staged, log, text=reference_text(), on_progress=progress.advance)
+        progress.stage(3, STAGES, "writing the evidence")
+        provenance = short_provenance("folder", model_dir.resolve().name, digest_directory(model_dir))
+        write_evidence(staged, quality_of(checked, graph), {**provenance, "host": describe_host()}, graph)
+        progress.stage(4, STAGES, "writing the bundle")
+        manifest = compose_manifest(
+            name=plan.name,
+            version=plan.version,
+            epoch=plan.epoch,
+            arch=plan.arch,
+            ep=config.provider,
+            quantizer="unknown" if graph.quantised else "none",
+            family=config.model_type,
+            architecture=config.model_type,
+            parameters=graph.parameters,
+            spdx=plan.license or "unknown",
+            config=config,
+            graph=graph,
+            checked=checked,
+            staged=staged,
+            provenance=provenance,
+        )
+        return finish_bundle(staged, out, manifest)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy every visible file of ``source``; what links point to is copied, never the link.
+
+    Raises:
+        BuildRefused: something in it is neither file nor directory.
+    """
+    for path in sorted(source.rglob("*")):
+        relative = path.relative_to(source)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if path.is_dir():
+            (target / relative).mkdir(parents=True, exist_ok=True)
+        elif path.is_file():
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / relative)
+        else:
+            raise BuildRefused(f"{path} is neither a file nor a directory; remove it")

@@ -1,0 +1,135 @@
+"""Holding a bundle directory against its manifest: every file, every byte, then the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from msgspec import Struct
+
+from contract.errors import BundleRefused, UsageError
+from contract.genai_config import CONFIG_FILE
+from contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, manifest_digest, parse_manifest
+from contract.names import Digest, place_below
+from contract.reasons import Reason
+from packager.check import CheckResult, check_model
+from packager.progress import BuildProgress
+from packager.readback import GraphFacts, read_back
+
+STAGES = 3
+
+
+class Verified(Struct, frozen=True):
+    """What ``check`` found to be whole; ``checked`` holds what this host measured just now."""
+
+    directory: Path
+    digest: Digest
+    manifest: Manifest
+    graph: GraphFacts
+    checked: CheckResult
+
+
+def verify_bundle(directory: Path, log: Path, progress: BuildProgress) -> Verified:
+    """Check files, configuration and graph of ``directory``, load it, generate, and score its canaries.
+
+    Raises:
+        UsageError: there is no bundle at ``directory``.
+        BundleRefused: with the reason of the first fault.
+        BuildRefused: it does not load or generate here.
+    """
+    progress.stage(1, STAGES, "comparing every byte with the manifest")
+    manifest, digest = read_manifest(directory)
+    check_files(directory, manifest, progress)
+    progress.stage(2, STAGES, "reading the graph")
+    _, graph = read_back(directory)
+    progress.stage(3, STAGES, "loading and scoring the canaries")
+    known = [(canary.prompt, canary.expected_text) for canary in manifest.canary]
+    questions = () if known else ("Hello",)
+    checked = check_model(directory, log, questions=questions, known=known, on_progress=progress.advance)
+    for canary, result in zip(manifest.canary, checked.canaries, strict=False):
+        if abs(result.mean_nll - canary.mean_nll) > canary.tolerance:
+            raise BundleRefused(
+                Reason.CANARY_DRIFT,
+                f"the canary {canary.expected_text[:40]!r} scores {result.mean_nll:.3f} nats here and "
+                f"{canary.mean_nll:.3f} where it was built, more than {canary.tolerance} apart",
+            )
+    return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=checked)
+
+
+def read_manifest(directory: Path) -> tuple[Manifest, Digest]:
+    """The manifest of a bundle directory and the bundle's identity.
+
+    Raises:
+        UsageError: ``directory`` holds no manifest.
+        BundleRefused: the manifest is not valid.
+    """
+    path = directory / MANIFEST_FILE
+    if not path.is_file():
+        raise UsageError(f"{directory} is not a bundle: it has no {MANIFEST_FILE}", field="bundle")
+    with path.open("rb") as file:
+        stored = file.read(MAX_MANIFEST_BYTES + 1)
+    return parse_manifest(stored), manifest_digest(stored)
+
+
+def check_files(directory: Path, manifest: Manifest, progress: BuildProgress) -> None:
+    """Check that ``directory`` holds exactly the files of ``manifest``, byte for byte.
+
+    Raises:
+        BundleRefused: FILE_MISSING, FILE_EXTRA, SIZE_MISMATCH, DIGEST_MISMATCH or UNSAFE_PATH.
+    """
+    listed = {entry.path: entry for entry in manifest.files}
+    present = list_present(directory)
+    missing, extra = sorted(listed.keys() - present), sorted(present - listed.keys() - {MANIFEST_FILE})
+    if missing:
+        hint = f"; {extra[0]!r} is there instead" if extra else ""
+        raise BundleRefused(Reason.FILE_MISSING, f"the bundle lacks {missing[0]!r}{hint}", field=missing[0])
+    if extra:
+        raise BundleRefused(
+            Reason.FILE_EXTRA, f"the bundle holds {extra[0]!r}, which its manifest does not list", field=extra[0]
+        )
+    done = 0
+    for entry in manifest.files:
+        _check_file(place_below(directory, entry.path), entry)
+        done += entry.size
+        progress.advance(done, manifest.total_bytes)
+    if CONFIG_FILE not in listed:
+        raise BundleRefused(Reason.MODEL_INCOMPLETE, f"the bundle has no {CONFIG_FILE}")
+
+
+def list_present(directory: Path) -> set[str]:
+    """Paths of all files below ``directory``.
+
+    Raises:
+        BundleRefused: UNSAFE_PATH for a link, socket or anything else that is no plain file.
+    """
+    found: set[str] = set()
+    for where, directories, files in os.walk(directory):
+        for name in [*directories, *files]:
+            path = Path(where) / name
+            relative = path.relative_to(directory).as_posix()
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise BundleRefused(Reason.UNSAFE_PATH, f"{relative!r} is not a plain file", field=relative)
+        found.update((Path(where) / name).relative_to(directory).as_posix() for name in files)
+    return found
+
+
+def _check_file(path: Path, entry: FileEntry) -> None:
+    size = path.stat().st_size
+    if size != entry.size:
+        raise BundleRefused(
+            Reason.SIZE_MISMATCH, f"{entry.path!r} has {size} bytes instead of {entry.size}", field=entry.path
+        )
+    whole = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in entry.chunks:
+            piece = file.read(chunk.size)
+            whole.update(piece)
+            if hashlib.sha256(piece).hexdigest() != chunk.sha256:
+                raise BundleRefused(
+                    Reason.DIGEST_MISMATCH,
+                    f"{entry.path!r} was changed within {chunk.size} bytes before byte {file.tell()}",
+                    field=entry.path,
+                )
+    if whole.hexdigest() != entry.sha256:
+        raise BundleRefused(Reason.DIGEST_MISMATCH, f"{entry.path!r} is not the file that was built", field=entry.path)
