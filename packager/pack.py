@@ -23,7 +23,7 @@ STAGES = 4
 def pack_bundle(
     plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *, cache: Path | None = None
 ) -> BuiltBundle:
-    """Pack the folder ``plan.source`` into the directory ``out``; only name, version, epoch and licence of ``plan`` count.
+    """Pack the folder ``plan.source`` into the directory ``out``; only names, epoch and licence count.
 
     Raises:
         UsageError: ``out`` is there already, or the folder is a bundle itself.
