@@ -46,6 +46,8 @@ class PacedReader(io.RawIOBase):
     ) -> None:
         super().__init__()
         self._connection = connection
+        # Keeps the connection open when http.client closes it after reading the head of a last response.
+        self._raw = connection.makefile("rb", buffering=0)
         self._pace = pace
         self._allowance = allowance
         self._clock = clock
@@ -54,6 +56,11 @@ class PacedReader(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         """As the operating system's ``recv_into``.
@@ -68,7 +75,7 @@ class PacedReader(io.RawIOBase):
         self._connection.settimeout(min(self._pace.read_seconds, remaining))
         before = self._clock()
         try:
-            count = self._connection.recv_into(buffer)
+            count = self._raw.readinto(buffer) or 0
         except TimeoutError as error:
             raise SourceUnavailable("the server stalled", reason=Reason.SOURCE_TOO_SLOW) from error
         self._waited += self._clock() - before

@@ -89,8 +89,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def check_metadata(document: Any, what: str) -> None:
+def check_metadata(document: Any, what: str, *, delegations: bool = False) -> None:
     """Apply the policy to one parsed metadata document, before any signature is verified.
+
+    Our repositories do not delegate, so devices refuse ``delegations``; a general TUF client allows them.
 
     Raises:
         BundleRefused: KEY_REFUSED, SIGNATURE_INVALID or METADATA_INVALID.
@@ -110,13 +112,24 @@ def check_metadata(document: Any, what: str) -> None:
     if signed.get("_type") == "root":
         _check_root(signed, what)
     if signed.get("delegations") is not None:
-        raise _refuse(what, "delegates to other roles, which is not supported")
+        if not delegations or not isinstance(signed["delegations"], dict):
+            raise _refuse(what, "delegates to other roles, which is not supported")
+        _check_keys(signed["delegations"].get("keys"), what)
 
 
 def _check_root(signed: dict[str, Any], what: str) -> None:
-    keys, roles = signed.get("keys"), signed.get("roles")
-    if not isinstance(keys, dict) or not isinstance(roles, dict) or len(keys) > MAX_KEYS:
-        raise _refuse(what, "has no keys or no roles")
+    _check_keys(signed.get("keys"), what)
+    roles = signed.get("roles")
+    if not isinstance(roles, dict):
+        raise _refuse(what, "has no roles")
+    for name, role in roles.items():
+        if not isinstance(role, dict) or not _is_count(role.get("threshold")):
+            raise _refuse(what, f"has no threshold for {name[:40]}")
+
+
+def _check_keys(keys: object, what: str) -> None:
+    if not isinstance(keys, dict) or len(keys) > MAX_KEYS:
+        raise _refuse(what, "has no keys, or too many")
     seen: set[str] = set()
     for key in keys.values():
         value = key.get("keyval") if isinstance(key, dict) else None
@@ -127,6 +140,3 @@ def _check_root(signed: dict[str, Any], what: str) -> None:
         if public in seen:
             raise BundleRefused(Reason.KEY_REFUSED, f"{what} lists the key {public[:16]}… twice: it would count twice")
         seen.add(public)
-    for name, role in roles.items():
-        if not isinstance(role, dict) or not _is_count(role.get("threshold")):
-            raise _refuse(what, f"has no threshold for {name[:40]}")

@@ -52,6 +52,12 @@ class PlainHandler(RangeHandler):
     ranges = False
 
 
+class OldHandler(PlainHandler):
+    """HTTP/1.0: a connection for every file."""
+
+    protocol_version = "HTTP/1.0"
+
+
 @contextlib.contextmanager
 def serve(directory: Path, handler: type[RangeHandler] = RangeHandler) -> Iterator[str]:
     """Serve ``directory`` on a free port; its URL."""

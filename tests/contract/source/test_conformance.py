@@ -17,7 +17,7 @@ from contract.source.directory import DirectorySource
 from contract.source.http import HttpSource
 from contract.source.opening import open_source
 from contract.source.tar import TarSource
-from tests.contract.source.servers import PlainHandler, serve
+from tests.contract.source.servers import OldHandler, PlainHandler, serve
 
 BIG = bytes(range(256)) * 12_000  # three megabytes: several pieces
 BIG_PATH = f"objects/{hashlib.sha256(BIG).hexdigest()}"
@@ -30,7 +30,7 @@ FILES = {
     BIG_PATH: BIG,
     EMPTY_PATH: b"",
 }
-KINDS = ("directory", "http", "http-without-range", "tar-pax", "tar-gnu")
+KINDS = ("directory", "http", "http-without-range", "http-1.0", "tar-pax", "tar-gnu")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,8 @@ def source(request: pytest.FixtureRequest, tree: Path, tmp_path: Path) -> Iterat
             made = HttpSource(stack.enter_context(serve(tree)))
         elif request.param == "http-without-range":
             made = HttpSource(stack.enter_context(serve(tree.parent, PlainHandler)) + "/repository/")
+        elif request.param == "http-1.0":
+            made = HttpSource(stack.enter_context(serve(tree, OldHandler)))
         else:
             path = tmp_path / "r.edgebundle"
             kind = tarfile.PAX_FORMAT if request.param == "tar-pax" else tarfile.GNU_FORMAT
