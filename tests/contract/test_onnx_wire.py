@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from contract.onnx_wire import MAX_DEPTH, read_graph, read_graph_file
 from contract.reasons import Reason
 
 onnx = pytest.importorskip("onnx")
-import contextlib
 
 from onnx import TensorProto, helper  # noqa: E402  (only where onnx is installed: the device side has none)
 

@@ -1,0 +1,73 @@
+"""Plans: what the builder offers, under the names that work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from contract.errors import BundleRefused, UsageError
+from packager.families import FAMILIES
+from packager.plan import OFFERED, QUANTIZERS, BuildPlan, builder_options, check_plan
+
+PLAN = BuildPlan("source", "name", "1.0.0")
+
+
+def plan(**changes: Any) -> BuildPlan:
+    return msgspec.structs.replace(PLAN, **changes)
+
+
+def test_options_have_no_prefix_because_prefixed_ones_are_ignored() -> None:
+    for quantizer in QUANTIZERS:
+        options = builder_options(plan(quantizer=quantizer, block_size=64, accuracy_level=1))
+        assert {"block_size=64", "accuracy_level=1"} < set(options) | {""}
+        assert not any(option.startswith("int4_") for option in options)
+
+
+def test_plain_precisions_have_no_quantisation_options() -> None:
+    assert builder_options(plan(precision="fp32")) == []
+
+
+@pytest.mark.parametrize(
+    ("ep", "precision"), [(ep, precision) for ep, offered in OFFERED.items() for precision in offered]
+)
+def test_every_offered_combination_passes(ep: str, precision: str) -> None:
+    assert check_plan(plan(ep=ep, precision=precision)).ep == ep
+
+
+def test_a_combination_that_is_not_offered_is_refused_with_those_that_are() -> None:
+    with pytest.raises(UsageError, match="int4, int8, fp32"):
+        check_plan(plan(precision="fp16"))
+
+
+def test_a_misspelt_option_is_refused_with_the_nearest_right_one() -> None:
+    with pytest.raises(UsageError, match="did you mean k-quant"):
+        check_plan(plan(quantizer="kquant"))
+    with pytest.raises(UsageError, match="choose one of cpu"):
+        check_plan(plan(ep="abacus"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"block_size": 33}, {"accuracy_level": 5}, {"epoch": -1}, {"quantizer": "k-quant", "precision": "int8"}],
+)
+def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        check_plan(plan(**changes))
+
+
+@pytest.mark.parametrize("changes", [{"name": "Über"}, {"version": "1.0"}])
+def test_names_and_versions_are_checked_before_anything_is_built(changes: dict[str, Any]) -> None:
+    with pytest.raises(BundleRefused):
+        check_plan(plan(**changes))
+
+
+def test_every_known_architecture_has_a_branch_in_the_builder() -> None:
+    import onnxruntime_genai
+
+    source = (Path(onnxruntime_genai.__file__).parent / "models" / "builder.py").read_text("utf-8")
+    branches = set(re.findall(r'config\.architectures\[0\] == "(\w+)"', source))
+    assert branches.issuperset(FAMILIES)
