@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Mapping, MutableMapping
 
 MAX_STATUS_BYTES = 1024
 """systemd refuses datagrams beyond its page; one line of ``systemctl status`` is far below."""
+
+FEEDS_PER_SILENCE = 4
+"""Twice would be enough by the book; a busy box may be late once."""
 
 SEND_SECONDS = 1.0
 """The manager reads its socket at once; were it stuck, we would rather go on than hang with it."""
@@ -22,7 +26,8 @@ class Notifier:
     """Sends to the manager that started this process, or to nobody.
 
     ``watchdog_seconds`` is how long the manager waits for :meth:`progress` before it kills us (None: not at all);
-    call it at least twice in that time, and only while the work that matters really goes on.
+    call it at least twice in that time, and only while the work that matters really goes on. The connection is made
+    once, so that a process may give up the right to make others.
     Every method says whether the datagram was handed over; none raises.
     """
 
@@ -30,6 +35,8 @@ class Notifier:
         self.watchdog_seconds = watchdog_seconds
         # A leading @ stands for the null byte of Linux's abstract name space.
         self._address = f"\0{address[1:]}" if address and address.startswith("@") else address or None
+        self._connection: socket.socket | None = None
+        self._fed = 0.0
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str] | None = None) -> Notifier:
@@ -58,6 +65,16 @@ class Notifier:
         """The work goes on: feeds the watchdog."""
         return self._send("WATCHDOG=1")
 
+    def keep_alive(self) -> float | None:
+        """Feed the watchdog if it is time to; the seconds until this wants to be called again, None without one."""
+        if self.watchdog_seconds is None:
+            return None
+        rest = self.watchdog_seconds / FEEDS_PER_SILENCE
+        if time.monotonic() - self._fed >= rest:
+            self._fed = time.monotonic()
+            self.progress()
+        return rest
+
     def allow_silence(self, seconds: float) -> bool:
         """From now on the watchdog waits ``seconds``: a load that takes minutes announces itself before it starts."""
         self.watchdog_seconds = seconds
@@ -74,12 +91,23 @@ class Notifier:
     def _send(self, *lines: str) -> bool:
         if self._address is None:
             return False
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-            connection.settimeout(SEND_SECONDS)
-            connection.connect(self._address)
-            connection.send("\n".join(lines).encode())
+        with contextlib.suppress(OSError):
+            if self._connection is None:
+                self._connection = _connect(self._address)
+            self._connection.send("\n".join(lines).encode())
             return True
         return False
+
+
+def _connect(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        connection.settimeout(SEND_SECONDS)
+        connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def _status(text: str) -> list[str]:

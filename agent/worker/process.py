@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.engine.stepping import Engine
+from agent.notify import Notifier
 from agent.worker.protocol import (
     Admit,
     Cancel,
@@ -38,6 +39,10 @@ from agent.worker.protocol import (
 from contract.errors import EdgeBundleError, EngineFailed
 
 READ_BYTES = 1 << 16
+
+WATCHDOG_GRACE_SECONDS = 10.0
+"""How much longer than the agent the service manager waits."""
+
 PR_SET_PDEATHSIG = 1
 
 OpenEngine = Callable[[Load], Engine]
@@ -51,8 +56,9 @@ class _AgentGone(Exception):
 class _Line:
     """The socket to the agent: whole commands in, replies out."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, manager: Notifier) -> None:
         self._connection = connection
+        self._manager = manager
         self._unframer = Unframer()
         self._commands: list[Command] = []
 
@@ -65,9 +71,12 @@ class _Line:
         """
         found: list[Command] = []
         while True:
+            rest = self._manager.keep_alive()
             blocking = wait and not found
-            ready, _, _ = select.select([self._connection], [], [], None if blocking else 0)
+            ready, _, _ = select.select([self._connection], [], [], rest if blocking else 0)
             if not ready:
+                if blocking:
+                    continue
                 return found
             try:
                 data = self._connection.recv(READ_BYTES)
@@ -89,11 +98,20 @@ class _Line:
             raise _AgentGone from error
 
 
-def serve(connection: socket.socket, open_engine: OpenEngine, isolate: Isolate = lambda load: "none") -> int:
-    """Serve one agent until it closes the socket; the exit status. ``isolate`` runs before the engine is opened."""
-    line = _Line(connection)
+def serve(
+    connection: socket.socket,
+    open_engine: OpenEngine,
+    isolate: Isolate = lambda load: "none",
+    manager: Notifier | None = None,
+) -> int:
+    """Serve one agent until it closes the socket; the exit status. ``isolate`` runs before the engine is opened.
+
+    ``manager`` is the service manager, if one watches this worker.
+    """
+    manager = manager or Notifier(None)
+    line = _Line(connection, manager)
     try:
-        return _serve(line, open_engine, isolate)
+        return _serve(line, open_engine, isolate, manager)
     except _AgentGone:
         return 0
     except EdgeBundleError as error:
@@ -112,12 +130,19 @@ def _fail(line: _Line, message: str) -> int:
     return EngineFailed.exit_status
 
 
-def _serve(line: _Line, open_engine: OpenEngine, isolate: Isolate) -> int:
+def _serve(line: _Line, open_engine: OpenEngine, isolate: Isolate, manager: Notifier) -> int:
     first, *commands = line.receive(wait=True)
     if not isinstance(first, Load):
         raise EngineFailed("the first command was not load")
+    if first.nice:
+        os.nice(first.nice)
+    # Loading is silent. The agent gives up first and closes the line; the manager ends whoever does not notice.
+    if manager.watchdog_seconds is not None and first.load_seconds:
+        manager.allow_silence(first.load_seconds + WATCHDOG_GRACE_SECONDS)
     isolation = isolate(first)
     engine = open_engine(first)
+    if manager.watchdog_seconds is not None and first.stall_seconds:
+        manager.allow_silence(first.stall_seconds + WATCHDOG_GRACE_SECONDS)
     line.send(Loaded(engine.facts, isolation, peak_rss_bytes()))
     while True:
         for command in commands:
@@ -171,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.nice:
         os.nice(options.nice)
     with socket.socket(fileno=options.fd) as connection:
-        return serve(connection, _open_engine, _isolate)
+        return serve(connection, _open_engine, _isolate, Notifier.from_environment())
 
 
 def _isolate(load: Load) -> str:

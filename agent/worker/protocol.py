@@ -22,7 +22,9 @@ class Load(Struct, frozen=True, tag="load"):
     """Load the bundle; first command, once. ``engine``: ``auto``, ``batched`` or ``genai``.
 
     ``max_bytes`` is what the worker may use for KV and scratch (0: decide from the memory that is available);
-    ``derived_dir`` holds prepacked weights, if there are any.
+    ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
+    no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
+    up on this worker (0: unknown).
     """
 
     bundle_dir: str
@@ -30,6 +32,9 @@ class Load(Struct, frozen=True, tag="load"):
     engine: str = "auto"
     max_bytes: int = 0
     derived_dir: str | None = None
+    nice: int = 0
+    load_seconds: float = 0.0
+    stall_seconds: float = 0.0
 
 
 class Admit(Struct, frozen=True, tag="admit"):

@@ -13,7 +13,8 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """``threads`` 0: all cores that this process may use; ``max_bytes`` 0: decided from the memory available.
 
     ``load_seconds`` bounds loading, ``stall_seconds`` the silence of a worker before it counts as hung (one step on
-    a slow device takes a second or two), ``nice`` is its scheduling weakness.
+    a slow device takes a second or two), ``nice`` is its scheduling weakness. ``socket``: where systemd starts a worker
+    for every connection, in a sandbox and an account of its own; without it workers are children of the agent.
     """
 
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
@@ -22,6 +23,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     load_seconds: Annotated[float, Meta(gt=0, le=3600)] = 300.0
     stall_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    socket: Path | None = None
 
 
 def usable_threads(settings: WorkerSettings) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
 from agent.worker import protocol
+from agent.worker.activation import ActivatedProcess
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings, usable_threads
 from contract.errors import EngineFailed
@@ -41,7 +42,9 @@ class WorkerProcess:
     there learns of the end from :meth:`wait_closed`. ``on_event`` is called in the event loop, in order.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, on_event: OnEvent, stall_seconds: float) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process | ActivatedProcess, on_event: OnEvent, stall_seconds: float
+    ) -> None:
         self._process = process
         self._on_event = on_event
         self._stall_seconds = stall_seconds
@@ -67,15 +70,21 @@ class WorkerProcess:
         on_event: OnEvent,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> WorkerProcess:
-        """Spawn a worker and wait until its model is loaded.
+        """Spawn a worker, or let systemd do it (``settings.socket``), and wait until its model is loaded.
 
         ``nice`` adds to the settings' own; ``command`` is what is run, with ``--fd N --nice N --child`` behind it.
 
         Raises:
             EngineFailed: it cannot be started, did not load within ``settings.load_seconds``, or ended.
         """
-        ours, theirs = socket.socketpair()
         weakness = min(19, settings.nice + nice)
+        process: asyncio.subprocess.Process | ActivatedProcess
+        if settings.socket is not None:
+            process = await ActivatedProcess.connect(settings.socket)
+            worker = cls(process, on_event, settings.stall_seconds)
+            await worker._open(process.connection, _load(settings, bundle_dir, derived_dir, weakness), settings)
+            return worker
+        ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -92,14 +101,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         worker = cls(process, on_event, settings.stall_seconds)
-        load = protocol.Load(
-            str(bundle_dir),
-            usable_threads(settings),
-            settings.engine,
-            settings.max_bytes,
-            None if derived_dir is None else str(derived_dir),
-        )
-        await worker._open(ours, load, settings.load_seconds)
+        await worker._open(ours, _load(settings, bundle_dir, derived_dir, 0), settings)
         return worker
 
     @property
@@ -167,15 +169,15 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def _open(self, ours: socket.socket, load: protocol.Load, load_seconds: float) -> None:
+    async def _open(self, ours: socket.socket, load: protocol.Load, settings: WorkerSettings) -> None:
         ours.setblocking(False)
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._watch = asyncio.create_task(self._run(reader), name=f"worker {self.pid}")
         self._send(load)
         try:
-            await asyncio.wait_for(asyncio.shield(self._loaded), load_seconds)
+            await asyncio.wait_for(asyncio.shield(self._loaded), settings.load_seconds)
         except TimeoutError:
-            self._end(f"not loaded within {load_seconds:g} s")
+            self._end(f"not loaded within {settings.load_seconds:g} s")
             self.kill()
             raise EngineFailed(f"the model did not load: {await self.wait_closed()}") from None
         except asyncio.CancelledError:
@@ -282,8 +284,23 @@ class WorkerProcess:
             self._last_words = (self._last_words + data)[-STDERR_BYTES:]
 
 
-def _status_text(status: int, last_words: bytes) -> str:
-    if status < 0:
+def _load(settings: WorkerSettings, bundle_dir: Path, derived_dir: Path | None, nice: int) -> protocol.Load:
+    return protocol.Load(
+        str(bundle_dir),
+        usable_threads(settings),
+        settings.engine,
+        settings.max_bytes,
+        None if derived_dir is None else str(derived_dir),
+        nice,
+        settings.load_seconds,
+        settings.stall_seconds,
+    )
+
+
+def _status_text(status: int | None, last_words: bytes) -> str:
+    if status is None:
+        text = "its connection ended; the journal of edge-agent-worker says why"
+    elif status < 0:
         try:
             name = signal.Signals(-status).name
         except ValueError:

@@ -83,3 +83,11 @@ def test_no_watchdog_where_the_manager_does_not_watch_us(environment: dict[str, 
 def test_nobody_listening_is_no_error(tmp_path: Path) -> None:
     assert not Notifier(None).ready()
     assert not Notifier(str(tmp_path / "nobody")).progress()
+
+
+def test_the_watchdog_is_fed_when_it_is_time_and_not_at_every_step(manager: socket.socket) -> None:
+    notifier = Notifier(manager.getsockname(), watchdog_seconds=4000.0)
+    assert [notifier.keep_alive() for _ in range(5)] == [1000.0] * 5
+    notifier.status("end")
+    assert [heard(manager), heard(manager)] == [["WATCHDOG=1"], ["STATUS=end"]]
+    assert Notifier(manager.getsockname()).keep_alive() is None

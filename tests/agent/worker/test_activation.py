@@ -1,0 +1,81 @@
+"""Workers that somebody else starts because we connect: systemd's own activator stands in for a booted systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.worker.settings import WorkerSettings
+from agent.worker.supervision import WorkerProcess
+from contract.errors import EngineFailed
+from tests.agent.engine.stand_in import write_bundle
+from tests.agent.worker.test_supervision import PATIENCE, STAND_IN, Listener, closed, hello
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def activator(tmp_path: Path) -> Iterator[Path]:
+    program = shutil.which("systemd-socket-activate")
+    if program is None:
+        pytest.skip("systemd is not installed")
+    path = tmp_path / "worker.sock"
+    # setpriv would be systemd's part too; here the worker is ours, only its start is not.
+    process = subprocess.Popen(
+        [program, "--accept", "-E", "ORT_DISABLE_TELEMETRY=1", "-l", str(path), *STAND_IN, "--fd", "3", "--nice", "0"],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    yield path
+    process.terminate()
+    process.wait(PATIENCE)
+
+
+def test_a_worker_behind_a_socket_serves_like_a_child(activator: Path, bundle: Path) -> None:
+    async def run() -> None:
+        listener = Listener()
+        worker = await WorkerProcess.start(WorkerSettings(socket=activator), bundle, on_event=listener, nice=3)
+        worker.admit(hello(1))
+        await listener.ended(1)
+        assert listener.outcomes[1].reason == "length"
+        worker.admit(hello(2, prompt="environment"))
+        assert "nice 3" in await closed(worker)
+        await worker.close()
+
+    asyncio.run(run())
+
+
+def test_a_crash_behind_a_socket_is_noticed(activator: Path, bundle: Path) -> None:
+    async def run() -> None:
+        worker = await WorkerProcess.start(WorkerSettings(socket=activator), bundle, on_event=Listener())
+        worker.admit(hello(1, prompt="crash"))
+        assert "edge-agent-worker" in await closed(worker)
+
+    asyncio.run(run())
+
+
+def test_a_hang_behind_a_socket_is_given_up_on(activator: Path, bundle: Path) -> None:
+    async def run() -> None:
+        settings = WorkerSettings(socket=activator, stall_seconds=0.5)
+        worker = await WorkerProcess.start(settings, bundle, on_event=Listener())
+        worker.admit(hello(1, prompt="hang"))
+        assert "silent" in await closed(worker)
+
+    asyncio.run(run())
+
+
+def test_a_socket_that_nobody_listens_on_is_named(tmp_path: Path, bundle: Path) -> None:
+    settings = WorkerSettings(socket=tmp_path / "nobody")
+    with pytest.raises(EngineFailed, match=r"edge-agent-worker\.socket"):
+        asyncio.run(WorkerProcess.start(settings, bundle, on_event=Listener()))
