@@ -242,6 +242,44 @@ class Status(Struct, frozen=True):
     boot_id: str
 
 
+class EngineInfo(Struct, frozen=True):
+    """The loaded model's engine, why it was chosen, what it can do, and how far its process is locked in."""
+
+    engine: str
+    why: str
+    slots: int
+    context_length: int
+    vocab_size: int
+    capabilities: list[str]
+    load_seconds: float
+    isolation: str
+
+
+class Limits(Struct, frozen=True):
+    """What this device takes and keeps."""
+
+    max_request_bytes: int
+    queue: int
+    queue_per_client: int
+    max_priority: int
+    stream_interval_ms: int
+    results_kept_seconds: int
+    results_kept_bytes: int
+
+
+class Info(Struct, frozen=True):
+    """What the device is: identity, versions of agent and runtimes, host, limits, and the model it serves."""
+
+    device: str
+    api: str
+    groups: list[str]
+    versions: dict[str, str]
+    host: dict[str, Any]
+    limits: Limits
+    bundle: BundleState | None
+    engine: EngineInfo | None
+
+
 class Health(Struct, frozen=True):
     """Whether the device answers prompts now, and if not, why."""
 

@@ -1,0 +1,139 @@
+"""The ``[broker]`` table of the configuration: where the broker is and how it may be talked to."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from contract.errors import ConfigInvalid
+
+MAX_PASSWORD_BYTES = 65535
+"""MQTT writes the length of a password in two bytes."""
+
+
+class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """``ca`` (PEM) replaces the system's trusted authorities; ``cert`` and ``key`` identify this device."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    alpn: list[str] = []
+
+
+class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """``tls`` (even empty) turns TLS on. Without it only a broker on this machine is allowed, unless
+    ``allow_plaintext`` is true. ``password_file`` holds the password alone; it is read at every connect.
+    """
+
+    host: Annotated[str, Meta(min_length=1, max_length=253)] = "localhost"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
+    protocol: Literal["5", "3.1.1"] = "5"
+    client_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    username: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    password_file: Path | None = None
+    keepalive: Annotated[int, Meta(ge=5, le=3600)] = 30
+    session_expiry_seconds: Annotated[int, Meta(ge=60, le=30 * 86400)] = 86400
+    allow_plaintext: bool = False
+    tls: TlsSettings | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port, for people."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def check_broker(settings: BrokerSettings) -> None:
+    """What the types cannot say.
+
+    Raises:
+        ConfigInvalid: ``field`` names the key.
+    """
+    if settings.tls is None and not settings.allow_plaintext and not is_loopback(settings.host):
+        raise ConfigInvalid(
+            f"broker.host {settings.host!r} is another machine, and without TLS everybody on the way can read prompts: "
+            "add a [broker.tls] table, or set broker.allow_plaintext = true",
+            field="broker.tls",
+        )
+    if settings.password_file is not None and settings.username is None:
+        raise ConfigInvalid("broker.password_file needs broker.username", field="broker.username")
+    if settings.tls is not None:
+        if settings.tls.key is not None and settings.tls.cert is None:
+            raise ConfigInvalid("broker.tls.key needs broker.tls.cert", field="broker.tls.cert")
+        open_tls(settings)
+    if settings.password_file is not None:
+        read_password(settings)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_tls(settings: BrokerSettings) -> ssl.SSLContext:
+    """A client context that checks the broker's certificate and name; TLS 1.2 or newer.
+
+    Raises:
+        ConfigInvalid: a file cannot be read or is not what it should be.
+    """
+    assert settings.tls is not None
+    tls = settings.tls
+    # The broken file is named, its contents never are.
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigInvalid(f"broker.tls.ca {tls.ca} cannot be used: {_why(error)}", field="broker.tls.ca") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls.cert is not None:
+        try:
+            context.load_cert_chain(tls.cert, tls.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigInvalid(
+                f"broker.tls.cert {tls.cert} and its key cannot be used: {_why(error)}", field="broker.tls.cert"
+            ) from error
+    if tls.alpn:
+        context.set_alpn_protocols(tls.alpn)
+    return context
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return error.reason or "not a PEM file of that kind"
+    return error.strerror or "it cannot be read"
+
+
+def read_password(settings: BrokerSettings) -> str | None:
+    """The password, or None without one.
+
+    Raises:
+        ConfigInvalid: the file cannot be read.
+    """
+    path = settings.password_file
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            secret = file.read(MAX_PASSWORD_BYTES + 2)
+    except OSError as error:
+        raise ConfigInvalid(
+            f"broker.password_file {path} cannot be read: {error.strerror}", field="broker.password_file"
+        ) from error
+    try:
+        text = secret.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ConfigInvalid(f"broker.password_file {path} is not UTF-8 text", field="broker.password_file") from None
+    if not text or len(text.encode()) > MAX_PASSWORD_BYTES:
+        raise ConfigInvalid(
+            f"broker.password_file {path} holds no password of 1 to {MAX_PASSWORD_BYTES} bytes",
+            field="broker.password_file",
+        )
+    return text

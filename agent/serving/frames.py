@@ -1,0 +1,152 @@
+"""When which piece of an answer goes out. Pure: the clock is handed in, the connection's state too.
+
+The first piece goes at once, later ones at most every ``interval`` seconds. What cannot be sent is kept and merged
+into the next frame: decoding never waits for the network, and a slow reader gets fewer, longer frames.
+"""
+
+from __future__ import annotations
+
+from contract.mqtt.messages import Frame, LastFrame, Timing, Usage
+
+
+class FrameStream:
+    """The frames of one request; ``s`` goes on counting over attempts, so that no number stands for two frames."""
+
+    def __init__(self, interval: float, *, stream: bool, now: float) -> None:
+        self._interval = interval
+        self._stream = stream
+        self._accepted = now
+        self._next_due = now
+        self._started = now
+        self._first_token: float | None = None
+        self._sequence = 0
+        self._parts: list[str] = []
+        self._unsent: list[str] = []
+        self._tokens = 0
+        self._fresh_attempt = True
+        self.attempt = 1
+        self.bundle = ""
+        self.position = 0
+
+    @property
+    def text(self) -> str:
+        """All text of this attempt."""
+        return "".join(self._parts)
+
+    @property
+    def tokens(self) -> int:
+        return self._tokens
+
+    @property
+    def sequence(self) -> int:
+        """The number of the next frame."""
+        return self._sequence
+
+    @property
+    def streams(self) -> bool:
+        """Whether pieces are wanted at all."""
+        return self._stream
+
+    def begin(self, attempt: int, bundle: str, now: float) -> None:
+        """An attempt starts on a worker; text of an earlier attempt is void."""
+        self.attempt = attempt
+        self.bundle = bundle
+        self._started = now
+        self._parts.clear()
+        self._unsent.clear()
+        self._tokens = 0
+        self._fresh_attempt = True
+        self._next_due = now
+
+    def feed(self, text: str, tokens: int, now: float) -> None:
+        """New text came out of the engine."""
+        if self._first_token is None:
+            self._first_token = now
+        self._tokens = tokens
+        if text:
+            self._parts.append(text)
+            if self._stream:
+                self._unsent.append(text)
+
+    def due_at(self) -> float | None:
+        """When the next frame may go; None when there is nothing to send."""
+        return self._next_due if self._unsent else None
+
+    def take(self, now: float) -> Frame | None:
+        """The next frame, if it is due."""
+        if not self._unsent or now < self._next_due:
+            return None
+        frame = Frame(s=self._sequence, d="".join(self._unsent), n=self._tokens)
+        if self._fresh_attempt:
+            frame = Frame(
+                s=self._sequence,
+                d=frame.d,
+                n=frame.n,
+                attempt=self.attempt,
+                bundle=self.bundle,
+                queue_ms=_milliseconds(self._started - self._accepted),
+                position=self.position,
+            )
+            self._fresh_attempt = False
+        self._unsent.clear()
+        self._sequence += 1
+        self._next_due = now + self._interval
+        return frame
+
+    def snapshot(self, now: float) -> Frame:
+        """All text so far in one frame, for a client that lost some; it starts the text anew like a first frame."""
+        frame = Frame(
+            s=self._sequence,
+            d=self.text,
+            n=self._tokens,
+            attempt=self.attempt,
+            bundle=self.bundle,
+            queue_ms=_milliseconds(self._started - self._accepted),
+            position=self.position,
+        )
+        self._unsent.clear()
+        self._fresh_attempt = False
+        self._sequence += 1
+        self._next_due = now + self._interval
+        return frame
+
+    def last(
+        self,
+        reason: str,
+        now: float,
+        *,
+        prompt_tokens: int = 0,
+        completion_tokens: int | None = None,
+        cached_tokens: int = 0,
+        logprobs: list[dict[str, object]] | None = None,
+    ) -> LastFrame:
+        """The last frame; it carries the whole text."""
+        completion = self._tokens if completion_tokens is None else completion_tokens
+        first = self._first_token if self._first_token is not None else now
+        frame = LastFrame(
+            s=self._sequence,
+            text=self.text,
+            finish_reason=reason,  # type: ignore[arg-type] # the caller's literals are a subset
+            usage=Usage(prompt_tokens, completion, prompt_tokens + completion, cached_tokens),
+            timing=Timing(
+                queue_ms=_milliseconds(self._started - self._accepted),
+                first_token_ms=_milliseconds(first - self._accepted),
+                total_ms=_milliseconds(now - self._accepted),
+            ),
+            attempt=self.attempt,
+            bundle=self.bundle,
+        )
+        if logprobs is not None:
+            frame = LastFrame(
+                frame.s, frame.text, frame.finish_reason, frame.usage, frame.timing, frame.attempt, frame.bundle,
+                logprobs,
+            )  # fmt: skip
+        return frame
+
+    def times(self) -> tuple[float, float | None]:
+        """When this attempt started and when the first token came."""
+        return self._started, self._first_token
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(max(0.0, seconds) * 1000, 3)

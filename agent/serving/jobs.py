@@ -1,0 +1,53 @@
+"""What is known of one accepted request while it waits and runs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from agent.serving.frames import FrameStream
+from agent.state.answers import Key
+from contract.mqtt.messages import GenerateRequest
+
+QUEUED_AGAIN = 10
+"""Above every priority that a client can ask for: it had its turn already and lost it through no fault of its own."""
+
+
+class Job:
+    """``number`` is new for each attempt, so that events of a dead worker can never be taken for those of its heir.
+
+    ``ending`` is set once it is decided that it ends early, and why. ``marked`` says whether the ledger knows that
+    pieces of the answer may have left: no frame goes out before.
+    """
+
+    def __init__(
+        self,
+        key: Key,
+        request: GenerateRequest,
+        frames: FrameStream,
+        *,
+        accepted: float,
+        deadline: float | None,
+        correlation: bytes | None,
+        attempt: int = 1,
+    ) -> None:
+        self.key = key
+        self.request = request
+        self.frames = frames
+        self.accepted = accepted
+        self.deadline = deadline
+        self.correlation = correlation
+        self.attempt = attempt
+        self.number = 0
+        self.crashes = 0
+        self.running = False
+        self.ending: Literal["cancelled", "deadline"] | None = None
+        self.marked: Literal["no", "asked", "yes"] = "no"
+        self.logprobs: list[dict[str, Any]] = []
+
+    def lost_its_worker(self) -> None:
+        """Back to the queue for another attempt."""
+        self.crashes += 1
+        self.attempt += 1
+        self.running = False
+        self.marked = "no"
+        self.logprobs.clear()

@@ -1,0 +1,106 @@
+"""Who is next: a bounded queue with priorities that age, fair across clients. Pure: the clock is handed in.
+
+The most urgent class is served first; a request rises one class for every :data:`AGING_SECONDS` it has waited, so
+that nothing waits for ever. Within a class the client that was served least goes first (start-time fair queueing: a
+client that comes back does not get credit for having been away), then the older request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from msgspec import Struct
+
+AGING_SECONDS = 5.0
+"""Nine classes: the least urgent request overtakes a stream of the most urgent ones after 45 seconds."""
+
+T = TypeVar("T")
+
+
+class Waiting(Struct, Generic[T], frozen=True):
+    """``deadline`` and ``since`` on the clock that the queue is asked with; higher ``priority`` is more urgent."""
+
+    client: str
+    item: T
+    priority: int
+    since: float
+    number: int
+    deadline: float | None = None
+
+
+class RequestQueue(Generic[T]):
+    """At most ``limit`` requests wait, at most ``client_limit`` of one client."""
+
+    def __init__(self, limit: int, client_limit: int) -> None:
+        self.limit = limit
+        self.client_limit = client_limit
+        self._waiting: dict[int, Waiting[T]] = {}
+        self._by_client: dict[str, int] = {}
+        self._served: dict[str, float] = {}
+        self._clock = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter([waiting.item for waiting in self._waiting.values()])
+
+    def has_room(self, client: str, reserved: int = 0) -> bool:
+        """Whether one more of ``client`` may wait, beside ``reserved`` that are on their way in."""
+        return len(self._waiting) + reserved < self.limit and self._by_client.get(client, 0) < self.client_limit
+
+    def put(self, waiting: Waiting[T]) -> None:
+        """Let it wait; the caller asked :meth:`has_room` (what was accepted already is never turned away)."""
+        if not self._by_client.get(waiting.client):
+            self._served[waiting.client] = max(self._served.get(waiting.client, 0.0), self._clock)
+        self._waiting[waiting.number] = waiting
+        self._by_client[waiting.client] = self._by_client.get(waiting.client, 0) + 1
+
+    def take(self, now: float) -> T | None:
+        """The next one to run; its client moves back by one request."""
+        first = min(self._waiting.values(), key=lambda waiting: self._rank(waiting, now), default=None)
+        if first is None:
+            return None
+        self._clock = self._served[first.client]
+        self._served[first.client] += 1.0
+        self.remove(first.number)
+        return first.item
+
+    def remove(self, number: int) -> T | None:
+        """Take it out, wherever it stands."""
+        waiting = self._waiting.pop(number, None)
+        if waiting is None:
+            return None
+        self._by_client[waiting.client] -= 1
+        if not self._by_client[waiting.client]:
+            del self._by_client[waiting.client]
+            self._forget_idle_clients()
+        return waiting.item
+
+    def position(self, number: int, now: float) -> int:
+        """How many would be taken before it if nothing changed; 0 is next. Fairness may move it later."""
+        own = self._rank(self._waiting[number], now)
+        return sum(self._rank(other, now) < own for other in self._waiting.values())
+
+    def expired(self, now: float) -> list[T]:
+        """Take out those whose deadline has passed."""
+        late = [w.number for w in self._waiting.values() if w.deadline is not None and w.deadline <= now]
+        return [item for number in late if (item := self.remove(number)) is not None]
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of those that wait."""
+        return min((w.deadline for w in self._waiting.values() if w.deadline is not None), default=None)
+
+    def _rank(self, waiting: Waiting[T], now: float) -> tuple[int, float, int]:
+        aged = waiting.priority + int((now - waiting.since) / AGING_SECONDS)
+        return -aged, self._served[waiting.client], waiting.number
+
+    def _forget_idle_clients(self) -> None:
+        # Behind the clock they would be set to it anyway when they come back.
+        if len(self._served) > 4 * (len(self._by_client) + 16):
+            self._served = {
+                client: served
+                for client, served in self._served.items()
+                if client in self._by_client or served > self._clock
+            }

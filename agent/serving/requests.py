@@ -1,0 +1,103 @@
+"""From a request to work for the engine, and from a fault to its frame. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from agent.engine.stepping import Generation
+from contract.errors import RequestInvalid
+from contract.mqtt.messages import ErrorBody, ErrorFrame, GenerateRequest
+
+NO_MODEL = "no_model"
+QUEUE_FULL = "queue_full"
+ENGINE_FAILED = "engine_failed"
+ENGINE_UNAVAILABLE = "engine_unavailable"
+STORE_UNAVAILABLE = "store_unavailable"
+INTERRUPTED = "interrupted"
+ID_CONFLICT = "id_conflict"
+EXPIRED = "expired"
+UNKNOWN_REQUEST = "unknown_request"
+
+UPDATABLE = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop"})
+"""What ``update`` may change while a request runs: sampling, and when it ends."""
+
+
+def to_generation(number: int, client: str, request: GenerateRequest) -> Generation:
+    """The request as the engine sees it; ``number`` identifies it between agent and worker."""
+    grammar: tuple[str, str] | None = None
+    form = request.response_format
+    if form is not None and form.type == "regex":
+        grammar = ("regex", form.regex or "")
+    elif form is not None and form.type == "json_object":
+        grammar = ("json_schema", '{"type":"object"}')
+    elif form is not None and form.json_schema is not None:
+        grammar = ("json_schema", msgspec.json.encode(form.json_schema.schema).decode())
+    return Generation(
+        request=number,
+        client=client,
+        messages=None
+        if request.messages is UNSET
+        else [{"role": turn.role, "content": turn.content} for turn in request.messages],
+        prompt=None if request.prompt is UNSET else request.prompt,
+        max_tokens=None if request.max_tokens is UNSET else request.max_tokens,
+        min_tokens=request.min_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        seed=None if request.seed is UNSET else request.seed,
+        stops=request.stops,
+        logprobs=request.logprobs,
+        top_logprobs=request.top_logprobs,
+        logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
+        grammar=grammar,
+        num_beams=request.num_beams,
+        repetition_penalty=request.repetition_penalty,
+        no_repeat_ngram_size=request.no_repeat_ngram_size,
+        adapter=request.adapter,
+    )
+
+
+def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    """Read the ``set`` of an update with the rules of a request.
+
+    Raises:
+        RequestInvalid: ``field`` names the fault.
+    """
+    for name in changes:
+        if name not in UPDATABLE:
+            allowed = ", ".join(sorted(UPDATABLE))
+            raise RequestInvalid(f"{name!r} cannot be changed while it runs; these can: {allowed}", field=f"set.{name}")
+    try:
+        checked = msgspec.convert(changes, GenerateRequest)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$.")
+        raise RequestInvalid(f"the update is not valid: {text}", field=f"set.{path.rstrip('`')}") from error
+    result = {name: getattr(checked, name) for name in changes if name != "stop"}
+    if "stop" in changes:
+        result["stops"] = list(checked.stops)
+    return result
+
+
+def error_frame(
+    sequence: int,
+    code: int,
+    kind: str,
+    message: str,
+    *,
+    field: str | None = None,
+    retry_after_ms: int | None = None,
+    attempt: int = 1,
+) -> ErrorFrame:
+    """A last frame without an answer."""
+    body = ErrorBody(
+        code=code,
+        type=kind,
+        message=message,
+        field=UNSET if field is None else field,
+        retry_after_ms=UNSET if retry_after_ms is None else retry_after_ms,
+    )
+    return ErrorFrame(s=sequence, error=body, attempt=attempt)

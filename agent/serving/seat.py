@@ -1,0 +1,143 @@
+"""A place where a worker sits: loads the bundle, watches the worker, puts a new one in when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from agent.delivery import Backoff
+from agent.engine.stepping import Generation, StepEvent
+from agent.install.ports import SealedBundle
+from agent.serving.jobs import Job
+from agent.worker.ports import Worker
+from contract.errors import EngineFailed
+
+log = logging.getLogger("edge_agent.serving")
+
+FIRST_RESTART_SECONDS = 0.2
+LONGEST_RESTART_SECONDS = 30.0
+"""A worker that dies at once is not restarted in a tight loop: loading a model takes all cores."""
+
+HOPELESS_FAILURES = 3
+"""After so many failed loads in a row, waiting requests are told instead of left waiting."""
+
+
+class LoadWorker(Protocol):
+    """Start a worker with a bundle loaded; settings are bound already. Raises EngineFailed."""
+
+    async def __call__(
+        self, bundle_dir: Path, *, derived_dir: Path | None, on_event: Callable[[StepEvent], None]
+    ) -> Worker: ...
+
+
+class Seat:
+    """``on_event`` gets the events of the current worker only; ``on_lost`` is called when it died, ``on_ready`` when
+    one sits here (again); none of them may block.
+    """
+
+    def __init__(
+        self,
+        bundle: SealedBundle,
+        load: LoadWorker,
+        *,
+        on_event: Callable[[Seat, StepEvent], None],
+        on_lost: Callable[[Seat, str], None],
+        on_ready: Callable[[Seat], None],
+    ) -> None:
+        self.bundle = bundle
+        self._load = load
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._on_ready = on_ready
+        self._watcher: asyncio.Task[None] | None = None
+        self._turn = 0
+        self.worker: Worker | None = None
+        self.jobs: dict[int, Job] = {}
+        self.failures = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    @property
+    def free(self) -> int:
+        """How many more requests it can advance at once."""
+        return 0 if self.worker is None else max(0, self.worker.facts.slots - len(self.jobs))
+
+    @property
+    def hopeless(self) -> bool:
+        return self.worker is None and self.failures >= HOPELESS_FAILURES
+
+    async def open(self) -> None:
+        """Load the bundle.
+
+        Raises:
+            EngineFailed: it does not load; nothing is left running.
+        """
+        await self._seat()
+        self._watcher = asyncio.create_task(self._watch(), name=f"seat {self.bundle.manifest.reference}")
+
+    def open_later(self) -> None:
+        """Load the bundle in the background, trying until it works."""
+        self._watcher = asyncio.create_task(self._watch(), name=f"seat {self.bundle.manifest.reference}")
+
+    def admit(self, job: Job, generation: Generation) -> None:
+        """Run ``job`` here; the caller saw that a place is free."""
+        assert self.worker is not None
+        self.jobs[generation.request] = job
+        self.idle.clear()
+        self.worker.admit(generation)
+
+    def release(self, number: int) -> Job | None:
+        """``number`` is over here."""
+        job = self.jobs.pop(number, None)
+        if not self.jobs:
+            self.idle.set()
+        return job
+
+    async def close(self) -> None:
+        """End the worker."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        worker, self.worker = self.worker, None
+        self._turn += 1
+        if worker is not None:
+            await worker.close()
+
+    async def _seat(self) -> None:
+        self._turn += 1
+        turn = self._turn
+
+        def deliver(event: StepEvent) -> None:
+            # What an earlier worker still says is of no interest: its requests are elsewhere.
+            if turn == self._turn:
+                self._on_event(self, event)
+
+        self.worker = await self._load(self.bundle.directory, derived_dir=self.bundle.derived, on_event=deliver)
+        self.failures = 0
+
+    async def _watch(self) -> None:
+        backoff = Backoff(FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS, random.random)
+        while True:
+            if self.worker is not None:
+                self._on_ready(self)
+                started = asyncio.get_running_loop().time()
+                why = await self.worker.wait_closed()
+                log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why)
+                self.worker = None
+                self._turn += 1
+                if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:
+                    backoff.reset()
+                self._on_lost(self, why)
+            await asyncio.sleep(backoff.next())
+            try:
+                await self._seat()
+            except EngineFailed as error:
+                self.failures += 1
+                log.error("the worker of %s cannot be replaced: %s", self.bundle.manifest.reference, error.message)  # noqa: TRY400
+                self._on_lost(self, error.message)

@@ -1,0 +1,28 @@
+"""The ``[serving]`` table of the configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+
+class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of what waits and runs. Times in seconds unless the name says otherwise.
+
+    ``queue_limit`` requests wait at most, ``client_queue_limit`` of one client. ``max_priority`` caps what any client
+    may ask for, ``client_max_priority`` what a certain one may. ``drain_seconds``: how long a swap waits for running
+    answers before it runs them again on the new model; ``stop_seconds`` the same when the agent stops.
+    """
+
+    queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 128
+    client_queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    stream_interval_ms: Annotated[int, Meta(ge=0, le=10_000)] = 50
+    max_priority: Annotated[int, Meta(ge=0, le=9)] = 9
+    client_max_priority: dict[str, Annotated[int, Meta(ge=0, le=9)]] = {}
+    drain_seconds: Annotated[float, Meta(gt=0, le=3600)] = 120.0
+    stop_seconds: Annotated[float, Meta(ge=0, le=600)] = 10.0
+
+    def priority_of(self, client: str, asked: int) -> int:
+        """What ``client`` gets when it asks for ``asked``."""
+        return min(asked, self.client_max_priority.get(client, self.max_priority))

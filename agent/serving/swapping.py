@@ -1,0 +1,112 @@
+"""Which worker gets new requests, and how that changes without losing any.
+
+``overlap`` loads the new model beside the old one, which finishes what it runs. ``drain`` lets the old one finish,
+ends it and then loads the new one; requests wait meanwhile. Either way the old one serves on if the new one fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from agent.install.ports import SealedBundle, SwapMode
+from agent.serving.jobs import Job
+from agent.serving.seat import Seat
+from contract.errors import EngineFailed
+
+
+class Swapping:
+    """Holds the current seat and those that are being left."""
+
+    def __init__(self, make_seat: Callable[[SealedBundle], Seat], drain_seconds: float, now: Callable[[], float]):
+        self._make_seat = make_seat
+        self._drain_seconds = drain_seconds
+        self._now = now
+        self._lock = asyncio.Lock()
+        self._leaving: dict[Seat, asyncio.Task[None]] = {}
+        self.seat: Seat | None = None
+        self.holding = False
+        """New requests wait: no worker may take any now."""
+
+    @property
+    def seats(self) -> list[Seat]:
+        """The current one and those that finish their last answers."""
+        return [*([] if self.seat is None else [self.seat]), *self._leaving]
+
+    async def swap(self, bundle: SealedBundle, mode: SwapMode, run_again: Callable[[Job], None]) -> float | None:
+        """Make ``bundle`` the current one; since when requests had to wait for it (None: they had not).
+
+        Raises:
+            EngineFailed: the new model does not load; the old one is the current one again.
+        """
+        async with self._lock:
+            old = self.seat
+            if mode == "overlap" and old is not None and old.worker is not None:
+                seat = self._make_seat(bundle)
+                await seat.open()
+                self.seat = seat
+                self._leaving[old] = asyncio.create_task(self._leave(old, run_again))
+                return None
+            since = self._now()
+            self.holding = True
+            try:
+                if old is not None:
+                    await self._empty(old, run_again)
+                    await old.close()
+                await self._open_or_return(self._make_seat(bundle), old)
+                return since
+            finally:
+                self.holding = False
+
+    async def withdraw(self, run_again: Callable[[Job], None]) -> None:
+        """Let the current one finish and put nothing in its place."""
+        async with self._lock:
+            old, self.seat = self.seat, None
+            if old is not None:
+                self._leaving[old] = asyncio.create_task(self._leave(old, run_again))
+                await asyncio.wait([self._leaving[old]])
+
+    async def _open_or_return(self, seat: Seat, old: Seat | None) -> None:
+        try:
+            await seat.open()
+        except EngineFailed:
+            if old is not None:
+                # It ran a moment ago: it is loaded again in the background, until that works.
+                self.seat = self._make_seat(old.bundle)
+                self.seat.open_later()
+            raise
+        self.seat = seat
+
+    async def _leave(self, seat: Seat, run_again: Callable[[Job], None]) -> None:
+        try:
+            await self._empty(seat, run_again)
+            await seat.close()
+        finally:
+            self._leaving.pop(seat, None)
+
+    async def _empty(self, seat: Seat, run_again: Callable[[Job], None]) -> None:
+        """Wait for the running answers; what takes too long is run again elsewhere."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(seat.idle.wait(), self._drain_seconds)
+        for number in list(seat.jobs):
+            if seat.worker is not None:
+                seat.worker.cancel(number)
+            job = seat.release(number)
+            if job is not None:
+                run_again(job)
+
+    async def finish_running(self, seconds: float) -> None:
+        """Wait up to ``seconds`` until nothing runs anywhere."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for seat in self.seats:
+                    await seat.idle.wait()
+
+    async def close(self) -> None:
+        """End all workers."""
+        for task in list(self._leaving.values()):
+            task.cancel()
+        for seat in self.seats:
+            await seat.close()
+        self.seat = None

@@ -1,0 +1,156 @@
+"""Group commit for the ledger of answers: one thread, one transaction for all that waits, results back to asyncio.
+
+A commit costs a flush of the disk (milliseconds, much more on an SD card). While one runs, everything that arrives
+collects and shares the next, so that the rate of requests is not bound to the rate of flushes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from agent.state import answers
+from agent.state.answers import Key, Unfinished, Verdict
+from agent.state.database import Database
+from contract.errors import EdgeBundleError
+
+log = logging.getLogger("edge_agent.answers")
+
+T = TypeVar("T")
+
+MAX_GROUP = 256
+"""Operations in one transaction; bounds how long the first of them waits for the last."""
+
+SWEEP_SECONDS = 30.0
+"""Between two looks for answers that are too old."""
+
+LAZY_SECONDS = 1.0
+"""How long notes that nobody waits for (delivered) may wait for company."""
+
+
+class _Operation:
+    def __init__(self, run: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any] | None) -> None:
+        self.run = run
+        self.future = future
+
+
+class AnswerWriter:
+    """Owns a :class:`Database` connection and a thread. Futures raise StoreFull or StoreBroken."""
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+        self._database = database
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
+        self._thread.start()
+
+    def _submit(self, run: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Operation(run, future))
+        return future
+
+    def accept(
+        self,
+        key: Key,
+        fingerprint: str,
+        request: bytes,
+        *,
+        deadline_at: float | None,
+        correlation: bytes | None,
+        may_insert: bool,
+    ) -> asyncio.Future[Verdict]:
+        """:func:`answers.accept`, durable when the future is done."""
+        now = self._clock()
+        return self._submit(
+            lambda connection: answers.accept(
+                connection, key, fingerprint, request,
+                now=now, deadline_at=deadline_at, correlation=correlation, may_insert=may_insert,
+            )
+        )  # fmt: skip
+
+    def look_up(self, key: Key) -> asyncio.Future[Verdict]:
+        return self._submit(lambda connection: answers.look_up(connection, key))
+
+    def streaming(self, key: Key, attempt: int) -> asyncio.Future[None]:
+        return self._submit(lambda connection: answers.mark_streaming(connection, key, attempt))
+
+    def answered(self, key: Key, last: bytes) -> asyncio.Future[bytes]:
+        """The bytes that count from now on."""
+        now = self._clock()
+        return self._submit(lambda connection: answers.mark_answered(connection, key, last, now=now))
+
+    def delivered(self, key: Key) -> None:
+        """Noted with the next commit; losing the note costs one more delivery of the same bytes."""
+        self._queue.put(_Operation(lambda connection: answers.mark_delivered(connection, key), None))
+
+    def unfinished(self) -> asyncio.Future[list[Unfinished]]:
+        return self._submit(answers.unfinished)
+
+    def undelivered(self) -> asyncio.Future[list[tuple[Key, bytes, bytes | None]]]:
+        return self._submit(answers.undelivered)
+
+    async def close(self) -> None:
+        """Commit what waits and end the thread."""
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _work(self) -> None:
+        swept = float("-inf")
+        lazy: list[_Operation] = []
+        open_ = True
+        while open_:
+            fresh, open_ = self._collect(LAZY_SECONDS if lazy else SWEEP_SECONDS)
+            group = lazy + fresh
+            lazy = []
+            if fresh and open_ and len(group) < MAX_GROUP and all(operation.future is None for operation in group):
+                lazy = group
+                continue
+            if time.monotonic() - swept >= SWEEP_SECONDS:
+                swept = time.monotonic()
+                group.append(_Operation(lambda connection: answers.expire(connection, now=self._clock()), None))
+            if group:
+                self._commit(group)
+
+    def _collect(self, timeout: float) -> tuple[list[_Operation], bool]:
+        """What waits now, in order (nothing after ``timeout`` seconds), and whether more may come."""
+        group: list[_Operation] = []
+        try:
+            operation = self._queue.get(timeout=timeout)
+            while operation is not None:
+                group.append(operation)
+                if len(group) >= MAX_GROUP:
+                    return group, True
+                operation = self._queue.get_nowait()
+        except queue.Empty:
+            return group, True
+        return group, False
+
+    def _commit(self, group: list[_Operation]) -> None:
+        results: list[tuple[asyncio.Future[Any] | None, Any, EdgeBundleError | None]] = []
+        try:
+            with self._database.transaction("answers") as connection:
+                for operation in group:
+                    results.append((operation.future, operation.run(connection), None))
+        except EdgeBundleError as error:
+            log.warning("answers could not be stored: %s", error.message)
+            results = [(operation.future, None, error) for operation in group]
+        # The loop may be closed already when the process is ending.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_resolve, results)
+
+
+def _resolve(results: list[tuple[asyncio.Future[Any] | None, Any, EdgeBundleError | None]]) -> None:
+    for future, result, error in results:
+        if future is None or future.done():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)

@@ -1,0 +1,160 @@
+"""A device whose serving half is real (broker connection, ledger, queue, frames) and whose workers are fake."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agent.config import AgentConfig
+from agent.gateway import Gateway
+from agent.install.ports import SealedBundle
+from agent.serving.serving import Serving
+from agent.state.answer_writer import AnswerWriter
+from agent.state.database import Database
+from agent.state.migrations import MIGRATIONS
+from agent.telemetry.llm import LlmMeter
+from agent.worker.ports import Worker
+from contract.manifest import (
+    Budget,
+    FileEntry,
+    License,
+    Manifest,
+    Model,
+    Requires,
+)
+from contract.names import Digest
+from tests.agent.fake_worker import FakeWorkers
+
+T = TypeVar("T")
+
+SECONDS = 30.0
+"""Until something that takes milliseconds counts as not happening."""
+
+
+def sealed(name: str = "toy", version: str = "1.0.0") -> SealedBundle:
+    """A bundle that only its name matters of."""
+    digest = Digest(f"{abs(hash((name, version))):064x}"[-64:])
+    manifest = Manifest(
+        schema="edge-bundle/1",
+        name=name,
+        version=version,
+        security_epoch=0,
+        created="2026-01-01T00:00:00Z",
+        files=[FileEntry("model.onnx", 0, "0" * 64, "model", [])],
+        model=Model("llama", "LlamaForCausalLM", 1, "int4", 32, 4, "rtn", 4096, 1000, None, "cpu", []),
+        requires=Requires(["x86_64"], [], 0, 0, "", "", ""),
+        budget=Budget(1, 1.0, 1.0, "test", 1),
+        canary=[],
+        quality={},
+        license=License("unknown"),
+        provenance={},
+    )
+    return SealedBundle(digest, Path("/nowhere"), manifest)
+
+
+class Device:
+    """Runs in a thread with an event loop of its own, so that tests can be plain functions with blocking clients."""
+
+    def __init__(self, config: AgentConfig, state: Path, workers: FakeWorkers | None = None) -> None:
+        self.config = config
+        self.state = state
+        self.workers = workers or FakeWorkers()
+        self.desired: list[bytes] = []
+        self.health_changes = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, bundle: SealedBundle | None = None, *, settle: bool = True, connect: bool = True) -> Device:
+        """Recover, connect (and wait for that, unless ``connect`` is false) and, with a bundle, serve it."""
+        self.run(self._start())
+        if connect:
+            self.until(lambda: self.gateway.connection.subscribed)
+        if bundle is not None:
+            self.run(self.serving.swap(bundle, "drain"))
+        if settle:
+            self.call(self.serving.settled)
+        return self
+
+    async def _start(self) -> None:
+        self.meter = LlmMeter(time.time())
+        self.gateway = Gateway(self.config, "boot-1", on_desired=self.desired.append)
+        self.database = Database(self.state, MIGRATIONS)
+        self.ledger = AnswerWriter(self.database)
+
+        async def load(bundle_dir: Path, *, derived_dir: Path | None, on_event: Any) -> Worker:
+            return await self.workers(self.config.worker, bundle_dir, derived_dir=derived_dir, on_event=on_event)
+
+        self.serving = Serving(
+            self.config.serving, self.config.topics, self.gateway.connection,
+            ledger=self.ledger, load=load, meter=self.meter, on_health=self._on_health,
+        )  # fmt: skip
+        self.gateway.serving = self.serving
+        await self.serving.recover()
+        self._tasks.append(asyncio.create_task(self.gateway.run()))
+
+    def _on_health(self) -> None:
+        self.health_changes += 1
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run in the device's loop and wait."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(SECONDS)
+
+    def call(self, function: Callable[[], T]) -> T:
+        async def inner() -> T:
+            return function()
+
+        return self.run(inner())
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until ``condition`` holds, looked at in the device's loop."""
+
+        async def inner() -> None:
+            async with asyncio.timeout(SECONDS - 5):
+                while not condition():
+                    await asyncio.sleep(0.005)
+
+        self.run(inner())
+
+    def kill(self) -> None:
+        """Vanish as a killed process does: nothing is finished, nothing said; what was committed stays."""
+        if not self._loop.is_running():
+            return
+
+        async def inner() -> None:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for seat in self.serving.seats:
+                await seat.close()
+            await self.ledger.close()
+            self.database.close()
+
+        self.run(inner())
+        self._end_loop()
+
+    def stop(self) -> None:
+        """End as SIGTERM does."""
+        if not self._loop.is_running():
+            return
+
+        async def inner() -> None:
+            await self.serving.stop()
+            await self.gateway.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.ledger.close()
+            self.database.close()
+
+        self.run(inner())
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(SECONDS)

@@ -1,0 +1,213 @@
+"""Requests over a real broker: exactly one answer each, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.agent.device import sealed
+from tests.agent.fake_worker import FakeWorkers
+from tests.agent.serving.conftest import MakeDevice
+from tests.e2e.raw_client import RawClient
+
+pytestmark = pytest.mark.broker
+
+
+def test_answer_streams_and_ends_with_the_whole_text(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(stream_interval_ms=0).start(sealed())
+    client.ask("one", "hold 5")
+    assert client.frames.get(timeout=20)[1]["d"] == "0 "
+    device.call(device.workers.current.let_go)
+    answer = client.wait_answer("one")
+    (last,) = answer.lasts
+    assert last["text"] == "0 1 2 3 4 "
+    assert last["finish_reason"] == "stop"
+    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7, "cached_tokens": 0}
+    assert last["bundle"] == "toy@1.0.0"
+    assert last["attempt"] == 1
+    first = answer.frames[0]
+    assert first["bundle"] == "toy@1.0.0"
+    assert {"queue_ms", "position", "attempt"} <= first.keys()
+    assert last["text"].startswith("".join(frame["d"] for frame in answer.frames))
+    assert [frame["s"] for frame in [*answer.frames, last]] == list(range(len(answer.frames) + 1))
+
+
+def test_stream_false_gives_the_last_frame_only(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    client.ask("quiet", "count 50", stream=False)
+    answer = client.wait_answer("quiet")
+    assert answer.frames == []
+    assert answer.lasts[0]["usage"]["completion_tokens"] == 50
+
+
+def test_redelivered_request_attaches_and_later_gets_the_same_bytes(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    client.ask("twice", "hold 4")
+    device.until(lambda: bool(device.workers.started[0].admitted))
+    client.ask("twice", "hold 4")
+    device.until(lambda: device.meter.redelivered == 1)
+    device.call(device.workers.current.let_go)
+    first = client.wait_answer("twice").lasts[0]
+    client.ask("twice", "hold 4")
+    assert client.wait_answer("twice").lasts == [first]
+    assert len(device.workers.current.admitted) == 1
+
+
+def test_same_id_with_another_body_is_a_conflict(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    client.ask("same", "count 1")
+    client.wait_answer("same")
+    client.ask("same", "count 2")
+    error = client.wait_answer("same").lasts[0]["error"]
+    assert (error["code"], error["type"], error["field"]) == (409, "id_conflict", "id")
+
+
+def test_killed_worker_is_replaced_and_its_requests_run_again(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    client.ask("shot", "hold 3")
+    device.until(lambda: bool(device.workers.current.admitted))
+    device.call(device.workers.current.kill)
+    device.until(lambda: len(device.workers.started) == 2 and bool(device.workers.current.admitted))
+    device.call(device.workers.current.let_go)
+    (last,) = client.wait_answer("shot").lasts
+    assert last["attempt"] == 2
+    assert last["text"] == "0 1 2 "
+
+
+def test_request_that_ends_two_workers_gets_an_error(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    client.ask("poison", "hold 3")
+    for number in (1, 2):
+        device.until(lambda n=number: len(device.workers.started) == n and bool(device.workers.current.admitted))
+        device.call(device.workers.current.kill)
+    error = client.wait_answer("poison").lasts[0]["error"]
+    assert (error["code"], error["type"]) == (500, "engine_failed")
+    client.ask("next", "count 2")
+    assert client.wait_answer("next").lasts[0]["text"] == "0 1 "
+
+
+def test_full_queue_is_said_with_a_time(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(slots=1), queue_limit=2).start(sealed())
+    client.ask("running", "hold 2")
+    device.until(lambda: device.serving.active == 1)
+    for name in ("first", "second", "third"):
+        client.ask(name, "count 1")
+    error = client.wait_answer("third").lasts[0]["error"]
+    assert (error["code"], error["type"]) == (429, "queue_full")
+    assert error["retry_after_ms"] > 0
+    device.call(device.workers.current.let_go)
+    assert client.wait_answer("second").lasts[0]["finish_reason"] == "stop"
+
+
+def test_without_a_model_requests_are_turned_away(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start()
+    client.ask("early", "count 1")
+    error = client.wait_answer("early").lasts[0]["error"]
+    assert (error["code"], error["type"]) == (503, "no_model")
+    assert error["retry_after_ms"] > 0
+
+
+def test_while_the_agent_starts_requests_wait(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(settle=False)
+    client.ask("early", "count 1")
+    device.until(lambda: device.serving.queued == 1)
+    device.run(device.serving.swap(sealed(), "drain"))
+    assert client.wait_answer("early").lasts[0]["text"] == "0 "
+
+
+def test_cancel_works_while_queued_and_while_running_and_for_own_requests_only(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    device = make_device(workers=FakeWorkers(slots=1)).start(sealed())
+    client.ask("running", "hold 2")
+    client.ask("queued", "count 2")
+    device.until(lambda: device.serving.active == 1 and device.serving.queued == 1)
+    control = f"edge/v1/d/{client.device}/control/"
+    client.publish(f"{control}stranger", json.dumps({"id": "queued", "op": "cancel"}).encode())
+    client.publish(f"{control}{client.name}", b'{"id": "running", "op": "cancel"}')
+    assert client.wait_answer("running").lasts[0]["finish_reason"] == "cancelled"
+    assert client.wait_answer("queued").lasts[0]["finish_reason"] == "stop"
+    client.ask("running2", "hold 2")
+    client.ask("queued2", "count 2")
+    client.publish(f"{control}{client.name}", b'{"id": "queued2", "op": "cancel"}')
+    assert client.wait_answer("queued2").lasts[0]["finish_reason"] == "cancelled"
+
+
+def test_deadline_ends_requests_that_wait_and_that_run(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(slots=1)).start(sealed())
+    client.ask("running", "hold 2", deadline_ms=100)
+    device.until(lambda: device.serving.active == 1)
+    client.ask("waiting", "hold 2", deadline_ms=1)
+    assert client.wait_answer("waiting").lasts[0]["finish_reason"] == "deadline"
+    last = client.wait_answer("running").lasts[0]
+    assert (last["finish_reason"], last["text"]) == ("deadline", "0 ")
+
+
+def test_newer_request_supersedes_older_ones(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    client.ask("old", "hold 2", supersede_key="view")
+    device.until(lambda: device.serving.active == 1)
+    client.ask("new", "count 2", supersede_key="view")
+    assert client.wait_answer("old").lasts[0]["finish_reason"] == "cancelled"
+    assert client.wait_answer("new").lasts[0]["finish_reason"] == "stop"
+
+
+def test_what_the_engine_rejects_is_the_one_result(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    client.ask("long", "reject")
+    error = client.wait_answer("long").lasts[0]
+    assert (error["error"]["code"], error["error"]["field"]) == (400, "messages")
+    client.ask("long", "reject")
+    assert client.wait_answer("long").lasts == [error]
+
+
+@pytest.mark.parametrize("mode", ["drain", "overlap"])
+def test_swap_loses_and_doubles_nothing(make_device: MakeDevice, client: RawClient, mode: str) -> None:
+    device = make_device(workers=FakeWorkers(slots=2), stream_interval_ms=0).start(sealed())
+    for number in range(30):
+        client.ask(f"r{number}", f"count {number + 1}")
+        if number == 10:
+            report = device.run(device.serving.swap(sealed(version="2.0.0"), mode))  # type: ignore[arg-type]
+    client.wait_until_fewer(1, 30)
+    assert all(len(answer.lasts) == 1 and "text" in answer.lasts[0] for answer in client.answers.values())
+    assert client.answers["r29"].bundle == "toy@2.0.0"
+    assert client.answers["r0"].bundle == "toy@1.0.0"
+    assert report.mode == mode
+
+
+def test_swap_to_a_model_that_does_not_load_keeps_the_old_one(make_device: MakeDevice, client: RawClient) -> None:
+    from contract.errors import EngineFailed
+
+    device = make_device().start(sealed())
+    device.workers.failures = 1
+    with pytest.raises(EngineFailed):
+        device.run(device.serving.swap(sealed(version="2.0.0"), "drain"))
+    client.ask("still", "count 1")
+    assert client.wait_answer("still").bundle == "toy@1.0.0"
+
+
+def test_restart_runs_what_was_accepted_and_closes_what_had_begun(make_device: MakeDevice, client: RawClient) -> None:
+    first = make_device(workers=FakeWorkers(slots=2)).start(sealed())
+    client.ask("streamed", "hold 3")
+    client.ask("silent", "wait 3")
+    while client.frames.get(timeout=20)[0] != "streamed":
+        pass
+    first.kill()
+    second = make_device().start(sealed())
+    error = client.wait_answer("streamed").lasts[0]
+    assert (error["error"]["code"], error["error"]["type"], error["attempt"]) == (503, "interrupted", 2)
+    second.until(lambda: bool(second.workers.current.admitted))
+    second.call(second.workers.current.let_go)
+    last = client.wait_answer("silent").lasts[0]
+    assert (last["text"], last["attempt"]) == ("0 1 2 ", 2)
+
+
+def test_answer_is_the_same_after_a_restart(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    client.ask("kept", "count 3")
+    before = client.wait_answer("kept").lasts[0]
+    device.kill()
+    make_device().start(sealed())
+    client.ask("kept", "count 3")
+    assert client.wait_answer("kept").lasts[0] == before
