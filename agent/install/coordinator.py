@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from agent.install.delivery import Installer, run_installer
 from agent.install.driving import Driver, Outcome
@@ -86,6 +87,15 @@ class Coordinator:
         """What is reported now."""
         return self._reporter.current
 
+    @contextmanager
+    def observed(self, observer: OnReported) -> Iterator[None]:
+        """``observer`` is told what is reported, too, while the block runs."""
+        self._reporter.observers.append(observer)
+        try:
+            yield
+        finally:
+            self._reporter.observers.remove(observer)
+
     def desire(self, payload: bytes) -> None:
         """A ``desired`` document arrived; only the latest counts."""
         self._pending = payload
@@ -117,11 +127,9 @@ class Coordinator:
     async def carry_out(self, wish: Wish) -> Outcome:
         """Do what this device's operator asks for, before anything else; how it ended.
 
-        A ``desired`` document that is here already is not followed any more: the operator came later.
+        Once it is done, a ``desired`` document that came earlier is not followed any more.
         """
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._store.override_desired()
-        self._wish = None
         self._orders.append((wish, outcome))
         self._driver.supersede()
         self._changed.set()
@@ -206,10 +214,7 @@ class Coordinator:
     async def _next_step(self) -> None:
         clock = asyncio.get_running_loop().time
         if self._orders:
-            order, future = self._orders.pop(0)
-            outcome = await self._pursue(order)
-            if not future.done():
-                future.set_result(outcome)
+            await self._obey(*self._orders.pop(0))
             return
         wish = self._wish
         if wish is None:
@@ -225,6 +230,20 @@ class Coordinator:
         elif outcome.kind != "superseded":
             self._wish = None
             self._retries = 0
+
+    async def _obey(self, order: Wish, future: asyncio.Future[Outcome]) -> None:
+        older = self._wish
+        try:
+            outcome = await self._pursue(order)
+        except (StoreBroken, StoreFull) as error:
+            outcome = Outcome("later", error)
+            raise
+        finally:
+            if not future.done():
+                future.set_result(outcome)
+        if outcome.kind == "active" and self._wish is older:
+            self._store.override_desired()
+            self._wish = None
 
     async def _pursue(self, wish: Wish) -> Outcome:
         active = self._store.bundle(self._store.snapshot().active)

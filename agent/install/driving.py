@@ -190,6 +190,8 @@ class Driver:
             parallel_fetches=self._settings.parallel_fetches,
             bytes_per_second=self._settings.download_bytes_per_second,
             despite_quarantine=wish.operator,
+            digest=wish.digest,
+            allow_epoch=wish.allow_epoch,
             root=wish.root,
         )
         try:

@@ -45,7 +45,7 @@ def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundl
         BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
     """
     # tuf is loaded by this module, in this process, and nowhere else on the device.
-    from agent.install.trusting import resolve_bundle
+    from agent.install.trusting import check_not_revoked, resolve_bundle
 
     directory = StateDirectory(Path(job.state_dir))
     disk.make_directory(directory.inbox, 0o700)
@@ -56,9 +56,10 @@ def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundl
         mirrors = Mirrors(job.sources)
         try:
             state = InstallationState(database)
-            return Obtaining(job, directory, state, disk, report).run(
-                mirrors, lambda among: resolve_bundle(job, among, directory, state, disk)
-            )
+            obtaining = Obtaining(job, directory, state, disk, report)
+            if job.digest is not None:
+                return obtaining.run_local(lambda: check_not_revoked(job, directory, state, disk))
+            return obtaining.run(mirrors, lambda among: resolve_bundle(job, among, directory, state, disk))
         finally:
             mirrors.close()
             database.close()

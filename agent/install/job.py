@@ -20,7 +20,9 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     """Bring ``name@version`` into ``state_dir`` from the first of ``sources`` that can deliver it.
 
     ``despite_quarantine``: the operator of this device asks for a bundle that failed here before.
-    ``root``: a ``root.json`` to provision trust with where there is none yet.
+    ``digest``: a bundle that lies here already is meant, no source is asked (a rollback); ``allow_epoch`` lets it have
+    a security epoch below the committed one, or be revoked. ``root``: a ``root.json`` to provision trust with where
+    there is none yet.
     """
 
     state_dir: str
@@ -32,6 +34,8 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     parallel_fetches: int = 1
     bytes_per_second: int = 0
     despite_quarantine: bool = False
+    digest: str | None = None
+    allow_epoch: bool = False
     root: str | None = None
 
 

@@ -43,13 +43,13 @@ class Reporter:
         clock: Callable[[], float],
     ) -> None:
         self._store = state
-        self._on_reported = on_reported
         self._on_event = on_event
         self._clock = clock
         self._phase = State.IDLE
         self._progress: Progress | None = None
         self._progress_told = float("-inf")
         self._told: Reported | None = None
+        self.observers: list[OnReported] = [on_reported]
         self.revision: str | None = None
         self.error: ReportedError | None = None
         self.hold_ms: float | None = None
@@ -97,7 +97,8 @@ class Reporter:
         current = self.current
         if current != self._told:
             self._told = current
-            self._on_reported(current)
+            for observer in list(self.observers):
+                observer(current)
 
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:
         self._on_event(kind, detail)

@@ -10,9 +10,10 @@ from agent.install.sources import Mirrors
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.durable import Disk
-from contract.errors import UsageError
+from contract.errors import BundleRefused, UsageError
+from contract.reasons import Reason
 from contract.trust.clock import kernel_clock_synchronised
-from contract.trust.resolve import resolve
+from contract.trust.resolve import listed_digest, resolve
 from contract.trust.store import TrustStore
 from contract.trust.verified import TrustedManifest
 
@@ -41,6 +42,19 @@ def resolve_bundle(
             synchronised=kernel_clock_synchronised,
         )
     )
+
+
+def check_not_revoked(job: Job, directory: StateDirectory, state: InstallationState, disk: Disk) -> None:
+    """Look the bundle up in the trust that this device has now; its publisher may have dropped it, not revoked it.
+
+    Raises:
+        BundleRefused: REVOKED, TRUST_STATE_LOST.
+    """
+    try:
+        listed_digest(TrustStore(directory.trust, disk), state, job.name, job.version)
+    except BundleRefused as refused:
+        if refused.reason is not Reason.NOT_LISTED:
+            raise
 
 
 def _read_root(path: Path) -> bytes:

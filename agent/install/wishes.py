@@ -1,4 +1,4 @@
-"""From what is asked for to what will be done: checked ``desired`` documents and orders of the operator (pure)."""
+"""From what is asked for to what will be done: checked ``desired`` documents and orders of the operator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from msgspec import UNSET, Struct
 
 from agent.install.settings import InstallSettings, tighten
-from contract.errors import BundleRefused
+from agent.state.installation import InstallationState
+from contract.errors import BundleRefused, UsageError
 from contract.mqtt.messages import parse_desired
 from contract.names import Digest
 from contract.reasons import Reason
@@ -69,6 +70,26 @@ def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str
         sources=locations,
         settings=tighten(settings, desired.policy),
         revision=desired.revision,
+    )
+
+
+def rollback_wish(state: InstallationState, settings: InstallSettings, *, allow_epoch: bool) -> Wish:
+    """Back to the bundle that was active before this one; its bytes are here.
+
+    Raises:
+        UsageError: there is none.
+    """
+    previous = state.bundle(state.snapshot().previous)
+    if previous is None:
+        raise UsageError("there is no previous bundle on this device to go back to")
+    return Wish(
+        name=previous.name,
+        version=previous.version,
+        sources=(),
+        settings=settings,
+        digest=previous.digest,
+        operator=True,
+        allow_epoch=allow_epoch,
     )
 
 

@@ -1,0 +1,34 @@
+"""``edge-agent bundles``: every bundle that lies on this device or failed here."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from agent.commands.place import add_place, existing_place
+from agent.commands.status import show_bundles
+from agent.install.overview import bundle_lines
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.migrations import MIGRATIONS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_place(parser)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.epilog = "examples:\n  edge-agent bundles --config /etc/edge-agent/agent.toml\n  edge-agent bundles --json"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    place = existing_place(arguments)
+    database = Database(place.directory.database, MIGRATIONS)
+    try:
+        lines = bundle_lines(InstallationState(database), place.directory)
+    finally:
+        database.close()
+    if arguments.json:
+        print(msgspec.json.encode(lines).decode())
+    else:
+        show_bundles(lines)
+    return 0

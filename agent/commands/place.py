@@ -1,0 +1,79 @@
+"""What several commands share: where the state directory is, and how sizes and tables look on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from agent.install.settings import InstallSettings
+from agent.state.layout import StateDirectory
+from agent.worker.settings import WorkerSettings
+from contract.errors import UsageError
+
+DEFAULT_CONFIG = Path("/etc/edge-agent/agent.toml")
+
+
+class Place(Struct, frozen=True):
+    """A device's state directory and the settings that go with it."""
+
+    directory: StateDirectory
+    install: InstallSettings
+    worker: WorkerSettings
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Options that say where: a configuration, or just the state directory."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--config", type=Path, metavar="FILE", help=f"configuration file (default {DEFAULT_CONFIG})")
+    group.add_argument("--state-dir", type=Path, metavar="DIR", help="state directory, with default settings")
+
+
+def find_place(arguments: argparse.Namespace) -> Place:
+    """The place that the options name.
+
+    Raises:
+        ConfigInvalid: the configuration cannot be used. UsageError: there is none.
+    """
+    if arguments.state_dir is not None:
+        return Place(StateDirectory(arguments.state_dir.absolute()), InstallSettings(), WorkerSettings())
+    from agent.config import load_config
+
+    path = arguments.config or DEFAULT_CONFIG
+    if arguments.config is None and not path.exists():
+        raise UsageError(f"say where: --config FILE or --state-dir DIR ({path} does not exist)")
+    config = load_config(path)
+    return Place(StateDirectory(config.state_dir), config.install, config.worker)
+
+
+def existing_place(arguments: argparse.Namespace) -> Place:
+    """As :func:`find_place`, for commands that only look.
+
+    Raises:
+        UsageError: there is no state directory; ConfigInvalid.
+    """
+    place = find_place(arguments)
+    if not place.directory.database.is_file():
+        raise UsageError(f"{place.directory.root} holds no agent's state; nothing was installed there yet")
+    return place
+
+
+def size_text(count: int | None) -> str:
+    """Bytes for people."""
+    if count is None:
+        return "-"
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**power:
+            return f"{count / 10**power:.1f} {unit}"
+    return f"{count} B"
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns, aligned; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip(), file=sys.stdout)

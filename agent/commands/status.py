@@ -1,0 +1,94 @@
+"""``edge-agent status``: phase, progress, bundles and the last error, from the running agent or from its records."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+from msgspec import UNSET
+
+from agent.commands.place import Place, add_place, existing_place, print_table, size_text
+from agent.control import Order, call_agent
+from agent.install.overview import BundleLine, Overview, survey
+from agent.install.reporting import Reporter
+from agent.install.wishes import revision_of
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.migrations import MIGRATIONS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_place(parser)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.epilog = (
+        "examples:\n"
+        "  edge-agent status --config /etc/edge-agent/agent.toml\n"
+        "  edge-agent status --state-dir ./state --json"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    place = existing_place(arguments)
+    overview = call_agent(place.directory, Order(op="status"), lambda reported: None) or read_overview(place)
+    if arguments.json:
+        print(msgspec.json.encode(overview).decode())
+    else:
+        show(overview)
+    return 0
+
+
+def read_overview(place: Place) -> Overview:
+    """What is recorded, while no agent runs."""
+    database = Database(place.directory.database, MIGRATIONS)
+    try:
+        state = InstallationState(database)
+        snapshot = state.snapshot()
+        reporter = Reporter(state, lambda reported: None, lambda kind, detail: None, lambda: 0.0)
+        reporter.revision = revision_of(snapshot.desired) if snapshot.desired is not None else None
+        reported = msgspec.structs.replace(reporter.current, phase=snapshot.phase)
+        return survey(state, place.directory, reported, running=False)
+    finally:
+        database.close()
+
+
+def show(overview: Overview) -> None:
+    """A table that a person can read."""
+    reported = overview.reported
+    print(f"agent     {'running' if overview.running else 'not running'}")
+    print(f"phase     {reported.phase}")
+    if reported.progress is not None:
+        done, total = reported.progress.done, reported.progress.total
+        share = 100 * done // total if total else 100
+        left = reported.progress.seconds_left
+        tail = "" if left is UNSET else f", {left:.0f} s left"
+        reused = size_text(reported.progress.reused)
+        print(f"progress  {share} % ({size_text(done)} of {size_text(total)}, {reused} reused{tail})")
+    print(f"desired   {'revision ' + reported.revision if reported.revision else '-'}")
+    print(f"epoch     {overview.security_epoch}")
+    print(f"disk      {size_text(overview.used_bytes)} used")
+    if reported.error is not None:
+        print(f"error     {reported.error.message} [{reported.error.reason}]")
+    print()
+    show_bundles(overview.bundles)
+
+
+def show_bundles(bundles: list[BundleLine]) -> None:
+    """One line for each bundle."""
+    if not bundles:
+        print("no bundles")
+        return
+    rows = [("BUNDLE", "STATE", "SIZE", "EPOCH", "SPEED", "DIGEST", "REASON")]
+    for bundle in bundles:
+        speed = "-" if bundle.tokens_per_second is None else f"{bundle.tokens_per_second:.1f} tok/s"
+        rows.append(
+            (
+                f"{bundle.name}@{bundle.version}",
+                bundle.place,
+                size_text(bundle.bytes) if bundle.here else "gone",
+                "-" if bundle.security_epoch is None else str(bundle.security_epoch),
+                speed,
+                bundle.digest[:12],
+                bundle.reason or "",
+            )
+        )
+    print_table(rows)

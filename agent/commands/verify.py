@@ -1,0 +1,76 @@
+"""``edge-agent verify``: hash everything that is installed here and compare it with what was signed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from agent.commands.place import Place, add_place, existing_place, size_text
+from agent.install.contents import check_contents
+from agent.install.inspection import find_faults, read_manifest
+from agent.state.database import Database
+from agent.state.installation import InstallationState, InstalledBundle
+from agent.state.migrations import MIGRATIONS
+from contract.errors import BundleRefused
+
+EXIT_REFUSED = BundleRefused.exit_status
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_place(parser)
+    parser.add_argument("--json", action="store_true", help="print every fault as JSON")
+    parser.epilog = (
+        "Exit status 0 when every byte is as it was signed, 3 when something is not.\n\n"
+        "examples:\n"
+        "  edge-agent verify --config /etc/edge-agent/agent.toml\n"
+        "  edge-agent verify --state-dir ./state --json"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    place = existing_place(arguments)
+    database = Database(place.directory.database, MIGRATIONS)
+    try:
+        bundles = InstallationState(database).bundles()
+    finally:
+        database.close()
+    report = []
+    for bundle in bundles:
+        faults = faults_of(place, bundle)
+        report.append(
+            {
+                "bundle": bundle.reference,
+                "digest": bundle.digest,
+                "ok": not faults,
+                "faults": [{"reason": each.reason, "message": each.message, "field": each.field} for each in faults],
+            }
+        )
+        if not arguments.json:
+            show(bundle, faults)
+    if arguments.json:
+        print(json.dumps({"ok": all(entry["ok"] for entry in report), "bundles": report}))
+    elif not bundles:
+        print("no bundles are installed")
+    return 0 if all(entry["ok"] for entry in report) else EXIT_REFUSED
+
+
+def faults_of(place: Place, bundle: InstalledBundle) -> list[BundleRefused]:
+    """Everything that is wrong with one bundle on this disk."""
+    directory = place.directory.bundle(bundle.digest)
+    try:
+        manifest = read_manifest(directory, bundle.digest)
+        faults = list(find_faults(directory, manifest))
+        if not faults:
+            check_contents(manifest, lambda path: directory / path)
+    except BundleRefused as fault:
+        return [fault]
+    return faults
+
+
+def show(bundle: InstalledBundle, faults: list[BundleRefused]) -> None:
+    """The verdict on one bundle."""
+    if not faults:
+        print(f"{bundle.reference}  {bundle.digest[:12]}  ok, {size_text(bundle.bytes)}")
+    for fault in faults:
+        print(f"{bundle.reference}  {bundle.digest[:12]}  {fault.message} [{fault.reason}]", file=sys.stderr)

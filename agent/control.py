@@ -1,0 +1,263 @@
+"""The agent's door for the operator of this device: a UNIX socket that only its own account and root can open.
+
+JSON lines. A client sends one :class:`Order`; the agent answers with :class:`Said` lines while it works and one
+:class:`Ended` line at the end. The socket lies in the state directory; a path longer than a socket address can hold
+is reached through the directory's descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from agent.install.coordinator import Coordinator
+from agent.install.driving import Outcome
+from agent.install.overview import Overview, survey
+from agent.install.settings import InstallSettings
+from agent.install.wishes import Wish, rollback_wish
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from contract.errors import EdgeBundleError, EngineFailed, StoreBroken, UsageError
+from contract.mqtt.messages import Reported
+from contract.names import check_bundle_name, check_version
+from contract.reasons import Reason
+
+log = logging.getLogger("edge_agent.control")
+
+MAX_LINE_BYTES = 1 << 20
+"""An overview of a hundred bundles takes 40 kB."""
+
+MAX_CLIENTS = 8
+"""Commands of one operator."""
+
+ORDER_SECONDS = 10.0
+"""A client that connects says what it wants."""
+
+
+class Order(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the operator wants; ``source`` and ``root`` are absolute paths or URLs."""
+
+    op: Literal["status", "install", "rollback"]
+    name: str | None = None
+    version: str | None = None
+    source: str | None = None
+    root: str | None = None
+    allow_epoch: bool = False
+
+
+class Said(Struct, frozen=True, tag="said"):
+    """How it goes."""
+
+    reported: Reported
+
+
+class Ended(Struct, frozen=True, tag="ended", omit_defaults=True):
+    """How it ended: ``error`` is absent when all is well."""
+
+    overview: Overview | None = None
+    error: str | None = None
+    reason: str | None = None
+    exit_status: int = 0
+
+
+Answer = Said | Ended
+
+
+class ControlServer:
+    """Answers orders with the help of ``coordinator``; ``start`` and ``close`` once each."""
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        coordinator: Coordinator,
+        state: InstallationState,
+        settings: InstallSettings,
+    ) -> None:
+        self._directory = directory
+        self._coordinator = coordinator
+        self._store = state
+        self._settings = settings
+        self._server: asyncio.Server | None = None
+        self._clients = 0
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            StoreBroken: the socket cannot be made.
+        """
+        path = self._directory.control_socket
+        try:
+            path.unlink(missing_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            with _short_path(path) as short:
+                # Never open to others, not even between bind and chmod.
+                before = os.umask(0o177)
+                try:
+                    listener.bind(short)
+                finally:
+                    os.umask(before)
+            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE_BYTES)
+        except OSError as error:
+            raise StoreBroken(f"{path} cannot be listened on: {error.strerror}") from error
+
+    async def close(self) -> None:
+        """Stop listening; orders that are being carried out are told nothing more."""
+        if self._server is not None:
+            self._server.close()
+            self._directory.control_socket.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients += 1
+        try:
+            if self._clients > MAX_CLIENTS:
+                return
+            ended = await self._answer(reader, writer)
+            writer.write(msgspec.json.encode(ended) + b"\n")
+            await writer.drain()
+        except (ConnectionError, TimeoutError, ValueError):
+            # The client left, said nothing, or said too much: its loss.
+            pass
+        finally:
+            self._clients -= 1
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Ended:
+        def say(reported: Reported) -> None:
+            writer.write(msgspec.json.encode(Said(reported)) + b"\n")
+
+        async with asyncio.timeout(ORDER_SECONDS):
+            text = await reader.readline()
+        try:
+            order = msgspec.json.decode(text, type=Order)
+            with self._coordinator.observed(say):
+                await self._carry_out(order, peer_uid(writer.get_extra_info("socket")))
+        except msgspec.MsgspecError as error:
+            return Ended(error=f"the agent does not understand this command: {error}", exit_status=2)
+        except EdgeBundleError as error:
+            return Ended(error=error.message, reason=error.reason, exit_status=error.exit_status)
+        return Ended(overview=survey(self._store, self._directory, self._coordinator.reported, running=True))
+
+    async def _carry_out(self, order: Order, uid: int) -> None:
+        if order.op == "install":
+            wish = install_wish(order, self._settings)
+        elif order.op == "rollback":
+            check_may_lower_epoch(order, uid)
+            wish = rollback_wish(self._store, self._settings, allow_epoch=order.allow_epoch)
+        else:
+            return
+        raise_for(await self._coordinator.carry_out(wish))
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Who is at the other end, as the kernel knows it (SO_PEERCRED: pid, uid, gid)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], sys.byteorder)
+
+
+def check_may_lower_epoch(order: Order, uid: int) -> None:
+    """Going below the security epoch is for root alone, and is logged.
+
+    Raises:
+        UsageError: somebody else asks for it.
+    """
+    if order.allow_epoch:
+        if uid != 0:
+            raise UsageError("only root may use --allow-epoch")
+        log.warning("root allowed a rollback below the security epoch")
+
+
+def install_wish(order: Order, settings: InstallSettings) -> Wish:
+    """The wish behind an install order.
+
+    Raises:
+        BundleRefused: UNSAFE_NAME. UsageError: something is missing.
+    """
+    if order.name is None or order.version is None or order.source is None:
+        raise UsageError("an installation needs name, version and source")
+    return Wish(
+        name=check_bundle_name(order.name),
+        version=check_version(order.version),
+        sources=(order.source,),
+        settings=settings,
+        operator=True,
+        root=order.root,
+    )
+
+
+def raise_for(outcome: Outcome) -> None:
+    """Raise what kept a wish from being fulfilled.
+
+    Raises:
+        EdgeBundleError: the error it ended with.
+    """
+    if outcome.kind == "active":
+        return
+    if outcome.error is not None:
+        raise outcome.error
+    raise EngineFailed("another bundle was asked for meanwhile", reason=Reason.INTERRUPTED)
+
+
+def call_agent(directory: StateDirectory, order: Order, on_said: Callable[[Reported], None]) -> Overview | None:
+    """Give ``order`` to the agent that runs on ``directory`` and wait for the end; None when none runs.
+
+    Raises:
+        EdgeBundleError: what the agent answered, or that it went away.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            with _short_path(directory.control_socket) as short:
+                connection.connect(short)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except OSError as error:
+            raise StoreBroken(f"the agent cannot be reached: {error.strerror}") from error
+        try:
+            connection.sendall(msgspec.json.encode(order) + b"\n")
+            with connection.makefile("rb") as lines:
+                while text := lines.readline(MAX_LINE_BYTES):
+                    answer = msgspec.json.decode(text, type=Answer)
+                    if isinstance(answer, Said):
+                        on_said(answer.reported)
+                    elif isinstance(answer, Ended):
+                        return _overview(answer)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise StoreBroken(f"the connection to the agent broke: {error}") from error
+    raise StoreBroken("the agent ended before it was done")
+
+
+class AgentRefused(EdgeBundleError):
+    """What the agent answered to an order, with the exit status of its error."""
+
+    def __init__(self, ended: Ended) -> None:
+        reason = Reason(ended.reason) if ended.reason in set(Reason) else None
+        super().__init__(ended.error or "the agent refused", reason=reason)
+        self.exit_status = ended.exit_status  # type: ignore[misc]
+
+
+def _overview(ended: Ended) -> Overview | None:
+    if ended.error is not None:
+        raise AgentRefused(ended)
+    return ended.overview
+
+
+@contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """A name for ``path`` that fits into a socket address (108 bytes)."""
+    handle = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{handle}/{path.name}"
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(handle)

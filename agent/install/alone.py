@@ -1,0 +1,88 @@
+"""Installing while no agent runs: the whole way with canary and commit, and nobody to serve meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import msgspec
+
+from agent.install.coordinator import Coordinator
+from agent.install.driving import Outcome
+from agent.install.ports import SealedBundle, ServingCounters, SwapMode, SwapReport
+from agent.install.wishes import Wish
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.lock import FileLock
+from agent.state.migrations import MIGRATIONS
+from agent.worker.settings import WorkerSettings
+from agent.worker.supervision import WorkerProcess
+from contract.durable import Disk
+from contract.mqtt.messages import Reported
+
+
+class NobodyServed:
+    """Takes the place of serving on the command line: a bundle counts as served without being loaded.
+
+    The canary has loaded it before; the agent loads it at its next start.
+    """
+
+    def __init__(self) -> None:
+        self._bundle: SealedBundle | None = None
+
+    @property
+    def bundle(self) -> SealedBundle | None:
+        return self._bundle
+
+    async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:
+        self._bundle = bundle
+        return SwapReport(mode=mode, hold_ms=0.0)
+
+    async def withdraw(self) -> None:
+        self._bundle = None
+
+    def counters(self) -> ServingCounters:
+        return ServingCounters(finished=0, failed=0, crashes=0, tokens_per_second=None)
+
+
+async def carry_out_alone(
+    directory: StateDirectory,
+    wish: Wish,
+    worker_settings: WorkerSettings,
+    on_reported: Callable[[Reported], None],
+) -> Outcome:
+    """Fulfil ``wish`` with the state directory for ourselves; nobody asks, so there is no probation to wait for.
+
+    Raises:
+        StoreBroken: STATE_LOCKED when an agent or another command uses the directory; StoreFull.
+    """
+    disk = Disk()
+    disk.make_directory(directory.root, 0o755)
+    settings = msgspec.structs.replace(wish.settings, probation_seconds=0.0)
+    with FileLock(directory.lock, "another agent or command"):
+        database = Database(directory.database, MIGRATIONS, disk.effects)
+        try:
+            coordinator = Coordinator(
+                directory=directory,
+                state=InstallationState(database),
+                settings=settings,
+                sources={},
+                serving=NobodyServed(),
+                workers=WorkerProcess.start,
+                worker_settings=worker_settings,
+                on_reported=on_reported,
+                on_event=lambda kind, detail: None,
+                disk=disk,
+            )
+            await coordinator.start_active()
+            running = asyncio.create_task(coordinator.run())
+            try:
+                return await coordinator.carry_out(msgspec.structs.replace(wish, settings=settings))
+            finally:
+                running.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await running
+        finally:
+            database.close()
