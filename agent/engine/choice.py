@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent.engine.native import Declined
 from agent.engine.stepping import Engine
 from contract.errors import EngineFailed
 
@@ -18,9 +19,16 @@ def open_engine(bundle_dir: Path, *, engine: str = "auto", threads: int, max_byt
     """
     if engine not in ENGINES:
         raise EngineFailed(f"there is no engine {engine!r}: choose {', '.join(ENGINES)}")
-    if engine == "batched":
-        raise EngineFailed("this build has no batched engine: choose auto or genai")
+    why = "asked for"
+    if engine != "genai":
+        from agent.engine.batched.engine import BatchedEngine
+
+        try:
+            return BatchedEngine(bundle_dir, threads=threads, max_bytes=max_bytes)
+        except Declined as declined:
+            if engine == "batched":
+                raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined
+            why = f"not batched: {declined}"
     from agent.engine.genai import GenaiEngine
 
-    why = "asked for" if engine == "genai" else "fits every model"
     return GenaiEngine(bundle_dir, threads=threads, max_bytes=max_bytes, why=why)

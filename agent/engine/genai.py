@@ -12,15 +12,15 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agent.engine.answer import Answer, prepare, rejection
+from agent.engine.config import read_config
 from agent.engine.memory import kv_bytes_per_token, usable_bytes
+from agent.engine.native import native
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
@@ -59,15 +59,15 @@ class GenaiEngine:
 
     def __init__(self, bundle_dir: Path, *, threads: int, max_bytes: int = 0, why: str = "asked for") -> None:
         started = time.monotonic()
-        config = _read_config(bundle_dir)
-        with _native("the model cannot be loaded"):
+        config = read_config(bundle_dir)
+        with native("the model cannot be loaded"):
             import onnxruntime_genai
 
             self._og: Any = onnxruntime_genai
             overlaid = self._og.Config(str(bundle_dir))
             overlaid.overlay(json.dumps(_overlay(threads)))
             self._model: Any = self._og.Model(overlaid)
-            self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, _eos(config))
+            self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
         self._kv_per_token = kv_bytes_per_token(config)
         self._budget = max_bytes or usable_bytes()
         self._waiting: deque[Turn] = deque()
@@ -77,8 +77,8 @@ class GenaiEngine:
             engine="genai",
             why=why,
             slots=SLOTS,
-            context_length=int(config["model"]["context_length"]),
-            vocab_size=int(config["model"]["vocab_size"]),
+            context_length=config.context_length,
+            vocab_size=config.vocab_size,
             capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[1:],
             load_seconds=time.monotonic() - started,
         )
@@ -105,7 +105,7 @@ class GenaiEngine:
         filling = next((turn for turn in self._active if not turn.prefilled), None)
         for turn in list(self._active):
             if turn is filling:
-                with _native("the model failed in prefill"):
+                with native("the model failed in prefill"):
                     turn.prefill()
                 if not turn.prefilled:
                     # The next step takes another prompt's slice.
@@ -113,7 +113,7 @@ class GenaiEngine:
                     self._active.append(turn)
                     continue
             if turn.prefilled:
-                with _native("the model failed in decode"):
+                with native("the model failed in decode"):
                     events.extend(turn.advance())
                 if turn.answer.finished:
                     self._active.remove(turn)
@@ -148,7 +148,7 @@ class GenaiEngine:
         ids, first = self._tokenizing.encode_canary(prompt, text)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
-        with _native("the model failed on a canary"):
+        with native("the model failed on a canary"):
             options = {"max_length": _rounded(len(ids), self._facts.context_length)}
             losses = _losses(self._generator(options), ids, first, SCORE_SLICE)
             if losses is None:
@@ -191,7 +191,7 @@ class GenaiEngine:
             if used + self._waiting[0].kv_bytes > self._budget:
                 break
             turn = self._waiting.popleft()
-            with _native("no memory for a request"):
+            with native("no memory for a request"):
                 turn.start()
             used += turn.kv_bytes
             self._active.append(turn)
@@ -245,41 +245,3 @@ def _overlay(threads: int) -> dict[str, Any]:
     """What the device decides, laid over the bundle's configuration. Spinning longer burns a core for nothing."""
     options = {"intra_op_num_threads": threads, "session.intra_op.spin_duration_us": "50"}
     return {"model": {"decoder": {"session_options": options}}}
-
-
-def _read_config(bundle_dir: Path) -> dict[str, Any]:
-    """``genai_config.json`` of a bundle.
-
-    Raises:
-        EngineFailed: missing, or without the facts that this engine needs.
-    """
-    path = bundle_dir / "genai_config.json"
-    try:
-        config = json.loads(path.read_bytes())
-        model = config["model"]
-        needed = (model["context_length"], model["vocab_size"], kv_bytes_per_token(config))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineFailed(f"{path} does not describe a model: {error!r}") from error
-    if any(int(number) <= 0 for number in needed):
-        raise EngineFailed(f"{path} does not describe a model")
-    return dict(config)
-
-
-def _eos(config: dict[str, Any]) -> tuple[int, ...]:
-    found = config["model"].get("eos_token_id", ())
-    return (found,) if isinstance(found, int) else tuple(int(token) for token in found)
-
-
-@contextmanager
-def _native(what: str) -> Iterator[None]:
-    """Turns whatever the runtime raises into our error.
-
-    Raises:
-        EngineFailed: always, when the body raised.
-    """
-    try:
-        yield
-    except EngineFailed:
-        raise
-    except Exception as error:  # the binding raises its own types and RuntimeError
-        raise EngineFailed(f"{what}: {error}") from error

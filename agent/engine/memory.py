@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from contract.genai_config import GenaiFacts
 
 RESERVE = 0.5
 """Share of the available memory that stays free for everybody else."""
@@ -12,11 +13,9 @@ FLOAT_BYTES = 4
 """CPU graphs of INT4 and INT8 models keep keys and values in fp32."""
 
 
-def kv_bytes_per_token(config: dict[str, Any]) -> int:
-    """Bytes of keys and values of one token in all layers, from ``genai_config.json``."""
-    decoder = config["model"]["decoder"]
-    heads = int(decoder.get("num_key_value_heads") or decoder["num_attention_heads"])
-    return 2 * int(decoder["num_hidden_layers"]) * heads * int(decoder["head_size"]) * FLOAT_BYTES
+def kv_bytes_per_token(facts: GenaiFacts) -> int:
+    """Bytes of keys and values of one token in all layers."""
+    return 2 * facts.layers * facts.kv_heads * facts.head_size * FLOAT_BYTES
 
 
 def usable_bytes() -> int:

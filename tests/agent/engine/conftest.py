@@ -27,7 +27,14 @@ def genai(short_bundle: Path) -> Iterator[Engine]:
     opened.release()
 
 
-@pytest.fixture(params=["stand_in", "genai"])
+@pytest.fixture(scope="session")
+def batched(short_bundle: Path) -> Iterator[Engine]:
+    opened = open_engine(short_bundle, engine="batched", threads=2)
+    yield opened
+    opened.release()
+
+
+@pytest.fixture(params=["stand_in", "genai", "batched"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """One loaded engine of each kind; every test leaves it idle."""
     found: Engine = request.getfixturevalue(request.param)

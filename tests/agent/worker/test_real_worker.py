@@ -66,7 +66,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
         raise AssertionError("it loaded")
 
-    with pytest.raises(EngineFailed, match="does not describe a model"):
+    with pytest.raises(EngineFailed, match="cannot be read"):
         with_worker(tmp_path, scenario)
 
 

@@ -1,0 +1,286 @@
+"""Continuous batching behind the stepping interface.
+
+A step reads one slice of the oldest unread prompt, then gives every request that decodes one token in a single run.
+Slices always end at multiples of :data:`SLICE` from the beginning of a prompt, so that what a request gets depends
+on nothing but its own tokens, parameters and seed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from agent.engine.answer import Answer, prepare, rejection
+from agent.engine.batched.graph import Decoder, read_decoder
+from agent.engine.batched.pool import Pool, plan_pool
+from agent.engine.batched.prefixes import Prefixes, shared_length
+from agent.engine.batched.runner import Runner
+from agent.engine.batched.self_test import prove
+from agent.engine.batched.slots import Move, Slots
+from agent.engine.config import read_config
+from agent.engine.memory import usable_bytes
+from agent.engine.native import native
+from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
+from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
+from agent.engine.tokenizing import Tokenizing
+from contract.errors import EngineFailed, RequestInvalid
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
+
+SLICE = 16
+"""Prompt tokens a step: as fast as more at a time, and it holds up those who decode by two or three tokens only."""
+
+PREFIX_SHARE = 0.25
+"""Share of the memory budget for remembered prompts."""
+
+CAPABILITIES = (
+    *("chat", "continuous_batching", "prefix_cache", "stop", "seed", "logprobs", "logit_bias", "min_p"),
+    *("min_tokens", "repetition_penalty", "no_repeat_ngram_size", "update"),
+)
+
+
+class _Sequence:
+    """A request in a slot: how many of its tokens have keys and values there."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.filled = 0
+
+    @property
+    def whole_slices(self) -> tuple[int, ...]:
+        """The part of the prompt that was read in whole slices."""
+        return tuple(self.answer.prompt[: min(self.filled, len(self.answer.prompt)) // SLICE * SLICE])
+
+
+class BatchedEngine:
+    """See :class:`agent.engine.stepping.Engine`.
+
+    Raises:
+        Declined: the graph or this processor do not allow what batching needs.
+        EngineFailed: the bundle cannot be loaded at all.
+    """
+
+    def __init__(self, bundle_dir: Path, *, threads: int, max_bytes: int = 0, why: str = "") -> None:
+        started = time.monotonic()
+        found = read_config(bundle_dir)
+        decoder = read_decoder(bundle_dir, found)
+        budget = max_bytes or usable_bytes()
+        slots, length = plan_pool(int(budget * (1 - PREFIX_SHARE)), decoder.kv_bytes_per_token, decoder.context_length)
+        if not slots:
+            raise EngineFailed(f"{budget >> 20} MiB are too little memory for this model")
+        with native("the model cannot be loaded"):
+            import onnxruntime_genai
+
+            tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
+            self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
+            self._pool = Pool(decoder, slots, length)
+            self._runner = Runner(_open_session(decoder, threads), decoder, self._pool)
+            prove(self._runner, self._pool, slice_length=SLICE, vocab_size=decoder.vocab_size)
+        self._slots: Slots[_Sequence] = Slots(slots)
+        self._reading: deque[_Sequence] = deque()
+        self._waiting: deque[_Sequence] = deque()
+        self._events: list[StepEvent] = []
+        self._prefixes: Prefixes[NDArray[Any]] = Prefixes(int(budget * PREFIX_SHARE))
+        self._token_bytes = decoder.kv_bytes_per_token
+        self._facts = Facts(
+            engine="batched",
+            why=why or "every check for batching passed",
+            slots=slots,
+            context_length=length,
+            vocab_size=decoder.vocab_size,
+            capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[1:],
+            load_seconds=time.monotonic() - started,
+        )
+
+    @property
+    def facts(self) -> Facts:
+        return self._facts
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._events or self._waiting or self._reading or self._slots.decoding)
+
+    def admit(self, generation: Generation) -> None:
+        """See the interface."""
+        try:
+            _check(generation)
+            prompt, room = prepare(
+                generation,
+                self._tokenizing,
+                context_length=self._facts.context_length,
+                vocab_size=self._facts.vocab_size,
+            )
+        except RequestInvalid as refused:
+            self._events.append(rejection(generation.request, refused))
+            return
+        self._waiting.append(_Sequence(Answer(generation, prompt, room, self._tokenizing)))
+
+    def step(self) -> list[StepEvent]:
+        """See the interface and the module's beginning."""
+        events, self._events = self._events, []
+        while self._waiting and self._slots.free:
+            self._start(self._waiting.popleft())
+        with native("the model failed"):
+            if self._reading:
+                events.extend(self._read_slice(self._reading[0]))
+            if self._slots.decoding:
+                events.extend(self._decode())
+        return events
+
+    def update(self, request: int, changes: dict[str, Any]) -> bool:
+        found = self._find(request)
+        if found is None:
+            return False
+        found.answer.change(changes)
+        return True
+
+    def cancel(self, request: int) -> list[StepEvent]:
+        found = self._find(request)
+        if found is None:
+            return []
+        end = found.answer.end("cancelled")
+        if found in self._waiting:
+            self._waiting.remove(found)
+        else:
+            self._leave(found)
+        return [end]
+
+    def release(self) -> None:
+        self._waiting.clear()
+        self._reading.clear()
+        self._prefixes.clear()
+        self._slots = Slots(1)
+        self._pool.forget()
+        del self._runner
+
+    def score(self, prompt: str, text: str) -> CanaryScore:
+        """See the interface.
+
+        Raises:
+            EngineFailed: nothing to score, longer than the context, requests are active, or the runtime failed.
+        """
+        ids, first = self._tokenizing.encode_canary(prompt, text)
+        if len(ids) <= first or len(ids) > self._facts.context_length:
+            raise EngineFailed("a canary has no text, or more than the context holds")
+        if self._slots.free < self._facts.slots:
+            raise EngineFailed("a canary is scored while nothing else runs")
+        losses: list[float] = []
+        filled = 0
+        with native("the model failed on a canary"):
+            while filled < len(ids) - 1:
+                end = min(filled + SCORE_SLICE, len(ids) - 1)
+                if filled < first - 1:
+                    end = min(end, first - 1)
+                logits = self._runner.prefill(0, filled, ids[filled:end])
+                if filled >= first - 1:
+                    losses.extend(token_losses(logits, ids[filled + 1 : end + 1]))
+                filled = end
+        return canary_score(losses)
+
+    def _find(self, request: int) -> _Sequence | None:
+        for sequence in (*self._slots.decoders(), *self._reading, *self._waiting):
+            if sequence.answer.generation.request == request:
+                return sequence
+        return None
+
+    def _start(self, sequence: _Sequence) -> None:
+        """Give it a slot and whatever is known of its beginning; the last token is always read, for its logits."""
+        slot = self._slots.place(sequence)
+        self._reading.append(sequence)
+        client, prompt = sequence.answer.generation.client, sequence.answer.prompt[:-1]
+        entry, length = self._prefixes.find(client, prompt, SLICE)
+        neighbour: _Sequence | None = None
+        for other in (*self._slots.decoders(), *self._reading):
+            if other is not sequence and other.answer.generation.client == client:
+                shared = shared_length(other.whole_slices, prompt) // SLICE * SLICE
+                if shared > length:
+                    neighbour, length = other, shared
+        if neighbour is not None:
+            self._pool.copy(self._slots.where(neighbour), slot, length)
+        elif entry is not None:
+            self._pool.put(slot, entry.kept, length)
+        sequence.filled = sequence.answer.cached_tokens = length
+
+    def _read_slice(self, sequence: _Sequence) -> list[StepEvent]:
+        prompt = sequence.answer.prompt
+        slot = self._slots.where(sequence)
+        end = min(sequence.filled + SLICE, len(prompt))
+        logits = self._runner.prefill(slot, sequence.filled, prompt[sequence.filled : end])
+        sequence.filled = end
+        if end < len(prompt):
+            return []
+        self._reading.popleft()
+        self._apply(self._slots.join(slot), sequence.filled)
+        events = sequence.answer.choose(logits[-1])
+        if sequence.answer.finished:
+            self._leave(sequence)
+        return events
+
+    def _decode(self) -> list[StepEvent]:
+        sequences = self._slots.decoders()
+        tokens = [sequence.answer.tokens[-1] for sequence in sequences]
+        rows = self._runner.decode(0, tokens, [sequence.filled for sequence in sequences])
+        events: list[StepEvent] = []
+        for sequence, row in zip(sequences, rows, strict=True):
+            sequence.filled += 1
+            events.extend(sequence.answer.choose(row))
+        for sequence in sequences:
+            if sequence.answer.finished:
+                self._leave(sequence)
+        return events
+
+    def _leave(self, sequence: _Sequence) -> None:
+        """Free its slot at once, keeping what may be of use again."""
+        slot = self._slots.where(sequence)
+        if sequence in self._reading:
+            self._reading.remove(sequence)
+        known = sequence.whole_slices
+        size = len(known) * self._token_bytes
+        client = sequence.answer.generation.client
+        if self._prefixes.wants(client, known, size):
+            self._prefixes.keep(client, known, self._pool.take(slot, len(known)), size)
+        move = self._slots.leave(slot)
+        if move is not None:
+            self._apply(move, self._slots.decoders()[move.target].filled)
+        if not self._slots.decoding and not self._reading:
+            self._pool.forget()
+
+    def _apply(self, move: Move | None, tokens: int) -> None:
+        if move is None:
+            return
+        if move.kind == "copy":
+            self._pool.copy(move.source, move.target, tokens)
+        else:
+            longest = max(sequence.filled for sequence in (*self._slots.decoders(), *self._reading))
+            self._pool.swap(move.source, move.target, longest)
+
+
+def _check(generation: Generation) -> None:
+    """What this engine leaves to others.
+
+    Raises:
+        RequestInvalid: naming the field.
+    """
+    if generation.num_beams > 1:
+        raise RequestInvalid("the engine that serves this model has no beam search", field="num_beams")
+    if generation.adapter is not None:
+        raise RequestInvalid("this bundle has no adapters", field="adapter")
+    if generation.grammar is not None:
+        raise RequestInvalid("this engine cannot follow a format", field="response_format")
+
+
+def _open_session(decoder: Decoder, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning longer burns a core between steps and is no faster.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+    return onnxruntime.InferenceSession(str(decoder.path), options, providers=["CPUExecutionProvider"])

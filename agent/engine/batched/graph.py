@@ -1,0 +1,117 @@
+"""What the graph of a decoder needs to be driven directly, or why it cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from agent.engine.native import Declined
+from contract.errors import BundleRefused
+from contract.genai_config import GenaiFacts
+from contract.onnx_graph import FLOAT, INT8, INT64, Node, OnnxModel
+from contract.onnx_wire import read_graph_file
+
+ATTENTION = "GroupQueryAttention"
+OTHER_STATE = frozenset({"MultiHeadAttention", "Attention", "PagedAttention", "LinearAttention", "CausalConvWithState"})
+"""Operators that keep or read a state of another kind."""
+
+KV_TYPES = {FLOAT: "float32", INT8: "int8"}
+
+
+class Decoder(Struct, frozen=True):
+    """How to feed a graph. ``past`` and ``present`` name keys and values in the same order."""
+
+    path: Path
+    input_ids: str
+    attention_mask: str
+    position_ids: str | None
+    logits: str
+    past: tuple[str, ...]
+    present: tuple[str, ...]
+    kv_heads: int
+    head_size: int
+    kv_type: str
+    vocab_size: int
+    context_length: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in all layers."""
+        return len(self.past) * self.kv_heads * self.head_size * (4 if self.kv_type == "float32" else 1)
+
+
+def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
+    """Read the decoder's graph.
+
+    Raises:
+        Declined: anything in it that this engine has not been taught.
+    """
+    path = bundle_dir / facts.filename
+    try:
+        model = read_graph_file(path)
+    except BundleRefused as refused:
+        raise Declined(f"its graph cannot be read: {refused.message}") from refused
+    if facts.graphs != (facts.filename,):
+        raise Declined("it is made of several graphs")
+    if facts.provider != "cpu":
+        raise Declined(f"it is built for {facts.provider}")
+    _check_nodes(model, facts)
+    past = _names(facts.inputs, ("past_key_names", "past_value_names"), "past_key_values.%d.{}", facts.layers)
+    present = _names(facts.outputs, ("present_key_names", "present_value_names"), "present.%d.{}", facts.layers)
+    ids = facts.inputs.get("input_ids", "input_ids")
+    mask = facts.inputs.get("attention_mask", "attention_mask")
+    positions = facts.inputs.get("position_ids", "position_ids")
+    logits = facts.outputs.get("logits", "logits")
+    inputs = {value.name: value for value in model.graph.inputs}
+    outputs = {value.name: value for value in model.graph.outputs}
+    unknown = sorted(inputs.keys() - {ids, mask, positions, *past})
+    if unknown or not {ids, mask, *past} <= inputs.keys():
+        raise Declined(f"its inputs are not those of a plain decoder ({', '.join(unknown) or 'some are missing'})")
+    if not {logits, *present} <= outputs.keys():
+        raise Declined("its outputs are not those of a plain decoder")
+    if inputs[ids].elem_type != INT64 or inputs[mask].elem_type != INT64 or outputs[logits].elem_type != FLOAT:
+        raise Declined("its inputs or logits are of another type than expected")
+    kinds = {inputs[name].elem_type for name in past}
+    if len(kinds) != 1 or not kinds <= KV_TYPES.keys():
+        raise Declined("its keys and values are neither fp32 nor INT8")
+    return Decoder(
+        path=path,
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions if positions in inputs else None,
+        logits=logits,
+        past=past,
+        present=present,
+        kv_heads=facts.kv_heads,
+        head_size=facts.head_size,
+        kv_type=KV_TYPES[kinds.pop()],
+        vocab_size=facts.vocab_size,
+        context_length=facts.context_length,
+    )
+
+
+def _names(table: dict[str, str], keys: tuple[str, str], default: str, layers: int) -> tuple[str, ...]:
+    patterns = [table.get(key, default.format(kind)) for key, kind in zip(keys, ("key", "value"), strict=True)]
+    return tuple(pattern.replace("%d", str(layer)) for layer in range(layers) for pattern in patterns)
+
+
+def _check_nodes(model: OnnxModel, facts: GenaiFacts) -> None:
+    attentions: list[Node] = []
+    for node in model.walk_nodes():
+        if node.op_type == ATTENTION:
+            attentions.append(node)
+        elif node.op_type in OTHER_STATE:
+            raise Declined(f"it uses {node.op_type}")
+        elif node.op_type == "If":
+            # The long and short rope factors are chosen by the width of the mask, for the whole batch at once.
+            raise Declined("it switches rope factors with the length")
+    if len(attentions) != facts.layers:
+        raise Declined(f"{len(attentions)} of its {facts.layers} layers use {ATTENTION}")
+    if any(not node.integer("do_rotary") for node in attentions) and not _takes_positions(model, facts):
+        raise Declined("its rotary embedding is outside the attention and takes no positions")
+
+
+def _takes_positions(model: OnnxModel, facts: GenaiFacts) -> bool:
+    name = facts.inputs.get("position_ids", "position_ids")
+    return any(value.name == name for value in model.graph.inputs)

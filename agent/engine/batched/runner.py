@@ -1,0 +1,85 @@
+"""Runs the graph over a contiguous run of slots, reading and writing keys and values in place.
+
+Rules of GroupQueryAttention on a CPU: a batch of one may bring many tokens, a larger batch one token each; row *b* of
+the mask has ones up to that sequence's own length, which is also where its new key and value are written; a row
+without ones is an error, and so are a length beyond the pool and a token outside the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.engine.batched.graph import Decoder
+from agent.engine.batched.pool import Pool
+
+CPU = ("cpu", 0)
+
+
+class Runner:
+    """One session and its bindings; a binding is made once for each run of slots (making one costs half a ms).
+
+    Every method may raise whatever onnxruntime raises.
+    """
+
+    def __init__(self, session: Any, decoder: Decoder, pool: Pool) -> None:
+        self._session = session
+        self._decoder = decoder
+        self._pool = pool
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._counting = np.arange(pool.length, dtype=np.int64)
+        self._decode_logits = np.empty((pool.slots, 1, decoder.vocab_size), dtype=np.float32)
+
+    def prefill(self, slot: int, past: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``."""
+        ids = np.array([tokens], dtype=np.int64)
+        mask = np.ones((1, past + len(tokens)), dtype=np.int64)
+        positions = self._counting[past : past + len(tokens)].reshape(1, -1)
+        logits = np.empty((1, len(tokens), self._decoder.vocab_size), dtype=np.float32)
+        self._run(slot, ids, mask, np.ascontiguousarray(positions), logits)
+        found: NDArray[np.float32] = logits[0]
+        return found
+
+    def decode(self, first: int, tokens: Sequence[int], pasts: Sequence[int]) -> NDArray[np.float32]:
+        """One token for each slot from ``first`` on; logits ``[slots, vocab]``, valid until the next call."""
+        count = len(tokens)
+        lengths = np.array(pasts, dtype=np.int64).reshape(count, 1)
+        mask = (self._counting[: int(lengths.max()) + 1] <= lengths).astype(np.int64)
+        ids = np.array(tokens, dtype=np.int64).reshape(count, 1)
+        logits = self._decode_logits[:count]
+        self._run(first, ids, mask, lengths, logits)
+        found: NDArray[np.float32] = logits[:, 0]
+        return found
+
+    def _run(
+        self,
+        first: int,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        logits: NDArray[np.float32],
+    ) -> None:
+        assert mask.shape[1] <= self._pool.length, "a sequence outgrew its slot"
+        names = self._decoder
+        binding = self._binding(first, len(ids))
+        for name, array in ((names.input_ids, ids), (names.attention_mask, mask), (names.position_ids, positions)):
+            if name is not None:
+                binding.bind_input(name, *CPU, np.int64, array.shape, array.ctypes.data)
+        binding.bind_output(names.logits, *CPU, np.float32, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+    def _binding(self, first: int, count: int) -> Any:
+        """Past and present are the same memory."""
+        binding = self._bindings.get((first, count))
+        if binding is None:
+            binding = self._session.io_binding()
+            kind = self._pool.array.dtype.type
+            for index, (past, present) in enumerate(zip(self._decoder.past, self._decoder.present, strict=True)):
+                part = self._pool.array[index, first : first + count]
+                binding.bind_input(past, *CPU, kind, part.shape, part.ctypes.data)
+                binding.bind_output(present, *CPU, kind, part.shape, part.ctypes.data)
+            self._bindings[first, count] = binding
+        return binding
