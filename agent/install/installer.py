@@ -73,7 +73,8 @@ def failure_line(error: EdgeBundleError) -> Failed:
 
 def _end_with_parent() -> None:
     # Blocks until the agent closes its end, by its will or by dying.
-    while sys.stdin.buffer.read(1024):
+    # Not through sys.stdin, whose lock this thread would hold when the interpreter ends.
+    while os.read(0, 1024):
         pass
     os._exit(1)
 
