@@ -13,6 +13,7 @@ COMMANDS = {
     "repo": ("packager.commands.repo", "keys and the signed repository"),
     "deploy": ("packager.commands.deploy", "tell devices which bundle to run"),
     "prompt": ("packager.commands.prompt", "ask a device and print the answer as it comes"),
+    "agent-kit": ("packager.commands.agent_kit", "one archive that installs the agent on a box without a network"),
     "watch": ("packager.commands.watch", "follow what a device reports"),
 }
 

@@ -36,7 +36,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_wheel_holds_exactly_the_three_packages(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"agent", "contract", "packager"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"agent", "contract", "packager"}
+
+
+def test_wheel_brings_the_unit_files_that_setup_installs(wheel: zipfile.ZipFile) -> None:
+    shared = {name.partition("/data/")[2] for name in wheel.namelist() if ".data/data/" in name}
+    ours = {f"share/edge-bundle/{path.relative_to(ROOT)}" for path in (ROOT / "systemd").rglob("*") if path.is_file()}
+    assert shared == ours
 
 
 def test_wheel_holds_every_module_and_the_type_markers(wheel: zipfile.ZipFile) -> None:
