@@ -73,8 +73,8 @@ def _tell(story: Story, teller: Teller) -> None:
     teller.say(f"{last['usage']['completion_tokens']} tokens from {last['bundle']}, "
                f"the first after {last['timing']['first_token_ms']:.0f} ms")  # fmt: skip
 
-    teller.chapter(5, "Deploy 1.1.0, built with another quantizer, while questions keep coming")
-    second = story.build("1.1.0", "--quantizer", "k-quant")
+    teller.chapter(5, "Deploy 1.1.0, built with finer blocks, while questions keep coming")
+    second = story.build("1.1.0", "--block-size", "16")
     story.publish(second)
     swap = story.swap_under_load()
     teller.say(f"{swap.asked} questions, {swap.lost} lost, {swap.duplicated} answered twice, {swap.failed} failed")

@@ -119,10 +119,10 @@ class Story:
 
     def create_repository(self) -> None:
         """Keys and an empty signed repository (unencrypted keys: this is a demo, and says so)."""
-        self.packager("repo", "init", str(self.repository), "--keys", str(self.keys), "--unencrypted")
+        self.packager("repo", "init", "--repo", str(self.repository), "--keys", str(self.keys), "--unencrypted")
 
     def publish(self, bundle: Path) -> None:
-        self.packager("repo", "publish", str(self.repository), str(bundle), "--keys", str(self.keys))
+        self.packager("repo", "publish", str(bundle), "--repo", str(self.repository), "--keys", str(self.keys))
 
     # -- 2. broker and agent ---------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     assert story.client.wait_answer("after").text
 
     # The second version arrives while questions keep coming.
-    story.publish(story.build("1.1.0", "--quantizer", "k-quant"))
+    story.publish(story.build("1.1.0", "--block-size", "16"))
     swap = story.swap_under_load()
     assert (swap.lost, swap.duplicated, swap.failed) == (0, 0, 0)
     assert set(swap.bundles) == {f"{NAME}@1.0.0", f"{NAME}@1.1.0"}
