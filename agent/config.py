@@ -78,7 +78,7 @@ def read_config(document: dict[str, Any], base: Path) -> AgentConfig:
     if "device" not in document:
         raise ConfigInvalid('device is missing: name this device, for example device = "kitchen-1"', field="device")
     try:
-        config = msgspec.convert(document, AgentConfig)
+        config = msgspec.convert(document, AgentConfig, dec_hook=_convert)
     except msgspec.ValidationError as error:
         text, _, where = str(error).partition(" - at `$.")
         key = where.rstrip("`") or None
@@ -101,6 +101,17 @@ def _refuse_unknown_keys(table: dict[str, Any], type_: type[Struct], prefix: str
         inner = _struct_of(known[key])
         if inner is not None and isinstance(value, dict):
             _refuse_unknown_keys(value, inner, f"{where}.")
+
+
+def _convert(type_: type[Any], value: Any) -> Any:
+    """What TOML has no type for: a path is a string.
+
+    Raises:
+        ValueError: turned into a ValidationError with its place.
+    """
+    if type_ is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(value)
+    raise ValueError("expected a path")
 
 
 def _struct_of(annotation: Any) -> type[Struct] | None:

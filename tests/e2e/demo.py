@@ -84,7 +84,9 @@ def _tell(story: Story, teller: Teller) -> None:
     _hold(set(swap.bundles) == {f"{NAME}@1.0.0", f"{NAME}@1.1.0"}, f"only {swap.bundles} answered")
 
     teller.chapter(6, "What the device reports; what it refuses")
-    teller.say("telemetry/llm " + json.dumps(story.telemetry())[:400])
+    sample = story.telemetry()
+    shown = ("queue", "active", "requests", "swaps", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
+    teller.say("telemetry/llm " + json.dumps({key: sample[key] for key in shown}))
     third = story.build("1.2.0", "--block-size", "64")
     story.publish(third)
     changed = story.corrupt(third)

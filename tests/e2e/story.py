@@ -272,7 +272,9 @@ class Story:
     # -- 6. telemetry and a refusal --------------------------------------------------------------------------------
 
     def telemetry(self) -> dict[str, Any]:
-        """One sample of the language model's telemetry."""
+        """A sample of the language model's telemetry taken from now on."""
+        while not self.client.device_messages.empty():
+            self.client.device_messages.get()
         return self.client.next_device_message("telemetry/llm", 30)
 
     def corrupt(self, bundle: Path) -> Path:
