@@ -96,6 +96,10 @@ class AnswerWriter:
     def undelivered(self) -> asyncio.Future[list[tuple[Key, bytes, bytes | None]]]:
         return self._submit(answers.undelivered)
 
+    async def flush(self) -> None:
+        """Everything that was asked for so far is committed, and its callbacks have run."""
+        await self._submit(lambda connection: None)
+
     async def close(self) -> None:
         """Commit what waits and end the thread."""
         self._queue.put(None)

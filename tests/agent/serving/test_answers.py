@@ -168,6 +168,7 @@ def test_swap_loses_and_doubles_nothing(make_device: MakeDevice, client: RawClie
     for number in range(30):
         client.ask(f"r{number}", f"count {number + 1}")
         if number == 10:
+            client.wait_answer("r0")
             report = device.run(device.serving.swap(sealed(version="2.0.0"), mode))  # type: ignore[arg-type]
     client.wait_until_fewer(1, 30)
     assert all(len(answer.lasts) == 1 and "text" in answer.lasts[0] for answer in client.answers.values())

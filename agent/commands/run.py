@@ -1,0 +1,44 @@
+"""``edge-agent run``: serve prompts and follow the desired bundle until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from agent.commands.place import DEFAULT_CONFIG
+from agent.config import load_config
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="configuration file")
+    parser.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default info"
+    )
+    parser.epilog = (
+        "SIGTERM and SIGINT end it in order: running answers finish or are kept for the next start.\n"
+        "Exit status 78: the configuration is wrong, restarting does not help.\n\n"
+        "examples:\n"
+        "  edge-agent run --config /etc/edge-agent/agent.toml\n"
+        "  edge-agent run --config agent.toml --log-level debug"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config)
+    _open_log(arguments.log_level)
+    # Imported here: a wrong configuration is said at once, and check-config needs none of it.
+    from agent.service import run_service
+
+    run_service(config)
+    return 0
+
+
+def _open_log(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("edge_agent")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    logger.propagate = False

@@ -1,0 +1,266 @@
+"""The running agent: puts the rooms together, keeps them going, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import signal
+import time
+import uuid
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+from agent import host
+from agent.config import AgentConfig
+from agent.control import ControlServer
+from agent.gateway import Gateway
+from agent.install.coordinator import Coordinator
+from agent.notify import Notifier
+from agent.serving.serving import Serving
+from agent.state import answers
+from agent.state.answer_writer import AnswerWriter
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.lock import FileLock
+from agent.state.migrations import MIGRATIONS
+from agent.telemetry.llm import LlmMeter
+from agent.telemetry.system import SystemSampler
+from agent.worker.ports import OnEvent, Worker, WorkerStarter
+from agent.worker.supervision import WorkerProcess
+from contract.durable import Disk
+from contract.mqtt.messages import (
+    MAX_REQUEST_BYTES,
+    BundleState,
+    EngineInfo,
+    Health,
+    Info,
+    Limits,
+)
+
+log = logging.getLogger("edge_agent")
+
+HEARTBEAT_SECONDS = 10.0
+"""The watchdog is fed at least this often, and health published when only its counts changed."""
+
+
+class Service:
+    """One agent on one state directory. ``run`` does everything; ``stop`` may be called at any time.
+
+    Raises (from ``run``): StoreBroken, StoreFull, and STATE_LOCKED when another agent runs here.
+    """
+
+    def __init__(self, config: AgentConfig, workers: WorkerStarter = WorkerProcess.start) -> None:
+        self._config = config
+        self._workers = workers
+        self._directory = StateDirectory(config.state_dir)
+        self._stopped = asyncio.Event()
+        self._notifier = Notifier.from_environment()
+        self._health_said: Health | None = None
+
+    def stop(self) -> None:
+        """End in order: finish or keep what runs, say goodbye, end the workers."""
+        self._stopped.set()
+
+    async def run(self) -> None:
+        """Serve until :meth:`stop`."""
+        disk = Disk()
+        disk.make_directory(self._directory.root)
+        with FileLock(self._directory.lock, "another agent or command"):
+            databases = [Database(self._directory.database, MIGRATIONS, disk.effects) for _ in range(2)]
+            try:
+                await self._assemble(disk, *databases)
+                await self._serve()
+            finally:
+                for database in databases:
+                    database.close()
+
+    async def _assemble(self, disk: Disk, installing: Database, answering: Database) -> None:
+        config = self._config
+        self._meter = LlmMeter(round(time.time(), 3))
+        self._sampler = SystemSampler(self._directory.root)
+        self._ledger = AnswerWriter(answering)
+        self._gateway = Gateway(config, uuid.uuid4().hex, on_desired=self._desire)
+        self._serving = Serving(
+            config.serving,
+            config.topics,
+            self._gateway.connection,
+            ledger=self._ledger,
+            load=self._load,
+            meter=self._meter,
+            on_health=self._say_health,
+        )
+        self._gateway.serving = self._serving
+        state = InstallationState(installing)
+        self._coordinator = Coordinator(
+            directory=self._directory,
+            state=state,
+            settings=config.install,
+            sources=config.sources,
+            serving=self._serving,
+            workers=self._workers,
+            worker_settings=config.worker,
+            on_reported=self._gateway.reported,
+            on_event=self._gateway.event,
+            disk=disk,
+        )
+        self._control = ControlServer(self._directory, self._coordinator, state, config.install)
+
+    def _desire(self, payload: bytes) -> None:
+        self._coordinator.desire(payload)
+
+    async def _load(self, bundle_dir: Path, *, derived_dir: Path | None, on_event: OnEvent) -> Worker:
+        return await self._workers(self._config.worker, bundle_dir, derived_dir=derived_dir, on_event=on_event)
+
+    async def _serve(self) -> None:
+        await self._serving.recover()
+        self._gateway.reported(self._coordinator.reported)
+        self._say_health()
+        await self._control.start()
+        tasks = [
+            asyncio.create_task(self._gateway.run(), name="mqtt"),
+            asyncio.create_task(self._install(), name="installation"),
+            asyncio.create_task(self._tell(), name="telemetry"),
+            asyncio.create_task(self._beat(), name="heartbeat"),
+            asyncio.create_task(self._stopped.wait(), name="stop"),
+        ]
+        self._notifier.ready(f"device {self._config.device}")
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            await self._end(tasks)
+
+    async def _end(self, tasks: Sequence[asyncio.Task[object]]) -> None:
+        self._notifier.stopping()
+        log.info("stopping")
+        mqtt, *others = tasks
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._serving.stop()
+        await self._ledger.flush()
+        await self._gateway.close()
+        mqtt.cancel()
+        await asyncio.gather(mqtt, return_exceptions=True)
+        await self._control.close()
+        await self._ledger.close()
+
+    async def _install(self) -> None:
+        """Serve the active bundle, then follow what is desired."""
+        try:
+            await self._coordinator.start_active()
+        finally:
+            self._serving.settled()
+        await self._coordinator.run()
+
+    async def _beat(self) -> None:
+        period = min(HEARTBEAT_SECONDS, (self._notifier.watchdog_seconds or 2 * HEARTBEAT_SECONDS) / 2)
+        while True:
+            self._notifier.progress()
+            self._say_health()
+            await asyncio.sleep(period)
+
+    async def _tell(self) -> None:
+        interval = self._config.telemetry.interval_seconds
+        while interval > 0:
+            await asyncio.sleep(interval)
+            if self._gateway.connection.writable:
+                system = self._sampler.sample(self._processes())
+                llm = self._meter.sample(self._serving.queued, self._serving.active)
+                self._gateway.telemetry(msgspec.json.encode(system), msgspec.json.encode(llm))
+        await asyncio.Event().wait()
+
+    def _processes(self) -> dict[int, str]:
+        found = {os.getpid(): "agent"}
+        for seat in self._serving.seats:
+            if seat.worker is not None:
+                found[seat.worker.pid] = f"worker {seat.bundle.manifest.reference}"
+        return found
+
+    def _say_health(self) -> None:
+        """Publish ``health`` and ``info`` where they changed."""
+        reasons = self._serving.reasons
+        self._gateway.health(Health(not reasons, reasons, self._serving.queued, self._serving.active))
+        self._gateway.info(self._info())
+        if reasons != (self._health_said.reasons if self._health_said else None):
+            self._notifier.status("ready" if not reasons else f"not ready: {', '.join(reasons)}")
+        self._health_said = Health(not reasons, reasons, 0, 0)
+
+    def _info(self) -> Info:
+        config = self._config
+        seat = self._serving.seat
+        bundle = seat.bundle if seat is not None else None
+        worker = seat.worker if seat is not None else None
+        return Info(
+            device=config.device,
+            api=config.topic_root,
+            groups=list(config.groups),
+            versions=_versions(),
+            host={
+                "arch": platform.machine(),
+                "cores": len(os.sched_getaffinity(0)),
+                "ram_bytes": host.total_memory(),
+                "system": platform.system(),
+                "kernel": platform.release(),
+            },
+            limits=Limits(
+                max_request_bytes=MAX_REQUEST_BYTES,
+                queue=config.serving.queue_limit,
+                queue_per_client=config.serving.client_queue_limit,
+                max_priority=config.serving.max_priority,
+                stream_interval_ms=config.serving.stream_interval_ms,
+                results_kept_seconds=answers.KEEP_SECONDS,
+                results_kept_bytes=answers.KEEP_BYTES,
+            ),
+            bundle=None
+            if bundle is None
+            else BundleState(
+                bundle.manifest.name, bundle.manifest.version, bundle.digest, bundle.manifest.security_epoch
+            ),
+            engine=None
+            if worker is None
+            else EngineInfo(
+                engine=worker.facts.engine,
+                why=worker.facts.why,
+                slots=worker.facts.slots,
+                context_length=worker.facts.context_length,
+                vocab_size=worker.facts.vocab_size,
+                capabilities=list(worker.facts.capabilities),
+                load_seconds=worker.facts.load_seconds,
+                isolation=worker.isolation,
+            ),
+        )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package, name in (("edge-bundle", "agent"), ("onnxruntime", ""), ("onnxruntime-genai", "")):
+        version = host.installed_version(package)
+        if version is not None:
+            found[name or package] = version
+    return found
+
+
+def run_service(config: AgentConfig) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        StoreBroken, StoreFull: the state directory cannot be used, or another agent uses it.
+    """
+
+    async def main() -> None:
+        service = Service(config)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, service.stop)
+        await service.run()
+
+    asyncio.run(main())
