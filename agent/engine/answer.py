@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
-from msgspec.structs import replace
+from msgspec.structs import asdict
 
-from agent.engine.sampling import UPDATABLE, Row, Sampler, log_softmax
+from agent.engine.grammar import Constraint
+from agent.engine.sampling import UPDATABLE, Row, Sampler, best, log_softmax
 from agent.engine.stepping import FinishEvent, FinishReason, Generation, RejectEvent, StepEvent, TokenEvent
 from agent.engine.stops import StopScanner
 from agent.engine.tokenizing import Tokenizing
@@ -21,7 +23,14 @@ class Answer:
     has generated, ``finished`` whether its FinishEvent was made.
     """
 
-    def __init__(self, generation: Generation, prompt: list[int], limit: int, tokenizing: Tokenizing) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        prompt: list[int],
+        limit: int,
+        tokenizing: Tokenizing,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.generation = generation
         self.prompt = prompt
         self.tokens: list[int] = []
@@ -32,6 +41,8 @@ class Answer:
         self._tokenizing = tokenizing
         self._stream = tokenizing.stream()
         self._scanner = StopScanner(generation.stops)
+        self._held_over = ""
+        self._constraint = constraint
         self._sampler = Sampler(generation, prompt, tokenizing.eos)
 
     def keep_within(self, room: int) -> None:
@@ -45,11 +56,18 @@ class Answer:
         Raises:
             EngineFailed: the model computes NaN.
         """
-        token = self._sampler.choose(logits)
+        try:
+            mask = None if self._constraint is None else self._constraint.mask()
+        except RequestInvalid as refused:
+            self.finished = True
+            return [rejection(self.generation.request, refused)]
+        token = self._sampler.choose(logits, mask)
         if np.isnan(logits[token]):
             raise EngineFailed("the model computes NaN")
         entry = self._describe(logits, token) if self.generation.logprobs else None
         self._sampler.accept(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
         return self.take(token, entry)
 
     def take(self, token: int, entry: dict[str, Any] | None = None) -> list[StepEvent]:
@@ -57,13 +75,14 @@ class Answer:
         if token in self._tokenizing.eos:
             return [self.end("stop")]
         self.tokens.append(token)
-        text = str(self._stream.decode(token))
+        text = self._held_over + str(self._stream.decode(token))
+        self._held_over = ""
         if len(self.tokens) > self.generation.min_tokens:
             text = self._scanner.feed(text)
         events: list[StepEvent] = [
             TokenEvent(self.generation.request, text, len(self.tokens), None if entry is None else [entry])
         ]
-        if self._scanner.stopped:
+        if self._scanner.stopped or (self._constraint is not None and self._constraint.complete):
             events.append(self.end("stop"))
         elif len(self.tokens) >= self.limit:
             events.append(self.end("length"))
@@ -75,23 +94,31 @@ class Answer:
         return FinishEvent(
             self.generation.request,
             reason,
-            self._scanner.flush(),
+            self._held_over + self._scanner.flush(),
             len(self.prompt),
             len(self.tokens),
             self.cached_tokens,
         )
 
-    def change(self, changes: dict[str, Any]) -> None:
-        """Use other sampling parameters from the next token on; ``max_tokens`` keeps within the room there is."""
-        known = {key: value for key, value in changes.items() if key in UPDATABLE}
-        self.generation = replace(self.generation, **known)
+    def change(self, changes: dict[str, Any]) -> bool:
+        """Use other parameters from the next token on; ``max_tokens`` keeps within the room there is.
+
+        False, and nothing is changed, when a value is of the wrong type. Unknown names are passed over.
+        """
+        known = {name: value for name, value in changes.items() if name in UPDATABLE}
+        try:
+            self.generation = msgspec.convert({**asdict(self.generation), **known}, Generation)
+        except msgspec.ValidationError:
+            return False
         self.limit = max(len(self.tokens) + 1, min(self._room, self.generation.max_tokens or self._room))
         self._sampler.change(self.generation)
+        if "stops" in known:
+            self._held_over = self._scanner.flush()
+            self._scanner = StopScanner(self.generation.stops)
+        return True
 
     def _describe(self, logits: Row, token: int) -> dict[str, Any]:
         """Log-probabilities of the model itself, before bias, penalties and temperature."""
-        from agent.engine.sampling import best
-
         scores = log_softmax(logits)
         entry: dict[str, Any] = self._named(token, float(scores[token]))
         if self.generation.top_logprobs:

@@ -19,6 +19,7 @@ import numpy as np
 
 from agent.engine.answer import Answer, prepare, rejection
 from agent.engine.config import read_config
+from agent.engine.grammar import Grammars
 from agent.engine.memory import kv_bytes_per_token, usable_bytes
 from agent.engine.native import native
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
@@ -46,6 +47,7 @@ CAPABILITIES = (
     "repetition_penalty",
     "no_repeat_ngram_size",
     "num_beams",
+    "response_format",
     "update",
 )
 
@@ -68,6 +70,7 @@ class GenaiEngine:
             overlaid.overlay(json.dumps(_overlay(threads)))
             self._model: Any = self._og.Model(overlaid)
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
+        self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
         self._kv_per_token = kv_bytes_per_token(config)
         self._budget = max_bytes or usable_bytes()
         self._waiting: deque[Turn] = deque()
@@ -122,8 +125,7 @@ class GenaiEngine:
     def update(self, request: int, changes: dict[str, Any]) -> bool:
         for turn in [*self._active, *self._waiting]:
             if turn.answer.generation.request == request and turn.beams == 1:
-                turn.answer.change(changes)
-                return True
+                return turn.answer.change(changes)
         return False
 
     def cancel(self, request: int) -> list[StepEvent]:
@@ -156,15 +158,14 @@ class GenaiEngine:
             return canary_score(losses)
 
     def _prepare(self, generation: Generation) -> Turn:
-        if generation.grammar is not None:
-            raise RequestInvalid("this model's engine cannot follow a format", field="response_format")
         if generation.adapter is not None:
             raise RequestInvalid("this bundle has no adapters", field="adapter")
         if generation.num_beams > 1:
             _check_beams(generation)
         context = self._facts.context_length
         prompt, limit = prepare(generation, self._tokenizing, context_length=context, vocab_size=self._facts.vocab_size)
-        answer = Answer(generation, prompt, limit, self._tokenizing)
+        constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
+        answer = Answer(generation, prompt, limit, self._tokenizing, constraint)
         length = self._fit(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._kv_per_token * generation.num_beams
@@ -217,6 +218,7 @@ def _check_beams(generation: Generation) -> None:
         "temperature": generation.temperature > 0,
         "logprobs": generation.logprobs,
         "logit_bias": bool(generation.logit_bias),
+        "response_format": generation.grammar is not None,
     }
     for field, given in ignored.items():
         if given:

@@ -33,6 +33,7 @@ UPDATABLE = frozenset(
         "logit_bias",
         "min_tokens",
         "max_tokens",
+        "stops",
     }
 )
 """Fields of a :class:`Generation` that may change while it runs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
 from agent.worker import protocol
 from agent.worker.activation import ActivatedProcess
+from agent.worker.last_words import LastWords
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings, usable_threads
 from contract.errors import EngineFailed
@@ -31,8 +31,6 @@ END_SECONDS = 5.0
 """From closing the socket to SIGKILL; a worker looks at its socket between two steps."""
 
 READ_BYTES = 1 << 16
-STDERR_BYTES = 4096
-"""What is kept of a worker's last words, for the log."""
 
 
 class WorkerProcess:
@@ -56,7 +54,7 @@ class WorkerProcess:
         self._peak = 0
         self._why: str | None = None
         self._complaint: str | None = None
-        self._last_words = b""
+        self._last_words = LastWords()
         self._watch: asyncio.Task[str] | None = None
 
     @classmethod
@@ -196,7 +194,8 @@ class WorkerProcess:
     async def _run(self, reader: asyncio.StreamReader) -> str:
         """The whole life of the worker, until it is reaped."""
         listen = asyncio.create_task(self._listen(reader))
-        words = asyncio.create_task(self._keep_last_words())
+        assert self._process.stderr is not None
+        words = asyncio.create_task(self._last_words.listen(self._process.stderr))
         pulse = asyncio.create_task(self._feel_pulse())
         try:
             await listen
@@ -210,7 +209,7 @@ class WorkerProcess:
             for task in (listen, pulse, words):
                 task.cancel()
             self.kill()
-        self._end(self._complaint or _status_text(status, self._last_words))
+        self._end(self._complaint or self._last_words.tell(status))
         assert self._why is not None and self._writer is not None
         self._writer.close()
         self._fail_waiting(self._why)
@@ -277,12 +276,6 @@ class WorkerProcess:
                 self.kill()
                 return
 
-    async def _keep_last_words(self) -> None:
-        stream = self._process.stderr
-        assert stream is not None
-        while data := await stream.read(READ_BYTES):
-            self._last_words = (self._last_words + data)[-STDERR_BYTES:]
-
 
 def _load(settings: WorkerSettings, bundle_dir: Path, derived_dir: Path | None, nice: int) -> protocol.Load:
     return protocol.Load(
@@ -295,18 +288,3 @@ def _load(settings: WorkerSettings, bundle_dir: Path, derived_dir: Path | None, 
         settings.load_seconds,
         settings.stall_seconds,
     )
-
-
-def _status_text(status: int | None, last_words: bytes) -> str:
-    if status is None:
-        text = "its connection ended; the journal of edge-agent-worker says why"
-    elif status < 0:
-        try:
-            name = signal.Signals(-status).name
-        except ValueError:
-            name = f"signal {-status}"
-        text = f"killed by {name}"
-    else:
-        text = f"exit status {status}"
-    lines = last_words.decode("utf-8", "replace").strip().splitlines()
-    return f"{text}: {lines[-1][:200]}" if lines else text

@@ -23,6 +23,7 @@ from agent.engine.batched.runner import Runner
 from agent.engine.batched.self_test import prove
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.config import read_config
+from agent.engine.grammar import Grammars
 from agent.engine.memory import usable_bytes
 from agent.engine.native import native
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
@@ -40,7 +41,7 @@ PREFIX_SHARE = 0.25
 
 CAPABILITIES = (
     *("chat", "continuous_batching", "prefix_cache", "stop", "seed", "logprobs", "logit_bias", "min_p"),
-    *("min_tokens", "repetition_penalty", "no_repeat_ngram_size", "update"),
+    *("min_tokens", "repetition_penalty", "no_repeat_ngram_size", "response_format", "update"),
 )
 
 
@@ -81,6 +82,7 @@ class BatchedEngine:
             self._pool = Pool(decoder, slots, length)
             self._runner = Runner(_open_session(decoder, threads), decoder, self._pool)
             prove(self._runner, self._pool, slice_length=SLICE, vocab_size=decoder.vocab_size)
+        self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
         self._slots: Slots[_Sequence] = Slots(slots)
         self._reading: deque[_Sequence] = deque()
         self._waiting: deque[_Sequence] = deque()
@@ -115,10 +117,11 @@ class BatchedEngine:
                 context_length=self._facts.context_length,
                 vocab_size=self._facts.vocab_size,
             )
+            constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return
-        self._waiting.append(_Sequence(Answer(generation, prompt, room, self._tokenizing)))
+        self._waiting.append(_Sequence(Answer(generation, prompt, room, self._tokenizing, constraint)))
 
     def step(self) -> list[StepEvent]:
         """See the interface and the module's beginning."""
@@ -134,10 +137,7 @@ class BatchedEngine:
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:
         found = self._find(request)
-        if found is None:
-            return False
-        found.answer.change(changes)
-        return True
+        return found is not None and found.answer.change(changes)
 
     def cancel(self, request: int) -> list[StepEvent]:
         found = self._find(request)
@@ -267,11 +267,12 @@ def _check(generation: Generation) -> None:
         RequestInvalid: naming the field.
     """
     if generation.num_beams > 1:
-        raise RequestInvalid("the engine that serves this model has no beam search", field="num_beams")
+        raise RequestInvalid(
+            'the batched engine has no beam search: the operator may set engine = "genai" in [worker]',
+            field="num_beams",
+        )
     if generation.adapter is not None:
         raise RequestInvalid("this bundle has no adapters", field="adapter")
-    if generation.grammar is not None:
-        raise RequestInvalid("this engine cannot follow a format", field="response_format")
 
 
 def _open_session(decoder: Decoder, threads: int) -> Any:

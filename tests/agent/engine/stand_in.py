@@ -118,8 +118,7 @@ class StandIn:
     def update(self, request: int, changes: dict[str, Any]) -> bool:
         for answer in [*self._active, *self._waiting]:
             if answer.generation.request == request:
-                answer.change(changes)
-                return True
+                return answer.change(changes)
         return False
 
     def cancel(self, request: int) -> list[StepEvent]:

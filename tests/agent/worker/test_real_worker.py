@@ -17,10 +17,11 @@ from contract.errors import EngineFailed
 from tests.agent.worker.test_supervision import PATIENCE, Listener, closed
 
 
-def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awaitable[None]]) -> None:
+def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awaitable[None]], **fields: Any) -> None:
     async def run() -> None:
         listener = Listener()
-        worker = await WorkerProcess.start(WorkerSettings(load_seconds=PATIENCE), bundle, on_event=listener)
+        settings = WorkerSettings(load_seconds=PATIENCE, **fields)
+        worker = await WorkerProcess.start(settings, bundle, on_event=listener)
         try:
             await scenario(worker, listener)
         finally:
@@ -34,7 +35,8 @@ def question(number: int, **fields: Any) -> Generation:
     return Generation(number, "anna", **(wanted | {"max_tokens": 20} | fields))
 
 
-def test_the_model_answers_several_at_once(short_bundle: Path) -> None:
+@pytest.mark.parametrize("engine", ["batched", "genai"])
+def test_the_model_answers_several_at_once(short_bundle: Path, engine: str) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
         worker.admit(question(1))
         worker.admit(question(2, temperature=0.7, seed=5))
@@ -42,13 +44,17 @@ def test_the_model_answers_several_at_once(short_bundle: Path) -> None:
         worker.admit(question(4, adapter="none"))
         await listener.ended(1, 2, 3, 4)
         assert "Paris" in listener.outcomes[1].text
-        assert "Paris" in listener.outcomes[3].text
+        if engine == "genai":
+            assert "Paris" in listener.outcomes[3].text
+        else:
+            assert listener.outcomes[3].refused_field == "num_beams"
         assert listener.outcomes[4].refused_field == "adapter"
         assert (await worker.score("The capital of France is", " Paris.")).finite
         assert worker.peak_rss_bytes > 100 << 20
         assert "no_new_privs" in worker.isolation
+        assert worker.facts.engine == engine
 
-    with_worker(short_bundle, scenario)
+    with_worker(short_bundle, scenario, engine=engine)
 
 
 def test_killed_in_the_middle_of_an_answer(short_bundle: Path) -> None:

@@ -90,6 +90,28 @@ def test_update_may_shorten_an_answer(engine: Engine) -> None:
     assert (outcomes[1].reason, len(outcomes[1].tokens)) == ("length", 5)
 
 
+def test_update_may_bring_a_stop_string(engine: Engine) -> None:
+    whole = answer(engine, ask(1, max_tokens=12)).text
+    outcomes: dict[int, Outcome] = {}
+    engine.admit(ask(1, max_tokens=12, stops=("never in there",)))
+    while not outcomes.get(1, Outcome()).tokens:
+        record(engine.step(), outcomes)
+    assert engine.update(1, {"stops": [whole[-4:]]})
+    run(engine, outcomes=outcomes)
+    assert (outcomes[1].reason, outcomes[1].text) == ("stop", whole[: whole.index(whole[-4:])])
+
+
+def test_an_update_of_the_wrong_type_changes_nothing(engine: Engine) -> None:
+    whole = answer(engine, ask(1)).text
+    outcomes: dict[int, Outcome] = {}
+    engine.admit(ask(1))
+    while not outcomes.get(1, Outcome()).tokens:
+        record(engine.step(), outcomes)
+    assert engine.update(1, {"temperature": "hot", "max_tokens": 2}) is False
+    run(engine, outcomes=outcomes)
+    assert outcomes[1].text == whole
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
