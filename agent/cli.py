@@ -13,6 +13,9 @@ COMMANDS = {
     "bundles": ("agent.commands.bundles", "list the bundles on this device"),
     "verify": ("agent.commands.verify", "re-check every installed byte"),
     "check-config": ("agent.commands.check_config", "check a configuration file"),
+    "setup": ("agent.commands.setup", "make this machine a device: service, accounts, configuration, trust"),
+    "doctor": ("agent.commands.doctor", "check everything that serving needs, and say how to mend it"),
+    "report": ("agent.commands.report", "write a support file, without secrets and prompts"),
     "trust": ("agent.commands.trust", "provision and refresh trust; TUF client command line"),
 }
 

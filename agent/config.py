@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 import types
 import typing
@@ -13,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.broker_settings import BrokerSettings, check_broker
+from agent.credentials import find_credential
 from agent.install.settings import InstallSettings
 from agent.serving.settings import ServingSettings
 from agent.telemetry.settings import TelemetrySettings
@@ -23,6 +25,9 @@ from contract.names import is_identifier
 
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration is a page of text."""
+
+WORKER_SOCKET_VARIABLE = "EDGE_AGENT_WORKER_SOCKET"
+"""Set by ``edge-agent.service``."""
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,7 +149,7 @@ def _resolve_paths(config: AgentConfig, base: Path) -> AgentConfig:
     """Relative to the file, since the working directory of a service is nobody's choice."""
 
     def absolute(path: Path | None) -> Path | None:
-        return None if path is None else base / path
+        return None if path is None else find_credential(base / path, base)
 
     broker = msgspec.structs.replace(config.broker, password_file=absolute(config.broker.password_file))
     if broker.tls is not None:
@@ -157,4 +162,15 @@ def _resolve_paths(config: AgentConfig, base: Path) -> AgentConfig:
     sources = {
         name: location if "://" in location else str(base / location) for name, location in config.sources.items()
     }
-    return msgspec.structs.replace(config, state_dir=base / config.state_dir, broker=broker, sources=sources)
+    worker = msgspec.structs.replace(config.worker, socket=_worker_socket(config.worker, base))
+    return msgspec.structs.replace(
+        config, state_dir=base / config.state_dir, broker=broker, sources=sources, worker=worker
+    )
+
+
+def _worker_socket(settings: WorkerSettings, base: Path) -> Path | None:
+    """As configured, or as the agent's unit says: workers are sandboxed there without a word in the file."""
+    if settings.socket is not None:
+        return base / settings.socket
+    named = os.environ.get(WORKER_SOCKET_VARIABLE)
+    return Path(named) if named else None
