@@ -52,6 +52,7 @@ class FrameStream:
         self.attempt = attempt
         self.bundle = bundle
         self._started = now
+        self._first_token = None
         self._parts.clear()
         self._unsent.clear()
         self._tokens = 0

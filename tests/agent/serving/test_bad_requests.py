@@ -1,0 +1,119 @@
+"""Whatever is sent, the agent says what is wrong with it and goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.agent.device import sealed
+from tests.agent.serving.conftest import MakeDevice
+from tests.e2e.raw_client import Answer, RawClient
+
+pytestmark = pytest.mark.broker
+
+BAD: list[tuple[str, Any, str | None]] = [
+    ("not JSON", b"\xff\x00 not json", None),
+    ("an array", [], None),
+    ("no id", {"prompt": "count 1"}, "id"),
+    ("empty prompt", {"prompt": ""}, "prompt"),
+    ("blank prompt", {"prompt": "  \n"}, "prompt"),
+    ("no prompt", {}, "messages"),
+    ("both", {"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "messages"),
+    ("wrong type", {"prompt": 7}, "prompt"),
+    ("unknown field", {"prompt": "a", "max_token": 3}, "max_token"),
+    ("unknown nested field", {"messages": [{"role": "user", "content": "a", "colour": 1}]}, "messages[0].colour"),
+    ("unknown role", {"messages": [{"role": "boss", "content": "a"}]}, "messages[0].role"),
+    ("temperature", {"prompt": "a", "temperature": 9}, "temperature"),
+    ("max_tokens", {"prompt": "a", "max_tokens": 0}, "max_tokens"),
+    ("top_p", {"prompt": "a", "top_p": 0}, "top_p"),
+    ("seed", {"prompt": "a", "seed": -1}, "seed"),
+    ("priority", {"prompt": "a", "priority": 10}, "priority"),
+    ("deadline", {"prompt": "a", "deadline_ms": 0}, "deadline_ms"),
+    ("logit_bias", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x"),
+    ("NaN", b'{"id": "bad", "prompt": "a", "temperature": NaN}', None),
+    ("twice", b'{"id": "bad", "prompt": "a", "prompt": "b"}', "prompt"),
+]
+
+
+@pytest.mark.parametrize(("name", "body", "field"), BAD, ids=[name for name, _, _ in BAD])
+def test_bad_request_gets_an_error_that_names_the_field(
+    make_device: MakeDevice, client: RawClient, name: str, body: Any, field: str | None
+) -> None:
+    make_device().start(sealed())
+    if isinstance(body, dict) and name != "no id":
+        body = {"id": "bad", **body}
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    readable = isinstance(body, dict) and name != "no id"
+    request = "bad" if readable else "-"
+    client.answers[request] = Answer(0.0)
+    client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", payload)
+    error = client.wait_answer(request).lasts[0]["error"]
+    assert error["code"] == 400
+    assert error["type"] == "invalid_request"
+    assert error.get("field") == field
+    assert error["message"]
+
+
+def test_ten_megabytes_are_refused_and_the_next_request_works(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    client.answers["-"] = Answer(0.0)
+    huge = json.dumps({"id": "huge", "prompt": "x" * (10 << 20)}).encode()
+    client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", huge)
+    assert client.wait_answer("-").lasts[0]["error"]["code"] == 413
+    client.ask("next", "count 1")
+    assert client.wait_answer("next").lasts[0]["text"] == "0 "
+
+
+def test_bad_request_with_a_good_id_may_be_corrected(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    client.ask("fix", "count 2", temperature=7)
+    assert client.wait_answer("fix").lasts[0]["error"]["field"] == "temperature"
+    client.ask("fix", "count 2")
+    assert client.wait_answer("fix").lasts[0]["text"] == "0 1 "
+
+
+def test_topics_and_control_messages_of_any_kind_do_no_harm(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    base = f"edge/v1/d/{client.device}"
+    client.publish(f"{base}/generate/söme body", b'{"id": "x", "prompt": "a"}')
+    client.publish(f"{base}/generate/{client.name}", b'{"id": "kept", "prompt": "a"}', retain=True)
+    for payload in (b"", b"{", b"[]", b'{"id": "x", "op": "explode"}', b'{"id": "x", "op": "update"}'):
+        client.publish(f"{base}/control/{client.name}", payload)
+    client.publish(f"{base}/generate/{client.name}", b"", retain=True)
+    client.ask("next", "count 1")
+    assert client.wait_answer("next").lasts[0]["text"] == "0 "
+    assert device.gateway.connection.connected
+
+
+def test_resume_of_an_unknown_request_is_a_404(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    client.answers["ghost"] = Answer(0.0)
+    client.publish(f"edge/v1/d/{client.device}/control/{client.name}", b'{"id": "ghost", "op": "resume"}')
+    assert client.wait_answer("ghost").lasts[0]["error"]["code"] == 404
+
+
+def test_resume_gives_all_text_so_far(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    client.ask("long", "hold 3")
+    assert client.frames.get(timeout=20)[1]["d"] == "0 "
+    client.publish(f"edge/v1/d/{client.device}/control/{client.name}", b'{"id": "long", "op": "resume"}')
+    again = client.frames.get(timeout=20)[1]
+    assert (again["s"], again["d"], again["attempt"]) == (1, "0 ", 1)
+    device.call(device.workers.current.let_go)
+    client.wait_answer("long")
+
+
+def test_update_reaches_the_running_request_only_with_known_parameters(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    device = make_device().start(sealed())
+    client.ask("tuned", "hold 3")
+    device.until(lambda: device.serving.active == 1)
+    control = f"edge/v1/d/{client.device}/control/{client.name}"
+    client.publish(control, b'{"id": "tuned", "op": "update", "set": {"temperature": 99}}')
+    client.publish(control, b'{"id": "tuned", "op": "update", "set": {"seed": 1}}')
+    client.publish(control, b'{"id": "tuned", "op": "update", "set": {"temperature": 0.5}}')
+    device.until(lambda: bool(device.workers.current.updates))
+    assert [changes for _, changes in device.workers.current.updates] == [{"temperature": 0.5}]

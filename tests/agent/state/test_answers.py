@@ -1,0 +1,141 @@
+"""The ledger: one result for each request, kept as long as promised, and remembered longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.state import answers
+from agent.state.answer_writer import AnswerWriter
+from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS, Key, Verdict
+from agent.state.database import Database
+from agent.state.migrations import MIGRATIONS
+
+KEY = Key("c", "one")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(tmp_path / "state.db", MIGRATIONS)
+    yield opened
+    opened.close()
+
+
+def accept(database: Database, key: Key = KEY, fingerprint: str = "f", now: float = 0.0, **options: bool) -> Verdict:
+    with database.transaction("test") as connection:
+        return answers.accept(connection, key, fingerprint, b"request", now=now, **options)  # type: ignore[arg-type]
+
+
+def answer(database: Database, last: bytes, now: float = 0.0, key: Key = KEY) -> bytes:
+    with database.transaction("test") as connection:
+        return answers.mark_answered(connection, key, last, now=now)
+
+
+def test_life_of_a_request(database: Database) -> None:
+    assert accept(database).kind == "new"
+    assert accept(database).kind == "running"
+    assert answer(database, b"last") == b"last"
+    assert accept(database) == Verdict("answered", b"last")
+    assert accept(database, fingerprint="other").kind == "conflict"
+
+
+def test_same_id_of_another_client_is_another_request(database: Database) -> None:
+    accept(database)
+    assert accept(database, Key("d", "one")).kind == "new"
+
+
+def test_first_stored_answer_counts(database: Database) -> None:
+    accept(database)
+    answer(database, b"first")
+    assert answer(database, b"second") == b"first"
+
+
+def test_no_room_turns_away_new_ones_only(database: Database) -> None:
+    assert accept(database, may_insert=False).kind == "refused"
+    accept(database)
+    assert accept(database, may_insert=False).kind == "running"
+
+
+def test_old_answers_are_gone_and_much_older_ones_forgotten(database: Database) -> None:
+    accept(database)
+    answer(database, b"last", now=0.0)
+    with database.transaction("test") as connection:
+        assert answers.expire(connection, now=KEEP_SECONDS - 1) == 0
+        assert answers.expire(connection, now=KEEP_SECONDS) == 1
+    assert accept(database).kind == "gone"
+    stored = database.query("SELECT request, last FROM answers")[0]
+    assert (stored["request"], stored["last"]) == (None, None)
+    with database.transaction("test") as connection:
+        answers.expire(connection, now=KEEP_TRACES_SECONDS)
+    assert accept(database).kind == "new"
+
+
+def test_budget_keeps_the_newest(database: Database) -> None:
+    for number in range(5):
+        key = Key("c", str(number))
+        accept(database, key)
+        answer(database, b"x" * 10, now=float(number), key=key)
+    with database.transaction("test") as connection:
+        assert answers.expire(connection, now=5.0, keep_bytes=25) == 3
+    kinds = [accept(database, Key("c", str(number))).kind for number in range(5)]
+    assert kinds == ["gone", "gone", "gone", "answered", "answered"]
+
+
+def test_unfinished_requests_come_back_with_what_is_known_of_them(database: Database) -> None:
+    accept(database, Key("c", "silent"), now=1.0)
+    accept(database, Key("c", "streamed"), now=2.0)
+    accept(database, Key("c", "done"), now=3.0)
+    with database.transaction("test") as connection:
+        answers.mark_streaming(connection, Key("c", "streamed"), 1)
+        answers.mark_answered(connection, Key("c", "done"), b"last", now=4.0)
+    with database.transaction("test") as connection:
+        left = answers.unfinished(connection)
+    assert [(one.key.id, one.streamed, one.attempt) for one in left] == [("silent", False, 2), ("streamed", True, 2)]
+    assert left[0].request == b"request"
+
+
+def test_undelivered_answers_are_known(database: Database) -> None:
+    accept(database)
+    answer(database, b"last")
+    with database.transaction("test") as connection:
+        assert answers.undelivered(connection) == [(KEY, b"last", None)]
+        answers.mark_delivered(connection, KEY)
+        assert answers.undelivered(connection) == []
+
+
+def test_writer_groups_commits_and_keeps_their_order(tmp_path: Path) -> None:
+    commits: list[str] = []
+
+    class Counting(Database):
+        def transaction(self, name: str):  # type: ignore[no-untyped-def]
+            commits.append(name)
+            return super().transaction(name)
+
+    async def scenario() -> tuple[list[Verdict], bytes]:
+        database = Counting(tmp_path / "state.db", MIGRATIONS)
+        commits.clear()
+        writer = AnswerWriter(database)
+        verdicts = await asyncio.gather(
+            *(
+                writer.accept(
+                    Key("c", str(number % 100)), "f", b"", deadline_at=None, correlation=None, may_insert=True
+                )
+                for number in range(200)
+            )
+        )
+        stored = await writer.answered(Key("c", "0"), b"last")
+        writer.delivered(Key("c", "0"))
+        await writer.close()
+        database.close()
+        return verdicts, stored
+
+    verdicts, stored = asyncio.run(scenario())
+    assert [verdict.kind for verdict in verdicts] == ["new"] * 100 + ["running"] * 100
+    assert stored == b"last"
+    assert len(commits) < 50
+    reopened = Database(tmp_path / "state.db", MIGRATIONS)
+    assert reopened.query("SELECT delivered FROM answers WHERE id = '0'")[0][0] == 1
+    reopened.close()

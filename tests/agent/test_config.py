@@ -1,0 +1,92 @@
+"""The configuration says what is wrong and what to write instead."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.config import load_config
+from contract.errors import ConfigInvalid
+
+GOOD = 'device = "box"\n'
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "agent.toml"
+    path.write_text(text)
+    return path
+
+
+def test_smallest_configuration_is_a_name(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD))
+    assert config.device == "box"
+    assert config.broker.address == "localhost:1883"
+    assert config.state_dir == Path("/var/lib/edge-agent")
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, 'device = "box"\nstate_dir = "state"\n[sources]\nhere = "repo"\nweb = "https://x/y"\n')
+    )
+    assert config.state_dir == tmp_path / "state"
+    assert config.sources == {"here": str(tmp_path / "repo"), "web": "https://x/y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "hint"),
+    [
+        ("", "device", "device is missing"),
+        ('device = "a b"', "device", "device id"),
+        (GOOD + "devise = 1", "devise", "did you mean device?"),
+        (GOOD + "[broker]\nhots = 'x'", "broker.hots", "did you mean broker.host?"),
+        (GOOD + "[broker]\nport = 0", "broker.port", ">= 1"),
+        (GOOD + "[broker]\nport = 'x'", "broker.port", "int"),
+        (GOOD + "[broker]\nprotocol = '3.1'", "broker.protocol", "3.1"),
+        (GOOD + "[broker]\nhost = 'example.org'", "broker.tls", "allow_plaintext"),
+        (GOOD + "[broker]\npassword_file = 'x'", "broker.username", "username"),
+        (GOOD + "[broker]\nusername = 'u'\npassword_file = 'missing'", "broker.password_file", "cannot be read"),
+        (GOOD + "[broker.tls]\nca = 'missing.pem'", "broker.tls.ca", "missing.pem"),
+        (GOOD + "[broker.tls]\nkey = 'k.pem'", "broker.tls.cert", "needs"),
+        (GOOD + "[broker.tls]\ncertt = 'k.pem'", "broker.tls.certt", "broker.tls.cert"),
+        (GOOD + "[serving]\nqueue_limit = 0", "serving.queue_limit", ">= 1"),
+        (GOOD + "[serving]\nqueue_limits = 9", "serving.queue_limits", "serving.queue_limit"),
+        (GOOD + "[install]\nswap = 'sideways'", "install.swap", "sideways"),
+        (GOOD + "[worker]\nthreads = -1", "worker.threads", ">= 0"),
+        (GOOD + "[telemetry]\ninterval_seconds = -1", "telemetry.interval_seconds", ">= 0"),
+        (GOOD + "topic_root = 'a//b'", "root", "topic root"),
+        ("groups = ['ä']\n" + GOOD, "groups.ä", "cannot be a name"),
+        (GOOD + "broker = 7", "broker", "object"),
+    ],
+)
+def test_mistake_is_named_with_its_mend(tmp_path: Path, text: str, field: str, hint: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(write(tmp_path, text))
+    assert caught.value.field == field
+    assert hint in caught.value.message
+
+
+def test_plaintext_is_for_this_machine_unless_allowed(tmp_path: Path) -> None:
+    for host in ("127.0.0.1", "127.8.9.1", "::1", "localhost"):
+        load_config(write(tmp_path, GOOD + f"[broker]\nhost = '{host}'"))
+    allowed = load_config(write(tmp_path, GOOD + "[broker]\nhost = 'example.org'\nallow_plaintext = true"))
+    assert allowed.broker.host == "example.org"
+
+
+def test_password_is_never_in_an_error(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"hunter2\xff")
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(write(tmp_path, GOOD + "[broker]\nusername = 'u'\npassword_file = 'secret'"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_check_config_ends_with_78_and_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent.cli", "check-config"]
+    good = subprocess.run([*command, str(write(tmp_path, GOOD))], capture_output=True, text=True, check=False)
+    assert good.returncode == 0
+    bad = subprocess.run([*command, str(write(tmp_path, "devise = 1"))], capture_output=True, text=True, check=False)
+    assert bad.returncode == 78
+    assert bad.stderr.count("\n") == 1
+    assert "did you mean device?" in bad.stderr

@@ -1,0 +1,66 @@
+"""Frames become one answer, whatever is lost, repeated or begun again."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.mqtt import messages
+from contract.mqtt.messages import Frame, LastFrame, Timing, Usage
+from packager.client.replies import Answer, Piece, Reassembly
+
+
+def last(text: str, sequence: int = 99, attempt: int = 1) -> bytes:
+    return messages.encode(
+        LastFrame(sequence, text, "stop", Usage(1, 2, 3), Timing(0.0, 0.0, 0.0), attempt, "toy@1.0.0")
+    )
+
+
+def shown(found: list[Piece | Answer]) -> str:
+    text = ""
+    for item in found:
+        if isinstance(item, Piece):
+            text = item.text if item.restart else text + item.text
+    return text
+
+
+def test_pieces_come_as_they_are_and_the_end_adds_the_rest() -> None:
+    reply = Reassembly()
+    found = reply.feed(messages.encode(Frame(0, "Hello", 1, attempt=1)))
+    found += reply.feed(messages.encode(Frame(1, ", wor", 2)))
+    found += reply.feed(last("Hello, world", 2))
+    assert shown(found) == "Hello, world"
+    assert isinstance(found[-1], Answer)
+
+
+def test_new_attempt_voids_what_was_shown() -> None:
+    reply = Reassembly()
+    reply.feed(messages.encode(Frame(0, "wrong", 1, attempt=1)))
+    assert reply.feed(messages.encode(Frame(1, "right", 1, attempt=2))) == [Piece("right", restart=True)]
+
+
+def test_resumed_text_continues_what_was_shown() -> None:
+    reply = Reassembly()
+    reply.feed(messages.encode(Frame(0, "one ", 1, attempt=1)))
+    assert reply.feed(messages.encode(Frame(5, "one two ", 2, attempt=1))) == [Piece("two ")]
+
+
+def test_rubbish_is_ignored() -> None:
+    reply = Reassembly()
+    for payload in (b"", b"{", b"[]", b"7", b'{"s": "x"}', b'{"error": 7}', b'{"finish_reason": 1}', b"\xff"):
+        assert reply.feed(payload) == []
+
+
+@given(st.lists(st.text(min_size=1, max_size=4), max_size=20), st.data())
+def test_lost_and_repeated_frames_never_garble_the_end(parts: list[str], data: st.DataObject) -> None:
+    frames = [
+        messages.encode(Frame(number, part, number + 1, attempt=1) if number == 0 else Frame(number, part, number + 1))
+        for number, part in enumerate(parts)
+    ]
+    reply = Reassembly()
+    found: list[Piece | Answer] = []
+    for frame in frames:
+        for _ in range(data.draw(st.integers(0, 2))):
+            found += reply.feed(frame)
+    found += reply.feed(last("".join(parts)))
+    assert shown(found) == "".join(parts)
