@@ -307,7 +307,7 @@ class Repository:
         self._write_staged("targets", targets)
 
     def _write_staged(self, role: str, document: bytes) -> None:
-        self._disk.make_directory(self.path / STAGED_DIR)
+        self._make_directory(self.path / STAGED_DIR)
         self._disk.write_file(self._staged(role), document)
 
     def _finish_staged(self) -> None:
@@ -340,7 +340,7 @@ class Repository:
             if target.exists() and {file_digest(target), file_digest(bundle.path / entry.path)} == {entry.sha256}:
                 on_bytes(entry.size)
                 continue
-            self._disk.make_directory(target.parent)
+            self._make_directory(target.parent)
             part = target.with_name(f".{target.name}.part")
             try:
                 copy_checked(bundle.path / entry.path, entry, part, on_bytes)
@@ -350,7 +350,7 @@ class Repository:
                 part.unlink(missing_ok=True)
         manifest = bundle.manifest
         target = self.path / manifest_path(manifest.name, manifest.version, bundle.digest)
-        self._disk.make_directory(target.parent)
+        self._make_directory(target.parent)
         self._disk.write_file(target, bundle.stored)
 
     def _advance(self) -> Outcome:
@@ -361,8 +361,12 @@ class Repository:
         if not roots:
             raise BuildRefused(f"{self.path} is not a finished repository; make one with `edge-packager repo init`")
         targets = self._sign_staged_targets(roots)
+        if root is None and targets is None:
+            # A change that was published and then interrupted leaves its staged documents behind.
+            self._disk.remove(self.path / STAGED_DIR)
+            return Outcome()
         pending = self._missing(root, targets, current, roots)
-        if pending or (root is None and targets is None):
+        if pending:
             return Outcome(pending)
         body = targets or self.metadata.targets
         assert body is not None, "the first root is staged together with the first targets"
@@ -442,5 +446,9 @@ class Repository:
         return signing.sign(document, self._keys.find(dict.fromkeys(publics)))
 
     def _write_metadata(self, name: str, document: bytes) -> None:
-        self._disk.make_directory(self.path / METADATA_DIR)
+        self._make_directory(self.path / METADATA_DIR)
         self._disk.write_file(self.path / METADATA_DIR / name, document)
+
+    def _make_directory(self, path: Path) -> None:
+        if not path.is_dir():
+            self._disk.make_directory(path)

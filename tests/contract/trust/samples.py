@@ -14,23 +14,9 @@ from packager.repository.repository import Expiries
 NOW = datetime(2026, 12, 1, 12, 0, 0, tzinfo=UTC)
 
 
-def make_bundle(path: Path, name: str = "demo", version: str = "1.0.0", *, seed: int = 0, epoch: int = 1) -> Path:
-    """A bundle directory that differs with ``seed``."""
-    source = random.Random(seed)
-    contents = {
-        "model.onnx": source.randbytes(3000),
-        "model.onnx.data": source.randbytes(2**20 + 70_000),
-        "tokenizer/tokenizer.json": source.randbytes(900),
-        "genai_config.json": b"{}",
-    }
-    files = []
-    for relative, data in contents.items():
-        file = path / relative
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data)
-        sha256, chunks = digest_chunks(file, [len(data) // 2])
-        files.append(FileEntry(path=relative, size=len(data), sha256=sha256, role="model", chunks=chunks))
-    manifest = Manifest(
+def make_manifest(name: str, version: str, files: list[FileEntry], epoch: int = 1) -> Manifest:
+    """A well-formed manifest of ``files``."""
+    return Manifest(
         schema="edge-bundle/1",
         name=name,
         version=version,
@@ -52,6 +38,33 @@ def make_bundle(path: Path, name: str = "demo", version: str = "1.0.0", *, seed:
         license=License(spdx="Apache-2.0"),
         provenance={},
     )  # fmt: skip
+
+
+def make_bundle(
+    path: Path,
+    name: str = "demo",
+    version: str = "1.0.0",
+    *,
+    seed: int = 0,
+    epoch: int = 1,
+    weights: int = 2**20 + 70_000,
+) -> Path:
+    """A bundle directory that differs with ``seed``, with ``weights`` bytes of weights."""
+    source = random.Random(seed)
+    contents = {
+        "model.onnx": source.randbytes(3000),
+        "model.onnx.data": source.randbytes(weights),
+        "tokenizer/tokenizer.json": source.randbytes(900),
+        "genai_config.json": b"{}",
+    }
+    files = []
+    for relative, data in contents.items():
+        file = path / relative
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        sha256, chunks = digest_chunks(file, [len(data) // 2])
+        files.append(FileEntry(path=relative, size=len(data), sha256=sha256, role="model", chunks=chunks))
+    manifest = make_manifest(name, version, files, epoch)
     (path / "manifest.json").write_bytes(encode_manifest(manifest))
     return path
 

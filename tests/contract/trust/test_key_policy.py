@@ -1,0 +1,109 @@
+"""Keys and signatures that libraries accept and we do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.errors import BundleRefused
+from contract.reasons import Reason
+from contract.trust.key_policy import check_public_key, check_signature
+from contract.trust.signing import SigningKey
+from tests.contract.trust.publisher import Device, Publisher
+
+P = 2**255 - 19
+
+# The eight points of small order (x up to sign), and their encodings that are not canonical.
+SMALL = [
+    "0100000000000000000000000000000000000000000000000000000000000000",
+    "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    "0000000000000000000000000000000000000000000000000000000000000000",
+    "0000000000000000000000000000000000000000000000000000000000000080",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+]
+NOT_CANONICAL = [
+    P.to_bytes(32, "little").hex(),
+    (P + 1).to_bytes(32, "little").hex(),
+    (2**255 - 1).to_bytes(32, "little").hex(),
+    (2**256 - 1).to_bytes(32, "little").hex(),
+    (1 | 1 << 255).to_bytes(32, "little").hex(),
+    (P - 1 | 1 << 255).to_bytes(32, "little").hex(),
+]
+
+
+@pytest.mark.parametrize("public", SMALL)
+def test_attack_small_order_public_key(public: str) -> None:
+    with pytest.raises(BundleRefused, match="small order") as caught:
+        check_public_key(public)
+    assert caught.value.reason is Reason.KEY_REFUSED
+
+
+@pytest.mark.parametrize("public", [*NOT_CANONICAL, "", "00", "zz" * 32, "A" * 64, "02" + "00" * 31])
+def test_attack_public_key_that_is_no_point(public: str) -> None:
+    with pytest.raises(BundleRefused) as caught:
+        check_public_key(public)
+    assert caught.value.reason is Reason.KEY_REFUSED
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(min_size=32, max_size=32))
+def test_property_every_honest_key_and_signature_passes(seed: bytes) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    private = Ed25519PrivateKey.from_private_bytes(seed)
+    check_public_key(private.public_key().public_bytes_raw().hex())
+    check_signature(private.sign(seed).hex())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.none(), st.integers(), st.text(max_size=200), st.binary(max_size=100).map(bytes.hex)))
+def test_property_arbitrary_signatures_are_refused_or_well_formed(signature: object) -> None:
+    try:
+        check_signature(signature)
+    except BundleRefused as error:
+        assert error.reason is Reason.SIGNATURE_INVALID
+    else:
+        assert isinstance(signature, str)
+        assert len(bytes.fromhex(signature)) == 64
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": SMALL[0]}},
+        {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": NOT_CANONICAL[0]}},
+        {"keytype": "rsa", "scheme": "rsassa-pss-sha256", "keyval": {"public": "-----BEGIN PUBLIC KEY-----"}},
+        {"keytype": "ecdsa", "scheme": "ecdsa-sha2-nistp256", "keyval": {"public": "-----BEGIN PUBLIC KEY-----"}},
+        {"keytype": "ed25519", "scheme": "rsassa-pss-sha256", "keyval": {"public": "0" * 64}},
+        {"keytype": "ed25519", "scheme": "ed25519"},
+        "text",
+    ],
+)
+def test_attack_root_with_a_key_that_does_not_count(tmp_path: Path, key: object) -> None:
+    publisher = Publisher()
+
+    def smuggle(signed: dict[str, dict[str, object]]) -> None:
+        signed["keys"]["x"] = key
+
+    publisher.write_root(smuggle)
+    with pytest.raises(BundleRefused) as caught:
+        Device(tmp_path / "trust", publisher.root)
+    assert caught.value.reason is Reason.KEY_REFUSED
+    honest = Device(tmp_path / "trust2", publisher.files["metadata/1.root.json"])
+    publisher.publish()
+    assert honest.refused(publisher.source) is Reason.KEY_REFUSED
+
+
+def test_attack_too_many_keys(tmp_path: Path) -> None:
+    publisher = Publisher()
+    publisher.keys["targets"] = [SigningKey.generate() for _ in range(70)]
+    publisher.write_root()
+    with pytest.raises(BundleRefused) as caught:
+        Device(tmp_path / "trust", publisher.root)
+    assert caught.value.reason is Reason.METADATA_INVALID
