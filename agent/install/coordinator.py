@@ -7,6 +7,7 @@ a switch, a commit or a rollback is finished first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Iterator, Mapping
@@ -79,6 +80,7 @@ class Coordinator:
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
         self._retries = 0
         self._not_before = float("-inf")
+        self._restore_at = float("inf")
         self._arrived = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -112,11 +114,16 @@ class Coordinator:
             self._reporter.revision = revision_of(snapshot.desired)
             if not snapshot.overridden:
                 self._follow(snapshot.desired)
-        await self._driver.restart()
+        await self._restart()
         active = self._store.bundle(self._store.snapshot().active)
         if self._driver.damaged and self._wish is None and active is not None:
             # Nobody asks for it just now, but it is what this device is meant to run.
             self._wish = Wish(active.name, active.version, tuple(self._sources.values()), self._settings)
+
+    async def _restart(self) -> None:
+        await self._driver.restart()
+        now = asyncio.get_running_loop().time()
+        self._restore_at = float("inf") if self._driver.restored else now + RESTORE_SECONDS
 
     async def run(self) -> None:
         """Follow wishes until cancelled."""
@@ -191,25 +198,18 @@ class Coordinator:
         while True:
             self._changed.clear()
             try:
-                if not self._driver.restored:
-                    await self._driver.restart()
+                if clock() >= self._restore_at:
+                    await self._restart()
                 await self._next_step()
             except (StoreBroken, StoreFull) as error:
                 log.warning("the installation state cannot be written: %s", error.message)
-                self._driver.restored = False
-                self._not_before = clock() + RESTORE_SECONDS
+                self._restore_at = self._not_before = clock() + RESTORE_SECONDS
             if self._orders:
                 continue
-            delay = None
-            if not self._driver.restored:
-                delay = RESTORE_SECONDS
-            elif self._wish is not None:
-                delay = max(0.0, self._not_before - clock())
-            try:
-                async with asyncio.timeout(delay):
+            due = self._restore_at if self._wish is None else min(self._restore_at, self._not_before)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(None if due == float("inf") else due):
                     await self._changed.wait()
-            except TimeoutError:
-                continue
 
     async def _next_step(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -230,6 +230,8 @@ class Coordinator:
         elif outcome.kind != "superseded":
             self._wish = None
             self._retries = 0
+            if outcome.kind == "active":
+                self._restore_at = float("inf")
 
     async def _obey(self, order: Wish, future: asyncio.Future[Outcome]) -> None:
         older = self._wish
@@ -241,6 +243,8 @@ class Coordinator:
         finally:
             if not future.done():
                 future.set_result(outcome)
+        if outcome.kind == "active":
+            self._restore_at = float("inf")
         if outcome.kind == "active" and self._wish is older:
             self._store.override_desired()
             self._wish = None

@@ -128,6 +128,8 @@ class Driver:
             event = None
             for action in actions:
                 event = await self._perform(action) or event
+        # The last action may have brought news.
+        self._reporter.tell()
 
     def _enter(self, event: Event) -> tuple[Action, ...]:
         state, actions = step(self._state, event)

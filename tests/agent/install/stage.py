@@ -1,0 +1,227 @@
+"""Stand-ins that keep the protocols of serving, workers and installer, and a coordinator on top of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.engine.stepping import CanaryScore, Facts, Generation
+from agent.install.coordinator import Coordinator
+from agent.install.installer import run_job
+from agent.install.job import Job, Line
+from agent.install.ports import SealedBundle, ServingCounters, SwapMode, SwapReport
+from agent.install.settings import InstallSettings
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.migrations import MIGRATIONS
+from agent.worker.ports import OnEvent
+from agent.worker.settings import WorkerSettings
+from contract.durable import Disk
+from contract.errors import EngineFailed
+from contract.manifest import MANIFEST_FILE, parse_manifest
+from contract.mqtt.messages import Reported
+from contract.mqtt.topics import EventType
+
+QUIET = ServingCounters(finished=0, failed=0, crashes=0, tokens_per_second=None)
+
+
+class StandInWorker:
+    """A worker that predicts exactly as the build did, unless told otherwise."""
+
+    def __init__(self, bundle_dir: Path, drift: float, finite: bool, peak: int) -> None:
+        self._canaries = parse_manifest((bundle_dir / MANIFEST_FILE).read_bytes()).canary
+        self._drift, self._finite = drift, finite
+        self.peak_rss_bytes = peak
+        self.closed = False
+        self.facts = Facts("stand-in", "a test", 1, 1024, 1024, (), 0.0)
+        self.isolation = "none"
+        self.pid = 0
+
+    def admit(self, generation: Generation) -> None: ...
+
+    def cancel(self, request: int) -> None: ...
+
+    def update(self, request: int, changes: dict[str, Any]) -> None: ...
+
+    async def score(self, prompt: str, text: str) -> CanaryScore:
+        canary = next(each for each in self._canaries if each.prompt == prompt)
+        return CanaryScore(canary.mean_nll + self._drift, 5, self._finite)
+
+    async def wait_closed(self) -> str:
+        return "closed"
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def kill(self) -> None: ...
+
+
+class StandInWorkers:
+    """Starts stand-ins; ``failure`` makes loading fail, ``hang`` makes it never end."""
+
+    def __init__(self) -> None:
+        self.drift, self.finite, self.peak = 0.0, True, 1000
+        self.failure: str | None = None
+        self.hang = False
+        self.started: list[StandInWorker] = []
+        self.niceness: list[int] = []
+        self.begun = asyncio.Event()
+
+    async def __call__(
+        self,
+        settings: WorkerSettings,
+        bundle_dir: Path,
+        *,
+        derived_dir: Path | None = None,
+        nice: int = 0,
+        on_event: OnEvent,
+    ) -> StandInWorker:
+        self.begun.set()
+        self.niceness.append(nice)
+        if self.hang:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            raise EngineFailed(self.failure)
+        worker = StandInWorker(bundle_dir, self.drift, self.finite, self.peak)
+        self.started.append(worker)
+        return worker
+
+
+class StandInServing:
+    """Serves nothing, remembers everything."""
+
+    def __init__(self) -> None:
+        self.bundle: SealedBundle | None = None
+        self.swaps: list[tuple[str, SwapMode]] = []
+        self.seen = QUIET
+        self.after_swap = QUIET
+        self.refuses: set[str] = set()
+        self.swapped = asyncio.Event()
+
+    async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:
+        if bundle.manifest.version in self.refuses:
+            raise EngineFailed("the model does not load")
+        self.bundle = bundle
+        self.seen = self.after_swap
+        self.swaps.append((bundle.manifest.version, mode))
+        self.swapped.set()
+        return SwapReport(mode=mode, hold_ms=12.5)
+
+    async def withdraw(self) -> None:
+        self.bundle = None
+        self.swaps.append(("-", "drain"))
+
+    def counters(self) -> ServingCounters:
+        return self.seen
+
+
+async def install_in_thread(job: Job, on_line: Callable[[Line], None]) -> None:
+    """The real installer's work without the cost of its process."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[Line | None] = asyncio.Queue()
+
+    def work() -> None:
+        try:
+            run_job(job, Disk(), lambda line: loop.call_soon_threadsafe(lines.put_nowait, line) and None)
+        finally:
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    task = asyncio.create_task(asyncio.to_thread(work))
+    while (line := await lines.get()) is not None:
+        on_line(line)
+    await task
+
+
+class Stage:
+    """A coordinator on a device, with everything that it said."""
+
+    def __init__(self, directory: StateDirectory, sources: dict[str, str], settings: InstallSettings) -> None:
+        self.directory = directory
+        self.sources = sources
+        self.settings = settings
+        self.serving = StandInServing()
+        self.workers = StandInWorkers()
+        self.installer: Any = install_in_thread
+        self.reported: list[Reported] = []
+        self.events: list[tuple[EventType, dict[str, Any]]] = []
+        self.news = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def agent(self) -> AsyncIterator[Coordinator]:
+        """An agent's life from start to kill: nothing is said good-bye to."""
+        database = Database(self.directory.database, MIGRATIONS)
+        self.state = InstallationState(database)
+        coordinator = Coordinator(
+            directory=self.directory,
+            state=self.state,
+            settings=self.settings,
+            sources=self.sources,
+            serving=self.serving,
+            workers=self.workers,
+            worker_settings=WorkerSettings(),
+            on_reported=self._hear,
+            on_event=lambda kind, detail: self.events.append((kind, detail)),
+            installer=self.installer,
+        )
+        await coordinator.start_active()
+        running = asyncio.create_task(coordinator.run())
+        try:
+            yield coordinator
+        finally:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            database.close()
+
+    def restart(self) -> None:
+        """What a new process begins with."""
+        self.serving, self.workers = StandInServing(), StandInWorkers()
+        self.reported, self.events = [], []
+
+    def _hear(self, reported: Reported) -> None:
+        self.reported.append(reported)
+        self.news.set()
+
+    async def until(self, holds: Callable[[Reported], bool]) -> Reported:
+        """Wait for a report for which ``holds``; what was reported before counts."""
+        async with asyncio.timeout(30):
+            while True:
+                for reported in self.reported:
+                    if holds(reported):
+                        return reported
+                self.news.clear()
+                await self.news.wait()
+
+    async def settled(self, revision: str | None) -> Reported:
+        """The last word on a revision."""
+        return await self.until(
+            lambda reported: (
+                reported.revision == revision
+                and reported.phase == "IDLE"
+                and (reported.error is not None or self._active_is_wanted(reported))
+            )
+        )
+
+    def _active_is_wanted(self, reported: Reported) -> bool:
+        return reported is self.reported[-1] and reported.active is not None
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases in the order in which they were reported, repetitions left out."""
+        seen: list[str] = []
+        for reported in self.reported:
+            if not seen or seen[-1] != reported.phase:
+                seen.append(reported.phase)
+        return seen
+
+
+def desired(version: str, revision: str | None = None, **more: object) -> bytes:
+    """A desired document for the market's bundle."""
+    document = {"revision": revision or f"r{version}", "bundle": {"name": "tiny", "version": version}, **more}
+    return msgspec.json.encode(document)

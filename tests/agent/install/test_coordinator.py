@@ -1,0 +1,393 @@
+"""The coordinator with a real repository, trust, disk and state; workers and serving are stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent.install.job import Job, Line, Reached, Resolved
+from agent.install.machine import Event, State
+from agent.install.ports import ServingCounters
+from agent.install.settings import InstallSettings
+from agent.install.wishes import Wish
+from agent.state.installation import Failure
+from contract.errors import SourceUnavailable
+from contract.mqtt.messages import Reported
+from contract.reasons import Reason
+from tests.agent.install.market import Device, Market
+from tests.agent.install.stage import Stage, desired
+
+SETTINGS = InstallSettings(probation_seconds=0, retry_first_seconds=0.01, retry_longest_seconds=0.02, swap="drain")
+
+
+def stage_for(market: Market, device: Device, **settings: Any) -> Stage:
+    stage = Stage(device.directory, {"main": market.location}, msgspec.structs.replace(SETTINGS, **settings))
+    from contract.durable import Disk
+    from contract.trust.store import TrustStore
+
+    TrustStore(device.directory.trust, Disk()).provision(market.root_json.read_bytes(), device.state())
+    return stage
+
+
+def active(version: str) -> Callable[[Reported], bool]:
+    return lambda reported: (
+        reported.phase == "IDLE" and reported.active is not None and reported.active.version == version
+    )
+
+
+def failed(reason: Reason) -> Callable[[Reported], bool]:
+    return lambda reported: reported.phase == "IDLE" and reported.error is not None and reported.error.reason == reason
+
+
+async def test_a_desired_bundle_becomes_active_phase_by_phase(market: Market, device: Device) -> None:
+    market.publish("1.0.0", security_epoch=2)
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        reported = await stage.until(active("1.0.0"))
+    assert reported.revision == "r1.0.0"
+    assert reported.hold_ms == 12.5
+    assert stage.phases == ["IDLE", *list(State)[1:11], "IDLE"]
+    assert stage.serving.swaps == [("1.0.0", "drain")]
+    assert stage.workers.niceness == [19]
+    assert all(worker.closed for worker in stage.workers.started)
+    assert device.state().epoch() == 2
+    assert [kind for kind, _ in stage.events] == ["swap", "install"]
+
+
+async def test_an_update_keeps_the_bundle_before_it_and_no_other(market: Market, device: Device) -> None:
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        for version in ("1.0.0", "1.1.0", "1.2.0"):
+            market.publish(version, {"README.md": version.encode()})
+            coordinator.desire(desired(version))
+            reported = await stage.until(active(version))
+    assert reported.previous is not None
+    assert reported.previous.version == "1.1.0"
+    assert len(device.names(lambda place: place.bundles)) == 2
+    assert device.names(lambda place: place.inbox) == []
+
+
+async def test_the_retained_document_again_changes_nothing(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        said = len(stage.reported)
+        coordinator.desire(desired("1.0.0"))
+        await asyncio.sleep(0.5)
+        assert len(stage.reported) == said
+        coordinator.desire(desired("1.0.0", "another-revision"))
+        await stage.until(lambda reported: reported.revision == "another-revision" and reported.phase == "IDLE")
+    assert len(stage.serving.swaps) == 1
+
+
+async def test_after_a_restart_the_active_bundle_is_verified_and_served(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+    stage.restart()
+    async with stage.agent():
+        assert stage.serving.swaps == [("1.0.0", "drain")]
+        await stage.until(lambda reported: reported.revision == "r1.0.0" and active("1.0.0")(reported))
+    assert "RESOLVE" not in stage.phases
+
+
+async def test_a_damaged_active_bundle_is_not_served_but_mended(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        reported = await stage.until(active("1.0.0"))
+    assert reported.active is not None
+    victim = device.directory.bundles / reported.active.digest / "tokenizer.json"
+    victim.chmod(0o644)
+    victim.write_bytes(b"?" * victim.stat().st_size)
+    stage.restart()
+    async with stage.agent():
+        assert stage.serving.swaps == []
+        await stage.until(lambda each: each.error is not None and each.error.reason == Reason.DIGEST_MISMATCH)
+        await stage.until(lambda each: active("1.0.0")(each) and each.error is None and "COMMIT" in stage.phases)
+        assert stage.serving.swaps == [("1.0.0", "drain")]
+
+
+# Documents that cannot be followed.
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (b"not json", Reason.DESIRED_INVALID),
+        (b'{"revision": "r", "bundle": {"name": "tiny", "version": "one"}}', Reason.DESIRED_INVALID),
+        (b'{"revision": "r", "bundle": {"name": "tiny", "version": "1.0.0"}, "extra": 1}', Reason.DESIRED_INVALID),
+        (b"{" * 20_000, Reason.DESIRED_INVALID),
+        (desired("1.0.0", source="elsewhere"), Reason.SOURCE_NOT_CONFIGURED),
+        (desired("1.0.0", policy={"swap": "overlap"}), Reason.POLICY_LOOSER),
+        (desired("9.9.9"), Reason.NOT_LISTED),
+    ],
+)
+async def test_a_document_that_cannot_be_followed_is_reported(
+    market: Market, device: Device, payload: bytes, reason: Reason
+) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        coordinator.desire(payload)
+        reported = await stage.until(failed(reason))
+        assert reported.active is not None, "what was active stays so"
+    assert [detail["reason"] for kind, detail in stage.events if kind == "refused"] == [reason]
+    assert len(stage.serving.swaps) == 1
+
+
+async def test_an_empty_document_withdraws_the_wish(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        coordinator.desire(b"")
+        await stage.until(lambda reported: reported.revision is None and active("1.0.0")(reported))
+    assert device.state().snapshot().desired is None
+
+
+# Candidates that do not hold.
+
+
+def spoil(stage: Stage, how: str) -> None:
+    match how:
+        case "load":
+            stage.workers.failure = "the model does not load"
+        case "not finite":
+            stage.workers.finite = False
+        case "drift":
+            stage.workers.drift = 3.0
+        case "nan":
+            stage.workers.drift = float("nan")
+        case "memory":
+            stage.workers.peak = 2**60
+        case "hang":
+            stage.workers.hang = True
+        case "swap":
+            stage.serving.refuses.add("1.1.0")
+        case "crash":
+            stage.serving.after_swap = ServingCounters(5, 0, 1, None)
+        case "errors":
+            stage.serving.after_swap = ServingCounters(5, 2, 0, None)
+        case "slow":
+            stage.serving.after_swap = ServingCounters(5, 0, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("load", Reason.CANARY_LOAD_FAILED),
+        ("not finite", Reason.CANARY_NOT_FINITE),
+        ("drift", Reason.CANARY_DRIFT),
+        ("nan", Reason.CANARY_DRIFT),
+        ("memory", Reason.CANARY_MEMORY),
+        ("hang", Reason.CANARY_TIMEOUT),
+        ("swap", Reason.ENGINE_FAILED),
+        ("crash", Reason.PROBATION_CRASHED),
+        ("errors", Reason.PROBATION_ERRORS),
+        ("slow", Reason.PROBATION_TOO_SLOW),
+    ],
+)
+async def test_a_candidate_that_does_not_hold_is_rolled_back_and_not_tried_again(
+    market: Market, device: Device, how: str, reason: Reason
+) -> None:
+    market.publish("1.0.0", security_epoch=1)
+    bad = market.publish("1.1.0", {"README.md": b"bad"}, security_epoch=2)
+    stage = stage_for(market, device, canary_seconds=0.3)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        stage.serving.seen = ServingCounters(9, 0, 0, 100.0)
+        spoil(stage, how)
+        coordinator.desire(desired("1.1.0"))
+        reported = await stage.until(failed(reason))
+        assert reported.active is not None
+        assert reported.active.version == "1.0.0"
+        assert stage.serving.bundle is not None
+        assert stage.serving.bundle.manifest.version == "1.0.0", "the old one answers"
+        assert "ROLLBACK" in stage.phases
+        assert device.state().epoch() == 1
+        assert [entry.reason for entry in device.state().quarantined()] == [reason]
+        rollback = next(detail for kind, detail in stage.events if kind == "rollback")
+        assert (rollback["from"], rollback["to"], rollback["reason"]) == ("tiny@1.1.0", "tiny@1.0.0", reason)
+        tried = len(stage.workers.niceness)
+        coordinator.desire(desired("1.1.0", "once more"))
+        await stage.until(failed(Reason.QUARANTINED))
+        assert len(stage.workers.niceness) == tried
+    assert bad.version == "1.1.0"
+
+
+async def test_a_first_bundle_that_fails_leaves_nothing_served(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    stage.serving.after_swap = ServingCounters(0, 0, 2, None)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        reported = await stage.until(failed(Reason.PROBATION_CRASHED))
+        assert reported.active is None
+        assert stage.serving.bundle is None
+
+
+async def test_the_operator_may_try_again_what_failed(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    stage.workers.failure = "not today"
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(failed(Reason.CANARY_LOAD_FAILED))
+        stage.workers.failure = None
+        wish = Wish("tiny", "1.0.0", (market.location,), stage.settings, operator=True)
+        outcome = await coordinator.carry_out(wish)
+        assert outcome.kind == "active"
+    assert device.state().quarantined() == []
+
+
+async def test_swaps_per_hour_are_limited(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    stage = stage_for(market, device, swaps_per_hour=1)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        coordinator.desire(desired("1.1.0"))
+        await stage.until(failed(Reason.SWAP_LIMIT))
+    assert stage.serving.swaps == [("1.0.0", "drain")]
+
+
+# Interruptions.
+
+
+async def test_an_unavailable_source_is_tried_again(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    real, calls = stage.installer, 0
+
+    async def flaky(job: Job, on_line: Callable[[Line], None]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise SourceUnavailable("the cable is out")
+        await real(job, on_line)
+
+    stage.installer = flaky
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(failed(Reason.SOURCE_UNAVAILABLE))
+        reported = await stage.until(active("1.0.0"))
+        assert reported.error is None
+    assert calls == 3
+
+
+@pytest.mark.parametrize("where", ["installer", "canary", "probation"])
+async def test_the_latest_wish_wins(market: Market, device: Device, where: str) -> None:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        market.publish(version, {"README.md": version.encode()})
+    stage = stage_for(market, device)
+    real, fetching = stage.installer, asyncio.Event()
+
+    async def stuck(job: Job, on_line: Callable[[Line], None]) -> None:
+        if job.version == "1.1.0" and where == "installer":
+            on_line(Resolved("a" * 64, job.name, job.version, 0, 10))
+            on_line(Reached(Event.CHECKED))
+            on_line(Reached(Event.RESERVED))
+            fetching.set()
+            await asyncio.Event().wait()
+        await real(job, on_line)
+
+    stage.installer = stuck
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        if where == "canary":
+            stage.workers.hang, stage.workers.begun = True, asyncio.Event()
+            fetching = stage.workers.begun
+        if where == "probation":
+            fetching = stage.serving.swapped = asyncio.Event()
+        policy = {"policy": {"probation_seconds": 1000}} if where == "probation" else {}
+        coordinator.desire(desired("1.1.0", **policy))
+        await asyncio.wait_for(fetching.wait(), 60)
+        stage.workers.hang = False
+        coordinator.desire(desired("1.2.0"))
+        reported = await stage.until(active("1.2.0"))
+        assert reported.previous is not None
+        assert reported.previous.version == "1.0.0"
+    assert device.state().quarantined() == [], "being superseded is no fault"
+
+
+async def test_a_flood_of_documents_ends_with_the_last(market: Market, device: Device) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        market.publish(version, {"README.md": version.encode()})
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        for number in range(500):
+            coordinator.desire(desired("1.0.0" if number % 2 else "1.1.0", f"flood-{number}"))
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+        coordinator.desire(desired("1.1.0", "last"))
+        await stage.until(lambda reported: reported.revision == "last" and active("1.1.0")(reported))
+    assert len(stage.reported) < 100
+
+
+@pytest.mark.parametrize("phase", ["RESOLVE", "FETCH", "SEAL", "CANARY", "SWITCH", "PROBATION", "COMMIT", "ROLLBACK"])
+async def test_a_restart_in_any_phase_ends_with_the_wished_bundle(market: Market, device: Device, phase: str) -> None:
+    """The record of an agent that was killed in ``phase`` is found by the next one."""
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+    candidate = device.install(market.job(device.directory.root, "1.1.0", root=None))
+    state = device.state()
+    state.desire(desired("1.1.0"))
+    state.enter(phase, candidate.digest)
+    stage.restart()
+    async with stage.agent():
+        assert stage.serving.swaps[0][0] == ("1.1.0" if phase == "COMMIT" else "1.0.0")
+        await stage.until(active("1.1.0"))
+    assert device.state().quarantined() == []
+
+
+async def test_a_candidate_that_takes_the_device_down_is_given_up(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device, max_attempts=2)
+    stage.workers.hang = True
+    for _ in range(2):
+        async with stage.agent() as coordinator:
+            coordinator.desire(desired("1.0.0"))
+            await asyncio.wait_for(stage.workers.begun.wait(), 60)
+        stage.restart()
+        stage.workers.hang = True
+    async with stage.agent():
+        await stage.until(failed(Reason.ATTEMPTS_EXHAUSTED))
+    assert [entry.reason for entry in device.state().quarantined()] == [Reason.ATTEMPTS_EXHAUSTED]
+
+
+async def test_a_rollback_that_was_interrupted_keeps_its_reason(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+    candidate = device.install(market.job(device.directory.root, "1.1.0", root=None))
+    device.state().enter("ROLLBACK", candidate.digest, Failure(Reason.PROBATION_ERRORS, "it failed"))
+    stage.restart()
+    async with stage.agent():
+        reported = await stage.until(failed(Reason.PROBATION_ERRORS))
+        assert reported.active is not None
+        assert reported.active.version == "1.0.0"
+    assert [entry.reason for entry in device.state().quarantined()] == [Reason.PROBATION_ERRORS]
