@@ -6,6 +6,7 @@ lost its store must not leave a device that seems to have none.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import logging
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any
 
 from agent.config import AgentConfig
 from agent.mqtt import Connection, Received, Will
-from agent.serving.serving import Arrival, Serving
+from agent.serving.intake import Arrival
+from agent.serving.serving import Serving
 from contract.mqtt import messages
 from contract.mqtt.messages import Event, Health, Reported, Status
 from contract.mqtt.topics import EventType
@@ -43,9 +45,20 @@ class Gateway:
         self._on_desired = on_desired
         self._on_change = on_change
         self._retained: dict[str, bytes] = {}
+        self._group_filters = [config.topics.group_filter(group) for group in config.groups]
+        self._high_mark = config.serving.group_high_mark
+        self._busy = False
+        self._ready = False
+        client_id = config.broker.client_id or f"edge-{config.device}"
+        self.group_connection: Connection | None = None
+        if self._group_filters:
+            # A session of its own that ends with the connection: a broker goes on feeding a member that is away.
+            self.group_connection = Connection(
+                config.broker, f"{client_id}-groups", clean=True, on_message=self._on_group_message
+            )
         self.connection = Connection(
             config.broker,
-            config.broker.client_id or f"edge-{config.device}",
+            client_id,
             will=Will(self._topics.status, messages.encode(Status(online=False, boot_id=boot_id))),
             subscriptions=[self._topics.generate_filter, self._topics.control_filter, self._topics.desired],
             on_message=self._on_message,
@@ -57,18 +70,40 @@ class Gateway:
 
     async def run(self) -> None:
         """Keep the connection; until cancelled."""
-        await self.connection.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.connection.run())
+            if self.group_connection is not None:
+                group.create_task(self.group_connection.run())
 
     async def close(self) -> None:
         """Say that we go, and go."""
+        if self.group_connection is not None:
+            await self.group_connection.close()
         self._retain(self._topics.status, messages.encode(Status(online=False, boot_id=self._boot_id)))
         await self.connection.close()
 
     # -- in ------------------------------------------------------------------------------------------------------------
 
-    def _on_message(self, received: Received) -> None:
+    def _on_group_message(self, received: Received) -> None:
+        assert self.group_connection is not None
+        self._on_message(received, self.group_connection)
+
+    def on_load(self, queued: int) -> None:
+        """So many requests wait: above the high mark other members of our groups are the better choice."""
+        # Half of it to come back, so that the subscription does not flap with every request.
+        self._busy = queued > (self._high_mark // 2 if self._busy else self._high_mark)
+        self._choose_groups()
+
+    def _choose_groups(self) -> None:
+        connection = self.group_connection
+        if connection is not None:
+            wanted = self._group_filters if self._ready and not self._busy else []
+            if connection.filters != wanted:
+                connection.listen(wanted)
+
+    def _on_message(self, received: Received, connection: Connection | None = None) -> None:
         def settle() -> None:
-            self.connection.acknowledge(received)
+            (connection or self.connection).acknowledge(received)
 
         inbound = self._topics.parse(received.topic)
         if inbound is None:
@@ -125,7 +160,9 @@ class Gateway:
         self._keep(self._topics.info, messages.encode(info))
 
     def health(self, health: Health) -> None:
-        """Whether prompts are answered now."""
+        """Whether prompts are answered now; only then do our groups get us."""
+        self._ready = health.ready
+        self._choose_groups()
         self._keep(self._topics.health, messages.encode(health))
 
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:

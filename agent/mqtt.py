@@ -137,10 +137,17 @@ class Connection:
         self._idle = asyncio.Event()
         self.refused: dict[str, str] = {}
         """Topics the broker refused to let us publish or subscribe, and its reason."""
+        self.problem = ""
+        """Why there is no connection; empty while there is one."""
 
     @property
     def connected(self) -> bool:
         return self._link is not None
+
+    @property
+    def filters(self) -> list[str]:
+        """What we subscribe to."""
+        return list(self._subscriptions)
 
     @property
     def subscribed(self) -> bool:
@@ -182,6 +189,19 @@ class Connection:
             link.client.ack(ready, 1)
         self._watch_writes(link)
 
+    def listen(self, filters: Sequence[str]) -> None:
+        """Subscribe to exactly ``filters`` from now on."""
+        dropped = [topic for topic in self._subscriptions if topic not in filters]
+        self._subscriptions = list(filters)
+        link = self._link
+        if link is None:
+            return
+        if dropped:
+            link.client.unsubscribe(dropped)
+        if self._subscriptions:
+            self._subscribe(link)
+        self._watch_writes(link)
+
     async def run(self) -> None:
         """Connect, serve, reconnect; until cancelled."""
         said = ""
@@ -189,10 +209,10 @@ class Connection:
             try:
                 link = await self._connect()
             except (SourceUnavailable, OSError) as error:
-                why = str(error)
+                self.problem = why = str(error)
             else:
                 self._backoff.reset()
-                said = ""
+                self.problem = said = ""
                 why = await self._serve(link)
             if why != said:
                 log.warning("no connection to the broker %s: %s", self._settings.address, why)
@@ -314,6 +334,8 @@ class Connection:
 
     def _on_subscribed(self, link: _Link, reasons: list[Any]) -> None:
         link.subscribed = True
+        for topic in self._subscriptions:
+            self.refused.pop(topic, None)
         for topic, reason in zip(self._subscriptions, reasons, strict=False):
             if reason.is_failure:
                 self.refused[topic] = str(reason)

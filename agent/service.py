@@ -94,6 +94,7 @@ class Service:
             load=self._load,
             meter=self._meter,
             on_health=self._say_health,
+            on_load=self._gateway.on_load,
         )
         self._gateway.serving = self._serving
         state = InstallationState(installing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from agent.engine.stepping import Generation
 from contract.errors import RequestInvalid
@@ -82,22 +82,23 @@ def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def error_frame(
-    sequence: int,
-    code: int,
-    kind: str,
-    message: str,
-    *,
-    field: str | None = None,
-    retry_after_ms: int | None = None,
-    attempt: int = 1,
-) -> ErrorFrame:
+class Refusal(Struct, frozen=True):
+    """Why there is no answer: ``code`` follows HTTP, ``kind`` is stable for programs."""
+
+    code: int
+    kind: str
+    message: str
+    field: str | None = None
+    retry_after_ms: int | None = None
+
+
+def error_frame(sequence: int, refusal: Refusal, attempt: int = 1) -> ErrorFrame:
     """A last frame without an answer."""
     body = ErrorBody(
-        code=code,
-        type=kind,
-        message=message,
-        field=UNSET if field is None else field,
-        retry_after_ms=UNSET if retry_after_ms is None else retry_after_ms,
+        code=refusal.code,
+        type=refusal.kind,
+        message=refusal.message,
+        field=UNSET if refusal.field is None else refusal.field,
+        retry_after_ms=UNSET if refusal.retry_after_ms is None else refusal.retry_after_ms,
     )
     return ErrorFrame(s=sequence, error=body, attempt=attempt)

@@ -12,7 +12,8 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     ``queue_limit`` requests wait at most, ``client_queue_limit`` of one client. ``max_priority`` caps what any client
     may ask for, ``client_max_priority`` what a certain one may. ``drain_seconds``: how long a swap waits for running
-    answers before it runs them again on the new model; ``stop_seconds`` the same when the agent stops.
+    answers before it runs them again on the new model; ``stop_seconds`` the same when the agent stops. While more than
+    ``group_high_mark`` requests wait, this device takes none that were sent to its groups.
     """
 
     queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 128
@@ -20,6 +21,7 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     stream_interval_ms: Annotated[int, Meta(ge=0, le=10_000)] = 50
     max_priority: Annotated[int, Meta(ge=0, le=9)] = 9
     client_max_priority: dict[str, Annotated[int, Meta(ge=0, le=9)]] = {}
+    group_high_mark: Annotated[int, Meta(ge=0, le=10_000)] = 4
     drain_seconds: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     stop_seconds: Annotated[float, Meta(ge=0, le=600)] = 10.0
 

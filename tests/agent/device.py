@@ -26,6 +26,7 @@ from contract.manifest import (
     Model,
     Requires,
 )
+from contract.mqtt.messages import Health
 from contract.names import Digest
 from tests.agent.fake_worker import FakeWorkers
 
@@ -93,6 +94,7 @@ class Device:
         self.serving = Serving(
             self.config.serving, self.config.topics, self.gateway.connection,
             ledger=self.ledger, load=load, meter=self.meter, on_health=self._on_health,
+            on_load=self.gateway.on_load,
         )  # fmt: skip
         self.gateway.serving = self.serving
         await self.serving.recover()
@@ -100,6 +102,8 @@ class Device:
 
     def _on_health(self) -> None:
         self.health_changes += 1
+        reasons = self.serving.reasons
+        self.gateway.health(Health(not reasons, reasons, 0, 0))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run in the device's loop and wait."""

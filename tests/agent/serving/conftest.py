@@ -40,15 +40,22 @@ def make_device(shared_broker: Broker, names: tuple[str, str], tmp_path: Path) -
     made: list[Device] = []
 
     def make(
-        *, broker: Broker | None = None, protocol: str = "5", workers: FakeWorkers | None = None, **serving: Any
+        *,
+        broker: Broker | None = None,
+        protocol: str = "5",
+        workers: FakeWorkers | None = None,
+        groups: tuple[str, ...] = (),
+        name: str = "",
+        **serving: Any,
     ) -> Device:
         config = AgentConfig(
-            device=names[0],
+            device=names[0] + name,
             state_dir=tmp_path,
+            groups=list(groups),
             broker=BrokerSettings(host="127.0.0.1", port=(broker or shared_broker).port, protocol=protocol),  # type: ignore[arg-type]
             serving=ServingSettings(**{"stop_seconds": 0, **serving}),
         )
-        device = Device(config, tmp_path / "state.db", workers)
+        device = Device(config, tmp_path / f"state{name}.db", workers)
         made.append(device)
         return device
 

@@ -1,0 +1,171 @@
+"""From a message to an accepted request: parsed, judged by the ledger, acknowledged, in this order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from msgspec import UNSET, Struct
+
+from agent.serving import requests
+from agent.serving.replies import Replies
+from agent.serving.requests import Refusal
+from agent.state.answer_writer import AnswerWriter
+from agent.state.answers import Key, Verdict
+from agent.telemetry.llm import LlmMeter
+from contract.errors import RequestInvalid
+from contract.mqtt import messages
+from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.topics import NO_ID
+
+RETRY_STORE_MS = 5_000
+
+CONFLICT = Refusal(409, requests.ID_CONFLICT, "this id belongs to another request", "id")
+GONE = Refusal(410, requests.EXPIRED, "this request was answered, and its answer is no longer kept", "id")
+STORE = Refusal(
+    503,
+    requests.STORE_UNAVAILABLE,
+    "the device cannot store requests at the moment; try again later",
+    retry_after_ms=RETRY_STORE_MS,
+)
+
+
+class Arrival(Struct, frozen=True):
+    """A request as it came in; ``settle`` acknowledges it to the broker."""
+
+    client: str
+    payload: bytes
+    settle: Callable[[], None]
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_seconds: int | None = None
+
+
+class Accepted(Struct, frozen=True):
+    """A request that is ours now; ``deadline_seconds`` counts from its acceptance."""
+
+    key: Key
+    request: GenerateRequest
+    correlation: bytes | None
+    deadline_seconds: float | None
+
+
+class Intake:
+    """``refusal`` says why a new request of a client cannot be taken now, ``knows`` whether a request is here already;
+    ``on_accepted`` takes over what is committed, ``on_store`` hears how the ledger fares.
+    """
+
+    def __init__(
+        self,
+        ledger: AnswerWriter,
+        replies: Replies,
+        meter: LlmMeter,
+        *,
+        refusal: Callable[[str], Refusal | None],
+        knows: Callable[[Key], bool],
+        on_accepted: Callable[[Accepted], None],
+        on_store: Callable[[BaseException | None], None],
+        wall: Callable[[], float],
+    ) -> None:
+        self._ledger = ledger
+        self._replies = replies
+        self._meter = meter
+        self._refusal = refusal
+        self._knows = knows
+        self._on_accepted = on_accepted
+        self._on_store = on_store
+        self._wall = wall
+        self._arriving: dict[Key, _Arriving] = {}
+
+    def __len__(self) -> int:
+        """Requests that the ledger has not judged yet."""
+        return len(self._arriving)
+
+    def take(self, arrival: Arrival) -> None:
+        """A request came in from the broker."""
+        try:
+            request_id, request = messages.parse_request(arrival.payload, arrival.correlation)
+            key = Key(arrival.client, request_id)
+            reply = self._replies.topic(key)
+            if arrival.response_topic not in (None, "", reply):
+                raise RequestInvalid(f"the Response Topic must be {reply}", field="response_topic")
+        except RequestInvalid as error:
+            request_id = messages.salvage_request_id(arrival.payload, arrival.correlation) or NO_ID
+            refusal = Refusal(error.code, error.kind, error.message, error.field)
+            self._refuse(Key(arrival.client, request_id), arrival, refusal)
+            return
+        seconds = _deadline_seconds(request, arrival)
+        future = self._ledger.accept(
+            key,
+            messages.request_fingerprint(arrival.payload),
+            arrival.payload,
+            deadline_at=None if seconds is None else self._wall() + seconds,
+            correlation=arrival.correlation,
+            may_insert=self._refusal(arrival.client) is None,
+        )
+        self._arriving.setdefault(key, _Arriving()).count += 1
+        future.add_done_callback(partial(self._judged, Accepted(key, request, arrival.correlation, seconds), arrival))
+
+    def defer(self, key: Key, action: Callable[[], None]) -> bool:
+        """If ``key`` is on its way through the ledger, do ``action`` when it is here; whether it is."""
+        arriving = self._arriving.get(key)
+        if arriving is None:
+            return False
+        arriving.controls.append(action)
+        return True
+
+    def _judged(self, accepted: Accepted, arrival: Arrival, future: asyncio.Future[Verdict]) -> None:
+        self._on_store(future.exception())
+        if future.exception() is not None:
+            self._refuse(accepted.key, arrival, STORE)
+        else:
+            self._obey(future.result(), accepted, arrival)
+        arriving = self._arriving[accepted.key]
+        arriving.count -= 1
+        if not arriving.count:
+            del self._arriving[accepted.key]
+            for control in arriving.controls:
+                control()
+
+    def _obey(self, verdict: Verdict, accepted: Accepted, arrival: Arrival) -> None:
+        """Do what the ledger's verdict asks for."""
+        if verdict.kind == "conflict":
+            self._refuse(accepted.key, arrival, CONFLICT)
+        elif verdict.kind == "gone":
+            self._refuse(accepted.key, arrival, GONE)
+        elif verdict.kind == "refused":
+            # What kept it out may have passed meanwhile: then it may come again at once.
+            again = Refusal(429, requests.QUEUE_FULL, "too many requests wait; try again", retry_after_ms=0)
+            self._refuse(accepted.key, arrival, self._refusal(arrival.client) or again)
+        else:
+            if verdict.kind == "answered" and verdict.last is not None:
+                self._meter.redelivered += 1
+                self._replies.deliver(accepted.key, verdict.last, arrival.correlation)
+            elif self._knows(accepted.key):
+                self._meter.redelivered += 1
+            else:
+                # New; or known to the ledger only, because its answer could not be stored: then it is run again.
+                self._on_accepted(accepted)
+            arrival.settle()
+
+    def _refuse(self, key: Key, arrival: Arrival, refusal: Refusal) -> None:
+        """Turn a request away; nothing of it is kept, so that it may come again."""
+        self._replies.error(key, refusal, arrival.correlation)
+        # On one connection the error frame goes out before the acknowledgement: it cannot be lost alone.
+        arrival.settle()
+
+
+class _Arriving:
+    """Deliveries of one request that the ledger has not judged yet, and what its client wants done with it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.controls: list[Callable[[], None]] = []
+
+
+def _deadline_seconds(request: GenerateRequest, arrival: Arrival) -> float | None:
+    limits = [] if request.deadline_ms is UNSET else [request.deadline_ms / 1000]
+    if arrival.expiry_seconds is not None:
+        limits.append(float(arrival.expiry_seconds))
+    return min(limits, default=None)

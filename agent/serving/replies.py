@@ -1,0 +1,66 @@
+"""What leaves: pieces, last frames and errors, each on the reply topic of its request."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agent.serving import requests
+from agent.serving.jobs import Job
+from agent.state.answer_writer import AnswerWriter
+from agent.state.answers import Key
+from agent.telemetry.llm import LlmMeter
+from contract.mqtt import messages
+from contract.mqtt.messages import Frame
+from contract.mqtt.topics import Topics
+
+
+class Outlet(Protocol):
+    """Where frames go; the connection to the broker is one."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether a frame would leave at once."""
+        ...
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int: ...
+
+    def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None: ...
+
+
+class Replies:
+    """Publishes, and notes in the ledger what the broker has taken over."""
+
+    def __init__(self, outlet: Outlet, topics: Topics, ledger: AnswerWriter, meter: LlmMeter) -> None:
+        self._outlet = outlet
+        self._topics = topics
+        self._ledger = ledger
+        self._meter = meter
+        self._deliveries: dict[int, Key] = {}
+
+    @property
+    def writable(self) -> bool:
+        return self._outlet.writable
+
+    def topic(self, key: Key) -> str:
+        return self._topics.reply(key.client, key.id)
+
+    def piece(self, job: Job, frame: Frame) -> None:
+        """Send a piece at QoS 0: the last frame repeats it."""
+        self._meter.frames += 1
+        self._outlet.publish_once(self.topic(job.key), messages.encode(frame), correlation=job.correlation)
+
+    def deliver(self, key: Key, last: bytes, correlation: bytes | None) -> None:
+        """Send a stored last frame, at least once."""
+        self._deliveries[self._outlet.publish(self.topic(key), last, correlation=correlation)] = key
+
+    def delivered(self, number: int) -> None:
+        """The broker has what :meth:`Outlet.publish` numbered."""
+        key = self._deliveries.pop(number, None)
+        if key is not None:
+            self._ledger.delivered(key)
+
+    def error(self, key: Key, refusal: requests.Refusal, correlation: bytes | None) -> None:
+        """Send an error that is nobody's stored result."""
+        self._meter.refuse(refusal.kind)
+        payload = messages.encode(requests.error_frame(0, refusal))
+        self._outlet.publish(self.topic(key), payload, correlation=correlation)
