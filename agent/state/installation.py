@@ -268,6 +268,11 @@ class InstallationState:
         with self._database.transaction("raise clock floor") as connection:
             connection.execute("UPDATE installation SET clock_floor = max(clock_floor, ?)", (seconds,))
 
+    def reset_clock_floor(self) -> None:
+        """Forget the latest signed time: an operator says that it lay in the future."""
+        with self._database.transaction("reset clock floor") as connection:
+            connection.execute("UPDATE installation SET clock_floor = 0")
+
     def epoch(self) -> int:
         """The highest security epoch ever committed."""
         return self.snapshot().epoch

@@ -98,6 +98,11 @@ class Topics:
     def telemetry_llm(self) -> str:
         return f"{self._base}/telemetry/llm"
 
+    @property
+    def doctor(self) -> str:
+        """What the device says to itself, to see whether the broker delivers."""
+        return f"{self._base}/doctor"
+
     def event(self, kind: EventType) -> str:
         return f"{self._base}/event/{kind}"
 

@@ -12,8 +12,8 @@ from contract.errors import UsageError
 Arch = Literal["x86_64", "aarch64"]
 ARCHITECTURES: tuple[str, ...] = get_args(Arch)
 
-NEWEST_GLIBC = 28
-"""The runtimes' wheels are manylinux_2_28: Debian 10 and newer."""
+NEWEST_GLIBC = 36
+"""Debian 12 has glibc 2.36. The runtimes' wheels need 2.28, llguidance's 2.31; none needs more than this so far."""
 
 OLDEST_GLIBC = {"x86_64": 5, "aarch64": 17}
 """The first manylinux of each architecture; pip takes the names literally and does not know that older ones fit too."""

@@ -105,12 +105,19 @@ def installed_versions() -> Iterator[str]:
 
 
 def _pip(*arguments: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=PIP_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise SourceUnavailable(f"pip {arguments[0]} did not finish within {PIP_SECONDS} s") from error
     except subprocess.CalledProcessError as error:
-        complaints = [line for line in error.stderr.splitlines() if line.startswith("ERROR:")]
-        said = " ".join(complaints[-2:]) or error.stderr.strip()[-300:]
-        raise SourceUnavailable(f"pip {arguments[0]} failed: {said}") from error
+        raise SourceUnavailable(f"pip {arguments[0]} failed: {_complaint(error.stdout, error.stderr)}") from error
+
+
+def _complaint(stdout: str, stderr: str) -> str:
+    """What pip could not do, out of all that it said."""
+    _, conflict, causes = stdout.partition("The conflict is caused by:")
+    if conflict:
+        return "; ".join(line.strip() for line in causes.strip().split("\n\n")[0].splitlines())
+    errors = [line for line in stderr.splitlines() if line.startswith("ERROR:")]
+    return " ".join(errors[-2:]) or stderr.strip()[-300:] or "it said nothing"

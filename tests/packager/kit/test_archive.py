@@ -114,7 +114,7 @@ def test_a_config_that_is_not_toml_is_refused(tmp_path: Path) -> None:
 
 def test_pip_is_told_every_older_platform_that_fits() -> None:
     options = Target("aarch64", "3.12").pip_options()
-    assert "manylinux_2_28_aarch64" in options
+    assert "manylinux_2_31_aarch64" in options
     assert "manylinux_2_17_aarch64" in options
     assert "manylinux_2_16_aarch64" not in options
     assert "manylinux1_x86_64" in Target("x86_64").pip_options()

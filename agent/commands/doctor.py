@@ -1,0 +1,67 @@
+"""``edge-agent doctor``: one page, every check with ✓ or ✗ and the mend."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import msgspec
+
+from agent.commands.place import DEFAULT_CONFIG
+from agent.diagnosis.finding import SIGNS, Finding
+from agent.diagnosis.page import examine_all
+
+EXAMPLES = """examples:
+  sudo edge-agent doctor
+  sudo edge-agent doctor --config agent.toml --json
+  sudo edge-agent doctor --reset-clock-floor       after a clock far in the future was believed; stop the agent first
+
+It changes nothing, may run beside the agent, and sends one message to itself through the broker.
+✓ good   ✗ bad, with the mend below   · worth knowing
+exit status: 0 nothing is bad, 1 something is
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLES
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="configuration file")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--reset-clock-floor", action="store_true", help="forget the latest time seen signed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.reset_clock_floor:
+        return _reset(arguments.config)
+    # What the checks run into stands on the page, not in a log.
+    logging.getLogger("edge_agent").addHandler(logging.NullHandler())
+    findings: list[Finding] = []
+    for finding in examine_all(arguments.config):
+        findings.append(finding)
+        if not arguments.json:
+            _print(finding)
+    bad = sum(finding.verdict == "bad" for finding in findings)
+    if arguments.json:
+        print(json.dumps({"ok": not bad, "findings": msgspec.to_builtins(findings)}))
+    else:
+        print(f"\n{bad} of {len(findings)} checks are bad" if bad else f"\nall {len(findings)} checks passed")
+    return 1 if bad else 0
+
+
+def _print(finding: Finding) -> None:
+    print(f"{SIGNS[finding.verdict]} {finding.check:<14} {finding.detail}")
+    if finding.mend:
+        print(f"{'':<16} → {finding.mend}")
+    sys.stdout.flush()
+
+
+def _reset(config_path: Path) -> int:
+    from agent.config import load_config
+    from agent.diagnosis.state import reset_clock_floor
+    from agent.state.layout import StateDirectory
+
+    reset_clock_floor(StateDirectory(load_config(config_path).state_dir))
+    print("the clock floor is forgotten; the next signed metadata sets it again")
+    return 0

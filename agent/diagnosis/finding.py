@@ -1,0 +1,33 @@
+"""One line of the doctor's page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from msgspec import Struct
+
+from contract.errors import EdgeBundleError
+
+Verdict = Literal["ok", "bad", "note"]
+SIGNS: dict[Verdict, str] = {"ok": "✓", "bad": "✗", "note": "·"}
+
+
+class Finding(Struct, frozen=True):
+    """``note``: neither good nor bad, or not to be found out here. ``mend`` says what to do about a bad one."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+    mend: str = ""
+
+
+def examine(check: str, look: Callable[[], Finding | list[Finding]]) -> list[Finding]:
+    """Whatever goes wrong while looking is what was found."""
+    try:
+        found = look()
+    except EdgeBundleError as error:
+        return [Finding(check, "bad", error.message)]
+    except OSError as error:
+        return [Finding(check, "bad", f"cannot be found out: {error}", "run this as root or as the agent's account")]
+    return found if isinstance(found, list) else [found]

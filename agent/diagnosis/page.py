@@ -1,0 +1,40 @@
+"""All checks, in the order in which a person would look: each one even if another fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.config import AgentConfig, load_config
+from agent.diagnosis import broker, machine, service, state
+from agent.diagnosis.finding import Finding, examine
+from agent.state.layout import StateDirectory
+from contract.errors import ConfigInvalid
+
+
+def examine_all(config_path: Path) -> Iterator[Finding]:
+    """Findings as they are made; without a usable configuration only what needs none."""
+    config: AgentConfig | None = None
+    try:
+        config = load_config(config_path)
+    except ConfigInvalid as error:
+        yield Finding("configuration", "bad", error.message, f"mend it, then edge-agent check-config {config_path}")
+    else:
+        yield Finding("configuration", "ok", f"{config_path}: device {config.device}")
+    yield from examine("processor", machine.processor)
+    yield from examine("runtime", machine.runtime)
+    yield from examine("memory", machine.memory)
+    yield from examine("isolation", machine.isolation)
+    yield from examine("service", service.unit)
+    if config is not None:
+        yield from _with(config)
+
+
+def _with(config: AgentConfig) -> Iterator[Finding]:
+    place = StateDirectory(config.state_dir)
+    yield from examine("state", lambda: state.directory(place))
+    yield from examine("database", lambda: state.database(place))
+    yield from examine("clock", lambda: machine.clock(state.clock_floor(place)))
+    yield from examine("trust", lambda: state.trust(place))
+    yield from examine("bundle", lambda: state.active_bundle(place, config.install))
+    yield from examine("broker", lambda: broker.round_trip(config.broker, config.topics))

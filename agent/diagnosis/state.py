@@ -1,0 +1,149 @@
+"""The state directory: permissions, database, trust and its expiries, what is installed and whether it fits here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+from agent import host
+from agent.diagnosis.finding import Finding
+from agent.install.settings import InstallSettings
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.lock import FileLock
+from agent.state.migrations import MIGRATIONS
+from contract.errors import StoreBroken
+from contract.manifest import MANIFEST_FILE, parse_manifest
+from contract.reasons import Reason
+
+TRUST_SECONDS = 60.0
+EXPIRY_WARNING = timedelta(days=14)
+LEAST_FREE_BYTES = 64 << 20
+"""state.db, its log and audit.jsonl must always find room."""
+
+
+def directory(place: StateDirectory) -> Finding:
+    """Whether the account that owns it, or this one, can use it."""
+    if not place.root.is_dir():
+        return Finding("state", "bad", f"{place.root} does not exist", "edge-agent setup")
+    facts = place.root.stat()
+    if facts.st_mode & 0o007:
+        return Finding("state", "bad", f"{place.root} is open to everybody", f"chmod o= {place.root}")
+    if os.geteuid() not in (0, facts.st_uid):
+        return Finding("state", "note", f"{place.root} belongs to another account (uid {facts.st_uid})", "use sudo")
+    free = host.disk_available(place.root)
+    text = (
+        f"{place.root}, {free / 1e9:.1f} GB free, {'in use by a running agent' if is_running(place) else 'not in use'}"
+    )
+    if free < LEAST_FREE_BYTES:
+        return Finding(
+            "state", "bad", text, "free some space, or set install.quota_bytes; edge-agent bundles lists them"
+        )
+    return Finding("state", "ok", text)
+
+
+def is_running(place: StateDirectory) -> bool:
+    """Whether an agent holds this state."""
+    if not place.lock.exists():
+        return False
+    try:
+        FileLock(place.lock, "an agent").close()
+    except StoreBroken as error:
+        return error.reason is Reason.STATE_LOCKED
+    return False
+
+
+def database(place: StateDirectory) -> Finding:
+    if not place.database.is_file():
+        return Finding("database", "note", "nothing was installed here yet")
+    opened = Database(place.database, MIGRATIONS)
+    try:
+        verdict = str(opened.query("PRAGMA quick_check(1)")[0][0])
+    finally:
+        opened.close()
+    if verdict != "ok":
+        mend = "move the state directory away, provision trust again and let the agent fetch its bundle anew"
+        return Finding("database", "bad", f"state.db is damaged: {verdict}", mend)
+    return Finding("database", "ok", "state.db is sound")
+
+
+def trust(place: StateDirectory) -> list[Finding]:
+    """In a child: reading metadata needs libraries that the agent does without."""
+    if not place.trust.exists():
+        return [Finding("trust", "bad", "no repository is trusted", "edge-agent trust provision ROOT_JSON --config …")]
+    command = [sys.executable, "-P", "-m", "agent.cli", "trust", "show", "--json", "--state-dir", str(place.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRUST_SECONDS, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        mend = "edge-agent trust provision ROOT_JSON --replace, with a root.json that you know is the right one"
+        return [Finding("trust", "bad", said[-1] if said else "it cannot be read", mend)]
+    roles = json.loads(done.stdout)["roles"]
+    return [_expiry(role, facts["version"], datetime.fromisoformat(facts["expires"])) for role, facts in roles.items()]
+
+
+def _expiry(role: str, version: int, expires: datetime) -> Finding:
+    left = expires - datetime.now(UTC)
+    text = f"{role} version {version} expires {expires:%Y-%m-%d}"
+    mend = {
+        "root": "edge-packager repo renew root, with its keys",
+        "targets": "edge-packager repo renew targets, with its keys",
+    }.get(role, "edge-packager repo refresh, on the workstation; the device reads it at the next installation")
+    if left < timedelta(0):
+        return Finding("trust", "bad", f"{text}: over; nothing new is installed, what is installed serves on", mend)
+    if left < EXPIRY_WARNING and role in ("root", "targets"):
+        return Finding("trust", "bad", f"{text}: soon", mend)
+    return Finding("trust", "ok", text)
+
+
+def clock_floor(place: StateDirectory) -> int:
+    """The latest time that this device has seen signed; 0 if there is no state."""
+    if not place.database.is_file():
+        return 0
+    opened = Database(place.database, MIGRATIONS)
+    try:
+        return InstallationState(opened).clock_floor()
+    finally:
+        opened.close()
+
+
+def active_bundle(place: StateDirectory, settings: InstallSettings) -> Finding:
+    """What is served, and whether memory and disk still are what it needs."""
+    if not place.database.is_file():
+        return Finding("bundle", "note", "none is installed", "edge-agent install SOURCE NAME@VERSION")
+    opened = Database(place.database, MIGRATIONS)
+    try:
+        snapshot = InstallationState(opened).snapshot()
+    finally:
+        opened.close()
+    if snapshot.active is None:
+        return Finding("bundle", "note", "none is active", "edge-agent install SOURCE NAME@VERSION, or deploy one")
+    path = place.bundle(snapshot.active) / MANIFEST_FILE
+    if not path.is_file():
+        return Finding(
+            "bundle", "bad", f"the active bundle {snapshot.active[:12]} is not on the disk", "edge-agent verify"
+        )
+    manifest = parse_manifest(path.read_bytes())
+    host.check_requires(manifest.requires, host.measure_host(place.root), room_bytes=settings.quota_bytes or None)
+    need, total = manifest.budget.peak_rss_bytes, host.total_memory()
+    text = f"{manifest.reference}, {manifest.total_bytes / 1e6:.0f} MB on disk, {need / 1e6:.0f} MB of memory at work"
+    if need > total:
+        return Finding("bundle", "bad", f"{text}, of {total / 1e6:.0f} MB", "run a smaller model")
+    return Finding("bundle", "ok", text)
+
+
+def reset_clock_floor(place: StateDirectory) -> None:
+    """Forget the latest signed time, after a clock far in the future was believed.
+
+    Raises:
+        StoreBroken: STATE_LOCKED while an agent runs; StoreFull.
+    """
+    with FileLock(place.lock, "a running agent"):
+        opened = Database(place.database, MIGRATIONS)
+        try:
+            InstallationState(opened).reset_clock_floor()
+        finally:
+            opened.close()

@@ -1,0 +1,270 @@
+"""A device's life: a kit on a bare Debian without a network, prompts, crashes, hangs, a full disk, a power cut.
+
+Needs root. One container, installed once; every test leaves it serving.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from packager.cli import main as packager
+from tests.agent.install.market import Market
+from tests.systemd.container import Container, debian
+from tests.tiny import ANSWERS
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not (shutil.which("debootstrap") and shutil.which("systemd-nspawn")),
+        reason="needs root, debootstrap and systemd-nspawn",
+    ),
+    pytest.mark.timeout(1200),
+]
+
+QUESTION, ANSWER = next(iter(ANSWERS.items()))
+PATIENCE = 120.0
+CONFIG = """\
+[broker]
+host = "localhost"
+
+[sources]
+usb = "/srv/repository"
+
+[install]
+probation_seconds = 0.1
+# Half a megabyte takes some seconds: long enough to pull the plug in the middle.
+download_bytes_per_second = 60000
+retry_first_seconds = 1.0
+retry_longest_seconds = 3.0
+
+[worker]
+stall_seconds = 5.0
+load_seconds = 60.0
+
+[telemetry]
+interval_seconds = 1
+"""
+
+
+class Device:
+    """The agent in its container, seen as an operator and a client see it."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+
+    def ask(self, identifier: str) -> str:
+        """The answer to the question."""
+        body = {"id": identifier, "prompt": QUESTION, "max_tokens": 16, "temperature": 0, "stream": False}
+        done = self.container.run(
+            "mosquitto_rr", "-V", "5", "-W", "60", "-t", "edge/v1/d/edge/generate/tester",
+            "-e", f"edge/v1/c/tester/r/edge/{identifier}", "-m", json.dumps(body),
+        )  # fmt: skip
+        return str(json.loads(done.stdout).get("text", done.stdout))
+
+    def retained(self, topic: str) -> dict[str, Any]:
+        done = self.container.run(
+            "mosquitto_sub", "-V", "5", "-C", "1", "-W", "30", "-q", "1", "-t", f"edge/v1/d/edge/{topic}"
+        )
+        return dict(json.loads(done.stdout))
+
+    def until(self, topic: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        deadline = time.monotonic() + PATIENCE
+        while not holds(seen := self.retained(topic)):
+            assert time.monotonic() < deadline, f"{seen}\n{self.container.journal('edge-agent')[-3000:]}"
+            time.sleep(0.1)
+        return seen
+
+    def deploy(self, version: str) -> None:
+        wanted = {"revision": f"r{version}", "bundle": {"name": "tiny", "version": version}, "source": "usb"}
+        self.container.run(
+            "mosquitto_pub", "-V", "5", "-q", "1", "-r", "-t", "edge/v1/d/edge/desired", "-m", json.dumps(wanted)
+        )
+
+    def serving(self, version: str) -> None:
+        self.until(
+            "reported", lambda seen: (seen["active"] or {}).get("version") == version and seen["phase"] == "IDLE"
+        )
+        self.until("health", lambda seen: bool(seen["ready"]))
+
+    def workers(self) -> list[int]:
+        done = self.container.run("pgrep", "-u", "edge-agent-worker", check=False)
+        return [int(line) for line in done.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def market(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Market:
+    market = Market(tmp_path_factory.mktemp("market"), tiny_bundle)
+    market.publish("1.0.0")
+    # The second one shares no weights with the first, so that there is something to fetch.
+    market.publish("1.1.0", {"extra.bin": os.urandom(400_000)})
+    return market
+
+
+@pytest.fixture(scope="module")
+def kit(market: Market, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked agent kit for this machine and Debian 12's Python."""
+    directory = tmp_path_factory.mktemp("kit")
+    (directory / "agent.toml").write_text(CONFIG)
+    arguments = [
+        "agent-kit", "--arch", platform.machine(), "--python", "3.11", "--out", str(directory / "kit.tar"),
+        "--root-json", str(market.root_json), "--config", str(directory / "agent.toml"),
+    ]  # fmt: skip
+    before, sys.argv = sys.argv, ["edge-packager", *arguments]
+    try:
+        assert packager() == 0
+    finally:
+        sys.argv = before
+    with tarfile.open(directory / "kit.tar") as archive:
+        archive.extractall(directory, filter="tar")
+    (top,) = directory.glob("edge-agent-*")
+    return top
+
+
+@pytest.fixture(scope="module")
+def device(kit: Path, market: Market, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    base = debian(Path(os.environ.get("EDGE_CACHE", ".cache")))
+    with Container([base], tmp_path_factory.mktemp("device")) as container:
+        container.copy_in(Path(market.location), "/srv/repository")
+        container.copy_in(kit, "/root/kit")
+        container.run("systemctl", "unmask", "mosquitto.service")
+        put(container, "/etc/mosquitto/conf.d/local.conf", "listener 1883 127.0.0.1\nallow_anonymous true\n")
+        put(container, "/etc/mosquitto/mosquitto.conf", BROKER)
+        container.run("systemctl", "enable", "--now", "mosquitto.service")
+        done = container.run("sh", "/root/kit/install.sh", "--device", "edge", seconds=400)
+        print(done.stdout, container.run("du", "-sh", "/opt/edge-agent").stdout)
+        container.run("rm", "-r", "/root/kit")
+        device = Device(container)
+        device.deploy("1.0.0")
+        device.serving("1.0.0")
+        yield device
+
+
+BROKER = """\
+persistence true
+persistence_location /var/lib/mosquitto/
+autosave_on_changes true
+autosave_interval 1
+include_dir /etc/mosquitto/conf.d
+"""
+
+
+def put(container: Container, path: str, text: str) -> None:
+    container.run("sh", "-c", f"cat > {path}", text=text)
+
+
+def test_a_kit_makes_a_bare_machine_serve_without_a_network(device: Device) -> None:
+    assert ANSWER.split()[0] in device.ask("first")
+    assert device.container.show("edge-agent.service", "ActiveState") == "active"
+    assert device.container.show("edge-agent.service", "StatusText") == "ready"
+    info = device.retained("info")
+    assert "seccomp" in info["engine"]["isolation"]
+    # Nothing but loopback was ever there.
+    assert device.container.run("ls", "/sys/class/net").stdout.split() == ["lo"]
+
+
+def test_the_model_runs_in_the_workers_account(device: Device) -> None:
+    (worker,) = device.workers()
+    status = (device.container.root / f"proc/{worker}/status").read_text()
+    assert "Seccomp:\t2" in status
+    assert "CapBnd:\t0000000000000000" in status
+    assert not device.container.run("ps", "-u", "edge-agent", "-o", "args=").stdout.count("agent.worker")
+
+
+def test_a_killed_worker_is_replaced(device: Device) -> None:
+    (worker,) = device.workers()
+    device.container.run("kill", "-KILL", str(worker))
+    assert ANSWER.split()[0] in device.ask("after-kill")
+    assert device.workers() != [worker]
+    assert device.container.show("edge-agent.service", "NRestarts") == "0"
+
+
+def test_a_hung_worker_is_given_up_on_and_swept_away(device: Device) -> None:
+    (worker,) = device.workers()
+    device.container.run("kill", "-STOP", str(worker))
+    assert ANSWER.split()[0] in device.ask("after-hang")
+    # Nobody may signal another account's process: its unit's watchdog removes it.
+    device.container.wait_for("sh", "-c", f"! kill -0 {worker}", seconds=60)
+    assert len(device.workers()) == 1
+
+
+def test_a_hung_agent_is_replaced_by_the_watchdog(device: Device) -> None:
+    container = device.container
+    container.run("mkdir", "-p", "/run/systemd/system/edge-agent.service.d")
+    put(container, "/run/systemd/system/edge-agent.service.d/quick.conf", "[Service]\nWatchdogSec=5\nRestartSec=0\n")
+    container.run("systemctl", "daemon-reload")
+    container.run("systemctl", "restart", "edge-agent.service")
+    before = container.show("edge-agent.service", "MainPID")
+    container.run("kill", "-STOP", before)
+    container.wait_for(
+        "sh",
+        "-c",
+        f'test "$(systemctl show --value -p MainPID edge-agent)" != {before} && systemctl is-active edge-agent',
+    )
+    container.run("rm", "-r", "/run/systemd/system/edge-agent.service.d")
+    container.run("systemctl", "daemon-reload")
+    device.serving("1.0.0")
+    assert ANSWER.split()[0] in device.ask("after-agent-hang")
+
+
+def test_a_wrong_configuration_stays_down_with_one_readable_line(device: Device) -> None:
+    container = device.container
+    good = container.run("cat", "/etc/edge-agent/agent.toml").stdout
+    put(container, "/etc/edge-agent/agent.toml", good.replace("[broker]\nhost", "[broker]\nhots"))
+    container.run("systemctl", "restart", "edge-agent.service", check=False)
+    assert container.show("edge-agent.service", "ActiveState") == "failed"
+    assert container.show("edge-agent.service", "ExecMainStatus") == "78"
+    said = [line for line in container.journal("edge-agent").splitlines() if line.startswith("edge-agent: ")]
+    assert said[-1] == "edge-agent: broker.hots is not a key of the configuration: did you mean broker.host?"
+    assert "Traceback" not in container.journal("edge-agent")
+    put(container, "/etc/edge-agent/agent.toml", good)
+    container.run("systemctl", "restart", "edge-agent.service")
+    device.serving("1.0.0")
+
+
+def test_setting_up_again_finds_nothing_to_do(device: Device) -> None:
+    done = device.container.run(
+        "/opt/edge-agent/current/bin/edge-agent", "setup", "--yes", "--link", "/opt/edge-agent/current"
+    )
+    assert "nothing to do" in done.stdout
+
+
+def test_a_power_cut_in_the_middle_of_an_update_is_survived(device: Device) -> None:
+    container = device.container
+    device.deploy("1.1.0")
+    device.until("reported", lambda seen: seen["phase"] == "FETCH")
+    container.cut_power()
+    container.start()
+    # The old one serves while the new one is fetched.
+    device.until("health", lambda seen: bool(seen["ready"]))
+    assert ANSWER.split()[0] in device.ask("after-power-cut")
+    device.serving("1.1.0")
+    assert ANSWER.split()[0] in device.ask("after-update")
+
+
+def test_a_full_disk_stops_installing_and_not_serving(device: Device) -> None:
+    container = device.container
+    container.run("systemctl", "stop", "edge-agent.service")
+    container.run("sh", "-c", "cp -a /var/lib/edge-agent /var/lib/kept")
+    container.run("mount", "-t", "tmpfs", "-o", "size=16M,mode=750", "tmpfs", "/var/lib/edge-agent")
+    container.run("sh", "-c", "cp -a /var/lib/kept/. /var/lib/edge-agent/ && chown edge-agent: /var/lib/edge-agent")
+    container.run("sh", "-c", "rm -rf /var/lib/edge-agent/bundles/*.sealing; sync")
+    container.run("systemctl", "start", "edge-agent.service")
+    device.serving("1.1.0")
+    container.run("sh", "-c", "cat /dev/zero > /var/lib/edge-agent/filler; true", check=False)
+    device.deploy("1.0.0")
+    container.run("systemctl", "is-active", "edge-agent.service")
+    container.run("rm", "/var/lib/edge-agent/filler")
+    device.serving("1.0.0")
+    assert ANSWER.split()[0] in device.ask("after-full-disk")
+    assert container.show("edge-agent.service", "NRestarts") in ("0", "1")
