@@ -1,10 +1,11 @@
 """The signed repository: a static directory that any web server can serve.
 
 The way through these modules: ``keyring`` holds the keys, ``bundle_directory`` reads what is to be published,
-``metadata`` reads what is published now, ``repository`` changes it atomically, ``archive`` writes and reads
-``.edgebundle`` files, ``report`` shows and verifies.
+``metadata`` reads what is published now, ``staging`` carries a change in, ``repository`` is what one does with it,
+``archive`` writes and reads ``.edgebundle`` files, ``report`` shows and verifies.
 """
 
-from packager.repository.repository import Outcome, Repository
+from packager.repository.repository import Repository
+from packager.repository.staging import Expiries, Outcome
 
-__all__ = ["Outcome", "Repository"]
+__all__ = ["Expiries", "Outcome", "Repository"]

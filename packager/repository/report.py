@@ -19,7 +19,7 @@ from contract.trust.signing import keyid_of, missing_signatures, role_keys, stat
 from contract.trust.store import TrustStore
 from packager.repository.bundle_directory import file_digest
 from packager.repository.metadata import PublishedMetadata
-from packager.repository.repository import STAGED_DIR
+from packager.repository.staging import STAGED_DIR
 
 
 class RoleReport(Struct, frozen=True):

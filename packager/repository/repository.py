@@ -12,14 +12,12 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-from msgspec import Struct
-
-from contract.durable import Disk
+from contract.durable import Disk, translate
 from contract.errors import BuildRefused, StoreBroken
-from contract.layout import METADATA_DIR, ROLES, manifest_path, object_path, target_name
+from contract.layout import ROLES, manifest_path, object_path, target_name
 from contract.manifest import Manifest
 from contract.reasons import Reason
 from contract.source import BundleSource
@@ -30,28 +28,9 @@ from packager.repository import archive
 from packager.repository.bundle_directory import BundleDirectory, copy_checked, file_digest, read_bundle_directory
 from packager.repository.keyring import KeyRing
 from packager.repository.metadata import PublishedMetadata, version_of
+from packager.repository.staging import STAGED_DIR, Expiries, Outcome, StagedChange
 
-STAGED_DIR = "staged"
 LOCK_FILE = ".lock"
-
-
-class Expiries(Struct, frozen=True):
-    """Days until each role's signature runs out."""
-
-    root: float = 365
-    targets: float = 180
-    snapshot: float = 30
-    timestamp: float = 7
-
-
-class Outcome(Struct, frozen=True):
-    """``pending`` says which signatures are still missing; empty when the change is published."""
-
-    pending: list[str] = []
-
-    @property
-    def published(self) -> bool:
-        return not self.pending
 
 
 def _now() -> datetime:
@@ -77,9 +56,9 @@ class Repository:
     ) -> None:
         self.path = path
         self._keys = keys
-        self._expiries = expiries or Expiries()
         self._clock = clock
         self._disk = disk or Disk()
+        self._change = StagedChange(path, keys, expiries or Expiries(), clock, self._disk)
         self.metadata = PublishedMetadata(path)
 
     @classmethod
@@ -123,7 +102,7 @@ class Repository:
                 raise BuildRefused(f"{role} gets {available} keys, so {thresholds[role]} signatures cannot be required")
         self._disk.make_directory(self.path)
         with self._locked():
-            if self.metadata.root is not None or self._staged("root").exists():
+            if self.metadata.root is not None or self._change.staged("root").exists():
                 raise BuildRefused(f"{self.path} is a repository already")
             roles = {
                 role: RoleKeys(
@@ -132,9 +111,9 @@ class Repository:
                 )
                 for role in ROLES
             }
-            self._stage_root(roles, 1)
-            self._stage_targets({}, [], 1)
-            return self._advance()
+            self._change.stage_root(roles, 1)
+            self._change.stage_targets({}, [], 1)
+            return self._change.advance()
 
     def publish(self, bundle_dir: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Outcome:
         """Publish a bundle directory; doing it again, or after an interruption, is fine.
@@ -157,8 +136,8 @@ class Repository:
             if known is None:
                 bundles = self._targets_of(listing)
                 bundles[target_name(name, version)] = Entry(bundle.digest, len(bundle.stored))
-                self._stage_targets(bundles, listing.revoked)
-            return self._advance()
+                self._change.stage_targets(bundles, listing.revoked)
+            return self._change.advance()
 
     def revoke(self, reference: str) -> Outcome:
         """Take NAME@VERSION off the list for ever; devices that have it report it and refuse to go back to it.
@@ -169,13 +148,13 @@ class Repository:
         with self._locked():
             listing = self._listing_to_change(reference, None)
             if reference in listing.revoked:
-                return self._advance()
+                return self._change.advance()
             bundles = self._targets_of(listing)
             name, _, version = reference.partition("@")
             if bundles.pop(target_name(name, version), None) is None:
                 raise BuildRefused(f"{reference} is not published here")
-            self._stage_targets(bundles, [*listing.revoked, reference])
-            return self._advance()
+            self._change.stage_targets(bundles, [*listing.revoked, reference])
+            return self._change.advance()
 
     def rotate(
         self, role: str, *, keys: int | None = None, threshold: int | None = None, others: Sequence[str] = ()
@@ -185,35 +164,35 @@ class Repository:
         ``keys`` are made here (as many as before, less ``others``, when not given).
         """
         with self._locked():
-            self._finish_staged()
-            root = self._root()
+            self._change.finish()
+            root = self._change.root()
             roles = signing.role_keys(root)
             count = max(0, len(roles[role].publics) - len(others)) if keys is None else keys
             needed = roles[role].threshold if threshold is None else threshold
             if not 1 <= needed <= count + len(others):
                 raise BuildRefused(f"{role} gets {count + len(others)} keys, so {needed} signatures cannot be required")
             publics = (*(self._keys.generate(role).public for _ in range(count)), *others)
-            self._stage_root({**roles, role: RoleKeys(publics, needed)}, version_of(root, "root") + 1)
+            self._change.stage_root({**roles, role: RoleKeys(publics, needed)}, version_of(root, "root") + 1)
             if role == "targets":
                 listing = self.metadata.listing
-                self._stage_targets(self._targets_of(listing), listing.revoked)
-            return self._advance()
+                self._change.stage_targets(self._targets_of(listing), listing.revoked)
+            return self._change.advance()
 
     def renew_root(self) -> Outcome:
         """A new root with the same keys and a later expiry."""
         with self._locked():
-            self._finish_staged()
-            root = self._root()
-            self._stage_root(signing.role_keys(root), version_of(root, "root") + 1)
-            return self._advance()
+            self._change.finish()
+            root = self._change.root()
+            self._change.stage_root(signing.role_keys(root), version_of(root, "root") + 1)
+            return self._change.advance()
 
     def renew_targets(self) -> Outcome:
         """The same list with a later expiry."""
         with self._locked():
-            self._finish_staged()
+            self._change.finish()
             listing = self.metadata.listing
-            self._stage_targets(self._targets_of(listing), listing.revoked)
-            return self._advance()
+            self._change.stage_targets(self._targets_of(listing), listing.revoked)
+            return self._change.advance()
 
     def refresh(self) -> Outcome:
         """New snapshot and timestamp over the same targets; what a cron job does every day."""
@@ -221,7 +200,7 @@ class Repository:
             targets = self.metadata.targets
             if targets is None:
                 raise BuildRefused(f"{self.path} is not a finished repository")
-            missing = self._publish_online(targets, [self._root()])
+            missing = self._change.publish_online(targets, [self._change.root()])
             return Outcome(missing)
 
     def sign(self) -> Outcome:
@@ -231,9 +210,9 @@ class Repository:
             BuildRefused: nothing waits for signatures.
         """
         with self._locked():
-            if not any(self._staged(role).exists() for role in ("root", "targets")):
+            if not any(self._change.staged(role).exists() for role in ("root", "targets")):
                 raise BuildRefused("nothing waits for signatures")
-            return self._advance()
+            return self._change.advance()
 
     def export(
         self, name: str, version: str, out: Path, on_bytes: Callable[[int], None] = lambda count: None
@@ -280,53 +259,15 @@ class Repository:
         finally:
             os.close(handle)
 
-    def _staged(self, role: str) -> Path:
-        return self.path / STAGED_DIR / f"{role}.json"
-
-    def _read_staged(self, role: str) -> bytes | None:
-        path = self._staged(role)
-        return path.read_bytes() if path.exists() else None
-
-    def _root(self) -> bytes:
-        root = self.metadata.root
-        if root is None:
-            raise BuildRefused(f"{self.path} is not a finished repository; make one with `edge-packager repo init`")
-        return root
-
-    def _expiry(self, role: str) -> datetime:
-        return self._clock().replace(microsecond=0) + timedelta(days=getattr(self._expiries, role))
-
-    def _stage_root(self, roles: Mapping[str, RoleKeys], version: int) -> None:
-        root = signing.make_root(roles, version=version, expires=self._expiry("root"), signed_at=self._clock())
-        self._write_staged("root", root)
-
-    def _stage_targets(self, bundles: Mapping[str, Entry], revoked: Sequence[str], version: int | None = None) -> None:
-        version = version or version_of(self.metadata.targets, "targets") + 1
-        expires, now = self._expiry("targets"), self._clock()
-        targets = signing.make_targets(bundles, revoked, version=version, expires=expires, signed_at=now)
-        self._write_staged("targets", targets)
-
-    def _write_staged(self, role: str, document: bytes) -> None:
-        self._make_directory(self.path / STAGED_DIR)
-        self._disk.write_file(self._staged(role), document)
-
-    def _finish_staged(self) -> None:
-        outcome = self._advance()
-        if outcome.pending:
-            raise BuildRefused(
-                f"an earlier change still waits for {'; '.join(outcome.pending)}; `edge-packager repo sign` on the "
-                "machines with those keys, or `edge-packager repo discard`"
-            )
-
     def _listing_to_change(self, reference: str, bundle: BundleDirectory | None) -> Listing:
         """The list a change starts from; an interrupted change of the very same bundle is simply taken up."""
-        staged = self._read_staged("targets")
+        staged = self._change.read_staged("targets")
         if staged is not None and self.metadata.root is not None:
             listing = signing.listing_of(staged)
             same = listing.bundles.get(reference)
             if (bundle and same and same.digest == bundle.digest) or (not bundle and reference in listing.revoked):
                 return listing
-        self._finish_staged()
+        self._change.finish()
         return self.metadata.listing
 
     @staticmethod
@@ -340,115 +281,17 @@ class Repository:
             if target.exists() and {file_digest(target), file_digest(bundle.path / entry.path)} == {entry.sha256}:
                 on_bytes(entry.size)
                 continue
-            self._make_directory(target.parent)
+            self._disk.make_directory(target.parent)
             part = target.with_name(f".{target.name}.part")
             try:
                 copy_checked(bundle.path / entry.path, entry, part, on_bytes)
                 self._disk.sync_file(part)
                 self._disk.rename(part, target)
+            except OSError as error:
+                raise translate(error, f"copying {entry.path}") from error
             finally:
                 part.unlink(missing_ok=True)
         manifest = bundle.manifest
         target = self.path / manifest_path(manifest.name, manifest.version, bundle.digest)
-        self._make_directory(target.parent)
+        self._disk.make_directory(target.parent)
         self._disk.write_file(target, bundle.stored)
-
-    def _advance(self) -> Outcome:
-        """Sign what is staged with the keys at hand and publish it if that suffices."""
-        current = self.metadata.root
-        root = self._sign_staged_root(current)
-        roots = [document for document in (current, root) if document is not None]
-        if not roots:
-            raise BuildRefused(f"{self.path} is not a finished repository; make one with `edge-packager repo init`")
-        targets = self._sign_staged_targets(roots)
-        if root is None and targets is None:
-            # A change that was published and then interrupted leaves its staged documents behind.
-            self._disk.remove(self.path / STAGED_DIR)
-            return Outcome()
-        pending = self._missing(root, targets, current, roots)
-        if pending:
-            return Outcome(pending)
-        body = targets or self.metadata.targets
-        assert body is not None, "the first root is staged together with the first targets"
-        if targets is not None:
-            self._write_metadata(f"{version_of(targets, 'targets')}.targets.json", targets)
-        pending = self._publish_online(body, roots)
-        if pending:
-            return Outcome(pending)
-        if root is not None:
-            self._write_metadata(f"{version_of(root, 'root')}.root.json", root)
-        self._disk.remove(self.path / STAGED_DIR)
-        return Outcome()
-
-    def _sign_staged_root(self, current: bytes | None) -> bytes | None:
-        staged = self._read_staged("root")
-        if staged is None or version_of(staged, "root") <= version_of(current, "root"):
-            return None
-        publics = [*signing.role_keys(staged)["root"].publics]
-        if current is not None:
-            publics += signing.role_keys(current)["root"].publics
-        return self._sign_staged("root", staged, publics)
-
-    def _sign_staged_targets(self, roots: Sequence[bytes]) -> bytes | None:
-        staged = self._read_staged("targets")
-        if staged is None or version_of(staged, "targets") <= version_of(self.metadata.targets, "targets"):
-            return None
-        return self._sign_staged(
-            "targets", staged, [public for root in roots for public in signing.role_keys(root)["targets"].publics]
-        )
-
-    def _sign_staged(self, role: str, document: bytes, publics: Sequence[str]) -> bytes:
-        signed = signing.sign(document, self._keys.find(dict.fromkeys(publics)))
-        if signed != document:
-            self._write_staged(role, signed)
-        return signed
-
-    def _missing(
-        self, root: bytes | None, targets: bytes | None, current: bytes | None, roots: Sequence[bytes]
-    ) -> list[str]:
-        missing: dict[str, int] = {}
-        if root is not None:
-            by_old = signing.missing_signatures(root, "root", current) if current is not None else 0
-            missing["root"] = max(by_old, signing.missing_signatures(root, "root", root))
-        if targets is not None:
-            missing["targets"] = signing.missing_signatures(targets, "targets", roots[-1])
-        return [f"{count} more signature(s) for {role}" for role, count in missing.items() if count]
-
-    def _publish_online(self, targets: bytes, roots: Sequence[bytes]) -> list[str]:
-        """Snapshot and timestamp over ``targets``; which signatures are missing, if any."""
-        before = self.metadata
-        snapshot = self._sign_online(
-            "snapshot",
-            signing.make_snapshot(
-                targets, version=version_of(before.snapshot, "snapshot") + 1, expires=self._expiry("snapshot")
-            ),
-            roots,
-        )
-        timestamp = self._sign_online(
-            "timestamp",
-            signing.make_timestamp(
-                snapshot, version=version_of(before.timestamp, "timestamp") + 1, expires=self._expiry("timestamp")
-            ),
-            roots,
-        )
-        missing = [
-            f"the {role} key"
-            for role, document in (("snapshot", snapshot), ("timestamp", timestamp))
-            if signing.missing_signatures(document, role, roots[-1])
-        ]
-        if not missing:
-            self._write_metadata(f"{version_of(snapshot, 'snapshot')}.snapshot.json", snapshot)
-            self._write_metadata("timestamp.json", timestamp)
-        return missing
-
-    def _sign_online(self, role: str, document: bytes, roots: Sequence[bytes]) -> bytes:
-        publics = [public for root in roots for public in signing.role_keys(root)[role].publics]
-        return signing.sign(document, self._keys.find(dict.fromkeys(publics)))
-
-    def _write_metadata(self, name: str, document: bytes) -> None:
-        self._make_directory(self.path / METADATA_DIR)
-        self._disk.write_file(self.path / METADATA_DIR / name, document)
-
-    def _make_directory(self, path: Path) -> None:
-        if not path.is_dir():
-            self._disk.make_directory(path)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from contract.chunks import digest_chunks
 from contract.manifest import Budget, Canary, FileEntry, License, Manifest, Model, Requires, encode_manifest
-from packager.repository import Repository
-from packager.repository.repository import Expiries
+from packager.repository import Expiries, Repository
 
 NOW = datetime(2026, 12, 1, 12, 0, 0, tzinfo=UTC)
 

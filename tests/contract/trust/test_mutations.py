@@ -34,7 +34,7 @@ def test_a_change_that_matters_is_not_called_harmless(sample: Sample) -> None:
         judge(lambda: MemorySource(sample.files), wrong)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_property_changed_repository(sample: Sample, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(sorted(sample.files)))
@@ -42,7 +42,7 @@ def test_property_changed_repository(sample: Sample, data: st.DataObject) -> Non
     try_repository(sample, path, mutate(sample.files[path], kind, lambda n: data.draw(st.integers(0, n - 1))))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_property_changed_edgebundle(sample: Sample, scratch: Path, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(list(Kind)))

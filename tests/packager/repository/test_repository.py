@@ -150,7 +150,7 @@ class PowerCut(Exception):
 
 
 class CuttingEffects(Effects):
-    """Ends the process before or after the n-th effect, and lets a reader look whenever metadata has changed."""
+    """Ends the process before the n-th effect, and lets a reader look whenever metadata has changed."""
 
     def __init__(self, left: int, look: Callable[[], None]) -> None:
         self.left = left
@@ -162,9 +162,7 @@ class CuttingEffects(Effects):
         result = action()
         if "/metadata/" in target:
             self.look()
-        if self.left == 1:
-            raise PowerCut
-        self.left -= 2
+        self.left -= 1
         return result
 
 
