@@ -1,0 +1,219 @@
+"""The doctor's page and the support file on healthy and sick devices: real brokers, real state, real crashes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.broker_settings import BrokerSettings
+from agent.cli import main
+from agent.diagnosis import machine, state
+from agent.diagnosis.broker import round_trip
+from agent.diagnosis.finding import Finding, examine
+from agent.diagnosis.support import redacted_config
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.lock import FileLock
+from agent.state.migrations import MIGRATIONS
+from contract.errors import StoreBroken
+from contract.mqtt.topics import Topics
+from tests.broker import Broker, find_mosquitto, free_port
+
+needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'device = "d1"\nstate_dir = "{tmp_path}/state"\n[broker]\nport = {free_port()}\n')
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> StateDirectory:
+    """State with nothing installed."""
+    place = StateDirectory(tmp_path / "state")
+    place.root.mkdir(mode=0o700)
+    Database(place.database, MIGRATIONS).close()
+    return place
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["edge-agent", *arguments])
+    return main()
+
+
+def page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: Path) -> dict[str, Finding]:
+    run(monkeypatch, "doctor", "--config", str(config), "--json")
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    return {finding["check"]: Finding(**finding) for finding in findings}
+
+
+def test_a_page_for_a_device_without_state_or_broker(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    findings = page(monkeypatch, capsys, config)
+    assert findings["configuration"].verdict == "ok"
+    assert findings["runtime"].verdict == "ok"
+    assert "onnxruntime-genai" in findings["runtime"].detail
+    for bad in ("state", "trust", "broker"):
+        assert findings[bad].verdict == "bad"
+        assert findings[bad].mend
+
+
+def test_every_bad_line_stands_beside_its_mend_and_the_status_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    assert run(monkeypatch, "doctor", "--config", str(config)) == 1
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("✗"):
+            assert lines[number + 1].lstrip().startswith("→")
+    assert lines[-1].endswith("checks are bad")
+    assert said.err == ""
+
+
+def test_a_wrong_configuration_does_not_hide_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
+    config.write_text("devise = 1")
+    findings = page(monkeypatch, capsys, config)
+    assert "did you mean device" in findings["configuration"].detail
+    assert findings["processor"].verdict in ("ok", "note")
+
+
+def test_a_runtime_that_dies_is_a_finding_and_not_our_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnxruntime.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = machine.runtime()
+    assert found.verdict == "bad"
+    assert "SIGILL" in found.detail
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('no wheel of that name')")
+    assert machine.runtime().detail == "ImportError: no wheel of that name"
+
+
+def test_a_clock_in_the_past_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.clock(0).verdict in ("ok", "note")
+    ahead = int(time.time()) + 400 * 86400
+    assert "reset-clock-floor" in machine.clock(ahead).mend
+    monkeypatch.setattr(time, "time", lambda: 3600.0)
+    assert machine.clock(0).verdict == "bad"
+
+
+def test_the_clock_floor_is_forgotten_on_demand_but_not_under_a_running_agent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: Path, place: StateDirectory
+) -> None:
+    database = Database(place.database, MIGRATIONS)
+    InstallationState(database).raise_clock_floor(4_000_000_000)
+    database.close()
+    with FileLock(place.lock, "an agent"):
+        assert run(monkeypatch, "doctor", "--reset-clock-floor", "--config", str(config)) == StoreBroken.exit_status
+        assert "running agent" in capsys.readouterr().err
+        assert state.clock_floor(place) == 4_000_000_000
+    assert run(monkeypatch, "doctor", "--reset-clock-floor", "--config", str(config)) == 0
+    assert state.clock_floor(place) == 0
+
+
+def test_state_that_everybody_may_read_is_bad(place: StateDirectory) -> None:
+    assert state.directory(place).verdict == "ok"
+    place.root.chmod(0o755)
+    assert "chmod o=" in state.directory(place).mend
+
+
+def test_a_damaged_database_is_named(place: StateDirectory) -> None:
+    assert state.database(place).verdict == "ok"
+    place.database.write_bytes(b"not a database" * 1000)
+    (found,) = examine("database", lambda: state.database(place))
+    assert found.verdict == "bad"
+
+
+def doctors_view(broker: Broker, **settings: Any) -> dict[str, Finding]:
+    found = round_trip(BrokerSettings(host="127.0.0.1", port=broker.port, **settings), Topics("d1"))
+    return {finding.check: finding for finding in found}
+
+
+@pytest.mark.broker
+@needs_mosquitto
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_message_really_comes_back(tmp_path: Path, protocol: str) -> None:
+    broker = Broker(tmp_path)
+    broker.start()
+    try:
+        findings = doctors_view(broker, protocol=protocol)
+        assert {name: found.verdict for name, found in findings.items()} == {"broker": "ok", "access": "ok"}
+    finally:
+        broker.stop()
+
+
+@pytest.mark.broker
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [("topic write edge/v1/d/d1/doctor", "delivered nothing"), ("topic read edge/v1/d/d1/doctor", "refuses")],
+)
+def test_a_broker_that_grants_and_delivers_nothing_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, said: str
+) -> None:
+    monkeypatch.setattr("agent.diagnosis.broker.ROUND_TRIP_SECONDS", 1.0)
+    acl = tmp_path / "acl"
+    acl.write_text(f"{rule}\n")
+    acl.chmod(0o644)
+    broker = Broker(tmp_path / "broker", settings=f"acl_file {acl}\nuser root\n")
+    broker.start()
+    try:
+        found = doctors_view(broker)["access"]
+        assert found.verdict == "bad"
+        assert said in found.detail
+        assert "edge/v1/d/d1/doctor" in found.mend
+    finally:
+        broker.stop()
+
+
+@pytest.mark.broker
+@needs_mosquitto
+def test_a_wrong_password_is_told_apart_from_a_broker_that_is_not_there(tmp_path: Path) -> None:
+    broker = Broker(tmp_path / "broker", anonymous=False)
+    broker.start()
+    try:
+        assert "username" in doctors_view(broker)["broker"].mend
+    finally:
+        broker.stop()
+    assert "is a broker running" in doctors_view(broker)["broker"].mend
+
+
+def test_the_support_file_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Path, place: StateDirectory
+) -> None:
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials" / "password").write_text("hunter2")
+    config.write_text(
+        f'device = "d1"\nstate_dir = "{place.root}"\n'
+        f'[broker]\nport = {free_port()}\nusername = "d1"\npassword_file = "credentials/password"\n'
+        '[sources]\nweb = "https://user:hunter2@example.org/repository?key=hunter2"\n'
+    )
+    place.audit.write_text('{"decision": "accepted"}\n')
+    out = tmp_path / "report.tar.gz"
+    assert run(monkeypatch, "report", str(out), "--config", str(config)) == 0
+    assert out.stat().st_mode & 0o777 == 0o600
+    with tarfile.open(out) as archive:
+        names = {member.name.partition("/")[2] for member in archive}
+        texts = [archive.extractfile(member).read() for member in archive.getmembers()]  # type: ignore[union-attr]
+    assert {"doctor.json", "config.json", "machine.json", "state.json", "audit.jsonl", "journal.txt"} == names
+    assert not any(b"hunter2" in text for text in texts)
+
+
+def test_a_configuration_that_is_not_one_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("= =")
+    assert "unreadable" in redacted_config(tmp_path / "bad.toml")
+    (tmp_path / "odd.toml").write_text('password = "hunter2"\ntoken = ["hunter2"]\nurl = "http://[broken"\n')
+    assert redacted_config(tmp_path / "odd.toml") == {
+        "password": "(left out)", "token": ["(left out)"], "url": "(left out)",
+    }  # fmt: skip
