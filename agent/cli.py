@@ -11,6 +11,7 @@ COMMANDS = {
     "install": ("agent.commands.install", "install a bundle from a file, directory or URL"),
     "status": ("agent.commands.status", "show phase, active bundle and last error"),
     "bundles": ("agent.commands.bundles", "list the bundles on this device"),
+    "rollback": ("agent.commands.rollback", "go back to the bundle before this one"),
     "verify": ("agent.commands.verify", "re-check every installed byte"),
     "check-config": ("agent.commands.check_config", "check a configuration file"),
     "setup": ("agent.commands.setup", "make this machine a device: service, accounts, configuration, trust"),

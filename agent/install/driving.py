@@ -142,6 +142,8 @@ class Driver:
         return actions
 
     async def _perform(self, action: Action) -> Event | None:
+        # What follows starts and ends processes; a test that cuts the power does it here, too.
+        self._disk.effects.perform("action", action.value, lambda: None)
         match action:
             case Action.OBTAIN | Action.RUN_CANARY | Action.WATCH:
                 work = {

@@ -201,3 +201,18 @@ def test_a_revoked_bundle_is_no_way_back(market: Market, tmp_path: Path) -> None
             assert refused.value.reason is Reason.REVOKED
 
     asyncio.run(scenario())
+
+
+def test_rollback_without_an_agent(market: Market, tmp_path: Path) -> None:
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    state = tmp_path / "state"
+    for version in ("1.0.0", "1.1.0"):
+        done = edge_agent(
+            "install", market.location, f"tiny@{version}", "--state-dir", state, "--root", market.root_json
+        )
+        assert done.returncode == 0, done.stderr
+    done = edge_agent("rollback", "--state-dir", state)
+    assert (done.returncode, done.stdout) == (0, "tiny@1.0.0 is active\n"), done.stderr
+    listed = json.loads(edge_agent("bundles", "--state-dir", state, "--json").stdout)
+    assert {entry["version"]: entry["place"] for entry in listed} == {"1.0.0": "active", "1.1.0": "previous"}

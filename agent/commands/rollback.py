@@ -1,0 +1,68 @@
+"""``edge-agent rollback``: back to the bundle that was active before, verified and tried like any other."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+
+from agent.commands.install import Teller
+from agent.commands.place import Place, add_place, existing_place
+from agent.control import Order, call_agent, check_may_lower_epoch, raise_for
+from agent.install.alone import carry_out_alone
+from agent.install.overview import Overview
+from agent.install.wishes import Wish, rollback_wish
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.migrations import MIGRATIONS
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_place(parser)
+    parser.add_argument(
+        "--allow-epoch",
+        action="store_true",
+        help="go back even to a bundle that was revoked or lies below the security epoch (root only)",
+    )
+    parser.add_argument("--json", action="store_true", help="print phases and outcome as JSON lines")
+    parser.epilog = (
+        "A desired document that is there already is not followed any more; the next one is.\n\n"
+        "examples:\n"
+        "  edge-agent rollback --config /etc/edge-agent/agent.toml\n"
+        "  sudo edge-agent rollback --allow-epoch"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    place = existing_place(arguments)
+    order = Order(op="rollback", allow_epoch=arguments.allow_epoch)
+    teller = Teller(as_json=arguments.json)
+    try:
+        overview = call_agent(place.directory, order, teller.tell)
+        active = roll_back_alone(place, order, teller) if overview is None else _active(overview)
+    finally:
+        teller.finish()
+    print(json.dumps({"ok": True, "active": active}) if arguments.json else f"{active} is active")
+    return 0
+
+
+def roll_back_alone(place: Place, order: Order, teller: Teller) -> str:
+    """Do it where no agent runs; what is active then."""
+    check_may_lower_epoch(order, os.geteuid())
+    wish = _read_wish(place, order)
+    raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
+    return wish.reference
+
+
+def _read_wish(place: Place, order: Order) -> Wish:
+    database = Database(place.directory.database, MIGRATIONS)
+    try:
+        return rollback_wish(InstallationState(database), place.install, allow_epoch=order.allow_epoch)
+    finally:
+        database.close()
+
+
+def _active(overview: Overview) -> str:
+    active = overview.reported.active
+    return "nothing" if active is None else f"{active.name}@{active.version}"

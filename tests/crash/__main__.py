@@ -1,0 +1,185 @@
+"""``python -m tests.crash``: all scenarios, or those named, at every point; exit status 1 if anything did not hold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from agent.host import Host, measure_host
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.migrations import MIGRATIONS
+from contract.durable import Disk, Effects
+from contract.manifest import MANIFEST_FILE, Manifest, manifest_digest, parse_manifest
+from tests.agent.install.market import Device, Market
+from tests.crash.invariants import after_restart, at_the_end, missing_bytes
+from tests.crash.scenarios import SCENARIOS, Scenario, prepare, publish
+from tests.crash.world import KILLED, Deed, Life, NumberedEffects
+
+SCRATCH = Path("/dev/shm")
+"""Cutting the power means ending a process here, so nothing is gained by waiting for a disk."""
+
+
+class Run:
+    """One scenario on one market."""
+
+    def __init__(self, scenario: Scenario, market: Market, root: Path, host: Host) -> None:
+        self.scenario = scenario
+        self.market = market
+        self.root = root
+        self.host = host
+        self.template = root / "template"
+        in_child(self._prepare)
+
+    def _life(self, place: Path, effects: Effects) -> Life:
+        return Life(StateDirectory(place), self.market.location, Disk(effects), self.host)
+
+    def _prepare(self) -> list[str]:
+        def live(device: Device, deed: Deed) -> None:
+            self._life(device.directory.root, Effects()).live(deed)
+
+        prepare(self.scenario, self.market, self.template, live)
+        return []
+
+    def count(self) -> list[str]:
+        """The effects of the undisturbed deed, in order."""
+        place = self._copy("whole")
+
+        def whole() -> list[str]:
+            effects = NumberedEffects()
+            self._life(place, effects).live(self.scenario.deed)
+            return effects.done
+
+        return in_child(whole)
+
+    def cut_at(self, number: int) -> list[str]:
+        """Cut the power before effect ``number``; what did not hold afterwards."""
+        place = self._copy(f"device-{number}")
+
+        def doomed() -> list[str]:
+            self._life(place, NumberedEffects(number)).live(self.scenario.deed)
+            return ["the power was not cut"]
+
+        faults = in_child(doomed, killed_is_fine=True) or in_child(lambda: self._recover(place))
+        Disk().remove(place)
+        return faults
+
+    def cut_each(self, numbers: Sequence[int], effects: Sequence[str]) -> list[str]:
+        """:meth:`cut_at` for all of ``numbers``; faults with the place they belong to."""
+        return [
+            f"before effect {each} ({effects[each - 1]}): {fault}" for each in numbers for fault in self.cut_at(each)
+        ]
+
+    def _recover(self, place: Path) -> list[str]:
+        fresh = self._life(place, Effects())
+        fresh.live()
+        faults = list(after_restart(self.scenario, fresh))
+        missing = self._missing(place)
+        again = self._life(place, Effects())
+        again.live(self.scenario.deed)
+        return faults + list(at_the_end(self.scenario, again, missing))
+
+    def _missing(self, place: Path) -> int:
+        directory = StateDirectory(place)
+        state = InstallationState(Database(directory.database, MIGRATIONS))
+        stored = (self.market.root / f"built-{self.scenario.after}" / MANIFEST_FILE).read_bytes()
+        others: list[Manifest] = []
+        for bundle in state.bundles():
+            others.append(parse_manifest((directory.bundle(bundle.digest) / MANIFEST_FILE).read_bytes()))
+        return missing_bytes(directory, parse_manifest(stored), manifest_digest(stored), others)
+
+    def _copy(self, name: str) -> Path:
+        place = self.root / name
+        shutil.copytree(self.template, place, symlinks=True)
+        return place
+
+
+def in_child(work: Callable[[], list[str]], *, killed_is_fine: bool = False) -> list[str]:
+    """Run ``work`` in a fork, where a cut ends nothing but the fork; what it returns, or why it ended."""
+    return _collect(_begin(work), killed_is_fine=killed_is_fine)
+
+
+def in_children(works: Sequence[Callable[[], list[str]]]) -> list[str]:
+    """As :func:`in_child`, all at the same time."""
+    children = [_begin(work) for work in works]
+    return [line for child in children for line in _collect(child)]
+
+
+def _begin(work: Callable[[], list[str]]) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        try:
+            with os.fdopen(writer, "w") as pipe:
+                json.dump(work(), pipe)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    return child, reader
+
+
+def _collect(begun: tuple[int, int], *, killed_is_fine: bool = False) -> list[str]:
+    child, reader = begun
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == KILLED and killed_is_fine:
+        return []
+    if code != 0:
+        return [f"the process ended with status {code}"]
+    result = json.loads(said)
+    assert isinstance(result, list)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True, help="a finished bundle directory named tiny")
+    parser.add_argument("--scenario", action="append", choices=[scenario.name for scenario in SCENARIOS])
+    parser.add_argument("--stride", type=int, default=1, help="try every n-th point only")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--scratch", type=Path, default=SCRATCH if SCRATCH.is_dir() else None, metavar="DIR")
+    arguments = parser.parse_args()
+    # Loaded once, before forking: a fork that imports tuf takes ten times as long as the installation.
+    import agent.install.trusting  # noqa: F401
+
+    failures = points = 0
+    with tempfile.TemporaryDirectory(prefix="crash-", dir=arguments.scratch) as scratch:
+        root = Path(scratch)
+        market = publish(root / "market", arguments.bundle)
+        host = measure_host(root)
+        for scenario in SCENARIOS:
+            if arguments.scenario and scenario.name not in arguments.scenario:
+                continue
+            place = root / scenario.name.replace(" ", "-")
+            place.mkdir()
+            run = Run(scenario, market, place, host)
+            effects = run.count()
+            numbers = range(1, len(effects) + 1, arguments.stride)
+            shares = [numbers[start :: arguments.jobs] for start in range(arguments.jobs)]
+            faults = in_children([partial(run.cut_each, share, effects) for share in shares])
+            for fault in faults:
+                print(f"{scenario.name}, {fault}")
+            points += len(numbers)
+            failures += len(faults)
+            print(f"{scenario.name}: {len(effects)} effects, {len(numbers)} points, {len(faults)} faults", flush=True)
+            Disk().remove(place)
+    print(f"{points} points tried, {failures} faults")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

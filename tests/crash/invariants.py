@@ -1,0 +1,107 @@
+"""What must hold after a restart, whatever happened before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.install.inspection import inspect_bundle
+from agent.install.plan import pieces_of, unique_files
+from agent.install.staging import matches
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.migrations import MIGRATIONS
+from contract.errors import BundleRefused
+from contract.manifest import Manifest
+from contract.names import Digest
+from tests.crash.scenarios import Scenario
+from tests.crash.world import Life
+
+
+def after_restart(scenario: Scenario, life: Life) -> Iterator[str]:
+    """Faults found when the agent has started again and nothing has been asked of it."""
+    directory = life.directory
+    state = InstallationState(Database(directory.database, MIGRATIONS))
+    snapshot = state.snapshot()
+    active = state.bundle(snapshot.active)
+    if (active and active.version) not in scenario.may_be:
+        yield f"active is {active}"
+    if active is not None:
+        yield from _sound(directory, active.digest)
+        served = life.serving.bundle
+        if served is None or served.digest != active.digest:
+            yield f"{served and served.digest} is served, {active.digest} is active"
+    elif life.serving.bundle is not None:
+        yield "something is served though nothing is active"
+    if snapshot.epoch < (active.security_epoch if active else scenario.epoch if scenario.before else 0):
+        yield f"the epoch fell to {snapshot.epoch}"
+    strangers = {path.name.strip(".").removesuffix(".sealing") for path in _children(directory.bundles)}
+    strangers -= {snapshot.active, snapshot.previous}
+    known = {bundle.digest for bundle in state.bundles()}
+    if len(strangers - known) > 1:
+        yield f"more than one candidate: {strangers - known}"
+    last = life.reported[-1] if life.reported else None
+    if last is not None:
+        told = last.active and last.active.digest
+        if told != snapshot.active:
+            yield f"reported says that {told} is active"
+        if last.phase != snapshot.phase:
+            yield f"reported says {last.phase}, recorded is {snapshot.phase}"
+    if snapshot.phase != "IDLE":
+        yield f"the phase after a restart is {snapshot.phase}"
+
+
+def at_the_end(scenario: Scenario, life: Life, missing: int) -> Iterator[str]:
+    """Faults found when the interrupted deed has been completed; ``missing``: bytes that had to be fetched."""
+    directory = life.directory
+    state = InstallationState(Database(directory.database, MIGRATIONS))
+    snapshot = state.snapshot()
+    active = state.bundle(snapshot.active)
+    if active is None or active.version != scenario.after:
+        yield f"active is {active and active.version} in the end"
+        return
+    yield from _sound(directory, active.digest)
+    kept = {bundle.digest for bundle in state.bundles()}
+    for path in _children(directory.bundles):
+        if path.name not in kept:
+            yield f"stray {path.name} in bundles"
+    for digest in kept:
+        yield from _sound(directory, digest)
+    for place in (directory.inbox, directory.derived):
+        for path in _children(place):
+            yield f"stray {path.name} in {place.name}"
+    for path in _children(directory.trust):
+        if path.name != "trusted.json":
+            yield f"stray {path.name} in trust"
+    if life.fetched > missing:
+        yield f"{life.fetched} bytes were fetched, {missing} were missing"
+    last = life.reported[-1]
+    if last.active is None or last.active.digest != active.digest or last.phase != "IDLE":
+        yield f"reported ends with {last}"
+
+
+def missing_bytes(directory: StateDirectory, wanted: Manifest, digest: Digest, others: list[Manifest]) -> int:
+    """What has to be fetched for ``wanted``: what is in no part, in no other bundle and not sealed yet."""
+    if directory.bundle(digest).exists():
+        return 0
+    here = {piece.sha256 for each in others for entry in each.files for piece in pieces_of(entry)}
+    total = 0
+    for entry in unique_files(wanted):
+        places = [directory.part(entry.sha256), directory.sealing(digest) / entry.path]
+        data = next((place.read_bytes() for place in places if place.is_file()), b"")
+        for piece in pieces_of(entry):
+            if piece.sha256 not in here and not matches(data[piece.offset : piece.end], piece):
+                total += piece.size
+    return total
+
+
+def _sound(directory: StateDirectory, digest: Digest) -> Iterator[str]:
+    try:
+        inspect_bundle(directory.bundle(digest), digest)
+    except BundleRefused as fault:
+        yield f"bundle {digest[:12]}: {fault.message}"
+
+
+def _children(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.exists() else []
