@@ -18,6 +18,7 @@ from contract.source.http import HttpSource
 from contract.source.opening import open_source
 from contract.source.tar import TarSource
 from tests.contract.source.servers import OldHandler, PlainHandler, serve
+from tests.contract.trust.publisher import MemorySource
 
 BIG = bytes(range(256)) * 12_000  # three megabytes: several pieces
 BIG_PATH = f"objects/{hashlib.sha256(BIG).hexdigest()}"
@@ -30,7 +31,7 @@ FILES = {
     BIG_PATH: BIG,
     EMPTY_PATH: b"",
 }
-KINDS = ("directory", "http", "http-without-range", "http-1.0", "tar-pax", "tar-gnu")
+KINDS = ("memory", "directory", "http", "http-without-range", "http-1.0", "tar-pax", "tar-gnu")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(request: pytest.FixtureRequest, tree: Path, tmp_path: Path) -> Iterator[BundleSource]:
     with ExitStack() as stack:
         made: BundleSource
-        if request.param == "directory":
+        if request.param == "memory":
+            made = MemorySource(FILES)
+        elif request.param == "directory":
             made = DirectorySource(tree)
         elif request.param == "http":
             made = HttpSource(stack.enter_context(serve(tree)))
