@@ -171,9 +171,10 @@ class BatchedEngine:
             raise EngineFailed("a canary is scored while nothing else runs")
         losses: list[float] = []
         filled = 0
+        size = SCORE_SLICE if self._runner.shows_all else 1
         with native("the model failed on a canary"):
             while filled < len(ids) - 1:
-                end = min(filled + SCORE_SLICE, len(ids) - 1)
+                end = min(filled + size, len(ids) - 1)
                 if filled < first - 1:
                     end = min(end, first - 1)
                 logits = self._runner.prefill(0, filled, ids[filled:end])

@@ -32,13 +32,15 @@ class Runner:
         self._bindings: dict[tuple[int, int], Any] = {}
         self._counting = np.arange(pool.length, dtype=np.int64)
         self._decode_logits = np.empty((pool.slots, 1, decoder.vocab_size), dtype=np.float32)
+        self.shows_all = self._probe()
 
     def prefill(self, slot: int, past: int, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``."""
+        """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``, or of the last one alone."""
         ids = np.array([tokens], dtype=np.int64)
         mask = np.ones((1, past + len(tokens)), dtype=np.int64)
         positions = self._counting[past : past + len(tokens)].reshape(1, -1)
-        logits = np.empty((1, len(tokens), self._decoder.vocab_size), dtype=np.float32)
+        rows = len(tokens) if self.shows_all else 1
+        logits = np.empty((1, rows, self._decoder.vocab_size), dtype=np.float32)
         self._run(slot, ids, mask, np.ascontiguousarray(positions), logits)
         found: NDArray[np.float32] = logits[0]
         return found
@@ -53,6 +55,19 @@ class Runner:
         self._run(first, ids, mask, lengths, logits)
         found: NDArray[np.float32] = logits[:, 0]
         return found
+
+    def _probe(self) -> bool:
+        """Whether the graph shows logits for every token: one with a pruned head computes the last ones only."""
+        names = self._decoder
+        feed = {
+            names.input_ids: np.zeros((1, 2), dtype=np.int64),
+            names.attention_mask: np.ones((1, 2), dtype=np.int64),
+            **{past: self._pool.array[index, :1, :, :0] for index, past in enumerate(names.past)},
+        }
+        if names.position_ids is not None:
+            feed[names.position_ids] = np.array([[0, 1]], dtype=np.int64)
+        (logits,) = self._session.run([names.logits], feed)
+        return bool(logits.shape[1] == 2)
 
     def _run(
         self,
