@@ -1,4 +1,7 @@
-"""Asking trust which bundle NAME@VERSION is; loads tuf, so only the installer process imports this module."""
+"""Asking trust which bundle NAME@VERSION is.
+
+tuf is loaded when that is asked, which happens in the installer process alone: it costs 32 MB.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from contract.durable import Disk
 from contract.errors import BundleRefused, UsageError
 from contract.reasons import Reason
 from contract.trust.clock import kernel_clock_synchronised
-from contract.trust.resolve import listed_digest, resolve
-from contract.trust.store import TrustStore
 from contract.trust.verified import TrustedManifest
 
 
@@ -27,6 +28,9 @@ def resolve_bundle(
         BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
         UsageError: the job brings a root, and the device trusts another repository.
     """
+    from contract.trust.resolve import resolve
+    from contract.trust.store import TrustStore
+
     store = TrustStore(directory.trust, disk)
     if job.root is not None:
         store.provision(_read_root(Path(job.root)), state)
@@ -50,6 +54,9 @@ def check_not_revoked(job: Job, directory: StateDirectory, state: InstallationSt
     Raises:
         BundleRefused: REVOKED, TRUST_STATE_LOST.
     """
+    from contract.trust.resolve import listed_digest
+    from contract.trust.store import TrustStore
+
     try:
         listed_digest(TrustStore(directory.trust, disk), state, job.name, job.version)
     except BundleRefused as refused:
