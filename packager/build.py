@@ -82,14 +82,14 @@ def build_bundle(
         progress.stage(1, STAGES, "reading the source")
         source = open_source(plan.source, cache, log, progress.advance)
         progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}")
-        build_graph(source.checkpoint, plan, staged, log, progress.advance)
+        report = build_graph(source.checkpoint, plan, staged, log, progress.advance)
         progress.stage(3, STAGES, "reading the graph back")
         config, graph = read_back(staged)
-        prove(plan, source.checkpoint.config, config, graph)
+        prove(plan, report.config, config, graph)
         progress.stage(4, STAGES, "loading and generating")
         checked = _check(plan, staged, log, progress)
         progress.stage(5, STAGES, "writing the bundle")
-        _write_extras(staged, source, plan, checked, graph)
+        _write_extras(staged, source, plan, checked, graph, report.workarounds)
         checkpoint = source.checkpoint
         manifest = compose_manifest(
             name=plan.name,
@@ -117,12 +117,20 @@ def _check(plan: BuildPlan, staged: Path, log: Path, progress: BuildProgress) ->
     return check_model(staged, log, text=reference_text(), on_progress=progress.advance)
 
 
-def _write_extras(staged: Path, source: OpenedSource, plan: BuildPlan, checked: CheckResult, graph: GraphFacts) -> None:
+def _write_extras(
+    staged: Path,
+    source: OpenedSource,
+    plan: BuildPlan,
+    checked: CheckResult,
+    graph: GraphFacts,
+    workarounds: list[str],
+) -> None:
     if source.checkpoint.license_file is not None:
         shutil.copyfile(source.checkpoint.license_file, staged / "LICENSE")
     provenance = {
         **short_provenance(source.kind, source.label, source.sha256),
         "options": {"precision": plan.precision, "ep": plan.ep, "builder": builder_options(plan)},
+        "workarounds": workarounds,
         "host": describe_host(),
     }
     write_evidence(staged, quality_of(checked, graph), provenance, graph)

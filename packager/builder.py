@@ -5,10 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from packager.child import run_child
 from packager.plan import BuildPlan, builder_options
 from packager.sources.checkpoint import Checkpoint
+
+
+class BuilderReport(Struct, frozen=True):
+    """What the builder read: ``config`` with every default filled in; the names of ``workarounds`` that it needed."""
+
+    config: dict[str, Any]
+    workarounds: list[str]
 
 
 def build_graph(
@@ -17,7 +28,7 @@ def build_graph(
     out: Path,
     log: Path,
     on_progress: Callable[[float, float], None] | None = None,
-) -> None:
+) -> BuilderReport:
     """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai.
 
     Raises:
@@ -33,4 +44,5 @@ def build_graph(
             "ep": plan.ep,
             "options": builder_options(plan),
         }
-        run_child("packager.builder_process", job, log, doing="the model builder", on_progress=on_progress)
+        value = run_child("packager.builder_process", job, log, doing="the model builder", on_progress=on_progress)
+    return msgspec.convert(value, BuilderReport)

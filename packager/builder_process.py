@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from packager.child import Reporter, child_main
+from packager.workarounds import mend
 
 STEPS = 3
 
 
 def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Run ``parse_extra_options`` and ``create_model``: the builder's command line does no more."""
+    """Run ``parse_extra_options`` and ``create_model``, as the builder's command line does, mending what is known.
+
+    Reports ``config``, the configuration with transformers' defaults filled in, as the proof compares it with the
+    graph, and ``workarounds``, the names of those that were needed.
+    """
     from onnxruntime_genai.models import builder
 
     reporter.progress(1, STEPS)
     fixed = ("", job["checkpoint"], job["out"], job["precision"], job["ep"], job["scratch"])
     options = builder.parse_extra_options(*fixed, list(job["options"]))
+    config = options["hf_details"]["hf_config"]
+    resolved = json.loads(config.to_json_string(use_diff=False))
+    applied = mend(config, options, job.get("skip", ""))
     reporter.progress(2, STEPS)
     builder.create_model(*fixed, **options)
     reporter.progress(3, STEPS)
-    return {}
+    return {"config": resolved, "workarounds": applied}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""Each known fault of the builder still shows without its workaround; when it does not, the workaround can go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from packager.plan import BuildPlan
+from packager.readback import compare, read_back
+from packager.workarounds import WORKAROUNDS
+from tests.packager.families import (
+    CONTEXT,
+    FAMILY_CONFIGS,
+    build_here,
+    difference,
+    make_random,
+    runtime,
+    sample_ids,
+    source_logits,
+)
+
+NEEDED_BY = {
+    "longrope-type": ["phi-3.5-mini", "phi-4-mini"],
+    "gemma3-nested-rope": ["gemma-3"],
+    "gemma3-scaled-locals": ["gemma-3-scaled"],
+    "dropped-window": ["mistral", "phi-3"],
+}
+PAIRS = [(name, family) for name, families in NEEDED_BY.items() for family in families]
+
+
+def test_every_workaround_is_shown_to_be_needed() -> None:
+    assert sorted(NEEDED_BY) == sorted(workaround.name for workaround in WORKAROUNDS)
+
+
+@pytest.mark.parametrize(("name", "family"), PAIRS)
+def test_the_symptom_still_shows(name: str, family: str, tmp_path: Path) -> None:
+    source = make_random(tmp_path / "source", FAMILY_CONFIGS[family]())
+    out = tmp_path / "out"
+    if name == "longrope-type":
+        with pytest.raises(KeyError, match="type"):
+            build_here(tmp_path / "source", out, "fp32", skip=name)
+        return
+    if name == "gemma3-nested-rope":
+        with pytest.raises(KeyError, match="rope_type"):
+            build_here(tmp_path / "source", out, "fp32", skip=name)
+        return
+    report = build_here(tmp_path / "source", out, "fp32", skip=name)
+    ids = sample_ids(CONTEXT - 20)
+    if name == "dropped-window":
+        plan = BuildPlan("source", "tiny", "1.0.0", precision="fp32")
+        assert "attends over everything" in compare(plan, report["config"], *read_back(out))[0]
+        with pytest.raises(RuntimeError, match="sequence_length"):
+            runtime(out)(ids)
+        return
+    furthest, _ = difference(runtime(out)(ids), source_logits(source, ids))
+    assert furthest > 0.1
