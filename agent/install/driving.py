@@ -117,6 +117,11 @@ class Driver:
             StoreBroken, StoreFull.
         """
         await self._drive(Event.RESTARTED)
+        try:
+            # What was being removed when the power went; bytes on their way stay.
+            collect_strays(self._store, self._directory, self._disk, parts_kept=None)
+        except EdgeBundleError as error:
+            log.warning("strays could not be removed: %s", error.message)
 
     def supersede(self) -> None:
         """Another wish waits: leave this one at the next place where that is safe."""

@@ -73,6 +73,8 @@ class Obtaining:
             linked = self._fetch(trusted.manifest, whole, resumed, mirrors)
             self._verify(trusted.manifest, linked)
             parts = {entry.sha256: self._directory.part(entry.sha256) for entry in trusted.manifest.files}
+            # Recorded first: a sealed bundle without a record would be taken for a stray.
+            self._remember(trusted)
             sealed = seal_bundle(trusted, parts, linked, self._directory, self._disk)
         self._remember(trusted)
         self._reached(Event.SEALED)

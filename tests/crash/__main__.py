@@ -91,10 +91,12 @@ class Run:
     def _missing(self, place: Path) -> int:
         directory = StateDirectory(place)
         state = InstallationState(Database(directory.database, MIGRATIONS))
-        stored = (self.market.root / f"built-{self.scenario.after}" / MANIFEST_FILE).read_bytes()
+        stored = (self.market.root / f"built-{self.scenario.wanted}" / MANIFEST_FILE).read_bytes()
         others: list[Manifest] = []
         for bundle in state.bundles():
-            others.append(parse_manifest((directory.bundle(bundle.digest) / MANIFEST_FILE).read_bytes()))
+            file = directory.bundle(bundle.digest) / MANIFEST_FILE
+            if file.exists():
+                others.append(parse_manifest(file.read_bytes()))
         return missing_bytes(directory, parse_manifest(stored), manifest_digest(stored), others)
 
     def _copy(self, name: str) -> Path:

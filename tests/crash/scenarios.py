@@ -20,7 +20,8 @@ from tests.crash.world import SETTINGS, Deed, Life
 @dataclass(frozen=True)
 class Scenario:
     """``before``: versions installed in this order first; ``deed`` is what is interrupted; ``after``: what must be
-    active in the end, ``may_be``: what may be active right after the restart; ``epoch`` the least there may be then.
+    active in the end, ``may_be``: what may be active right after the restart; ``epoch`` the least there may be then;
+    ``wanted``: what is fetched.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Scenario:
     after: str
     may_be: frozenset[str | None]
     epoch: int
+    wanted: str
 
 
 def follow(version: str) -> Deed:
@@ -58,11 +60,13 @@ async def fail(life: Life, coordinator: Coordinator, state: InstallationState) -
 
 
 SCENARIOS = (
-    Scenario("first install", (), follow("1.0.0"), "1.0.0", frozenset({None, "1.0.0"}), 0),
-    Scenario("update", ("1.0.0",), follow("1.1.0"), "1.1.0", frozenset({"1.0.0", "1.1.0"}), 1),
-    Scenario("failed update", ("1.0.0",), fail, "1.0.0", frozenset({"1.0.0"}), 1),
-    Scenario("rollback", ("1.0.0", "1.1.0"), go_back, "1.0.0", frozenset({"1.0.0", "1.1.0"}), 1),
-    Scenario("garbage collection", ("1.0.0", "1.1.0"), follow("1.2.0"), "1.2.0", frozenset({"1.1.0", "1.2.0"}), 1),
+    Scenario("first install", (), follow("1.0.0"), "1.0.0", frozenset({None, "1.0.0"}), 0, "1.0.0"),
+    Scenario("update", ("1.0.0",), follow("1.1.0"), "1.1.0", frozenset({"1.0.0", "1.1.0"}), 1, "1.1.0"),
+    Scenario("failed update", ("1.0.0",), fail, "1.0.0", frozenset({"1.0.0"}), 1, "1.1.0"),
+    Scenario("rollback", ("1.0.0", "1.1.0"), go_back, "1.0.0", frozenset({"1.0.0", "1.1.0"}), 1, "1.0.0"),
+    Scenario(
+        "garbage collection", ("1.0.0", "1.1.0"), follow("1.2.0"), "1.2.0", frozenset({"1.1.0", "1.2.0"}), 1, "1.2.0"
+    ),
 )
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0")
