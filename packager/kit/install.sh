@@ -33,7 +33,8 @@ if [ ! -e "$target/.complete" ]; then
     rm -rf "$target"
     "$python" -m venv --without-pip "$target"
     # pip runs out of its own wheel: Debian ships Python without it.
-    "$target/bin/python" wheels/pip-*.whl/pip install --quiet --no-index --find-links wheels --no-cache-dir \
+    pip=$(echo wheels/pip-*.whl)
+    "$target/bin/python" "$pip/pip" install --quiet --no-index --find-links wheels --no-cache-dir \
         --disable-pip-version-check --root-user-action ignore "edge-bundle[agent]==$version"
     "$target/bin/edge-agent" --help >/dev/null
     touch "$target/.complete"

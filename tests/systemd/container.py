@@ -49,6 +49,7 @@ def debian(cache: Path) -> Path:
             check=True, capture_output=True, timeout=DEBOOTSTRAP_SECONDS,
         )  # fmt: skip
         (making / "etc/hostname").write_text("edge\n")
+        (making / "etc/hosts").write_text("127.0.0.1 localhost edge\n::1 localhost\n")
         (making / "etc/machine-id").write_text("0123456789abcdef0123456789abcdef\n")
         (making / "etc/locale.conf").write_text("LANG=C.UTF-8\n")
         for unneeded in ("systemd-firstboot", "systemd-networkd-wait-online", "systemd-networkd", "mosquitto"):
@@ -130,7 +131,7 @@ class Container:
             RuntimeError: it failed (with ``check``); the message holds what it said.
         """
         done = subprocess.run(
-            ["nsenter", "-t", str(self._leader), "-m", "-u", "-i", "-n", "-p", "-r", "-w/", "--", *command],
+            ["nsenter", "-t", str(self._leader), "-m", "-u", "-i", "-n", "-p", "-r", "-w", "--", *command],
             input=text, capture_output=True, text=True, timeout=seconds, check=False,
             env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG": "C.UTF-8", "HOME": "/root"},
         )  # fmt: skip
