@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
@@ -17,9 +16,11 @@ from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from contract.onnx_graph import Node, OnnxModel, Tensor
 from contract.onnx_rules import check_graph
 from contract.onnx_wire import read_graph_file
-from packager.plan import BuildPlan
 
 ELEMENT_NAMES = {1: "fp32", 2: "uint8", 3: "int8", 7: "int64", 10: "fp16", 16: "bf16", 21: "uint4", 22: "int4"}
+ATTENTION = ("GroupQueryAttention", "PagedAttention", "MultiHeadAttention", "Attention")
+"""One a layer; the last two know no window."""
+
 MAX_REPORTED = 4
 """Differences named in one refusal; the first ones say enough."""
 
@@ -100,11 +101,7 @@ def describe_graph(model: OnnxModel) -> GraphFacts:
         embedding=_embedding(nodes, tensors),
         lm_head=_lm_head(nodes, tensors),
         kv_type=ELEMENT_NAMES.get(past[0].elem_type, str(past[0].elem_type)) if past else "none",
-        windows=tuple(
-            node.integer("local_window_size", -1)
-            for node in nodes
-            if node.op_type in ("GroupQueryAttention", "PagedAttention")
-        ),
+        windows=tuple(node.integer("local_window_size", -1) for node in nodes if node.op_type in ATTENTION),
         parameters=sum(product.weights for product in quantised)
         + sum(tensor.elements for tensor in tensors.values() if tensor.data_type in (1, 10, 16) and _is_weight(tensor)),
         tensor_bytes=sum(tensor.needed_bytes or 0 for tensor in tensors.values()),
@@ -147,83 +144,3 @@ def _lm_head(nodes: list[Node], tensors: dict[str, Tensor]) -> str:
             found = [tensors[name] for name in node.inputs if name in tensors]
             return ELEMENT_NAMES.get(found[0].data_type, "other") if found else "tied"
     return "none"
-
-
-def compare(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> list[str]:
-    """Where the produced graph differs from the plan and the source's config.json, each as half a sentence."""
-    differences = [*_compare_weights(plan, graph), *_compare_shape(source, config, graph)]
-    wanted_kv = "fp32" if plan.ep == "cpu" else None
-    if wanted_kv is not None and graph.kv_type != wanted_kv:
-        differences.append(f"the key-value cache is {graph.kv_type} instead of {wanted_kv}")
-    return differences
-
-
-def _compare_weights(plan: BuildPlan, graph: GraphFacts) -> list[str]:
-    found: list[str] = []
-    if not plan.quantised:
-        if graph.quantised:
-            found.append(f"{len(graph.quantised)} products are quantised although {plan.precision} was asked for")
-        return found
-    if not graph.quantised:
-        return [f"no product is quantised although {plan.precision} was asked for"]
-    bits = {"int4": {4}, "int8": {8}}[plan.precision] | ({8} if plan.quantizer.endswith("mixed") else set())
-    for product in graph.quantised:
-        if product.bits not in bits:
-            found.append(f"{product.name} has {product.bits} bits instead of {plan.precision}")
-        if product.block_size != plan.block_size:
-            found.append(f"{product.name} has blocks of {product.block_size} instead of {plan.block_size}")
-        if product.accuracy_level != plan.accuracy_level:
-            found.append(f"{product.name} has accuracy level {product.accuracy_level} instead of {plan.accuracy_level}")
-    if graph.plain_matmuls:
-        found.append(f"{graph.plain_matmuls[0]} and {len(graph.plain_matmuls) - 1} other products were not quantised")
-    return found
-
-
-def _compare_shape(source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> list[str]:
-    found: list[str] = []
-    for key, built in (
-        ("vocab_size", config.vocab_size),
-        ("num_hidden_layers", config.layers),
-        ("num_attention_heads", config.attention_heads),
-        ("num_key_value_heads", config.kv_heads),
-        ("hidden_size", config.hidden_size),
-    ):
-        if isinstance(source.get(key), int) and source[key] != built:
-            found.append(f"{key} is {built} instead of {source[key]}")
-    for layer, (built, wanted) in enumerate(
-        zip(graph.windows, expected_windows(source, len(graph.windows)), strict=True)
-    ):
-        if (built if built < config.context_length else -1) != wanted:
-            found.append(f"layer {layer} attends over {_window(built)} instead of {_window(wanted)}")
-    return found
-
-
-def _window(size: int) -> str:
-    return "everything" if size == -1 else f"a window of {size}"
-
-
-def expected_windows(source: dict[str, Any], layers: int) -> list[int]:
-    """The attention window of each layer that the source's configuration asks for, -1 for none that ever shows."""
-    window = source.get("sliding_window")
-    if not isinstance(window, int) or window <= 0 or source.get("use_sliding_window") is False:
-        return [-1] * layers
-    if window >= source.get("max_position_embeddings", window + 1):
-        return [-1] * layers
-    types = source.get("layer_types")
-    if isinstance(types, list) and len(types) == layers:
-        return [window if kind == "sliding_attention" else -1 for kind in types]
-    return [window] * layers
-
-
-def prove(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> None:
-    """Refuse a graph that is not what was asked for.
-
-    Raises:
-        BuildRefused: naming the first differences.
-    """
-    differences = compare(plan, source, config, graph)
-    if differences:
-        more = f" and {len(differences) - MAX_REPORTED} more" if len(differences) > MAX_REPORTED else ""
-        raise BuildRefused(
-            f"the produced graph is not what was asked for: {'; '.join(differences[:MAX_REPORTED])}{more}"
-        )

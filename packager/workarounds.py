@@ -2,8 +2,8 @@
 
 Every entry says what goes wrong without it, in which versions that was seen, and what is done about it. Mending happens
 between the builder's two calls, on the configuration that it has read or on its own classes in this process: no file of
-the source or of an installed package is touched. ``tests/packager/test_workarounds.py`` builds without each entry and fails as soon
-as the symptom is gone, which is when the entry goes too.
+the source or of an installed package is touched. ``tests/packager/test_workarounds.py`` builds without each entry and
+fails as soon as the symptom is gone, which is when the entry goes too.
 """
 
 from __future__ import annotations

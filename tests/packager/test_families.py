@@ -11,7 +11,8 @@ import pytest
 from contract.errors import BuildRefused
 from packager.families import FAMILIES
 from packager.plan import BuildPlan, builder_options
-from packager.readback import compare, read_back
+from packager.proof import compare
+from packager.readback import read_back
 from packager.sources.checkpoint import inspect_checkpoint
 from tests.packager.families import (
     CONTEXT,

@@ -71,3 +71,12 @@ def test_every_known_architecture_has_a_branch_in_the_builder() -> None:
     source = (Path(onnxruntime_genai.__file__).parent / "models" / "builder.py").read_text("utf-8")
     branches = set(re.findall(r'config\.architectures\[0\] == "(\w+)"', source))
     assert branches.issuperset(FAMILIES)
+
+
+def test_the_offer_is_the_builders_own() -> None:
+    import onnxruntime_genai
+
+    source = (Path(onnxruntime_genai.__file__).parent / "models" / "builder.py").read_text("utf-8")
+    [line] = re.findall(r"Valid precision \+ execution provider combinations are: ([^\"]*)", source)
+    pairs = {tuple(pair.lower().split()) for pair in line.split(", ") if "TRT" not in pair}
+    assert pairs == {(precision, ep) for ep, offered in OFFERED.items() for precision in offered}

@@ -12,7 +12,8 @@ import pytest
 
 from contract.errors import BuildRefused
 from packager.plan import BuildPlan
-from packager.readback import GraphFacts, compare, expected_windows, prove, read_back
+from packager.proof import compare, expected_windows, prove
+from packager.readback import GraphFacts, read_back
 
 onnx = pytest.importorskip("onnx")
 PLAN = BuildPlan("source", "tiny", "1.0.0")
@@ -83,6 +84,23 @@ def test_another_precision_than_the_one_asked_for_is_refused(tiny_bundle: Path, 
             prove(msgspec.structs.replace(PLAN, precision=precision), source, config, graph)
 
 
+def test_types_and_operator_sets_are_compared_too(tiny_bundle: Path, source: dict[str, Any]) -> None:
+    config, graph = read_back(tiny_bundle)
+    for changes, words in (
+        ({"kv_type": "fp16"}, "the key-value cache is fp16 instead of fp32"),
+        ({"embedding": "fp32"}, "the embedding is fp32 instead of int4"),
+        ({"lm_head": "fp32"}, "the lm_head is fp32 instead of int4"),
+        ({"opsets": {"": 99}}, "version 99, which the runtime lacks"),
+        ({"windows": (-1,)}, "1 attention layers instead of 2"),
+        ({"plain_matmuls": ("/model/layers.0/mlp",)}, "not quantised"),
+        ({"quantised": ()}, "no product is quantised"),
+    ):
+        assert words in " ".join(compare(PLAN, source, config, msgspec.structs.replace(graph, **changes)))
+    assert "for cpu instead of cuda" in " ".join(
+        compare(msgspec.structs.replace(PLAN, ep="cuda"), source, config, graph)
+    )
+
+
 @pytest.mark.parametrize("key", ["vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"])
 def test_another_shape_than_the_sources_is_refused(tiny_bundle: Path, source: dict[str, Any], key: str) -> None:
     config, graph = read_back(tiny_bundle)
@@ -95,5 +113,6 @@ def test_windows_by_layer() -> None:
     assert expected_windows({"sliding_window": None}, 2) == [-1, -1]
     assert expected_windows({"sliding_window": 8}, 2) == [8, 8]
     assert expected_windows({"sliding_window": 8, "use_sliding_window": False}, 2) == [-1, -1]
+    assert expected_windows({"sliding_window": 8, "max_position_embeddings": 8}, 2) == [-1, -1]
     types = ["sliding_attention", "full_attention"]
     assert expected_windows({"sliding_window": 8, "layer_types": types}, 2) == [8, -1]

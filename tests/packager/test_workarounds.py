@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from packager.plan import BuildPlan
-from packager.readback import compare, read_back
+from packager.proof import compare
+from packager.readback import read_back
 from packager.workarounds import WORKAROUNDS
 from tests.packager.families import (
     CONTEXT,
