@@ -43,8 +43,8 @@ usb = "/srv/repository"
 
 [install]
 probation_seconds = 0.1
-# Half a megabyte takes some seconds: long enough to pull the plug in the middle.
-download_bytes_per_second = 60000
+# Two megabytes take some seconds: long enough to pull the plug in the middle.
+download_bytes_per_second = 200000
 retry_first_seconds = 1.0
 retry_longest_seconds = 3.0
 
@@ -65,7 +65,8 @@ class Device:
 
     def ask(self, identifier: str) -> str:
         """The answer to the question."""
-        body = {"id": identifier, "prompt": QUESTION, "max_tokens": 16, "temperature": 0, "stream": False}
+        messages = [{"role": "user", "content": QUESTION}]
+        body = {"id": identifier, "messages": messages, "max_tokens": 16, "temperature": 0, "stream": False}
         done = self.container.run(
             "mosquitto_rr", "-V", "5", "-W", "60", "-t", "edge/v1/d/edge/generate/tester",
             "-e", f"edge/v1/c/tester/r/edge/{identifier}", "-m", json.dumps(body),
@@ -107,7 +108,7 @@ def market(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Marke
     market = Market(tmp_path_factory.mktemp("market"), tiny_bundle)
     market.publish("1.0.0")
     # The second one shares no weights with the first, so that there is something to fetch.
-    market.publish("1.1.0", {"extra.bin": os.urandom(400_000)})
+    market.publish("1.1.0", {"extra.bin": os.urandom(2_000_000)})
     return market
 
 
@@ -164,7 +165,7 @@ def put(container: Container, path: str, text: str) -> None:
 
 
 def test_a_kit_makes_a_bare_machine_serve_without_a_network(device: Device) -> None:
-    assert ANSWER.split()[0] in device.ask("first")
+    assert device.ask("first") == ANSWER
     assert device.container.show("edge-agent.service", "ActiveState") == "active"
     assert device.container.show("edge-agent.service", "StatusText") == "ready"
     info = device.retained("info")
@@ -184,7 +185,7 @@ def test_the_model_runs_in_the_workers_account(device: Device) -> None:
 def test_a_killed_worker_is_replaced(device: Device) -> None:
     (worker,) = device.workers()
     device.container.run("kill", "-KILL", str(worker))
-    assert ANSWER.split()[0] in device.ask("after-kill")
+    assert device.ask("after-kill") == ANSWER
     assert device.workers() != [worker]
     assert device.container.show("edge-agent.service", "NRestarts") == "0"
 
@@ -192,7 +193,7 @@ def test_a_killed_worker_is_replaced(device: Device) -> None:
 def test_a_hung_worker_is_given_up_on_and_swept_away(device: Device) -> None:
     (worker,) = device.workers()
     device.container.run("kill", "-STOP", str(worker))
-    assert ANSWER.split()[0] in device.ask("after-hang")
+    assert device.ask("after-hang") == ANSWER
     # Nobody may signal another account's process: its unit's watchdog removes it.
     device.container.wait_for("sh", "-c", f"! kill -0 {worker}", seconds=60)
     assert len(device.workers()) == 1
@@ -214,7 +215,7 @@ def test_a_hung_agent_is_replaced_by_the_watchdog(device: Device) -> None:
     container.run("rm", "-r", "/run/systemd/system/edge-agent.service.d")
     container.run("systemctl", "daemon-reload")
     device.serving("1.0.0")
-    assert ANSWER.split()[0] in device.ask("after-agent-hang")
+    assert device.ask("after-agent-hang") == ANSWER
 
 
 def test_a_wrong_configuration_stays_down_with_one_readable_line(device: Device) -> None:
@@ -247,9 +248,9 @@ def test_a_power_cut_in_the_middle_of_an_update_is_survived(device: Device) -> N
     container.start()
     # The old one serves while the new one is fetched.
     device.until("health", lambda seen: bool(seen["ready"]))
-    assert ANSWER.split()[0] in device.ask("after-power-cut")
+    assert device.ask("after-power-cut") == ANSWER
     device.serving("1.1.0")
-    assert ANSWER.split()[0] in device.ask("after-update")
+    assert device.ask("after-update") == ANSWER
 
 
 def test_a_full_disk_stops_installing_and_not_serving(device: Device) -> None:
@@ -266,5 +267,5 @@ def test_a_full_disk_stops_installing_and_not_serving(device: Device) -> None:
     container.run("systemctl", "is-active", "edge-agent.service")
     container.run("rm", "/var/lib/edge-agent/filler")
     device.serving("1.0.0")
-    assert ANSWER.split()[0] in device.ask("after-full-disk")
+    assert device.ask("after-full-disk") == ANSWER
     assert container.show("edge-agent.service", "NRestarts") in ("0", "1")
