@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from contract.errors import BuildRefused
 from packager.child import run_child
+from packager.quality.source import SourceView
 
 CANARY_QUESTIONS = (
     "What is the capital of France?",
@@ -49,8 +50,28 @@ class CanaryResult(Struct, frozen=True):
         return round(max(LEAST_TOLERANCE, SPREAD_FACTOR * self.spread), 4)
 
 
+class Comparison(Struct, frozen=True):
+    """The bundle beside its source at the same positions; see :mod:`packager.quality.divergence` for the measures.
+
+    ``kl_by_position`` is in the order of the text; ``tokenizer_same`` says whether the runtime's tokenizer cuts the
+    text as the source's does.
+    """
+
+    tokens: int
+    perplexity: float
+    source_perplexity: float
+    perplexity_ratio: float
+    kl: float
+    top1_agreement: float
+    kl_by_position: list[float]
+    tokenizer_same: bool
+
+
 class CheckResult(Struct, frozen=True):
-    """What loading and generating showed. ``perplexity`` is None when no text was given."""
+    """What loading and generating showed. ``perplexity`` is None when no text was given, ``compared`` when no source.
+
+    ``answers`` are those to the behaviour questions.
+    """
 
     canaries: list[CanaryResult]
     load_seconds: float
@@ -59,6 +80,8 @@ class CheckResult(Struct, frozen=True):
     threads: int
     perplexity: float | None = None
     perplexity_tokens: int = 0
+    compared: Comparison | None = None
+    answers: list[str] = []
 
 
 def host_threads() -> int:
@@ -73,9 +96,14 @@ def check_model(
     questions: Sequence[str] = CANARY_QUESTIONS,
     known: Sequence[tuple[str, str]] = (),
     text: str | None = None,
+    source: SourceView | None = None,
+    behaviour: Sequence[tuple[str, int]] = (),
     on_progress: Callable[[float, float], None] | None = None,
 ) -> CheckResult:
     """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``.
+
+    With a ``source`` the text is read at its very positions and compared; without, it only gives a perplexity.
+    ``behaviour`` are more questions, each with its token limit.
 
     Raises:
         BuildRefused: it does not load, crashes, or gives numbers that are not finite.
@@ -87,6 +115,8 @@ def check_model(
         "known": [list(pair) for pair in known],
         "text": text,
         "tokens": CANARY_TOKENS,
+        "source": None if source is None else {**msgspec.structs.asdict(source), "rows": str(source.rows)},
+        "behaviour": [list(question) for question in behaviour],
     }
     value = run_child("packager.check_process", job, log, doing="loading the built model", on_progress=on_progress)
     try:

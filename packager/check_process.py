@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from contract.canary import join_canary
 from contract.errors import BuildRefused
 from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from packager.child import Reporter, child_main
+from packager.quality.divergence import Comparison, log_softmax
 
 SLICE = 64
 """Tokens of one prefill call: logits of [tokens, vocabulary] in fp32 are what makes memory peak."""
@@ -93,10 +95,9 @@ class Runtime:
         seconds = time.perf_counter() - started
         return str(self.tokenizer.decode(np.array(made, dtype=np.int32))) if made else "", seconds, len(made)
 
-    def losses(self, ids: list[int], first: int, size: int) -> list[float]:
-        """``-log softmax(logits)[token]`` of ``ids[first:]``, read ``size`` tokens at a time."""
+    def walk(self, ids: list[int], first: int, size: int) -> Iterator[tuple[int, Logits]]:
+        """Logits that predict ``ids[first:]``, read ``size`` tokens at a time: index of the first one and its rows."""
         generator = self.generator(len(ids))
-        found: list[float] = []
         filled = 0
         while filled < len(ids) - 1:
             end = min(filled + size, len(ids) - 1)
@@ -107,11 +108,19 @@ class Runtime:
                 logits: Logits = np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
                 self._require_finite(logits)
                 if len(logits) < end - filled:
-                    if size > 1:
-                        return self.losses(ids, first, 1)  # a pruned lm_head shows the last position only
-                    raise BuildRefused("the built model shows no logits to score")
-                found += [_loss(logits[row], ids[filled + row + 1]) for row in range(end - filled)]
+                    if size == 1:
+                        raise BuildRefused("the built model shows no logits to score")
+                    # A pruned lm_head shows the last position only: once more from the start, one by one.
+                    yield from self.walk(ids, first, 1)
+                    return
+                yield filled + 1, logits
             filled = end
+
+    def losses(self, ids: list[int], first: int, size: int) -> list[float]:
+        """``-log softmax(logits)[token]`` of ``ids[first:]``, read ``size`` tokens at a time."""
+        found: list[float] = []
+        for start, logits in self.walk(ids, first, size):
+            found += [_loss(row, ids[start + number]) for number, row in enumerate(logits)]
         return found
 
     @staticmethod
@@ -128,7 +137,8 @@ def _loss(row: Logits, token: int) -> float:
 def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Load, answer, score, read."""
     runtime = Runtime(Path(job["model"]), job["threads"])
-    steps = 1 + len(job["questions"]) + len(job["known"]) + (WINDOWS if job["text"] else 0)
+    reading = len(job["source"]["windows"]) if job["source"] else WINDOWS if job["text"] else 0
+    steps = 1 + len(job["questions"]) + len(job["known"]) + reading + len(job["behaviour"])
     reporter.progress(1, steps)
     canaries: list[dict[str, Any]] = []
     seconds, decoded = 0.0, 0
@@ -144,16 +154,42 @@ def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         reporter.progress(2 + number, steps)
     if job["questions"] and not canaries:
         raise BuildRefused("the built model answers none of the canary prompts; its end token may be wrong")
-    perplexity, tokens = _read(runtime, job["text"]) if job["text"] else (None, 0)
+    # Taken here, since what follows holds the source's rows as well.
+    peak = peak_rss_bytes()
+    answers = [runtime.answer(runtime.render(question), limit)[0] for question, limit in job["behaviour"]]
+    compared = _compare(runtime, job["source"], job["text"]) if job["source"] else None
+    perplexity, tokens = _read(runtime, job["text"]) if job["text"] and not job["source"] else (None, 0)
+    if compared is not None:
+        perplexity, tokens = compared["perplexity"], compared["tokens"]
     reporter.progress(steps, steps)
     return {
         "canaries": canaries,
         "load_seconds": round(runtime.load_seconds, 4),
         "tokens_per_second": round(decoded / seconds, 2) if seconds else 0.0,
-        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_rss_bytes": peak,
         "threads": job["threads"],
         "perplexity": perplexity,
         "perplexity_tokens": tokens,
+        "compared": compared,
+        "answers": answers,
+    }
+
+
+def _compare(runtime: Runtime, source: dict[str, Any], text: str | None) -> dict[str, Any]:
+    """The source's rows beside ours, a slice at a time; the file is mapped, never read whole."""
+    rows = np.memmap(source["rows"], dtype=np.float16, mode="r").reshape(-1, source["vocabulary"])
+    comparison, at, lead = Comparison(), 0, source["lead"]
+    for window in source["windows"]:
+        for start, logits in runtime.walk(window, max(1, lead), SLICE):
+            tokens = np.array(window[start : start + len(logits)], dtype=np.int64)
+            theirs = np.asarray(rows[at : at + len(logits)], dtype=np.float32)
+            comparison.add(theirs, log_softmax(logits), tokens)
+            at += len(logits)
+    expected = source["windows"][0][:lead] + [token for window in source["windows"] for token in window[lead:]]
+    return {
+        **comparison.summary(),
+        "kl_by_position": [float(f"{value:.3g}") for value in comparison.kl],
+        "tokenizer_same": text is None or runtime.encode(text)[: len(expected)] == expected,
     }
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from packager.check import CheckResult
-from packager.quality import TEXT_NAME
 from packager.readback import GraphFacts
 
 EVIDENCE_DIR = "evidence"
@@ -55,15 +54,11 @@ def host_line() -> str:
     return f"{host['arch']}, {host['cpu']}, {host['cores']} cores"[:256]
 
 
-def quality_of(checked: CheckResult, graph: GraphFacts) -> dict[str, Any]:
-    """What goes into ``quality`` of the manifest and ``evidence/quality.json``."""
+def quality_of(checked: CheckResult, graph: GraphFacts, text: str) -> dict[str, Any]:
+    """What goes into ``quality`` of the manifest whether or not there is a source; ``text`` names what was read."""
     quality: dict[str, Any] = {"embedding": graph.embedding, "lm_head": graph.lm_head, "kv": graph.kv_type}
     if checked.perplexity is not None:
-        quality["perplexity"] = {
-            "value": checked.perplexity,
-            "tokens": checked.perplexity_tokens,
-            "text": f"{TEXT_NAME} of Python {sys.version_info.major}.{sys.version_info.minor}",
-        }
+        quality["perplexity"] = {"value": checked.perplexity, "tokens": checked.perplexity_tokens, "text": text}
     return quality
 
 

@@ -1,0 +1,121 @@
+"""Asking source and bundle the same things and holding the difference against the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from contract.errors import BuildRefused
+from packager.check import CANARY_QUESTIONS, CANARY_TOKENS, CheckResult, check_model
+from packager.progress import BuildProgress
+from packager.quality.behaviour import Case, compare_behaviour, read_cases
+from packager.quality.gates import Limits, QualityPlan, check_reason, choose_limits, judge
+from packager.quality.source import DEFAULT_TOKENS, EVAL_TOKENS, SourceView, view_source
+from packager.quality.text import EvalText, read_text, reference_text
+from packager.sources.checkpoint import Checkpoint
+
+PREQUANTISED = "the source is quantised already; transformers alone cannot run it as it is"
+
+
+class Exam(Struct, frozen=True):
+    """A :class:`QualityPlan` whose files were read, before anything heavy starts: its faults come first."""
+
+    text: EvalText
+    tokens: int
+    cases: list[Case]
+    limits: Limits
+    accepted: str | None
+
+
+class Assessment(Struct, frozen=True):
+    """What came out. ``summary`` goes into the manifest, ``details`` into ``evidence/quality.json`` beside it."""
+
+    checked: CheckResult
+    summary: dict[str, Any]
+    details: dict[str, Any]
+
+
+def prepare_exam(plan: QualityPlan, precision: str) -> Exam:
+    """Read and check everything that ``plan`` names.
+
+    Raises:
+        UsageError: a limit or reason that makes no sense.
+        BuildRefused: a file that cannot be used.
+    """
+    own = plan.eval_file is not None
+    return Exam(
+        text=read_text(Path(plan.eval_file), "--eval") if plan.eval_file is not None else reference_text(),
+        tokens=EVAL_TOKENS if own else DEFAULT_TOKENS,
+        cases=read_cases(Path(plan.behaviour_file)) if plan.behaviour_file is not None else [],
+        limits=choose_limits(precision, plan.max_kl, plan.max_perplexity_ratio),
+        accepted=check_reason(plan.accept),
+    )
+
+
+def hear_source(
+    exam: Exam, checkpoint: Checkpoint, cache: Path, log: Path, progress: BuildProgress
+) -> SourceView | None:
+    """The source's side; None when it cannot be run by transformers because it is quantised already.
+
+    Raises:
+        BuildRefused: the source cannot be run, or the text is too short.
+        StoreFull: no room in the cache.
+    """
+    if "quantization_config" in checkpoint.config:
+        if exam.cases:
+            raise BuildRefused(f"--behaviour compares with the source, but {PREQUANTISED}")
+        return None
+    questions = [(question, CANARY_TOKENS) for question in CANARY_QUESTIONS]
+    questions += [(case.prompt, case.tokens) for case in exam.cases]
+    return view_source(checkpoint, exam.text, questions, cache, log, tokens=exam.tokens, on_progress=progress.advance)
+
+
+def assess(exam: Exam, heard: SourceView | None, staged: Path, log: Path, progress: BuildProgress) -> Assessment:
+    """Load and measure the model folder ``staged``, compare it with its source, and judge.
+
+    Raises:
+        BuildRefused: it does not load or generate, or is beyond the limits and nobody accepted that.
+    """
+    checked = check_model(
+        staged,
+        log,
+        text=exam.text.text,
+        source=heard,
+        behaviour=[(case.prompt, case.tokens) for case in exam.cases] if heard is not None else (),
+        on_progress=progress.advance,
+    )
+    summary: dict[str, Any] = {"text": {"name": exam.text.name, "sha256": exam.text.sha256}}
+    details: dict[str, Any] = {}
+    if heard is None or checked.compared is None:
+        summary["compared"] = f"not compared: {PREQUANTISED}"
+        return Assessment(checked, summary, details)
+    numbers = msgspec.to_builtins(checked.compared)
+    details["kl_by_position"] = numbers.pop("kl_by_position")
+    details["window"] = max(map(len, heard.windows))
+    details["canaries"] = _side_by_side(heard.answers[: len(CANARY_QUESTIONS)], checked)
+    behaviour = None
+    if exam.cases:
+        behaviour = compare_behaviour(exam.cases, heard.answers[len(CANARY_QUESTIONS) :], checked.answers)
+        details["behaviour"] = behaviour
+        summary["behaviour"] = {"cases": len(exam.cases), **{key: behaviour[key] for key in BEHAVIOUR_KEYS}}
+    summary["limits"] = judge(exam.limits, exam.accepted, numbers, behaviour)
+    # The manifest's ``perplexity`` has these two, as it does where there is no source.
+    del numbers["perplexity"], numbers["tokens"]
+    summary |= {**numbers, "source_dtype": heard.dtype}
+    return Assessment(checked, summary, details)
+
+
+BEHAVIOUR_KEYS = ("source_passed", "bundle_passed", "lost")
+
+
+def _side_by_side(said: Sequence[str], checked: CheckResult) -> list[dict[str, str]]:
+    """Canary questions with both answers; a canary that the bundle left unanswered shows as empty."""
+    rows = []
+    for question, answer in zip(CANARY_QUESTIONS, said, strict=True):
+        found = [canary.text for canary in checked.canaries if question in canary.prompt]
+        rows.append({"prompt": question, "source": answer, "bundle": found[0] if found else ""})
+    return rows

@@ -1,0 +1,132 @@
+"""The process that runs the source model as it is, with transformers, in the precision of its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from contract.errors import BuildRefused
+from packager.child import Reporter, child_main
+
+WINDOW = 256
+"""Tokens read as one sequence."""
+
+SLICE = 64
+"""Positions whose logits exist at a time: ``[64, vocabulary]`` in fp32 is 64 MB for the largest vocabularies."""
+
+
+def view(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Write the log-probabilities of every scored position to ``job["out"]`` and answer the questions."""
+    import torch
+
+    torch.manual_seed(0)
+    model, tokenizer = load_source(job["checkpoint"])
+    with torch.inference_mode():
+        beginning = [int(token) for token in tokenizer("")["input_ids"]]
+        windows = cut_windows(tokenizer, job, _context(model), beginning)
+        steps = len(windows) + len(job["questions"])
+        with (Path(job["out"]) / "logits.f16").open("wb") as file:
+            vocabulary = 0
+            for number, window in enumerate(windows):
+                vocabulary = _write_rows(model, window, max(1, len(beginning)), file)
+                reporter.progress(number + 1, steps)
+        answers: list[str] = []
+        for number, (question, limit) in enumerate(job["questions"]):
+            answers.append(_answer(model, tokenizer, question, limit))
+            reporter.progress(len(windows) + number + 1, steps)
+    return {
+        "windows": windows,
+        "lead": len(beginning),
+        "vocabulary": vocabulary,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "answers": answers,
+    }
+
+
+def load_source(checkpoint: str) -> tuple[Any, Any]:
+    """The model in its own precision and its tokenizer; nothing in the checkpoint is run as code.
+
+    Raises:
+        BuildRefused: transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except (ValueError, KeyError, ImportError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BuildRefused(f"the source cannot be run to compare with: {reason}") from error
+    return model.eval(), tokenizer
+
+
+def _context(model: Any) -> int:
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", WINDOW) or WINDOW)
+
+
+def cut_windows(tokenizer: Any, job: dict[str, Any], context: int, beginning: list[int]) -> list[list[int]]:
+    """Sequences of at most :data:`WINDOW` tokens, each with what the tokenizer puts at a beginning.
+
+    Raises:
+        BuildRefused: the text has too few tokens.
+    """
+    ids = [int(token) for token in tokenizer(job["text"], add_special_tokens=False)["input_ids"]][: job["tokens"]]
+    if len(ids) < job["least"]:
+        raise BuildRefused(
+            f"the text to read has {len(ids)} tokens; at least {job['least']} are needed to say anything"
+        )
+    room = min(WINDOW, context) - len(beginning)
+    pieces = [ids[start : start + room] for start in range(0, len(ids), room)]
+    return [[*beginning, *piece] for piece in pieces if len(piece) > 1 or (beginning and piece)]
+
+
+def _write_rows(model: Any, window: list[int], first: int, file: Any) -> int:
+    """Log-probabilities that predict ``window[first:]``, a slice of positions at a time; the vocabulary's size."""
+    import torch
+
+    past, done, width = None, 0, 0
+    last = len(window) - 1  # nothing follows the last token
+    while done < last:
+        end = min(done + SLICE, last)
+        output = model(torch.tensor([window[done:end]]), past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        logits = output.logits[0].float()
+        if not bool(torch.isfinite(logits).all()):
+            raise BuildRefused("the source model gives numbers that are not finite; its weights are damaged")
+        rows = torch.log_softmax(logits, -1)[max(0, first - 1 - done) :]
+        width = int(rows.shape[-1])
+        file.write(rows.half().numpy().tobytes())
+        done = end
+    return width
+
+
+def _answer(model: Any, tokenizer: Any, question: str, limit: int) -> str:
+    """The greedy answer to ``question`` in the chat template, or to the bare text when there is none."""
+    import torch
+
+    prompt, special = question, True
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": question}]
+        prompt, special = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True), False
+    ids = tokenizer(prompt, add_special_tokens=special, return_tensors="pt")["input_ids"]
+    ends = _end_tokens(model)
+    past, made, step = None, [], ids
+    for _ in range(limit):
+        output = model(step, past_key_values=past, use_cache=True, logits_to_keep=1)
+        past = output.past_key_values
+        step = torch.argmax(output.logits[:, -1], -1, keepdim=True)
+        if int(step) in ends:
+            break
+        made.append(int(step))
+    return str(tokenizer.decode(made, skip_special_tokens=True))
+
+
+def _end_tokens(model: Any) -> set[int]:
+    found = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = model.config.eos_token_id
+    return {int(token) for token in found} if isinstance(found, list) else {int(found)} if found is not None else set()
+
+
+if __name__ == "__main__":
+    child_main(view)
