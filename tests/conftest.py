@@ -32,9 +32,9 @@ KEEP_SECONDS = 3600
 UNRELATED = ("packager/repository", "packager/commands", "packager/mqtt", "packager/cli.py")
 
 
-def _key() -> str:
+def _key(sources: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    files = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})
+    files = sorted({path for pattern in sources for path in ROOT.glob(pattern)})
     for path in files:
         name = path.relative_to(ROOT).as_posix()
         if not name.startswith(UNRELATED):
@@ -44,13 +44,13 @@ def _key() -> str:
     return digest.hexdigest()[:16]
 
 
-def _kept(name: str, make: Callable[[Path], object]) -> Path:
-    """``make(directory)`` once for each state of the sources, whoever runs at the same time."""
+def _kept(name: str, make: Callable[[Path], object], sources: tuple[str, ...] = SOURCES) -> Path:
+    """``make(directory)`` once for each state of ``sources``, whoever runs at the same time."""
     shelf = CACHE / "test-bundles"
     shelf.mkdir(parents=True, exist_ok=True)
     with (shelf / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        directory = shelf / f"{name}-{_key()}"
+        directory = shelf / f"{name}-{_key(sources)}"
         if not directory.is_dir():
             for old in shelf.glob(f"{name}-*"):
                 # Another run may be reading one that the sources have just left behind.
@@ -72,7 +72,7 @@ def tiny_checkpoint() -> Path:
         directory.mkdir()
         make_checkpoint(directory)
 
-    return _kept("tiny-checkpoint", make)
+    return _kept("tiny-checkpoint", make, ("tests/tiny.py",))
 
 
 @pytest.fixture(scope="session")
