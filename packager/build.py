@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from contract.durable import translate
-from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
 from contract.manifest import Budget, Canary, License, Manifest, Model, Requires
-from packager.builder import build_graph
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
-from packager.check import CheckResult, check_model
+from packager.check import CheckResult
+from packager.estimate import estimate_build, refuse_what_cannot_fit
 from packager.evidence import (
     BUILD_TOOLS,
     EVIDENCE_DIR,
@@ -27,14 +26,18 @@ from packager.evidence import (
     tool_versions,
     write_evidence,
 )
-from packager.plan import BuildPlan, builder_options, check_plan
+from packager.kept_graph import build_or_resume, drop_graph
+from packager.plan import BuildPlan, builder_options, check_plan, check_source
 from packager.progress import BuildProgress, SilentProgress
-from packager.quality import reference_text
-from packager.readback import GraphFacts, prove, read_back
-from packager.sources.checkpoint import read_chat_template
+from packager.proof import prove
+from packager.quality.assessment import Assessment, Exam, assess, hear_source, prepare_exam
+from packager.readback import GraphFacts, read_back
+from packager.report import write_report
+from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_template
 from packager.sources.opening import OpenedSource, open_source
+from packager.unrun import NOT_RUN, unrun_result
 
-STAGES = 5
+STAGES = 6
 MIB = 2**20
 
 RAM_RESERVE_BYTES = 64 * MIB
@@ -75,21 +78,26 @@ def build_bundle(
         StoreFull, StoreBroken: the disk.
     """
     check_plan(plan)
+    exam = prepare_exam(plan.quality, plan.precision)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("building"), staging(out) as staged:
         log.unlink(missing_ok=True)
         progress.stage(1, STAGES, "reading the source")
-        source = open_source(plan.source, cache, log, progress.advance)
+        source = open_source(plan.source, cache, log, progress.advance, plan.origin)
+        quantizer = check_source(plan, source.checkpoint)
+        _announce(plan, source.checkpoint, [out.parent, cache], progress)
         progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}")
-        report = build_graph(source.checkpoint, plan, staged, log, progress.advance)
+        report, kept = build_or_resume(
+            source.checkpoint, source.digest, plan, staged, cache=cache, log=log, on_progress=progress.advance
+        )
         progress.stage(3, STAGES, "reading the graph back")
         config, graph = read_back(staged)
         prove(plan, report.config, config, graph)
-        progress.stage(4, STAGES, "loading and generating")
-        checked = _check(plan, staged, log, progress)
-        progress.stage(5, STAGES, "writing the bundle")
-        _write_extras(staged, source, plan, checked, graph, report.workarounds)
+        assessed = _assess(plan, exam, source, graph, staged=staged, cache=cache, log=log, progress=progress)
+        checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, exam.text.name), **assessed.summary}
+        progress.stage(6, STAGES, "writing the bundle")
+        _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
         checkpoint = source.checkpoint
         manifest = compose_manifest(
             name=plan.name,
@@ -97,7 +105,7 @@ def build_bundle(
             epoch=plan.epoch,
             arch=plan.arch,
             ep=plan.ep,
-            quantizer=plan.quantizer if plan.quantised else "none",
+            quantizer=quantizer,
             family=checkpoint.family,
             architecture=checkpoint.architecture,
             parameters=checkpoint.parameters,
@@ -105,41 +113,76 @@ def build_bundle(
             config=config,
             graph=graph,
             checked=checked,
+            quality=quality,
             staged=staged,
-            provenance=short_provenance(source.kind, source.label, source.sha256),
+            provenance=short_provenance(source.describe()),
         )
-        return finish_bundle(staged, out, manifest)
+        built = finish_bundle(staged, out, manifest)
+        drop_graph(kept)
+        return built
 
 
-def _check(plan: BuildPlan, staged: Path, log: Path, progress: BuildProgress) -> CheckResult:
+def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progress: BuildProgress) -> None:
+    """Say what is coming, and refuse what this host cannot finish."""
+    config = checkpoint.config
+    tied = config.get("tie_word_embeddings") and plan.precision == "int4"
+    table = 0 if tied else int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0)
+    estimate = estimate_build(plan, checkpoint.parameters, min(table, checkpoint.parameters))
+    refuse_what_cannot_fit(estimate, places)
+    progress.say(str(estimate))
+    if checkpoint.chat_template is None:
+        progress.say("there is no chat template: a base model, whose prompts go in as they are")
+
+
+def _assess(
+    plan: BuildPlan,
+    exam: Exam,
+    source: OpenedSource,
+    graph: GraphFacts,
+    *,
+    staged: Path,
+    cache: Path,
+    log: Path,
+    progress: BuildProgress,
+) -> Assessment:
     if plan.ep != "cpu":
-        raise BuildRefused(f"a bundle for {plan.ep} cannot be checked on this host; only cpu bundles are made here")
-    return check_model(staged, log, text=reference_text(), on_progress=progress.advance)
+        progress.stage(5, STAGES, f"{NOT_RUN}: {plan.ep}")
+        return Assessment(unrun_result(graph), {"check": NOT_RUN}, {})
+    progress.stage(4, STAGES, "asking the source")
+    heard = hear_source(exam, source.checkpoint, cache, log, progress)
+    progress.stage(5, STAGES, "loading, generating and comparing")
+    return assess(exam, heard, staged, log, progress)
 
 
 def _write_extras(
     staged: Path,
     source: OpenedSource,
     plan: BuildPlan,
-    checked: CheckResult,
+    quality: dict[str, Any],
     graph: GraphFacts,
+    *,
     workarounds: list[str],
 ) -> None:
     if source.checkpoint.license_file is not None:
         shutil.copyfile(source.checkpoint.license_file, staged / "LICENSE")
+    card = source.checkpoint.path / CARD_FILE
+    (staged / EVIDENCE_DIR).mkdir(exist_ok=True)
+    if card.is_file():
+        shutil.copyfile(card, staged / EVIDENCE_DIR / CARD_FILE)
     provenance = {
-        **short_provenance(source.kind, source.label, source.sha256),
+        **short_provenance(source.describe()),
         "options": {"precision": plan.precision, "ep": plan.ep, "builder": builder_options(plan)},
         "workarounds": workarounds,
         "host": describe_host(),
     }
-    write_evidence(staged, quality_of(checked, graph), provenance, graph)
+    write_evidence(staged, quality, provenance, graph)
+    write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph)
 
 
-def short_provenance(kind: str, label: str, sha256: str) -> dict[str, Any]:
+def short_provenance(source: dict[str, Any]) -> dict[str, Any]:
     """What the manifest itself says of its origin; the whole lies in ``evidence/provenance.json``."""
     return {
-        "source": {"kind": kind, "name": label, "sha256": sha256},
+        "source": source,
         "tools": tool_versions(BUILD_TOOLS),
         "evidence": f"{EVIDENCE_DIR}/provenance.json",
     }
@@ -160,6 +203,7 @@ def compose_manifest(
     config: GenaiFacts,
     graph: GraphFacts,
     checked: CheckResult,
+    quality: dict[str, Any],
     staged: Path,
     provenance: dict[str, Any],
 ) -> Manifest:
@@ -203,7 +247,7 @@ def compose_manifest(
             peak_rss_bytes=checked.peak_rss_bytes,
             load_seconds=checked.load_seconds,
             tokens_per_second=checked.tokens_per_second,
-            host=host_line(),
+            host=host_line() if ep == "cpu" else NOT_RUN,
             threads=checked.threads,
         ),
         canary=[
@@ -215,7 +259,7 @@ def compose_manifest(
             )
             for canary in checked.canaries
         ],
-        quality=quality_of(checked, graph),
+        quality=quality,
         license=License(spdx=spdx, file="LICENSE" if (staged / "LICENSE").is_file() else None),
         provenance=provenance,
     )

@@ -34,6 +34,7 @@ def build_graph(
     Raises:
         BuildRefused: the builder failed; the log has its words.
     """
+    out.mkdir(exist_ok=True)
     # The scratch is ours to remove, and beside the output: a builder that is interrupted leaves gigabytes in it.
     with tempfile.TemporaryDirectory(prefix=".builder-", dir=out.parent) as scratch:
         job = {
@@ -42,7 +43,7 @@ def build_graph(
             "scratch": scratch,
             "precision": plan.precision,
             "ep": plan.ep,
-            "options": builder_options(plan),
+            "options": [*builder_options(plan), *(["hf_remote=true"] if plan.origin.trust_code else [])],
         }
         value = run_child("packager.builder_process", job, log, doing="the model builder", on_progress=on_progress)
     return msgspec.convert(value, BuilderReport)

@@ -33,6 +33,9 @@ OFFLINE = {
 """Nothing is downloaded or reported, and iteration orders are the same in every build."""
 
 
+_ONLINE = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+
+
 class Reporter:
     """The child's side of the pipe."""
 
@@ -86,8 +89,9 @@ def run_child(
     *,
     doing: str,
     on_progress: Callable[[float, float], None] | None = None,
+    online: bool = False,
 ) -> dict[str, Any]:
-    """Run ``python -m module`` on ``job``; the value it reported.
+    """Run ``python -m module`` on ``job``; the value it reported. Libraries may use the network only when ``online``.
 
     Raises:
         BuildRefused: it refused its input, or ended without a result (``doing`` says what it was at).
@@ -102,7 +106,7 @@ def run_child(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
-            env={**os.environ, **OFFLINE},
+            env={**os.environ, **OFFLINE} if not online else {**OFFLINE, **_ONLINE, **os.environ},
         )
         try:
             return _collect(process, job, log, doing, on_progress)

@@ -13,9 +13,11 @@ from packager.check import check_model
 from packager.evidence import describe_host, quality_of, write_evidence
 from packager.plan import BuildPlan, check_plan
 from packager.progress import BuildProgress, SilentProgress
-from packager.quality import reference_text
+from packager.quality.text import reference_text
 from packager.readback import read_back
+from packager.report import write_report
 from packager.sources.checkpoint import TOKENIZER_FILES, digest_directory
+from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 4
 
@@ -46,13 +48,20 @@ def pack_bundle(
         progress.stage(1, STAGES, "copying and reading the graph")
         config, graph = read_back(model_dir)
         copy_folder(model_dir, staged)
-        progress.stage(2, STAGES, "loading and generating")
-        if config.provider != "cpu":
-            raise BuildRefused(f"the folder is for {config.provider} and cannot be checked on this host")
-        checked = check_model(staged, log, text=reference_text(), on_progress=progress.advance)
+        runs = config.provider == "cpu"
+        progress.stage(2, STAGES, "loading and generating" if runs else f"{NOT_RUN}: {config.provider}")
+        checked = (
+            check_model(staged, log, text=reference_text().text, on_progress=progress.advance)
+            if runs
+            else unrun_result(graph)
+        )
         progress.stage(3, STAGES, "writing the evidence")
-        provenance = short_provenance("folder", model_dir.resolve().name, digest_directory(model_dir))
-        write_evidence(staged, quality_of(checked, graph), {**provenance, "host": describe_host()}, graph)
+        provenance = short_provenance(
+            {"kind": "folder", "name": model_dir.resolve().name, "sha256": digest_directory(model_dir)}
+        )
+        quality = {**quality_of(checked, graph, reference_text().name), **({} if runs else {"check": NOT_RUN})}
+        write_evidence(staged, quality, {**provenance, "host": describe_host()}, graph)
+        write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph)
         progress.stage(4, STAGES, "writing the bundle")
         manifest = compose_manifest(
             name=plan.name,
@@ -68,6 +77,7 @@ def pack_bundle(
             config=config,
             graph=graph,
             checked=checked,
+            quality=quality,
             staged=staged,
             provenance=provenance,
         )

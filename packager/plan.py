@@ -14,6 +14,9 @@ from msgspec import Struct
 
 from contract.errors import UsageError
 from contract.names import check_bundle_name, check_version
+from packager.quality.gates import QualityPlan
+from packager.sources.checkpoint import Checkpoint
+from packager.sources.opening import SourceOptions
 
 Precision = Literal["int4", "int8", "fp16", "bf16", "fp32"]
 Provider = Literal["cpu", "cuda", "dml", "webgpu"]
@@ -22,9 +25,9 @@ OFFERED: dict[str, tuple[str, ...]] = {
     "cpu": ("int4", "int8", "fp32"),
     "cuda": ("int4", "int8", "fp16", "bf16", "fp32"),
     "dml": ("int4", "fp16"),
-    "webgpu": ("int4", "fp16"),
+    "webgpu": ("int4", "int8"),
 }
-"""Precisions of onnxruntime-genai 0.18's builder by execution provider."""
+"""Precisions of onnxruntime-genai 0.18's builder by execution provider, as its help lists them (a test compares)."""
 
 QUANTIZERS: dict[str, tuple[str, ...]] = {
     "rtn": (),
@@ -54,6 +57,8 @@ class BuildPlan(Struct, frozen=True):
     block_size: int = 32
     accuracy_level: int = 4
     license: str | None = None
+    quality: QualityPlan = QualityPlan()
+    origin: SourceOptions = SourceOptions()
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
 
     @property
@@ -76,7 +81,8 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
     _choose("ep", plan.ep, OFFERED)
     if plan.precision not in OFFERED[plan.ep]:
         raise UsageError(
-            f"{plan.precision} is not offered for {plan.ep}; choose one of {', '.join(OFFERED[plan.ep])}",
+            f"{plan.precision} is not offered for {plan.ep}; choose one of {', '.join(OFFERED[plan.ep])} "
+            f"(offered are: {_list_offered()})",
             field="precision",
         )
     _choose("quantizer", plan.quantizer, QUANTIZERS)
@@ -94,6 +100,37 @@ def _choose(option: str, value: str, offered: dict[str, tuple[str, ...]]) -> Non
         near = difflib.get_close_matches(value, offered, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(offered)}"
         raise UsageError(f"{value!r} is not a known {option}; {hint}", field=option)
+
+
+def check_source(plan: BuildPlan, checkpoint: Checkpoint) -> str:
+    """The quantizer to put on record, after checking that the checkpoint's own bits are those that were asked for.
+
+    Raises:
+        UsageError: the weights are quantised already, to something else.
+    """
+    stored = checkpoint.quantization
+    if stored is None:
+        return plan.quantizer if plan.quantised else "none"
+    wanted = (f"int{stored.bits}", stored.group_size, "rtn")
+    if (plan.precision, plan.block_size, plan.quantizer) != wanted:
+        raise UsageError(
+            f"the checkpoint is quantised with {stored.method} to {stored.bits} bits in groups of {stored.group_size} "
+            f"and stays so: ask for --precision int{stored.bits} --block-size {stored.group_size} without a quantizer, "
+            "or name the checkpoint that it was made from",
+            field="precision",
+        )
+    return stored.method
+
+
+def io_type(plan: BuildPlan) -> str:
+    """The type of inputs, outputs, caches and weights that are not quantised."""
+    if plan.quantised:
+        return "fp32" if plan.ep == "cpu" else "fp16"
+    return plan.precision
+
+
+def _list_offered() -> str:
+    return "; ".join(f"{', '.join(precisions)} for {ep}" for ep, precisions in OFFERED.items())
 
 
 def builder_options(plan: BuildPlan) -> list[str]:

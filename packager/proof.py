@@ -51,11 +51,12 @@ def _compare_types(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, 
 def expected_embedding(plan: BuildPlan, source: dict[str, Any]) -> tuple[str, ...]:
     """Types that the embedding may have: the builder quantises it only to share it with the lm_head, in 4 bits.
 
-    It stays plain in all other builds; the manifest's ``quality.embedding`` says what it is.
+    It stays plain in all other builds, ``tied`` when it is the lm_head's weight; the manifest's ``quality.embedding``
+    says what it is.
     """
     plain = io_type(plan)
     if not plan.quantised:
-        return (plain,)
+        return (plain, "tied")
     if source.get("quantization_config"):
         return (plain, "int4", "int8")
     if plan.precision == "int4" and source.get("tie_word_embeddings"):

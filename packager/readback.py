@@ -129,8 +129,9 @@ def _embedding(nodes: list[Node], tensors: dict[str, Tensor]) -> str:
             continue
         if node.op_type == "GatherBlockQuantized":
             return f"int{node.integer('bits', 4)}"
-        if node.op_type == "Gather" and node.inputs[0] in tensors:
-            return ELEMENT_NAMES.get(tensors[node.inputs[0]].data_type, "other")
+        if node.op_type == "Gather":
+            table = tensors.get(node.inputs[0])
+            return "tied" if table is None else ELEMENT_NAMES.get(table.data_type, "other")
     return "none"
 
 

@@ -16,6 +16,7 @@ from contract.reasons import Reason
 from packager.check import CheckResult, check_model
 from packager.progress import BuildProgress
 from packager.readback import GraphFacts, read_back
+from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 3
 
@@ -43,6 +44,9 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress) -> Verifi
     check_files(directory, manifest, progress)
     progress.stage(2, STAGES, "reading the graph")
     _, graph = read_back(directory)
+    if manifest.model.ep != "cpu":
+        progress.stage(3, STAGES, f"{NOT_RUN}: {manifest.model.ep}")
+        return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=unrun_result(graph))
     progress.stage(3, STAGES, "loading and scoring the canaries")
     known = [(canary.prompt, canary.expected_text) for canary in manifest.canary]
     questions = () if known else ("Hello",)

@@ -8,15 +8,20 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from contract.errors import UsageError
 from packager.build import build_bundle, default_cache
 from packager.bundle import BuiltBundle
 from packager.plan import BLOCK_SIZES, OFFERED, QUANTIZERS, BuildPlan
 from packager.progress import choose_progress
+from packager.quality.gates import QualityPlan
+from packager.sources.opening import SourceOptions
 
 EXAMPLES = """examples:
+  edge-packager build microsoft/Phi-3.5-mini-instruct --name phi-3.5-mini --version 1.0.0
   edge-packager build SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2 --version 1.0.0
   edge-packager build ./my-checkpoint --name assistant --version 2.1.0 --quantizer k-quant --out bundles/assistant
   edge-packager build ./my-checkpoint --name assistant --version 2.1.1 --precision int8 --json
+  edge-packager build ./my-checkpoint --name assistant --version 2.1.2 --eval manual.txt --behaviour cases.json
 
 exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 the disk, 130 interrupted
 """
@@ -25,7 +30,7 @@ exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 t
 def configure(parser: argparse.ArgumentParser) -> None:
     """See :class:`contract.command_line.Command`."""
     parser.epilog = EXAMPLES
-    parser.add_argument("source", metavar="SOURCE", help="GGUF file or local Hugging Face checkpoint directory")
+    parser.add_argument("source", metavar="SOURCE", help="hub model (OWNER/MODEL), GGUF file or checkpoint directory")
     parser.add_argument("--precision", default="int4", metavar="P", help=f"one of {', '.join(OFFERED['cuda'])} (int4)")
     parser.add_argument("--ep", default="cpu", metavar="EP", help=f"one of {', '.join(OFFERED)} (cpu)")
     parser.add_argument("--quantizer", default="rtn", metavar="Q", help=f"one of {', '.join(QUANTIZERS)} (rtn)")
@@ -33,7 +38,62 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--block-size", type=int, default=32, metavar="N", help=f"one of {', '.join(map(str, BLOCK_SIZES))} (32)"
     )
     parser.add_argument("--accuracy-level", type=int, default=4, metavar="N", help="0 to 4; 4 computes in int8 (4)")
+    add_source_arguments(parser)
+    add_quality_arguments(parser)
     add_bundle_arguments(parser)
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the source is opened."""
+    asked = parser.add_argument_group("source")
+    asked.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub model (its default branch)")
+    asked.add_argument("--hub-cache", type=Path, metavar="DIR", help="the hub's cache (your own, $HF_HOME)")
+    asked.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of the source, with --merge-adapter")
+    asked.add_argument("--merge-adapter", action="store_true", help="add the adapter to the weights before building")
+    asked.add_argument("--trust-remote-code", action="store_true", help="run Python files that the checkpoint brings")
+
+
+def source_options(arguments: argparse.Namespace) -> SourceOptions:
+    """What :func:`add_source_arguments` read.
+
+    Raises:
+        UsageError: an adapter without a word on what to do with it.
+    """
+    if (arguments.adapter is not None) != arguments.merge_adapter:
+        raise UsageError(
+            "--adapter DIR and --merge-adapter go together: graphs of this runtime's builder have no inputs for "
+            "adapters, so one can only be merged",
+            field="adapter",
+        )
+    return SourceOptions(
+        revision=arguments.revision,
+        hub_cache=arguments.hub_cache,
+        adapter=arguments.adapter,
+        trust_code=arguments.trust_remote_code,
+    )
+
+
+def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the build is compared with its source on, and how far apart they may be."""
+    asked = parser.add_argument_group("quality, against the source in its own precision")
+    asked.add_argument("--eval", metavar="FILE", help="text to read (pages of Python's own documentation)")
+    asked.add_argument("--behaviour", metavar="FILE", help="JSON cases: prompts with contains, matches or refuses")
+    asked.add_argument("--max-kl", type=float, metavar="X", help="largest KL divergence, in nats (int4 0.5, int8 0.1)")
+    asked.add_argument(
+        "--max-perplexity-ratio", type=float, metavar="X", help="largest perplexity over the source's (1.5, int8 1.1)"
+    )
+    asked.add_argument("--accept-quality", metavar="REASON", help="build in spite of these; the manifest says why")
+
+
+def quality_plan(arguments: argparse.Namespace) -> QualityPlan:
+    """What :func:`add_quality_arguments` read."""
+    return QualityPlan(
+        eval_file=arguments.eval,
+        behaviour_file=arguments.behaviour,
+        max_kl=arguments.max_kl,
+        max_perplexity_ratio=arguments.max_perplexity_ratio,
+        accept=arguments.accept_quality,
+    )
 
 
 def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
         block_size=arguments.block_size,
         accuracy_level=arguments.accuracy_level,
         license=arguments.license,
+        quality=quality_plan(arguments),
+        origin=source_options(arguments),
     )
     progress = choose_progress(quiet=arguments.json)
     try:
@@ -114,5 +176,11 @@ def print_bundle(built: BuiltBundle, *, as_json: bool) -> None:
         f"  here: {budget.tokens_per_second:.0f} tokens/s on {budget.threads} threads, loads in "
         f"{budget.load_seconds:.2f} s, peak {budget.peak_rss_bytes / 2**20:.0f} MiB"
     )
+    if "kl" in manifest.quality:
+        quality = manifest.quality
+        print(
+            f"  against the source: KL {quality['kl']:.3f} nats, perplexity {quality['perplexity']['value']:.4g} for "
+            f"{quality['source_perplexity']:.4g}, same top token {100 * quality['top1_agreement']:.1f} %"
+        )
     for canary in manifest.canary[:1]:
         print(f"  asked: {canary.expected_text.strip()!r}")

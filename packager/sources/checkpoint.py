@@ -18,6 +18,12 @@ MAX_JSON_BYTES = 64 * 2**20
 """Largest configuration file read: indexes of models with thousands of shards stay below 10 MB."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+CARD_FILE = "README.md"
+QUANTIZED_METHODS = ("gptq", "awq")
+NEED_CODE = ("chatglm", "internlm2", "phi3small")
+"""Families that transformers runs only with Python files out of the checkpoint."""
+
 _LICENSE_LINE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?\s*$", re.MULTILINE)
 _SPDX = {
     "apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-4.0": "CC-BY-4.0",
@@ -26,8 +32,16 @@ _SPDX = {
 }  # fmt: skip
 
 
+class Quantization(Struct, frozen=True):
+    """What a checkpoint's weights were already quantised to: its bits win over whatever is asked for."""
+
+    method: str
+    bits: int
+    group_size: int
+
+
 class Checkpoint(Struct, frozen=True):
-    """A directory that the builder can read, and what is known of it."""
+    """A directory that the builder can read, and what is known of it. ``quantization`` None: plain weights."""
 
     path: Path
     config: dict[str, Any]
@@ -37,6 +51,8 @@ class Checkpoint(Struct, frozen=True):
     chat_template: bytes | None
     license_spdx: str
     license_file: Path | None
+    quantization: Quantization | None = None
+    needs_code: bool = False
 
 
 def inspect_checkpoint(path: Path) -> Checkpoint:
@@ -49,7 +65,8 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
     architecture = _known_architecture(path, config)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise BuildRefused(f"{path} has no tokenizer; put tokenizer.json beside config.json")
-    license_file = next((path / name for name in ("LICENSE", "LICENSE.txt") if (path / name).is_file()), None)
+    _check_vocabulary(path, config)
+    license_file = next((path / name for name in LICENSE_FILES if (path / name).is_file()), None)
     return Checkpoint(
         path=path,
         config=config,
@@ -59,7 +76,42 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
         chat_template=read_chat_template(path),
         license_spdx=_read_license(path),
         license_file=license_file,
+        quantization=_read_quantization(path, config),
+        needs_code=FAMILIES[architecture] in NEED_CODE and "auto_map" in config,
     )
+
+
+def _check_vocabulary(path: Path, config: dict[str, Any]) -> None:
+    """A tokenizer with more tokens than the model has rows belongs to another model."""
+    file, size = path / "tokenizer.json", config.get("vocab_size")
+    if not file.is_file() or not isinstance(size, int):
+        return
+    document = read_json(file)
+    vocabulary = document.get("model", {}).get("vocab", {}) if isinstance(document, dict) else {}
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+    ids += [token.get("id", 0) for token in document.get("added_tokens", [])]
+    highest = max((number for number in ids if isinstance(number, int)), default=-1)
+    if highest >= size:
+        raise BuildRefused(
+            f"the tokenizer has a token {highest}, the model only {size}: it belongs to another model; "
+            "put the right tokenizer.json beside config.json"
+        )
+
+
+def _read_quantization(path: Path, config: dict[str, Any]) -> Quantization | None:
+    entry = config.get("quantization_config")
+    if entry is None:
+        return None
+    method = entry.get("quant_method") if isinstance(entry, dict) else None
+    if method not in QUANTIZED_METHODS:
+        raise BuildRefused(
+            f"{path} is quantised with {str(method)[:40]!r}; the builder reads {', '.join(QUANTIZED_METHODS)}, "
+            "or name the checkpoint that it was made from"
+        )
+    bits, group = entry.get("bits"), entry.get("group_size")
+    if not isinstance(bits, int) or not isinstance(group, int):
+        raise BuildRefused(f"{path}/config.json does not say the bits and the group size of its quantised weights")
+    return Quantization(method=str(method), bits=bits, group_size=group)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -138,7 +190,7 @@ def read_chat_template(path: Path) -> bytes | None:
 
 
 def _read_license(path: Path) -> str:
-    card = path / "README.md"
+    card = path / CARD_FILE
     if card.is_file():
         head = card.read_text("utf-8", "replace")[:65536]
         match = _LICENSE_LINE.search(head)

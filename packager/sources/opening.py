@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from contract.errors import BuildRefused
-from packager.sources.checkpoint import Checkpoint, digest_directory, inspect_checkpoint
+from contract.errors import BuildRefused, UsageError
+from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
+from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
 from packager.sources.gguf import GGUF_MAGIC, convert_gguf
+from packager.sources.hub import fetch_from_hub, is_hub_id
+from packager.sources.weights import refuse_broken_numbers
 
 
 class OpenedSource(Struct, frozen=True):
@@ -20,20 +25,79 @@ class OpenedSource(Struct, frozen=True):
     label: str
     sha256: str
     checkpoint: Checkpoint
+    revision: str | None = None
+    adapter: dict[str, str] | None = None
+
+    @property
+    def digest(self) -> str:
+        """One digest of everything that went into ``checkpoint``."""
+        parts = [self.sha256, *([self.adapter["sha256"]] if self.adapter else [])]
+        return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: what it was, and the digests of its files."""
+        found = {"kind": self.kind, "name": self.label, "revision": self.revision, "sha256": self.sha256}
+        return {key: value for key, value in {**found, "adapter": self.adapter}.items() if value is not None}
 
 
-def open_source(text: str, cache: Path, log: Path, on_progress: Callable[[float, float], None]) -> OpenedSource:
-    """Open a GGUF file or a local checkpoint directory; a GGUF is converted into ``cache`` once.
+class SourceOptions(Struct, frozen=True):
+    """How a source is to be opened. ``adapter`` is merged; ``trust_code`` lets the checkpoint run Python of its own."""
+
+    revision: str | None = None
+    hub_cache: Path | None = None
+    adapter: Path | None = None
+    trust_code: bool = False
+
+
+def open_source(
+    text: str,
+    cache: Path,
+    log: Path,
+    on_progress: Callable[[float, float], None],
+    options: SourceOptions | None = None,
+) -> OpenedSource:
+    """Open a model of the hub, a GGUF file or a local checkpoint directory, with an adapter merged in if there is one.
+
+    Only a hub id makes a connection. Conversions are kept in ``cache`` by the digests of what they were made from.
 
     Raises:
-        BuildRefused: it is neither, or cannot become a bundle.
+        BuildRefused: it is none of these, or cannot become a bundle.
     """
+    options = options or SourceOptions()
+    # Before the base is fetched or converted, which takes long.
+    adapter = None if options.adapter is None else inspect_adapter(options.adapter.expanduser())
+    opened = _open_base(text, cache, log, on_progress, options)
+    base = opened.checkpoint
+    if base.needs_code and not options.trust_code:
+        raise BuildRefused(
+            f"{base.architecture} runs Python files of the checkpoint itself; read them, then add --trust-remote-code"
+        )
+    refuse_broken_numbers(find_shards(base.path), on_progress)
+    if adapter is None:
+        return opened
+    check_base(adapter, base, text)
+    merged = merge_adapter(base, opened.sha256, adapter, cache=cache, log=log, on_progress=on_progress)
+    names = {"name": adapter.path.resolve().name, "sha256": adapter.sha256}
+    return msgspec.structs.replace(opened, checkpoint=merged, adapter=names)
+
+
+def _open_base(
+    text: str, cache: Path, log: Path, on_progress: Callable[[float, float], None], options: SourceOptions
+) -> OpenedSource:
+    if is_hub_id(text):
+        found, commit = fetch_from_hub(text, options.revision, options.hub_cache, log, on_progress)
+        return OpenedSource("hub", text, digest_directory(found), inspect_checkpoint(found), revision=commit)
+    if options.revision is not None:
+        raise UsageError("--revision belongs to a model of the hub; a file or directory has none", field="revision")
     path = Path(text).expanduser()
     if path.is_dir():
         checkpoint = inspect_checkpoint(path.resolve())
         return OpenedSource("checkpoint", path.resolve().name, digest_directory(path), checkpoint)
     if not path.is_file():
-        raise BuildRefused(f"{text!r} is neither a GGUF file nor a directory with a Hugging Face checkpoint")
+        raise BuildRefused(
+            f"{text!r} is neither a GGUF file, nor a directory with a Hugging Face checkpoint, "
+            "nor OWNER/MODEL of the hub"
+        )
     with path.open("rb") as file:
         if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
             raise BuildRefused(f"{path} is not a GGUF file; name a .gguf file or a checkpoint directory")

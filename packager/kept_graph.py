@@ -1,0 +1,88 @@
+"""Graphs kept by what they were built from, so that a build that was interrupted or refused later goes on there.
+
+An entry lives until its bundle is finished: it is for the build that failed at a quality gate or was interrupted while
+it measured, not a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from packager import builder_process, plan, workarounds
+from packager.builder import BuilderReport, build_graph
+from packager.evidence import BUILD_TOOLS, tool_versions
+from packager.plan import BuildPlan, builder_options
+from packager.sources.checkpoint import Checkpoint
+
+REPORT = "report.json"
+MODEL = "model"
+
+
+def graph_key(build_plan: BuildPlan, digest: str) -> str:
+    """Names everything that decides a graph's bytes: the source's digest, the options, the tools, our own mending."""
+    document = {
+        "source": digest,
+        "precision": build_plan.precision,
+        "ep": build_plan.ep,
+        "options": builder_options(build_plan),
+        "tools": tool_versions(BUILD_TOOLS),
+        "code": [inspect.getsource(module) for module in (builder_process, plan, workarounds)],
+    }
+    return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()[:32]
+
+
+def build_or_resume(
+    checkpoint: Checkpoint,
+    digest: str,
+    build_plan: BuildPlan,
+    out: Path,
+    *,
+    cache: Path,
+    log: Path,
+    on_progress: Callable[[float, float], None],
+) -> tuple[BuilderReport, Path]:
+    """The graph of ``checkpoint`` in ``out``, from ``cache`` if it was built before; the entry to drop at the end.
+
+    Raises:
+        BuildRefused: the builder failed; the log has its words.
+    """
+    shelf = cache / "graphs"
+    entry = shelf / graph_key(build_plan, digest)
+    if not (entry / REPORT).is_file():
+        shelf.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=shelf))
+        try:
+            report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress)
+            (staging / REPORT).write_bytes(msgspec.json.encode(report))
+            shutil.rmtree(entry, ignore_errors=True)
+            staging.rename(entry)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    link_tree(entry / MODEL, out)
+    return msgspec.json.decode((entry / REPORT).read_bytes(), type=BuilderReport), entry
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Every file of ``source`` in ``target`` too, by a link where the file system can, by a copy elsewhere."""
+    for path in sorted(source.rglob("*")):
+        where = target / path.relative_to(source)
+        if path.is_dir():
+            where.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            os.link(path, where)
+        except OSError:
+            shutil.copyfile(path, where)
+
+
+def drop_graph(entry: Path) -> None:
+    """Forget a kept graph."""
+    shutil.rmtree(entry, ignore_errors=True)

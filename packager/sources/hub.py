@@ -1,0 +1,43 @@
+"""A model of the Hugging Face hub: its files fetched into the cache once, at a revision that is written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from contract.errors import UsageError
+from packager.child import run_child
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` looks like ``OWNER/MODEL`` and is no path of this host."""
+    return _ID.fullmatch(text) is not None and ".." not in text and not Path(text).exists()
+
+
+def fetch_from_hub(
+    model: str,
+    revision: str | None,
+    cache: Path | None,
+    log: Path,
+    on_progress: Callable[[float, float], None],
+) -> tuple[Path, str]:
+    """The directory of ``model`` at ``revision`` (a branch, tag or commit; the default branch without one), its commit.
+
+    ``cache`` is a hub cache directory, the user's own when None. This is the only place that uses a network; with
+    ``HF_HUB_OFFLINE=1`` it uses what the cache holds.
+
+    Raises:
+        BuildRefused: there is no such model or revision, it may not be read, or it cannot be reached.
+        UsageError: ``revision`` is none.
+    """
+    if revision is not None and (_REVISION.fullmatch(revision) is None or ".." in revision):
+        raise UsageError(f"{revision!r} is not a branch, tag or commit", field="revision")
+    job = {"model": model, "revision": revision, "cache": None if cache is None else str(cache)}
+    value = run_child(
+        "packager.sources.hub_process", job, log, doing=f"fetching {model}", on_progress=on_progress, online=True
+    )
+    return Path(value["path"]), value["commit"]

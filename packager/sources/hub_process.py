@@ -1,0 +1,51 @@
+"""The process that fetches from the Hugging Face hub; the only one that may open connections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from contract.errors import BuildRefused
+from packager.child import Reporter, child_main
+
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.md", "LICENSE*", "NOTICE*", "*.tiktoken", "*.py"]
+UNWANTED = ["*/*"]
+"""Other formats of the same weights lie in subdirectories."""
+
+
+def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Fetch what a build reads, never pickled weights, and say which commit it is."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    model, revision = job["model"], job["revision"]
+    reporter.progress(0, 1)
+    try:
+        path = snapshot_download(
+            model, revision=revision, cache_dir=job["cache"], allow_patterns=WANTED, ignore_patterns=UNWANTED
+        )
+    except GatedRepoError as error:
+        raise BuildRefused(f"{model} is gated; accept its terms on the hub and log in with `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise BuildRefused(f"{model} has no revision {revision!r}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise BuildRefused(
+            f"{model} is not in the cache and the hub cannot be reached; connect, or name a local directory"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise BuildRefused(f"the hub has no model {model!r} that you may read; check its name") from error
+    except HfHubHTTPError as error:
+        raise BuildRefused(f"the hub did not deliver {model}: {' '.join(str(error).split())[:200]}") from error
+    reporter.progress(1, 1)
+    return {"path": path, "commit": Path(path).name}
+
+
+if __name__ == "__main__":
+    child_main(fetch)

@@ -1,0 +1,89 @@
+"""Looking at weights without loading a model: memory-mapped, a tensor at a time."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from contract import strict_json
+from contract.errors import BuildRefused
+from packager.sources.safetensors_header import MAX_HEADER_BYTES
+
+Array = npt.NDArray[Any]
+
+PIECE = 2**22
+"""Elements looked at in one go."""
+
+_EXPONENT: dict[str, tuple[np.dtype[Any], int]] = {
+    "BF16": (np.dtype("<u2"), 0x7F80),
+    "F16": (np.dtype("<u2"), 0x7C00),
+    "F32": (np.dtype("<u4"), 0x7F800000),
+}
+"""An exponent of all ones is an infinity or no number at all, in each of the three formats."""
+
+
+class StoredTensor(Struct, frozen=True):
+    """One tensor of a safetensors file; ``start`` and ``end`` are bytes of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def list_tensors(path: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file whose header :func:`~packager.sources.safetensors_header` found to be whole."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = strict_json.loads(file.read(length), max_bytes=MAX_HEADER_BYTES, what=path.name)
+    return [
+        StoredTensor(
+            name=name,
+            dtype=str(entry["dtype"]),
+            shape=tuple(entry["shape"]),
+            start=8 + length + entry["data_offsets"][0],
+            end=8 + length + entry["data_offsets"][1],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
+
+
+def refuse_broken_numbers(shards: list[Path], on_progress: Callable[[float, float], None]) -> None:
+    """Refuse weights with a NaN or an infinity among them: whatever is computed with one is none either.
+
+    Raises:
+        BuildRefused: naming the tensor.
+    """
+    total = sum(shard.stat().st_size for shard in shards)
+    done = 0
+    for shard in shards:
+        with shard.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for tensor in list_tensors(shard):
+                if tensor.dtype in _EXPONENT and any(_broken(piece, tensor) for piece in _pieces(data, tensor)):
+                    raise BuildRefused(
+                        f"the weights {tensor.name!r} in {shard.name} hold a value that is not a number or infinite; "
+                        "fetch or train them again"
+                    )
+                done += tensor.end - tensor.start
+                on_progress(done, total)
+
+
+def _pieces(data: mmap.mmap, tensor: StoredTensor) -> Iterator[Array]:
+    dtype, _ = _EXPONENT[tensor.dtype]
+    step = PIECE * dtype.itemsize
+    for start in range(tensor.start, tensor.end, step):
+        # Copied out: a view would keep the map from being closed.
+        yield np.frombuffer(data[start : min(start + step, tensor.end)], dtype)
+
+
+def _broken(piece: Array, tensor: StoredTensor) -> bool:
+    exponent = _EXPONENT[tensor.dtype][1]
+    return bool(((piece & exponent) == exponent).any())

@@ -1,0 +1,284 @@
+"""Sources: the hub, adapters, checkpoints that are quantised already, and whatever can be wrong with one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from contract.errors import BuildRefused, StoreFull, UsageError
+from packager.commands.build import source_options
+from packager.estimate import Estimate, estimate_build, refuse_what_cannot_fit
+from packager.plan import BuildPlan, check_source
+from packager.proof import compare
+from packager.readback import read_back
+from packager.sources.checkpoint import Quantization, inspect_checkpoint
+from packager.sources.hub import is_hub_id
+from packager.sources.opening import OpenedSource, SourceOptions, open_source
+from tests.packager.families import FAMILY_CONFIGS, build_here, difference, make_random, runtime, sample_ids
+
+COMMIT = "2fe192450127e6a83f7441aef6e3ca586c338b77"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint."""
+    directory = tmp_path_factory.mktemp("llama")
+    make_random(directory, FAMILY_CONFIGS["llama-3"]())
+    return directory
+
+
+@pytest.fixture
+def copy(llama: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return Path(shutil.copytree(llama, tmp_path / "copy"))
+
+
+def opened(source: Path | str, tmp_path: Path, options: SourceOptions | None = None) -> OpenedSource:
+    return open_source(str(source), tmp_path / "cache", tmp_path / "log", lambda done, total: None, options)
+
+
+def refused(source: Path | str, tmp_path: Path, options: SourceOptions | None = None) -> str:
+    with pytest.raises(BuildRefused) as caught:
+        opened(source, tmp_path, options)
+    return caught.value.message
+
+
+class TestHub:
+    @pytest.fixture
+    def hub(self, llama: Path, tmp_path: Path) -> Path:
+        """A hub cache that holds one model, laid out as the hub's own library does."""
+        model = tmp_path / "hub" / "models--owner--model"
+        (model / "refs").mkdir(parents=True)
+        (model / "refs" / "main").write_text(COMMIT)
+        shutil.copytree(llama, model / "snapshots" / COMMIT)
+        return tmp_path / "hub"
+
+    @pytest.fixture(autouse=True)
+    def offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def test_a_model_in_the_cache_needs_no_network_and_its_commit_is_kept(self, hub: Path, tmp_path: Path) -> None:
+        found = opened("owner/model", tmp_path, SourceOptions(hub_cache=hub))
+        assert (found.kind, found.label, found.revision) == ("hub", "owner/model", COMMIT)
+        assert found.checkpoint.architecture == "LlamaForCausalLM"
+        assert found.describe()["revision"] == COMMIT
+
+    def test_a_revision_can_be_pinned(self, hub: Path, tmp_path: Path) -> None:
+        assert opened("owner/model", tmp_path, SourceOptions(COMMIT, hub)).revision == COMMIT
+        assert "not in the cache" in refused("owner/model", tmp_path, SourceOptions("v2", hub))
+
+    def test_a_model_that_is_not_there(self, hub: Path, tmp_path: Path) -> None:
+        assert "not in the cache" in refused("owner/other", tmp_path, SourceOptions(hub_cache=hub))
+
+    def test_a_revision_of_a_directory_makes_no_sense(self, llama: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="--revision"):
+            opened(llama, tmp_path, SourceOptions(revision="main"))
+
+    def test_paths_are_no_hub_models(self, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(llama.parent)
+        assert is_hub_id("microsoft/Phi-3.5-mini-instruct")
+        for text in (str(llama), "../x", "a/b/c", "model.gguf", "./a/b", "a/..", ""):
+            assert not is_hub_id(text)
+
+
+def make_adapter(directory: Path, base: str = "", **changes: Any) -> Path:
+    """A rank-2 adapter of the random Llama's query and down projections."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    tensors = {}
+    for name, (rows, columns) in {"self_attn.q_proj": (128, 128), "mlp.down_proj": (128, 160)}.items():
+        stem = f"base_model.model.model.layers.1.{name}"
+        tensors[f"{stem}.lora_A.weight"] = torch.randn(2, columns) * 0.2
+        tensors[f"{stem}.lora_B.weight"] = torch.randn(rows, 2) * 0.2
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": base, **changes}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    return directory
+
+
+class TestAdapter:
+    def test_merged_weights_are_base_plus_scaled_product(self, llama: Path, tmp_path: Path) -> None:
+        from safetensors.torch import load_file
+
+        adapter = make_adapter(tmp_path / "adapter")
+        found = opened(llama, tmp_path, SourceOptions(adapter=adapter))
+        before = load_file(llama / "model.safetensors")
+        after = load_file(found.checkpoint.path / "model.safetensors")
+        deltas = load_file(adapter / "adapter_model.safetensors")
+        stem, target = "base_model.model.model.layers.1.mlp.down_proj", "model.layers.1.mlp.down_proj.weight"
+        wanted = before[target] + 2.0 * deltas[f"{stem}.lora_B.weight"] @ deltas[f"{stem}.lora_A.weight"]
+        assert np.allclose(after[target].numpy(), wanted.numpy(), atol=1e-5)
+        changed = {name for name in before if not before[name].equal(after[name])}
+        assert changed == {target, "model.layers.1.self_attn.q_proj.weight"}
+        assert found.describe()["adapter"]["name"] == "adapter"
+        assert found.digest != opened(llama, tmp_path).digest
+
+    def test_it_is_merged_once(self, llama: Path, tmp_path: Path) -> None:
+        options = SourceOptions(adapter=make_adapter(tmp_path / "adapter"))
+        first = opened(llama, tmp_path, options).checkpoint.path / "config.json"
+        stamp = first.stat().st_mtime_ns
+        assert opened(llama, tmp_path, options).checkpoint.path / "config.json" == first
+        assert first.stat().st_mtime_ns == stamp
+
+    def test_an_adapter_of_another_base(self, tmp_path: Path) -> None:
+        other = FAMILY_CONFIGS["qwen-3"]()
+        other.intermediate_size = 192
+        make_random(tmp_path / "other", other)
+        adapter = make_adapter(tmp_path / "adapter")
+        assert "belongs to another base" in refused(tmp_path / "other", tmp_path, SourceOptions(adapter=adapter))
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"peft_type": "IA3"}, "not a LoRA"),
+            ({"use_dora": True}, "use_dora"),
+            ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+            ({"r": None}, "no rank"),
+        ],
+    )
+    def test_what_is_not_plain_lora(self, llama: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+        adapter = make_adapter(tmp_path / "adapter", **changes)
+        assert words in refused(llama, tmp_path, SourceOptions(adapter=adapter))
+
+    def test_no_adapter(self, llama: Path, tmp_path: Path) -> None:
+        assert "not an adapter" in refused(llama, tmp_path, SourceOptions(adapter=tmp_path))
+
+    def test_it_must_be_said_that_it_is_merged(self, tmp_path: Path) -> None:
+        import argparse
+
+        arguments = argparse.Namespace(
+            adapter=tmp_path, merge_adapter=False, revision=None, hub_cache=None, trust_remote_code=False
+        )
+        with pytest.raises(UsageError, match="--merge-adapter"):
+            source_options(arguments)
+
+
+class TestDamaged:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_weights_that_are_no_numbers(self, copy: Path, tmp_path: Path, value: float, dtype: str) -> None:
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        tensors = {
+            name: tensor.to(getattr(torch, dtype)) for name, tensor in load_file(copy / "model.safetensors").items()
+        }
+        save_file(tensors, copy / "model.safetensors")
+        assert opened(copy, tmp_path).checkpoint.parameters > 0
+        tensors["model.layers.2.mlp.up_proj.weight"][-1, -1] = value
+        save_file(tensors, copy / "model.safetensors")
+        message = refused(copy, tmp_path)
+        assert "model.layers.2.mlp.up_proj.weight" in message
+
+    def test_a_tokenizer_of_another_model(self, copy: Path, tmp_path: Path) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        config["vocab_size"] = 300
+        (copy / "config.json").write_text(json.dumps(config))
+        assert "belongs to another model" in refused(copy, tmp_path)
+
+    def test_code_of_the_checkpoint_is_not_run_unasked(self, copy: Path, tmp_path: Path) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        config.update(architectures=["InternLM2ForCausalLM"], auto_map={"AutoConfig": "configuration.InternLM2Config"})
+        (copy / "config.json").write_text(json.dumps(config))
+        assert "--trust-remote-code" in refused(copy, tmp_path)
+        assert opened(copy, tmp_path, SourceOptions(trust_code=True)).checkpoint.family == "internlm2"
+
+    def test_no_chat_template_is_allowed(self, copy: Path, tmp_path: Path) -> None:
+        (copy / "chat_template.jinja").unlink()
+        assert opened(copy, tmp_path).checkpoint.chat_template is None
+
+
+def quantise(directory: Path, method: str, group: int = 32) -> None:
+    """Turn the products of a random checkpoint into ``method``'s 4-bit form, rounded to nearest, zero point 8."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    order = [0, 2, 4, 6, 1, 3, 5, 7] if method == "awq" else list(range(8))
+    tensors = load_file(directory / "model.safetensors")
+    packed = {}
+    for name, weight in tensors.items():
+        if not name.endswith("_proj.weight"):
+            packed[name] = weight
+            continue
+        stem, inputs, outputs = name.removesuffix(".weight"), weight.shape[1], weight.shape[0]
+        groups = weight.T.reshape(inputs // group, group, outputs)
+        scales = groups.abs().amax(1) / 7
+        codes = ((groups / scales[:, None]).round().clamp(-8, 7) + 8).to(torch.int32).reshape(inputs, outputs)
+        zeros = torch.full((inputs // group, outputs), 8 if method == "awq" else 7, dtype=torch.int32)
+
+        def pack(rows: Any) -> Any:
+            """Eight codes a word, along the last axis."""
+            parts = rows.reshape(*rows.shape[:-1], -1, 8).to(torch.int64)
+            word = sum(parts[..., order[place]] << (4 * place) for place in range(8))
+            return torch.where(word >= 2**31, word - 2**32, word).to(torch.int32).contiguous()
+
+        packed[f"{stem}.qweight"] = pack(codes) if method == "awq" else pack(codes.T.contiguous()).T.contiguous()
+        packed[f"{stem}.qzeros"] = pack(zeros)
+        packed[f"{stem}.scales"] = scales.to(torch.float16)
+        if method == "gptq":
+            packed[f"{stem}.g_idx"] = torch.arange(inputs, dtype=torch.int32) // group
+    save_file(packed, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": method, "bits": 4, "group_size": group, "desc_act": False, "sym": True, "zero_point": True,
+        "version": "gemm",
+    }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+class TestQuantised:
+    @pytest.mark.parametrize("method", ["gptq", "awq"])
+    def test_its_bits_are_kept_and_it_computes_what_the_plain_one_does(
+        self, copy: Path, llama: Path, tmp_path: Path, method: str
+    ) -> None:
+        quantise(copy, method)
+        checkpoint = inspect_checkpoint(copy)
+        assert checkpoint.quantization == Quantization(method, 4, 32)
+        plan = BuildPlan("source", "tiny", "1.0.0")
+        assert check_source(plan, checkpoint) == method
+        report = build_here(copy, tmp_path / "out", "int4", options=("block_size=32", "accuracy_level=4"))
+        config, graph = read_back(tmp_path / "out")
+        assert compare(plan, report["config"], config, graph) == []
+        build_here(llama, tmp_path / "plain", "fp32")
+        _, cosine = difference(runtime(tmp_path / "out")(sample_ids(30)), runtime(tmp_path / "plain")(sample_ids(30)))
+        assert cosine > 0.9
+
+    @pytest.mark.parametrize(
+        "changes", [{"precision": "int8"}, {"block_size": 128}, {"quantizer": "k-quant"}, {"precision": "fp32"}]
+    )
+    def test_asking_for_something_else_is_refused_with_what_it_is(self, copy: Path, changes: dict[str, Any]) -> None:
+        quantise(copy, "gptq")
+        plan = msgspec.structs.replace(BuildPlan("source", "tiny", "1.0.0"), **changes)
+        with pytest.raises(UsageError, match="gptq to 4 bits in groups of 32"):
+            check_source(plan, inspect_checkpoint(copy))
+
+    def test_other_methods_are_refused(self, copy: Path, tmp_path: Path) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "bitsandbytes"}
+        (copy / "config.json").write_text(json.dumps(config))
+        assert "bitsandbytes" in refused(copy, tmp_path)
+
+
+class TestEstimate:
+    def test_larger_models_need_more(self) -> None:
+        plan = BuildPlan("source", "tiny", "1.0.0")
+        small, large = estimate_build(plan, 10**8), estimate_build(plan, 4 * 10**9, 10**8)
+        assert small.memory_bytes < large.memory_bytes
+        assert small.disk_bytes < large.disk_bytes
+        assert "GiB of memory" in str(large)
+
+    def test_what_cannot_fit_is_refused_before_it_starts(self, tmp_path: Path) -> None:
+        with pytest.raises(BuildRefused, match="of memory are free"):
+            refuse_what_cannot_fit(Estimate(2**40, 0, 60), [tmp_path], memory=2**30)
+        with pytest.raises(StoreFull, match="are free in"):
+            refuse_what_cannot_fit(Estimate(0, 2**60, 60), [tmp_path / "not" / "there"], memory=2**30)
+        refuse_what_cannot_fit(Estimate(0, 0, 60), [tmp_path])
