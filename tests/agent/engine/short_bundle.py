@@ -15,7 +15,7 @@ CONTEXT = 512
 def short_bundle(smollm2_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real model, said to have a context of 512 tokens."""
     short = tmp_path_factory.mktemp("short")
-    for file in smollm2_bundle.iterdir():
+    for file in filter(Path.is_file, smollm2_bundle.iterdir()):
         try:
             (short / file.name).hardlink_to(file.resolve())
         except OSError:  # another file system
