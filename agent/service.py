@@ -84,7 +84,7 @@ class Service:
         config = self._config
         self._meter = LlmMeter(round(time.time(), 3))
         self._sampler = SystemSampler(self._directory.root)
-        self._ledger = AnswerWriter(answering)
+        self._ledger = AnswerWriter(answering, keep_text=config.serving.store_results == "text")
         self._gateway = Gateway(config, uuid.uuid4().hex, on_desired=self._desire)
         self._serving = Serving(
             config.serving,

@@ -27,6 +27,7 @@ class FrameStream:
         self.attempt = 1
         self.bundle = ""
         self.position = 0
+        self.told: int | None = None
 
     @property
     def text(self) -> str:
@@ -58,6 +59,13 @@ class FrameStream:
         self._tokens = 0
         self._fresh_attempt = True
         self._next_due = now
+
+    def waiting(self, position: int, estimate: float) -> Frame:
+        """No text yet: so many come before it, and it may begin in about ``estimate`` seconds."""
+        frame = Frame(s=self._sequence, d="", n=0, position=position, estimate_ms=_milliseconds(estimate))
+        self.told = position
+        self._sequence += 1
+        return frame
 
     def feed(self, text: str, tokens: int, now: float) -> None:
         """New text came out of the engine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -22,7 +23,6 @@ from contract.mqtt.topics import NO_ID
 RETRY_STORE_MS = 5_000
 
 CONFLICT = Refusal(409, requests.ID_CONFLICT, "this id belongs to another request", "id")
-GONE = Refusal(410, requests.EXPIRED, "this request was answered, and its answer is no longer kept", "id")
 STORE = Refusal(
     503,
     requests.STORE_UNAVAILABLE,
@@ -77,10 +77,15 @@ class Intake:
         self._on_store = on_store
         self._wall = wall
         self._arriving: dict[Key, _Arriving] = {}
+        self._by_client: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """Requests that the ledger has not judged yet."""
         return len(self._arriving)
+
+    def arriving(self, client: str | None) -> int:
+        """The same, those of ``client`` only unless it is None."""
+        return len(self) if client is None else self._by_client[client]
 
     def take(self, arrival: Arrival) -> None:
         """A request came in from the broker."""
@@ -104,7 +109,10 @@ class Intake:
             correlation=arrival.correlation,
             may_insert=self._refusal(arrival.client) is None,
         )
-        self._arriving.setdefault(key, _Arriving()).count += 1
+        if key not in self._arriving:
+            self._arriving[key] = _Arriving()
+            self._by_client[key.client] += 1
+        self._arriving[key].count += 1
         future.add_done_callback(partial(self._judged, Accepted(key, request, arrival.correlation, seconds), arrival))
 
     def defer(self, key: Key, action: Callable[[], None]) -> bool:
@@ -125,6 +133,7 @@ class Intake:
         arriving.count -= 1
         if not arriving.count:
             del self._arriving[accepted.key]
+            self._by_client -= Counter((accepted.key.client,))
             for control in arriving.controls:
                 control()
 
@@ -133,7 +142,7 @@ class Intake:
         if verdict.kind == "conflict":
             self._refuse(accepted.key, arrival, CONFLICT)
         elif verdict.kind == "gone":
-            self._refuse(accepted.key, arrival, GONE)
+            self._refuse(accepted.key, arrival, requests.GONE)
         elif verdict.kind == "refused":
             # What kept it out may have passed meanwhile: then it may come again at once.
             again = Refusal(429, requests.QUEUE_FULL, "too many requests wait; try again", retry_after_ms=0)

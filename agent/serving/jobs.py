@@ -15,8 +15,9 @@ QUEUED_AGAIN = 10
 class Job:
     """``number`` is new for each attempt, so that events of a dead worker can never be taken for those of its heir.
 
-    ``ending`` is set once it is decided that it ends early, and why. ``marked`` says whether the ledger knows that
-    pieces of the answer may have left: no frame goes out before.
+    ``ending`` is set once it is decided that it ends early, and why, ``ended`` once it has its result. ``marked`` says
+    whether the ledger knows that pieces of the answer may have left: no frame goes out before. ``changes`` are what
+    ``update`` asked for so far: they hold while it waits, too, and for the next attempt.
     """
 
     def __init__(
@@ -40,13 +41,19 @@ class Job:
         self.number = 0
         self.crashes = 0
         self.running = False
+        self.ended = False
         self.ending: Literal["cancelled", "deadline"] | None = None
         self.marked: Literal["no", "asked", "yes"] = "no"
         self.logprobs: list[dict[str, Any]] = []
+        self.changes: dict[str, Any] = {}
 
     def lost_its_worker(self) -> None:
-        """Back to the queue for another attempt."""
+        """It crashed, or was killed."""
         self.crashes += 1
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Back to the queue for another attempt."""
         self.attempt += 1
         self.running = False
         self.marked = "no"

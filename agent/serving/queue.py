@@ -46,9 +46,9 @@ class RequestQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter([waiting.item for waiting in self._waiting.values()])
 
-    def has_room(self, client: str, reserved: int = 0) -> bool:
-        """Whether one more of ``client`` may wait, beside ``reserved`` that are on their way in."""
-        return len(self._waiting) + reserved < self.limit and self._by_client.get(client, 0) < self.client_limit
+    def has_room(self, client: str, reserved: int = 0, own: int = 0) -> bool:
+        """Whether one more of ``client`` may wait, beside ``reserved`` on their way in, ``own`` of them its own."""
+        return len(self._waiting) + reserved < self.limit and self._by_client.get(client, 0) + own < self.client_limit
 
     def put(self, waiting: Waiting[T]) -> None:
         """Let it wait; the caller asked :meth:`has_room` (what was accepted already is never turned away)."""
@@ -82,6 +82,10 @@ class RequestQueue(Generic[T]):
         """How many would be taken before it if nothing changed; 0 is next. Fairness may move it later."""
         own = self._rank(self._waiting[number], now)
         return sum(self._rank(other, now) < own for other in self._waiting.values())
+
+    def in_order(self, now: float) -> list[T]:
+        """All that wait, as :meth:`position` counts them."""
+        return [waiting.item for waiting in sorted(self._waiting.values(), key=lambda one: self._rank(one, now))]
 
     def expired(self, now: float) -> list[T]:
         """Take out those whose deadline has passed."""

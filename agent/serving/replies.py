@@ -10,7 +10,7 @@ from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
 from agent.telemetry.llm import LlmMeter
 from contract.mqtt import messages
-from contract.mqtt.messages import Frame
+from contract.mqtt.messages import ControlFault, ControlRefused, Frame
 from contract.mqtt.topics import Topics
 
 
@@ -58,6 +58,12 @@ class Replies:
         key = self._deliveries.pop(number, None)
         if key is not None:
             self._ledger.delivered(key)
+
+    def refuse_control(self, key: Key, op: str, refusal: requests.Refusal) -> None:
+        """Say why a control message did nothing; at QoS 0, as nothing was promised."""
+        self._meter.refuse("control")
+        body = requests.error_body(refusal)
+        self._outlet.publish_once(self.topic(key), messages.encode(ControlRefused(ControlFault(op, body))))
 
     def error(self, key: Key, refusal: requests.Refusal, correlation: bytes | None) -> None:
         """Send an error that is nobody's stored result."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, structs
 
 from agent.engine.stepping import Generation
 from contract.errors import RequestInvalid
@@ -25,8 +26,13 @@ UPDATABLE = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_pen
 """What ``update`` may change while a request runs: sampling, and when it ends."""
 
 
-def to_generation(number: int, client: str, request: GenerateRequest) -> Generation:
-    """The request as the engine sees it; ``number`` identifies it between agent and worker."""
+def to_generation(
+    number: int, client: str, request: GenerateRequest, changes: Mapping[str, Any] | None = None
+) -> Generation:
+    """The request as the engine sees it; ``number`` identifies it between agent and worker.
+
+    ``changes`` were asked for since it came in, as :func:`check_changes` gave them.
+    """
     grammar: tuple[str, str] | None = None
     form = request.response_format
     if form is not None and form.type == "regex":
@@ -35,7 +41,7 @@ def to_generation(number: int, client: str, request: GenerateRequest) -> Generat
         grammar = ("json_schema", '{"type":"object"}')
     elif form is not None and form.json_schema is not None:
         grammar = ("json_schema", msgspec.json.encode(form.json_schema.schema).decode())
-    return Generation(
+    generation = Generation(
         request=number,
         client=client,
         messages=None
@@ -59,6 +65,7 @@ def to_generation(number: int, client: str, request: GenerateRequest) -> Generat
         no_repeat_ngram_size=request.no_repeat_ngram_size,
         adapter=request.adapter,
     )
+    return structs.replace(generation, **changes) if changes else generation
 
 
 def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +85,7 @@ def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
         raise RequestInvalid(f"the update is not valid: {text}", field=f"set.{path.rstrip('`')}") from error
     result = {name: getattr(checked, name) for name in changes if name != "stop"}
     if "stop" in changes:
-        result["stops"] = list(checked.stops)
+        result["stops"] = checked.stops
     return result
 
 
@@ -92,13 +99,20 @@ class Refusal(Struct, frozen=True):
     retry_after_ms: int | None = None
 
 
-def error_frame(sequence: int, refusal: Refusal, attempt: int = 1) -> ErrorFrame:
-    """A last frame without an answer."""
-    body = ErrorBody(
+GONE = Refusal(410, EXPIRED, "this request was answered, and its answer is no longer kept", "id")
+
+
+def error_body(refusal: Refusal) -> ErrorBody:
+    """As the client reads it."""
+    return ErrorBody(
         code=refusal.code,
         type=refusal.kind,
         message=refusal.message,
         field=UNSET if refusal.field is None else refusal.field,
         retry_after_ms=UNSET if refusal.retry_after_ms is None else refusal.retry_after_ms,
     )
-    return ErrorFrame(s=sequence, error=body, attempt=attempt)
+
+
+def error_frame(sequence: int, refusal: Refusal, attempt: int = 1) -> ErrorFrame:
+    """A last frame without an answer."""
+    return ErrorFrame(s=sequence, error=error_body(refusal), attempt=attempt)

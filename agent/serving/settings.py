@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -14,6 +14,8 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     may ask for, ``client_max_priority`` what a certain one may. ``drain_seconds``: how long a swap waits for running
     answers before it runs them again on the new model; ``stop_seconds`` the same when the agent stops. While more than
     ``group_high_mark`` requests wait, this device takes none that were sent to its groups.
+    ``store_results``: ``text`` keeps prompts until they are answered and answers for a while, so that a restart loses
+    nothing; ``hash`` writes no text to the disk, and what a restart interrupts has to be asked anew.
     """
 
     queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 128
@@ -22,6 +24,7 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     max_priority: Annotated[int, Meta(ge=0, le=9)] = 9
     client_max_priority: dict[str, Annotated[int, Meta(ge=0, le=9)]] = {}
     group_high_mark: Annotated[int, Meta(ge=0, le=10_000)] = 4
+    store_results: Literal["text", "hash"] = "text"
     drain_seconds: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     stop_seconds: Annotated[float, Meta(ge=0, le=600)] = 10.0
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from agent.state import answers
+from agent.state.answer_memory import AnswerMemory
 from agent.state.answers import Key, Unfinished, Verdict
 from agent.state.database import Database
 from contract.errors import EdgeBundleError
@@ -41,11 +42,16 @@ class _Operation:
 
 
 class AnswerWriter:
-    """Owns a :class:`Database` connection and a thread. Futures raise StoreFull or StoreBroken."""
+    """Owns a :class:`Database` connection and a thread. Futures raise StoreFull or StoreBroken.
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    With ``keep_text`` false no prompt and no answer is ever written: answers are kept in memory alone, as long and as
+    many as promised, and are gone after a restart.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time, *, keep_text: bool = True) -> None:
         self._database = database
         self._clock = clock
+        self._memory = None if keep_text else AnswerMemory()
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
@@ -68,15 +74,23 @@ class AnswerWriter:
     ) -> asyncio.Future[Verdict]:
         """:func:`answers.accept`, durable when the future is done."""
         now = self._clock()
+        kept = None if self._memory is not None else request
         return self._submit(
-            lambda connection: answers.accept(
-                connection, key, fingerprint, request,
+            lambda connection: self._recall(key, answers.accept(
+                connection, key, fingerprint, kept,
                 now=now, deadline_at=deadline_at, correlation=correlation, may_insert=may_insert,
-            )
+            ))
         )  # fmt: skip
 
     def look_up(self, key: Key) -> asyncio.Future[Verdict]:
-        return self._submit(lambda connection: answers.look_up(connection, key))
+        return self._submit(lambda connection: self._recall(key, answers.look_up(connection, key)))
+
+    def _recall(self, key: Key, verdict: Verdict) -> Verdict:
+        """Fill in an answer that only memory has; runs in the thread."""
+        if verdict.kind != "answered" or verdict.last is not None:
+            return verdict
+        last = None if self._memory is None else self._memory.get(key)
+        return Verdict("gone") if last is None else Verdict("answered", last)
 
     def streaming(self, key: Key, attempt: int) -> asyncio.Future[None]:
         return self._submit(lambda connection: answers.mark_streaming(connection, key, attempt))
@@ -84,7 +98,15 @@ class AnswerWriter:
     def answered(self, key: Key, last: bytes) -> asyncio.Future[bytes]:
         """The bytes that count from now on."""
         now = self._clock()
-        return self._submit(lambda connection: answers.mark_answered(connection, key, last, now=now))
+        memory = self._memory
+        if memory is None:
+            return self._submit(lambda connection: answers.mark_answered(connection, key, last, now=now) or last)
+
+        def store(connection: sqlite3.Connection) -> bytes:
+            answers.mark_answered(connection, key, None, now=now)
+            return memory.put(key, last, now)
+
+        return self._submit(store)
 
     def delivered(self, key: Key) -> None:
         """Noted with the next commit; losing the note costs one more delivery of the same bytes."""
@@ -93,7 +115,7 @@ class AnswerWriter:
     def unfinished(self) -> asyncio.Future[list[Unfinished]]:
         return self._submit(answers.unfinished)
 
-    def undelivered(self) -> asyncio.Future[list[tuple[Key, bytes, bytes | None]]]:
+    def undelivered(self) -> asyncio.Future[list[tuple[Key, bytes | None, bytes | None]]]:
         return self._submit(answers.undelivered)
 
     async def flush(self) -> None:
@@ -118,9 +140,17 @@ class AnswerWriter:
                 continue
             if time.monotonic() - swept >= SWEEP_SECONDS:
                 swept = time.monotonic()
-                group.append(_Operation(lambda connection: answers.expire(connection, now=self._clock()), None))
+                group.append(_Operation(self._expire, None))
             if group:
                 self._commit(group)
+
+    def _expire(self, connection: sqlite3.Connection) -> None:
+        now = self._clock()
+        answers.expire(connection, now=now)
+        if self._memory is not None:
+            self._memory.expire(now)
+            # From a time when texts were kept.
+            answers.forget_texts(connection)
 
     def _collect(self, timeout: float) -> tuple[list[_Operation], bool]:
         """What waits now, in order (nothing after ``timeout`` seconds), and whether more may come."""

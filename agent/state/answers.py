@@ -67,8 +67,8 @@ class Verdict(Struct, frozen=True):
     """What the ledger says of a request that arrived.
 
     ``new``: it is committed now and has to be run. ``running``: it is here already. ``answered``: ``last`` is its
-    result. ``conflict``: the id belongs to another request. ``gone``: it was answered, too long ago. ``refused``:
-    it is new, and the caller did not want new ones.
+    result (None where texts are not kept). ``conflict``: the id belongs to another request. ``gone``: it was answered,
+    too long ago. ``refused``: it is new, and the caller did not want new ones.
     """
 
     kind: Literal["new", "running", "answered", "conflict", "gone", "refused"]
@@ -79,7 +79,7 @@ class Unfinished(Struct, frozen=True):
     """A request that was accepted before a restart and has no result."""
 
     key: Key
-    request: bytes
+    request: bytes | None
     correlation: bytes | None
     attempt: int
     streamed: bool
@@ -91,14 +91,17 @@ def accept(
     connection: sqlite3.Connection,
     key: Key,
     fingerprint: str,
-    request: bytes,
+    request: bytes | None,
     *,
     now: float,
     deadline_at: float | None = None,
     correlation: bytes | None = None,
     may_insert: bool = True,
 ) -> Verdict:
-    """Register a request that arrived, or say what became of it. ``now`` and ``deadline_at`` are Unix seconds."""
+    """Register a request that arrived, or say what became of it. ``now`` and ``deadline_at`` are Unix seconds.
+
+    Without ``request`` its text is not kept: it can be recognised when it comes again, and not run again.
+    """
     row = connection.execute(
         "SELECT fingerprint, state, last FROM answers WHERE client = ? AND id = ?", (key.client, key.id)
     ).fetchone()
@@ -138,8 +141,8 @@ def mark_streaming(connection: sqlite3.Connection, key: Key, attempt: int) -> No
     )
 
 
-def mark_answered(connection: sqlite3.Connection, key: Key, last: bytes, *, now: float) -> bytes:
-    """Store the last frame; returns the bytes that count, which are those stored first."""
+def mark_answered(connection: sqlite3.Connection, key: Key, last: bytes | None, *, now: float) -> bytes | None:
+    """Store the last frame, or without it the fact; returns the bytes that count, which are those stored first."""
     changed = connection.execute(
         "UPDATE answers SET state = ?, last = ?, request = NULL, changed_at = ? "
         "WHERE client = ? AND id = ? AND state IN (?, ?)",
@@ -154,6 +157,13 @@ def mark_answered(connection: sqlite3.Connection, key: Key, last: bytes, *, now:
 def mark_delivered(connection: sqlite3.Connection, key: Key) -> None:
     """The broker has the last frame."""
     connection.execute("UPDATE answers SET delivered = 1 WHERE client = ? AND id = ?", (key.client, key.id))
+
+
+def forget_texts(connection: sqlite3.Connection) -> None:
+    """Drop the text of every answer that the broker has; the facts stay."""
+    connection.execute(
+        "UPDATE answers SET last = NULL WHERE state = ? AND delivered = 1 AND last IS NOT NULL", (_State.ANSWERED,)
+    )
 
 
 def unfinished(connection: sqlite3.Connection) -> list[Unfinished]:
@@ -178,8 +188,8 @@ def unfinished(connection: sqlite3.Connection) -> list[Unfinished]:
     ]
 
 
-def undelivered(connection: sqlite3.Connection) -> list[tuple[Key, bytes, bytes | None]]:
-    """Last frames that the broker may not have: key, bytes, correlation data; oldest first."""
+def undelivered(connection: sqlite3.Connection) -> list[tuple[Key, bytes | None, bytes | None]]:
+    """Last frames that the broker may not have: key, bytes (if kept), correlation data; oldest first."""
     rows = connection.execute(
         "SELECT client, id, last, correlation FROM answers WHERE state = ? AND delivered = 0 ORDER BY changed_at",
         (_State.ANSWERED,),

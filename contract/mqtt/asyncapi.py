@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from contract.mqtt.messages import (
+    ControlRefused,
     ControlRequest,
     Desired,
     ErrorFrame,
@@ -31,7 +32,8 @@ from contract.mqtt.topics import DEFAULT_ROOT
 FILE = Path(__file__).resolve().parent.parent.parent / "docs" / "asyncapi.yaml"
 
 MESSAGES = (
-    GenerateRequest, ControlRequest, Desired, Frame, LastFrame, ErrorFrame, Reported, Status, Info, Health, Event,
+    GenerateRequest, ControlRequest, Desired, Frame, LastFrame, ErrorFrame, ControlRefused, Reported,
+    Status, Info, Health, Event,
 )  # fmt: skip
 
 # name, topic below the root, messages, whether the device sends it
@@ -40,7 +42,7 @@ CHANNELS: tuple[tuple[str, str, tuple[type, ...], bool], ...] = (
     ("groupGenerate", "g/{group}/generate/{client}", (GenerateRequest,), False),
     ("control", "d/{device}/control/{client}", (ControlRequest,), False),
     ("desired", "d/{device}/desired", (Desired,), False),
-    ("reply", "c/{client}/r/{device}/{id}", (Frame, LastFrame, ErrorFrame), True),
+    ("reply", "c/{client}/r/{device}/{id}", (Frame, LastFrame, ErrorFrame, ControlRefused), True),
     ("reported", "d/{device}/reported", (Reported,), True),
     ("status", "d/{device}/status", (Status,), True),
     ("info", "d/{device}/info", (Info,), True),

@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract import strict_json
 from contract.errors import BundleRefused, RequestInvalid
+from contract.mqtt.topics import NO_ID
 from contract.names import check_bundle_name, check_version, is_identifier
 from contract.reasons import Reason
 
@@ -150,7 +151,8 @@ class ErrorBody(Struct, frozen=True):
 class Frame(Struct, frozen=True, omit_defaults=True):
     """A piece of the answer: ``s`` counts from 0, ``d`` is new text, ``n`` the completion tokens so far.
 
-    The first frame adds the bundle (``NAME@VERSION``), the time in the queue and the place it had there.
+    The first frame with text adds the bundle (``NAME@VERSION``), the time in the queue and the place it had there.
+    Frames to a request that waits have no text, its place now, and in how many milliseconds it may begin.
     """
 
     s: int
@@ -160,6 +162,7 @@ class Frame(Struct, frozen=True, omit_defaults=True):
     bundle: str | UnsetType = UNSET
     queue_ms: float | UnsetType = UNSET
     position: int | UnsetType = UNSET
+    estimate_ms: float | UnsetType = UNSET
 
 
 class LastFrame(Struct, frozen=True):
@@ -181,6 +184,19 @@ class ErrorFrame(Struct, frozen=True):
     s: int
     error: ErrorBody
     attempt: int = 1
+
+
+class ControlFault(Struct, frozen=True):
+    """``op`` as it was sent, as far as it can be read."""
+
+    op: str
+    error: ErrorBody
+
+
+class ControlRefused(Struct, frozen=True):
+    """A control message did nothing. No last frame: the request that it names, if there is one, goes on."""
+
+    control: ControlFault
 
 
 class Progress(Struct, frozen=True):
@@ -365,6 +381,17 @@ def salvage_request_id(payload: bytes, correlation: bytes | None = None) -> str 
         return None
     found = document.get("id") if isinstance(document, dict) else None
     return found if isinstance(found, str) and is_identifier(found) else None
+
+
+def salvage_control(payload: bytes) -> tuple[str, str]:
+    """``op`` and id of a control message that is not valid, so that its author hears of it; ``NO_ID`` for none."""
+    request_id = salvage_request_id(payload) or NO_ID
+    try:
+        document = strict_json.loads(payload, max_bytes=MAX_DESIRED_BYTES, what="the control message")
+    except BundleRefused:
+        return "", request_id
+    found = document.get("op") if isinstance(document, dict) else None
+    return (found[:64] if isinstance(found, str) else ""), request_id
 
 
 def request_fingerprint(payload: bytes) -> str:

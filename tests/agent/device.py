@@ -86,7 +86,7 @@ class Device:
         self.meter = LlmMeter(time.time())
         self.gateway = Gateway(self.config, "boot-1", on_desired=self.desired.append)
         self.database = Database(self.state, MIGRATIONS)
-        self.ledger = AnswerWriter(self.database)
+        self.ledger = AnswerWriter(self.database, keep_text=self.config.serving.store_results == "text")
 
         async def load(bundle_dir: Path, *, derived_dir: Path | None, on_event: Any) -> Worker:
             return await self.workers(self.config.worker, bundle_dir, derived_dir=derived_dir, on_event=on_event)

@@ -92,6 +92,13 @@ class RawClient:
             self.answers[request] = Answer(time.monotonic())
         self.publish(f"edge/v1/d/{self.device}/generate/{self.name}", json.dumps(body).encode())
 
+    def send(self, request: str, text: str, **fields: Any) -> None:
+        """Like :meth:`ask`, without waiting for the broker."""
+        body = {"id": request, "messages": [{"role": "user", "content": text}], **fields}
+        with self._changed:
+            self.answers[request] = Answer(time.monotonic())
+        self._client.publish(f"edge/v1/d/{self.device}/generate/{self.name}", json.dumps(body).encode(), qos=1)
+
     def unanswered(self) -> list[str]:
         """Ids of requests that have no last frame yet."""
         with self._changed:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.agent.device import sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
-from tests.e2e.raw_client import RawClient
+from tests.broker import Broker
+from tests.e2e.raw_client import Answer, RawClient
 
 pytestmark = pytest.mark.broker
 
@@ -212,3 +214,98 @@ def test_answer_is_the_same_after_a_restart(make_device: MakeDevice, client: Raw
     make_device().start(sealed())
     client.ask("kept", "count 3")
     assert client.wait_answer("kept").lasts[0] == before
+
+
+def test_who_waits_hears_where_and_for_how_long(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(slots=1)).start(sealed())
+    client.ask("running", "hold 2")
+    device.until(lambda: device.serving.active == 1)
+    client.ask("next", "count 1")
+    client.ask("quiet", "count 1", stream=False)
+    client.ask("third", "count 1")
+    device.until(lambda: device.serving.queued == 3)
+    device.run(device.ledger.flush())
+    device.call(device.workers.current.let_go)
+    news = client.wait_answer("next").frames[0]
+    assert (news["s"], news["d"], news["n"], news["position"]) == (0, "", 0, 1)
+    later = client.wait_answer("third").frames[0]
+    assert later["position"] == 3
+    assert later["estimate_ms"] > news["estimate_ms"] > 0
+    assert client.wait_answer("quiet").frames == []
+
+
+def test_priority_is_capped_for_each_client(make_device: MakeDevice, client: RawClient, names: tuple[str, str]) -> None:
+    capped = {names[1]: 2}
+    device = make_device(workers=FakeWorkers(slots=1), client_max_priority=capped).start(sealed())
+    client.ask("running", "hold 2")
+    device.until(lambda: device.serving.active == 1)
+    client.ask("pushy", "count 1", priority=9)
+    other = f"edge/v1/d/{client.device}/generate/{client.name}x"
+    client.publish(other, b'{"id": "modest", "prompt": "count 1", "priority": 3}')
+    device.until(lambda: device.serving.queued == 2)
+    device.run(device.ledger.flush())
+    device.call(device.workers.current.let_go)
+    client.wait_answer("pushy")
+    assert [generation.client for generation in device.workers.current.admitted[1:]] == [names[1] + "x", names[1]]
+
+
+def test_flood_of_one_client_leaves_room_for_another(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(slots=1), queue_limit=64, client_queue_limit=32).start(sealed())
+    client.ask("running", "hold 2")
+    device.until(lambda: device.serving.active == 1)
+    for number in range(1000):
+        client.send(f"f{number}", "count 1")
+    client.publish(
+        f"edge/v1/d/{client.device}/generate/{client.name}x", b'{"id": "other", "prompt": "count 1", "stream": false}'
+    )
+    device.until(lambda: device.serving.queued == 33)
+    device.call(device.workers.current.let_go)
+    client.wait_until_fewer(1, 60)
+    refused = [answer for answer in client.answers.values() if "error" in answer.lasts[0]]
+    assert len(refused) == 1000 - 32
+    assert {answer.lasts[0]["error"]["code"] for answer in refused} == {429}
+    others = [generation.client for generation in device.workers.current.admitted]
+    assert others.index(client.name + "x") <= 2
+
+
+def test_client_that_vanishes_costs_its_own_answer_only(
+    make_device: MakeDevice, client: RawClient, shared_broker: Broker, names: tuple[str, str]
+) -> None:
+    device = make_device(workers=FakeWorkers(slots=1)).start(sealed())
+    gone = RawClient(shared_broker.port, names[1] + "x", names[0])
+    gone.ask("left", "hold 3")
+    device.until(lambda: device.serving.active == 1)
+    gone.close()
+    client.ask("mine", "count 2")
+    device.call(device.workers.current.let_go)
+    assert client.wait_answer("mine").lasts[0]["text"] == "0 1 "
+    back = RawClient(shared_broker.port, names[1] + "x", names[0])
+    back.ask("left", "hold 3")
+    assert back.wait_answer("left").lasts[0]["text"] == "0 1 2 "
+    back.close()
+    assert len(device.workers.current.admitted) == 2
+
+
+def test_hash_storage_keeps_no_text_and_says_so_after_a_restart(
+    make_device: MakeDevice, client: RawClient, tmp_path: Path
+) -> None:
+    device = make_device(store_results="hash", workers=FakeWorkers(slots=2)).start(sealed())
+    client.ask("whispered", "count 3 hush-hush", stream=False)
+    first = client.wait_answer("whispered").lasts[0]
+    client.ask("whispered", "count 3 hush-hush", stream=False)
+    assert client.wait_answer("whispered").lasts == [first]
+    client.ask("cut", "wait 3 hush-hush")
+    device.until(lambda: device.serving.active == 1)
+    stored = [path for path in tmp_path.iterdir() if path.name.startswith("state.db")]
+    assert stored
+    for path in stored:
+        assert b"hush-hush" not in path.read_bytes()
+        assert b"0 1 2" not in path.read_bytes()
+        assert path.stat().st_mode & 0o777 == 0o600
+    device.kill()
+    client.answers["cut"] = Answer(0.0)
+    make_device(store_results="hash").start(sealed())
+    assert client.wait_answer("cut").lasts[0]["error"]["type"] == "interrupted"
+    client.ask("whispered", "count 3 hush-hush", stream=False)
+    error = client.wait_answer("whispered").lasts[0]["error"]
+    assert (error["code"], error["type"]) == (410, "expired")

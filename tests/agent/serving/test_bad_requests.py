@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.agent.device import sealed
+from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
 from tests.e2e.raw_client import Answer, RawClient
 
@@ -117,3 +118,60 @@ def test_update_reaches_the_running_request_only_with_known_parameters(
     client.publish(control, b'{"id": "tuned", "op": "update", "set": {"temperature": 0.5}}')
     device.until(lambda: bool(device.workers.current.updates))
     assert [changes for _, changes in device.workers.current.updates] == [{"temperature": 0.5}]
+    answer = client.answers["tuned"]
+    faults = [frame["control"] for frame in answer.frames if "control" in frame]
+    assert [(fault["op"], fault["error"]["field"]) for fault in faults] == [
+        ("update", "set.temperature"),
+        ("update", "set.seed"),
+    ]
+    assert not answer.lasts
+    device.call(device.workers.current.let_go)
+    assert client.wait_answer("tuned").lasts[0]["finish_reason"] == "stop"
+
+
+def test_update_of_a_waiting_request_holds_when_it_runs(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(slots=1)).start(sealed())
+    client.ask("running", "hold 2")
+    client.ask("waiting", "count 9")
+    device.until(lambda: device.serving.active == 1 and device.serving.queued == 1)
+    control = f"edge/v1/d/{client.device}/control/{client.name}"
+    client.publish(control, b'{"id": "waiting", "op": "update", "set": {"max_tokens": 4, "stop": ["x"]}}')
+    client.publish(control, b'{"id": "running", "op": "cancel"}')
+    assert client.wait_answer("waiting").lasts[0]["text"] == "0 1 2 3 "
+    assert device.workers.current.admitted[-1].stops == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("payload", "request_id", "op", "code", "field"),
+    [
+        (b'{"id": "x", "op": "explode"}', "x", "explode", 400, "op"),
+        (b'{"id": "x", "op": "update"}', "x", "update", 400, "set"),
+        (b'{"id": "x", "op": "cancel", "why": 1}', "x", "cancel", 400, "why"),
+        (b'{"id": "x", "op": "cancel"}', "x", "cancel", 404, "id"),
+        (b'{"id": "x", "op": "update", "set": {"top_p": 1}}', "x", "update", 404, "id"),
+        (b'{"op": "cancel"}', "-", "cancel", 400, "id"),
+        (b"{", "-", "", 400, None),
+    ],
+)
+def test_wrong_control_messages_are_answered(
+    make_device: MakeDevice, client: RawClient, payload: bytes, request_id: str, op: str, code: int, field: str | None
+) -> None:
+    make_device().start(sealed())
+    client.publish(f"edge/v1/d/{client.device}/control/{client.name}", payload)
+    found, body = client.frames.get(timeout=20)
+    assert found == request_id
+    assert body["control"]["op"] == op
+    assert (body["control"]["error"]["code"], body["control"]["error"].get("field")) == (code, field)
+
+
+def test_cancel_that_comes_too_late_is_no_fault(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    client.ask("done", "count 1")
+    client.wait_answer("done")
+    control = f"edge/v1/d/{client.device}/control/{client.name}"
+    client.publish(control, b'{"id": "done", "op": "cancel"}')
+    client.publish(control, b'{"id": "other", "op": "cancel"}')
+    while client.frames.get(timeout=20)[0] != "other":
+        pass
+    assert len(client.answers["done"].lasts) == 1
+    assert not any("control" in frame for frame in client.answers["done"].frames)

@@ -67,8 +67,10 @@ def test_room_is_bounded_in_all_and_for_each_client() -> None:
     assert not queue.has_room("a")
     assert queue.has_room("b")
     assert not queue.has_room("b", reserved=1)
+    assert not queue.has_room("b", reserved=0, own=2)
     queue.remove(0)
     assert queue.has_room("a")
+    assert not queue.has_room("a", own=1)
 
 
 def test_expired_are_taken_out() -> None:

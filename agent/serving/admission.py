@@ -1,0 +1,63 @@
+"""Whether one more request may come in, and how long it has to wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.serving import requests
+from agent.serving.counting import Counting
+from agent.serving.jobs import Job
+from agent.serving.queue import RequestQueue
+from agent.serving.requests import Refusal
+from agent.serving.swapping import Swapping
+
+RETRY_ENGINE_MS = 10_000
+RETRY_NO_MODEL_MS = 30_000
+SHORTEST_RETRY_SECONDS = 0.5
+
+NO_MODEL = Refusal(503, requests.NO_MODEL, "no model is installed on this device", retry_after_ms=RETRY_NO_MODEL_MS)
+ENGINE_UNAVAILABLE = Refusal(
+    503, requests.ENGINE_UNAVAILABLE, "the model cannot be loaded at the moment", retry_after_ms=RETRY_ENGINE_MS
+)
+
+
+class Admission:
+    """``arriving`` says how many requests (of a client, or all) the ledger has not judged yet: they need room, too."""
+
+    def __init__(
+        self,
+        queue: RequestQueue[Job],
+        swapping: Swapping,
+        counting: Callable[[], Counting],
+        arriving: Callable[[str | None], int],
+    ) -> None:
+        self._queue = queue
+        self._swapping = swapping
+        self._counting = counting
+        self._arriving = arriving
+        self.starting = True
+        """Start-up is not over: a model may still come."""
+
+    def closed(self) -> Refusal | None:
+        """Why nobody's request can be answered now; None where it can, or will be after a swap or a start."""
+        seat = self._swapping.seat
+        if self._swapping.holding:
+            return None
+        if seat is None:
+            return None if self.starting else NO_MODEL
+        return ENGINE_UNAVAILABLE if seat.hopeless else None
+
+    def refusal(self, client: str) -> Refusal | None:
+        """Why a new request of ``client`` cannot be taken now."""
+        closed = self.closed()
+        if closed is None and not self._queue.has_room(client, self._arriving(None), self._arriving(client)):
+            # By then about half of them are through.
+            wait = max(SHORTEST_RETRY_SECONDS, self.estimate(len(self._queue) // 2))
+            text = "too many requests wait; try again later"
+            return Refusal(429, requests.QUEUE_FULL, text, retry_after_ms=int(1000 * wait))
+        return closed
+
+    def estimate(self, ahead: int) -> float:
+        """Seconds until a request begins that ``ahead`` others of the queue come before."""
+        slots = sum(seat.worker.facts.slots for seat in self._swapping.seats if seat.worker is not None) or 1
+        return self._counting().seconds_each * (ahead + 1) / slots

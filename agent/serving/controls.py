@@ -1,0 +1,89 @@
+"""What clients do with their requests on the way: cancel, update, resume. A wrong wish is answered, never dropped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from msgspec import UNSET
+
+from agent.serving import requests
+from agent.serving.intake import Intake
+from agent.serving.jobs import Job
+from agent.serving.replies import Replies
+from agent.serving.requests import Refusal
+from agent.state.answer_writer import AnswerWriter
+from agent.state.answers import Key, Verdict
+from contract.errors import RequestInvalid
+from contract.mqtt import messages
+from contract.mqtt.messages import ControlRequest
+
+UNKNOWN = Refusal(404, requests.UNKNOWN_REQUEST, "no request with this id is known", "id")
+
+
+class Controls:
+    """``cancel`` ends a request wherever it is, ``update`` changes one that runs."""
+
+    def __init__(
+        self,
+        jobs: dict[Key, Job],
+        intake: Intake,
+        ledger: AnswerWriter,
+        replies: Replies,
+        *,
+        cancel: Callable[[Job], None],
+        update: Callable[[Job, dict[str, Any]], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._jobs = jobs
+        self._intake = intake
+        self._ledger = ledger
+        self._replies = replies
+        self._cancel = cancel
+        self._update = update
+        self._now = now
+
+    def take(self, client: str, payload: bytes) -> None:
+        """A client acts on a request of its own; on anybody else's it has no effect, as its name is in the key."""
+        try:
+            control = messages.parse_control(payload)
+            changes = {} if control.set is UNSET else requests.check_changes(control.set)
+        except RequestInvalid as error:
+            op, request_id = messages.salvage_control(payload)
+            refusal = Refusal(error.code, error.kind, error.message, error.field)
+            self._replies.refuse_control(Key(client, request_id), op, refusal)
+            return
+        key = Key(client, control.id)
+        act = partial(self._act, key, control, changes)
+        if not self._intake.defer(key, act):
+            act()
+
+    def _act(self, key: Key, control: ControlRequest, changes: dict[str, Any]) -> None:
+        job = self._jobs.get(key)
+        if job is None:
+            future = self._ledger.look_up(key)
+            future.add_done_callback(partial(self._found, key, control.op))
+        elif control.op == "cancel":
+            self._cancel(job)
+        elif control.op == "update":
+            self._update(job, changes)
+        elif job.running and job.marked == "yes" and job.frames.text and self._replies.writable:
+            self._replies.piece(job, job.frames.snapshot(self._now()))
+
+    def _found(self, key: Key, op: str, done: asyncio.Future[Verdict]) -> None:
+        """What the ledger knows of a request that is not at work here."""
+        if done.exception() is not None or key in self._jobs:
+            return
+        verdict = done.result()
+        if op != "resume":
+            # Too late is no fault: the last frame has said how it ended.
+            if verdict.kind == "refused":
+                self._replies.refuse_control(key, op, UNKNOWN)
+        elif verdict.last is not None:
+            self._replies.deliver(key, verdict.last, None)
+        elif verdict.kind == "gone":
+            self._replies.error(key, requests.GONE, None)
+        elif verdict.kind == "refused":
+            self._replies.error(key, UNKNOWN, None)

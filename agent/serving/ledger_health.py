@@ -1,0 +1,27 @@
+"""Whether the ledger works: what fails there is said once, and heard of in ``health``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from contract.errors import EdgeBundleError
+
+log = logging.getLogger("edge_agent.serving")
+
+
+class LedgerHealth:
+    """``on_change`` is called whenever ``failing`` changed."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        self.failing = False
+
+    def note(self, error: BaseException | None) -> None:
+        """One more thing was asked of the ledger; ``error`` is how it failed."""
+        failing = error is not None
+        if failing and not isinstance(error, EdgeBundleError):
+            log.error("the ledger failed", exc_info=error)
+        if failing != self.failing:
+            self.failing = failing
+            self._on_change()

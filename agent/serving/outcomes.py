@@ -1,0 +1,107 @@
+"""How a request ends: counted, its one result committed, and only then sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from agent.engine.stepping import FinishEvent
+from agent.serving import requests
+from agent.serving.counting import Counting
+from agent.serving.jobs import Job
+from agent.serving.ledger_health import LedgerHealth
+from agent.serving.replies import Replies
+from agent.serving.requests import Refusal
+from agent.state.answer_writer import AnswerWriter
+from agent.state.answers import Key
+from agent.telemetry.llm import LlmMeter
+from contract.mqtt import messages
+from contract.mqtt.messages import ErrorFrame, LastFrame
+
+
+class Outcomes:
+    """``jobs`` are the accepted requests without a result; an ended one leaves it once its result is committed."""
+
+    def __init__(
+        self,
+        jobs: dict[Key, Job],
+        ledger: AnswerWriter,
+        replies: Replies,
+        meter: LlmMeter,
+        *,
+        health: LedgerHealth,
+        now: Callable[[], float],
+    ) -> None:
+        self._jobs = jobs
+        self._ledger = ledger
+        self._replies = replies
+        self._meter = meter
+        self._health = health
+        self._now = now
+        self.counting = Counting()
+
+    def count_anew(self) -> None:
+        """Another model serves from now on."""
+        self.counting = Counting(seconds_each=self.counting.seconds_each)
+        self._meter.swaps += 1
+
+    def crashed(self) -> None:
+        """A worker died."""
+        self.counting.crashes += 1
+        self._meter.crashes += 1
+
+    def finish(self, job: Job, event: FinishEvent) -> None:
+        """The engine is through with ``job``."""
+        now = self._now()
+        if event.text:
+            job.frames.feed(event.text, event.completion_tokens, now)
+        reason = job.ending if job.ending is not None and event.reason == "cancelled" else event.reason
+        last = job.frames.last(
+            reason,
+            now,
+            prompt_tokens=event.prompt_tokens,
+            completion_tokens=event.completion_tokens,
+            cached_tokens=event.cached_tokens,
+            logprobs=list(job.logprobs) if job.request.logprobs else None,
+        )
+        started, first = job.frames.times()
+        decode = None if first is None else now - first
+        self.counting.finish(event.completion_tokens, decode, now - started)
+        self._meter.finish(
+            reason,
+            prompt_tokens=event.prompt_tokens,
+            completion_tokens=event.completion_tokens,
+            cached_tokens=event.cached_tokens,
+            queue_seconds=started - job.accepted,
+            first_token_seconds=None if first is None else first - job.accepted,
+            decode_seconds=decode,
+            total_seconds=now - job.accepted,
+        )
+        self._commit(job, last)
+
+    def end_early(self, job: Job, bundle: str) -> None:
+        """``job`` ends for the reason it names, with no engine at work on it."""
+        assert job.ending is not None
+        job.frames.bundle = job.frames.bundle or bundle
+        self._commit(job, job.frames.last(job.ending, self._now()))
+
+    def fail(self, job: Job, refusal: Refusal, *, ours: bool = True) -> None:
+        """End ``job`` with an error; ``ours`` when the client is not to blame."""
+        self.counting.failed += ours
+        self._meter.finish(refusal.kind, total_seconds=self._now() - job.accepted)
+        self._commit(job, requests.error_frame(job.frames.sequence, refusal, job.attempt))
+
+    def _commit(self, job: Job, last: LastFrame | ErrorFrame) -> None:
+        job.running = False
+        job.ended = True
+        payload = messages.encode(last)
+        future = self._ledger.answered(job.key, payload)
+
+        def stored(done: asyncio.Future[bytes]) -> None:
+            self._health.note(done.exception())
+            if self._jobs.get(job.key) is job:
+                del self._jobs[job.key]
+            # An answer that cannot be stored is still better sent than kept.
+            self._replies.deliver(job.key, payload if done.exception() else done.result(), job.correlation)
+
+        future.add_done_callback(stored)
