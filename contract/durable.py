@@ -82,6 +82,24 @@ class Disk:
 
         self._perform("write", path, action)
 
+    def append(self, path: Path, data: bytes, mode: int = 0o600) -> None:
+        """Add ``data`` to the end of ``path``, which is made if it is missing; flushed."""
+
+        def action() -> None:
+            fresh = not path.exists()
+            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(handle, view) :]
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if fresh:
+                _fsync_path(path.parent)
+
+        self._perform("append", path, action)
+
     def sync_file(self, path: Path) -> None:
         """Flush the contents of ``path``."""
         self._perform("fsync", path, lambda: _fsync_path(path))
