@@ -37,6 +37,18 @@ def mend(config: Any, options: dict[str, Any], skip: str = "") -> list[str]:
     return applied
 
 
+def _always(config: Any) -> bool:
+    return True
+
+
+def _name_package_commit(config: Any, options: dict[str, Any]) -> None:
+    import onnxruntime_genai
+    from onnxruntime_genai.models import builder
+
+    commit = getattr(onnxruntime_genai, "__commit__", None)
+    builder.Model.get_genai_commit = classmethod(lambda cls: commit)
+
+
 def _rope(config: Any) -> dict[str, Any]:
     parameters = getattr(config, "rope_parameters", None)
     return parameters if isinstance(parameters, dict) else {}
@@ -101,6 +113,14 @@ def _model_type(config: Any) -> str:
 
 
 WORKAROUNDS = (
+    Workaround(
+        name="stray-commit",
+        symptom="the graph names the git commit of whatever repository the environment lies in as the builder's own: "
+        "the same inputs give other bytes after every commit",
+        fix="name the commit that the package says it was made from",
+        applies=_always,
+        mend=_name_package_commit,
+    ),
     Workaround(
         name="longrope-type",
         symptom="a Phi-3.5 or Phi-4-mini checkpoint saved by transformers 5 ends the builder with KeyError: 'type'",

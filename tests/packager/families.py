@@ -117,7 +117,7 @@ def build_here(
 
     from packager.builder_process import build
 
-    as_it_comes = builder.Gemma3Model
+    as_it_comes = builder.Gemma3Model, builder.Model.__dict__["get_genai_commit"]
     with tempfile.TemporaryDirectory() as scratch:
         job = {
             "checkpoint": str(checkpoint), "out": str(out), "scratch": scratch, "precision": precision, "ep": ep,
@@ -126,7 +126,7 @@ def build_here(
         try:
             return build(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
         finally:
-            builder.Gemma3Model = as_it_comes
+            builder.Gemma3Model, builder.Model.get_genai_commit = as_it_comes
 
 
 def sample_ids(count: int) -> npt.NDArray[np.int32]:

@@ -26,6 +26,7 @@ NEEDED_BY = {
     "gemma3-nested-rope": ["gemma-3"],
     "gemma3-scaled-locals": ["gemma-3-scaled"],
     "dropped-window": ["mistral", "phi-3"],
+    "stray-commit": ["qwen-2"],
 }
 PAIRS = [(name, family) for name, families in NEEDED_BY.items() for family in families]
 
@@ -35,7 +36,7 @@ def test_every_workaround_is_shown_to_be_needed() -> None:
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
-def test_the_symptom_still_shows(name: str, family: str, tmp_path: Path) -> None:
+def test_the_symptom_still_shows(name: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_random(tmp_path / "source", FAMILY_CONFIGS[family]())
     out = tmp_path / "out"
     if name == "longrope-type":
@@ -45,6 +46,17 @@ def test_the_symptom_still_shows(name: str, family: str, tmp_path: Path) -> None
     if name == "gemma3-nested-rope":
         with pytest.raises(KeyError, match="rope_type"):
             build_here(tmp_path / "source", out, "fp32", skip=name)
+        return
+    if name == "stray-commit":
+        git = tmp_path / "bin" / "git"
+        git.parent.mkdir()
+        git.write_text("#!/bin/sh\necho 5742a15742a15742a15742a15742a15742a15742\n")
+        git.chmod(0o755)
+        monkeypatch.setenv("PATH", str(git.parent), prepend=":")
+        build_here(tmp_path / "source", out, "fp32", skip=name)
+        build_here(tmp_path / "source", tmp_path / "mended", "fp32")
+        assert b"+5742a15" in (out / "model.onnx").read_bytes()
+        assert b"+5742a15" not in (tmp_path / "mended" / "model.onnx").read_bytes()
         return
     report = build_here(tmp_path / "source", out, "fp32", skip=name)
     ids = sample_ids(CONTEXT - 20)
