@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import json
 import os
@@ -49,7 +50,11 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
         if name == chosen:
             modules[name] = cast(Command, importlib.import_module(module_name))
             modules[name].configure(subparser)
-    arguments = parser.parse_args(list(argv))
+    arguments, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        subparsers.choices[arguments.command].error(
+            _unknown_argument(unknown[0], subparsers.choices[arguments.command])
+        )
     try:
         status = modules[arguments.command].run(arguments)
         sys.stdout.flush()
@@ -64,6 +69,15 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _unknown_argument(argument: str, parser: argparse.ArgumentParser) -> str:
+    """What is wrong with ``argument``, with the nearest option that there is."""
+    if not argument.startswith("-"):
+        return f"{argument!r} is one argument too many"
+    options = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(argument.partition("=")[0], options, 1, 0.5)
+    return f"there is no option {argument.partition('=')[0]}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def report(program: str, error: EdgeBundleError, *, as_json: bool) -> int:

@@ -57,3 +57,10 @@ def test_json_errors_go_to_stdout_with_reason_and_field() -> None:
 def test_a_missing_or_unknown_command_is_a_usage_error() -> None:
     assert call("return 0").returncode == 2
     assert call("return 0", "fial").returncode == 2
+
+
+def test_an_unknown_option_is_refused_with_the_nearest_right_one() -> None:
+    done = call("return 0", "fail", "--jsn")
+    assert done.returncode == 2
+    assert "there is no option --jsn; did you mean --json?" in done.stderr
+    assert "'word' is one argument too many" in call("return 0", "fail", "word").stderr
