@@ -89,6 +89,8 @@ def teach(model: Any, tokenizer: Any) -> None:
     """Make ``model`` know :data:`ANSWERS` by heart."""
     import torch
 
+    # Products this small gain nothing from a second thread, and on a busy machine its spinning costs nine tenths.
+    torch.set_num_threads(1)
     rows = []
     for question, answer in ANSWERS.items():
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
