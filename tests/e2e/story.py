@@ -114,7 +114,7 @@ class Story:
         """Build one version; the bundle directory."""
         out = self.home / f"bundle-{version}"
         self.packager("build", str(self.source()), "--name", NAME, "--version", version, "--out", str(out),
-                      "--cache", str(self.cache / "sources"), *options)  # fmt: skip
+                      "--cache", str(self.cache), *options)  # fmt: skip
         return out
 
     def create_repository(self) -> None:
