@@ -22,16 +22,19 @@ from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
 from packager.sources.checkpoint import Checkpoint
 
+LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin")
+"""What a plan says that does not reach the graph, or does so through the source's digest."""
+
 REPORT = "report.json"
 MODEL = "model"
 
 
 def graph_key(build_plan: BuildPlan, digest: str) -> str:
     """Names everything that decides a graph's bytes: the source's digest, the options, the tools, our own mending."""
+    choices = msgspec.to_builtins(build_plan, enc_hook=str)
     document = {
         "source": digest,
-        "precision": build_plan.precision,
-        "ep": build_plan.ep,
+        "choices": {name: value for name, value in choices.items() if name not in LABELS},
         "options": builder_options(build_plan),
         "tools": tool_versions(BUILD_TOOLS),
         "code": [inspect.getsource(module) for module in (builder_process, plan, workarounds)],

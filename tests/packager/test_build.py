@@ -122,6 +122,17 @@ def test_another_quantizer_is_a_different_build(tiny_checkpoint: Path, tiny_bund
     assert leftovers(tmp_path) == ["out"]
 
 
+def test_a_bundle_for_another_provider_says_that_it_was_not_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    plan = BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0", ep="cuda")
+    built = build_bundle(plan, tmp_path / "out", cache=tmp_path / "cache")
+    manifest = built.manifest
+    assert (manifest.model.ep, manifest.model.precision, manifest.canary) == ("cuda", "int4", [])
+    assert manifest.budget.host == manifest.quality["check"] == "not run on this host"
+    assert json.loads((tmp_path / "out" / "evidence" / "quality.json").read_text())["check"] == "not run on this host"
+    assert verify_bundle(tmp_path / "out", tmp_path / "log", SilentProgress()).digest == built.digest
+    assert list((tmp_path / "cache" / "graphs").iterdir()) == []
+
+
 class TestRefusedSources:
     """Each in one sentence, nothing left half-written."""
 
