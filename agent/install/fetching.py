@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
-from agent.install.plan import Piece, Run, pieces_of, plan_runs
+from agent.install.lanes import Lanes
+from agent.install.plan import Piece, pieces_of, plan_runs
 from agent.install.progress import ProgressMeter
-from agent.install.sources import Mirrors
-from agent.install.staging import LocalChunks, Part, matches
+from agent.install.staging import LocalChunks, Part
 from contract.durable import Disk
-from contract.errors import BundleRefused, SourceUnavailable
-from contract.layout import object_path
-from contract.manifest import MAX_CHUNK_BYTES, FileEntry
-from contract.reasons import Reason
-from contract.source import BundleSource
+from contract.manifest import FileEntry
 
 
 def fill_part(
@@ -24,7 +19,7 @@ def fill_part(
     *,
     resumed: bool,
     local: LocalChunks,
-    mirrors: Mirrors,
+    lanes: Lanes,
     meter: ProgressMeter,
     disk: Disk,
 ) -> None:
@@ -42,8 +37,10 @@ def fill_part(
         missing = list(_reuse(part, missing, local, meter))
         todo = {piece.offset for piece in missing}
         try:
-            for run in plan_runs(pieces, todo):
-                mirrors.first_working(partial(fetch_run, part, run, todo, meter))
+            for piece, data in lanes.fetch(entry, plan_runs(pieces, todo)):
+                part.write(piece.offset, data)
+                meter.fetched(piece.size, again=0 if piece.offset in todo else piece.size)
+                todo.discard(piece.offset)
         finally:
             # What has arrived is worth keeping even if the rest does not come.
             part.sync()
@@ -57,40 +54,3 @@ def _reuse(part: Part, missing: Sequence[Piece], local: LocalChunks, meter: Prog
         else:
             part.write(piece.offset, data)
             meter.reused(piece.size)
-
-
-def fetch_run(part: Part, run: Run, todo: set[int], meter: ProgressMeter, source: BundleSource) -> None:
-    """Fetch one range; every piece is verified before it is written, and crossed off ``todo`` (offsets).
-
-    Raises:
-        BundleRefused: DIGEST_MISMATCH.
-        SourceUnavailable, StoreBroken, StoreFull.
-    """
-    buffer = bytearray()
-    pieces = iter(run.pieces)
-    piece: Piece | None = next(pieces)
-    for data in source.stream(object_path(part.entry.sha256), run.start, run.length):
-        buffer += data
-        if len(buffer) > 2 * MAX_CHUNK_BYTES:
-            raise SourceUnavailable(f"{source.description} delivers larger pieces than agreed")
-        taken = 0
-        while piece is not None and len(buffer) - taken >= piece.size:
-            with memoryview(buffer) as view, view[taken : taken + piece.size] as chunk:
-                _accept(part, piece, chunk, source)
-            meter.fetched(piece.size, again=0 if piece.offset in todo else piece.size)
-            todo.discard(piece.offset)
-            taken += piece.size
-            piece = next(pieces, None)
-        del buffer[:taken]
-    if piece is not None or buffer:
-        raise SourceUnavailable(f"{source.description} delivered another length than asked for")
-
-
-def _accept(part: Part, piece: Piece, chunk: memoryview, source: BundleSource) -> None:
-    if not matches(chunk, piece):
-        raise BundleRefused(
-            Reason.DIGEST_MISMATCH,
-            f"{source.description} has other bytes for {part.entry.path} than were signed",
-            field=part.entry.path,
-        )
-    part.write(piece.offset, chunk)

@@ -14,6 +14,7 @@ from agent.install.collection import collect_bundles, collect_strays, known_bund
 from agent.install.fetching import fill_part
 from agent.install.inspection import check_file, inspect_bundle
 from agent.install.job import Job, Line, Reached, Resolved
+from agent.install.lanes import Lanes
 from agent.install.machine import Event
 from agent.install.plan import index_chunks, index_files, pieces_of, unique_files
 from agent.install.ports import SealedBundle
@@ -197,6 +198,7 @@ class Obtaining:
         """Fill all parts; returns the files that other bundles have as a whole, verified."""
         meter = ProgressMeter(sum(entry.size for entry in unique_files(manifest)), self._report, time.monotonic)
         local = LocalChunks(index_chunks(known_bundles(self._state, self._directory)))
+        lanes = Lanes(mirrors, self._job.parallel_fetches, bytes_per_second=self._job.bytes_per_second)
         linked: dict[str, Path] = {}
         try:
             for entry in unique_files(manifest):
@@ -213,11 +215,12 @@ class Obtaining:
                     entry,
                     resumed=entry.sha256 in resumed or entry.sha256 in whole,
                     local=local,
-                    mirrors=mirrors,
+                    lanes=lanes,
                     meter=meter,
                     disk=self._disk,
                 )
         finally:
+            lanes.close()
             local.close()
             meter.finish()
         self._reached(Event.FETCHED)

@@ -11,8 +11,8 @@ from contract.manifest import FileEntry, Manifest
 MAX_GAP_BYTES = 16 << 10
 """Bytes we have already that are fetched again to save a request: less than a round trip's worth on any link."""
 
-MAX_RUN_BYTES = 8 << 20
-"""One request asks for at most this much, so that several can run in parallel and a broken one costs little."""
+MAX_RUN_BYTES = 4 << 20
+"""One request asks for at most this much: several run in parallel and wait in memory for their turn."""
 
 
 class Piece(NamedTuple):
@@ -46,6 +46,12 @@ class Run(NamedTuple):
     @property
     def length(self) -> int:
         return self.pieces[-1].end - self.pieces[0].offset
+
+
+def after(run: Run, piece: Piece) -> Run | None:
+    """What is left of ``run`` behind ``piece``."""
+    rest = tuple(each for each in run.pieces if each.offset > piece.offset)
+    return Run(rest) if rest else None
 
 
 def pieces_of(entry: FileEntry) -> Iterator[Piece]:

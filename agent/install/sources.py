@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from contract.errors import BundleRefused, SourceUnavailable
 from contract.source import BundleSource
+from contract.source.directory import PIECE_BYTES
 from contract.source.opening import open_source
 
 T = TypeVar("T")
@@ -15,9 +16,15 @@ T = TypeVar("T")
 class Mirrors:
     """Opens ``locations`` when they are needed, in their order; remembers which one worked last."""
 
-    def __init__(self, locations: Sequence[str], opener: Callable[[str], BundleSource] = open_source) -> None:
+    def __init__(
+        self,
+        locations: Sequence[str],
+        opener: Callable[[str, int], BundleSource] = open_source,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
         self._locations = list(locations)
         self._opener = opener
+        self._piece_bytes = piece_bytes
         self._open: dict[str, BundleSource] = {}
 
     def first_working(self, use: Callable[[BundleSource], T]) -> T:
@@ -32,7 +39,7 @@ class Mirrors:
         for location in list(self._locations):
             try:
                 if location not in self._open:
-                    self._open[location] = self._opener(location)
+                    self._open[location] = self._opener(location, self._piece_bytes)
                 result = use(self._open[location])
             except SourceUnavailable as error:
                 unavailable = unavailable or error
@@ -47,6 +54,13 @@ class Mirrors:
         if refused is not None:
             raise refused
         raise SourceUnavailable("no source is configured")
+
+    def again(self, piece_bytes: int) -> Mirrors:
+        """The same places, to be used by another thread; the one that worked last comes first.
+
+        ``piece_bytes``: how much a network may deliver at a time.
+        """
+        return Mirrors(self._locations, self._opener, piece_bytes)
 
     def close(self) -> None:
         for source in self._open.values():

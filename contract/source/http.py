@@ -17,6 +17,9 @@ from contract.source.pace import Pace
 class HttpSource:
     """Reads files below ``url``, over one kept connection; one ``stream`` at a time, for one thread.
 
+    ``piece_bytes`` bounds what ``stream`` delivers at a time. ``whole_only``: the server was seen to send whole files
+    where a range was asked for.
+
     Without Range support on the server a forward-going reader of one file still costs one transfer: the response is
     kept and read on.
 
@@ -24,7 +27,16 @@ class HttpSource:
         SourceUnavailable: ``url`` is not an http(s) URL, or has a query.
     """
 
-    def __init__(self, url: str, *, pace: Pace | None = None, tls: ssl.SSLContext | None = None) -> None:
+    is_remote = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        pace: Pace | None = None,
+        tls: ssl.SSLContext | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
         address, path = parse_url(url)
         if "?" in path:
             raise SourceUnavailable("the URL of a repository has no query")
@@ -32,6 +44,8 @@ class HttpSource:
         self._description = f"{address.shown}{path.rstrip('/')}"
         self._exchange: Exchange | None = Exchange(pace, tls)
         self._held: tuple[str, Response, int] | None = None
+        self._piece_bytes = piece_bytes
+        self.whole_only = False
 
     @property
     def description(self) -> str:
@@ -68,7 +82,9 @@ class HttpSource:
         end = start + length
         while position < end:
             # The head that a server without Range sends anyway is thrown away.
-            piece = exchange.read_some(response, min(PIECE_BYTES, (start if position < start else end) - position))
+            piece = exchange.read_some(
+                response, min(self._piece_bytes, (start if position < start else end) - position)
+            )
             if not piece:
                 exchange.close()
                 raise SourceUnavailable(f"{path} at {self.description} ends early")
@@ -92,6 +108,7 @@ class HttpSource:
         response = exchange.get(self._locate(path), start, length)
         if response is None:
             raise SourceUnavailable(f"{self.description} has no {path}")
+        self.whole_only = self.whole_only or (response.raw.status == 200 and response.raw.length != length)
         return response, response.start
 
     def _usable(self) -> Exchange:

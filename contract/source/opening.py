@@ -6,12 +6,13 @@ from pathlib import Path
 
 from contract.errors import SourceUnavailable
 from contract.source import BundleSource
-from contract.source.directory import DirectorySource
+from contract.source.directory import PIECE_BYTES, DirectorySource
 from contract.source.tar import TarSource
 
 
-def open_source(location: str) -> BundleSource:
-    """Open ``location``; a URL is not contacted before the first read.
+def open_source(location: str, piece_bytes: int = PIECE_BYTES) -> BundleSource:
+    """Open ``location``; a URL is not contacted before the first read. ``piece_bytes`` bounds what a network delivers
+    at a time.
 
     Raises:
         SourceUnavailable: nothing is there, or it is of no known kind.
@@ -21,7 +22,7 @@ def open_source(location: str) -> BundleSource:
         # http and ssl cost memory that a device reading from a stick has no use for.
         from contract.source.http import HttpSource
 
-        return HttpSource(location)
+        return HttpSource(location, piece_bytes=piece_bytes)
     path = Path(location)
     if path.is_dir():
         return DirectorySource(path)
