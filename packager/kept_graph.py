@@ -11,6 +11,7 @@ import inspect
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from packager.sources.checkpoint import Checkpoint
 
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
+
+FORGOTTEN_SECONDS = 7 * 24 * 3600
+"""A build that is still running is younger, and one that is to go on is tried again within days."""
 
 REPORT = "report.json"
 MODEL = "model"
@@ -61,6 +65,7 @@ def build_or_resume(
     entry = shelf / graph_key(build_plan, digest)
     if not (entry / REPORT).is_file():
         shelf.mkdir(parents=True, exist_ok=True)
+        _sweep(shelf)
         staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=shelf))
         try:
             report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress)
@@ -71,6 +76,13 @@ def build_or_resume(
             shutil.rmtree(staging, ignore_errors=True)
     link_tree(entry / MODEL, out)
     return msgspec.json.decode((entry / REPORT).read_bytes(), type=BuilderReport), entry
+
+
+def _sweep(shelf: Path) -> None:
+    """Remove what builds left that were killed outright, and graphs that nobody came back for."""
+    for path in shelf.iterdir():
+        if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def link_tree(source: Path, target: Path) -> None:
