@@ -15,6 +15,7 @@ from contract.durable import translate
 from contract.genai_config import GenaiFacts
 from contract.manifest import Budget, Canary, License, Manifest, Model, Requires
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
+from packager.calibration.calibrate import calibrate_checkpoint, describe_calibration, read_calibration
 from packager.check import CheckResult
 from packager.estimate import estimate_build, refuse_what_cannot_fit
 from packager.evidence import (
@@ -27,7 +28,7 @@ from packager.evidence import (
     write_evidence,
 )
 from packager.kept_graph import build_or_resume, drop_graph
-from packager.plan import BuildPlan, builder_options, check_plan, check_source
+from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source
 from packager.progress import BuildProgress, SilentProgress
 from packager.proof import prove
 from packager.quality.assessment import Assessment, Exam, assess, hear_source, prepare_exam
@@ -79,6 +80,7 @@ def build_bundle(
     """
     check_plan(plan)
     exam = prepare_exam(plan.quality, plan.precision)
+    calibration = read_calibration(plan.calibration)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("building"), staging(out) as staged:
@@ -86,11 +88,12 @@ def build_bundle(
         progress.stage(1, STAGES, "reading the source")
         source = open_source(plan.source, cache, log, progress.advance, plan.origin)
         quantizer = check_source(plan, source.checkpoint)
+        buildable, key = source.checkpoint, source.digest
         _announce(plan, source.checkpoint, [out.parent, cache], progress)
         progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}")
-        report, kept = build_or_resume(
-            source.checkpoint, source.digest, plan, staged, cache=cache, log=log, on_progress=progress.advance
-        )
+        if plan.quantizer in CALIBRATED:
+            buildable, key = calibrate_checkpoint(source.checkpoint, calibration, cache, log, progress.advance)
+        report, kept = build_or_resume(buildable, key, plan, staged, cache=cache, log=log, on_progress=progress.advance)
         progress.stage(3, STAGES, "reading the graph back")
         config, graph = read_back(staged)
         prove(plan, report.config, config, graph)
@@ -171,7 +174,13 @@ def _write_extras(
         shutil.copyfile(card, staged / EVIDENCE_DIR / CARD_FILE)
     provenance = {
         **short_provenance(source.describe()),
-        "options": {"precision": plan.precision, "ep": plan.ep, "builder": builder_options(plan)},
+        "options": {
+            "precision": plan.precision,
+            "ep": plan.ep,
+            "quantizer": plan.quantizer,
+            "builder": builder_options(plan),
+            **({"calibration": describe_calibration(plan.calibration)} if plan.quantizer in CALIBRATED else {}),
+        },
         "workarounds": workarounds,
         "host": describe_host(),
     }

@@ -33,8 +33,13 @@ QUANTIZERS: dict[str, tuple[str, ...]] = {
     "rtn": (),
     "k-quant": ("algo_config=k_quant",),
     "k-quant-mixed": ("algo_config=k_quant_mixed",),
+    "gptq": (),
 }
-"""Round to nearest; k-quants; k-quants with 8 bits where it hurts most (lm_head, first and last layers)."""
+"""Round to nearest; k-quants; k-quants with 8 bits where it hurts most (lm_head, first and last layers); rounding by
+what comes out, on a calibration text (:mod:`packager.calibration`)."""
+
+CALIBRATED = ("gptq",)
+CALIBRATED_BLOCK = 32
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
@@ -44,7 +49,8 @@ QUANTISED = ("int4", "int8")
 class BuildPlan(Struct, frozen=True):
     """One build. ``block_size`` weights share a scale; ``accuracy_level`` 4 computes in int8, 1 in fp32.
 
-    ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
+    ``calibration`` is ``self`` or a text file, and counts for calibrated quantizers. ``license`` overrides what the
+    source says of itself; ``arch`` is what the bundle may be installed on.
     """
 
     source: str
@@ -57,6 +63,7 @@ class BuildPlan(Struct, frozen=True):
     block_size: int = 32
     accuracy_level: int = 4
     license: str | None = None
+    calibration: str = "self"
     quality: QualityPlan = QualityPlan()
     origin: SourceOptions = SourceOptions()
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
@@ -88,6 +95,10 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
     _choose("quantizer", plan.quantizer, QUANTIZERS)
     if plan.quantizer != "rtn" and plan.precision != "int4":
         raise UsageError(f"the quantizer {plan.quantizer} makes int4; {plan.precision} has none but rtn")
+    if plan.quantizer in CALIBRATED and plan.block_size != CALIBRATED_BLOCK:
+        raise UsageError(f"the quantizer {plan.quantizer} works in blocks of {CALIBRATED_BLOCK}", field="block-size")
+    if plan.calibration != "self" and plan.quantizer not in CALIBRATED:
+        raise UsageError(f"--calibration is for --quantizer {' or '.join(CALIBRATED)}", field="calibration")
     if plan.block_size not in BLOCK_SIZES:
         raise UsageError(f"the block size must be one of {', '.join(map(str, BLOCK_SIZES))}", field="block-size")
     if plan.accuracy_level not in ACCURACY_LEVELS:

@@ -19,7 +19,7 @@ from packager.sources.opening import SourceOptions
 EXAMPLES = """examples:
   edge-packager build microsoft/Phi-3.5-mini-instruct --name phi-3.5-mini --version 1.0.0
   edge-packager build SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2 --version 1.0.0
-  edge-packager build ./my-checkpoint --name assistant --version 2.1.0 --quantizer k-quant --out bundles/assistant
+  edge-packager build ./my-checkpoint --name assistant --version 2.1.0 --quantizer gptq --out bundles/assistant
   edge-packager build ./my-checkpoint --name assistant --version 2.1.1 --precision int8 --json
   edge-packager build ./my-checkpoint --name assistant --version 2.1.2 --eval manual.txt --behaviour cases.json
 
@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="int4", metavar="P", help=f"one of {', '.join(OFFERED['cuda'])} (int4)")
     parser.add_argument("--ep", default="cpu", metavar="EP", help=f"one of {', '.join(OFFERED)} (cpu)")
     parser.add_argument("--quantizer", default="rtn", metavar="Q", help=f"one of {', '.join(QUANTIZERS)} (rtn)")
+    parser.add_argument(
+        "--calibration", default="self", metavar="FILE", help="text for gptq; self: sampled from the source (self)"
+    )
     parser.add_argument(
         "--block-size", type=int, default=32, metavar="N", help=f"one of {', '.join(map(str, BLOCK_SIZES))} (32)"
     )
@@ -118,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         ep=arguments.ep,
         quantizer=arguments.quantizer,
+        calibration=arguments.calibration,
         block_size=arguments.block_size,
         accuracy_level=arguments.accuracy_level,
         license=arguments.license,

@@ -105,7 +105,7 @@ def judge(
     faults = find_faults(limits, compared, behaviour)
     if faults and accepted is None:
         raise BuildRefused(
-            f"the build is too far from its source: {'; '.join(faults)}; calibrate it (--quantizer auto-round), "
+            f"the build is too far from its source: {'; '.join(faults)}; calibrate it (--quantizer gptq), "
             'choose another precision, or say why it is good enough with --accept-quality "reason"'
         )
     verdict: dict[str, Any] = {"max_kl": limits.max_kl, "max_perplexity_ratio": limits.max_perplexity_ratio}

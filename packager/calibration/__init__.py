@@ -1,0 +1,8 @@
+"""Better INT4 at the same bytes a block: weights rounded so that what a layer puts out changes least.
+
+``samples`` makes or reads the text; ``grid`` chooses scales and zero points of blocks; ``compensation`` rounds one
+matrix column by column, passing each error on to the columns that can make up for it; ``layers`` walks the model so
+that every layer is rounded on what the rounded layers before it give; ``export`` writes a GPTQ checkpoint, which the
+model builder reads. All of these run in ``process``, a process of its own; ``calibrate`` starts it and keeps its
+result by what went in.
+"""
