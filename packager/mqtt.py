@@ -6,7 +6,7 @@ import queue
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -32,11 +32,23 @@ class Message(Struct, frozen=True):
 class BrokerSession:
     """A connection that comes back by itself; ``reconnects`` counts how often it did.
 
+    Messages wait for :meth:`messages`, unless ``on_message`` takes them; it and ``on_reconnect`` are called in a thread
+    of the session and must not block.
+
     Raises (constructor): SourceUnavailable when the broker cannot be reached or refuses us; UsageError for TLS files.
     """
 
-    def __init__(self, address: BrokerAddress, client_id: str) -> None:
+    def __init__(
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        *,
+        on_message: Callable[[Message], object] | None = None,
+        on_reconnect: Callable[[], object] = lambda: None,
+    ) -> None:
         self.address = address
+        self._listener = on_message
+        self._on_reconnect = on_reconnect
         self.reconnects = -1
         self._messages: queue.Queue[Message] = queue.Queue(MAX_WAITING)
         self._filters: list[str] = []
@@ -114,6 +126,10 @@ class BrokerSession:
         if not info.is_published():
             raise SourceUnavailable(f"the broker {self.address.name} did not take the message in time")
 
+    def next_message(self, seconds: float) -> Message | None:
+        """The next message, or None if none came for ``seconds``."""
+        return next(self.messages(seconds), None)
+
     def messages(self, seconds: float) -> Iterator[Message]:
         """Messages as they come, for at most ``seconds``."""
         deadline = time.monotonic() + seconds
@@ -130,6 +146,7 @@ class BrokerSession:
             self.reconnects += 1
             if self._filters and self.reconnects:
                 client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._filters])
+                self._on_reconnect()
         self._answered.set()
 
     def _on_subscribe(self, _client: Client, _data: Any, mid: int, reasons: list[Any], _properties: Any) -> None:
@@ -143,6 +160,9 @@ class BrokerSession:
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         received = Message(message.topic, bytes(message.payload), message.retain)
+        if self._listener is not None:
+            self._listener(received)
+            return
         while True:
             try:
                 self._messages.put_nowait(received)

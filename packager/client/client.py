@@ -8,27 +8,43 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from contract.errors import SourceUnavailable, UsageError
+from contract.errors import UsageError
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
 from contract.names import is_identifier
+from packager.client.asking import Asking, raise_error
 from packager.client.broker import BrokerAddress
-from packager.client.replies import Answer, Piece, Reassembly
+from packager.client.completion import Chunk, Completion, last_chunk, to_chunk, to_completion
+from packager.client.replies import Answer, Found, Piece
 from packager.mqtt import BrokerSession
 
-SILENCE_SECONDS = 15.0
-"""Without any frame for so long, the device is asked again: the same id never costs a second run."""
+GLANCE_SECONDS = 1.0
+"""How often a broken connection is looked for while nothing comes."""
+
+
+def client_name(name: str | None) -> str:
+    """A client's name in the topics, a random one for None.
+
+    Raises:
+        UsageError: it cannot stand in a topic.
+    """
+    name = name or f"client-{secrets.token_hex(6)}"
+    if not is_identifier(name):
+        raise UsageError(f"{name!r} cannot be a client's name: use 1 to 64 of A-Z a-z 0-9 _ . -")
+    return name
 
 
 class Client:
-    """``with Client(address) as client: for piece in client.ask(...)``. Not safe for several threads.
+    """``with Client(address) as client: client.complete(device="kitchen-1", messages=[…])``. For one thread.
 
-    Raises (constructor): SourceUnavailable.
+    ``device`` or ``group`` says who is asked, ``seconds`` for how long, and the other keywords are the fields of a
+    request. A broken connection is bridged, a busy device is waited for (unless ``retry`` is false), and neither costs
+    a second run.
+
+    Raises (constructor): SourceUnavailable, UsageError.
     """
 
     def __init__(self, address: BrokerAddress, *, name: str | None = None, root: str = DEFAULT_ROOT) -> None:
-        self.name = name or f"client-{secrets.token_hex(6)}"
-        if not is_identifier(self.name):
-            raise UsageError(f"{self.name!r} cannot be a client's name: use 1 to 64 of A-Z a-z 0-9 _ . -")
+        self.name = client_name(name)
         self._root = root
         self._session = BrokerSession(address, self.name)
         # Any device's topics do: the reply filter names only us.
@@ -43,49 +59,96 @@ class Client:
     def close(self) -> None:
         self._session.close()
 
-    def ask(
-        self, body: dict[str, Any], *, device: str | None = None, group: str | None = None, seconds: float = 600.0
-    ) -> Iterator[Piece | Answer]:
-        """Send a request and yield pieces of text as they come, then the :class:`Answer`.
+    def complete(
+        self,
+        *,
+        device: str | None = None,
+        group: str | None = None,
+        seconds: float = 600.0,
+        retry: bool = True,
+        **fields: Any,
+    ) -> Completion:
+        """The whole answer.
 
-        ``body`` is the request; it gets an id if it has none. A broken connection is bridged: the request is sent
-        again, and the device answers it once.
+        Raises:
+            SourceUnavailable: no answer in time, or the device cannot answer now. RequestInvalid: the request is at
+            fault. EngineFailed: the device failed.
+        """
+        body = {"stream": False, **fields}
+        for found in self.ask(body, device=device, group=group, seconds=seconds, retry=retry):
+            if isinstance(found, Answer):
+                if found.error is not None:
+                    raise_error(found.error)
+                assert found.last is not None
+                return to_completion(found.id, found.last)
+        raise AssertionError("asking ends with an answer or an error")
+
+    def stream(
+        self,
+        *,
+        device: str | None = None,
+        group: str | None = None,
+        seconds: float = 600.0,
+        retry: bool = True,
+        **fields: Any,
+    ) -> Iterator[Chunk]:
+        """The answer as it comes; the last chunk says why it ended.
+
+        Raises:
+            As :meth:`complete` does.
+        """
+        request_id = str(fields.setdefault("id", secrets.token_hex(8)))
+        for found in self.ask(fields, device=device, group=group, seconds=seconds, retry=retry):
+            if isinstance(found, Piece):
+                yield to_chunk(request_id, found.text, restart=found.restart)
+            elif isinstance(found, Answer):
+                if found.error is not None:
+                    raise_error(found.error)
+                assert found.last is not None
+                yield last_chunk(request_id, found.last)
+
+    def ask(
+        self,
+        body: dict[str, Any],
+        *,
+        device: str | None = None,
+        group: str | None = None,
+        seconds: float = 600.0,
+        retry: bool = False,
+    ) -> Iterator[Found]:
+        """Send a request and yield what comes of it; an :class:`Answer` is the end.
+
+        ``body`` is the request; it gets an id if it has none.
 
         Raises:
             SourceUnavailable: no answer within ``seconds``. UsageError: neither or both of device and group.
         """
-        if (device is None) == (group is None):
-            raise UsageError("name either a device or a group")
-        request_id = str(body.setdefault("id", secrets.token_hex(8)))
-        payload = json.dumps(body).encode()
-        topics = Topics(device or "any", self._root)
-        topic = topics.generate(self.name) if device else topics.group_generate(str(group), self.name)
-        self._session.publish(topic, payload)
-        reassembly = Reassembly()
+        asking = Asking(
+            body, name=self.name, root=self._root, device=device, group=group,
+            now=time.monotonic(), seconds=seconds, retry=retry,
+        )  # fmt: skip
         reconnects = self._session.reconnects
-        deadline = time.monotonic() + seconds
-        heard = time.monotonic()
-        while (left := deadline - time.monotonic()) > 0:
-            for message in self._session.messages(min(left, 1.0)):
-                if message.topic.rsplit("/", 1)[-1] != request_id:
-                    continue
-                heard = time.monotonic()
-                for found in reassembly.feed(message.payload):
-                    yield found
-                    if isinstance(found, Answer):
-                        return
-            if self._session.reconnects != reconnects or time.monotonic() - heard > SILENCE_SECONDS:
-                reconnects, heard = self._session.reconnects, time.monotonic()
-                if device:
-                    self._session.publish(topic, payload)
-        raise SourceUnavailable(f"no answer from {device or group} within {seconds:.0f} s; is it online?")
+        while True:
+            if self._session.reconnects != reconnects:
+                reconnects = self._session.reconnects
+                asking.reconnected(time.monotonic())
+            for action in asking.actions(time.monotonic()):
+                self._session.publish(*asking.message(action))
+            wait = min(GLANCE_SECONDS, max(0.0, asking.due_at() - time.monotonic()))
+            message = self._session.next_message(wait)
+            if message is None:
+                continue
+            for found in asking.feed(message.topic, message.payload, time.monotonic()):
+                yield found
+                if isinstance(found, Answer):
+                    return
 
     def cancel(self, device: str, request_id: str) -> None:
         """End a request of our own; its last frame says ``cancelled``."""
         self._control(device, {"id": request_id, "op": "cancel"})
 
     def update(self, device: str, request_id: str, **changes: Any) -> None:
-        """Change sampling parameters of a running request of our own."""
+        """Change sampling parameters of a request of our own; asking yields ``Refused`` if that is wrong."""
         self._control(device, {"id": request_id, "op": "update", "set": changes})
 
     def resume(self, device: str, request_id: str) -> None:

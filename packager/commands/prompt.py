@@ -7,11 +7,11 @@ import json
 import sys
 from typing import Any
 
-from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
-from contract.mqtt.messages import ErrorBody
+from contract.errors import UsageError
+from packager.client.asking import raise_error
 from packager.client.broker import add_broker, find_broker
 from packager.client.client import Client
-from packager.client.replies import Answer, Piece
+from packager.client.replies import Answer
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,15 +44,26 @@ def run(arguments: argparse.Namespace) -> int:
     if not text.strip():
         raise UsageError("the prompt is empty")
     body = _body(arguments, text)
+    where = {"device": arguments.device, "group": arguments.group, "seconds": arguments.timeout}
     with Client(find_broker(arguments), name=arguments.client, root=arguments.topic_root) as client:
-        pieces = client.ask(body, device=arguments.device, group=arguments.group, seconds=arguments.timeout)
-        for found in pieces:
-            if isinstance(found, Piece):
-                if not arguments.json:
-                    _show(found)
-            else:
-                return _end(found, as_json=arguments.json)
-    return 1
+        if arguments.json:
+            return _print_last_frame(client, body, where)
+        for chunk in client.stream(**where, **body):
+            if chunk.restart:
+                sys.stdout.write("\n[the answer starts again]\n")
+            sys.stdout.write(chunk.choices[0].delta.content)
+            sys.stdout.flush()
+    print()
+    return 0
+
+
+def _print_last_frame(client: Client, body: dict[str, Any], where: dict[str, Any]) -> int:
+    for found in client.ask(body, retry=True, **where):
+        if isinstance(found, Answer):
+            print(json.dumps(found.raw))
+            if found.error is not None:
+                raise_error(found.error)
+    return 0
 
 
 def _body(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
@@ -68,31 +79,3 @@ def _body(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
         if value is not None:
             body[name] = value
     return body
-
-
-def _show(piece: Piece) -> None:
-    if piece.restart:
-        sys.stdout.write("\n[the answer starts again]\n")
-    sys.stdout.write(piece.text)
-    sys.stdout.flush()
-
-
-def _end(answer: Answer, *, as_json: bool) -> int:
-    if answer.error is not None:
-        if as_json:
-            print(json.dumps(answer.raw))
-        _raise(answer.error)
-    if as_json:
-        print(json.dumps(answer.raw))
-    else:
-        print()
-    return 0
-
-
-def _raise(error: ErrorBody) -> None:
-    if error.code in (429, 503):
-        raise SourceUnavailable(f"the device cannot answer now: {error.message}")
-    if error.code >= 500:
-        raise EngineFailed(f"the device failed: {error.message}")
-    field = error.field if isinstance(error.field, str) else None
-    raise RequestInvalid(f"the device refuses the request: {error.message}", field=field, code=error.code)

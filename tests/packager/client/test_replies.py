@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from contract.mqtt import messages
 from contract.mqtt.messages import Frame, LastFrame, Timing, Usage
-from packager.client.replies import Answer, Piece, Reassembly
+from packager.client.replies import Answer, Found, Piece, Queued, Reassembly, Refused
 
 
 def last(text: str, sequence: int = 99, attempt: int = 1) -> bytes:
@@ -16,7 +16,7 @@ def last(text: str, sequence: int = 99, attempt: int = 1) -> bytes:
     )
 
 
-def shown(found: list[Piece | Answer]) -> str:
+def shown(found: list[Found]) -> str:
     text = ""
     for item in found:
         if isinstance(item, Piece):
@@ -64,3 +64,19 @@ def test_lost_and_repeated_frames_never_garble_the_end(parts: list[str], data: s
             found += reply.feed(frame)
     found += reply.feed(last("".join(parts)))
     assert shown(found) == "".join(parts)
+
+
+def test_waiting_and_refused_controls_are_no_text() -> None:
+    reply = Reassembly()
+    assert reply.feed(messages.encode(Frame(0, "", 0, position=3, estimate_ms=1500.0))) == [Queued(3, 1500.0)]
+    (refused,) = reply.feed(b'{"control":{"op":"update","error":{"code":400,"type":"invalid_request","message":"m"}}}')
+    assert isinstance(refused, Refused)
+    assert (refused.op, refused.error.code) == ("update", 400)
+    assert reply.feed(messages.encode(Frame(1, "text", 1, attempt=1))) == [Piece("text")]
+
+
+def test_device_that_restarted_counts_from_zero_again() -> None:
+    reply = Reassembly()
+    for number in range(3):
+        reply.feed(messages.encode(Frame(number, "", 0, position=3 - number, estimate_ms=1.0)))
+    assert reply.feed(messages.encode(Frame(0, "again", 1, attempt=2))) == [Piece("again")]

@@ -1,0 +1,146 @@
+"""One request from the first word to the last frame: what to send when. Pure: clock and frames are handed in.
+
+A request is sent again, with the same bytes, whenever it may have been lost: the device answers an id once, whatever
+is sent twice. After a broken connection ``resume`` asks for the text that went by meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any, Literal
+
+from msgspec import UNSET, structs
+
+from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
+from contract.mqtt.messages import ErrorBody
+from contract.mqtt.topics import Topics
+from packager.client.replies import Answer, Found, Reassembly
+
+SILENCE_SECONDS = 15.0
+"""Without any frame for so long, the device is asked again: the same id never costs a second run."""
+
+RETRY_SECONDS = 1.0
+"""Before asking a busy device again, where it does not say when."""
+
+Action = Literal["ask", "resume"]
+
+
+class Asking:
+    """``device`` or ``group`` is asked as client ``name``; with ``retry``, refusals that name a time are waited out."""
+
+    def __init__(
+        self,
+        body: dict[str, Any],
+        *,
+        name: str,
+        root: str,
+        device: str | None,
+        group: str | None,
+        now: float,
+        seconds: float,
+        retry: bool,
+    ) -> None:
+        if (device is None) == (group is None):
+            raise UsageError("name either a device or a group")
+        self.body = {"id": secrets.token_hex(8), **body}
+        self.id = str(self.body["id"])
+        self.payload = json.dumps(self.body).encode()
+        self.device = device
+        self._name = name
+        self._root = root
+        self._group = group
+        self._seconds = seconds
+        self._retry = retry
+        self._deadline = now + seconds
+        self._ask_at: float | None = now
+        self._resume_at: float | None = None
+        self._heard = now
+        self._reassembly = Reassembly()
+
+    @property
+    def topic(self) -> str:
+        """Where the request goes: to the device that answers it, once that is known."""
+        if self.device is not None:
+            return Topics(self.device, self._root).generate(self._name)
+        return Topics("any", self._root).group_generate(str(self._group), self._name)
+
+    def message(self, action: Action) -> tuple[str, bytes]:
+        """Topic and payload that ``action`` sends."""
+        if action == "ask":
+            return self.topic, self.payload
+        assert self.device is not None
+        control = Topics(self.device, self._root).control(self._name)
+        return control, json.dumps({"id": self.id, "op": "resume"}).encode()
+
+    def reconnected(self, now: float) -> None:
+        """The connection was gone: frames may be lost, and the request, too."""
+        # To a group it would be another request for another device; the broker still has ours.
+        if self.device is not None:
+            self._ask_at = self._resume_at = now
+
+    def actions(self, now: float) -> list[Action]:
+        """What to send now.
+
+        Raises:
+            SourceUnavailable: the time is up.
+        """
+        if now >= self._deadline:
+            raise SourceUnavailable(
+                f"no answer from {self.device or self._group} within {self._seconds:.0f} s; is it online?"
+            )
+        if now - self._heard >= SILENCE_SECONDS:
+            self._heard = now
+            self.reconnected(now)
+        found: list[Action] = []
+        if self._ask_at is not None and self._ask_at <= now:
+            self._ask_at = None
+            found.append("ask")
+        if self._resume_at is not None and self._resume_at <= now:
+            self._resume_at = None
+            found.append("resume")
+        return found
+
+    def due_at(self) -> float:
+        """When :meth:`actions` has something to do again."""
+        times = [self._deadline, self._heard + SILENCE_SECONDS, self._ask_at, self._resume_at]
+        return min(when for when in times if when is not None)
+
+    def feed(self, topic: str, payload: bytes, now: float) -> list[Found]:
+        """What a message on one of our reply topics says of this request."""
+        *_, device, request_id = topic.rsplit("/", 2)
+        if request_id != self.id:
+            return []
+        self._heard = now
+        self.device = self.device or device
+        found = [
+            structs.replace(one, id=self.id) if isinstance(one, Answer) else one
+            for one in self._reassembly.feed(payload)
+        ]
+        if self._retry and found and isinstance(found[-1], Answer) and _may_pass(found[-1].error):
+            error = found[-1].error
+            assert error is not None
+            wait = RETRY_SECONDS if error.retry_after_ms is UNSET else max(0.05, error.retry_after_ms / 1000)
+            if now + wait < self._deadline:
+                self._ask_at = now + wait
+                self._heard = now + wait
+                return []
+        return found
+
+
+def _may_pass(error: ErrorBody | None) -> bool:
+    return error is not None and error.code in (429, 503) and error.type != "interrupted"
+
+
+def raise_error(error: ErrorBody) -> None:
+    """Turn a device's error into ours.
+
+    Raises:
+        SourceUnavailable: it cannot answer now. EngineFailed: it failed. RequestInvalid: the request is at fault.
+    """
+    if error.code in (429, 503):
+        raise SourceUnavailable(f"the device cannot answer now: {error.message}")
+    if error.code >= 500:
+        raise EngineFailed(f"the device failed: {error.message}")
+    field = error.field if isinstance(error.field, str) else None
+    raise RequestInvalid(f"the device refuses the request: {error.message}", field=field, code=error.code)

@@ -1,0 +1,168 @@
+"""The client for asyncio: any number of requests at a time over one connection."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+from contract.mqtt.topics import DEFAULT_ROOT, Topics
+from packager.client.asking import Asking, raise_error
+from packager.client.broker import BrokerAddress
+from packager.client.client import client_name
+from packager.client.completion import Chunk, Completion, last_chunk, to_chunk, to_completion
+from packager.client.replies import Answer, Found, Piece
+from packager.mqtt import BrokerSession, Message
+
+
+class AsyncClient:
+    """``async with AsyncClient(address) as client: await client.complete(device="kitchen-1", messages=[…])``.
+
+    The same as :class:`packager.client.client.Client`, for any number of tasks of one event loop.
+
+    Raises (on entering): SourceUnavailable, UsageError.
+    """
+
+    def __init__(self, address: BrokerAddress, *, name: str | None = None, root: str = DEFAULT_ROOT) -> None:
+        self.name = client_name(name)
+        self._address = address
+        self._root = root
+        self._session: BrokerSession | None = None
+        # A message for a request, or None: the connection came back.
+        self._inboxes: dict[str, asyncio.Queue[Message | None]] = {}
+
+    async def __aenter__(self) -> AsyncClient:
+        loop = asyncio.get_running_loop()
+
+        def open_session() -> BrokerSession:
+            session = BrokerSession(
+                self._address,
+                self.name,
+                on_message=lambda message: loop.call_soon_threadsafe(self._route, message),
+                on_reconnect=lambda: loop.call_soon_threadsafe(self._reconnected),
+            )
+            try:
+                session.subscribe(Topics("any", self._root).client_replies_filter(self.name))
+            except BaseException:
+                session.close()
+                raise
+            return session
+
+        self._session = await asyncio.to_thread(open_session)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await asyncio.to_thread(self._session.close)
+
+    def _route(self, message: Message) -> None:
+        inbox = self._inboxes.get(message.topic.rpartition("/")[2])
+        if inbox is not None:
+            inbox.put_nowait(message)
+
+    def _reconnected(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(None)
+
+    async def complete(
+        self,
+        *,
+        device: str | None = None,
+        group: str | None = None,
+        seconds: float = 600.0,
+        retry: bool = True,
+        **fields: Any,
+    ) -> Completion:
+        """The whole answer.
+
+        Raises:
+            SourceUnavailable: no answer in time, or the device cannot answer now. RequestInvalid: the request is at
+            fault. EngineFailed: the device failed.
+        """
+        body = {"stream": False, **fields}
+        async for found in self.ask(body, device=device, group=group, seconds=seconds, retry=retry):
+            if isinstance(found, Answer):
+                if found.error is not None:
+                    raise_error(found.error)
+                assert found.last is not None
+                return to_completion(found.id, found.last)
+        raise AssertionError("asking ends with an answer or an error")
+
+    async def stream(
+        self,
+        *,
+        device: str | None = None,
+        group: str | None = None,
+        seconds: float = 600.0,
+        retry: bool = True,
+        **fields: Any,
+    ) -> AsyncIterator[Chunk]:
+        """The answer as it comes; the last chunk says why it ended.
+
+        Raises:
+            As :meth:`complete` does.
+        """
+        request_id = str(fields.setdefault("id", secrets.token_hex(8)))
+        async for found in self.ask(fields, device=device, group=group, seconds=seconds, retry=retry):
+            if isinstance(found, Piece):
+                yield to_chunk(request_id, found.text, restart=found.restart)
+            elif isinstance(found, Answer):
+                if found.error is not None:
+                    raise_error(found.error)
+                assert found.last is not None
+                yield last_chunk(request_id, found.last)
+
+    async def ask(
+        self,
+        body: dict[str, Any],
+        *,
+        device: str | None = None,
+        group: str | None = None,
+        seconds: float = 600.0,
+        retry: bool = False,
+    ) -> AsyncIterator[Found]:
+        """Send a request and yield what comes of it; an :class:`Answer` is the end.
+
+        Raises:
+            SourceUnavailable: no answer within ``seconds``. UsageError: neither or both of device and group.
+        """
+        assert self._session is not None, "enter the client first: async with AsyncClient(…) as client"
+        now = asyncio.get_running_loop().time
+        asking = Asking(
+            body, name=self.name, root=self._root, device=device, group=group,
+            now=now(), seconds=seconds, retry=retry,
+        )  # fmt: skip
+        inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._inboxes[asking.id] = inbox
+        try:
+            while True:
+                for action in asking.actions(now()):
+                    await asyncio.to_thread(self._session.publish, *asking.message(action))
+                try:
+                    message = await asyncio.wait_for(inbox.get(), max(0.0, asking.due_at() - now()))
+                except TimeoutError:
+                    continue
+                if message is None:
+                    asking.reconnected(now())
+                    continue
+                for found in asking.feed(message.topic, message.payload, now()):
+                    yield found
+                    if isinstance(found, Answer):
+                        return
+        finally:
+            del self._inboxes[asking.id]
+
+    async def cancel(self, device: str, request_id: str) -> None:
+        """End a request of our own; its last frame says ``cancelled``."""
+        await self._control(device, {"id": request_id, "op": "cancel"})
+
+    async def update(self, device: str, request_id: str, **changes: Any) -> None:
+        """Change sampling parameters of a request of our own; asking yields ``Refused`` if that is wrong."""
+        await self._control(device, {"id": request_id, "op": "update", "set": changes})
+
+    async def _control(self, device: str, message: dict[str, Any]) -> None:
+        assert self._session is not None
+        topic = Topics(device, self._root).control(self.name)
+        await asyncio.to_thread(self._session.publish, topic, json.dumps(message).encode())

@@ -1,0 +1,141 @@
+"""Both clients against a real device and a broker that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.broker_settings import BrokerSettings
+from agent.config import AgentConfig
+from agent.serving.settings import ServingSettings
+from contract.errors import RequestInvalid, SourceUnavailable
+from packager.client.async_client import AsyncClient
+from packager.client.broker import BrokerAddress
+from packager.client.client import Client
+from packager.client.replies import Answer, Found, Refused
+from tests.agent.device import Device, sealed
+from tests.agent.fake_worker import FakeWorkers
+from tests.broker import Broker
+
+pytestmark = pytest.mark.broker
+
+USER = [{"role": "user", "content": "count 4"}]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    made = Broker(tmp_path / "broker")
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def device(broker: Broker, tmp_path: Path) -> Iterator[Device]:
+    config = AgentConfig(
+        device="box",
+        state_dir=tmp_path,
+        broker=BrokerSettings(host="127.0.0.1", port=broker.port),
+        serving=ServingSettings(queue_limit=4, stop_seconds=0, stream_interval_ms=0),
+    )
+    made = Device(config, tmp_path / "state.db", FakeWorkers(slots=2)).start(sealed())
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def address(broker: Broker) -> BrokerAddress:
+    return BrokerAddress("127.0.0.1", broker.port)
+
+
+def test_answers_have_the_shape_of_openai(device: Device, address: BrokerAddress) -> None:
+    with Client(address) as client:
+        done = client.complete(device="box", messages=USER, max_tokens=3, seconds=30)
+        assert done.choices[0].message.content == "0 1 2 "
+        assert done.choices[0].message.role == "assistant"
+        assert done.choices[0].finish_reason == "stop"
+        assert (done.object, done.model) == ("chat.completion", "toy@1.0.0")
+        assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 3, 5)
+        *chunks, end = client.stream(device="box", messages=USER, seconds=30)
+        assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "0 1 2 3 "
+        assert end.choices[0].finish_reason == "stop"
+        assert end.usage is not None
+        assert end.usage.completion_tokens == 4
+
+
+def test_errors_of_a_device_are_ours(device: Device, address: BrokerAddress) -> None:
+    with Client(address) as client:
+        with pytest.raises(RequestInvalid) as caught:
+            client.complete(device="box", messages=USER, temperature=9, seconds=30)
+        assert caught.value.field == "temperature"
+        with pytest.raises(SourceUnavailable, match="is it online"):
+            client.complete(device="nobody", messages=USER, seconds=0.2)
+        device.run(device.serving.withdraw())
+        with pytest.raises(SourceUnavailable, match="no model"):
+            client.complete(device="box", messages=USER, seconds=30, retry=False)
+
+
+def test_many_tasks_share_a_connection_and_wait_for_a_busy_device(device: Device, address: BrokerAddress) -> None:
+    async def scenario() -> list[str]:
+        async with AsyncClient(address) as client:
+            asked = (client.complete(device="box", prompt=f"count {n}", seconds=60) for n in range(1, 21))
+            return [done.choices[0].message.content for done in await asyncio.gather(*asked)]
+
+    # More than the queue holds: some are turned away at first.
+    assert asyncio.run(scenario()) == ["".join(f"{n} " for n in range(count)) for count in range(1, 21)]
+
+
+def test_streams_of_tasks_and_a_refused_update(device: Device, address: BrokerAddress) -> None:
+    async def scenario() -> list[Found]:
+        async with AsyncClient(address) as client:
+            found = []
+            async for one in client.ask({"id": "tuned", "prompt": "hold 3"}, device="box", seconds=30):
+                if not found:
+                    await client.update("box", "tuned", temperature=99)
+                found.append(one)
+                if isinstance(one, Refused):
+                    device.call(device.workers.current.let_go)
+            text = ""
+            async for chunk in client.stream(device="box", prompt="count 5", seconds=30):
+                text += chunk.choices[0].delta.content
+            assert text == "0 1 2 3 4 "
+            return found
+
+    found = asyncio.run(scenario())
+    refused = [one for one in found if isinstance(one, Refused)]
+    assert [(one.op, one.error.field) for one in refused] == [("update", "set.temperature")]
+    assert isinstance(found[-1], Answer)
+    assert found[-1].last is not None
+
+
+def test_a_broker_that_goes_away_costs_nothing(device: Device, address: BrokerAddress, broker: Broker) -> None:
+    with Client(address) as client:
+        chunks = client.stream(device="box", prompt="hold 4", seconds=60)
+        text = next(chunks).choices[0].delta.content
+        broker.kill()
+        device.until(lambda: not device.gateway.connection.connected)
+        broker.start()
+        device.until(lambda: device.gateway.connection.subscribed)
+        device.call(device.workers.current.let_go)
+        for chunk in chunks:
+            text = chunk.choices[0].delta.content if chunk.restart else text + chunk.choices[0].delta.content
+    assert text == "0 1 2 3 "
+    assert len(device.workers.current.admitted) == 1
+
+
+def test_asyncio_outlives_the_broker_too(device: Device, address: BrokerAddress, broker: Broker) -> None:
+    async def scenario() -> str:
+        async with AsyncClient(address) as client:
+            asked = asyncio.ensure_future(client.complete(device="box", prompt="hold 4", seconds=60))
+            await asyncio.to_thread(device.until, lambda: device.serving.active == 1)
+            await asyncio.to_thread(broker.kill)
+            device.call(device.workers.current.let_go)
+            await asyncio.to_thread(broker.start)
+            return (await asked).choices[0].message.content
+
+    assert asyncio.run(scenario()) == "0 1 2 3 "
+    assert threading.active_count() < 50
