@@ -20,6 +20,7 @@ from agent.config import AgentConfig
 from agent.control import ControlServer
 from agent.gateway import Gateway
 from agent.install.coordinator import Coordinator
+from agent.install.deriving import Deriving
 from agent.notify import Notifier
 from agent.serving.serving import Serving
 from agent.state import answers
@@ -109,6 +110,7 @@ class Service:
             on_reported=self._gateway.reported,
             on_event=self._gateway.event,
             disk=disk,
+            deriver=Deriving(self._directory, disk, quota_bytes=config.install.quota_bytes),
         )
         self._control = ControlServer(self._directory, self._coordinator, state, config.install)
 

@@ -11,8 +11,12 @@ from contract.errors import EngineFailed
 ENGINES = ("auto", "batched", "genai")
 
 
-def open_engine(bundle_dir: Path, *, engine: str = "auto", threads: int, max_bytes: int = 0) -> Engine:
+def open_engine(
+    bundle_dir: Path, *, engine: str = "auto", threads: int, max_bytes: int = 0, derived_dir: Path | None = None
+) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
+
+    ``derived_dir`` holds prepacked weights for this processor, which the batched engine uses; genai does without.
 
     Raises:
         EngineFailed: no such engine, or the bundle cannot be loaded with it.
@@ -24,7 +28,7 @@ def open_engine(bundle_dir: Path, *, engine: str = "auto", threads: int, max_byt
         from agent.engine.batched.engine import BatchedEngine
 
         try:
-            return BatchedEngine(bundle_dir, threads=threads, max_bytes=max_bytes)
+            return BatchedEngine(bundle_dir, threads=threads, max_bytes=max_bytes, derived_dir=derived_dir)
         except Declined as declined:
             if engine == "batched":
                 raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined

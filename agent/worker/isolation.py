@@ -27,7 +27,7 @@ LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 4
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_RULE_PATH_BENEATH = 1
 
-READ_FILE, READ_DIR = 1 << 2, 1 << 3
+EXECUTE, READ_FILE, READ_DIR = 1 << 0, 1 << 2, 1 << 3
 FS_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 """ABI version -> how many file-system rights it knows; naming one it does not know is an error."""
 
@@ -56,26 +56,29 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
 
-def isolate(readable: Iterable[Path]) -> str:
+def isolate(readable: Iterable[Path], writable: Iterable[Path] = ()) -> str:
     """Give up for good everything that a worker does not need; the level reached, in words.
 
-    ``readable`` are the bundle's directories. Must run while there is one thread, before the runtime is imported:
-    threads made later inherit the restrictions, those made earlier would not.
+    ``readable`` are the bundle's directories; a worker has no ``writable`` ones. Must run while there is one thread,
+    before the runtime is imported: threads made later inherit the restrictions, those made earlier would not.
     """
     libc = ctypes.CDLL(None, use_errno=True)
+    written = list(writable)
     reached = []
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         reached.append("no_new_privs")
-    reached.append("rlimits" if _limit_resources() else "")
+    reached.append("rlimits" if _limit_resources(writes=bool(written)) else "")
     if reached[0]:  # without it the kernel refuses both
-        abi = _landlock(libc, [*map(Path, SYSTEM_PATHS), *_python_paths(), *readable])
+        abi = _landlock(libc, [*map(Path, SYSTEM_PATHS), *_python_paths(), *readable], written)
         reached.append(f"landlock {abi}" if abi else "")
         reached.append("seccomp" if _seccomp(libc) else "")
     return ", ".join(name for name in reached if name) or "none"
 
 
-def _limit_resources() -> bool:
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: MAX_DESCRIPTORS}
+def _limit_resources(*, writes: bool) -> bool:
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: MAX_DESCRIPTORS}
+    if not writes:
+        limits[resource.RLIMIT_FSIZE] = 0
     try:
         for kind, value in limits.items():
             _, hard = resource.getrlimit(kind)
@@ -94,7 +97,7 @@ def _python_paths() -> list[Path]:
     return sorted(path for path in found if path != Path("/"))
 
 
-def _landlock(libc: ctypes.CDLL, readable: Iterable[Path]) -> int:
+def _landlock(libc: ctypes.CDLL, readable: Iterable[Path], writable: Iterable[Path]) -> int:
     """Restrict this thread and those it will make; the ABI version, 0 if the kernel has none."""
     abi = libc.syscall(LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_CREATE_RULESET_VERSION)
     if abi < 1:
@@ -107,21 +110,22 @@ def _landlock(libc: ctypes.CDLL, readable: Iterable[Path]) -> int:
         return 0
     try:
         for path in readable:
-            _allow_reading(libc, ruleset, path)
+            _allow(libc, ruleset, path, READ_FILE | READ_DIR)
+        for path in writable:
+            _allow(libc, ruleset, path, rights & ~EXECUTE)
         return int(abi) if libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
     finally:
         os.close(ruleset)
 
 
-def _allow_reading(libc: ctypes.CDLL, ruleset: int, path: Path) -> None:
+def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
     """A path that is not there needs no rule; one that fails stays closed."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
     try:
-        rights = READ_FILE | READ_DIR if path.is_dir() else READ_FILE
-        rule = _PathBeneath(rights, descriptor)
+        rule = _PathBeneath(rights if path.is_dir() else rights & READ_FILE, descriptor)
         libc.syscall(LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
         os.close(descriptor)

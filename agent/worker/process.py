@@ -208,7 +208,13 @@ def _isolate(load: Load) -> str:
 def _open_engine(load: Load) -> Engine:
     from agent.engine.choice import open_engine
 
-    return open_engine(Path(load.bundle_dir), engine=load.engine, threads=load.threads, max_bytes=load.max_bytes)
+    return open_engine(
+        Path(load.bundle_dir),
+        engine=load.engine,
+        threads=load.threads,
+        max_bytes=load.max_bytes,
+        derived_dir=None if load.derived_dir is None else Path(load.derived_dir),
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from agent.engine.answer import Answer, prepare, rejection
-from agent.engine.batched.graph import Decoder, read_decoder
+from agent.engine.batched.graph import derived_graph, read_decoder
 from agent.engine.batched.pool import Pool, plan_pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner
@@ -66,7 +66,9 @@ class BatchedEngine:
         EngineFailed: the bundle cannot be loaded at all.
     """
 
-    def __init__(self, bundle_dir: Path, *, threads: int, max_bytes: int = 0, why: str = "") -> None:
+    def __init__(
+        self, bundle_dir: Path, *, threads: int, max_bytes: int = 0, why: str = "", derived_dir: Path | None = None
+    ) -> None:
         started = time.monotonic()
         found = read_config(bundle_dir)
         decoder = read_decoder(bundle_dir, found)
@@ -80,7 +82,7 @@ class BatchedEngine:
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
             self._pool = Pool(decoder, slots, length)
-            self._runner = Runner(_open_session(decoder, threads), decoder, self._pool)
+            self._runner = Runner(_open_session(derived_graph(decoder.path, derived_dir), threads), decoder, self._pool)
             prove(self._runner, self._pool, slice_length=SLICE, vocab_size=decoder.vocab_size)
         self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
         self._slots: Slots[_Sequence] = Slots(slots)
@@ -276,7 +278,7 @@ def _check(generation: Generation) -> None:
         raise RequestInvalid("this bundle has no adapters", field="adapter")
 
 
-def _open_session(decoder: Decoder, threads: int) -> Any:
+def _open_session(graph: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -285,4 +287,4 @@ def _open_session(decoder: Decoder, threads: int) -> Any:
     options.log_severity_level = 3
     # Spinning longer burns a core between steps and is no faster.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
-    return onnxruntime.InferenceSession(str(decoder.path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

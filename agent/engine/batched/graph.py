@@ -91,6 +91,14 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
     )
 
 
+def derived_graph(path: Path, derived_dir: Path | None) -> Path:
+    """The graph to load: the prepacked one where there is one, under the name that :mod:`agent.worker.prepacking` gives
+    it. What it computes is what the signed one says; the self-test at load looks at it like at any other.
+    """
+    prepacked = None if derived_dir is None else derived_dir / "model.onnx"
+    return prepacked if prepacked is not None and prepacked.is_file() else path
+
+
 def _names(table: dict[str, str], keys: tuple[str, str], default: str, layers: int) -> tuple[str, ...]:
     patterns = [table.get(key, default.format(kind)) for key, kind in zip(keys, ("key", "value"), strict=True)]
     return tuple(pattern.replace("%d", str(layer)) for layer in range(layers) for pattern in patterns)

@@ -1,0 +1,151 @@
+"""Prepacked weights: made by a real runtime in a real process, verified, made anew, left out, used."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from pathlib import Path
+
+import pytest
+
+from agent.engine.choice import open_engine
+from agent.engine.stepping import FinishEvent, Generation, TokenEvent
+from agent.install.collection import collect_bundles
+from agent.install.deriving import RECORD_FILE, Deriving, cpu_id, is_sound
+from agent.install.ports import SealedBundle
+from agent.worker.settings import WorkerSettings
+from agent.worker.supervision import WorkerProcess
+from contract.durable import Disk
+from tests.agent.install.market import Device, Market
+
+
+def install(market: Market, device: Device) -> SealedBundle:
+    market.publish("1.0.0")
+    sealed = device.install(market.job(device.directory.root, "1.0.0"))
+    assert sealed is not None
+    return sealed
+
+
+def tree(place: Path) -> dict[str, tuple[int, bytes]]:
+    return {path.name: (path.stat().st_ino, path.read_bytes()) for path in place.iterdir()}
+
+
+async def test_they_are_made_once_sealed_and_found_again(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    deriving = Deriving(device.directory, Disk(), spare_bytes=0)
+    place = await deriving(bundle)
+    assert place == device.directory.derived_of(bundle.digest) / cpu_id()
+    assert is_sound(place)
+    for path in [place, *place.iterdir()]:
+        assert stat.S_IMODE(path.stat().st_mode) == (0o555 if path.is_dir() else 0o444)
+    before = tree(place)
+    assert await deriving(bundle) == place
+    assert tree(place) == before
+
+
+@pytest.mark.parametrize("how", ["changed", "cut", "extra", "gone", "no record"])
+async def test_what_was_tampered_with_is_not_used_but_made_anew(market: Market, device: Device, how: str) -> None:
+    bundle = install(market, device)
+    deriving = Deriving(device.directory, Disk(), spare_bytes=0)
+    place = await deriving(bundle)
+    assert place is not None
+    sound = {name: data for name, (_, data) in tree(place).items()}
+    place.chmod(0o755)
+    weights = place / "model.onnx.data"
+    weights.chmod(0o644)
+    match how:
+        case "changed":
+            with weights.open("r+b") as file:
+                file.seek(1000)
+                file.write(b"rot")
+        case "cut":
+            weights.write_bytes(weights.read_bytes()[:-1])
+        case "extra":
+            (place / "custom.so").write_bytes(b"\x7fELF")
+        case "gone":
+            weights.unlink()
+        case "no record":
+            (place / RECORD_FILE).unlink()
+    assert not is_sound(place)
+    assert await deriving(bundle) == place
+    assert {name: data for name, (_, data) in tree(place).items()} == sound
+
+
+async def test_another_processor_or_runtime_gets_its_own_and_the_old_ones_go(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    old = await Deriving(device.directory, Disk(), spare_bytes=0, identity="old")(bundle)
+    new = await Deriving(device.directory, Disk(), spare_bytes=0, identity="new")(bundle)
+    assert old is not None
+    assert new is not None
+    assert [path.name for path in new.parent.iterdir()] == ["new"]
+
+
+async def test_without_room_there_are_none(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    assert await Deriving(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is None
+    assert await Deriving(device.directory, Disk(), spare_bytes=0, quota_bytes=1)(bundle) is None
+    assert not device.directory.derived_of(bundle.digest).exists()
+
+
+async def test_a_graph_that_cannot_be_prepacked_leaves_nothing(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    bundle.directory.chmod(0o755)
+    graph = bundle.directory / "model.onnx"
+    graph.chmod(0o644)
+    graph.write_bytes(b"\x08\x07junk")
+    assert await Deriving(device.directory, Disk(), spare_bytes=0)(bundle) is None
+    assert list(device.directory.derived_of(bundle.digest).iterdir()) == []
+
+
+async def test_they_go_with_their_bundle(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    await Deriving(device.directory, Disk(), spare_bytes=0)(bundle)
+    removed = collect_bundles(device.state(), device.directory, Disk(), keep_previous=0, quota_bytes=0)
+    assert removed == [bundle.digest]
+    assert not device.directory.derived_of(bundle.digest).exists()
+
+
+def answer(bundle: Path, derived: Path | None) -> tuple[str, str]:
+    engine = open_engine(bundle, engine="batched", threads=1, derived_dir=derived)
+    engine.admit(Generation(1, "anna", prompt="The capital of France", max_tokens=12, temperature=0.0))
+    text = ""
+    while engine.busy:
+        for event in engine.step():
+            if isinstance(event, TokenEvent | FinishEvent):
+                text += event.text
+    engine.release()
+    return text, engine.facts.engine
+
+
+async def test_the_answers_are_the_same(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    derived = await Deriving(device.directory, Disk(), spare_bytes=0)(bundle)
+    assert derived is not None
+    assert answer(bundle.directory, derived) == answer(bundle.directory, None)
+
+
+def anonymous_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+@pytest.mark.timeout(300)
+async def test_a_worker_maps_them_instead_of_copying_the_weights(
+    market: Market, device: Device, smollm2_bundle: Path
+) -> None:
+    from tests.agent.device import sealed
+
+    bundle = SealedBundle(sealed().digest, smollm2_bundle, sealed().manifest)
+    device.directory.derived.mkdir()
+    derived = await Deriving(device.directory, Disk(), spare_bytes=0)(bundle)
+    assert derived is not None
+    found = []
+    for place in (None, derived):
+        worker = await WorkerProcess.start(
+            WorkerSettings(engine="batched", threads=1), smollm2_bundle, derived_dir=place, on_event=lambda event: None
+        )
+        found.append(anonymous_bytes(worker.pid))
+        await worker.close()
+    plain, prepacked = found
+    assert plain - prepacked > 60 << 20, "the weights alone are 80 MiB"
+    await asyncio.sleep(0)
