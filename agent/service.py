@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from agent import host
 from agent.config import AgentConfig
@@ -190,7 +191,8 @@ class Service:
     def _say_health(self) -> None:
         """Publish ``health`` and ``info`` where they changed."""
         reasons = self._serving.reasons
-        self._gateway.health(Health(not reasons, reasons, self._serving.queued, self._serving.active))
+        warnings = self._coordinator.warnings or UNSET
+        self._gateway.health(Health(not reasons, reasons, self._serving.queued, self._serving.active, warnings))
         self._gateway.info(self._info())
         if reasons != (self._health_said.reasons if self._health_said else None):
             self._notifier.status("ready" if not reasons else f"not ready: {', '.join(reasons)}")

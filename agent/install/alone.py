@@ -60,7 +60,9 @@ async def carry_out_alone(
     """
     disk = Disk()
     disk.make_directory(directory.root, 0o755)
-    settings = msgspec.structs.replace(wish.settings, probation_seconds=0.0)
+    settings = msgspec.structs.replace(
+        wish.settings, probation_seconds=0.0, trust_refresh_seconds=0.0, on_revoked="keep"
+    )
     with FileLock(directory.lock, "another agent or command"):
         database = Database(directory.database, MIGRATIONS, disk.effects)
         try:

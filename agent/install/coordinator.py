@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from agent.install.delivery import Installer, run_installer
-from agent.install.deriving import Deriver
 from agent.install.driving import Driver, Outcome
 from agent.install.machine import State
 from agent.install.ports import Serving
 from agent.install.reporting import OnEvent, OnReported, Reporter, reported_error
 from agent.install.settings import InstallSettings
+from agent.install.watch import RejectMeter, Watch
 from agent.install.wishes import Wish, read_desired, revision_of
+from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
@@ -59,13 +60,13 @@ class Coordinator:
         on_event: OnEvent,
         disk: Disk | None = None,
         installer: Installer = run_installer,
-        deriver: Deriver | None = None,
     ) -> None:
         self._store = state
         self._settings = settings
         self._sources = dict(sources)
         loop = asyncio.get_running_loop()
         self._reporter = Reporter(state, on_reported, on_event, loop.time)
+        self._audit = AuditLog(directory.audit, disk or Disk(), "agent")
         self._driver = Driver(
             directory=directory,
             state=state,
@@ -76,8 +77,19 @@ class Coordinator:
             disk=disk or Disk(),
             installer=installer,
             reporter=self._reporter,
-            deriver=deriver,
+            audit=self._audit,
         )
+        self._watch = Watch(
+            state_dir=str(directory.root),
+            state=state,
+            settings=settings,
+            sources=self._sources,
+            installer=installer,
+            driver=self._driver,
+            reporter=self._reporter,
+            audit=self._audit,
+        )
+        self._rejects = RejectMeter(loop.time)
         self._pending: bytes | None = None
         self._wish: Wish | None = None
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
@@ -91,6 +103,11 @@ class Coordinator:
     def reported(self) -> Reported:
         """What is reported now."""
         return self._reporter.current
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reason codes of what is not as it should be, and stops nothing."""
+        return self._watch.reasons
 
     @contextmanager
     def observed(self, observer: OnReported) -> Iterator[None]:
@@ -191,6 +208,12 @@ class Coordinator:
         """Say so; a wish that is being pursued goes on, since whoever sent this may not even be its author."""
         detail = {"reason": refused.reason, "message": refused.message, "revision": revision_of(payload)}
         self._reporter.event("refused", detail)
+        unsaid = self._rejects.admit()
+        if unsaid is not None:
+            more = f" (and {unsaid} more since the last entry)" if unsaid else ""
+            self._audit.note(
+                "refused", revision=detail["revision"], reason=refused.reason, message=refused.message + more
+            )
         if self._driver.state is State.IDLE:
             self._reporter.begin(revision_of(payload))
         self._reporter.error = reported_error(refused)
@@ -204,12 +227,17 @@ class Coordinator:
                 if clock() >= self._restore_at:
                     await self._restart()
                 await self._next_step()
+                if clock() >= self._watch.due and not self._orders:
+                    await self._watch.refresh(self._changed)
+                    self._changed.set()
             except (StoreBroken, StoreFull) as error:
                 log.warning("the installation state cannot be written: %s", error.message)
                 self._restore_at = self._not_before = clock() + RESTORE_SECONDS
             if self._orders:
                 continue
-            due = self._restore_at if self._wish is None else min(self._restore_at, self._not_before)
+            due = min(self._restore_at, self._watch.due)
+            if self._wish is not None:
+                due = min(due, self._not_before)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if due == float("inf") else due):
                     await self._changed.wait()
@@ -220,12 +248,13 @@ class Coordinator:
             await self._obey(*self._orders.pop(0))
             return
         wish = self._wish
-        if wish is None:
+        if wish is None or clock() < self._not_before:
+            if await self._watch.replace_revoked():
+                self._changed.set()
             self._reporter.tell()
             return
-        if clock() < self._not_before:
-            return
         outcome = await self._pursue(wish)
+        self._watch.tell()
         if self._wish is not wish:
             return
         if outcome.kind == "later":
@@ -235,6 +264,8 @@ class Coordinator:
             self._retries = 0
             if outcome.kind == "active":
                 self._restore_at = float("inf")
+            # With the wish out of the way, what was found revoked may have to go.
+            self._changed.set()
 
     async def _obey(self, order: Wish, future: asyncio.Future[Outcome]) -> None:
         older = self._wish

@@ -12,14 +12,12 @@ import time
 from collections.abc import Awaitable
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
 from agent.host import available_memory
 from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
 from agent.install.delivery import Installer
-from agent.install.deriving import Deriver
 from agent.install.inspection import inspect_bundle, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
 from agent.install.machine import Action, Event, State, step
@@ -28,6 +26,7 @@ from agent.install.probation import judge
 from agent.install.reporting import Reporter, reported_error
 from agent.install.settings import InstallSettings
 from agent.install.wishes import Wish
+from agent.state.audit import AuditLog
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
@@ -68,7 +67,7 @@ class Driver:
         disk: Disk,
         installer: Installer,
         reporter: Reporter,
-        deriver: Deriver | None = None,
+        audit: AuditLog,
     ) -> None:
         self._directory = directory
         self._store = state
@@ -79,7 +78,7 @@ class Driver:
         self._disk = disk
         self._installer = installer
         self._reporter = reporter
-        self._deriver = deriver
+        self._audit = audit
         snapshot = state.snapshot()
         self._state = State(snapshot.phase)
         self._candidate = snapshot.candidate
@@ -126,6 +125,17 @@ class Driver:
             collect_strays(self._store, self._directory, self._disk, parts_kept=None)
         except EdgeBundleError as error:
             log.warning("strays could not be removed: %s", error.message)
+
+    async def retire(self) -> None:
+        """Serve nothing from now on: what is active was revoked and there is nothing acceptable to go back to.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        self._store.retire_active()
+        await self._serving.withdraw()
+        self.restored, self.damaged = True, False
+        self._reporter.tell()
 
     def supersede(self) -> None:
         """Another wish waits: leave this one at the next place where that is safe."""
@@ -244,7 +254,7 @@ class Driver:
         assert digest is not None and wish is not None
         if wish.operator:
             self._store.release(digest)
-        else:
+        elif not wish.urgent:
             recent = self._store.swaps_between(int(time.time()) - HOUR, int(time.time()))
             limit = self._settings.swaps_per_hour
             if limit and len(recent) >= limit:
@@ -266,7 +276,7 @@ class Driver:
             manifest = await asyncio.to_thread(read_manifest, place, digest)
         except BundleRefused as refused:
             return self._fail(Failure(refused.reason, refused.message))
-        self._sealed = await self._with_derived(SealedBundle(digest=digest, directory=place, manifest=manifest))
+        self._sealed = SealedBundle(digest=digest, directory=place, manifest=manifest)
         verdict = await run_canary(self._sealed, self._workers, self._worker_settings, self._settings)
         if isinstance(verdict, Failure):
             return self._fail(verdict)
@@ -336,6 +346,9 @@ class Driver:
         assert bundle is not None
         self._outcome = Outcome("active")
         self.restored, self.damaged = True, False
+        self._audit.note(
+            "committed", bundle=bundle.reference, digest=bundle.digest, security_epoch=bundle.security_epoch
+        )
         self._reporter.event(
             "install", {"bundle": bundle.reference, "digest": bundle.digest, "security_epoch": bundle.security_epoch}
         )
@@ -350,6 +363,10 @@ class Driver:
         name, version = (bundle.name, bundle.version) if bundle else ("", "")
         self._store.quarantine(
             Quarantined(digest, name, version, failure.reason.value, failure.message, int(time.time()))
+        )
+        reference = bundle.reference if bundle else None
+        self._audit.note(
+            "refused", bundle=reference, digest=digest, reason=failure.reason.value, message=failure.message
         )
 
     async def _restore(self) -> Event | None:
@@ -379,8 +396,12 @@ class Driver:
             log.warning("the active bundle %s cannot be served: %s", active.reference, error.message)
             self._reporter.error = reported_error(error)
             previous = self._store.bundle(self._store.snapshot().previous)
-            # Automatic fall-back never goes below the epoch that was committed.
-            if previous is not None and previous.security_epoch >= self._store.epoch():
+            # Automatic fall-back never goes below the epoch that was committed, nor to what was revoked.
+            if (
+                previous is not None
+                and previous.security_epoch >= self._store.epoch()
+                and previous.digest not in self._store.standing.revoked()
+            ):
                 with contextlib.suppress(BundleRefused, EngineFailed):
                     await self._serve(previous.digest)
             return False
@@ -388,12 +409,7 @@ class Driver:
 
     async def _serve(self, digest: Digest) -> None:
         sealed = await asyncio.to_thread(inspect_bundle, self._directory.bundle(digest), digest)
-        await self._serving.swap(await self._with_derived(sealed), "drain")
-
-    async def _with_derived(self, sealed: SealedBundle) -> SealedBundle:
-        """The bundle with its prepacked weights, verified or made now, where there can be any."""
-        derived = None if self._deriver is None else await self._deriver(sealed)
-        return msgspec.structs.replace(sealed, derived=derived)
+        await self._serving.swap(sealed, "drain")
 
     def _tell_rollback(self, active: InstalledBundle | None) -> None:
         wish, failure = self._wish, self._failure

@@ -11,13 +11,15 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from agent.install.job import MAX_LINE_BYTES, Failed, Fault, Job, Line, encode_line, parse_job
 from agent.install.obtaining import Obtaining
 from agent.install.ports import SealedBundle
 from agent.install.sources import Mirrors
+from agent.state.audit import AuditLog
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
@@ -38,14 +40,14 @@ _FAULTS: tuple[tuple[type[EdgeBundleError], Fault], ...] = (
 )
 
 
-def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundle:
-    """Do the job in this process.
+def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundle | None:
+    """Do the job in this process; None when trust was to be refreshed and no more.
 
     Raises:
         BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
     """
     # tuf is loaded by this module, in this process, and nowhere else on the device.
-    from agent.install.trusting import check_not_revoked, resolve_bundle
+    from agent.install.trusting import Trusting
 
     directory = StateDirectory(Path(job.state_dir))
     disk.make_directory(directory.inbox, 0o700)
@@ -56,13 +58,42 @@ def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundl
         mirrors = Mirrors(job.sources)
         try:
             state = InstallationState(database)
-            obtaining = Obtaining(job, directory, state, disk, report)
-            if job.digest is not None:
-                return obtaining.run_local(lambda: check_not_revoked(job, directory, state, disk))
-            return obtaining.run(mirrors, lambda among: resolve_bundle(job, among, directory, state, disk))
+            trusting = Trusting(job, directory, state, disk)
+            if job.refresh_only:
+                trusting.refresh(mirrors)
+                return None
+            with audited(job, AuditLog(directory.audit, disk, "installer")) as accept:
+                obtaining = Obtaining(job, directory, state, disk, report)
+                if job.digest is not None:
+                    sealed = obtaining.run_local(trusting.check_not_revoked)
+                else:
+                    sealed = obtaining.run(mirrors, trusting.resolve)
+                accept(sealed)
+            return sealed
         finally:
             mirrors.close()
             database.close()
+
+
+@contextmanager
+def audited(job: Job, audit: AuditLog) -> Iterator[Callable[[SealedBundle], None]]:
+    """Write down how the block ends: by a bundle given to what it yields, or by a refusal."""
+
+    def accept(sealed: SealedBundle) -> None:
+        # Durable before the agent hears of it: nothing becomes active that is not in the log.
+        audit.record(
+            "accepted",
+            bundle=sealed.manifest.reference,
+            digest=sealed.digest,
+            security_epoch=sealed.manifest.security_epoch,
+            message="the operator allowed a lower epoch or a revoked bundle" if job.allow_epoch else None,
+        )
+
+    try:
+        yield accept
+    except BundleRefused as refused:
+        audit.note("refused", bundle=f"{job.name}@{job.version}", digest=job.digest, error=refused)
+        raise
 
 
 def failure_line(error: EdgeBundleError) -> Failed:

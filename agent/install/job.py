@@ -22,7 +22,8 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     ``despite_quarantine``: the operator of this device asks for a bundle that failed here before.
     ``digest``: a bundle that lies here already is meant, no source is asked (a rollback); ``allow_epoch`` lets it have
     a security epoch below the committed one, or be revoked. ``root``: a ``root.json`` to provision trust with where
-    there is none yet.
+    there is none yet. ``refresh_only``: bring the device's trust up to date and look at what is installed with it; name
+    and version mean nothing then.
     """
 
     state_dir: str
@@ -37,6 +38,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     digest: str | None = None
     allow_epoch: bool = False
     root: str | None = None
+    refresh_only: bool = False
 
 
 class Resolved(Struct, frozen=True, tag="resolved"):

@@ -66,6 +66,7 @@ class Reporter:
             previous=self._bundle(snapshot.previous),
             error=self.error,
             hold_ms=UNSET if self.hold_ms is None else self.hold_ms,
+            warnings=[ReportedError(each.reason, each.message) for each in self._store.standing.warnings()] or UNSET,
         )
 
     def _bundle(self, digest: Digest | None) -> BundleState | None:

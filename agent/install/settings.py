@@ -21,6 +21,7 @@ class InstallSettings(Struct, frozen=True, forbid_unknown_fields=True):
     Probation ends after ``probation_seconds``, or as soon as ``probation_requests`` were answered.
     ``speed_ratio``: the least a candidate's speed may be of its predecessor's, measured on this device.
     ``reserve_bytes``: memory that an overlapping swap must leave free.
+    ``trust_refresh_seconds``: how often to look whether what is installed was revoked or metadata expired.
     """
 
     quota_bytes: Annotated[int, Meta(ge=0, le=2**53)] = 0
@@ -43,6 +44,7 @@ class InstallSettings(Struct, frozen=True, forbid_unknown_fields=True):
     retry_first_seconds: Annotated[float, Meta(gt=0, le=86400)] = 5.0
     retry_longest_seconds: Annotated[float, Meta(gt=0, le=86400)] = 900.0
     on_revoked: Literal["keep", "replace"] = "keep"
+    trust_refresh_seconds: Annotated[float, Meta(ge=0, le=30 * 86400)] = 86400.0
 
 
 def tighten(settings: InstallSettings, policy: Policy | UnsetType) -> InstallSettings:

@@ -19,6 +19,7 @@ class Wish(Struct, frozen=True):
 
     ``digest`` names a bundle that lies here already (a rollback); then no source is asked. ``operator``: the order
     came from this device's own operator, who may try again what failed. ``root`` provisions trust where there is none.
+    ``urgent``: swaps per hour do not count.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Wish(Struct, frozen=True):
     operator: bool = False
     allow_epoch: bool = False
     root: str | None = None
+    urgent: bool = False
 
     @property
     def reference(self) -> str:

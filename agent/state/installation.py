@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from agent.state.database import Database
+from agent.state.standing import Standing
 from contract.mqtt.messages import BundleState
 from contract.names import Digest
 from contract.reasons import Reason
@@ -121,6 +122,7 @@ class InstallationState:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.standing = Standing(database)
 
     def snapshot(self) -> Snapshot:
         row = self._database.query("SELECT * FROM installation")[0]
@@ -202,6 +204,11 @@ class InstallationState:
                 (digest,),
             )
             connection.execute("DELETE FROM attempts WHERE digest = ?", (digest,))
+
+    def retire_active(self) -> None:
+        """Nothing is active from now on; what was can still be gone back to by root."""
+        with self._database.transaction("retire active") as connection:
+            connection.execute("UPDATE installation SET previous = active, active = NULL WHERE active IS NOT NULL")
 
     # What keeps a bad bundle from being tried for ever.
     def count_attempt(self, digest: Digest) -> int:

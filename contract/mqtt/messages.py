@@ -240,7 +240,11 @@ Phase = Literal[
 
 
 class Reported(Struct, frozen=True):
-    """What the device does about ``desired``; ``revision`` echoes it (null when nothing is desired)."""
+    """What the device does about ``desired``; ``revision`` echoes it (null when nothing is desired).
+
+    ``warnings`` last as long as what they tell of, and stop nothing: an installed bundle that was revoked, metadata
+    that expired or cannot be trusted any more.
+    """
 
     revision: str | None
     phase: Phase
@@ -249,6 +253,7 @@ class Reported(Struct, frozen=True):
     previous: BundleState | None
     error: ReportedError | None
     hold_ms: float | UnsetType = UNSET
+    warnings: list[ReportedError] | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True):
@@ -297,12 +302,13 @@ class Info(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """Whether the device answers prompts now, and if not, why."""
+    """Whether the device answers prompts now, and if not, why; ``warnings``: reason codes of what stops nothing."""
 
     ready: bool
     reasons: list[str]
     queue: int
     active: int
+    warnings: list[str] | UnsetType = UNSET
 
 
 class Event(Struct, frozen=True):

@@ -12,6 +12,7 @@ from agent.install.installer import run_job
 from agent.install.job import Job, Line, Reached
 from agent.install.machine import Event
 from agent.install.ports import SealedBundle
+from agent.state.audit import Entry, read_audit
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
@@ -90,7 +91,16 @@ class Device:
 
     def install(self, job: Job, disk: Disk | None = None) -> SealedBundle:
         self.lines = []
-        return run_job(job, disk or Disk(), self.lines.append)
+        sealed = run_job(job, disk or Disk(), self.lines.append)
+        assert sealed is not None
+        return sealed
+
+    def refresh(self, job: Job) -> None:
+        """Refresh trust only."""
+        assert run_job(msgspec.structs.replace(job, refresh_only=True, root=None), Disk(), self.lines.append) is None
+
+    def audit(self) -> list[Entry]:
+        return read_audit(self.directory.audit)
 
     @property
     def events(self) -> list[Event]:

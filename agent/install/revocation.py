@@ -1,0 +1,55 @@
+"""What is to become of an active bundle that its publisher has revoked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from agent.install.settings import InstallSettings
+from agent.install.wishes import Wish, read_desired
+from agent.state.installation import InstallationState, InstalledBundle
+from contract.errors import BundleRefused
+from contract.names import Digest
+
+
+def must_be_replaced(state: InstallationState, settings: InstallSettings, sources: Mapping[str, str]) -> bool:
+    """Whether what is active was revoked, and the policy in force wants it out of service."""
+    snapshot = state.snapshot()
+    if snapshot.active is None or snapshot.active not in state.standing.revoked():
+        return False
+    policy = settings
+    if snapshot.desired is not None and not snapshot.overridden:
+        try:
+            wish = read_desired(snapshot.desired, settings, sources)
+        except BundleRefused:
+            # Accepted under an older configuration; it has no say any more.
+            wish = None
+        policy = settings if wish is None else wish.settings
+    return policy.on_revoked == "replace"
+
+
+def successor(state: InstallationState, unfit: Collection[Digest]) -> InstalledBundle | None:
+    """The bundle to go back to: the previous one, else the newest on this disk; None when none is acceptable.
+
+    Never one that was revoked, failed here, is in ``unfit`` or lies below the committed security epoch.
+    """
+    snapshot = state.snapshot()
+    excluded = {snapshot.active, *unfit, *state.standing.revoked(), *(each.digest for each in state.quarantined())}
+    fit = [
+        bundle
+        for bundle in state.bundles()
+        if bundle.digest not in excluded and bundle.security_epoch >= snapshot.epoch
+    ]
+    return min(fit, key=lambda bundle: bundle.digest != snapshot.previous, default=None)
+
+
+def successor_wish(bundle: InstalledBundle, settings: InstallSettings, revision: str | None) -> Wish:
+    """The wish for a bundle that lies here; the limit of swaps does not hold up security."""
+    return Wish(
+        name=bundle.name,
+        version=bundle.version,
+        sources=(),
+        settings=settings,
+        revision=revision,
+        digest=bundle.digest,
+        urgent=True,
+    )

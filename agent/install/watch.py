@@ -1,0 +1,171 @@
+"""Keeps an eye on what is installed: refreshes trust now and then, tells what it brings to light, and takes a revoked
+bundle out of service where the policy wants that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+
+from agent.install.delivery import Installer
+from agent.install.driving import Driver
+from agent.install.job import Job
+from agent.install.reporting import Reporter, reported_error
+from agent.install.revocation import must_be_replaced, successor, successor_wish
+from agent.install.settings import InstallSettings
+from agent.state.audit import AuditLog
+from agent.state.installation import InstallationState, InstalledBundle
+from contract.errors import BundleRefused, EdgeBundleError
+from contract.names import Digest
+from contract.reasons import Reason
+
+log = logging.getLogger("edge_agent.install")
+
+FIRST_REFRESH_SECONDS = 300.0
+"""After a start trust is refreshed within this time: a device that is switched on for an hour a day hears of it."""
+
+REJECT_SECONDS = 10.0
+"""Documents that cannot be followed are written down this often at most."""
+
+
+class Watch:
+    """``due`` is when to call :meth:`refresh`, by the event loop's clock.
+
+    Raises:
+        StoreBroken, StoreFull: from the methods that change what is installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        state_dir: str,
+        state: InstallationState,
+        settings: InstallSettings,
+        sources: Mapping[str, str],
+        installer: Installer,
+        driver: Driver,
+        reporter: Reporter,
+        audit: AuditLog,
+    ) -> None:
+        self._state_dir = state_dir
+        self._store = state
+        self._settings = settings
+        self._sources = sources
+        self._installer = installer
+        self._driver = driver
+        self._reporter = reporter
+        self._audit = audit
+        self._clock = asyncio.get_running_loop().time
+        self._told = {(each.reason, each.digest) for each in state.standing.warnings()}
+        self._unfit: set[Digest] = set()
+        self.due = self._clock() + self._period(first=True)
+
+    def _period(self, *, first: bool = False) -> float:
+        period = self._settings.trust_refresh_seconds
+        if not period or not self._sources:
+            return float("inf")
+        # Spread, so that a fleet that came up together does not ask together.
+        share = random.uniform(0.0 if first else 0.9, 1.0)  # noqa: S311 spreading needs no secrecy
+        return share * (min(period, FIRST_REFRESH_SECONDS) if first else period)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why there are warnings, each once."""
+        return sorted({reason.value for reason, _ in self._told})
+
+    async def refresh(self, interrupted: asyncio.Event) -> None:
+        """Let the installer look what the sources say now; what ``interrupted`` announces goes first."""
+        job = Job(
+            state_dir=self._state_dir,
+            name="",
+            version="",
+            sources=list(self._sources.values()),
+            offline_grace=self._settings.offline_grace,
+            refresh_only=True,
+        )
+        delay = min(self._period(), self._settings.retry_longest_seconds)
+        work = asyncio.ensure_future(self._installer(job, lambda line: None))
+        interruption = asyncio.create_task(interrupted.wait())
+        try:
+            await asyncio.wait({work, interruption}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+                delay = self._period()
+        except BundleRefused as refused:
+            # It stands among the warnings now.
+            log.warning("trust could not be refreshed: %s", refused.message)
+            delay = self._period()
+        except EdgeBundleError as error:
+            log.info("trust could not be refreshed for now: %s", error.message)
+        finally:
+            for each in (work, interruption):
+                each.cancel()
+            await asyncio.gather(work, interruption, return_exceptions=True)
+            self.due = self._clock() + delay
+        self.tell()
+        self._reporter.tell()
+
+    def tell(self) -> None:
+        """Say what was noticed since the last time."""
+        warnings = self._store.standing.warnings()
+        for each in warnings:
+            if (each.reason, each.digest) not in self._told:
+                bundle = self._store.bundle(each.digest)
+                detail = {"bundle": bundle and bundle.reference, "reason": each.reason, "message": each.message}
+                self._reporter.event("refused", detail)
+        self._told = {(each.reason, each.digest) for each in warnings}
+
+    async def replace_revoked(self) -> bool:
+        """Go back to an acceptable bundle, or to none, if policy wants what is active out of service; whether anything
+        was done.
+        """
+        active = self._store.bundle(self._store.snapshot().active)
+        if active is None or not must_be_replaced(self._store, self._settings, self._sources):
+            return False
+        found = successor(self._store, self._unfit)
+        if found is None:
+            await self._driver.retire()
+        else:
+            outcome = await self._driver.pursue(successor_wish(found, self._settings, self._reporter.revision))
+            if outcome.kind == "refused":
+                self._unfit.add(found.digest)
+            if outcome.kind != "active":
+                return outcome.kind == "refused"
+        self._tell_replaced(active, found)
+        return True
+
+    def _tell_replaced(self, old: InstalledBundle, new: InstalledBundle | None) -> None:
+        by = "nothing: no other bundle here is acceptable" if new is None else new.reference
+        error = BundleRefused(Reason.REVOKED, f"{old.reference} was revoked by its publisher and replaced by {by}")
+        self._audit.note("replaced", bundle=old.reference, digest=old.digest, error=error)
+        self._reporter.event(
+            "rollback",
+            {
+                "from": old.reference,
+                "to": None if new is None else new.reference,
+                "reason": error.reason,
+                "message": error.message,
+            },
+        )
+        self._reporter.error = reported_error(error)
+        self._reporter.tell()
+
+
+class RejectMeter:
+    """Keeps a flood of bad documents from washing everything else out of the log."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._next = float("-inf")
+        self._unsaid = 0
+
+    def admit(self) -> int | None:
+        """How many were not written down since the last one that was; None when this one is not to be, either."""
+        if self._clock() < self._next:
+            self._unsaid += 1
+            return None
+        self._next = self._clock() + REJECT_SECONDS
+        unsaid, self._unsaid = self._unsaid, 0
+        return unsaid
