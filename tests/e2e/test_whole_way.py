@@ -78,7 +78,7 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
 
     # The device says how it fares, and a bundle with one flipped bit does not get in.
     assert story.telemetry()
-    third = story.build("1.2.0", "--block-size", "64")
+    third = story.build("1.2.0", "--block-size", "64", "--accept-quality", "coarse blocks, only to be corrupted")
     story.publish(third)
     story.corrupt(third)
     refusal = story.refuse_corrupted()
