@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from agent.install.delivery import Installer, run_installer
+from agent.install.deriving import Deriver
 from agent.install.driving import Driver, Outcome
 from agent.install.machine import State
 from agent.install.ports import Serving
@@ -60,6 +61,7 @@ class Coordinator:
         on_event: OnEvent,
         disk: Disk | None = None,
         installer: Installer = run_installer,
+        deriver: Deriver | None = None,
     ) -> None:
         self._store = state
         self._settings = settings
@@ -77,6 +79,7 @@ class Coordinator:
             disk=disk or Disk(),
             installer=installer,
             reporter=self._reporter,
+            deriver=deriver,
             audit=self._audit,
         )
         self._watch = Watch(

@@ -12,12 +12,14 @@ import time
 from collections.abc import Awaitable
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from agent.host import available_memory
 from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
 from agent.install.delivery import Installer
+from agent.install.deriving import Deriver
 from agent.install.inspection import inspect_bundle, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
 from agent.install.machine import Action, Event, State, step
@@ -67,6 +69,7 @@ class Driver:
         disk: Disk,
         installer: Installer,
         reporter: Reporter,
+        deriver: Deriver | None = None,
         audit: AuditLog,
     ) -> None:
         self._directory = directory
@@ -78,6 +81,7 @@ class Driver:
         self._disk = disk
         self._installer = installer
         self._reporter = reporter
+        self._deriver = deriver
         self._audit = audit
         snapshot = state.snapshot()
         self._state = State(snapshot.phase)
@@ -276,7 +280,7 @@ class Driver:
             manifest = await asyncio.to_thread(read_manifest, place, digest)
         except BundleRefused as refused:
             return self._fail(Failure(refused.reason, refused.message))
-        self._sealed = SealedBundle(digest=digest, directory=place, manifest=manifest)
+        self._sealed = await self._with_derived(SealedBundle(digest=digest, directory=place, manifest=manifest))
         verdict = await run_canary(self._sealed, self._workers, self._worker_settings, self._settings)
         if isinstance(verdict, Failure):
             return self._fail(verdict)
@@ -409,7 +413,12 @@ class Driver:
 
     async def _serve(self, digest: Digest) -> None:
         sealed = await asyncio.to_thread(inspect_bundle, self._directory.bundle(digest), digest)
-        await self._serving.swap(sealed, "drain")
+        await self._serving.swap(await self._with_derived(sealed), "drain")
+
+    async def _with_derived(self, sealed: SealedBundle) -> SealedBundle:
+        """The bundle with its prepacked weights, verified or made now, where there can be any."""
+        derived = None if self._deriver is None else await self._deriver(sealed)
+        return msgspec.structs.replace(sealed, derived=derived)
 
     def _tell_rollback(self, active: InstalledBundle | None) -> None:
         wish, failure = self._wish, self._failure
