@@ -61,6 +61,10 @@ class Sampler:
 
     def choose(self, logits: Row, mask: NDArray[np.bool_] | None = None) -> int:
         """The next token id. ``logits`` ``[vocab]`` is not changed; ``mask`` ``[vocab]`` is True where allowed."""
+        if self._plain(mask):
+            token = int(logits.argmax())
+            if token not in self._banned():
+                return token
         row = self._shape(logits, mask)
         if self.generation.temperature <= 0:
             return int(row.argmax())
@@ -82,6 +86,11 @@ class Sampler:
             for end in range(size - 1, len(self._tokens)):
                 key = tuple(self._tokens[end - size + 1 : end])
                 self._follow.setdefault(key, set()).add(self._tokens[end])
+
+    def _plain(self, mask: NDArray[np.bool_] | None) -> bool:
+        """Greedy, and only bans can change what is best: no copy of the row is needed while they do not."""
+        wanted = self.generation
+        return wanted.temperature <= 0 and not wanted.logit_bias and wanted.repetition_penalty == 1.0 and mask is None
 
     def _shape(self, logits: Row, mask: NDArray[np.bool_] | None) -> Row:
         """Bias, penalties and bans, in the order of Hugging Face's processors."""

@@ -1,8 +1,9 @@
 """Continuous batching behind the stepping interface.
 
 A step reads one slice of the oldest unread prompt, then gives every request that decodes one token in a single run.
-Slices always end at multiples of :data:`SLICE` from the beginning of a prompt, so that what a request gets depends
-on nothing but its own tokens, parameters and seed.
+Slices always end at multiples of :data:`SLICE` from the beginning of a prompt, and wide ones are used only where the
+self-test found them equal bit by bit, so that what a request gets depends on nothing but its own tokens, parameters
+and seed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from agent.engine.batched.graph import derived_graph, read_decoder
 from agent.engine.batched.pool import Pool, plan_pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner
-from agent.engine.batched.self_test import prove
+from agent.engine.batched.self_test import exact_width, prove
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
@@ -34,7 +35,10 @@ from contract.errors import EngineFailed, RequestInvalid
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
 
 SLICE = 16
-"""Prompt tokens a step: as fast as more at a time, and it holds up those who decode by two or three tokens only."""
+"""Prompt tokens a step while others decode: it holds them up by two or three of their tokens only."""
+
+WIDE_SLICE = 64
+"""Prompt tokens a step while nobody decodes: a quarter of the runs, and still a short wait for a cancel."""
 
 PREFIX_SHARE = 0.25
 """Share of the memory budget for remembered prompts."""
@@ -84,6 +88,9 @@ class BatchedEngine:
             self._pool = Pool(decoder, slots, length)
             self._runner = Runner(_open_session(derived_graph(decoder.path, derived_dir), threads), decoder, self._pool)
             prove(self._runner, self._pool, slice_length=SLICE, vocab_size=decoder.vocab_size)
+            self._wide = exact_width(
+                self._runner, self._pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size
+            )
         self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
         self._slots: Slots[_Sequence] = Slots(slots)
         self._reading: deque[_Sequence] = deque()
@@ -212,7 +219,7 @@ class BatchedEngine:
     def _read_slice(self, sequence: _Sequence) -> list[StepEvent]:
         prompt = sequence.answer.prompt
         slot = self._slots.where(sequence)
-        end = min(sequence.filled + SLICE, len(prompt))
+        end = slice_end(sequence.filled, len(prompt), SLICE if self._slots.decoding else self._wide)
         logits = self._runner.prefill(slot, sequence.filled, prompt[sequence.filled : end])
         sequence.filled = end
         if end < len(prompt):
@@ -261,6 +268,12 @@ class BatchedEngine:
         else:
             longest = max(sequence.filled for sequence in (*self._slots.decoders(), *self._reading))
             self._pool.swap(move.source, move.target, longest)
+
+
+def slice_end(filled: int, length: int, width: int) -> int:
+    """Where the slice that begins at ``filled`` of a prompt ends: what is no whole :data:`SLICE` is read apart."""
+    whole = length // SLICE * SLICE
+    return length if filled >= whole else min(filled + width, whole)
 
 
 def _check(generation: Generation) -> None:

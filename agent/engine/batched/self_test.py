@@ -51,6 +51,30 @@ def prove(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int) -> 
         raise Declined(f"a request that moves to another slot changes here (by {difference:.3g})")
 
 
+def exact_width(runner: Runner, pool: Pool, *, slice_length: int, width: int, vocab_size: int) -> int:
+    """How many prompt tokens to read at a time when nobody waits: ``width`` if that changes no bit, or a slice.
+
+    Every multiple of a slice up to ``width`` occurs, in front of a prompt's rest, so every one is tried, each behind
+    tokens that were read before. Logits, keys and values have to be the same.
+    """
+    random = np.random.Generator(np.random.PCG64(11))
+    total = width + slice_length
+    if pool.length < total:
+        return slice_length
+    tokens = random.integers(0, vocab_size, total).tolist()
+    rows = {
+        start + slice_length: runner.prefill(0, start, tokens[start : start + slice_length])[-1].copy()
+        for start in range(0, total, slice_length)
+    }
+    kept = pool.take(0, total)
+    for end in range(2 * slice_length, total + 1, slice_length):
+        begin = max(0, end - width)
+        row = runner.prefill(0, begin, tokens[begin:end])[-1]
+        if not (np.array_equal(row, rows[end]) and np.array_equal(pool.take(0, end), kept[:, :, :end])):
+            return slice_length
+    return width
+
+
 def divergence(
     one: np.ndarray[tuple[int], np.dtype[np.float32]], other: np.ndarray[tuple[int], np.dtype[np.float32]]
 ) -> float:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from agent.engine.batched.engine import SLICE, WIDE_SLICE, slice_end
 from agent.engine.batched.pool import GOOD_LENGTH, GOOD_SLOTS, MAX_SLOTS, plan_pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.slots import Move, Slots
@@ -125,3 +126,14 @@ def test_the_pool_never_outgrows_its_budget(budget: int, bytes_per_token: int, c
     assert 0 <= length <= context
     if context > GOOD_LENGTH and 0 < slots < GOOD_SLOTS:
         assert length <= GOOD_LENGTH
+
+
+@given(st.integers(1, 300), st.lists(st.sampled_from([SLICE, WIDE_SLICE]), min_size=20, max_size=20))
+def test_slices_of_any_width_leave_the_same_rest(length: int, widths: list[int]) -> None:
+    """What is shorter than a slice is computed differently, so it has to be cut alike."""
+    ends = [0]
+    for width in widths:
+        if ends[-1] < length:
+            ends.append(slice_end(ends[-1], length, width))
+            assert 0 < ends[-1] - ends[-2] <= width
+            assert ends[-1] % SLICE == 0 or (ends[-2], ends[-1]) == (length // SLICE * SLICE, length)
