@@ -65,24 +65,33 @@ def write_report(
     (model_dir / "evidence" / "report.html").write_text(page, "utf-8")
 
 
+def _number(value: float) -> str:
+    """Four significant digits, never in powers of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e7 else f"{count / 1e6:.3g} MB"
+
+
 def _card(value: str, name: str) -> str:
     return f"<div class=card><b>{escape(value)}</b><span>{escape(name)}</span></div>"
 
 
 def _cards(quality: dict[str, Any], graph: GraphFacts) -> str:
     cards = [_card(graph.precision, f"embedding {graph.embedding}, head {graph.lm_head}")]
-    cards.append(_card(f"{graph.tensor_bytes / 1e6:.1f} MB", f"of tensors, {graph.parameters / 1e6:.1f} M parameters"))
+    cards.append(_card(_megabytes(graph.tensor_bytes), f"of tensors, {graph.parameters / 1e6:.1f} M parameters"))
     if "kl" in quality:
         cards.append(_card(f"{quality['kl']:.4g}", "KL divergence from the source, nats"))
         cards.append(_card(f"{100 * quality['top1_agreement']:.1f} %", "same most likely token"))
         cards.append(
             _card(
-                f"{quality['perplexity']['value']:.4g}",
-                f"perplexity; the source has {quality['source_perplexity']:.4g}",
+                _number(quality["perplexity"]["value"]),
+                f"perplexity; the source has {_number(quality['source_perplexity'])}",
             )
         )
     elif "perplexity" in quality:
-        cards.append(_card(f"{quality['perplexity']['value']:.4g}", "perplexity"))
+        cards.append(_card(_number(quality["perplexity"]["value"]), "perplexity"))
     return f"<div class=cards>{''.join(cards)}</div>"
 
 
@@ -100,7 +109,7 @@ def _bytes(parts: dict[str, dict[str, int]]) -> str:
     kinds = [kind for kind in KINDS if any(part[kind] for part in parts.values())]
     values = [[part[kind] / 1e6 for kind in kinds] for part in parts.values()]
     plot = stacked_bars("Bytes by layer and kind", list(parts), kinds, values)
-    totals = ", ".join(f"{kind} {sum(part[kind] for part in parts.values()) / 1e6:.1f} MB" for kind in kinds)
+    totals = ", ".join(f"{kind} {_megabytes(sum(part[kind] for part in parts.values()))}" for kind in kinds)
     tied = "" if "embedding" in parts else " The embedding shares the head's table."
     return (
         f"<h2>Bytes by layer and type</h2><figure>{plot}<figcaption>{escape(totals)}.{tied} "
