@@ -107,6 +107,17 @@ def test_the_same_inputs_give_the_same_files(tiny_bundle: Path, again: Path) -> 
     ]
 
 
+def test_manifests_of_the_same_inputs_differ_in_measurements_of_the_host_alone(tiny_bundle: Path, again: Path) -> None:
+    def compared(directory: Path) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((directory / MANIFEST_FILE).read_text())
+        for measured in ("peak_rss_bytes", "load_seconds", "tokens_per_second"):
+            del document["budget"][measured]
+        del document["created"], document["requires"]["min_ram_bytes"]
+        return document
+
+    assert compared(tiny_bundle) == compared(again)
+
+
 def test_another_quantizer_is_a_different_build(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     built = build_bundle(
         BuildPlan(str(tiny_checkpoint), "tiny", "1.1.0", epoch=3, quantizer="k-quant", block_size=16),
