@@ -41,7 +41,7 @@ class Contender:
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         self._patience = patience
         self._process = subprocess.Popen(
-            ["timeout", "3600", python, HERE / "peer.py", name, model, str(threads)],
+            [python, HERE / "peer.py", name, model, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
