@@ -12,7 +12,7 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 
-.PHONY: help demo test test-root check format bench mutate chaos clean
+.PHONY: help demo test test-root check format bench mutate crash-full chaos clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,10 @@ check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI descripti
 format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+crash-full: $(STAMP) ## cut the power before every effect of every scenario (BUNDLE=a bundle directory named tiny)
+	$(BIN)/python -m tests.crash --bundle $(BUNDLE)
+	$(BIN)/python -m tests.crash --bundle $(BUNDLE) --lose-unsynced
 
 mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=n
 	$(BIN)/python -m tests.mutate --minutes $(MINUTES)

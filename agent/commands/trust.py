@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from agent.state.audit import AuditLog
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
@@ -119,6 +120,10 @@ def _provision(arguments: argparse.Namespace) -> int:
         try:
             store, floor = TrustStore(directory.trust, disk), InstallationState(database)
             version = store.reprovision(root, floor) if arguments.replace else store.provision(root, floor)
+            AuditLog(directory.audit, disk, "operator").record(
+                "reprovisioned" if arguments.replace else "provisioned",
+                message=f"{arguments.root} (root version {version})",
+            )
         finally:
             database.close()
     if arguments.json:

@@ -1,4 +1,4 @@
-"""``edge-agent verify``: hash everything that is installed here and compare it with what was signed."""
+"""``edge-agent verify``: hash everything that is installed or derived here and compare it with what was recorded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import sys
 
 from agent.commands.place import Place, add_place, existing_place, size_text
 from agent.install.contents import check_contents
+from agent.install.deriving import is_sound
 from agent.install.inspection import find_faults, read_manifest
 from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.migrations import MIGRATIONS
 from contract.errors import BundleRefused
+from contract.reasons import Reason
 
 EXIT_REFUSED = BundleRefused.exit_status
 
@@ -63,9 +65,24 @@ def faults_of(place: Place, bundle: InstalledBundle) -> list[BundleRefused]:
         faults = list(find_faults(directory, manifest))
         if not faults:
             check_contents(manifest, lambda path: directory / path)
+        faults += derived_faults(place, bundle)
     except BundleRefused as fault:
         return [fault]
     return faults
+
+
+def derived_faults(place: Place, bundle: InstalledBundle) -> list[BundleRefused]:
+    """Derived weights that are not what this device made; the agent would not load them, either."""
+    home = place.directory.derived_of(bundle.digest)
+    return [
+        BundleRefused(
+            Reason.DIGEST_MISMATCH,
+            f"the derived weights in {path} were changed on this disk; they are made anew at the next start",
+            field=f"derived/{path.name}",
+        )
+        for path in (sorted(home.iterdir()) if home.is_dir() else [])
+        if not path.name.startswith(".") and not is_sound(path)
+    ]
 
 
 def show(bundle: InstalledBundle, faults: list[BundleRefused]) -> None:

@@ -11,11 +11,13 @@ from datetime import UTC, datetime, timedelta
 from agent import host
 from agent.diagnosis.finding import Finding
 from agent.install.settings import InstallSettings
+from agent.state.audit import AuditLog
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
+from contract.durable import Disk
 from contract.errors import StoreBroken
 from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.reasons import Reason
@@ -144,6 +146,7 @@ def reset_clock_floor(place: StateDirectory) -> None:
     with FileLock(place.lock, "a running agent"):
         opened = Database(place.database, MIGRATIONS)
         try:
+            AuditLog(place.audit, Disk(), "operator").record("clock_floor_reset")
             InstallationState(opened).reset_clock_floor()
         finally:
             opened.close()

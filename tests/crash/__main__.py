@@ -23,6 +23,7 @@ from contract.manifest import MANIFEST_FILE, Manifest, manifest_digest, parse_ma
 from tests.agent.install.market import Device, Market
 from tests.crash.invariants import after_restart, at_the_end, missing_bytes
 from tests.crash.scenarios import SCENARIOS, Scenario, prepare, publish
+from tests.crash.unsynced import UnsyncedModel
 from tests.crash.world import KILLED, Deed, Life, NumberedEffects
 
 SCRATCH = Path("/dev/shm")
@@ -32,7 +33,10 @@ SCRATCH = Path("/dev/shm")
 class Run:
     """One scenario on one market."""
 
-    def __init__(self, scenario: Scenario, market: Market, root: Path, host: Host) -> None:
+    def __init__(
+        self, scenario: Scenario, market: Market, root: Path, host: Host, *, lose_unsynced: bool = False
+    ) -> None:
+        self.lose_unsynced = lose_unsynced
         self.scenario = scenario
         self.market = market
         self.root = root
@@ -62,15 +66,34 @@ class Run:
         return in_child(whole)
 
     def cut_at(self, number: int) -> list[str]:
-        """Cut the power before effect ``number``; what did not hold afterwards."""
+        """Cut the power before effect ``number``; what did not hold afterwards.
+
+        With unsynced writes lost, once with all of them lost and once with a part that depends on ``number``.
+        """
+        if not self.lose_unsynced:
+            return self._cut(number, None)
+        return [
+            f"(unsynced writes lost by {seed}) {fault}" for seed in (0, number) for fault in self._cut(number, seed)
+        ]
+
+    def _cut(self, number: int, seed: int | None) -> list[str]:
         place = self._copy(f"device-{number}")
+        left = place if seed is None else self.root / f"left-{number}"
 
         def doomed() -> list[str]:
-            self._life(place, NumberedEffects(number)).live(self.scenario.deed)
+            model = UnsyncedModel(place) if seed is not None else None
+
+            def cut() -> None:
+                if model is not None:
+                    model.leave(left, seed or 0)
+                os._exit(KILLED)
+
+            self._life(place, NumberedEffects(number, cut)).live(self.scenario.deed)
             return ["the power was not cut"]
 
-        faults = in_child(doomed, killed_is_fine=True) or in_child(lambda: self._recover(place))
-        Disk().remove(place)
+        faults = in_child(doomed, killed_is_fine=True) or in_child(lambda: self._recover(left))
+        for each in {place, left}:
+            Disk().remove(each)
         return faults
 
     def cut_each(self, numbers: Sequence[int], effects: Sequence[str]) -> list[str]:
@@ -152,6 +175,7 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path, required=True, help="a finished bundle directory named tiny")
     parser.add_argument("--scenario", action="append", choices=[scenario.name for scenario in SCENARIOS])
     parser.add_argument("--stride", type=int, default=1, help="try every n-th point only")
+    parser.add_argument("--lose-unsynced", action="store_true", help="what was not flushed may be lost or reordered")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--scratch", type=Path, default=SCRATCH if SCRATCH.is_dir() else None, metavar="DIR")
     arguments = parser.parse_args()
@@ -168,7 +192,7 @@ def main() -> int:
                 continue
             place = root / scenario.name.replace(" ", "-")
             place.mkdir()
-            run = Run(scenario, market, place, host)
+            run = Run(scenario, market, place, host, lose_unsynced=arguments.lose_unsynced)
             effects = run.count()
             numbers = range(1, len(effects) + 1, arguments.stride)
             shares = [numbers[start :: arguments.jobs] for start in range(arguments.jobs)]
