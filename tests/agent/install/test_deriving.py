@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from agent.commands.place import Place
+from agent.commands.verify import faults_of
 from agent.engine.choice import open_engine
 from agent.engine.stepping import FinishEvent, Generation, TokenEvent
 from agent.install.collection import collect_bundles
 from agent.install.deriving import RECORD_FILE, Deriving, cpu_id, is_sound
 from agent.install.ports import SealedBundle
+from agent.install.settings import InstallSettings
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
+from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 
 
@@ -149,3 +153,19 @@ async def test_a_worker_maps_them_instead_of_copying_the_weights(
     plain, prepacked = found
     assert plain - prepacked > 60 << 20, "the weights alone are 80 MiB"
     await asyncio.sleep(0)
+
+
+async def test_verify_finds_derived_weights_that_were_changed(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    place = await Deriving(device.directory, Disk(), spare_bytes=0)(bundle)
+    assert place is not None
+    [known] = device.state().bundles()
+    agent = Place(device.directory, InstallSettings(), WorkerSettings())
+    assert faults_of(agent, known) == []
+    victim = next(path for path in place.iterdir() if path.name != RECORD_FILE)
+    victim.chmod(0o644)
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    [fault] = faults_of(agent, known)
+    assert (fault.reason, fault.field) == (Reason.DIGEST_MISMATCH, f"derived/{place.name}")

@@ -131,7 +131,7 @@ async def test_expired_metadata_is_reported_and_stops_installing_not_serving(
 ) -> None:
     stage = stage_for(market, device)
     await settle(stage, market, "1.0.0")
-    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    market.publish("1.1.0", {"README.md": b"1.1.0"}, security_epoch=1)
     ahead = timedelta(days=10)
     monkeypatch.setattr(trusting, "now", lambda: datetime.now(UTC) + ahead)
     monkeypatch.setattr(trusting, "kernel_clock_synchronised", lambda: False)
