@@ -85,7 +85,7 @@ def main() -> None:
         print(f"{'what changed':<20} {'fetched':>12} {'of bundle':>10} {'whole files':>12} {'plain':>7}")
         for number, (what, version) in enumerate(updates(market, arguments.other)):
             device = Device(root / f"device-{number}")
-            device.activate(device.install(market.job(device.directory.root, "1.0.0")))  # type: ignore[arg-type]
+            device.activate(device.install(market.job(device.directory.root, "1.0.0")))
             sealed = device.install(market.job(device.directory.root, version))
             assert sealed is not None
             manifest = sealed.manifest
