@@ -154,7 +154,7 @@ def test_a_missing_object_is_unavailable_and_resumes_when_it_is_back(market: Mar
     assert last.fetched == last.total - done, "what had arrived was not fetched again"
 
 
-@pytest.mark.parametrize("cut", [1, 1000, 300_000])
+@pytest.mark.parametrize("cut", [12_000, 300_000])  # a tar is padded with up to 10 kB of nothing
 def test_a_truncated_edgebundle_is_refused(market: Market, device: Device, tmp_path: Path, cut: int) -> None:
     market.publish("1.0.0")
     file = tmp_path / "tiny.edgebundle"
