@@ -44,12 +44,13 @@ test-root: $(STAMP) $(MODEL) ## the tests that need root: mounts, containers, na
 	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m root
 
-check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description
+check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m contract.mqtt.asyncapi
+	$(BIN)/python -m agent.telemetry.document
 
 format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff format .

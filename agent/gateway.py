@@ -165,6 +165,11 @@ class Gateway:
         self._choose_groups()
         self._keep(self._topics.health, messages.encode(health))
 
+    def announce(self, documents: dict[str, bytes]) -> None:
+        """Retained documents for others than our clients, by topic."""
+        for topic, payload in documents.items():
+            self._keep(topic, payload)
+
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:
         """Something happened; delivered once the broker is there."""
         at = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

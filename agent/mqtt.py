@@ -39,6 +39,9 @@ FLUSH_SECONDS = 3.0
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
 
+LONGEST_TURN_SECONDS = LONGEST_WAIT_SECONDS + CONNECT_SECONDS
+"""One round of the connection's loop takes no longer, whatever the broker does."""
+
 MAX_PACKET_BYTES = 16 << 20
 """Announced to MQTT 5 brokers, which then keep larger packets to themselves. Requests over 1 MiB get a 413."""
 
@@ -137,6 +140,8 @@ class Connection:
         self._idle = asyncio.Event()
         self.refused: dict[str, str] = {}
         """Topics the broker refused to let us publish or subscribe, and its reason."""
+        self.turns = 0
+        """Rises while :meth:`run` goes round, at least once in :data:`LONGEST_TURN_SECONDS`, connected or not."""
         self.problem = ""
         """Why there is no connection; empty while there is one."""
 
@@ -206,6 +211,7 @@ class Connection:
         """Connect, serve, reconnect; until cancelled."""
         said = ""
         while True:
+            self.turns += 1
             try:
                 link = await self._connect()
             except (SourceUnavailable, OSError) as error:
@@ -222,7 +228,10 @@ class Connection:
     async def _serve(self, link: _Link) -> str:
         try:
             while not link.lost.done():
-                await asyncio.wait([link.lost], timeout=max(1.0, self._settings.keepalive / 4))
+                self.turns += 1
+                await asyncio.wait(
+                    [link.lost], timeout=min(LONGEST_WAIT_SECONDS, max(1.0, self._settings.keepalive / 4))
+                )
                 if not link.lost.done():
                     self._guard(link, link.client.loop_misc)
             return link.lost.result()

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -22,7 +23,9 @@ from agent.control import ControlServer
 from agent.gateway import Gateway
 from agent.install.coordinator import Coordinator
 from agent.install.deriving import Deriving
+from agent.mqtt import LONGEST_TURN_SECONDS
 from agent.notify import Notifier
+from agent.progress import LAG_SECONDS, Progress
 from agent.serving.serving import Serving
 from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
@@ -31,8 +34,12 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
+from agent.telemetry import home_assistant, prometheus
 from agent.telemetry.llm import LlmMeter
+from agent.telemetry.prometheus import PrometheusEndpoint
+from agent.telemetry.samples import LlmSample, SystemSample
 from agent.telemetry.system import SystemSampler
+from agent.vitals import Vitals
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
@@ -46,6 +53,12 @@ from contract.mqtt.messages import (
 )
 
 log = logging.getLogger("edge_agent")
+
+TURNS_MISSED = 3
+"""So many rounds of a part may fail to come before it counts as stalled."""
+
+SAMPLE_SECONDS = 20.0
+"""A sample on a box that swaps."""
 
 HEARTBEAT_SECONDS = 10.0
 """The watchdog is fed at least this often, and health published when only its counts changed."""
@@ -64,6 +77,7 @@ class Service:
         self._stopped = asyncio.Event()
         self._notifier = Notifier.from_environment()
         self._health_said: Health | None = None
+        self._progress = Progress()
 
     def stop(self) -> None:
         """End in order: finish or keep what runs, say goodbye, end the workers."""
@@ -85,7 +99,6 @@ class Service:
     async def _assemble(self, disk: Disk, installing: Database, answering: Database) -> None:
         config = self._config
         self._meter = LlmMeter(round(time.time(), 3))
-        self._sampler = SystemSampler(self._directory.root)
         self._ledger = AnswerWriter(answering, keep_text=config.serving.store_results == "text")
         self._gateway = Gateway(config, uuid.uuid4().hex, on_desired=self._desire)
         self._serving = Serving(
@@ -99,6 +112,17 @@ class Service:
             on_load=self._gateway.on_load,
         )
         self._gateway.serving = self._serving
+        self._vitals = Vitals(
+            config.telemetry,
+            SystemSampler(self._directory.root),
+            self._meter,
+            self._serving,
+            processes=self._processes,
+            publish=self._tell,
+            on_limit=self._say_limit,
+            on_turn=lambda: self._note("telemetry"),
+        )
+        self._prometheus = PrometheusEndpoint(config.telemetry.prometheus, self._page)
         state = InstallationState(installing)
         self._coordinator = Coordinator(
             directory=self._directory,
@@ -126,10 +150,14 @@ class Service:
         self._gateway.reported(self._coordinator.reported)
         self._say_health()
         await self._control.start()
+        await self._prometheus.start()
+        now = asyncio.get_running_loop().time()
+        self._progress.expect("mqtt", TURNS_MISSED * LONGEST_TURN_SECONDS, now)
+        self._progress.expect("telemetry", TURNS_MISSED * (self._vitals.interval + SAMPLE_SECONDS), now)
         tasks = [
             asyncio.create_task(self._gateway.run(), name="mqtt"),
             asyncio.create_task(self._install(), name="installation"),
-            asyncio.create_task(self._tell(), name="telemetry"),
+            asyncio.create_task(self._vitals.run(), name="telemetry"),
             asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self._stopped.wait(), name="stop"),
         ]
@@ -153,6 +181,7 @@ class Service:
         await self._gateway.close()
         mqtt.cancel()
         await asyncio.gather(mqtt, return_exceptions=True)
+        await self._prometheus.close()
         await self._control.close()
         await self._ledger.close()
 
@@ -165,21 +194,49 @@ class Service:
         await self._coordinator.run()
 
     async def _beat(self) -> None:
+        """Feed the watchdog, but only while every part of us goes on."""
         period = min(HEARTBEAT_SECONDS, (self._notifier.watchdog_seconds or 2 * HEARTBEAT_SECONDS) / 2)
+        clock = asyncio.get_running_loop().time
+        turns, due = -1, clock()
         while True:
-            self._notifier.progress()
+            if clock() - due > LAG_SECONDS:
+                log.warning("the event loop was held up for %.1f s", clock() - due)
+            if self._gateway.connection.turns != turns:
+                turns = self._gateway.connection.turns
+                self._note("mqtt")
+            stalled = self._progress.stalled(clock())
+            if stalled:
+                log.error("%s made no progress; the watchdog is not fed", " and ".join(stalled))
+            else:
+                self._notifier.progress()
             self._say_health()
+            due = clock() + period
             await asyncio.sleep(period)
 
-    async def _tell(self) -> None:
-        interval = self._config.telemetry.interval_seconds
-        while interval > 0:
-            await asyncio.sleep(interval)
-            if self._gateway.connection.writable:
-                system = self._sampler.sample(self._processes())
-                llm = self._meter.sample(self._serving.queued, self._serving.active)
-                self._gateway.telemetry(msgspec.json.encode(system), msgspec.json.encode(llm))
-        await asyncio.Event().wait()
+    def _note(self, part: str) -> None:
+        self._progress.beat(part, asyncio.get_running_loop().time())
+
+    def _tell(self, system: SystemSample, llm: LlmSample) -> None:
+        self._gateway.telemetry(msgspec.json.encode(system), msgspec.json.encode(llm))
+        settings = self._config.telemetry
+        if settings.home_assistant.enabled:
+            self._gateway.announce(
+                home_assistant.announcements(
+                    self._config.device,
+                    self._config.topics,
+                    system,
+                    prefix=settings.home_assistant.prefix,
+                    version=_versions().get("agent", "0"),
+                    interval=settings.interval_seconds,
+                )
+            )
+
+    def _say_limit(self, detail: dict[str, Any]) -> None:
+        self._gateway.event("throttle", detail)
+        self._say_health()
+
+    def _page(self) -> str:
+        return prometheus.page(self._config.device, self._vitals.system, self._vitals.llm())
 
     def _processes(self) -> dict[int, str]:
         found = {os.getpid(): "agent"}
@@ -190,13 +247,17 @@ class Service:
 
     def _say_health(self) -> None:
         """Publish ``health`` and ``info`` where they changed."""
-        reasons = self._serving.reasons
+        serving = self._serving.reasons
+        ready = not serving
+        # A throttled device answers, only fewer at once.
+        reasons = [*serving, *self._vitals.limit.reasons]
         warnings = self._coordinator.warnings or UNSET
-        self._gateway.health(Health(not reasons, reasons, self._serving.queued, self._serving.active, warnings))
+        self._gateway.health(Health(ready, reasons, self._serving.queued, self._serving.active, warnings))
         self._gateway.info(self._info())
         if reasons != (self._health_said.reasons if self._health_said else None):
-            self._notifier.status("ready" if not reasons else f"not ready: {', '.join(reasons)}")
-        self._health_said = Health(not reasons, reasons, 0, 0)
+            state = "ready" if ready else "not ready"
+            self._notifier.status(f"{state}: {', '.join(reasons)}" if reasons else state)
+        self._health_said = Health(ready, reasons, 0, 0)
 
     def _info(self) -> Info:
         config = self._config

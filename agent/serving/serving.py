@@ -64,6 +64,7 @@ class Serving:
         self._now = now = asyncio.get_running_loop().time
         self._numbers = itertools.count(1)
         self._stopping = False
+        self._most_active: int | None = None
         self._jobs: dict[Key, Job] = {}
         self._queue: RequestQueue[Job] = RequestQueue(settings.queue_limit, settings.client_queue_limit)
         self._replies = replies = Replies(outlet, topics, ledger, meter)
@@ -253,12 +254,20 @@ class Serving:
         seat = self._swapping.seat
         if seat is None or self._swapping.holding:
             return
-        while not self._stopping and seat.free and (job := self._queue.take(self._now())) is not None:
+        while not self._stopping and self._room(seat) and (job := self._queue.take(self._now())) is not None:
             job.running = True
             job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
             seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes))
         self._on_load(len(self._queue))
         self._streams.schedule()
+
+    def _room(self, seat: Seat) -> bool:
+        return seat.free > 0 and (self._most_active is None or self.active < self._most_active)
+
+    def limit_active(self, most: int | None) -> None:
+        """At most so many answers at once from now on (None: as many as there are places); running ones go on."""
+        self._most_active = most
+        self._pump()
 
     def _make_seat(self, load: LoadWorker) -> Callable[[SealedBundle], Seat]:
         return lambda bundle: Seat(

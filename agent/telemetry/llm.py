@@ -7,7 +7,8 @@ restart from a fall. Histograms carry cumulative counts, so rates over any windo
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Any
+
+from agent.telemetry.samples import HistogramSample, LlmSample
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Bucket bounds of waiting times: a cached prefix answers in 10 ms, a long prompt on a small box in two minutes."""
@@ -39,13 +40,8 @@ class Histogram:
             result.append(running)
         return result
 
-    def sample(self) -> dict[str, Any]:
-        return {
-            "count": self.count,
-            "sum": round(self.total, 6),
-            "bounds": list(self.bounds),
-            "cumulative": self.cumulative(),
-        }
+    def sample(self) -> HistogramSample:
+        return HistogramSample(self.count, round(self.total, 6), list(self.bounds), self.cumulative())
 
 
 class LlmMeter:
@@ -96,23 +92,23 @@ class LlmMeter:
         if decode_seconds is not None and completion_tokens > 1:
             self.time_per_output_token.observe(decode_seconds / (completion_tokens - 1))
 
-    def sample(self, queue: int, active: int) -> dict[str, Any]:
+    def sample(self, queue: int, active: int) -> LlmSample:
         """Everything, for ``telemetry/llm``."""
-        return {
-            "start": self.started_at,
-            "queue": queue,
-            "active": active,
-            "requests": dict(self.requests),
-            "refused": dict(self.refused),
-            "redelivered": self.redelivered,
-            "frames": self.frames,
-            "crashes": self.crashes,
-            "swaps": self.swaps,
-            "gen_ai.usage.input_tokens": self.prompt_tokens,
-            "gen_ai.usage.output_tokens": self.completion_tokens,
-            "gen_ai.usage.cached_tokens": self.cached_tokens,
-            "gen_ai.server.time_to_first_token": self.time_to_first_token.sample(),
-            "gen_ai.server.time_per_output_token": self.time_per_output_token.sample(),
-            "gen_ai.server.request.duration": self.request_duration.sample(),
-            "edge.queue.duration": self.queue_time.sample(),
-        }
+        return LlmSample(
+            start=self.started_at,
+            queue=queue,
+            active=active,
+            requests=dict(self.requests),
+            refused=dict(self.refused),
+            redelivered=self.redelivered,
+            frames=self.frames,
+            crashes=self.crashes,
+            swaps=self.swaps,
+            input_tokens=self.prompt_tokens,
+            output_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+            time_to_first_token=self.time_to_first_token.sample(),
+            time_per_output_token=self.time_per_output_token.sample(),
+            request_duration=self.request_duration.sample(),
+            queue_duration=self.queue_time.sample(),
+        )

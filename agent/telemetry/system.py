@@ -1,144 +1,165 @@
 """What the machine has left: one sample of processors, memory, disk, network, sensors and our own processes.
 
-A sensor that is not there is absent from the sample, never zero. Counters (bytes, switches) are given as they are,
-with ``boot`` beside them, so that a reader can take differences and notice a restart.
+A sensor that is not there is absent from the sample, never zero. Counters are given as they are, with ``boot`` beside
+them, and as rates since the sample before. Read straight from ``/proc`` and ``/sys``: a few milliseconds, no library.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import psutil
+from msgspec import UNSET, UnsetType
 
-PRESSURE = Path("/proc/pressure")
-THROTTLE = Path("/sys/devices/system/cpu")
+from agent.telemetry import kernel, sensors
+from agent.telemetry.rates import Rates
+from agent.telemetry.samples import Card, Cpu, DiskUse, Memory, Pressure, Process, Swap, SystemSample
+
+PROC = Path("/proc")
+SYS = Path("/sys")
+
+_T = TypeVar("_T")
 
 
 class SystemSampler:
-    """Remembers what it needs for rates; ``sample`` takes a few milliseconds and must not run in a hot loop."""
+    """Remembers what it needs for rates; the first sample has none.
 
-    def __init__(self, directory: Path) -> None:
+    ``proc`` and ``sys`` are where the kernel shows itself, ``clock`` never goes back, ``wall`` is Unix time.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        proc: Path = PROC,
+        sys: Path = SYS,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
         self._directory = directory
-        self._processes: dict[int, psutil.Process] = {}
-        # The first call has nothing to compare with and would say 0.
-        psutil.cpu_percent(percpu=True)
+        self._proc = proc
+        self._sys = sys
+        self._clock = clock
+        self._wall = wall
+        self._rates = Rates()
+        self._sensors = sensors.Sensors(sys)
+        self._page = os.sysconf("SC_PAGE_SIZE")
+        self._tick = os.sysconf("SC_CLK_TCK")
+        _or_unset(self._cpu)
+        self._rates.end_round()
 
-    def sample(self, pids: Mapping[int, str]) -> dict[str, Any]:
+    def sample(self, pids: Mapping[int, str]) -> SystemSample:
         """Everything that this machine offers; ``pids`` names our processes."""
-        cores = psutil.cpu_percent(percpu=True)
-        found: dict[str, Any] = {
-            "at": round(time.time(), 3),
-            "boot": psutil.boot_time(),
-            "cpu": {"percent": round(sum(cores) / max(1, len(cores)), 1), "cores": cores},
-            "memory": _memory(),
-            "processes": self._own(pids),
+        now = self._clock()
+        found = SystemSample(
+            at=round(self._wall(), 3),
+            boot=_or_unset(lambda: kernel.boot_time(self._read("stat"))),
+            cpu=_or_unset(self._cpu),
+            load=_or_unset(lambda: [float(value) for value in self._read("loadavg").split()[:3]]),
+            memory=_or_unset(self._memory),
+            swap=_or_unset(lambda: self._swap(now)),
+            disk=_or_unset(lambda: self._disk(now)),
+            network=_or_unset(lambda: self._network(now)),
+            pressure=_or_unset(self._pressure),
+            temperatures=_or_unset(self._sensors.temperatures),
+            hot=_or_unset(self._sensors.hot),
+            frequency_mhz=_or_unset(self._sensors.frequency),
+            throttled=_or_unset(self._sensors.throttled),
+            throttling=_or_unset(self._sensors.throttling),
+            processes=list(self._own(pids, now)),
+        )
+        self._rates.end_round()
+        return found
+
+    def _read(self, name: str) -> str:
+        return (self._proc / name).read_text()
+
+    def _rate(self, key: object, value: float, now: float) -> float | UnsetType:
+        found = self._rates.rate(key, value, now)
+        return UNSET if found is None else round(found, 1)
+
+    def _cpu(self) -> Cpu | None:
+        shares = {
+            name: self._rates.share(name, busy, whole)
+            for name, (busy, whole) in kernel.cpu_times(self._read("stat")).items()
         }
-        with contextlib.suppress(OSError):
-            found["load"] = [round(value, 2) for value in os.getloadavg()]
-        for name, read in (
-            ("swap", _swap),
-            ("disk", self._disk),
-            ("network", _network),
-            ("pressure", _pressure),
-            ("temperatures", _temperatures),
-            ("frequency_mhz", _frequency),
-            ("throttled", _throttled),
-        ):
-            # /proc and /sys differ between kernels and containers: what cannot be read is not there.
-            with contextlib.suppress(OSError, ValueError, AttributeError, NotImplementedError, RuntimeError):
-                value = read()
-                if value is not None:
-                    found[name] = value
-        return found
+        total = shares.pop("cpu", None)
+        if total is None:
+            return None
+        # A core that went offline has no line, one that stood still since the sample before no share.
+        return Cpu(round(total, 1), [round(share, 1) for share in shares.values() if share is not None])
 
-    def _disk(self) -> dict[str, Any]:
-        usage = psutil.disk_usage(str(self._directory))
-        found: dict[str, Any] = {"total": usage.total, "free": usage.free}
-        counters = psutil.disk_io_counters()
-        if counters is not None:
-            found["read_bytes"] = counters.read_bytes
-            found["write_bytes"] = counters.write_bytes
-        return found
+    def _memory(self) -> Memory:
+        found = kernel.memory(self._read("meminfo"))
+        return Memory(found["MemTotal"], found["MemAvailable"])
 
-    def _own(self, pids: Mapping[int, str]) -> list[dict[str, Any]]:
-        self._processes = {pid: self._processes.get(pid) or process for pid, process in _open(pids)}
-        found = []
-        for pid, process in self._processes.items():
-            with contextlib.suppress(psutil.Error):
-                entry: dict[str, Any] = {"name": pids[pid], "pid": pid, "cpu_percent": process.cpu_percent()}
-                entry["rss"] = process.memory_info().rss
-                with contextlib.suppress(psutil.Error, OSError):
-                    # PSS shares mapped weights fairly between processes; reading it costs the kernel a walk.
-                    entry["pss"] = process.memory_full_info().pss
-                found.append(entry)
-        return found
+    def _swap(self, now: float) -> Swap | None:
+        found = kernel.memory(self._read("meminfo"))
+        if not found.get("SwapTotal"):
+            return None
+        came, went = kernel.swapped(self._read("vmstat"), self._page)
+        return Swap(
+            found["SwapTotal"],
+            found["SwapTotal"] - found["SwapFree"],
+            came,
+            went,
+            self._rate("swap in", came, now),
+            self._rate("swap out", went, now),
+        )
 
+    def _disk(self, now: float) -> DiskUse:
+        space = shutil.disk_usage(self._directory)
+        moved = None
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            whole = {entry.name for entry in (self._sys / "block").iterdir()}
+            moved = kernel.disk_bytes(self._read("diskstats"), whole)
+        if moved is None:
+            return DiskUse(space.total, space.free)
+        read, written = moved
+        return DiskUse(
+            space.total, space.free, read, written,
+            self._rate("disk read", read, now), self._rate("disk write", written, now),
+        )  # fmt: skip
 
-def _open(pids: Iterable[int]) -> Iterable[tuple[int, psutil.Process]]:
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            yield pid, psutil.Process(pid)
+    def _network(self, now: float) -> dict[str, Card] | None:
+        return {
+            name: Card(sent, received, self._rate(("sent", name), sent, now), self._rate(("got", name), received, now))
+            for name, (sent, received) in kernel.network_bytes(self._read("net/dev")).items()
+        } or None
 
+    def _pressure(self) -> dict[str, Pressure] | None:
+        found = {}
+        for resource in ("cpu", "memory", "io"):
+            # Kernels without PSI have no folder; with it switched off, reading fails.
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                kinds = kernel.pressure(self._read(f"pressure/{resource}"))
+                found[resource] = Pressure(kinds.get("some", UNSET), kinds.get("full", UNSET))
+        return found or None
 
-def _memory() -> dict[str, Any]:
-    memory = psutil.virtual_memory()
-    return {"total": memory.total, "available": memory.available}
-
-
-def _swap() -> dict[str, Any] | None:
-    swap = psutil.swap_memory()
-    if not swap.total:
-        return None
-    return {"total": swap.total, "used": swap.used, "in_bytes": swap.sin, "out_bytes": swap.sout}
-
-
-def _network() -> dict[str, Any] | None:
-    cards = {name: card for name, card in psutil.net_io_counters(pernic=True).items() if name != "lo"}
-    if not cards:
-        return None
-    return {name: {"sent_bytes": card.bytes_sent, "received_bytes": card.bytes_recv} for name, card in cards.items()}
-
-
-def _pressure() -> dict[str, Any] | None:
-    """Share of the last 10 s in which something (``some``) or everything (``full``) waited, in percent (kernel PSI)."""
-    found: dict[str, Any] = {}
-    for resource in ("cpu", "memory", "io"):
-        with contextlib.suppress(OSError):
-            for line in (PRESSURE / resource).read_text().splitlines():
-                kind, *fields = line.split()
-                values = dict(field.split("=", 1) for field in fields)
-                found.setdefault(resource, {})[kind] = float(values["avg10"])
-    return found or None
+    def _own(self, pids: Mapping[int, str], now: float) -> Iterator[Process]:
+        for pid, name in pids.items():
+            # It may end while we look, and a worker in an account of its own does not show its maps.
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                ticks, started = kernel.process_ticks(self._read(f"{pid}/stat"))
+                used = self._rates.rate(("ticks", pid, started), ticks / self._tick, now)
+                yield Process(
+                    name,
+                    pid,
+                    kernel.resident_pages(self._read(f"{pid}/statm")) * self._page,
+                    _or_unset(lambda: kernel.proportional_bytes(self._read(f"{pid}/smaps_rollup"))),  # noqa: B023 # at once
+                    UNSET if used is None else round(100 * used, 1),
+                )
 
 
-def _temperatures() -> dict[str, Any] | None:
-    found = {
-        f"{chip}.{reading.label or index}": reading.current
-        for chip, readings in psutil.sensors_temperatures().items()
-        for index, reading in enumerate(readings)
-        if reading.current is not None
-    }
-    return found or None
-
-
-def _frequency() -> dict[str, Any] | None:
-    frequency = psutil.cpu_freq()
-    if frequency is None or not frequency.current:
-        return None
-    found = {"current": round(frequency.current)}
-    if frequency.max:
-        found["max"] = round(frequency.max)
-    return found
-
-
-def _throttled() -> int | None:
-    """How often the processors slowed down to cool, since boot (x86 only)."""
-    files = list(THROTTLE.glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    if not files:
-        return None
-    return sum(int(file.read_text()) for file in files)
+def _or_unset(read: Callable[[], _T | None]) -> _T | UnsetType:
+    """What ``read`` finds; UNSET for None and for what this kernel does not show or writes in another way."""
+    try:
+        found = read()
+    except (OSError, ValueError, KeyError, IndexError, StopIteration):
+        return UNSET
+    return UNSET if found is None else found

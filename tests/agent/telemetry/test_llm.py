@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ def test_sample_counts_requests_tokens_and_times() -> None:
     meter.finish("stop", prompt_tokens=10, completion_tokens=5, first_token_seconds=0.2, decode_seconds=0.4)
     meter.finish("cancelled", prompt_tokens=1)
     meter.refuse("queue_full")
-    sample = meter.sample(queue=2, active=1)
+    sample = msgspec.to_builtins(meter.sample(queue=2, active=1))
     assert sample["requests"] == {"stop": 1, "cancelled": 1}
     assert sample["refused"] == {"queue_full": 1}
     assert sample["gen_ai.usage.input_tokens"] == 11

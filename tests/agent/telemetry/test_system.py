@@ -1,53 +1,148 @@
-"""A sample of this machine: what is there is right, what is not there is absent."""
+"""What is there is right, what is not there is absent, whatever the kernel, container or board."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import UNSET
 
-from agent.telemetry import system
+from agent.telemetry.rates import Rates
+from agent.telemetry.samples import Frequency, Process, Swap
 from agent.telemetry.system import SystemSampler
+from tests.agent.telemetry.trees import BOARD, LATER, NET, PC, plant
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+TICK = os.sysconf("SC_CLK_TCK")
 
 
-def test_sample_names_our_processes_and_the_machine(tmp_path: Path) -> None:
+class Machine:
+    """A sampler on a planted tree, with a clock that goes on ten seconds with every sample."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.now = 0.0
+        self.sampler = SystemSampler(
+            root, proc=root / "proc", sys=root / "sys", clock=lambda: self.now, wall=lambda: 1.0
+        )  # fmt: skip
+
+    def sample(self) -> dict[str, object]:
+        self.now += 10
+        found: dict[str, object] = msgspec.to_builtins(self.sampler.sample({7: "agent"}))
+        return found
+
+
+def test_sample_names_our_processes_and_this_machine(tmp_path: Path) -> None:
     sample = SystemSampler(tmp_path).sample({os.getpid(): "agent", 2**22 + 1: "gone"})
-    assert sample["memory"]["total"] == psutil.virtual_memory().total
-    assert len(sample["cpu"]["cores"]) == psutil.cpu_count()
-    (own,) = sample["processes"]
-    assert own["name"] == "agent"
-    assert own["rss"] > 1 << 20
-    assert 0 < own["pss"] <= own["rss"] * 1.1
-    assert sample["disk"]["total"] > 0
+    assert sample.memory is not UNSET
+    assert sample.memory.total == psutil.virtual_memory().total
+    assert sample.boot == int(psutil.boot_time())
+    (own,) = sample.processes
+    assert own.name == "agent"
+    assert own.pss is not UNSET
+    assert 0 < own.pss <= own.rss * 1.1
+    assert sample.disk is not UNSET
 
 
-def test_absent_sensors_are_absent_never_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise OSError
-
-    for name in ("sensors_temperatures", "cpu_freq", "swap_memory", "net_io_counters", "disk_io_counters"):
-        monkeypatch.setattr(system.psutil, name, broken, raising=False)
-    monkeypatch.setattr(system, "PRESSURE", tmp_path / "none")
-    monkeypatch.setattr(system, "THROTTLE", tmp_path / "none")
-    sample = SystemSampler(tmp_path).sample({})
-    for name in ("temperatures", "frequency_mhz", "swap", "network", "pressure", "throttled"):
-        assert name not in sample
-
-
-def test_pressure_and_throttling_are_read_as_the_kernel_writes_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "memory").write_text(
-        "some avg10=1.50 avg60=0.00 avg300=0.00 total=9\nfull avg10=0.25 avg60=0.00 avg300=0.00 total=3\n"
+def test_everything_of_a_pc_is_read(tmp_path: Path) -> None:
+    machine = Machine(plant(tmp_path, PC))
+    first = machine.sampler.sample({7: "agent"})
+    machine.now += 10
+    plant(
+        tmp_path,
+        {
+            "proc/stat": LATER,
+            "proc/vmstat": "pswpin 10\npswpout 30\n",
+            "proc/diskstats": "8 0 sda 5 0 120 3 7 0 200 4 0 0 0\n",
+            "proc/net/dev": NET.format(got=3000, sent=500),
+            "proc/7/stat": PC["proc/7/stat"].replace(" 150 50 ", f" 150 {50 + TICK} "),
+        },
     )
-    for core, count in (("cpu0", "3\n"), ("cpu1", "4\n")):
-        folder = tmp_path / core / "thermal_throttle"
-        folder.mkdir(parents=True)
-        (folder / "core_throttle_count").write_text(count)
-    monkeypatch.setattr(system, "PRESSURE", tmp_path)
-    monkeypatch.setattr(system, "THROTTLE", tmp_path)
-    sample = SystemSampler(tmp_path).sample({})
-    assert sample["pressure"] == {"memory": {"some": 1.5, "full": 0.25}}
-    assert sample["throttled"] == 7
+    second = machine.sampler.sample({7: "agent"})
+    assert (second.at, second.boot, second.load) == (1.0, 1700000000, [0.5, 1.25, 2.0])
+    assert first.cpu is UNSET
+    assert msgspec.to_builtins(second.cpu) == {"percent": 100.0, "cores": [100.0, 0.0]}
+    assert msgspec.to_builtins(second.memory) == {"total": 4096000, "available": 1024000}
+    assert second.swap == Swap(2048000, 1536000, 10 * PAGE, 30 * PAGE, 0.0, float(PAGE))
+    assert second.disk is not UNSET
+    assert (second.disk.read_bytes, second.disk.write_bytes, second.disk.read_per_second) == (61440, 102400, 1024.0)
+    assert second.network is not UNSET
+    assert list(second.network) == ["eth0"]
+    assert (second.network["eth0"].received_per_second, second.network["eth0"].sent_per_second) == (200.0, 0.0)
+    assert msgspec.to_builtins(second.pressure) == {"memory": {"some": 1.5, "full": 0.25}}
+    assert second.temperatures == {"coretemp.Package id 0": 61.5}
+    assert second.hot == {"coretemp.Package id 0": 100.0}
+    assert second.frequency_mhz == Frequency(1800, 3600)
+    assert second.throttled == 7
+    assert second.throttling is UNSET
+    assert second.processes == [Process("agent", 7, 300 * PAGE, 800 * 1024, 10.0)]
+
+
+def test_a_board_has_zones_and_says_that_it_throttles(tmp_path: Path) -> None:
+    sample = Machine(plant(tmp_path, BOARD)).sample()
+    assert sample["temperatures"] == {"cpu-thermal.0": 82.0}
+    assert sample["hot"] == {"cpu-thermal.0": 80.0}
+    assert sample["frequency_mhz"] == {"current": 600}
+    assert sample["throttling"] is True
+    assert not sample.keys() & {"swap", "throttled", "network", "pressure", "load"}
+
+
+@pytest.mark.parametrize(("bits", "now"), [("50005", True), ("0x50000", False), ("0", False)])
+def test_firmware_of_a_raspberry_pi_tells_now_from_history(tmp_path: Path, bits: str, now: bool) -> None:
+    plant(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": bits})
+    assert Machine(tmp_path).sample()["throttling"] is now
+
+
+def test_a_machine_that_shows_nothing_gives_an_empty_sample(tmp_path: Path) -> None:
+    sample = Machine(tmp_path).sample()
+    assert sample.keys() == {"at", "disk", "processes"}
+    assert sample["processes"] == []
+
+
+@pytest.mark.parametrize("name", sorted(PC))
+@pytest.mark.parametrize("text", ["", "\n", "nonsense", "-1", "cpu x\n", "99999999999"])
+def test_files_written_in_another_way_never_break_a_sample(tmp_path: Path, name: str, text: str) -> None:
+    machine = Machine(plant(tmp_path, PC, {name: text}))
+    machine.sample()
+    sample = machine.sample()
+    if name == "sys/class/hwmon/hwmon0/temp1_input" and text != "-1":
+        assert "temperatures" not in sample
+
+
+def test_a_counter_that_begins_anew_has_no_rate_and_the_next_one_is_right(tmp_path: Path) -> None:
+    machine = Machine(plant(tmp_path, PC))
+    rates = []
+    for got in (1000, 2000, 50, 1050):
+        plant(tmp_path, {"proc/net/dev": NET.format(got=got, sent=0)})
+        network = machine.sample()["network"]
+        assert isinstance(network, dict)
+        rates.append(network["eth0"].get("received_per_second"))
+    assert rates == [None, 100.0, None, 100.0]
+
+
+def test_another_process_with_the_same_id_starts_without_a_rate(tmp_path: Path) -> None:
+    machine = Machine(plant(tmp_path, PC))
+    machine.sample()
+    plant(tmp_path, {"proc/7/stat": PC["proc/7/stat"].replace(" 900 ", " 5000 ").replace(" 150 ", " 400 ")})
+    processes = machine.sample()["processes"]
+    assert isinstance(processes, list)
+    assert "cpu_percent" not in processes[0]
+
+
+@given(st.lists(st.integers(0, 1000), min_size=2))
+def test_rates_are_never_negative_and_a_missed_round_forgets(values: list[int]) -> None:
+    rates = Rates()
+    for at, value in enumerate(values):
+        found = rates.rate("x", value, float(at))
+        rates.end_round()
+        if at and value >= values[at - 1]:
+            assert found == value - values[at - 1]
+        else:
+            assert found is None
+    rates.end_round()
+    assert rates.rate("x", 2000, 1e9) is None
