@@ -1,0 +1,209 @@
+"""Measures the way of a request over a real mosquitto against the engine's own loop, and prints ratios.
+
+    python benchmarks/serving.py BUNDLE [--rounds N] [--json]
+
+Both sides run the same model in the same worker process with the same threads; one is driven through its socket alone,
+the other by a program that publishes to the broker, through agent, ledger and back. Rounds alternate; medians count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from agent.broker_settings import BrokerSettings
+from agent.config import AgentConfig
+from agent.engine.stepping import FinishEvent, Generation, StepEvent
+from agent.serving.settings import ServingSettings
+from agent.state.answer_writer import AnswerWriter
+from agent.state.answers import Key
+from agent.state.database import Database
+from agent.state.migrations import MIGRATIONS
+from agent.worker.settings import WorkerSettings
+from agent.worker.supervision import WorkerProcess
+from tests.agent.device import Device, sealed
+from tests.broker import Broker
+from tests.e2e.raw_client import Answer, RawClient
+
+STREAMS = (1, 8)
+TOKENS = 128
+STORED = 4000
+IDLE_SECONDS = 10.0
+PROMPT = "Write about the sea, the wind and the ships of number"
+
+
+async def measure_worker(bundle: Path, streams: int) -> float:
+    """Tokens per second of the worker alone, all streams together."""
+    over = asyncio.Event()
+    left = streams
+
+    def hear(event: StepEvent) -> None:
+        nonlocal left
+        if isinstance(event, FinishEvent):
+            left -= 1
+            if not left:
+                over.set()
+
+    worker = await WorkerProcess.start(WorkerSettings(), bundle, on_event=hear)
+    try:
+        started = time.perf_counter()
+        for number in range(streams):
+            worker.admit(
+                Generation(number, f"c{number}", prompt=f"{PROMPT} {number}", max_tokens=TOKENS, min_tokens=TOKENS)
+            )
+        await over.wait()
+        return streams * TOKENS / (time.perf_counter() - started)
+    finally:
+        await worker.close()
+
+
+def serve(port: int, root: Path, bundle: Path) -> None:
+    """The agent's serving half, in this process, until SIGTERM."""
+    config = AgentConfig(
+        device="bench",
+        state_dir=root,
+        broker=BrokerSettings(host="127.0.0.1", port=port),
+        serving=ServingSettings(stream_interval_ms=50, stop_seconds=0),
+    )
+    workers: Any = WorkerProcess.start
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    device = Device(config, root / "state.db", workers)
+    device.start(msgspec.structs.replace(sealed(), directory=bundle))
+    stopped.wait()
+    device.stop()
+
+
+class Site:
+    """A broker, an agent in a process of its own, and a client in this one."""
+
+    def __init__(self, root: Path, bundle: Path) -> None:
+        self.broker = Broker(root / "broker")
+        self.broker.start()
+        self.agent = subprocess.Popen(
+            [sys.executable, __file__, str(bundle), "--serve", str(self.broker.port), "--root", str(root)]
+        )
+        self.client = RawClient(self.broker.port, "bench", "bench")
+        self._asked = 0
+        # Before it has subscribed, the broker keeps nothing for it.
+        while not self.client.next_device_message("health", 120)["ready"]:
+            pass
+
+    def measure(self, streams: int) -> float:
+        """Tokens per second of all streams as the client sees them, from the first publish to the last frame."""
+        names = [f"b{self._asked + number}" for number in range(streams)]
+        self._asked += streams
+        started = time.perf_counter()
+        for number, name in enumerate(names):
+            body = {"id": name, "prompt": f"{PROMPT} {number}", "max_tokens": TOKENS, "min_tokens": TOKENS}
+            self.client.answers[name] = Answer(started)
+            self.client.publish("edge/v1/d/bench/generate/bench", json.dumps(body).encode())
+        self.client.wait_until_fewer(1, 600)
+        return streams * TOKENS / (time.perf_counter() - started)
+
+    def close(self) -> None:
+        self.client.close()
+        self.agent.terminate()
+        self.agent.wait(30)
+        self.broker.stop()
+
+
+async def measure_store(root: Path) -> float:
+    """Requests that were accepted and answered, both durably, in a second."""
+    database = Database(root / "store.db", MIGRATIONS)
+    ledger = AnswerWriter(database)
+    request, last = b"x" * 300, b"y" * 700
+
+    async def one(number: int) -> None:
+        key = Key("c", str(number))
+        await ledger.accept(key, "f", request, deadline_at=None, correlation=None, may_insert=True)
+        await ledger.answered(key, last)
+        ledger.delivered(key)
+
+    started = time.perf_counter()
+    await asyncio.gather(*(one(number) for number in range(STORED)))
+    rate = STORED / (time.perf_counter() - started)
+    await ledger.close()
+    database.close()
+    return rate
+
+
+def measure_idle(pid: int) -> float:
+    """Share of one core that the agent and its worker use with nothing to do."""
+    own = psutil.Process(pid)
+    all_of_us = [own, *own.children(recursive=True)]
+
+    def used() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in all_of_us)
+
+    before = used()
+    time.sleep(IDLE_SECONDS)
+    return (used() - before) / IDLE_SECONDS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="end to end over mosquitto against the engine's own loop")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve is not None:
+        serve(arguments.serve, arguments.root, arguments.bundle)
+        return 0
+    alone: dict[int, list[float]] = {streams: [] for streams in STREAMS}
+    whole: dict[int, list[float]] = {streams: [] for streams in STREAMS}
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        stored = asyncio.run(measure_store(root))
+        site = Site(root, arguments.bundle)
+        try:
+            site.measure(1)
+            for _ in range(arguments.rounds):
+                for streams in STREAMS:
+                    alone[streams].append(asyncio.run(measure_worker(arguments.bundle, streams)))
+                    whole[streams].append(site.measure(streams))
+            idle = measure_idle(site.agent.pid)
+        finally:
+            site.close()
+    found: dict[str, Any] = {
+        "load_average": os.getloadavg()[0],
+        "store_requests_per_second": stored,
+        "idle_share_of_a_core": idle,
+    }
+    for streams in STREAMS:
+        engine, end = statistics.median(alone[streams]), statistics.median(whole[streams])
+        found[f"streams_{streams}"] = {"engine": engine, "end_to_end": end, "ratio": end / engine}
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for streams in STREAMS:
+        row = found[f"streams_{streams}"]
+        print(
+            f"{streams} stream(s): engine {row['engine']:.1f} tok/s, over mosquitto {row['end_to_end']:.1f} tok/s, "
+            f"ratio {row['ratio']:.3f}"
+        )
+    print(f"store: {stored:.0f} requests/s accepted and answered, both durably")
+    print(f"idle: {idle:.2%} of one core (agent and worker)   load average now: {found['load_average']:.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
