@@ -21,10 +21,10 @@ def cut_sizes(size: int, boundaries: Iterable[int] = ()) -> Iterator[int]:
     """
     cuts = sorted({0, size, *(offset for offset in boundaries if 0 < offset < size)})
     for start, end in itertools.pairwise(cuts):
-        while start < end:
-            step = min(MAX_CHUNK_BYTES, end - start)
-            yield step
-            start += step
+        whole, rest = divmod(end - start, MAX_CHUNK_BYTES)
+        yield from [MAX_CHUNK_BYTES] * whole
+        if rest:
+            yield rest
 
 
 def digest_chunks(path: Path, boundaries: Iterable[int] = ()) -> tuple[str, list[Chunk]]:
