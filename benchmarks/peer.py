@@ -51,6 +51,9 @@ class Batched:
         # one client: what was asked before may be remembered, as for the others
         self._engine.admit(Generation(number, "bench", prompt=prompt, max_tokens=tokens, min_tokens=tokens))
 
+    def idle(self) -> bool:
+        return not self._engine.busy
+
     def pump(self) -> list[int]:
         return [event.request for event in self._engine.step() if type(event).__name__ == "TokenEvent"]
 
@@ -73,6 +76,9 @@ class Generators:
         generator = self._og.Generator(self._model, parameters)
         generator.append_tokens(ids)
         self._running[number] = (generator, self._tokenizer.create_stream())
+
+    def idle(self) -> bool:
+        return not self._running
 
     def pump(self) -> list[int]:
         made = []
@@ -111,6 +117,9 @@ class StaticBatches:
         request.begin_turn(ids, turn)
         self._running.append((number, request, self._tokenizer.create_stream()))
 
+    def idle(self) -> bool:
+        return not self._running
+
     def pump(self) -> list[int]:
         made = []
         for event in self._engine.run(self._buffer):
@@ -142,6 +151,7 @@ class LlamaCpp:
         wanted.n_gpu_layers = 0
         self._server = xllamacpp.Server(wanted)
         self._made: queue.Queue[int] = queue.Queue()
+        self._asking: list[threading.Thread] = []
 
     def submit(self, number: int, prompt: str, tokens: int) -> None:
         asked = {
@@ -150,12 +160,25 @@ class LlamaCpp:
         }  # fmt: skip
 
         def heard(piece: Any) -> None:
-            self._made.put(number)
+            # The last piece only says why it ended; counted as a token it would run over into the next measure.
+            if "choices" not in piece:
+                raise RuntimeError(f"llama.cpp refused a request: {piece}")
+            if piece["choices"][0]["finish_reason"] is None:
+                self._made.put(number)
 
-        threading.Thread(target=self._server.handle_completions, args=(asked, heard), daemon=True).start()
+        asking = threading.Thread(target=self._server.handle_completions, args=(asked, heard), daemon=True)
+        asking.start()
+        self._asking.append(asking)
+
+    def idle(self) -> bool:
+        for asking in self._asking:
+            asking.join(timeout=10)
+        left = any(asking.is_alive() for asking in self._asking)
+        self._asking.clear()
+        return not left and self._made.empty()
 
     def pump(self) -> list[int]:
-        made = [self._made.get(timeout=60)]
+        made = [self._made.get()]  # whoever asks has the patience
         while not self._made.empty():
             made.append(self._made.get())
         return made
@@ -193,6 +216,10 @@ class Measures:
     def fresh(self, tokens: int) -> str:
         self._seed += 1
         return prompt_of(tokens, self._seed)
+
+    def settle(self) -> None:
+        """Every token that was asked for has come and none more, or the numbers are worth nothing."""
+        assert self._peer.idle(), "something of a measure was left over"
 
     def first_token(self, prompt: str) -> float:
         """Seconds."""
@@ -271,10 +298,13 @@ def main() -> int:
     os.dup2(2, 1)  # what a library prints is no answer
     measures = Measures(PEERS[name](model, int(threads)))
     measures.first_token(prompt_of(40, 9))
+    measures.settle()
     print(json.dumps({}), file=answers, flush=True)
     for line in sys.stdin:
         what, *arguments = json.loads(line)
-        print(json.dumps(getattr(measures, what)(*arguments)), file=answers, flush=True)
+        found = getattr(measures, what)(*arguments)
+        measures.settle()
+        print(json.dumps(found), file=answers, flush=True)
     return 0
 
 
