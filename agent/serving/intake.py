@@ -77,15 +77,16 @@ class Intake:
         self._on_store = on_store
         self._wall = wall
         self._arriving: dict[Key, _Arriving] = {}
-        self._by_client: Counter[str] = Counter()
+        # Places in the queue that arrivals may take; one that will be turned away must not keep others out.
+        self._claims: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """Requests that the ledger has not judged yet."""
         return len(self._arriving)
 
     def arriving(self, client: str | None) -> int:
-        """The same, those of ``client`` only unless it is None."""
-        return len(self) if client is None else self._by_client[client]
+        """Those of them that may take a place in the queue, of ``client`` only unless it is None."""
+        return self._claims.total() if client is None else self._claims[client]
 
     def take(self, arrival: Arrival) -> None:
         """A request came in from the broker."""
@@ -101,18 +102,20 @@ class Intake:
             self._refuse(Key(arrival.client, request_id), arrival, refusal)
             return
         seconds = _deadline_seconds(request, arrival)
+        may_insert = self._refusal(arrival.client) is None
         future = self._ledger.accept(
             key,
             messages.request_fingerprint(arrival.payload),
             arrival.payload,
             deadline_at=None if seconds is None else self._wall() + seconds,
             correlation=arrival.correlation,
-            may_insert=self._refusal(arrival.client) is None,
+            may_insert=may_insert,
         )
-        if key not in self._arriving:
-            self._arriving[key] = _Arriving()
-            self._by_client[key.client] += 1
-        self._arriving[key].count += 1
+        arriving = self._arriving.setdefault(key, _Arriving())
+        arriving.count += 1
+        if may_insert and not arriving.claims:
+            arriving.claims = True
+            self._claims[key.client] += 1
         future.add_done_callback(partial(self._judged, Accepted(key, request, arrival.correlation, seconds), arrival))
 
     def defer(self, key: Key, action: Callable[[], None]) -> bool:
@@ -133,7 +136,8 @@ class Intake:
         arriving.count -= 1
         if not arriving.count:
             del self._arriving[accepted.key]
-            self._by_client -= Counter((accepted.key.client,))
+            if arriving.claims:
+                self._claims -= Counter((accepted.key.client,))
             for control in arriving.controls:
                 control()
 
@@ -170,6 +174,7 @@ class _Arriving:
 
     def __init__(self) -> None:
         self.count = 0
+        self.claims = False
         self.controls: list[Callable[[], None]] = []
 
 
