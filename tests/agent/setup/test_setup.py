@@ -25,6 +25,8 @@ class Setup:
         self.root = root
         self._monkeypatch = monkeypatch
         self._capsys = capsys
+        # Where devices have it; the checkout may lie anywhere, also where no service may look.
+        monkeypatch.setattr(sys, "prefix", "/opt/edge-agent")
         root.mkdir()
 
     def __call__(self, *options: str, status: int = 0) -> str:
