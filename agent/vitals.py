@@ -62,7 +62,7 @@ class Vitals:
 
     def llm(self) -> LlmSample:
         """The model's counts at this moment."""
-        return self._meter.sample(self._serving.queued, self._serving.active)
+        return self._meter.sample(self._serving.queued, self._serving.active, self._serving.generating)
 
     async def run(self) -> None:
         """Sample until cancelled."""

@@ -92,6 +92,11 @@ class BrokerSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands now."""
+        return bool(self._client.is_connected())
+
     def close(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()

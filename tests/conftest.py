@@ -29,7 +29,14 @@ SOURCES = (
     "contract/protobuf_wire.py", "contract/genai_*.py", "tests/tiny.py",
 )  # fmt: skip
 KEEP_SECONDS = 3600
-UNRELATED = ("packager/repository", "packager/commands", "packager/client", "packager/mqtt", "packager/cli.py")
+UNRELATED = (
+    "packager/repository",
+    "packager/commands",
+    "packager/client",
+    "packager/mqtt",
+    "packager/watch",
+    "packager/cli.py",
+)
 
 
 def _key(sources: tuple[str, ...]) -> str:

@@ -131,6 +131,11 @@ class Serving:
         return sum(len(seat.jobs) for seat in self._swapping.seats)
 
     @property
+    def generating(self) -> int:
+        """Tokens so far of the answers that are under way."""
+        return sum(job.frames.tokens for seat in self._swapping.seats for job in seat.jobs.values())
+
+    @property
     def reasons(self) -> list[str]:
         """Why requests are not being answered now; empty when they are."""
         found = []

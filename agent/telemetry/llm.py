@@ -92,12 +92,13 @@ class LlmMeter:
         if decode_seconds is not None and completion_tokens > 1:
             self.time_per_output_token.observe(decode_seconds / (completion_tokens - 1))
 
-    def sample(self, queue: int, active: int) -> LlmSample:
-        """Everything, for ``telemetry/llm``."""
+    def sample(self, queue: int, active: int, generating: int = 0) -> LlmSample:
+        """Everything, for ``telemetry/llm``; ``generating``: tokens of answers that have not ended."""
         return LlmSample(
             start=self.started_at,
             queue=queue,
             active=active,
+            generating=generating,
             requests=dict(self.requests),
             refused=dict(self.refused),
             redelivered=self.redelivered,

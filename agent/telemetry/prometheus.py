@@ -213,6 +213,7 @@ def _model(metrics: _Page, llm: LlmSample) -> None:
     add("edge_start_time_seconds", "gauge", "Unix time since which the agent counts.", [({}, llm.start)])
     add("edge_requests_waiting", "gauge", "Requests that wait.", [({}, llm.queue)])
     add("edge_requests_active", "gauge", "Requests being answered.", [({}, llm.active)])
+    add("edge_tokens_under_way", "gauge", "Tokens so far of answers that have not ended.", [({}, llm.generating)])
     ended = [({"outcome": name}, count) for name, count in llm.requests.items()]
     add("edge_requests_total", "counter", "Requests ended, by finish reason or error.", ended)
     refused = [({"error": name}, count) for name, count in llm.refused.items()]

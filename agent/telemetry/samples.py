@@ -126,6 +126,9 @@ class LlmSample(Struct, frozen=True):
     start: Annotated[float, Meta(description="Unix seconds of the agent's start")]
     queue: Annotated[int, Meta(description="requests that wait")]
     active: Annotated[int, Meta(description="requests being answered")]
+    generating: Annotated[
+        int, Meta(description="tokens so far of the answers under way; output tokens count ended ones")
+    ]
     requests: Annotated[dict[str, int], Meta(description="ended, by finish reason or error type")]
     refused: Annotated[dict[str, int], Meta(description="turned away, by error type")]
     redelivered: Count
