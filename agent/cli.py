@@ -16,6 +16,7 @@ COMMANDS = {
     "check-config": ("agent.commands.check_config", "check a configuration file"),
     "setup": ("agent.commands.setup", "make this machine a device: service, accounts, configuration, trust"),
     "doctor": ("agent.commands.doctor", "check everything that serving needs, and say how to mend it"),
+    "bench": ("agent.commands.bench", "measure the active bundle beside the previous one and its budget"),
     "report": ("agent.commands.report", "write a support file, without secrets and prompts"),
     "trust": ("agent.commands.trust", "provision and refresh trust; TUF client command line"),
 }
