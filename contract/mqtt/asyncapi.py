@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from contract.mqtt.asyncapi_rules import faults
 from contract.mqtt.messages import (
     ControlRefused,
     ControlRequest,
@@ -51,6 +52,13 @@ CHANNELS: tuple[tuple[str, str, tuple[type, ...], bool], ...] = (
 )
 RETAINED = {"desired", "reported", "status", "info", "health"}
 
+# The agent's own types, which the contract does not know: name, topic, message.
+TELEMETRY = (
+    ("telemetrySystem", "d/{device}/telemetry/system", "SystemSample"),
+    ("telemetryLlm", "d/{device}/telemetry/llm", "LlmSample"),
+)
+SUMMARIES = {"reply": "Pieces come at QoS 0, the last frame or error at QoS 1; the last frame repeats everything."}
+
 
 def document() -> dict[str, Any]:
     """The AsyncAPI 3.0 description, from the device's point of view."""
@@ -65,31 +73,43 @@ def document() -> dict[str, Any]:
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
-        "channels": {name: _channel(name, path, types) for name, path, types, _ in CHANNELS},
-        "operations": {name: _operation(name, sends) for name, _, _, sends in CHANNELS},
+        "channels": {
+            **{name: _channel(path, [type_.__name__ for type_ in types]) for name, path, types, _ in CHANNELS},
+            **{name: _channel(path, [message]) for name, path, message in TELEMETRY},
+        },
+        "operations": {
+            **{name: _operation(name, sends) for name, _, _, sends in CHANNELS},
+            **{name: _operation(name, True, qos=0) for name, _, _ in TELEMETRY},
+        },
         "components": {
-            "messages": {name: {"payload": {"$ref": f"#/components/schemas/{name}"}} for name in names},
+            "messages": {
+                **{name: {"payload": {"$ref": f"#/components/schemas/{name}"}} for name in names},
+                **{
+                    name: {"payload": {"type": "object", "description": "docs/TELEMETRY.md has every field."}}
+                    for _, _, name in TELEMETRY
+                },
+            },
             "schemas": components,
         },
     }
 
 
-def _channel(name: str, path: str, types: tuple[type, ...]) -> dict[str, Any]:
+def _channel(path: str, messages: list[str]) -> dict[str, Any]:
     parameters = [part.strip("{}") for part in path.split("/") if part.startswith("{")]
-    found: dict[str, Any] = {
+    return {
         "address": f"{DEFAULT_ROOT}/{path}",
-        "messages": {type_.__name__: {"$ref": f"#/components/messages/{type_.__name__}"} for type_ in types},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
         "parameters": {parameter: {"description": "1 to 64 of A-Z a-z 0-9 _ . -"} for parameter in parameters},
     }
-    return found
 
 
-def _operation(name: str, sends: bool) -> dict[str, Any]:
-    return {
+def _operation(name: str, sends: bool, qos: int = 1) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "action": "send" if sends else "receive",
         "channel": {"$ref": f"#/channels/{name}"},
-        "bindings": {"mqtt": {"qos": 1, "retain": name in RETAINED}},
+        "bindings": {"mqtt": {"qos": qos, "retain": name in RETAINED}},
     }
+    return {**found, "summary": SUMMARIES[name]} if name in SUMMARIES else found
 
 
 def render() -> str:
@@ -98,11 +118,14 @@ def render() -> str:
 
 
 def main() -> int:
-    """Check the file, or write it."""
+    """Check the file, and that it is AsyncAPI; or write it."""
     parser = argparse.ArgumentParser(description="Check docs/asyncapi.yaml against the message types.")
     parser.add_argument("--write", action="store_true", help="write docs/asyncapi.yaml instead of checking it")
     if parser.parse_args().write:
         FILE.write_text(render(), encoding="utf-8")
+    elif wrong := faults(document()):
+        print("\n".join(wrong))
+        return 1
     elif not FILE.exists() or FILE.read_text(encoding="utf-8") != render():
         print(f"{FILE.name} differs from the message types; run python -m contract.mqtt.asyncapi --write")
         return 1
