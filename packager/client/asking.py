@@ -13,7 +13,7 @@ from typing import Any, Literal
 from msgspec import UNSET, structs
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
-from contract.mqtt.messages import ErrorBody
+from contract.mqtt.messages import ErrorBody, LastFrame
 from contract.mqtt.topics import Topics
 from packager.client.replies import Answer, Found, Reassembly
 
@@ -70,14 +70,19 @@ class Asking:
         if action == "ask":
             return self.topic, self.payload
         assert self.device is not None
-        control = Topics(self.device, self._root).control(self._name)
-        return control, json.dumps({"id": self.id, "op": "resume"}).encode()
+        return control_message(self._root, self.device, self._name, self.id, "resume")
 
     def reconnected(self, now: float) -> None:
         """The connection was gone: frames may be lost, and the request, too."""
         # To a group it would be another request for another device; the broker still has ours.
         if self.device is not None:
             self._ask_at = self._resume_at = now
+
+    def _heard_nothing(self, now: float) -> None:
+        self._heard = now
+        # Brokers drop what a member of a group had not yet acknowledged when it vanished: another one shall answer.
+        self._ask_at = now
+        self._resume_at = None if self.device is None else now
 
     def actions(self, now: float) -> list[Action]:
         """What to send now.
@@ -90,8 +95,7 @@ class Asking:
                 f"no answer from {self.device or self._group} within {self._seconds:.0f} s; is it online?"
             )
         if now - self._heard >= SILENCE_SECONDS:
-            self._heard = now
-            self.reconnected(now)
+            self._heard_nothing(now)
         found: list[Action] = []
         if self._ask_at is not None and self._ask_at <= now:
             self._ask_at = None
@@ -111,12 +115,11 @@ class Asking:
         *_, device, request_id = topic.rsplit("/", 2)
         if request_id != self.id:
             return []
+        if device != self.device and self.device is not None:
+            return self._hear_another(payload)
         self._heard = now
-        self.device = self.device or device
-        found = [
-            structs.replace(one, id=self.id) if isinstance(one, Answer) else one
-            for one in self._reassembly.feed(payload)
-        ]
+        self.device = device
+        found = self._read(payload)
         if self._retry and found and isinstance(found[-1], Answer) and _may_pass(found[-1].error):
             error = found[-1].error
             assert error is not None
@@ -126,6 +129,38 @@ class Asking:
                 self._heard = now + wait
                 return []
         return found
+
+    def _hear_another(self, payload: bytes) -> list[Found]:
+        """Another device than the one we listen to: of a group, its whole answer is as good; else it has no say."""
+        if self._group is None:
+            return []
+        ends = [one for one in Reassembly().feed(payload) if isinstance(one, Answer) and one.last is not None]
+        if not ends:
+            return []
+        return self._read(payload)
+
+    def _read(self, payload: bytes) -> list[Found]:
+        return [
+            structs.replace(one, id=self.id) if isinstance(one, Answer) else one
+            for one in self._reassembly.feed(payload)
+        ]
+
+
+def control_message(root: str, device: str, name: str, request_id: str, op: str, **more: Any) -> tuple[str, bytes]:
+    """Topic and payload of a control message for a request of client ``name``."""
+    return Topics(device, root).control(name), json.dumps({"id": request_id, "op": op, **more}).encode()
+
+
+def last_of(answer: Answer) -> LastFrame:
+    """The last frame of a request that was answered.
+
+    Raises:
+        SourceUnavailable, EngineFailed, RequestInvalid: it ended with an error.
+    """
+    if answer.error is not None:
+        raise_error(answer.error)
+    assert answer.last is not None
+    return answer.last
 
 
 def _may_pass(error: ErrorBody | None) -> bool:

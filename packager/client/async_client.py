@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
-from packager.client.asking import Asking, raise_error
+from packager.client.asking import Asking, control_message
 from packager.client.broker import BrokerAddress
 from packager.client.client import client_name
-from packager.client.completion import Chunk, Completion, last_chunk, to_chunk, to_completion
-from packager.client.replies import Answer, Found, Piece
+from packager.client.completion import Chunk, Completion, to_chunk, to_completion
+from packager.client.replies import Answer, Found
 from packager.mqtt import BrokerSession, Message
 
 
@@ -81,13 +80,11 @@ class AsyncClient:
             SourceUnavailable: no answer in time, or the device cannot answer now. RequestInvalid: the request is at
             fault. EngineFailed: the device failed.
         """
-        body = {"stream": False, **fields}
+        # The frames of a group say who of it answers.
+        body = {"stream": group is not None, **fields}
         async for found in self.ask(body, device=device, group=group, seconds=seconds, retry=retry):
             if isinstance(found, Answer):
-                if found.error is not None:
-                    raise_error(found.error)
-                assert found.last is not None
-                return to_completion(found.id, found.last)
+                return to_completion(found)
         raise AssertionError("asking ends with an answer or an error")
 
     async def stream(
@@ -106,13 +103,8 @@ class AsyncClient:
         """
         request_id = str(fields.setdefault("id", secrets.token_hex(8)))
         async for found in self.ask(fields, device=device, group=group, seconds=seconds, retry=retry):
-            if isinstance(found, Piece):
-                yield to_chunk(request_id, found.text, restart=found.restart)
-            elif isinstance(found, Answer):
-                if found.error is not None:
-                    raise_error(found.error)
-                assert found.last is not None
-                yield last_chunk(request_id, found.last)
+            if (chunk := to_chunk(request_id, found)) is not None:
+                yield chunk
 
     async def ask(
         self,
@@ -156,13 +148,17 @@ class AsyncClient:
 
     async def cancel(self, device: str, request_id: str) -> None:
         """End a request of our own; its last frame says ``cancelled``."""
-        await self._control(device, {"id": request_id, "op": "cancel"})
+        await self._control(device, request_id, "cancel")
 
     async def update(self, device: str, request_id: str, **changes: Any) -> None:
         """Change sampling parameters of a request of our own; asking yields ``Refused`` if that is wrong."""
-        await self._control(device, {"id": request_id, "op": "update", "set": changes})
+        await self._control(device, request_id, "update", set=changes)
 
-    async def _control(self, device: str, message: dict[str, Any]) -> None:
+    async def resume(self, device: str, request_id: str) -> None:
+        """Ask for all text so far, or for the last frame, of a request of our own."""
+        await self._control(device, request_id, "resume")
+
+    async def _control(self, device: str, request_id: str, op: str, **more: Any) -> None:
         assert self._session is not None
-        topic = Topics(device, self._root).control(self.name)
-        await asyncio.to_thread(self._session.publish, topic, json.dumps(message).encode())
+        message = control_message(self._root, device, self.name, request_id, op, **more)
+        await asyncio.to_thread(self._session.publish, *message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from typing import Any
 from contract.errors import UsageError
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
 from contract.names import is_identifier
-from packager.client.asking import Asking, raise_error
+from packager.client.asking import Asking, control_message
 from packager.client.broker import BrokerAddress
-from packager.client.completion import Chunk, Completion, last_chunk, to_chunk, to_completion
-from packager.client.replies import Answer, Found, Piece
+from packager.client.completion import Chunk, Completion, to_chunk, to_completion
+from packager.client.replies import Answer, Found
 from packager.mqtt import BrokerSession
 
 GLANCE_SECONDS = 1.0
@@ -74,13 +73,11 @@ class Client:
             SourceUnavailable: no answer in time, or the device cannot answer now. RequestInvalid: the request is at
             fault. EngineFailed: the device failed.
         """
-        body = {"stream": False, **fields}
+        # The frames of a group say who of it answers.
+        body = {"stream": group is not None, **fields}
         for found in self.ask(body, device=device, group=group, seconds=seconds, retry=retry):
             if isinstance(found, Answer):
-                if found.error is not None:
-                    raise_error(found.error)
-                assert found.last is not None
-                return to_completion(found.id, found.last)
+                return to_completion(found)
         raise AssertionError("asking ends with an answer or an error")
 
     def stream(
@@ -99,13 +96,8 @@ class Client:
         """
         request_id = str(fields.setdefault("id", secrets.token_hex(8)))
         for found in self.ask(fields, device=device, group=group, seconds=seconds, retry=retry):
-            if isinstance(found, Piece):
-                yield to_chunk(request_id, found.text, restart=found.restart)
-            elif isinstance(found, Answer):
-                if found.error is not None:
-                    raise_error(found.error)
-                assert found.last is not None
-                yield last_chunk(request_id, found.last)
+            if (chunk := to_chunk(request_id, found)) is not None:
+                yield chunk
 
     def ask(
         self,
@@ -145,15 +137,15 @@ class Client:
 
     def cancel(self, device: str, request_id: str) -> None:
         """End a request of our own; its last frame says ``cancelled``."""
-        self._control(device, {"id": request_id, "op": "cancel"})
+        self._control(device, request_id, "cancel")
 
     def update(self, device: str, request_id: str, **changes: Any) -> None:
         """Change sampling parameters of a request of our own; asking yields ``Refused`` if that is wrong."""
-        self._control(device, {"id": request_id, "op": "update", "set": changes})
+        self._control(device, request_id, "update", set=changes)
 
     def resume(self, device: str, request_id: str) -> None:
         """Ask for all text so far, or for the last frame, of a request of our own."""
-        self._control(device, {"id": request_id, "op": "resume"})
+        self._control(device, request_id, "resume")
 
-    def _control(self, device: str, message: dict[str, Any]) -> None:
-        self._session.publish(Topics(device, self._root).control(self.name), json.dumps(message).encode())
+    def _control(self, device: str, request_id: str, op: str, **more: Any) -> None:
+        self._session.publish(*control_message(self._root, device, self.name, request_id, op, **more))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from msgspec import UNSET, Struct, structs
+from msgspec import UNSET, Struct
 
-from contract.mqtt.messages import ErrorBody, LastFrame, Timing, Usage
+from contract.mqtt.messages import Timing, Usage
+from packager.client.asking import last_of
+from packager.client.replies import Answer, Found, Piece
 
 
 class ChatMessage(Struct, frozen=True):
@@ -57,25 +59,27 @@ class Chunk(Struct, frozen=True):
     object: str = "chat.completion.chunk"
 
 
-def to_completion(request_id: str, last: LastFrame) -> Completion:
-    """The last frame of a request in OpenAI's shape."""
+def to_completion(answer: Answer) -> Completion:
+    """A request's end in OpenAI's shape.
+
+    Raises:
+        SourceUnavailable, EngineFailed, RequestInvalid: it ended with an error.
+    """
+    last = last_of(answer)
     logprobs = None if last.logprobs is UNSET else last.logprobs
     choice = Choice(0, ChatMessage(last.text), last.finish_reason, logprobs)
-    return Completion(request_id, last.bundle, [choice], last.usage, last.timing, last.attempt, int(time.time()))
+    return Completion(answer.id, last.bundle, [choice], last.usage, last.timing, last.attempt, int(time.time()))
 
 
-def to_chunk(request_id: str, text: str, *, restart: bool = False) -> Chunk:
-    """A piece of text in OpenAI's shape."""
-    return Chunk(request_id, [ChunkChoice(0, Delta(text))], restart)
+def to_chunk(request_id: str, found: Found) -> Chunk | None:
+    """A piece of text in OpenAI's shape; the end has no text, but why it ended and what it cost. None for other news.
 
-
-def last_chunk(request_id: str, last: LastFrame) -> Chunk:
-    """The end of a stream: no text, why it ended, and what it cost."""
-    return Chunk(request_id, [ChunkChoice(0, Delta(""), last.finish_reason)], usage=last.usage)
-
-
-def describe_error(error: ErrorBody) -> dict[str, Any]:
-    """As OpenAI writes errors: ``{"error": {"message", "type", "param", "code"}}``."""
-    fields = structs.asdict(error)
-    return {"error": {"message": fields["message"], "type": fields["type"], "code": fields["code"],
-                      "param": None if error.field is UNSET else error.field}}  # fmt: skip
+    Raises:
+        SourceUnavailable, EngineFailed, RequestInvalid: it ended with an error.
+    """
+    if isinstance(found, Piece):
+        return Chunk(request_id, [ChunkChoice(0, Delta(found.text))], found.restart)
+    if isinstance(found, Answer):
+        last = last_of(found)
+        return Chunk(request_id, [ChunkChoice(0, Delta(""), last.finish_reason)], usage=last.usage)
+    return None

@@ -16,7 +16,7 @@ from contract.errors import RequestInvalid, SourceUnavailable
 from packager.client.async_client import AsyncClient
 from packager.client.broker import BrokerAddress
 from packager.client.client import Client
-from packager.client.replies import Answer, Found, Refused
+from packager.client.replies import Answer, Found, Piece, Refused
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.broker import Broker
@@ -110,6 +110,26 @@ def test_streams_of_tasks_and_a_refused_update(device: Device, address: BrokerAd
     assert [(one.op, one.error.field) for one in refused] == [("update", "set.temperature")]
     assert isinstance(found[-1], Answer)
     assert found[-1].last is not None
+
+
+def test_resume_tells_all_so_far(device: Device, address: BrokerAddress) -> None:
+    """Both clients; another connection than the one that asked."""
+    with Client(address, name="me") as asker:
+        asked = asker.ask({"id": "long", "prompt": "hold 4"}, device="box", seconds=30)
+        assert next(asked) == Piece("0 ")
+        asker.resume("box", "long")
+
+        async def again() -> None:
+            async with AsyncClient(address, name="other") as stranger:
+                await stranger.resume("box", "long")
+                await stranger.cancel("box", "long")
+
+        asyncio.run(again())
+        device.call(device.workers.current.let_go)
+        answer = list(asked)[-1]
+    assert isinstance(answer, Answer)
+    assert answer.last is not None
+    assert (answer.last.text, answer.last.finish_reason) == ("0 1 2 3 ", "stop"), "a stranger's cancel had no effect"
 
 
 def test_a_broker_that_goes_away_costs_nothing(device: Device, address: BrokerAddress, broker: Broker) -> None:
