@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from pathlib import Path
 
 from agent.commands.place import DEFAULT_CONFIG
 from agent.config import load_config
+from agent.journal import open_log
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,18 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
-    _open_log(arguments.log_level)
+    open_log(arguments.log_level)
     # Imported here: a wrong configuration is said at once, and check-config needs none of it.
     from agent.service import run_service
 
     run_service(config)
     return 0
-
-
-def _open_log(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("edge_agent")
-    logger.addHandler(handler)
-    logger.setLevel(level.upper())
-    logger.propagate = False

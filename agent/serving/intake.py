@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct
 
 from agent.serving import requests
 from agent.serving.replies import Replies
+from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key, Verdict
@@ -67,6 +68,7 @@ class Intake:
         on_accepted: Callable[[Accepted], None],
         on_store: Callable[[BaseException | None], None],
         wall: Callable[[], float],
+        request_log: RequestLog,
     ) -> None:
         self._ledger = ledger
         self._replies = replies
@@ -76,6 +78,7 @@ class Intake:
         self._on_accepted = on_accepted
         self._on_store = on_store
         self._wall = wall
+        self._log = request_log
         self._arriving: dict[Key, _Arriving] = {}
         # Places in the queue that arrivals may take; one that will be turned away must not keep others out.
         self._claims: Counter[str] = Counter()
@@ -164,6 +167,7 @@ class Intake:
 
     def _refuse(self, key: Key, arrival: Arrival, refusal: Refusal) -> None:
         """Turn a request away; nothing of it is kept, so that it may come again."""
+        self._log.refused(key, refusal)
         self._replies.error(key, refusal, arrival.correlation)
         # On one connection the error frame goes out before the acknowledgement: it cannot be lost alone.
         arrival.settle()

@@ -17,7 +17,8 @@ class Job:
 
     ``ending`` is set once it is decided that it ends early, and why, ``ended`` once it has its result. ``marked`` says
     whether the ledger knows that pieces of the answer may have left: no frame goes out before. ``changes`` are what
-    ``update`` asked for so far: they hold while it waits, too, and for the next attempt.
+    ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``worker``: the process that
+    has it, or had it last.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Job:
         self.correlation = correlation
         self.attempt = attempt
         self.number = 0
+        self.worker: int | None = None
         self.crashes = 0
         self.running = False
         self.ended = False

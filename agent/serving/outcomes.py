@@ -11,6 +11,7 @@ from agent.serving.counting import Counting
 from agent.serving.jobs import Job
 from agent.serving.ledger_health import LedgerHealth
 from agent.serving.replies import Replies
+from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
@@ -31,6 +32,7 @@ class Outcomes:
         *,
         health: LedgerHealth,
         now: Callable[[], float],
+        request_log: RequestLog,
     ) -> None:
         self._jobs = jobs
         self._ledger = ledger
@@ -38,6 +40,7 @@ class Outcomes:
         self._meter = meter
         self._health = health
         self._now = now
+        self._log = request_log
         self.counting = Counting()
 
     def count_anew(self) -> None:
@@ -77,17 +80,20 @@ class Outcomes:
             decode_seconds=decode,
             total_seconds=now - job.accepted,
         )
+        self._log.ended(job, reason, now - job.accepted, tokens=event.completion_tokens)
         self._commit(job, last)
 
     def end_early(self, job: Job, bundle: str) -> None:
         """``job`` ends for the reason it names, with no engine at work on it."""
         assert job.ending is not None
         job.frames.bundle = job.frames.bundle or bundle
+        self._log.ended(job, job.ending, self._now() - job.accepted, tokens=job.frames.tokens)
         self._commit(job, job.frames.last(job.ending, self._now()))
 
     def fail(self, job: Job, refusal: Refusal, *, ours: bool = True) -> None:
         """End ``job`` with an error; ``ours`` when the client is not to blame."""
         self.counting.failed += ours
+        self._log.ended(job, "error", self._now() - job.accepted, tokens=job.frames.tokens, error=refusal.kind)
         self._meter.finish(refusal.kind, total_seconds=self._now() - job.accepted)
         self._commit(job, requests.error_frame(job.frames.sequence, refusal, job.attempt))
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from agent.delivery import Backoff
 from agent.engine.stepping import Generation, StepEvent
 from agent.install.ports import SealedBundle
+from agent.journal import fields
 from agent.serving.jobs import Job
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
@@ -128,7 +129,8 @@ class Seat:
                 self._on_ready(self)
                 started = asyncio.get_running_loop().time()
                 why = await self.worker.wait_closed()
-                log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why)
+                ended = fields(worker=self.worker.pid)
+                log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why, extra=ended)
                 self.worker = None
                 self._turn += 1
                 if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:

@@ -28,6 +28,7 @@ from agent.serving.outcomes import Outcomes
 from agent.serving.queue import RequestQueue, Waiting
 from agent.serving.recovery import take_up
 from agent.serving.replies import Outlet, Replies
+from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
 from agent.serving.seat import LoadWorker, Seat
 from agent.serving.settings import ServingSettings
@@ -69,7 +70,8 @@ class Serving:
         self._queue: RequestQueue[Job] = RequestQueue(settings.queue_limit, settings.client_queue_limit)
         self._replies = replies = Replies(outlet, topics, ledger, meter)
         self._ledger_health = health = LedgerHealth(on_health)
-        self._outcomes = Outcomes(self._jobs, ledger, replies, meter, health=health, now=now)
+        self._log = RequestLog(prompts=settings.log_prompts)
+        self._outcomes = Outcomes(self._jobs, ledger, replies, meter, health=health, now=now, request_log=self._log)
         self._swapping = Swapping(self._make_seat(load), settings.drain_seconds, now)
         self._admission = Admission(
             self._queue,
@@ -86,6 +88,7 @@ class Serving:
             on_accepted=self._on_accepted,
             on_store=health.note,
             wall=wall,
+            request_log=self._log,
         )
         self._streams = Streams(
             self._queue,
@@ -198,6 +201,7 @@ class Serving:
         job = self._make_job(accepted.key, accepted.request, accepted.correlation)
         if accepted.deadline_seconds is not None:
             job.deadline = job.accepted + accepted.deadline_seconds
+        self._log.accepted(job)
         self._supersede(job)
         self._jobs[accepted.key] = job
         self._enqueue(job)
@@ -262,6 +266,7 @@ class Serving:
         while not self._stopping and self._room(seat) and (job := self._queue.take(self._now())) is not None:
             job.running = True
             job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
+            self._log.began(job, 0 if seat.worker is None else seat.worker.pid, seat.bundle.manifest.reference)
             seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes))
         self._on_load(len(self._queue))
         self._streams.schedule()
@@ -288,6 +293,7 @@ class Serving:
         lost = [job for number in list(seat.jobs) if (job := seat.release(number)) is not None]
         self._outcomes.crashed()
         for job in lost:
+            self._log.lost(job)
             job.lost_its_worker()
             if job.ending is not None:
                 self._outcomes.end_early(job, seat.bundle.manifest.reference)

@@ -16,6 +16,7 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ``group_high_mark`` requests wait, this device takes none that were sent to its groups.
     ``store_results``: ``text`` keeps prompts until they are answered and answers for a while, so that a restart loses
     nothing; ``hash`` writes no text to the disk, and what a restart interrupts has to be asked anew.
+    ``log_prompts`` puts prompts and answers into the log, as fields of their own; without it they never are there.
     """
 
     queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 128
@@ -25,6 +26,7 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     client_max_priority: dict[str, Annotated[int, Meta(ge=0, le=9)]] = {}
     group_high_mark: Annotated[int, Meta(ge=0, le=10_000)] = 4
     store_results: Literal["text", "hash"] = "text"
+    log_prompts: bool = False
     drain_seconds: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     stop_seconds: Annotated[float, Meta(ge=0, le=600)] = 10.0
 

@@ -1,0 +1,74 @@
+"""What the log says of each request, so that it can be followed from its topic to the worker and back.
+
+Every line has the client and the id, from the worker on also its process and the number that it knows the request by.
+What the client wrote and what it got is in no line, unless ``prompts`` is set: then in private fields of the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from msgspec import UNSET
+
+from agent.journal import fields
+from agent.serving.jobs import Job
+from agent.serving.requests import Refusal
+from agent.state.answers import Key
+from contract.mqtt.messages import GenerateRequest
+
+log = logging.getLogger("edge_agent.serving")
+
+
+class RequestLog:
+    """A line for each turn that a request takes; the end and refusals at level info, the way at debug."""
+
+    def __init__(self, *, prompts: bool) -> None:
+        self._prompts = prompts
+
+    def accepted(self, job: Job) -> None:
+        log.debug("request accepted", extra=fields(client=job.key.client, request=job.key.id, attempt=job.attempt))
+
+    def refused(self, key: Key, refusal: Refusal) -> None:
+        """Never with the refusal's sentence, and of its field only a name of ours: both may quote what was sent."""
+        field = re.split(r"[.\[]", refusal.field or "")[0]
+        known = field if field in GenerateRequest.__struct_fields__ else None
+        found = fields(client=key.client, request=key.id, code=refusal.code, error=refusal.kind, field=known)
+        log.info("request refused", extra=found)
+
+    def began(self, job: Job, worker: int, bundle: str) -> None:
+        job.worker = worker
+        found = fields(client=job.key.client, request=job.key.id, number=job.number, worker=worker, bundle=bundle)
+        log.debug("request given to a worker", extra=found)
+
+    def lost(self, job: Job) -> None:
+        found = fields(
+            client=job.key.client, request=job.key.id, number=job.number, worker=job.worker, attempt=job.attempt
+        )
+        log.warning("request was with a worker that ended", extra=found)
+
+    def ended(self, job: Job, outcome: str, seconds: float, *, tokens: int = 0, error: str | None = None) -> None:
+        private = {}
+        if self._prompts:
+            private = {"prompt": _asked(job.request), "answer": job.frames.text}
+        found = fields(
+            private,
+            client=job.key.client,
+            request=job.key.id,
+            outcome=outcome,
+            tokens=tokens,
+            seconds=f"{seconds:.3f}",
+            number=job.number,
+            worker=job.worker,
+            bundle=job.frames.bundle or None,
+            attempt=job.attempt,
+            error=error,
+        )
+        log.info("request ended", extra=found)
+
+
+def _asked(request: GenerateRequest) -> str:
+    if request.prompt is not UNSET:
+        return request.prompt
+    turns = [] if request.messages is UNSET else request.messages
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
