@@ -57,9 +57,17 @@ class RequestQueue(Generic[T]):
         self._waiting[waiting.number] = waiting
         self._by_client[waiting.client] = self._by_client.get(waiting.client, 0) + 1
 
+    def peek(self, now: float) -> T | None:
+        """What :meth:`take` would give."""
+        first = self._first(now)
+        return None if first is None else first.item
+
+    def _first(self, now: float) -> Waiting[T] | None:
+        return min(self._waiting.values(), key=lambda waiting: self._rank(waiting, now), default=None)
+
     def take(self, now: float) -> T | None:
         """The next one to run; its client moves back by one request."""
-        first = min(self._waiting.values(), key=lambda waiting: self._rank(waiting, now), default=None)
+        first = self._first(now)
         if first is None:
             return None
         self._clock = self._served[first.client]

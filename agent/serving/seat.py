@@ -68,6 +68,13 @@ class Seat:
         """How many more requests it can advance at once."""
         return 0 if self.worker is None else max(0, self.worker.facts.slots - len(self.jobs))
 
+    def takes(self, job: Job) -> bool:
+        """Whether ``job`` may run here now. One that lost a worker runs alone: were it to blame, and took the next one
+        down as well, its neighbours would pay for it a second time.
+        """
+        alone = not self.jobs
+        return self.free > 0 and (alone or not (job.crashes or any(other.crashes for other in self.jobs.values())))
+
     @property
     def hopeless(self) -> bool:
         return self.worker is None and self.failures >= HOPELESS_FAILURES

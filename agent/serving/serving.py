@@ -263,7 +263,7 @@ class Serving:
         seat = self._swapping.seat
         if seat is None or self._swapping.holding:
             return
-        while not self._stopping and self._room(seat) and (job := self._queue.take(self._now())) is not None:
+        while not self._stopping and (job := self._next(seat)) is not None:
             job.running = True
             job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
             self._log.began(job, 0 if seat.worker is None else seat.worker.pid, seat.bundle.manifest.reference)
@@ -271,8 +271,12 @@ class Serving:
         self._on_load(len(self._queue))
         self._streams.schedule()
 
-    def _room(self, seat: Seat) -> bool:
-        return seat.free > 0 and (self._most_active is None or self.active < self._most_active)
+    def _next(self, seat: Seat) -> Job | None:
+        """The next to run, if it may run now."""
+        if self._most_active is not None and self.active >= self._most_active:
+            return None
+        first = self._queue.peek(self._now())
+        return self._queue.take(self._now()) if first is not None and seat.takes(first) else None
 
     def limit_active(self, most: int | None) -> None:
         """At most so many answers at once from now on (None: as many as there are places); running ones go on."""

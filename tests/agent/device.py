@@ -65,6 +65,7 @@ class Device:
         self.state = state
         self.workers = workers or FakeWorkers()
         self.desired: list[bytes] = []
+        self.on_desired: Callable[[bytes], None] = self.desired.append
         self.health_changes = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -84,7 +85,7 @@ class Device:
 
     async def _start(self) -> None:
         self.meter = LlmMeter(time.time())
-        self.gateway = Gateway(self.config, "boot-1", on_desired=self.desired.append)
+        self.gateway = Gateway(self.config, "boot-1", on_desired=self.on_desired)
         self.database = Database(self.state, MIGRATIONS)
         self.ledger = AnswerWriter(self.database, keep_text=self.config.serving.store_results == "text")
 

@@ -1,10 +1,16 @@
-"""The process that is killed: ``python -m tests.chaos.device PORT STATE BUNDLE``; ends in order at SIGTERM."""
+"""The process that is killed: ``python -m tests.chaos.device PORT STATE BUNDLE [BUNDLE…] [--real]``.
+
+It serves the first bundle as ``toy@1.0.0``; every desired document (``overlap`` or ``drain``) swaps to the next one
+that way (``toy@2.0.0``, …, and round again). Workers hold the stand-in engine, or with ``--real`` the product's own.
+Ends in order at SIGTERM.
+"""
 
 from __future__ import annotations
 
+import argparse
+import queue
 import signal
 import sys
-import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +19,10 @@ import msgspec
 
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.install.ports import SealedBundle, SwapMode
 from agent.serving.settings import ServingSettings
 from agent.worker.supervision import WorkerProcess
+from contract.errors import EngineFailed
 from tests.agent.device import Device, sealed
 
 NAME = "storm"
@@ -22,7 +30,18 @@ QUEUE = 32
 WORKER = Path(__file__).resolve().parent.parent / "agent" / "worker" / "stand_in_worker.py"
 
 
-def main(port: int, state: Path, bundle: Path) -> None:
+def reference(index: int) -> str:
+    """What the device calls its ``index``-th bundle."""
+    return sealed(version=f"{index + 1}.0.0").manifest.reference
+
+
+def bundle(directories: list[Path], turn: int) -> SealedBundle:
+    """The one that is served after ``turn`` swaps."""
+    index = turn % len(directories)
+    return msgspec.structs.replace(sealed(version=f"{index + 1}.0.0"), directory=directories[index])
+
+
+def main(port: int, state: Path, directories: list[Path], *, real: bool) -> None:
     config = AgentConfig(
         device=NAME,
         state_dir=state,
@@ -31,15 +50,33 @@ def main(port: int, state: Path, bundle: Path) -> None:
             queue_limit=QUEUE, client_queue_limit=QUEUE, stream_interval_ms=0, stop_seconds=0.5, drain_seconds=5.0
         ),
     )
-    workers: Any = partial(WorkerProcess.start, command=(sys.executable, str(WORKER)))
-    stopped = threading.Event()
+    stand_in: Any = partial(WorkerProcess.start, command=(sys.executable, str(WORKER)))
+    workers: Any = WorkerProcess.start if real else stand_in
+    # Swap, or end at None; a SimpleQueue may be filled from a signal handler.
+    wishes: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda *_: wishes.put(None))
     device = Device(config, state / "state.db", workers)
-    device.start(msgspec.structs.replace(sealed(), directory=bundle), connect=False)
-    stopped.wait()
+    device.on_desired = wishes.put
+    device.start(bundle(directories, 0), connect=False)
+    turn = 0
+    while (wish := wishes.get()) is not None:
+        turn += 1
+        mode: SwapMode = "drain" if wish == b"drain" else "overlap"
+        try:
+            report = device.run(device.serving.swap(bundle(directories, turn), mode))
+            print(f"swapped to {reference(turn % len(directories))}, {report}", flush=True)
+        except EngineFailed as error:
+            # Its worker was killed while it loaded: the old one serves on.
+            print(f"no swap: {error.message}", flush=True)
     device.stop()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("state", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--real", action="store_true")
+    arguments = parser.parse_args()
+    main(arguments.port, arguments.state, arguments.bundles, real=arguments.real)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import psutil
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.engine.stepping import FinishEvent, Generation, TokenEvent
+from agent.engine.choice import open_engine
+from agent.engine.stepping import Engine, FinishEvent, Generation, TokenEvent
 from tests.agent.engine.stand_in import StandIn, write_bundle
 from tests.broker import Broker
-from tests.chaos.device import NAME
+from tests.chaos.device import NAME, reference
 
 CLIENT = "stormer"
 WINDOW = 48
@@ -35,6 +36,11 @@ AGAIN_SECONDS = 3.0
 
 STUCK_SECONDS = 120.0
 """No result at all for so long: something is lost."""
+
+KINDS = (
+    "worker killed", "swap: overlap", "agent killed", "client cut", "swap: drain", "broker killed", "agent restarted",
+)  # fmt: skip
+KILL_AGENT = KINDS.index("agent killed")
 
 PROMPTS = 24
 AUDITED = 200
@@ -54,10 +60,15 @@ class Request:
 
 @dataclass
 class Report:
-    """``broken`` says what did not hold; empty when all did."""
+    """``broken`` says what did not hold; empty when all did.
+
+    ``bundles``: how many each bundle answered; ``again``: answers that took more than one attempt.
+    """
 
     requests: int
     outcomes: Counter[str]
+    bundles: Counter[str]
+    again: int
     disturbances: Counter[str]
     asked: int
     delivered: int
@@ -66,14 +77,26 @@ class Report:
 
 
 class Storm:
-    """One device, one broker, one client."""
+    """One device, one broker, one client.
 
-    def __init__(self, root: Path, requests: int, seed: int, every: int, say: Callable[[str], None]) -> None:
+    Without ``bundles`` the workers hold a quick engine without a model, and the device swaps between two names for it.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        requests: int,
+        seed: int,
+        every: int,
+        say: Callable[[str], None],
+        bundles: Sequence[Path] = (),
+    ) -> None:
         self._random = random.Random(seed)
         self._say = say
         self._every = every
         self._root = root
-        self._bundle = write_bundle(root / "bundle")
+        self._real = bool(bundles)
+        self._bundles = list(bundles) or [write_bundle(root / name) for name in ("bundle", "other-bundle")]
         self._requests = {f"r{number}": self._make(number) for number in range(requests)}
         self._lock = threading.Lock()
         self._answered = 0
@@ -125,7 +148,8 @@ class Storm:
         with (self._root / "agent.log").open("ab") as log:
             self._agent = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.device",
-                 str(self._broker.port), str(self._root / "state"), str(self._bundle)],
+                 str(self._broker.port), str(self._root / "state"), *map(str, self._bundles),
+                 *(["--real"] if self._real else [])],
                 stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -135,8 +159,7 @@ class Storm:
         self._agent.wait(60)
 
     def _disturb(self, number: int) -> None:
-        kinds = ("worker killed", "agent killed", "client cut", "broker killed", "agent restarted")
-        kind = kinds[number % len(kinds)]
+        kind = KINDS[number % len(KINDS)]
         self._done[kind] += 1
         self._say(f"{self._answered} answered; {kind}")
         if kind == "worker killed":
@@ -144,6 +167,8 @@ class Storm:
             for child in psutil.Process(self._agent.pid).children():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
+        elif kind.startswith("swap"):
+            self._client.publish(f"edge/v1/d/{NAME}/desired", kind.removeprefix("swap: ").encode(), qos=1)
         elif kind == "client cut":
             with contextlib.suppress(OSError, AttributeError):
                 self._client.socket().shutdown(socket.SHUT_RDWR)
@@ -170,6 +195,8 @@ class Storm:
                     self._ask(name)
                 if self._requests[name].cancelled:
                     self._control({"id": name, "op": "cancel"})
+            if self._agent is not None and self._agent.poll() is not None:
+                raise RuntimeError(f"the agent ended by itself: {(self._root / 'agent.log').read_text()[-1000:]}")
             now = time.monotonic()
             for name in open_:
                 if self._requests[name].due <= now:
@@ -185,7 +212,7 @@ class Storm:
 
     def _audit(self) -> list[str]:
         """After one more restart: the same bytes again."""
-        self._disturb(1)
+        self._disturb(KILL_AGENT)
         names = self._random.sample(sorted(self._requests), min(AUDITED, len(self._requests)))
         before = {name: self._requests[name].deliveries for name in names}
         self._heard = time.monotonic()
@@ -233,8 +260,10 @@ class Storm:
     def _judge(self, stuck: list[str], seconds: float) -> Report:
         broken = [f"{name} has no result" for name in stuck if not self._requests[name].results]
         broken += [f"{name} was not answered again" for name in stuck if self._requests[name].results]
-        expected = [self._expected(number) for number in range(PROMPTS)]
+        expected = {reference(index): self._expect(directory) for index, directory in enumerate(self._bundles)}
         outcomes: Counter[str] = Counter()
+        bundles: Counter[str] = Counter()
+        again = 0
         for name, request in self._requests.items():
             if len(request.results) > 1:
                 broken.append(f"{name} has {len(request.results)} results: {sorted(request.results)}")
@@ -242,19 +271,30 @@ class Storm:
                 frame = json.loads(result)
                 kind = frame.get("finish_reason") or frame["error"]["type"]
                 outcomes[kind] += 1
-                if kind in ("stop", "length") and frame["text"] != expected[request.prompt]:
-                    broken.append(f"{name} got {frame['text']!r} for {expected[request.prompt]!r}")
+                if kind in ("stop", "length"):
+                    bundles[frame["bundle"]] += 1
+                    again += frame["attempt"] > 1
+                    right = expected[frame["bundle"]][request.prompt]
+                    if frame["text"] != right:
+                        broken.append(f"{name} got {frame['text']!r} for {right!r}")
                 if kind == "cancelled" and not request.cancelled:
                     broken.append(f"{name} was cancelled by nobody")
         delivered = sum(request.deliveries for request in self._requests.values())
-        return Report(len(self._requests), outcomes, self._done, self._asked, delivered, seconds, broken)
+        return Report(
+            len(self._requests), outcomes, bundles, again, self._done, self._asked, delivered, seconds, broken
+        )
 
-    def _expected(self, number: int) -> str:
-        engine = StandIn(self._bundle)
-        engine.admit(Generation(1, CLIENT, prompt=f"prompt {number}", max_tokens=6))
-        text = ""
-        while engine.busy:
-            for event in engine.step():
-                if isinstance(event, TokenEvent | FinishEvent):
-                    text += event.text
-        return text
+    def _expect(self, directory: Path) -> list[str]:
+        """The answer to each prompt, asked alone in this process."""
+        engine: Engine = open_engine(directory, threads=2, max_bytes=64 << 20) if self._real else StandIn(directory)
+        answers = []
+        for number in range(PROMPTS):
+            engine.admit(Generation(1, CLIENT, prompt=f"prompt {number}", max_tokens=6))
+            text = ""
+            while engine.busy:
+                for event in engine.step():
+                    if isinstance(event, TokenEvent | FinishEvent):
+                        text += event.text
+            answers.append(text)
+        engine.release()
+        return answers

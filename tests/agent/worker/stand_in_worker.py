@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import socket
 
-from agent.engine.stepping import CanaryScore, Generation
+from agent.engine.stepping import CanaryScore, Generation, StepEvent
 from agent.worker.process import end_with_parent, serve
 from agent.worker.protocol import Load
 from contract.errors import EngineFailed
@@ -21,7 +21,12 @@ from tests.agent.engine.stand_in import StandIn
 
 
 class Moody(StandIn):
-    """Obeys ``crash``, ``raise``, ``stop``, ``exit`` and ``garbage`` as prompts."""
+    """Obeys ``crash``, ``raise``, ``stop``, ``exit`` and ``garbage`` as prompts; takes its time over ``dawdle…``."""
+
+    def step(self) -> list[StepEvent]:
+        if any((answer.generation.prompt or "").startswith("dawdle") for answer in self._active):
+            time.sleep(0.02)
+        return super().step()
 
     def admit(self, generation: Generation) -> None:
         match generation.prompt:

@@ -1,0 +1,137 @@
+"""Processes that die by SIGKILL with requests in flight: each request is run again once, or closed with an error that
+says so. Agent, worker and broker are real; the engine in the worker needs no model.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from agent.engine.stepping import FinishEvent, Generation, TokenEvent
+from tests.agent.engine.stand_in import StandIn, write_bundle
+from tests.broker import Broker
+from tests.chaos.device import NAME
+from tests.e2e.raw_client import Answer, RawClient
+
+pytestmark = pytest.mark.broker
+
+LONG = "dawdle over this"
+TOKENS = 100
+
+
+class AgentProcess:
+    """The agent's serving half, to be killed and started again on the same state."""
+
+    def __init__(self, broker: Broker, root: Path) -> None:
+        self.bundle = write_bundle(root / "bundle")
+        self._root = root
+        self._broker = broker
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._root / "agent.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.device",
+                 str(self._broker.port), str(self._root), str(self.bundle)],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(20)
+
+    def kill_worker(self) -> None:
+        assert self._process is not None
+        (worker,) = psutil.Process(self._process.pid).children()
+        worker.kill()
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[AgentProcess]:
+    broker = Broker(tmp_path / "broker")
+    broker.start()
+    made = AgentProcess(broker, tmp_path)
+    made.start()
+    yield made
+    made.kill()
+    broker.stop()
+
+
+@pytest.fixture
+def asker(agent: AgentProcess) -> Iterator[RawClient]:
+    client = RawClient(agent._broker.port, "asker", NAME)
+    while not client.next_device_message("health")["ready"]:
+        pass
+    yield client
+    client.close()
+
+
+def ask(client: RawClient, request: str, prompt: str, **more: Any) -> None:
+    client.answers[request] = Answer(0.0)
+    body = {"id": request, "prompt": prompt, "max_tokens": TOKENS, **more}
+    client.publish(f"edge/v1/d/{NAME}/generate/{client.name}", json.dumps(body).encode())
+
+
+def wait_for_text(client: RawClient, request: str) -> None:
+    while True:
+        found, frame = client.frames.get(timeout=30)
+        if found == request and frame.get("d"):
+            return
+
+
+def expected(agent: AgentProcess, prompt: str) -> str:
+    """What the engine says when nothing happens to it."""
+    engine = StandIn(agent.bundle)
+    engine.admit(Generation(1, "asker", prompt=prompt, max_tokens=TOKENS))
+    text = ""
+    while engine.busy:
+        text += "".join(event.text for event in engine.step() if isinstance(event, TokenEvent | FinishEvent))
+    return text
+
+
+def test_killed_worker_costs_one_attempt(agent: AgentProcess, asker: RawClient) -> None:
+    ask(asker, "streamed", LONG)
+    ask(asker, "silent", LONG, stream=False)
+    wait_for_text(asker, "streamed")
+    agent.kill_worker()
+    for request in ("streamed", "silent"):
+        (last,) = asker.wait_answer(request).lasts
+        assert (last["text"], last["attempt"]) == (expected(agent, LONG), 2)
+    begins = [frame for frame in asker.answers["streamed"].frames if "attempt" in frame]
+    assert [frame["attempt"] for frame in begins] == [1, 2], "the client hears that the text begins anew"
+
+
+def test_request_that_kills_two_workers_is_closed_and_its_neighbours_are_answered(
+    agent: AgentProcess, asker: RawClient
+) -> None:
+    ask(asker, "poison", "crash")
+    ask(asker, "next", "hello")
+    error = asker.wait_answer("poison").lasts[0]["error"]
+    assert (error["code"], error["type"]) == (500, "engine_failed")
+    assert "ended twice" in error["message"]
+    assert asker.wait_answer("next").text == expected(agent, "hello")
+    ask(asker, "poison", "crash")
+    assert asker.wait_answer("poison").lasts == [{"s": 0, "error": error, "attempt": 3}], "it is not run a third time"
+
+
+def test_killed_agent_runs_what_was_silent_and_closes_what_had_begun(agent: AgentProcess, asker: RawClient) -> None:
+    ask(asker, "streamed", LONG)
+    ask(asker, "silent", LONG, stream=False)
+    wait_for_text(asker, "streamed")
+    agent.kill()
+    agent.start()
+    error = asker.wait_answer("streamed").lasts[0]
+    assert (error["error"]["code"], error["error"]["type"], error["attempt"]) == (503, "interrupted", 2)
+    assert "another id" in error["error"]["message"]
+    last = asker.wait_answer("silent").lasts[0]
+    assert (last["text"], last["attempt"]) == (expected(agent, LONG), 2)
+    ask(asker, "streamed", LONG)
+    assert asker.wait_answer("streamed").lasts == [error]
