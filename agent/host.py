@@ -15,8 +15,11 @@ from msgspec import Struct
 
 from agent import isa
 from contract.errors import BundleRefused, StoreBroken
-from contract.manifest import Requires
+from contract.manifest import Manifest, Requires
 from contract.reasons import Reason
+
+PROVIDERS = frozenset({"cpu"})
+"""Execution providers that the engines of this agent run; a graph for another one would fail at load or crawl."""
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -165,6 +168,21 @@ def check_requires(requires: Requires, host: Host, *, room_bytes: int | None = N
         installed = host.runtimes.get(package)
         if not satisfies(installed, bounds):
             raise refuse(reason, field, f"the bundle needs {package} {bounds}, there is {installed or 'none'}")
+
+
+def check_provider(manifest: Manifest) -> None:
+    """Refuse a bundle whose graph was built for an execution provider that does not run here.
+
+    Raises:
+        BundleRefused: REQUIRES_EP.
+    """
+    provider = manifest.model.ep
+    if provider not in PROVIDERS:
+        raise BundleRefused(
+            Reason.REQUIRES_EP,
+            f"{manifest.reference} is built for {provider}, this agent runs {_any_of(sorted(PROVIDERS))}",
+            field="model.ep",
+        )
 
 
 def _any_of(names: Sequence[str]) -> str:

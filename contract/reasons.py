@@ -56,6 +56,7 @@ class Reason(StrEnum):
     REQUIRES_DISK = "requires_disk"
     REQUIRES_RUNTIME = "requires_runtime"
     REQUIRES_AGENT = "requires_agent"
+    REQUIRES_EP = "requires_ep"
 
     # What the device was asked to do.
     DESIRED_INVALID = "desired_invalid"

@@ -20,10 +20,10 @@ from agent.install.machine import State
 from agent.install.ports import Serving
 from agent.install.reporting import OnEvent, OnReported, Reporter, reported_error
 from agent.install.settings import InstallSettings
-from agent.install.watch import RejectMeter, Watch
+from agent.install.watch import Watch
 from agent.install.wishes import Wish, read_desired, revision_of
-from agent.state.audit import AuditLog
-from agent.state.installation import InstallationState
+from agent.state.audit import AuditLog, RefusalRation, unsaid_text
+from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
@@ -69,6 +69,7 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         self._reporter = Reporter(state, on_reported, on_event, loop.time)
         self._audit = AuditLog(directory.audit, disk or Disk(), "agent")
+        self._ration = RefusalRation(loop.time)
         self._driver = Driver(
             directory=directory,
             state=state,
@@ -81,6 +82,7 @@ class Coordinator:
             reporter=self._reporter,
             deriver=deriver,
             audit=self._audit,
+            ration=self._ration,
         )
         self._watch = Watch(
             state_dir=str(directory.root),
@@ -92,7 +94,6 @@ class Coordinator:
             reporter=self._reporter,
             audit=self._audit,
         )
-        self._rejects = RejectMeter(loop.time)
         self._pending: bytes | None = None
         self._wish: Wish | None = None
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
@@ -211,11 +212,14 @@ class Coordinator:
         """Say so; a wish that is being pursued goes on, since whoever sent this may not even be its author."""
         detail = {"reason": refused.reason, "message": refused.message, "revision": revision_of(payload)}
         self._reporter.event("refused", detail)
-        unsaid = self._rejects.admit()
+        unsaid = self._ration.unsaid()
+        self._ration.refused()
         if unsaid is not None:
-            more = f" (and {unsaid} more since the last entry)" if unsaid else ""
             self._audit.note(
-                "refused", revision=detail["revision"], reason=refused.reason, message=refused.message + more
+                "refused",
+                revision=detail["revision"],
+                reason=refused.reason,
+                message=refused.message + unsaid_text(unsaid),
             )
         if self._driver.state is State.IDLE:
             self._reporter.begin(revision_of(payload))
@@ -252,7 +256,10 @@ class Coordinator:
             return
         wish = self._wish
         if wish is None or clock() < self._not_before:
-            if await self._watch.replace_revoked():
+            damaged = self._watch.take_damaged() if wish is None else None
+            if damaged is not None:
+                self._mend(damaged)
+            elif await self._watch.replace_revoked():
                 self._changed.set()
             self._reporter.tell()
             return
@@ -269,6 +276,13 @@ class Coordinator:
                 self._restore_at = float("inf")
             # With the wish out of the way, what was found revoked may have to go.
             self._changed.set()
+
+    def _mend(self, damaged: InstalledBundle) -> None:
+        """Obtain what is active once more, while it serves on from what it has loaded."""
+        self._driver.damaged = True
+        sources, revision = tuple(self._sources.values()), self._reporter.revision
+        self._wish = Wish(damaged.name, damaged.version, sources, self._settings, revision=revision, urgent=True)
+        self._changed.set()
 
     async def _obey(self, order: Wish, future: asyncio.Future[Outcome]) -> None:
         older = self._wish
@@ -292,7 +306,10 @@ class Coordinator:
             self._reporter.begin(wish.revision)
             self._reporter.tell()
             return Outcome("active")
-        return await self._driver.pursue(wish)
+        outcome = await self._driver.pursue(wish)
+        if outcome.kind == "active":
+            self._watch.mended(self._store.snapshot().active)
+        return outcome
 
     def _backoff(self) -> float:
         """Doubled every time, with jitter so that a fleet does not come back at once."""

@@ -20,7 +20,7 @@ from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
 from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
-from agent.install.inspection import inspect_bundle, read_manifest
+from agent.install.inspection import check_unchanged, inspect_bundle, mark_files, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
 from agent.install.machine import Action, Event, State, step
 from agent.install.ports import SealedBundle, Serving, SwapMode
@@ -28,7 +28,7 @@ from agent.install.probation import judge
 from agent.install.reporting import Reporter, reported_error
 from agent.install.settings import InstallSettings
 from agent.install.wishes import Wish
-from agent.state.audit import AuditLog
+from agent.state.audit import AuditLog, RefusalRation
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
@@ -71,6 +71,7 @@ class Driver:
         reporter: Reporter,
         deriver: Deriver | None = None,
         audit: AuditLog,
+        ration: RefusalRation,
     ) -> None:
         self._directory = directory
         self._store = state
@@ -83,6 +84,7 @@ class Driver:
         self._reporter = reporter
         self._deriver = deriver
         self._audit = audit
+        self._ration = ration
         snapshot = state.snapshot()
         self._state = State(snapshot.phase)
         self._candidate = snapshot.candidate
@@ -91,6 +93,7 @@ class Driver:
         self._outcome = Outcome("superseded")
         self._superseded = asyncio.Event()
         self._sealed: SealedBundle | None = None
+        self._marks: tuple[tuple[int, ...], ...] = ()
         self._passed: CanaryPassed | None = None
         self._predecessor_speed: float | None = None
         self.restored = False
@@ -220,10 +223,14 @@ class Driver:
             digest=wish.digest,
             allow_epoch=wish.allow_epoch,
             root=wish.root,
+            # What this device's own operator asks for is written down in any case.
+            refusals_unsaid=0 if wish.operator else self._ration.unsaid(),
         )
         try:
             await self._installer(job, self._hear)
         except BundleRefused as refused:
+            if not wish.operator:
+                self._ration.refused()
             self._refuse(refused)
             return Event.REFUSED
         except EdgeBundleError as error:
@@ -277,11 +284,18 @@ class Driver:
             )
         place = self._directory.bundle(digest)
         try:
+            # The installer verified it in another process; what is loaded is verified by whoever loads it.
             manifest = await asyncio.to_thread(read_manifest, place, digest)
+            self._marks = mark_files(place, manifest)
+            sealed = await asyncio.to_thread(inspect_bundle, place, digest)
+            self._sealed = await self._with_derived(sealed)
+            verdict = await run_canary(self._sealed, self._workers, self._worker_settings, self._settings)
+            check_unchanged(place, manifest, self._marks)
         except BundleRefused as refused:
-            return self._fail(Failure(refused.reason, refused.message))
-        self._sealed = await self._with_derived(SealedBundle(digest=digest, directory=place, manifest=manifest))
-        verdict = await run_canary(self._sealed, self._workers, self._worker_settings, self._settings)
+            # This disk's fault, not the bundle's: it is obtained again.
+            self._outcome = Outcome("later", refused)
+            self._reporter.error = reported_error(refused)
+            return Event.UNAVAILABLE
         if isinstance(verdict, Failure):
             return self._fail(verdict)
         self._passed = verdict
@@ -302,8 +316,12 @@ class Driver:
         self._store.log_swap(self._sealed.digest, int(time.time()))
         try:
             report = await self._serving.swap(self._sealed, mode)
+            check_unchanged(self._sealed.directory, self._sealed.manifest, self._marks)
         except EngineFailed as error:
             return self._fail(Failure(Reason.ENGINE_FAILED, error.message))
+        except BundleRefused as refused:
+            # It answers already, but with what nobody verified: the old one comes back.
+            return self._fail(Failure(refused.reason, refused.message))
         self._reporter.hold_ms = report.hold_ms
         self._reporter.event(
             "swap",
@@ -422,6 +440,13 @@ class Driver:
 
     def _tell_rollback(self, active: InstalledBundle | None) -> None:
         wish, failure = self._wish, self._failure
+        self._audit.note(
+            "rolled_back",
+            bundle=None if active is None else active.reference,
+            digest=None if active is None else active.digest,
+            reason=str(Reason.INTERRUPTED if failure is None else failure.reason),
+            message=f"from {'an unknown bundle' if wish is None else wish.reference}",
+        )
         self._reporter.event(
             "rollback",
             {

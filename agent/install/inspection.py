@@ -90,6 +90,41 @@ def inspect_bundle(directory: Path, digest: Digest, on_bytes: OnBytes | None = N
     return SealedBundle(digest=digest, directory=directory, manifest=manifest)
 
 
+def mark_files(directory: Path, manifest: Manifest) -> tuple[tuple[int, ...], ...]:
+    """What changes when a file of the bundle is written, replaced or renamed over: inode, size, times of change.
+
+    Taken before a verification and compared after a use, it proves that what was used is what was verified, against
+    anybody but root: nobody else can set the time of a file's last change (ctime).
+
+    Raises:
+        BundleRefused: FILE_MISSING.
+        StoreBroken: the disk does not let us look.
+    """
+    marks = []
+    for name in (MANIFEST_FILE, *(entry.path for entry in manifest.files)):
+        try:
+            found = (directory / name).lstat()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BundleRefused(Reason.FILE_MISSING, f"{name} is missing", field=name) from error
+        except OSError as error:
+            raise StoreBroken(f"{directory / name} cannot be looked at: {error.strerror}") from error
+        marks.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+    return tuple(marks)
+
+
+def check_unchanged(directory: Path, manifest: Manifest, marks: tuple[tuple[int, ...], ...]) -> None:
+    """Refuse a bundle of which a file was touched since ``marks`` were taken.
+
+    Raises:
+        BundleRefused: DIGEST_MISMATCH, FILE_MISSING.
+        StoreBroken: the disk does not let us look.
+    """
+    if mark_files(directory, manifest) != marks:
+        raise BundleRefused(
+            Reason.DIGEST_MISMATCH, f"a file of {manifest.reference} was swapped between its verification and its use"
+        )
+
+
 class _opened:
     """A regular file, read without following links; only our errors come out."""
 

@@ -19,7 +19,7 @@ from agent.install.job import MAX_LINE_BYTES, Failed, Fault, Job, Line, encode_l
 from agent.install.obtaining import Obtaining
 from agent.install.ports import SealedBundle
 from agent.install.sources import Mirrors
-from agent.state.audit import AuditLog
+from agent.state.audit import AuditLog, unsaid_text
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
@@ -62,7 +62,7 @@ def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundl
             if job.refresh_only:
                 trusting.refresh(mirrors)
                 return None
-            with audited(job, AuditLog(directory.audit, disk, "installer")) as accept:
+            with audited(job, AuditLog(directory.audit, disk, "installer"), state.epoch()) as accept:
                 obtaining = Obtaining(job, directory, state, disk, report)
                 if job.digest is not None:
                     sealed = obtaining.run_local(trusting.check_not_revoked)
@@ -76,8 +76,11 @@ def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundl
 
 
 @contextmanager
-def audited(job: Job, audit: AuditLog) -> Iterator[Callable[[SealedBundle], None]]:
-    """Write down how the block ends: by a bundle given to what it yields, or by a refusal."""
+def audited(job: Job, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedBundle], None]]:
+    """Write down how the block ends: by a bundle given to what it yields, or by a refusal.
+
+    ``epoch`` is the security epoch committed here.
+    """
 
     def accept(sealed: SealedBundle) -> None:
         # Durable before the agent hears of it: nothing becomes active that is not in the log.
@@ -88,11 +91,27 @@ def audited(job: Job, audit: AuditLog) -> Iterator[Callable[[SealedBundle], None
             security_epoch=sealed.manifest.security_epoch,
             message="the operator allowed a lower epoch or a revoked bundle" if job.allow_epoch else None,
         )
+        if job.allow_epoch and sealed.manifest.security_epoch < epoch:
+            audit.record(
+                "epoch_lowered",
+                bundle=sealed.manifest.reference,
+                digest=sealed.digest,
+                security_epoch=sealed.manifest.security_epoch,
+                message=f"root allowed it; security epoch {epoch} stays the least for everything else",
+            )
 
     try:
         yield accept
     except BundleRefused as refused:
-        audit.note("refused", bundle=f"{job.name}@{job.version}", digest=job.digest, error=refused)
+        if job.refusals_unsaid is not None:
+            audit.note(
+                "refused",
+                bundle=f"{job.name}@{job.version}",
+                digest=job.digest,
+                reason=str(refused.reason),
+                message=refused.message + unsaid_text(job.refusals_unsaid),
+                field=refused.field,
+            )
         raise
 
 

@@ -23,7 +23,8 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     ``digest``: a bundle that lies here already is meant, no source is asked (a rollback); ``allow_epoch`` lets it have
     a security epoch below the committed one, or be revoked. ``root``: a ``root.json`` to provision trust with where
     there is none yet. ``refresh_only``: bring the device's trust up to date and look at what is installed with it; name
-    and version mean nothing then.
+    and version mean nothing then. ``refusals_unsaid``: how many refusals were not written to ``audit.jsonl`` since the
+    last one that was; None when the refusal of this job is not to be, either.
     """
 
     state_dir: str
@@ -39,6 +40,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     allow_epoch: bool = False
     root: str | None = None
     refresh_only: bool = False
+    refusals_unsaid: int | None = 0
 
 
 class Resolved(Struct, frozen=True, tag="resolved"):

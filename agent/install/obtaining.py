@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.host import check_requires, disk_available, measure_host
+from agent.host import check_provider, check_requires, disk_available, measure_host
 from agent.install.collection import collect_bundles, collect_strays, known_bundles, used_bytes
 from agent.install.fetching import fill_part
 from agent.install.inspection import check_file, inspect_bundle
@@ -122,6 +122,7 @@ class Obtaining:
         manifest = trusted.manifest
         check_epoch(manifest, self._state.epoch())
         self._check_quarantine(trusted)
+        check_provider(manifest)
         host = measure_host(self._directory.root)
         check_requires(manifest.requires, host, room_bytes=self._job.quota_bytes or None)
         final = self._directory.bundle(trusted.digest)

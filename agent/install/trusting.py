@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.install.inspection import inspect_bundle
 from agent.install.job import Job
 from agent.install.sources import Mirrors
 from agent.state.audit import AuditLog
@@ -158,6 +159,9 @@ class Trusting:
 
         if problem is not None:
             warn(Warned(problem.reason, None, problem.message))
+        damage = self._damage()
+        if damage is not None:
+            warn(damage)
         try:
             files = store.load(self._state)
         except BundleRefused as lost:
@@ -183,6 +187,17 @@ class Trusting:
                 )
             )
         return list(found.values())
+
+    def _damage(self) -> Warned | None:
+        """What is wrong with the bytes of the active bundle, each of which is hashed."""
+        active = self._state.bundle(self._state.snapshot().active)
+        if active is None:
+            return None
+        try:
+            inspect_bundle(self._directory.bundle(active.digest), active.digest)
+        except BundleRefused as fault:
+            return Warned(fault.reason, active.digest, f"{active.reference} was changed on this disk: {fault.message}")
+        return None
 
     def _expired(self, files: dict[str, bytes]) -> list[str]:
         from contract.trust.resolve import OFFLINE_GRACE

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from agent.install.delivery import Installer
 from agent.install.driving import Driver
@@ -17,6 +17,7 @@ from agent.install.revocation import must_be_replaced, successor, successor_wish
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState, InstalledBundle
+from agent.state.standing import Warned
 from contract.errors import BundleRefused, EdgeBundleError
 from contract.names import Digest
 from contract.reasons import Reason
@@ -26,8 +27,9 @@ log = logging.getLogger("edge_agent.install")
 FIRST_REFRESH_SECONDS = 300.0
 """After a start trust is refreshed within this time: a device that is switched on for an hour a day hears of it."""
 
-REJECT_SECONDS = 10.0
-"""Documents that cannot be followed are written down this often at most."""
+
+def _is_damage(warned: Warned, digest: Digest) -> bool:
+    return warned.digest == digest and warned.reason is not Reason.REVOKED
 
 
 class Watch:
@@ -60,6 +62,7 @@ class Watch:
         self._clock = asyncio.get_running_loop().time
         self._told = {(each.reason, each.digest) for each in state.standing.warnings()}
         self._unfit: set[Digest] = set()
+        self._look_for_damage = True
         self.due = self._clock() + self._period(first=True)
 
     def _period(self, *, first: bool = False) -> float:
@@ -104,6 +107,7 @@ class Watch:
                 each.cancel()
             await asyncio.gather(work, interruption, return_exceptions=True)
             self.due = self._clock() + delay
+            self._look_for_damage = True
         self.tell()
         self._reporter.tell()
 
@@ -116,6 +120,25 @@ class Watch:
                 detail = {"bundle": bundle and bundle.reference, "reason": each.reason, "message": each.message}
                 self._reporter.event("refused", detail)
         self._told = {(each.reason, each.digest) for each in warnings}
+
+    def take_damaged(self) -> InstalledBundle | None:
+        """The active bundle if its bytes on this disk are not what they should be; asked again, only after the next
+        refresh: a disk that cannot be mended must not cost a download after the other.
+        """
+        if not self._look_for_damage:
+            return None
+        self._look_for_damage = False
+        active = self._store.bundle(self._store.snapshot().active)
+        found = active is not None and any(_is_damage(each, active.digest) for each in self._store.standing.warnings())
+        return active if found else None
+
+    def mended(self, digest: Digest | None) -> None:
+        """Every byte of ``digest`` was verified since: the warning is over."""
+        warnings = self._store.standing.warnings()
+        others = [each for each in warnings if digest is None or not _is_damage(each, digest)]
+        if len(others) < len(warnings):
+            self._store.standing.replace(others)
+            self._told = {(each.reason, each.digest) for each in others}
 
     async def replace_revoked(self) -> bool:
         """Go back to an acceptable bundle, or to none, if policy wants what is active out of service; whether anything
@@ -151,21 +174,3 @@ class Watch:
         )
         self._reporter.error = reported_error(error)
         self._reporter.tell()
-
-
-class RejectMeter:
-    """Keeps a flood of bad documents from washing everything else out of the log."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._next = float("-inf")
-        self._unsaid = 0
-
-    def admit(self) -> int | None:
-        """How many were not written down since the last one that was; None when this one is not to be, either."""
-        if self._clock() < self._next:
-            self._unsaid += 1
-            return None
-        self._next = self._clock() + REJECT_SECONDS
-        unsaid, self._unsaid = self._unsaid, 0
-        return unsaid

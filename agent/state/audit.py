@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,12 @@ MAX_BYTES = 1 << 20
 """About 3,000 decisions; a device takes a few a day."""
 
 FILES = 4
+
+RATION = 30
+"""Refusals written down at once: more than an operator causes in an hour of trying."""
+
+RATION_SECONDS = 1200.0
+"""Then one in this time: at 300 bytes the log holds half a year of them."""
 
 MAX_TEXT = 1000
 """Messages may quote what came from outside."""
@@ -80,6 +86,7 @@ class AuditLog:
         error: EdgeBundleError | None = None,
         reason: str | None = None,
         message: str | None = None,
+        field: str | None = None,
     ) -> None:
         """Write it down, durably.
 
@@ -96,7 +103,7 @@ class AuditLog:
             revision=revision,
             reason=str(error.reason) if error is not None and error.reason else reason,
             message=(error.message if error is not None else message or "")[:MAX_TEXT] or None,
-            field=None if error is None or error.field is None else error.field[:MAX_TEXT],
+            field=((error.field if error is not None else field) or "")[:MAX_TEXT] or None,
         )
         line = msgspec.json.encode(entry) + b"\n"
         with self._alone():
@@ -150,6 +157,39 @@ class AuditLog:
             older = rotated(self._path, number)
             if older.exists():
                 self._disk.rename(older, rotated(self._path, number + 1))
+
+
+class RefusalRation:
+    """How many refusals may be written down, so that whoever causes them cannot wash everything else out of the log.
+
+    :data:`RATION` at once, then one every :data:`RATION_SECONDS`: a flood that never ends fills the log in half a year.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._left = float(RATION)
+        self._at = clock()
+        self._unsaid = 0
+
+    def unsaid(self) -> int | None:
+        """How many were not written down since the last one that was; None when the next one is not to be, either."""
+        now = self._clock()
+        self._left = min(float(RATION), self._left + (now - self._at) / RATION_SECONDS)
+        self._at = now
+        return self._unsaid if self._left >= 1 else None
+
+    def refused(self) -> None:
+        """One was refused, and written down or not as :meth:`unsaid` said."""
+        if self.unsaid() is None:
+            self._unsaid += 1
+        else:
+            self._left -= 1
+            self._unsaid = 0
+
+
+def unsaid_text(count: int) -> str:
+    """What the message of a refusal ends with when ``count`` before it were not written down."""
+    return f" (and {count} more since the last entry)" if count else ""
 
 
 def rotated(path: Path, number: int) -> Path:

@@ -17,6 +17,7 @@ import pytest
 from agent.control import ControlServer, Order, call_agent
 from agent.install.machine import State
 from agent.install.settings import InstallSettings
+from agent.state.audit import read_audit
 from contract.errors import EdgeBundleError
 from contract.mqtt.messages import Reported
 from contract.reasons import Reason
@@ -178,6 +179,8 @@ def test_a_rollback_below_the_epoch_is_refused_unless_root_insists(market: Marke
             if os.geteuid() == 0:
                 await asyncio.to_thread(call_agent, stage.directory, insisting, lambda reported: None)
                 assert stage.state.epoch() == 2, "the floor stays"
+                lowered = [entry for entry in read_audit(stage.directory.audit) if entry.decision == "epoch_lowered"]
+                assert [(entry.bundle, entry.security_epoch) for entry in lowered] == [("tiny@1.0.0", 1)]
             else:
                 with pytest.raises(EdgeBundleError, match="only root"):
                     await asyncio.to_thread(call_agent, stage.directory, insisting, lambda reported: None)

@@ -221,6 +221,33 @@ def test_what_the_device_lacks_is_refused_before_anything_is_fetched(
     assert device.names(lambda place: place.inbox) == []
 
 
+@pytest.mark.parametrize("provider", ["cuda", "dml", "webgpu"])
+def test_a_bundle_for_a_provider_that_does_not_run_here_is_refused(
+    market: Market, device: Device, provider: str
+) -> None:
+    base = parse_manifest((market.base / MANIFEST_FILE).read_bytes()).model
+    market.publish("1.0.0", model=msgspec.structs.replace(base, ep=provider))
+    with pytest.raises(BundleRefused) as refused:
+        device.install(market.job(device.directory.root, "1.0.0"))
+    assert (refused.value.reason, refused.value.field) == (Reason.REQUIRES_EP, "model.ep")
+    assert device.names(lambda place: place.inbox) == []
+
+
+def test_a_requirement_that_is_not_understood_is_refused(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    (stored,) = (market.root / "repository/manifests/tiny").iterdir()
+    document = msgspec.json.decode(stored.read_bytes())
+    document["requires"]["npu"] = True
+    with pytest.raises(BundleRefused) as refused:
+        parse_manifest(msgspec.json.encode(document))
+    assert (refused.value.reason, refused.value.field) == (Reason.REQUIRES_UNKNOWN, "requires.npu")
+    base = parse_manifest(stored.read_bytes()).requires
+    market.publish("1.1.0", requires=msgspec.structs.replace(base, onnxruntime="~=1.31"))
+    with pytest.raises(BundleRefused) as refused:
+        device.install(market.job(device.directory.root, "1.1.0"))
+    assert refused.value.reason is Reason.REQUIRES_UNKNOWN
+
+
 def test_an_epoch_below_the_committed_one_is_refused(market: Market, device: Device) -> None:
     market.publish("1.0.0", security_epoch=5)
     market.publish("2.0.0", security_epoch=4)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from agent.install import trusting
+from agent.install.inspection import find_faults
 from agent.install.settings import InstallSettings
+from agent.state import audit
 from agent.state.standing import Warned
 from contract.errors import BundleRefused, EdgeBundleError
 from contract.mqtt.messages import Reported
@@ -216,18 +217,35 @@ async def test_every_decision_of_the_agent_is_written_down(market: Market, devic
         coordinator.desire(desired("1.1.0"))
         await stage.until(lambda each: each.error is not None and each.error.reason == Reason.CANARY_DRIFT)
     by_agent = [(entry.decision, entry.reason) for entry in device.audit() if entry.by == "agent"]
-    assert by_agent == [("refused", "source_not_configured"), ("committed", None), ("refused", "canary_drift")]
+    assert by_agent == [
+        ("refused", "source_not_configured"),
+        ("committed", None),
+        ("refused", "canary_drift"),
+        ("rolled_back", "canary_drift"),
+    ]
 
 
-async def test_a_flood_of_bad_documents_does_not_wash_the_log_out(market: Market, device: Device) -> None:
+async def test_a_flood_of_bad_documents_does_not_wash_the_log_out(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "RATION", 2)
     stage = stage_for(market, device)
     market.publish("1.0.0")
     async with stage.agent() as coordinator:
-        for number in range(5):
-            coordinator.desire(desired("1.0.0", f"flood-{number}", source="elsewhere"))
-            await stage.until(lambda each, wanted=f"flood-{number}": each.revision == wanted)
-            await asyncio.sleep(0)
-    assert len([entry for entry in device.audit() if entry.reason == "source_not_configured"]) == 1
+        for number in range(4):
+            # Half of them are turned away by the agent, half by the installer.
+            elsewhere = {"source": "elsewhere"} if number % 2 else {}
+            coordinator.desire(desired("9.9.9", f"flood-{number}", **elsewhere))
+            await stage.until(
+                lambda each, wanted=f"flood-{number}": (
+                    each.revision == wanted and each.phase == "IDLE" and each.error is not None
+                )
+            )
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+    refused = [entry for entry in device.audit() if entry.decision == "refused"]
+    assert [entry.reason for entry in refused] == ["not_listed", "source_not_configured"], "the ration is two"
+    assert [entry.decision for entry in device.audit()][-1] == "committed"
 
 
 def test_warnings_are_news_once(device: Device) -> None:
@@ -238,3 +256,116 @@ def test_warnings_are_news_once(device: Device) -> None:
     assert standing.replace([]) == []
     assert standing.warnings() == []
     assert standing.replace([first]) == [first]
+
+
+# Bytes that change on this disk.
+
+
+async def test_attack_a_byte_of_the_active_bundle_changed_while_it_serves(market: Market, device: Device) -> None:
+    stage = stage_for(market, device)
+    market.publish("1.0.0")
+    stage.settings = InstallSettings(probation_seconds=0, trust_refresh_seconds=SOON)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        reported = await stage.until(active("1.0.0"))
+        assert reported.active is not None
+        victim = device.directory.bundle(reported.active.digest) / "model.onnx.data"
+        original = victim.read_bytes()
+        victim.chmod(0o644)
+        with victim.open("r+b") as file:
+            file.seek(len(original) // 2)
+            file.write(bytes([original[len(original) // 2] ^ 1]))
+        await stage.until(warns(Reason.DIGEST_MISMATCH))
+        assert stage.serving.bundle is not None, "it serves on meanwhile"
+        await stage.until(lambda each: each is stage.reported[-1] and not each.warnings and each.phase == "IDLE")
+    assert victim.read_bytes() == original, "obtained again"
+    assert [version for version, _ in stage.serving.swaps] == ["1.0.0", "1.0.0"]
+    assert stage.reported[-1].revision == "r1.0.0"
+    told = [detail["reason"] for kind, detail in stage.events if kind == "refused"]
+    assert told == [Reason.DIGEST_MISMATCH]
+    assert [entry.reason for entry in device.audit() if entry.decision == "warned"] == ["digest_mismatch"]
+
+
+async def test_damage_that_cannot_be_mended_is_reported_and_serves_on(market: Market, device: Device) -> None:
+    stage = stage_for(market, device)
+    await settle(stage, market, "1.0.0")
+    market.repository.revoke("tiny@1.0.0")
+    stage.settings = InstallSettings(probation_seconds=0, trust_refresh_seconds=SOON)
+    async with stage.agent():
+        current = device.state().snapshot().active
+        assert current is not None
+        victim = device.directory.bundle(current) / "tokenizer.json"
+        victim.chmod(0o644)
+        victim.write_bytes(b"?")
+        await stage.until(lambda each: warns(Reason.SIZE_MISMATCH)(each) and each.error is not None)
+        assert stage.serving.bundle is not None
+
+
+@pytest.mark.parametrize("when", ["before the canary", "after it"])
+async def test_attack_a_file_swapped_between_verification_and_use(market: Market, device: Device, when: str) -> None:
+    stage = stage_for(market, device)
+    market.publish("1.0.0")
+    installs, loads = stage.installer, stage.workers
+    swapped: list[str] = []
+
+    def swap() -> None:
+        if swapped:
+            return
+        (place,) = device.directory.bundles.iterdir()
+        place.chmod(0o755)
+        other = place.parent.parent / "evil.json"
+        other.write_bytes((place / "tokenizer.json").read_bytes())
+        if when == "before the canary":
+            other.write_bytes(b"?" * other.stat().st_size)
+        other.rename(place / "tokenizer.json")
+        place.chmod(0o555)
+        swapped.append(str(place))
+
+    async def install(job: Any, on_line: Any) -> None:
+        await installs(job, on_line)
+        if when == "before the canary":
+            swap()
+
+    async def load(*words: Any, **more: Any) -> Any:
+        worker = await loads(*words, **more)
+        if when == "after it":
+            swap()
+        return worker
+
+    stage.installer, stage.workers = install, load
+    stage.settings = InstallSettings(probation_seconds=0, retry_first_seconds=0.05)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(lambda each: each.error is not None and each.error.reason == Reason.DIGEST_MISMATCH)
+        assert stage.serving.bundle is None, "nothing was served that nobody verified"
+        await stage.until(active("1.0.0"))
+    sealed = stage.serving.bundle
+    assert sealed is not None
+    assert list(find_faults(sealed.directory, sealed.manifest)) == []
+    assert len(loads.started) == (1 if when == "before the canary" else 2)
+
+
+async def test_attack_a_file_swapped_while_the_new_model_loads(market: Market, device: Device) -> None:
+    stage = stage_for(market, device)
+    await settle(stage, market, "1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"}, security_epoch=1)
+    swaps = stage.serving.swap
+
+    async def swap(bundle: Any, mode: Any) -> Any:
+        report = await swaps(bundle, mode)
+        if bundle.manifest.version == "1.1.0":
+            victim = bundle.directory / "README.md"
+            victim.chmod(0o644)
+            victim.write_bytes(b"9.9.9")
+        return report
+
+    stage.serving.swap = swap  # type: ignore[method-assign]
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.1.0"))
+        await stage.until(lambda each: each.error is not None and each.error.reason == Reason.DIGEST_MISMATCH)
+        reported = await stage.until(lambda each: each is stage.reported[-1] and each.phase == "IDLE")
+    assert reported.active is not None
+    assert reported.active.version == "1.0.0"
+    assert [version for version, _ in stage.serving.swaps][-1] == "1.0.0"
+    rolled_back = [entry for entry in device.audit() if entry.decision == "rolled_back"]
+    assert [(entry.bundle, entry.reason) for entry in rolled_back] == [("tiny@1.0.0", "digest_mismatch")]
