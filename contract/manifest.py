@@ -21,6 +21,8 @@ from contract.reasons import Reason
 SCHEMA = "edge-bundle/1"
 MANIFEST_FILE = "manifest.json"
 
+ADAPTER_SUFFIX = ".onnx_adapter"
+
 MAX_MANIFEST_BYTES = 16 * 2**20
 """A 16 GB bundle of 1 MiB chunks lists 16,384 of them at about 100 bytes each: 1.6 MB. Ten times that."""
 
@@ -158,6 +160,13 @@ class Manifest(Struct, frozen=True):
         """``NAME@VERSION``."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def adapter_path(self) -> str | None:
+        """The one file of an adapter bundle that the runtime reads; None for a bundle that stands alone."""
+        if self.base is None:
+            return None
+        return next(entry.path for entry in self.files if entry.role == "adapter")
+
 
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
@@ -194,9 +203,25 @@ def parse_manifest(stored: bytes) -> Manifest:
     for entry in manifest.files:
         if sizes.setdefault(entry.sha256, entry.size) != entry.size:
             raise BundleRefused(Reason.CHUNKS_INVALID, f"{entry.path!r} has a digest listed with another size")
+    if manifest.base is not None:
+        _check_adapter_bundle(manifest, manifest.base)
     if manifest.license.file is not None and all(entry.path != manifest.license.file for entry in manifest.files):
         raise BundleRefused(Reason.FILE_MISSING, "license.file is not among the files", field="license.file")
     return manifest
+
+
+def _check_adapter_bundle(manifest: Manifest, base: Base) -> None:
+    """An adapter bundle is one adapter and what was found out about it; the model is its base's."""
+    check_bundle_name(base.name)
+    check_version(base.version)
+    adapters = [entry.path for entry in manifest.files if entry.role == "adapter"]
+    others = [entry.path for entry in manifest.files if entry.role not in ("adapter", "evidence")]
+    if len(adapters) != 1 or not adapters[0].endswith(ADAPTER_SUFFIX) or others:
+        raise BundleRefused(
+            Reason.MODEL_INCOMPLETE,
+            f"a bundle with a base holds one {ADAPTER_SUFFIX} file and evidence, nothing else",
+            field="files",
+        )
 
 
 def _refuse_unknown_requirements(document: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from contract.adapter_slots import find_slots
 from contract.errors import BundleRefused
 from contract.names import check_path
 from contract.onnx_graph import OnnxModel, Tensor
@@ -42,6 +43,7 @@ def check_graph(model: OnnxModel, graph_path: str, files: Mapping[str, int]) -> 
             raise refuse(f"the operator {node.op_type!r} loads files or code that the graph names")
     for tensor in model.walk_tensors():
         check_tensor(tensor, graph_path, files)
+    find_slots(model)
 
 
 def external_path(graph_path: str, location: str) -> str:

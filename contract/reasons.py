@@ -47,6 +47,7 @@ class Reason(StrEnum):
     CONFIG_NOT_ALLOWED = "config_not_allowed"
     GRAPH_INVALID = "graph_invalid"
     MODEL_INCOMPLETE = "model_incomplete"
+    ADAPTER_INVALID = "adapter_invalid"
 
     # The device does not fit the bundle.
     REQUIRES_UNKNOWN = "requires_unknown"
@@ -57,6 +58,7 @@ class Reason(StrEnum):
     REQUIRES_RUNTIME = "requires_runtime"
     REQUIRES_AGENT = "requires_agent"
     REQUIRES_EP = "requires_ep"
+    BASE_MISSING = "base_missing"
 
     # What the device was asked to do.
     DESIRED_INVALID = "desired_invalid"
