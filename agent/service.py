@@ -38,7 +38,7 @@ from agent.telemetry import home_assistant, prometheus
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.prometheus import PrometheusEndpoint
 from agent.telemetry.samples import LlmSample, SystemSample
-from agent.telemetry.system import SystemSampler
+from agent.telemetry.system import SystemSampler, Told
 from agent.vitals import Vitals
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.supervision import WorkerProcess
@@ -56,6 +56,9 @@ log = logging.getLogger("edge_agent")
 
 TURNS_MISSED = 3
 """So many rounds of a part may fail to come before it counts as stalled."""
+
+STALLS_MISSED = 2.0
+"""A worker silent for so many times what it is allowed was not ended by whoever watches it: then we are at fault."""
 
 SAMPLE_SECONDS = 20.0
 """A sample on a box that swaps."""
@@ -118,6 +121,7 @@ class Service:
             self._meter,
             self._serving,
             processes=self._processes,
+            told=self._told,
             publish=self._tell,
             on_limit=self._say_limit,
             on_turn=lambda: self._note("telemetry"),
@@ -204,7 +208,7 @@ class Service:
             if self._gateway.connection.turns != turns:
                 turns = self._gateway.connection.turns
                 self._note("mqtt")
-            stalled = self._progress.stalled(clock())
+            stalled = self._progress.stalled(clock()) + self._stalled_workers()
             if stalled:
                 log.error("%s made no progress; the watchdog is not fed", " and ".join(stalled))
             else:
@@ -244,6 +248,25 @@ class Service:
             if seat.worker is not None:
                 found[seat.worker.pid] = f"worker {seat.bundle.manifest.reference}"
         return found
+
+    def _told(self) -> dict[int, Told]:
+        """Workers in an account of their own, which only they themselves can look at."""
+        found = {}
+        for seat in self._serving.seats:
+            if seat.worker is not None and seat.worker.usage is not None:
+                usage, at = seat.worker.usage
+                name = f"worker {seat.bundle.manifest.reference}"
+                found[usage.pid] = Told(name, usage.rss_bytes, usage.pss_bytes, usage.cpu_seconds, at)
+        return found
+
+    def _stalled_workers(self) -> list[str]:
+        """Those that should have been ended for their silence long ago, and were not."""
+        allowed = STALLS_MISSED * self._config.worker.stall_seconds
+        return [
+            f"the worker of {seat.bundle.manifest.reference}"
+            for seat in self._serving.seats
+            if seat.worker is not None and seat.worker.silent_seconds > allowed
+        ]
 
     def _say_health(self) -> None:
         """Publish ``health`` and ``info`` where they changed."""

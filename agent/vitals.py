@@ -15,7 +15,7 @@ from agent.serving.serving import Serving
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.samples import LlmSample, SystemSample
 from agent.telemetry.settings import TelemetrySettings
-from agent.telemetry.system import SystemSampler
+from agent.telemetry.system import SystemSampler, Told
 from agent.telemetry.throttling import Limit, Throttle, judge
 
 log = logging.getLogger("edge_agent.vitals")
@@ -35,6 +35,7 @@ class Vitals:
         serving: Serving,
         *,
         processes: Callable[[], Mapping[int, str]],
+        told: Callable[[], Mapping[int, Told]] = lambda: {},
         publish: Callable[[SystemSample, LlmSample], None],
         on_limit: Callable[[dict[str, Any]], None],
         on_turn: Callable[[], None] = lambda: None,
@@ -44,6 +45,7 @@ class Vitals:
         self._meter = meter
         self._serving = serving
         self._processes = processes
+        self._told = told
         self._publish = publish
         self._on_limit = on_limit
         self._on_turn = on_turn
@@ -69,7 +71,7 @@ class Vitals:
         while True:
             await asyncio.sleep(self.interval)
             # In a thread: the kernel walks all pages of a process for its PSS, and frames must not wait for that.
-            self.system = sample = await asyncio.to_thread(self._sampler.sample, self._processes())
+            self.system = sample = await asyncio.to_thread(self._sampler.sample, self._processes(), self._told())
             if self._settings.throttle:
                 self.react(sample, time.monotonic())
             if self._settings.interval_seconds:

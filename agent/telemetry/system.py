@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType
 
@@ -24,6 +24,16 @@ PROC = Path("/proc")
 SYS = Path("/sys")
 
 _T = TypeVar("_T")
+
+
+class Told(NamedTuple):
+    """What a process that we may not look into said of itself, ``at`` seconds of the sampler's clock."""
+
+    name: str
+    rss: int
+    pss: int
+    cpu_seconds: float
+    at: float
 
 
 class SystemSampler:
@@ -53,8 +63,11 @@ class SystemSampler:
         _or_unset(self._cpu)
         self._rates.end_round()
 
-    def sample(self, pids: Mapping[int, str]) -> SystemSample:
-        """Everything that this machine offers; ``pids`` names our processes."""
+    def sample(self, pids: Mapping[int, str], told: Mapping[int, Told] | None = None) -> SystemSample:
+        """Everything that this machine offers; ``pids`` names our processes, ``told`` those that speak for themselves.
+
+        What the kernel says of a process counts before what it says of itself.
+        """
         now = self._clock()
         found = SystemSample(
             at=round(self._wall(), 3),
@@ -71,7 +84,7 @@ class SystemSampler:
             frequency_mhz=_or_unset(self._sensors.frequency),
             throttled=_or_unset(self._sensors.throttled),
             throttling=_or_unset(self._sensors.throttling),
-            processes=list(self._own(pids, now)),
+            processes=self._ours(pids, told or {}, now),
         )
         self._rates.end_round()
         return found
@@ -140,6 +153,14 @@ class SystemSampler:
                 kinds = kernel.pressure(self._read(f"pressure/{resource}"))
                 found[resource] = Pressure(kinds.get("some", UNSET), kinds.get("full", UNSET))
         return found or None
+
+    def _ours(self, pids: Mapping[int, str], told: Mapping[int, Told], now: float) -> list[Process]:
+        seen = list(self._own(pids, now))
+        for pid in told.keys() - {process.pid for process in seen}:
+            name, rss, pss, seconds, at = told[pid]
+            used = self._rates.rate(("told", pid), seconds, at)
+            seen.append(Process(name, pid, rss, pss or UNSET, UNSET if used is None else round(100 * used, 1)))
+        return seen
 
     def _own(self, pids: Mapping[int, str], now: float) -> Iterator[Process]:
         for pid, name in pids.items():

@@ -18,7 +18,9 @@ CONNECT_SECONDS = 10.0
 
 
 class ActivatedProcess:
-    """Stands where a child process would stand. ``pid`` is 0: the kernel does not tell whose process it is."""
+    """Stands where a child process would stand. ``pid`` is 0: the kernel names who listens, which
+    is systemd; the worker itself says who it is.
+    """
 
     pid = 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
+from agent.worker.protocol import Usage
 from agent.worker.settings import WorkerSettings
 
 OnEvent = Callable[[StepEvent], None]
@@ -23,6 +24,12 @@ class Worker(Protocol):
 
     @property
     def pid(self) -> int: ...
+
+    @property
+    def usage(self) -> tuple[Usage, float] | None: ...
+
+    @property
+    def silent_seconds(self) -> float: ...
 
     @property
     def peak_rss_bytes(self) -> int: ...

@@ -8,12 +8,14 @@ in the middle of a step.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from agent.worker.protocol import (
     Scored,
     Unframer,
     Update,
+    Usage,
     frame,
     parse_command,
 )
@@ -143,7 +146,7 @@ def _serve(line: _Line, open_engine: OpenEngine, isolate: Isolate, manager: Noti
     engine = open_engine(first)
     if manager.watchdog_seconds is not None and first.stall_seconds:
         manager.allow_silence(first.stall_seconds + WATCHDOG_GRACE_SECONDS)
-    line.send(Loaded(engine.facts, isolation, peak_rss_bytes()))
+    line.send(Loaded(engine.facts, isolation, peak_rss_bytes(), usage()))
     while True:
         for command in commands:
             _obey(command, engine, line)
@@ -165,7 +168,7 @@ def _obey(command: Command, engine: Engine, line: _Line) -> None:
         case Score(index, prompt, text):
             line.send(Scored(index, engine.score(prompt, text), peak_rss_bytes()))
         case Ping(number):
-            line.send(Pong(number, peak_rss_bytes()))
+            line.send(Pong(number, peak_rss_bytes(), usage()))
         case Load():
             raise EngineFailed("a worker loads once")
 
@@ -176,6 +179,17 @@ def peak_rss_bytes() -> int:
         if text.startswith("VmHWM:"):
             return int(text.split()[1]) * 1024
     return 0
+
+
+def usage() -> Usage:
+    """What this process takes now."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    proportional = 0
+    with contextlib.suppress(OSError):
+        for text in Path("/proc/self/smaps_rollup").read_text().splitlines():
+            if text.startswith("Pss:"):
+                proportional = int(text.split()[1]) * 1024
+    return Usage(os.getpid(), resident, proportional, time.process_time())
 
 
 def end_with_parent() -> None:

@@ -64,10 +64,23 @@ class Ping(Struct, frozen=True, tag="ping"):
     number: int
 
 
+class Usage(Struct, frozen=True):
+    """What the worker takes, as it says itself: an agent may not look into another account's processes.
+
+    ``pss_bytes`` 0: the kernel does not say. ``cpu_seconds`` since it started.
+    """
+
+    pid: int
+    rss_bytes: int
+    pss_bytes: int
+    cpu_seconds: float
+
+
 class Loaded(Struct, frozen=True, tag="loaded"):
     facts: Facts
     isolation: str
     peak_rss_bytes: int
+    usage: Usage | None = None
 
 
 class Failed(Struct, frozen=True, tag="failed"):
@@ -85,6 +98,7 @@ class Scored(Struct, frozen=True, tag="scored"):
 class Pong(Struct, frozen=True, tag="pong"):
     number: int
     peak_rss_bytes: int
+    usage: Usage | None = None
 
 
 Command = Load | Admit | Update | Cancel | Score | Ping

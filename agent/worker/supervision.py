@@ -52,6 +52,7 @@ class WorkerProcess:
         self._next_score = 0
         self._heard = 0.0
         self._peak = 0
+        self._usage: tuple[protocol.Usage, float] | None = None
         self._why: str | None = None
         self._complaint: str | None = None
         self._last_words = LastWords()
@@ -112,7 +113,18 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """Of a worker that systemd started, as it says itself; 0 until it does."""
+        return self._process.pid or (self._usage[0].pid if self._usage else 0)
+
+    @property
+    def usage(self) -> tuple[protocol.Usage, float] | None:
+        """What the worker last said that it takes, and when (a clock that never goes back)."""
+        return self._usage
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long a loaded worker has said nothing: pings keep this below the silence that it is allowed."""
+        return asyncio.get_running_loop().time() - self._heard if self._heard and self._why is None else 0.0
 
     @property
     def peak_rss_bytes(self) -> int:
@@ -247,8 +259,9 @@ class WorkerProcess:
             case TokenEvent() | FinishEvent() | RejectEvent():
                 if self._why is None:
                     self._on_event(reply)
-            case protocol.Pong(_, peak):
+            case protocol.Pong(_, peak, usage):
                 self._peak = peak
+                self._note_usage(usage)
             case protocol.Scored(index, score, peak):
                 self._peak = peak
                 future = self._scores.get(index)
@@ -256,10 +269,15 @@ class WorkerProcess:
                     future.set_result(score)
             case protocol.Loaded():
                 self._peak = reply.peak_rss_bytes
+                self._note_usage(reply.usage)
                 if not self._loaded.done():
                     self._loaded.set_result(reply)
             case protocol.Failed(message):
                 self._complaint = message
+
+    def _note_usage(self, usage: protocol.Usage | None) -> None:
+        if usage is not None:
+            self._usage = (usage, asyncio.get_running_loop().time())
 
     async def _feel_pulse(self) -> None:
         """Ask a loaded worker whether it is there; silence for too long is a hang, and ends in SIGKILL."""

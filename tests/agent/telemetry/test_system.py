@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from agent.telemetry.rates import Rates
 from agent.telemetry.samples import Frequency, Process, Swap
-from agent.telemetry.system import SystemSampler
+from agent.telemetry.system import SystemSampler, Told
 from tests.agent.telemetry.trees import BOARD, LATER, NET, PC, plant
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -123,6 +123,18 @@ def test_a_counter_that_begins_anew_has_no_rate_and_the_next_one_is_right(tmp_pa
         assert isinstance(network, dict)
         rates.append(network["eth0"].get("received_per_second"))
     assert rates == [None, 100.0, None, 100.0]
+
+
+def test_a_process_that_may_not_be_looked_into_speaks_for_itself(tmp_path: Path) -> None:
+    machine = Machine(plant(tmp_path, PC))
+    told = {7: Told("agent", 1, 1, 1.0, 0.0), 9: Told("worker m@1.0.0", 5000, 0, 10.0, 3.0)}
+    first = machine.sampler.sample({7: "agent"}, told).processes
+    # The kernel's word counts before its own; its processor time is known from the second word on.
+    assert [process.name for process in first] == ["agent", "worker m@1.0.0"]
+    assert first[0].rss == 300 * PAGE
+    assert first[1] == Process("worker m@1.0.0", 9, 5000)
+    told = {9: Told("worker m@1.0.0", 6000, 4000, 12.5, 8.0)}
+    assert machine.sampler.sample({}, told).processes == [Process("worker m@1.0.0", 9, 6000, 4000, 50.0)]
 
 
 def test_another_process_with_the_same_id_starts_without_a_rate(tmp_path: Path) -> None:

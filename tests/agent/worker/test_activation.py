@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from agent.worker.settings import WorkerSettings
@@ -49,6 +50,10 @@ def test_a_worker_behind_a_socket_serves_like_a_child(activator: Path, bundle: P
         worker.admit(hello(1))
         await listener.ended(1)
         assert listener.outcomes[1].reason == "length"
+        # The kernel would name systemd: the worker itself says who it is and what it takes.
+        assert psutil.Process(worker.pid).cmdline()[-4:] == ["--fd", "3", "--nice", "0"]
+        assert worker.usage is not None
+        assert worker.usage[0].rss_bytes > 1 << 20
         worker.admit(hello(2, prompt="environment"))
         assert "nice 3" in await closed(worker)
         await worker.close()

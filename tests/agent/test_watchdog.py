@@ -1,0 +1,75 @@
+"""The watchdog is fed while everything goes on, and not while something that should go on does not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agent.config import AgentConfig
+from agent.service import STALLS_MISSED, Service
+from agent.worker.settings import WorkerSettings
+from tests.agent.device import sealed
+
+STALL = 10.0
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """systemd's end of the notification socket; its watchdog waits for a fifth of a second."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(tmp_path / "notify"))
+    listener.setblocking(False)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "200000")
+    yield listener
+    listener.close()
+
+
+async def feeds(service: Service, manager: socket.socket, beats: int) -> int:
+    """How often the watchdog is fed in so many beats."""
+    said = []
+    # Its neighbours are of no interest here; health goes nowhere.
+    service._say_health = lambda: said.append(1)  # type: ignore[method-assign]
+    beating = asyncio.create_task(service._beat())
+    while len(said) < beats:
+        await asyncio.sleep(0.01)
+    beating.cancel()
+    count = 0
+    while True:
+        try:
+            count += b"WATCHDOG=1" in manager.recv(4096)
+        except BlockingIOError:
+            return count
+
+
+def make_service(tmp_path: Path, silent: float) -> Service:
+    service = Service(AgentConfig(device="d", state_dir=tmp_path, worker=WorkerSettings(stall_seconds=STALL)))
+    seats = [
+        SimpleNamespace(worker=SimpleNamespace(silent_seconds=silent), bundle=sealed()),
+        SimpleNamespace(worker=None, bundle=sealed()),
+    ]
+    service._serving = SimpleNamespace(seats=seats)  # type: ignore[assignment]
+    service._gateway = SimpleNamespace(connection=SimpleNamespace(turns=0))  # type: ignore[assignment]
+    return service
+
+
+@pytest.mark.parametrize(("silent", "fed"), [(0.0, True), (STALL, True), (STALLS_MISSED * STALL + 1, False)])
+def test_a_worker_that_nobody_ended_for_its_silence_starves_the_watchdog(
+    tmp_path: Path, manager: socket.socket, silent: float, fed: bool
+) -> None:
+    service = make_service(tmp_path, silent)
+    assert asyncio.run(feeds(service, manager, 3)) == (3 if fed else 0)
+
+
+def test_a_part_of_the_agent_that_stands_still_starves_it(tmp_path: Path, manager: socket.socket) -> None:
+    async def run() -> int:
+        service = make_service(tmp_path, 0.0)
+        service._progress.expect("telemetry", 0.0, asyncio.get_running_loop().time() - 1)
+        return await feeds(service, manager, 3)
+
+    assert asyncio.run(run()) == 0
