@@ -24,7 +24,8 @@ MAX_CONFIG_BYTES = 2**20
 class GenaiFacts(Struct, frozen=True):
     """What engines, checks and manifests take from a configuration that passed.
 
-    ``filename`` is the decoder's graph; ``capabilities`` is ``text`` and whatever else the model has parts for.
+    ``filename`` is the decoder's graph; ``capabilities`` is ``text`` and whatever else the model has parts for, and
+    ``speech`` alone for one whose decoder waits for an encoder (Whisper and its kin), which reads no text.
     """
 
     model_type: str
@@ -91,7 +92,7 @@ def read_genai_config(data: bytes, files: Collection[str] | None = None) -> Gena
         bos_token_id=model.get("bos_token_id"),
         pad_token_id=model.get("pad_token_id"),
         graphs=tuple(dict.fromkeys(walk.graphs)),
-        capabilities=("text", *parts),
+        capabilities=("speech",) if "encoder" in model else ("text", *parts),
         inputs=decoder.get("inputs", {}),
         outputs=decoder.get("outputs", {}),
         search=document.get("search", {}),

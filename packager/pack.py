@@ -6,20 +6,23 @@ import shutil
 from pathlib import Path
 
 from contract.errors import BuildRefused, UsageError
+from contract.genai_config import GenaiFacts
 from contract.manifest import MANIFEST_FILE
 from packager.build import compose_manifest, default_cache, disk_errors, short_provenance
 from packager.bundle import BuiltBundle, finish_bundle, staging
-from packager.check import check_model
+from packager.check import CheckResult, check_model
 from packager.evidence import describe_host, quality_of, write_evidence
 from packager.plan import BuildPlan, check_plan
 from packager.progress import BuildProgress, SilentProgress
 from packager.quality.text import reference_text
-from packager.readback import read_back
+from packager.readback import GraphFacts, read_back
 from packager.report import write_report
 from packager.sources.checkpoint import TOKENIZER_FILES, digest_directory
 from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 4
+PARTS = {"vision": "pictures", "speech": "sound"}
+"""What a model with these capabilities reads beside text."""
 
 
 def pack_bundle(
@@ -50,16 +53,12 @@ def pack_bundle(
         copy_folder(model_dir, staged)
         runs = config.provider == "cpu"
         progress.stage(2, STAGES, "loading and generating" if runs else f"{NOT_RUN}: {config.provider}")
-        checked = (
-            check_model(staged, log, text=reference_text().text, on_progress=progress.advance)
-            if runs
-            else unrun_result(graph)
-        )
+        checked = _check(staged, config, graph, log, progress)
         progress.stage(3, STAGES, "writing the evidence")
         provenance = short_provenance(
             {"kind": "folder", "name": model_dir.resolve().name, "sha256": digest_directory(model_dir)}
         )
-        quality = {**quality_of(checked, graph, reference_text().name), **({} if runs else {"check": NOT_RUN})}
+        quality = {**quality_of(checked, graph, reference_text().name), **said_of_check(config)}
         write_evidence(staged, quality, {**provenance, "host": describe_host()}, graph)
         write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph)
         progress.stage(4, STAGES, "writing the bundle")
@@ -82,6 +81,26 @@ def pack_bundle(
             provenance=provenance,
         )
         return finish_bundle(staged, out, manifest)
+
+
+def _check(staged: Path, config: GenaiFacts, graph: GraphFacts, log: Path, progress: BuildProgress) -> CheckResult:
+    if config.provider != "cpu":
+        return unrun_result(graph)
+    if "text" not in config.capabilities:
+        return check_model(staged, log, questions=(), on_progress=progress.advance)
+    return check_model(staged, log, text=reference_text().text, on_progress=progress.advance)
+
+
+def said_of_check(config: GenaiFacts) -> dict[str, str]:
+    """What evidence says where not all of a model was run: pictures and sound are loaded, never shown or played."""
+    parts = [PARTS[part] for part in config.capabilities if part in PARTS]
+    if config.provider != "cpu":
+        return {"check": NOT_RUN}
+    if "text" not in config.capabilities:
+        return {"check": f"every graph was loaded; none was run, since the model reads {' and '.join(parts)}"}
+    if parts:
+        return {"check": f"run with text; the graphs for {' and '.join(parts)} were loaded and not run"}
+    return {}
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -168,6 +168,7 @@ def _verdict(side: dict[str, Any]) -> str:
 def _facts(quality: dict[str, Any], graph: GraphFacts) -> str:
     limits = quality.get("limits", {})
     rows = {
+        "Run": str(quality.get("check", "loaded, and run with text on the building host")),
         "Operators": ", ".join(f"{name} × {count}" for name, count in graph.operators.items()),
         "Operator sets": ", ".join(f"{name or 'ai.onnx'} {version}" for name, version in graph.opsets.items()),
         "Key-value cache": graph.kv_type,
