@@ -56,9 +56,9 @@ format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-crash-full: $(STAMP) ## cut the power before every effect of every scenario (BUNDLE=a bundle directory named tiny)
-	$(BIN)/python -m tests.crash --bundle $(BUNDLE)
-	$(BIN)/python -m tests.crash --bundle $(BUNDLE) --lose-unsynced
+crash-full: $(STAMP) ## cut the power before, within and after every effect of every scenario (BUNDLE=a directory: that one)
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.crash $(if $(BUNDLE),--bundle $(BUNDLE))
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.crash $(if $(BUNDLE),--bundle $(BUNDLE)) --lose-unsynced --brief
 
 mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=n
 	$(BIN)/python -m tests.mutate --minutes $(MINUTES)

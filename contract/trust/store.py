@@ -96,6 +96,8 @@ class TrustStore:
         """Where a refresh may work: on the same disk; what a killed one left there is removed first."""
         for left in self._directory.glob("work-*"):
             shutil.rmtree(left, ignore_errors=True)
+        for left in self._directory.glob(f".{FILE}.*.tmp"):
+            left.unlink(missing_ok=True)
         return self._directory
 
     def provision(self, root_json: bytes, floor: TrustFloor) -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,10 +23,11 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
 from contract.durable import Disk, Effects
+from contract.errors import BundleRefused
 from contract.manifest import MANIFEST_FILE, Manifest, manifest_digest, parse_manifest
 from tests.agent.install.market import Device, Market
 from tests.crash.invariants import after_restart, at_the_end, missing_bytes
-from tests.crash.scenarios import SCENARIOS, Scenario, prepare, publish
+from tests.crash.scenarios import EARLY, SCENARIOS, Scenario, prepare, publish, source_of
 from tests.crash.unsynced import UnsyncedModel
 from tests.crash.world import KILLED, Deed, Life, NumberedEffects
 
@@ -34,9 +39,17 @@ class Run:
     """One scenario on one market."""
 
     def __init__(
-        self, scenario: Scenario, market: Market, root: Path, host: Host, *, lose_unsynced: bool = False
+        self,
+        scenario: Scenario,
+        market: Market,
+        root: Path,
+        host: Host,
+        *,
+        lose_unsynced: bool = False,
+        forget: str | None = None,
     ) -> None:
         self.lose_unsynced = lose_unsynced
+        self.forget = forget
         self.scenario = scenario
         self.market = market
         self.root = root
@@ -45,28 +58,28 @@ class Run:
         in_child(self._prepare)
 
     def _life(self, place: Path, effects: Effects) -> Life:
-        return Life(StateDirectory(place), self.market.location, Disk(effects), self.host)
+        return Life(StateDirectory(place), source_of(self.scenario, self.market), Disk(effects), self.host)
 
     def _prepare(self) -> list[str]:
         def live(device: Device, deed: Deed) -> None:
-            self._life(device.directory.root, Effects()).live(deed)
+            Life(device.directory, str(self.market.root / EARLY), Disk(), self.host).live(deed)
 
         prepare(self.scenario, self.market, self.template, live)
         return []
 
     def count(self) -> list[str]:
-        """The effects of the undisturbed deed, in order."""
+        """The points of the undisturbed deed, in order."""
         place = self._copy("whole")
 
         def whole() -> list[str]:
             effects = NumberedEffects()
             self._life(place, effects).live(self.scenario.deed)
-            return effects.done
+            return effects.points
 
         return in_child(whole)
 
     def cut_at(self, number: int) -> list[str]:
-        """Cut the power before effect ``number``; what did not hold afterwards.
+        """Cut the power at point ``number``; what did not hold afterwards.
 
         With unsynced writes lost, once with all of them lost and once with a part that depends on ``number``.
         """
@@ -82,6 +95,8 @@ class Run:
 
         def doomed() -> list[str]:
             model = UnsyncedModel(place) if seed is not None else None
+            if self.forget is not None:
+                forget_to_flush(self.forget)
 
             def cut() -> None:
                 if model is not None:
@@ -96,11 +111,9 @@ class Run:
             Disk().remove(each)
         return faults
 
-    def cut_each(self, numbers: Sequence[int], effects: Sequence[str]) -> list[str]:
+    def cut_each(self, numbers: Sequence[int], points: Sequence[str]) -> list[str]:
         """:meth:`cut_at` for all of ``numbers``; faults with the place they belong to."""
-        return [
-            f"before effect {each} ({effects[each - 1]}): {fault}" for each in numbers for fault in self.cut_at(each)
-        ]
+        return [f"{each}, {points[each - 1]}: {fault}" for each in numbers for fault in self.cut_at(each)]
 
     def _recover(self, place: Path) -> list[str]:
         fresh = self._life(place, Effects())
@@ -118,7 +131,7 @@ class Run:
         others: list[Manifest] = []
         for bundle in state.bundles():
             file = directory.bundle(bundle.digest) / MANIFEST_FILE
-            if file.exists():
+            with contextlib.suppress(FileNotFoundError, BundleRefused):
                 others.append(parse_manifest(file.read_bytes()))
         return missing_bytes(directory, parse_manifest(stored), manifest_digest(stored), others)
 
@@ -170,40 +183,89 @@ def _collect(begun: tuple[int, int], *, killed_is_fine: bool = False) -> list[st
     return result
 
 
+def choose(points: Sequence[str], *, every: bool, stride: int) -> list[int]:
+    """Numbers of the points to be tried; without ``every``, one of two with nothing between them.
+
+    Nothing happens to the disk after one effect and before the next, nor within an effect of one step.
+    """
+    numbers = [
+        number
+        for number, point in enumerate(points, 1)
+        if every or number == len(points) or not point.startswith("after ")
+    ]
+    return numbers[::stride]
+
+
+def forget_to_flush(what: str) -> None:
+    """Take the flushing of ``files`` or ``directories`` out of this process: the tests must notice."""
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) != (what == "directories"):
+            real(handle)
+
+    os.fsync = fsync  # type: ignore[assignment]  # every flush of this process passes here now
+
+
+def default_bundle() -> Path:
+    """A tiny bundle, made once for each state of the sources."""
+    from packager.build import build_bundle
+    from packager.plan import BuildPlan
+    from tests.conftest import CACHE, _kept
+    from tests.tiny import make_checkpoint
+
+    def make(directory: Path) -> None:
+        with tempfile.TemporaryDirectory() as checkpoint:
+            make_checkpoint(Path(checkpoint))
+            build_bundle(BuildPlan(checkpoint, "tiny", "1.0.0"), directory, cache=CACHE)
+
+    return _kept("crash-bundle", make)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
-    parser.add_argument("--bundle", type=Path, required=True, help="a finished bundle directory named tiny")
+    parser.add_argument("--bundle", type=Path, help="a finished bundle directory named tiny (made where not given)")
     parser.add_argument("--scenario", action="append", choices=[scenario.name for scenario in SCENARIOS])
     parser.add_argument("--stride", type=int, default=1, help="try every n-th point only")
+    parser.add_argument("--last", type=int, default=0, metavar="N", help="try the last N points only")
+    parser.add_argument("--brief", action="store_true", help="leave out points that leave the same disk as another")
     parser.add_argument("--lose-unsynced", action="store_true", help="what was not flushed may be lost or reordered")
+    parser.add_argument("--forget", choices=("files", "directories"), help="leave their flushing out; must fail")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--scratch", type=Path, default=SCRATCH if SCRATCH.is_dir() else None, metavar="DIR")
     arguments = parser.parse_args()
     # Loaded once, before forking: a fork that imports tuf takes ten times as long as the installation.
     import agent.install.trusting  # noqa: F401
 
-    failures = points = 0
+    started = time.monotonic()
+    total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="crash-", dir=arguments.scratch) as scratch:
         root = Path(scratch)
-        market = publish(root / "market", arguments.bundle)
+        market = publish(root / "market", arguments.bundle or default_bundle())
         host = measure_host(root)
         for scenario in SCENARIOS:
             if arguments.scenario and scenario.name not in arguments.scenario:
                 continue
             place = root / scenario.name.replace(" ", "-")
             place.mkdir()
-            run = Run(scenario, market, place, host, lose_unsynced=arguments.lose_unsynced)
-            effects = run.count()
-            numbers = range(1, len(effects) + 1, arguments.stride)
+            run = Run(scenario, market, place, host, lose_unsynced=arguments.lose_unsynced, forget=arguments.forget)
+            points = run.count()
+            numbers = choose(points, every=not arguments.brief, stride=arguments.stride)[-arguments.last :]
             shares = [numbers[start :: arguments.jobs] for start in range(arguments.jobs)]
-            faults = in_children([partial(run.cut_each, share, effects) for share in shares])
+            faults = in_children([partial(run.cut_each, share, points) for share in shares])
             for fault in faults:
-                print(f"{scenario.name}, {fault}")
-            points += len(numbers)
-            failures += len(faults)
-            print(f"{scenario.name}: {len(effects)} effects, {len(numbers)} points, {len(faults)} faults", flush=True)
+                print(f"{scenario.name}, point {fault}")
+            effects = sum(point.startswith("before ") for point in points)
+            tried = Counter(points[number - 1].split()[0] for number in numbers)
+            kinds = ", ".join(f"{tried[kind]} {kind}" for kind in ("before", "within", "after"))
+            print(
+                f"{scenario.name}: {effects} effects, {len(numbers)} points ({kinds}), {len(faults)} faults", flush=True
+            )
+            total += tried
+            total["faults"] += len(faults)
             Disk().remove(place)
-    print(f"{points} points tried, {failures} faults")
+    failures = total.pop("faults", 0)
+    print(f"{total.total()} points tried in {time.monotonic() - started:.0f} s, {failures} faults")
     return 1 if failures else 0
 
 

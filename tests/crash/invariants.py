@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent.install.deriving import is_sound
 from agent.install.inspection import inspect_bundle
 from agent.install.plan import pieces_of, unique_files
 from agent.install.staging import matches
@@ -12,11 +13,19 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
+from contract.durable import Disk
 from contract.errors import BundleRefused
 from contract.manifest import Manifest
 from contract.names import Digest
+from contract.trust.store import TrustStore
 from tests.crash.scenarios import Scenario
-from tests.crash.world import Life
+from tests.crash.world import CPU, Life
+
+KNOWN = frozenset(
+    {"trust", "inbox", "bundles", "derived", "state.db", "state.db-wal", "state.db-shm", "audit.jsonl", "lock"}
+    | {"installer.lock"}
+)
+"""What a state directory holds."""
 
 
 def after_restart(scenario: Scenario, life: Life) -> Iterator[str]:
@@ -41,6 +50,7 @@ def after_restart(scenario: Scenario, life: Life) -> Iterator[str]:
     known = {bundle.digest for bundle in state.bundles()}
     if len(strangers - known) > 1:
         yield f"more than one candidate: {strangers - known}"
+    yield from _trusting(scenario, directory, state)
     last = life.reported[-1] if life.reported else None
     if last is not None:
         told = last.active and last.active.digest
@@ -68,17 +78,38 @@ def at_the_end(scenario: Scenario, life: Life, missing: int) -> Iterator[str]:
             yield f"stray {path.name} in bundles"
     for digest in kept:
         yield from _sound(directory, digest)
-    for place in (directory.inbox, directory.derived):
-        for path in _children(place):
-            yield f"stray {path.name} in {place.name}"
+    for path in _children(directory.inbox):
+        yield f"stray {path.name} in inbox"
+    for path in _children(directory.derived):
+        if path.name not in kept:
+            yield f"stray {path.name} in derived"
+        for made in _children(path):
+            if made.name != CPU or not is_sound(made):
+                yield f"unsound {made.name} derived for {path.name[:12]}"
+    if not (directory.derived_of(active.digest) / CPU).is_dir():
+        yield "nothing is derived for the active bundle"
     for path in _children(directory.trust):
         if path.name != "trusted.json":
             yield f"stray {path.name} in trust"
+    for path in _children(directory.root):
+        if path.name not in KNOWN:
+            yield f"stray {path.name} in the state directory"
     if life.fetched > missing:
         yield f"{life.fetched} bytes were fetched, {missing} were missing"
     last = life.reported[-1]
     if last.active is None or last.active.digest != active.digest or last.phase != "IDLE":
         yield f"reported ends with {last}"
+
+
+def _trusting(scenario: Scenario, directory: StateDirectory, state: InstallationState) -> Iterator[str]:
+    """Trust is whole and not below what was seen; on a device that has just come to trust somebody, or has not yet."""
+    before = state.role_versions()
+    if not (before or scenario.provisioned):
+        return
+    try:
+        TrustStore(directory.trust, Disk()).load(state)
+    except BundleRefused as lost:
+        yield f"trust: {lost.message}"
 
 
 def missing_bytes(directory: StateDirectory, wanted: Manifest, digest: Digest, others: list[Manifest]) -> int:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent.install.coordinator import Coordinator
-from agent.install.wishes import rollback_wish
+from agent.install.job import Job
+from agent.install.wishes import Wish, rollback_wish
+from agent.state.database import Database
 from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.migrations import MIGRATIONS
 from contract.durable import Disk
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
@@ -21,7 +26,8 @@ from tests.crash.world import SETTINGS, Deed, Life
 class Scenario:
     """``before``: versions installed in this order first; ``deed`` is what is interrupted; ``after``: what must be
     active in the end, ``may_be``: what may be active right after the restart; ``epoch`` the least there may be then;
-    ``wanted``: what is fetched.
+    ``wanted``: what is fetched. ``provisioned``: the device trusts the repository already; ``early``: what is before
+    came from the repository as it was then. ``adapt`` changes the device after that.
     """
 
     name: str
@@ -31,6 +37,9 @@ class Scenario:
     may_be: frozenset[str | None]
     epoch: int
     wanted: str
+    provisioned: bool = True
+    early: bool = False
+    adapt: Callable[[StateDirectory], None] = lambda directory: None
 
 
 def follow(version: str) -> Deed:
@@ -59,6 +68,42 @@ async def fail(life: Life, coordinator: Coordinator, state: InstallationState) -
     await life.until(lambda last: last.phase == "IDLE" and last.error is not None)
 
 
+async def order(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+    """The operator installs on a device that trusts nobody yet, and brings the root along."""
+    root = str(Path(life.source) / "metadata" / "1.root.json")
+    wish = Wish("tiny", "1.0.0", (life.source,), SETTINGS, operator=True, root=root)
+    outcome = await coordinator.carry_out(wish)
+    assert outcome.kind == "active", outcome
+    await life.until_active("1.0.0")
+
+
+async def refresh_trust(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+    """A newer root with other keys, and newer metadata that revokes the previous bundle."""
+    await life.install(Job(str(life.directory.root), "", "", [life.source], refresh_only=True), lambda line: None)
+    assert state.standing.revoked(), "the refresh was seen"
+    await life.until_active("1.1.0")
+
+
+TABLES = ("bundles", "installation", "role_versions", "attempts", "quarantine", "swaps")
+"""Those of the first schema that was released."""
+
+
+def make_older(directory: StateDirectory) -> None:
+    """Give the database that schema, with everything that it can hold."""
+    now = Database(directory.database, MIGRATIONS)
+    rows = {table: [tuple(row) for row in now.query(f"SELECT * FROM {table}")] for table in TABLES}
+    now.close()
+    for left in directory.root.glob(f"{directory.database.name}*"):
+        left.unlink()
+    older = Database(directory.database, MIGRATIONS[:1])
+    with older.transaction("copy") as connection:
+        connection.execute("DELETE FROM installation")
+        for table, found in rows.items():
+            for row in found:
+                connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+    older.close()
+
+
 SCENARIOS = (
     Scenario("first install", (), follow("1.0.0"), "1.0.0", frozenset({None, "1.0.0"}), 0, "1.0.0"),
     Scenario("update", ("1.0.0",), follow("1.1.0"), "1.1.0", frozenset({"1.0.0", "1.1.0"}), 1, "1.1.0"),
@@ -67,27 +112,53 @@ SCENARIOS = (
     Scenario(
         "garbage collection", ("1.0.0", "1.1.0"), follow("1.2.0"), "1.2.0", frozenset({"1.1.0", "1.2.0"}), 1, "1.2.0"
     ),
-)
+    Scenario(
+        "first install by hand", (), order, "1.0.0", frozenset({None, "1.0.0"}), 0, "1.0.0", provisioned=False
+    ),
+    Scenario(
+        "trust refresh", ("1.0.0", "1.1.0"), refresh_trust, "1.1.0", frozenset({"1.1.0"}), 1, "1.1.0", early=True
+    ),
+    Scenario(
+        "state migration", ("1.0.0",), follow("1.1.0"), "1.1.0", frozenset({"1.0.0", "1.1.0"}), 1, "1.1.0",
+        adapt=make_older,
+    ),
+)  # fmt: skip
 
-VERSIONS = ("1.0.0", "1.1.0", "1.2.0")
+EPOCHS = {"1.0.0": 1, "1.1.0": 1, "1.2.0": 2}
+"""The versions, and their security epochs: back to 1.0.0 is allowed, back from 1.2.0 is not."""
+
+EARLY = "early"
 
 
 def publish(root: Path, base: Path) -> Market:
-    """Three versions that share most of their chunks; the epoch does not rise, so that going back is allowed."""
+    """Three versions that share most of their chunks; later the keys are rotated and the first one is revoked.
+
+    Beside it lies the repository as it was before that.
+    """
     market = Market(root, base)
     blob = os.urandom(5 << 20)
-    for number, version in enumerate(VERSIONS):
+    for number, (version, epoch) in enumerate(EPOCHS.items()):
         changed = bytearray(blob)
         changed[number << 20 : (number + 1) << 20] = os.urandom(1 << 20)
         files = {"adapter/weights.bin": bytes(changed), "README.md": version.encode()}
-        market.publish(version, files, security_epoch=1)
+        market.publish(version, files, security_epoch=epoch)
+    shutil.copytree(market.location, root / EARLY)
+    market.repository.rotate("timestamp")
+    market.repository.revoke("tiny@1.0.0")
     return market
+
+
+def source_of(scenario: Scenario, market: Market) -> str:
+    """Where the deed finds its bundles; only a refresh of trust looks at what was revoked."""
+    return market.location if scenario.early else str(market.root / EARLY)
 
 
 def prepare(scenario: Scenario, market: Market, root: Path, live: Callable[[Device, Deed], None]) -> Device:
     """A device as it is before the interrupted deed."""
     device = Device(root)
-    TrustStore(device.directory.trust, Disk()).provision(market.root_json.read_bytes(), device.state())
+    if scenario.provisioned:
+        TrustStore(device.directory.trust, Disk()).provision(market.root_json.read_bytes(), device.state())
     for version in scenario.before:
         live(device, follow(version))
+    scenario.adapt(device.directory)
     return device

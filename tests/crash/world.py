@@ -1,15 +1,18 @@
-"""One agent's life in this process, deterministic to the effect: no threads, no timers, no processes of its own."""
+"""One agent's life in this process, deterministic to the effect: no timers, no processes of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from agent.host import Host
-from agent.install import obtaining
+from agent.install import deriving, obtaining
 from agent.install.coordinator import Coordinator
+from agent.install.deriving import Deriving
 from agent.install.installer import run_job
 from agent.install.job import Job, Line, Progressed
 from agent.install.settings import InstallSettings
@@ -30,36 +33,84 @@ KILLED = 77
 SETTINGS = InstallSettings(probation_seconds=0, swap="drain", swaps_per_hour=0, max_attempts=100)
 
 
-class NumberedEffects(Effects):
-    """Counts; ``cut(number)`` is called before the effect with that number, and may not return."""
+CPU = "this-cpu"
+"""Derived weights lie under this name."""
 
-    def __init__(self, cut_before: int = 0, cut: Callable[[], None] = lambda: os._exit(KILLED)) -> None:
-        self.done: list[str] = []
-        self._cut_before = cut_before
+STEPS = frozenset({"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.chmod", "os.truncate"})
+"""What an effect is made of, as the interpreter announces it to audit hooks."""
+
+
+class NumberedEffects(Effects):
+    """Counts the points at which the power can go: before each effect, between the steps it is made of, after it.
+
+    ``cut`` is called at the point with that number, and may not return.
+    """
+
+    def __init__(self, cut_at: int = 0, cut: Callable[[], None] = lambda: os._exit(KILLED)) -> None:
+        self.points: list[str] = []
+        self._cut_at = cut_at
         self._cut = cut
+        self._within: str | None = None
+        self._steps = 0
+        self._listening = False
 
     def perform(self, kind: str, target: str, action: Callable[[], T]) -> T:
-        if len(self.done) + 1 == self._cut_before:
+        if not self._listening:
+            self._listening = True
+            sys.addaudithook(self._hear)  # for good: the process is one that ends
+        effect = f"{kind} {target}"
+        self._reach(f"before {effect}")
+        self._within, self._steps = effect, 0
+        try:
+            result = action()
+        finally:
+            self._within = None
+        self._reach(f"after {effect}")
+        return result
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._within is None or event not in STEPS:
+            return
+        if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            return
+        self._steps += 1
+        # Before its first step an effect has not begun.
+        if self._steps > 1:
+            effect, self._within = self._within, None
+            self._reach(f"within {effect} ({event})")
+            self._within = effect
+
+    def _reach(self, point: str) -> None:
+        self.points.append(point)
+        if len(self.points) == self._cut_at:
             self._cut()
-        self.done.append(f"{kind} {target}")
-        return action()
+
+
+async def derive(graph: Path, target: Path) -> None:
+    """Stands in for the process that makes prepacked weights: writes files and flushes nothing."""
+    for name in ("model.onnx", "model.onnx.data"):
+        (target / name).write_bytes(graph.read_bytes())
 
 
 class Life:
     """From the start of an agent to its end; ``effects`` says where that is."""
 
-    def __init__(self, directory: StateDirectory, source: str, disk: Disk, host: Host) -> None:
+    def __init__(
+        self, directory: StateDirectory, source: str, disk: Disk, host: Host, settings: InstallSettings = SETTINGS
+    ) -> None:
         self.directory = directory
         self.source = source
         self.disk = disk
+        self.settings = settings
         self.serving = StandInServing()
         self.workers = StandInWorkers()
         self.reported: list[Reported] = []
         self.fetched = 0
         # Probing the CPU starts a process for every installation and changes nothing on disk.
         obtaining.measure_host = lambda place: host
+        deriving._run = derive
 
-    async def _install(self, job: Job, on_line: Callable[[Line], None]) -> None:
+    async def install(self, job: Job, on_line: Callable[[Line], None]) -> None:
         def hear(line: Line) -> None:
             if isinstance(line, Progressed):
                 self.fetched = line.fetched
@@ -80,7 +131,7 @@ class Life:
         coordinator = Coordinator(
             directory=self.directory,
             state=state,
-            settings=SETTINGS,
+            settings=self.settings,
             sources={"main": self.source},
             serving=self.serving,
             workers=self.workers,
@@ -88,7 +139,8 @@ class Life:
             on_reported=self._hear,
             on_event=lambda kind, detail: None,
             disk=self.disk,
-            installer=self._install,
+            installer=self.install,
+            deriver=Deriving(self.directory, self.disk, spare_bytes=0, identity=CPU),
         )
         await coordinator.start_active()
         if deed is None:
