@@ -12,7 +12,7 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 
-.PHONY: help demo test test-root check format bench mutate crash-full chaos clean
+.PHONY: help demo test test-root check format bench mutate crash-full chaos soak clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,9 @@ mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=
 
 chaos: $(STAMP) ## ask REQUESTS=n requests while everything is killed and restarted; one result each
 	$(BIN)/python -m tests.chaos --requests $(REQUESTS)
+
+soak: $(STAMP) ## ask and swap for MINUTES=n while workers, agent, broker and server are killed; nothing is lost
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 bench: $(STAMP) $(MODEL) ## the engine beside its peers: a table, JSON and a plot in build/bench
 	$(BIN)/python -m benchmarks.bench --gguf $(MODEL) --cache $(CACHE) --rounds $(ROUNDS)
