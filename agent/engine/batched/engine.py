@@ -3,7 +3,8 @@
 A step reads one slice of the oldest unread prompt, then gives every request that decodes one token in a single run.
 Slices always end at multiples of :data:`SLICE` from the beginning of a prompt, and wide ones are used only where the
 self-test found them equal bit by bit, so that what a request gets depends on nothing but its own tokens, parameters
-and seed.
+and seed. A model with two sets of rope factors takes the long ones for a request that may outgrow the short ones, from
+its first token on; such requests are run apart from the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,13 @@ from agent.engine.answer import Answer, prepare, rejection
 from agent.engine.batched.graph import derived_graph, read_decoder
 from agent.engine.batched.pool import Pool, plan_pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
-from agent.engine.batched.runner import Runner
-from agent.engine.batched.self_test import exact_width, prove
+from agent.engine.batched.runner import Runner, open_session
+from agent.engine.batched.self_test import exact_width, prove_all
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.memory import usable_bytes
-from agent.engine.native import native
+from agent.engine.native import Declined, native
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
@@ -50,11 +52,17 @@ CAPABILITIES = (
 
 
 class _Sequence:
-    """A request in a slot: how many of its tokens have keys and values there."""
+    """A request in a slot: how many of its tokens have keys and values there, and how wide its masks are at least."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, width: int) -> None:
         self.answer = answer
+        self.width = width
         self.filled = 0
+
+    @property
+    def scope(self) -> str:
+        """Whose prompts it may share: its client's, with the same rope factors."""
+        return f"{self.answer.generation.client}\0{self.width}"
 
     @property
     def whole_slices(self) -> tuple[int, ...]:
@@ -86,11 +94,16 @@ class BatchedEngine:
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
             self._pool = Pool(decoder, slots, length)
-            self._runner = Runner(_open_session(derived_graph(decoder.path, derived_dir), threads), decoder, self._pool)
-            prove(self._runner, self._pool, slice_length=SLICE, vocab_size=decoder.vocab_size)
-            self._wide = exact_width(
-                self._runner, self._pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size
-            )
+            session = open_session(derived_graph(decoder.path, derived_dir), threads)
+        try:
+            with native("it does not run as it should"):
+                self._runner = Runner(session, decoder, self._pool)
+                self._switch = prove_all(self._runner, self._pool, decoder, SLICE)
+                self._wide = exact_width(
+                    self._runner, self._pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size
+                )
+        except EngineFailed as error:
+            raise Declined(error.message) from error
         self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
         self._slots: Slots[_Sequence] = Slots(slots)
         self._reading: deque[_Sequence] = deque()
@@ -130,7 +143,8 @@ class BatchedEngine:
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return
-        self._waiting.append(_Sequence(Answer(generation, prompt, room, self._tokenizing, constraint)))
+        answer = Answer(generation, prompt, room, self._tokenizing, constraint)
+        self._waiting.append(_Sequence(answer, self._width(answer)))
 
     def step(self) -> list[StepEvent]:
         """See the interface and the module's beginning."""
@@ -167,12 +181,14 @@ class BatchedEngine:
         self._pool.forget()
         del self._runner
 
-    def score(self, prompt: str, text: str) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
         """See the interface.
 
         Raises:
             EngineFailed: nothing to score, longer than the context, requests are active, or the runtime failed.
         """
+        if adapter is not None:
+            raise EngineFailed("the batched engine has no adapters")
         ids, first = self._tokenizing.encode_canary(prompt, text)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
@@ -198,15 +214,27 @@ class BatchedEngine:
                 return sequence
         return None
 
+    def _width(self, answer: Answer) -> int:
+        """The narrowest mask it may be run with: beyond the switch if its text may get that long, or it stays below.
+
+        The last token of an answer is never fed back.
+        """
+        if not self._switch:
+            return 0
+        if len(answer.prompt) + answer.limit - 1 > self._switch:
+            return self._switch + 1
+        answer.keep_within(self._switch - len(answer.prompt) + 1)
+        return 0
+
     def _start(self, sequence: _Sequence) -> None:
         """Give it a slot and whatever is known of its beginning; the last token is always read, for its logits."""
         slot = self._slots.place(sequence)
         self._reading.append(sequence)
-        client, prompt = sequence.answer.generation.client, sequence.answer.prompt[:-1]
-        entry, length = self._prefixes.find(client, prompt, SLICE)
+        prompt = sequence.answer.prompt[:-1]
+        entry, length = self._prefixes.find(sequence.scope, prompt, SLICE)
         neighbour: _Sequence | None = None
         for other in (*self._slots.decoders(), *self._reading):
-            if other is not sequence and other.answer.generation.client == client:
+            if other is not sequence and other.scope == sequence.scope:
                 shared = shared_length(other.whole_slices, prompt) // SLICE * SLICE
                 if shared > length:
                     neighbour, length = other, shared
@@ -220,7 +248,7 @@ class BatchedEngine:
         prompt = sequence.answer.prompt
         slot = self._slots.where(sequence)
         end = slice_end(sequence.filled, len(prompt), SLICE if self._slots.decoding else self._wide)
-        logits = self._runner.prefill(slot, sequence.filled, prompt[sequence.filled : end])
+        logits = self._runner.prefill(slot, sequence.filled, prompt[sequence.filled : end], sequence.width)
         sequence.filled = end
         if end < len(prompt):
             return []
@@ -232,13 +260,18 @@ class BatchedEngine:
         return events
 
     def _decode(self) -> list[StepEvent]:
+        """One token for everybody: one run for each row of neighbours with the same rope factors."""
         sequences = self._slots.decoders()
-        tokens = [sequence.answer.tokens[-1] for sequence in sequences]
-        rows = self._runner.decode(0, tokens, [sequence.filled for sequence in sequences])
         events: list[StepEvent] = []
-        for sequence, row in zip(sequences, rows, strict=True):
-            sequence.filled += 1
-            events.extend(sequence.answer.choose(row))
+        first = 0
+        for width, neighbours in groupby(sequences, key=lambda sequence: sequence.width):
+            group = list(neighbours)
+            tokens = [sequence.answer.tokens[-1] for sequence in group]
+            rows = self._runner.decode(first, tokens, [sequence.filled for sequence in group], width)
+            for sequence, row in zip(group, rows, strict=True):
+                sequence.filled += 1
+                events.extend(sequence.answer.choose(row))
+            first += len(group)
         for sequence in sequences:
             if sequence.answer.finished:
                 self._leave(sequence)
@@ -251,9 +284,8 @@ class BatchedEngine:
             self._reading.remove(sequence)
         known = sequence.whole_slices
         size = len(known) * self._token_bytes
-        client = sequence.answer.generation.client
-        if self._prefixes.wants(client, known, size):
-            self._prefixes.keep(client, known, self._pool.take(slot, len(known)), size)
+        if self._prefixes.wants(sequence.scope, known, size):
+            self._prefixes.keep(sequence.scope, known, self._pool.take(slot, len(known)), size)
         move = self._slots.leave(slot)
         if move is not None:
             self._apply(move, self._slots.decoders()[move.target].filled)
@@ -289,15 +321,3 @@ def _check(generation: Generation) -> None:
         )
     if generation.adapter is not None:
         raise RequestInvalid("this bundle has no adapters", field="adapter")
-
-
-def _open_session(graph: Path, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # Spinning longer burns a core between steps and is no faster.
-    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.engine.batched.rope import rope_switch
 from agent.engine.native import Declined
 from contract.errors import BundleRefused
 from contract.genai_config import GenaiFacts
@@ -20,7 +21,11 @@ KV_TYPES = {FLOAT: "float32", INT8: "int8"}
 
 
 class Decoder(Struct, frozen=True):
-    """How to feed a graph. ``past`` and ``present`` name keys and values in the same order."""
+    """How to feed a graph. ``past`` and ``present`` name keys and values in the same order.
+
+    ``window`` is the longest sliding window of its layers (0: all of them look at everything); ``rope_switch`` the
+    widest mask that gets the short rope factors (0: there is one set only).
+    """
 
     path: Path
     input_ids: str
@@ -34,6 +39,8 @@ class Decoder(Struct, frozen=True):
     kv_type: str
     vocab_size: int
     context_length: int
+    window: int = 0
+    rope_switch: int = 0
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -56,14 +63,16 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         raise Declined("it is made of several graphs")
     if facts.provider != "cpu":
         raise Declined(f"it is built for {facts.provider}")
-    _check_nodes(model, facts)
+    attentions = _check_nodes(model, facts)
     past = _names(facts.inputs, ("past_key_names", "past_value_names"), "past_key_values.%d.{}", facts.layers)
     present = _names(facts.outputs, ("present_key_names", "present_value_names"), "present.%d.{}", facts.layers)
     ids = facts.inputs.get("input_ids", "input_ids")
     mask = facts.inputs.get("attention_mask", "attention_mask")
     positions = facts.inputs.get("position_ids", "position_ids")
     logits = facts.outputs.get("logits", "logits")
-    inputs = {value.name: value for value in model.graph.inputs}
+    defaults = {tensor.name for tensor in model.graph.initializers}
+    # Places for adapters stay empty here: what has a default needs not be fed.
+    inputs = {value.name: value for value in model.graph.inputs if value.name not in defaults}
     outputs = {value.name: value for value in model.graph.outputs}
     unknown = sorted(inputs.keys() - {ids, mask, positions, *past})
     if unknown or not {ids, mask, *past} <= inputs.keys():
@@ -88,6 +97,8 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         kv_type=KV_TYPES[kinds.pop()],
         vocab_size=facts.vocab_size,
         context_length=facts.context_length,
+        window=max(0, *(node.integer("local_window_size", -1) for node in attentions)),
+        rope_switch=rope_switch(model, path, mask),
     )
 
 
@@ -104,20 +115,19 @@ def _names(table: dict[str, str], keys: tuple[str, str], default: str, layers: i
     return tuple(pattern.replace("%d", str(layer)) for layer in range(layers) for pattern in patterns)
 
 
-def _check_nodes(model: OnnxModel, facts: GenaiFacts) -> None:
+def _check_nodes(model: OnnxModel, facts: GenaiFacts) -> list[Node]:
+    """Its attentions, once everything in it is known to hold its state in keys and values alone."""
     attentions: list[Node] = []
     for node in model.walk_nodes():
         if node.op_type == ATTENTION:
             attentions.append(node)
         elif node.op_type in OTHER_STATE:
             raise Declined(f"it uses {node.op_type}")
-        elif node.op_type == "If":
-            # The long and short rope factors are chosen by the width of the mask, for the whole batch at once.
-            raise Declined("it switches rope factors with the length")
     if len(attentions) != facts.layers:
         raise Declined(f"{len(attentions)} of its {facts.layers} layers use {ATTENTION}")
     if any(not node.integer("do_rotary") for node in attentions) and not _takes_positions(model, facts):
         raise Declined("its rotary embedding is outside the attention and takes no positions")
+    return attentions
 
 
 def _takes_positions(model: OnnxModel, facts: GenaiFacts) -> bool:

@@ -2,12 +2,14 @@
 
 Rules of GroupQueryAttention on a CPU: a batch of one may bring many tokens, a larger batch one token each; row *b* of
 the mask has ones up to that sequence's own length, which is also where its new key and value are written; a row
-without ones is an error, and so are a length beyond the pool and a token outside the vocabulary.
+without ones is an error, and so are a length beyond the pool and a token outside the vocabulary. The mask may be wider
+than its longest row (``width``): that is how a sequence gets the long rope factors from its first token on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,22 +36,24 @@ class Runner:
         self._decode_logits = np.empty((pool.slots, 1, decoder.vocab_size), dtype=np.float32)
         self.shows_all = self._probe()
 
-    def prefill(self, slot: int, past: int, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def prefill(self, slot: int, past: int, tokens: Sequence[int], width: int = 0) -> NDArray[np.float32]:
         """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``, or of the last one alone."""
         ids = np.array([tokens], dtype=np.int64)
-        mask = np.ones((1, past + len(tokens)), dtype=np.int64)
-        positions = self._counting[past : past + len(tokens)].reshape(1, -1)
+        end = past + len(tokens)
+        mask = np.ones((1, max(end, width)), dtype=np.int64)
+        mask[:, end:] = 0
+        positions = self._counting[past:end].reshape(1, -1)
         rows = len(tokens) if self.shows_all else 1
         logits = np.empty((1, rows, self._decoder.vocab_size), dtype=np.float32)
         self._run(slot, ids, mask, np.ascontiguousarray(positions), logits)
         found: NDArray[np.float32] = logits[0]
         return found
 
-    def decode(self, first: int, tokens: Sequence[int], pasts: Sequence[int]) -> NDArray[np.float32]:
+    def decode(self, first: int, tokens: Sequence[int], pasts: Sequence[int], width: int = 0) -> NDArray[np.float32]:
         """One token for each slot from ``first`` on; logits ``[slots, vocab]``, valid until the next call."""
         count = len(tokens)
         lengths = np.array(pasts, dtype=np.int64).reshape(count, 1)
-        mask = (self._counting[: int(lengths.max()) + 1] <= lengths).astype(np.int64)
+        mask = (self._counting[: max(int(lengths.max()) + 1, width)] <= lengths).astype(np.int64)
         ids = np.array(tokens, dtype=np.int64).reshape(count, 1)
         logits = self._decode_logits[:count]
         self._run(first, ids, mask, lengths, logits)
@@ -58,16 +62,13 @@ class Runner:
 
     def _probe(self) -> bool:
         """Whether the graph shows logits for every token: one with a pruned head computes the last ones only."""
-        names = self._decoder
-        feed = {
-            names.input_ids: np.zeros((1, 2), dtype=np.int64),
-            names.attention_mask: np.ones((1, 2), dtype=np.int64),
-            **{past: self._pool.array[index, :1, :, :0] for index, past in enumerate(names.past)},
-        }
-        if names.position_ids is not None:
-            feed[names.position_ids] = np.array([[0, 1]], dtype=np.int64)
-        (logits,) = self._session.run([names.logits], feed)
-        return bool(logits.shape[1] == 2)
+        binding = self._session.io_binding()
+        self._bind_cache(binding, 0, 1)
+        ids, mask, positions = (np.array([row], dtype=np.int64) for row in ([0, 0], [1, 1], [0, 1]))
+        self._bind_inputs(binding, ids, mask, positions)
+        binding.bind_output(self._decoder.logits, CPU[0])  # bound last, so listed last; of a size that it decides
+        self._session.run_with_iobinding(binding)
+        return bool(binding.get_outputs()[-1].shape()[1] == 2)
 
     def _run(
         self,
@@ -78,23 +79,43 @@ class Runner:
         logits: NDArray[np.float32],
     ) -> None:
         assert mask.shape[1] <= self._pool.length, "a sequence outgrew its slot"
-        names = self._decoder
         binding = self._binding(first, len(ids))
-        for name, array in ((names.input_ids, ids), (names.attention_mask, mask), (names.position_ids, positions)):
-            if name is not None:
-                binding.bind_input(name, *CPU, np.int64, array.shape, array.ctypes.data)
-        binding.bind_output(names.logits, *CPU, np.float32, logits.shape, logits.ctypes.data)
+        self._bind_inputs(binding, ids, mask, positions)
+        binding.bind_output(self._decoder.logits, *CPU, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
 
     def _binding(self, first: int, count: int) -> Any:
-        """Past and present are the same memory."""
         binding = self._bindings.get((first, count))
         if binding is None:
-            binding = self._session.io_binding()
-            kind = self._pool.array.dtype.type
-            for index, (past, present) in enumerate(zip(self._decoder.past, self._decoder.present, strict=True)):
-                part = self._pool.array[index, first : first + count]
-                binding.bind_input(past, *CPU, kind, part.shape, part.ctypes.data)
-                binding.bind_output(present, *CPU, kind, part.shape, part.ctypes.data)
-            self._bindings[first, count] = binding
+            binding = self._bindings[first, count] = self._session.io_binding()
+            self._bind_cache(binding, first, count)
         return binding
+
+    def _bind_cache(self, binding: Any, first: int, count: int) -> None:
+        """Past and present are the same memory."""
+        kind = self._pool.array.dtype.type
+        for index, (past, present) in enumerate(zip(self._decoder.past, self._decoder.present, strict=True)):
+            part = self._pool.array[index, first : first + count]
+            binding.bind_input(past, *CPU, kind, part.shape, part.ctypes.data)
+            binding.bind_output(present, *CPU, kind, part.shape, part.ctypes.data)
+
+    def _bind_inputs(
+        self, binding: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64]
+    ) -> None:
+        names = self._decoder
+        for name, array in ((names.input_ids, ids), (names.attention_mask, mask), (names.position_ids, positions)):
+            if name is not None:
+                binding.bind_input(name, *CPU, np.int64, array.shape, array.ctypes.data)
+
+
+def open_session(graph: Path, threads: int) -> Any:
+    """Load a graph; may raise whatever onnxruntime raises."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning longer burns a core between steps and is no faster.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

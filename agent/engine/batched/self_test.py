@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from agent.engine.batched.graph import Decoder
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.runner import Runner
 from agent.engine.native import Declined
@@ -20,35 +21,82 @@ MAX_DIVERGENCE = 0.05
 forgotten token is off by whole nats."""
 
 
-def prove(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int) -> None:
-    """Read, decode alone and beside another, and compare.
+def prove_all(runner: Runner, pool: Pool, decoder: Decoder, slice_length: int) -> int:
+    """Prove what this graph gives reason for; the widest mask with short rope factors, 0 if that never matters.
+
+    Raises:
+        Declined: a proof fails.
+    """
+    vocab_size = decoder.vocab_size
+    prove(runner, pool, slice_length=slice_length, vocab_size=vocab_size)
+    if decoder.window:
+        prove_window(runner, pool, slice_length=slice_length, vocab_size=vocab_size, window=decoder.window)
+    if not 0 < decoder.rope_switch < pool.length:
+        return 0
+    prove_switch(runner, pool, slice_length=slice_length, vocab_size=vocab_size, width=decoder.rope_switch + 1)
+    return decoder.rope_switch
+
+
+def prove(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int, past: int = 0, width: int = 0) -> None:
+    """Read, decode alone and beside another, and compare; the long one begins behind ``past`` tokens of nothing.
+
+    Keys and values of zeros are tokens like any other, and as long as they are only read they take no memory: so what
+    happens past a sliding window is proved without reading a window full of tokens.
 
     Raises:
         Declined: a row depends on its neighbours or on how its prompt was cut.
     """
+    where = f", past {past} tokens" if past else ", with long rope factors" if width else ""
     random = np.random.Generator(np.random.PCG64(7))
     one, other = (random.integers(0, vocab_size, size).tolist() for size in (LONG, SHORT))
     last = pool.slots - 1
-    whole = runner.prefill(last, 0, one)[-1].copy()
+    whole = runner.prefill(last, past, one, width)[-1].copy()
     sliced = whole
     for start in range(0, LONG, slice_length):
-        sliced = runner.prefill(0, start, one[start : start + slice_length])[-1]
+        sliced = runner.prefill(0, past + start, one[start : start + slice_length], width)[-1]
     apart = divergence(whole, sliced)
     if not apart <= MAX_DIVERGENCE:
-        raise Declined(f"reading a prompt in slices changes it here (by {apart:.3g} nats)")
-    alone = runner.decode(0, [one[0]], [LONG])[0].copy()
+        raise Declined(f"reading a prompt in slices changes it here (by {apart:.3g} nats{where})")
+    alone = runner.decode(0, [one[0]], [past + LONG], width)[0].copy()
     if pool.slots == 1:
         return
-    runner.prefill(1, 0, other)
-    beside = runner.decode(0, [one[0], other[0]], [LONG, SHORT])[0]
+    runner.prefill(1, 0, other, width)
+    beside = runner.decode(0, [one[0], other[0]], [past + LONG, SHORT], width)[0]
     difference = float(np.abs(alone - beside).max())
     if not difference <= MAX_DIFFERENCE:
-        raise Declined(f"requests in one batch change each other here (by {difference:.3g})")
+        raise Declined(f"requests in one batch change each other here (by {difference:.3g}{where})")
+    if past:
+        return  # moving a slot copies what was never written
     pool.copy(0, 1, LONG)
-    moved = runner.decode(1, [one[0]], [LONG])[0]
+    moved = runner.decode(1, [one[0]], [LONG], width)[0]
     difference = float(np.abs(alone - moved).max())
     if not difference <= MAX_DIFFERENCE:
-        raise Declined(f"a request that moves to another slot changes here (by {difference:.3g})")
+        raise Declined(f"a request that moves to another slot changes here (by {difference:.3g}{where})")
+
+
+def prove_window(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int, window: int) -> None:
+    """The same across the edge of a sliding window, if a request can get there.
+
+    Raises:
+        Declined: see :func:`prove`.
+    """
+    past = max(0, window - LONG // 2) // slice_length * slice_length
+    if past and past + LONG < pool.length:
+        pool.forget()  # whatever was there is zeros again
+        prove(runner, pool, slice_length=slice_length, vocab_size=vocab_size, past=past)
+
+
+def prove_switch(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int, width: int) -> None:
+    """The same with a mask so wide that the long rope factors are taken, and that they are others than the short ones.
+
+    Raises:
+        Declined: the mask's width changes nothing; or see :func:`prove`.
+    """
+    tokens = np.random.Generator(np.random.PCG64(13)).integers(0, vocab_size, SHORT).tolist()
+    short = runner.prefill(0, 0, tokens)[-1].copy()
+    if np.array_equal(short, runner.prefill(0, 0, tokens, width)[-1]):
+        raise Declined("its rope factors do not switch where its graph says")
+    prove(runner, pool, slice_length=slice_length, vocab_size=vocab_size, width=width)
 
 
 def exact_width(runner: Runner, pool: Pool, *, slice_length: int, width: int, vocab_size: int) -> int:
