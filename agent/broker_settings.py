@@ -11,6 +11,9 @@ from msgspec import Meta, Struct
 
 from contract.errors import ConfigInvalid
 
+NO_CONTROLS = r"^[^\x00-\x1f\x7f]+$(?!\n)"
+"""Brokers cut whoever sends control characters in a name."""
+
 MAX_PASSWORD_BYTES = 65535
 """MQTT writes the length of a password in two bytes."""
 
@@ -21,7 +24,7 @@ class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
-    alpn: list[str] = []
+    alpn: list[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$(?!\n)")]] = []
 
 
 class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,11 +32,11 @@ class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ``allow_plaintext`` is true. ``password_file`` holds the password alone; it is read at every connect.
     """
 
-    host: Annotated[str, Meta(min_length=1, max_length=253)] = "localhost"
+    host: Annotated[str, Meta(pattern=r"^[^\x00-\x20\x7f]{1,253}$(?!\n)")] = "localhost"
     port: Annotated[int, Meta(ge=1, le=65535)] = 1883
     protocol: Literal["5", "3.1.1"] = "5"
-    client_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
-    username: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    client_id: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=128)] | None = None
+    username: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=256)] | None = None
     password_file: Path | None = None
     keepalive: Annotated[int, Meta(ge=5, le=3600)] = 30
     session_expiry_seconds: Annotated[int, Meta(ge=60, le=30 * 86400)] = 86400

@@ -133,7 +133,11 @@ def _in_plain_words(text: str) -> str:
 
 
 def _check(config: AgentConfig) -> None:
-    _ = config.topics
+    try:
+        _ = config.topics
+    except ConfigInvalid as error:
+        key = "topic_root" if error.field == "root" else error.field
+        raise ConfigInvalid(f"{key}: {error.message}", field=key) from error
     for kind, names in (("groups", config.groups), ("sources", list(config.sources))):
         for name in names:
             if not is_identifier(name):
@@ -141,8 +145,9 @@ def _check(config: AgentConfig) -> None:
                     f"{kind}: {name!r} cannot be a name: use 1 to 64 of A-Z a-z 0-9 _ . -", field=f"{kind}.{name}"
                 )
     for name, location in config.sources.items():
-        if not location:
-            raise ConfigInvalid(f"sources.{name} is empty: give a directory or a URL", field=f"sources.{name}")
+        if not location or not location.isprintable():
+            wrong = "holds control characters" if location else "is empty"
+            raise ConfigInvalid(f"sources.{name} {wrong}: give a directory or a URL", field=f"sources.{name}")
 
 
 def _resolve_paths(config: AgentConfig, base: Path) -> AgentConfig:

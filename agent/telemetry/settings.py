@@ -14,14 +14,14 @@ class PrometheusSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
-    host: Annotated[str, Meta(min_length=1, max_length=255)] = "127.0.0.1"
+    host: Annotated[str, Meta(pattern=r"^[^\x00-\x20\x7f]{1,255}$(?!\n)")] = "127.0.0.1"
 
 
 class HomeAssistantSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The ``[telemetry.home_assistant]`` table: announce the sensors below ``prefix``, as Home Assistant expects it."""
 
     enabled: bool = False
-    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,3}$")] = "homeassistant"
+    prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,3}$(?!\n)")] = "homeassistant"
 
 
 class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True):

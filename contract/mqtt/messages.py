@@ -27,7 +27,8 @@ MAX_TOKENS = 1 << 20
 MAX_STOPS = 16
 MAX_MESSAGES = 1024
 
-Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
+"""``$`` alone lets a line break follow, and brokers cut whoever publishes to a topic with one."""
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True):

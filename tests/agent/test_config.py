@@ -56,7 +56,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         (GOOD + "[install]\nswap = 'sideways'", "install.swap", "sideways"),
         (GOOD + "[worker]\nthreads = -1", "worker.threads", ">= 0"),
         (GOOD + "[telemetry]\ninterval_seconds = -1", "telemetry.interval_seconds", ">= 0"),
-        (GOOD + "topic_root = 'a//b'", "root", "topic root"),
+        (GOOD + "topic_root = 'a//b'", "topic_root", "topic root"),
         ("groups = ['ä']\n" + GOOD, "groups.ä", "cannot be a name"),
         (GOOD + "broker = 7", "broker", "object"),
     ],

@@ -106,7 +106,7 @@ def test_private_words_stay_out_of_the_message_and_of_what_the_journal_did_not_t
     handler.close()
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.text(), st.text())
 def test_any_text_makes_one_line_and_one_readable_datagram(text: str, value: str) -> None:
     made = record("%s", text, request=value)

@@ -29,6 +29,8 @@ def test_a_request_has_the_documented_defaults() -> None:
     ("fields", "field"),
     [
         ({"temprature": 1}, "temprature"),
+        ({"id": "r1\n"}, "id"),
+        ({"supersede_key": "k\n"}, "supersede_key"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": 2.1}, "temperature"),

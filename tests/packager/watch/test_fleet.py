@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.telemetry.llm import LlmMeter
@@ -113,6 +113,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(KINDS, st.binary() | JSON.map(msgspec.json.encode))))
 def test_nothing_that_is_published_breaks_the_view(messages: list[tuple[str, bytes]]) -> None:
     fleet = Fleet(ROOT)
