@@ -1,0 +1,190 @@
+"""One connection to a broker: a paho client of its own on a socket that asyncio watches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from agent.broker_settings import BrokerSettings, read_password
+from agent.delivery import AckOrder
+from agent.mqtt.sockets import forget
+
+log = logging.getLogger("edge_agent.mqtt")
+
+MAX_PACKET_BYTES = 16 << 20
+"""Announced to MQTT 5 brokers, which then keep larger packets to themselves. Requests over 1 MiB get a 413."""
+
+MAX_UNACKNOWLEDGED = 100
+"""Receive Maximum: messages that the broker may send before we acknowledged; they become one group commit."""
+
+
+class Will(Struct, frozen=True):
+    """What the broker publishes (QoS 1, retained) when we vanish."""
+
+    topic: str
+    payload: bytes
+
+
+class Received(Struct, frozen=True):
+    """A message for us. ``receipt`` goes to :meth:`Connection.acknowledge`; ``expiry_seconds`` is what was left."""
+
+    topic: str
+    payload: bytes
+    retained: bool
+    receipt: tuple[object, int]
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    expiry_seconds: int | None = None
+
+
+class _Paho(Client):
+    """paho on a socket that is connected already: its own connect would block the event loop."""
+
+    ready_socket: socket.socket
+
+    def _create_socket(self) -> Any:
+        return self.ready_socket
+
+
+class Link:
+    """``on_read`` is called after data was read, ``on_writable`` when the socket takes data again."""
+
+    def __init__(
+        self, client: _Paho, sock: socket.socket, on_read: Callable[[Link], None], on_writable: Callable[[Link], None]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.client = client
+        self.sock = sock
+        self.ack_order = AckOrder()
+        self.arrived: list[MQTTMessage] = []
+        self.delivered: list[tuple[int, bool, str]] = []
+        self.connack: asyncio.Future[tuple[bool, Any, Any]] = loop.create_future()
+        self.lost: asyncio.Future[str] = loop.create_future()
+        self.writing = False
+        self.up = False
+        self.subscribed = False
+        self._on_read = on_read
+        self._on_writable = on_writable
+        client.ready_socket = sock
+        client.on_connect = lambda _c, _u, flags, reason, properties: (
+            None if self.connack.done() else self.connack.set_result((flags.session_present, reason, properties))
+        )
+        client.on_disconnect = lambda _c, _u, _f, reason, _p: self.end(str(reason))
+        client.on_message = lambda _c, _u, message: self.arrived.append(message)
+        client.on_publish = lambda _c, _u, mid, reason, _p: self.delivered.append((mid, reason.is_failure, str(reason)))
+        client.on_socket_close = lambda _c, _u, closing: forget(closing)  # type: ignore[arg-type] # paho's own socket
+        loop.add_reader(sock, self._readable)
+        self.guard(client.reconnect)
+        self.watch_writes()
+
+    def end(self, why: str) -> None:
+        """It is over; what was said first counts."""
+        if not self.lost.done():
+            self.lost.set_result(why)
+
+    def guard(self, action: Callable[[], object]) -> None:
+        """Run paho; whatever a broker's bytes make it raise ends this connection and nothing else."""
+        try:
+            action()
+        except Exception as error:
+            log.debug("the connection broke in %r", action, exc_info=True)
+            self.end(f"it sent something that cannot be read ({type(error).__name__})")
+
+    def watch_writes(self) -> None:
+        """Ask to be called when the socket takes more, exactly while something waits."""
+        if self.lost.done() or self.sock.fileno() < 0:
+            return
+        wants = self.client.want_write()
+        if wants and not self.writing:
+            asyncio.get_running_loop().add_writer(self.sock, self._writable)
+        elif self.writing and not wants:
+            asyncio.get_running_loop().remove_writer(self.sock)
+        self.writing = wants
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.end("closed")
+        # paho would report the socket again when it is collected, perhaps after the loop has ended.
+        self.client.on_socket_close = None
+        if self.sock.fileno() >= 0:
+            forget(self.sock)
+            self.sock.close()
+
+    def _readable(self) -> None:
+        self.guard(self.client.loop_read)
+        # TLS may hold decrypted packets that the socket no longer announces.
+        while not self.lost.done() and isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+            self.guard(self.client.loop_read)
+        self.watch_writes()
+        if self.up:
+            self._on_read(self)
+
+    def _writable(self) -> None:
+        self.guard(self.client.loop_write)
+        self.watch_writes()
+        if self.up and not self.writing:
+            self._on_writable(self)
+
+
+def received(link: Link, message: MQTTMessage) -> Received:
+    """What ``message`` is to the rest of the agent."""
+    try:
+        topic = message.topic
+    except UnicodeDecodeError:
+        topic = ""
+    properties = message.properties
+    return Received(
+        topic=topic,
+        payload=bytes(message.payload),
+        retained=message.retain,
+        receipt=(link, message.mid if message.qos else 0),
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation=getattr(properties, "CorrelationData", None),
+        expiry_seconds=getattr(properties, "MessageExpiryInterval", None),
+    )
+
+
+def make_client(settings: BrokerSettings, client_id: str, *, clean: bool, will: Will | None) -> _Paho:
+    """A paho client that says what we want of a broker, and leaves all else to us."""
+    five = settings.protocol == "5"
+    client = _Paho(
+        CallbackAPIVersion.VERSION2,
+        client_id,
+        clean_session=None if five else clean,
+        protocol=MQTTv5 if five else MQTTv311,
+        reconnect_on_failure=False,
+        manual_ack=True,
+    )
+    # Our outbox keeps the window; paho must not hold anything back itself.
+    client.max_inflight_messages = 0
+    if settings.username is not None:
+        client.username_pw_set(settings.username, read_password(settings))
+    if will is not None:
+        client.will_set(will.topic, will.payload, qos=1, retain=True)
+    properties = None
+    if five:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = 0 if clean else settings.session_expiry_seconds
+        properties.ReceiveMaximum = MAX_UNACKNOWLEDGED
+        properties.MaximumPacketSize = MAX_PACKET_BYTES
+    client.connect_async(settings.host, settings.port, settings.keepalive, clean_start=clean, properties=properties)
+    return client
+
+
+def publish_properties(settings: BrokerSettings, correlation: bytes | None) -> Properties | None:
+    """MQTT 5 properties of a message, if it has any."""
+    if correlation is None or settings.protocol != "5":
+        return None
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.CorrelationData = correlation
+    return properties
