@@ -1,12 +1,15 @@
 """Who is next: a bounded queue with priorities that age, fair across clients. Pure: the clock is handed in.
 
-The most urgent class is served first; a request rises one class for every :data:`AGING_SECONDS` it has waited, so
-that nothing waits for ever. Within a class the client that was served least goes first (start-time fair queueing: a
-client that comes back does not get credit for having been away), then the older request.
+Each client puts its own most urgent request forward; a request rises one class for every :data:`AGING_SECONDS` it has
+waited, so that nothing waits for ever. Among those the most urgent class is served first, where waiting counts only
+from the client's last turn on: a flood that is served again and again does not grow more urgent by being long. Within
+a class the client that was served least goes first (start-time fair queueing: a client that comes back does not get
+credit for having been away), then the older request.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -38,6 +41,7 @@ class RequestQueue(Generic[T]):
         self._waiting: dict[int, Waiting[T]] = {}
         self._by_client: dict[str, int] = {}
         self._served: dict[str, float] = {}
+        self._turns: dict[str, float] = {}
         self._clock = 0.0
 
     def __len__(self) -> int:
@@ -63,7 +67,12 @@ class RequestQueue(Generic[T]):
         return None if first is None else first.item
 
     def _first(self, now: float) -> Waiting[T] | None:
-        return min(self._waiting.values(), key=lambda waiting: self._rank(waiting, now), default=None)
+        heads: dict[str, Waiting[T]] = {}
+        for waiting in self._waiting.values():
+            head = heads.get(waiting.client)
+            if head is None or _among_own(waiting, now) < _among_own(head, now):
+                heads[waiting.client] = waiting
+        return min(heads.values(), key=lambda waiting: self._rank(waiting, now), default=None)
 
     def take(self, now: float) -> T | None:
         """The next one to run; its client moves back by one request."""
@@ -72,6 +81,7 @@ class RequestQueue(Generic[T]):
             return None
         self._clock = self._served[first.client]
         self._served[first.client] += 1.0
+        self._turns[first.client] = now
         self.remove(first.number)
         return first.item
 
@@ -83,17 +93,32 @@ class RequestQueue(Generic[T]):
         self._by_client[waiting.client] -= 1
         if not self._by_client[waiting.client]:
             del self._by_client[waiting.client]
+            self._turns.pop(waiting.client, None)
             self._forget_idle_clients()
         return waiting.item
 
     def position(self, number: int, now: float) -> int:
-        """How many would be taken before it if nothing changed; 0 is next. Fairness may move it later."""
-        own = self._rank(self._waiting[number], now)
-        return sum(self._rank(other, now) < own for other in self._waiting.values())
+        """How many would be taken before it if nothing changed; 0 is next."""
+        return next(place for place, waiting in enumerate(self._ordered(now)) if waiting.number == number)
 
     def in_order(self, now: float) -> list[T]:
-        """All that wait, as :meth:`position` counts them."""
-        return [waiting.item for waiting in sorted(self._waiting.values(), key=lambda one: self._rank(one, now))]
+        """All that wait, as they would be taken one after the other from now on if nothing changed."""
+        return [waiting.item for waiting in self._ordered(now)]
+
+    def _ordered(self, now: float) -> list[Waiting[T]]:
+        own: dict[str, list[Waiting[T]]] = {}
+        for waiting in sorted(self._waiting.values(), key=lambda one: _among_own(one, now), reverse=True):
+            own.setdefault(waiting.client, []).append(waiting)
+        heap = [(self._rank(mine[-1], now), mine) for mine in own.values()]
+        heapq.heapify(heap)
+        found: list[Waiting[T]] = []
+        while heap:
+            (_, served, _), mine = heapq.heappop(heap)
+            found.append(mine.pop())
+            if mine:
+                # It has just had its turn, and moved back.
+                heapq.heappush(heap, ((-mine[-1].priority, served + 1.0, mine[-1].number), mine))
+        return found
 
     def expired(self, now: float) -> list[T]:
         """Take out those whose deadline has passed."""
@@ -105,7 +130,8 @@ class RequestQueue(Generic[T]):
         return min((w.deadline for w in self._waiting.values() if w.deadline is not None), default=None)
 
     def _rank(self, waiting: Waiting[T], now: float) -> tuple[int, float, int]:
-        aged = waiting.priority + int((now - waiting.since) / AGING_SECONDS)
+        since = max(waiting.since, self._turns.get(waiting.client, waiting.since))
+        aged = waiting.priority + int((now - since) / AGING_SECONDS)
         return -aged, self._served[waiting.client], waiting.number
 
     def _forget_idle_clients(self) -> None:
@@ -116,3 +142,8 @@ class RequestQueue(Generic[T]):
                 for client, served in self._served.items()
                 if client in self._by_client or served > self._clock
             }
+
+
+def _among_own(waiting: Waiting[T], now: float) -> tuple[int, int]:
+    """Its place among the requests of its client."""
+    return -(waiting.priority + int((now - waiting.since) / AGING_SECONDS)), waiting.number

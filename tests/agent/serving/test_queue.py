@@ -60,6 +60,40 @@ def test_urgent_goes_first_but_waiting_counts() -> None:
     assert queue.take(now) == 0
 
 
+def test_flood_that_waits_long_does_not_starve_another() -> None:
+    """A newcomer is next but one, however long the flood has waited: it has had its turns meanwhile."""
+    queue: RequestQueue[int] = RequestQueue(200, 200)
+    for number in range(100):
+        queue.put(waiting(number, "flood"))
+    now = 0.0
+    for _ in range(20):
+        now += AGING_SECONDS
+        queue.take(now)
+    queue.put(waiting(100, "quiet", since=now))
+    queue.put(waiting(101, "quiet", since=now))
+    assert {100, 101} <= {queue.take(now + number) for number in range(4)}
+
+
+def test_urgent_flood_lets_another_through_after_a_while() -> None:
+    queue: RequestQueue[int] = RequestQueue(200, 200)
+    for number in range(100):
+        queue.put(waiting(number, "flood", priority=9))
+    queue.put(waiting(100, "quiet", priority=0))
+    taken = [queue.take(float(now)) for now in range(60)]
+    assert 100 in taken
+    assert taken.index(100) == 9 * AGING_SECONDS
+
+
+def test_own_urgent_requests_do_not_hold_back_own_others_for_ever() -> None:
+    queue: RequestQueue[int] = RequestQueue(200, 200)
+    queue.put(waiting(0, priority=0))
+    taken = []
+    for now in range(60):
+        queue.put(waiting(now + 1, priority=9, since=float(now)))
+        taken.append(queue.take(float(now)))
+    assert 0 in taken
+
+
 def test_room_is_bounded_in_all_and_for_each_client() -> None:
     queue: RequestQueue[int] = RequestQueue(3, 2)
     queue.put(waiting(0))
@@ -92,7 +126,10 @@ def test_everything_put_in_comes_out_once(requests: list[tuple[str, int, float]]
     for number, (client, priority, since) in enumerate(requests):
         queue.put(waiting(number, client, priority, since))
     gone = {item for number in removed if (item := queue.remove(number)) is not None}
+    foreseen = queue.in_order(100.0)
     positions = sorted(queue.position(number, 100.0) for number in list(queue))
     assert positions == list(range(len(positions)))
-    assert sorted(take_all(queue, 100.0)) == sorted(set(range(len(requests))) - gone)
+    taken = take_all(queue, 100.0)
+    assert sorted(taken) == sorted(set(range(len(requests))) - gone)
+    assert taken == foreseen
     assert len(queue) == 0
