@@ -7,8 +7,10 @@ test data; the product never does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from tuf.api import exceptions
 from tuf.ngclient import Updater
@@ -24,6 +26,7 @@ from contract.trust.key_policy import check_metadata
 from contract.trust.updating import TARGETS_MAX_BYTES, check_root, explain
 
 PIECE_BYTES = 2**20
+_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CACHED = ("timestamp", "snapshot", "targets")
 
 
@@ -35,7 +38,7 @@ class UrlFetcher(FetcherInterface):
         self._any_key = any_key
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        response = self._exchange.get(url)
+        response = self._exchange.get(_escaped(url))
         if response is None:
             raise exceptions.DownloadHTTPError(f"{url.rsplit('/', 1)[-1]} is missing", 404)
         return self._pieces(response)
@@ -58,6 +61,11 @@ class UrlFetcher(FetcherInterface):
         data = super().download_bytes(url, max_length)
         check(data, url.rsplit("/", 1)[-1], any_key=self._any_key)
         return data
+
+
+def _escaped(url: str) -> str:
+    """``url`` with what may not stand in one escaped: python-tuf appends the names of artifacts as they are."""
+    return quote(_STRAY_PERCENT.sub("%25", url), safe="%/:?=&@+!$,;'()*~[]")
 
 
 def check(data: bytes, what: str, *, any_key: bool) -> None:

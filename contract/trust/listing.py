@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from tuf.api.metadata import Metadata, Targets
@@ -17,6 +18,8 @@ REVOKED_FIELD = "x-edge-revoked"
 
 SIGNED_FIELD = "x-edge-signed"
 """When people signed it (UTC): TUF itself records only when it expires."""
+
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 _TARGET = re.compile(r"manifests/([^/]+)/([^/]+)\.json")
 
@@ -44,6 +47,15 @@ class Listing:
         """NAME@VERSION of every revoked bundle."""
         found = self._targets.unrecognized_fields.get(REVOKED_FIELD, [])
         return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+    @property
+    def signed(self) -> datetime | None:
+        """When people signed this list, None if they did not say."""
+        text = self._targets.unrecognized_fields.get(SIGNED_FIELD)
+        try:
+            return datetime.strptime(text, TIME_FORMAT).replace(tzinfo=UTC) if isinstance(text, str) else None
+        except ValueError:
+            return None
 
     @property
     def bundles(self) -> dict[str, Entry]:

@@ -28,10 +28,9 @@ from contract.errors import BuildRefused, BundleRefused
 from contract.layout import ROLES
 from contract.reasons import Reason
 from contract.trust.key_policy import check_metadata, check_public_key
-from contract.trust.listing import REVOKED_FIELD, SIGNED_FIELD, Entry, Listing
+from contract.trust.listing import REVOKED_FIELD, SIGNED_FIELD, TIME_FORMAT, Entry, Listing
 
 MAX_DOCUMENT_BYTES = 5_000_000
-TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 class SigningKey:

@@ -6,11 +6,14 @@ import argparse
 import getpass
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
 from contract.errors import UsageError
 from contract.layout import ROLES
@@ -54,6 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if keys:
             sub.add_argument("--keys", type=Path, default=Path("keys"), metavar="DIR", help="default: ./keys")
             sub.add_argument("--passphrase-file", type=Path, metavar="FILE")
+            sub.add_argument(
+                "--clock-is-right", action="store_true", help="sign although this machine's clock looks wrong"
+            )
             sub.add_argument("--unencrypted", action="store_true", help="write new keys unencrypted (tests, demos)")
         return sub
 
@@ -120,11 +126,26 @@ def _passphrase(arguments: argparse.Namespace, *, new: bool = False) -> Callable
 
 
 def _open(arguments: argparse.Namespace, *, new: bool = False) -> Repository:
-    return Repository(arguments.repo, KeyRing(arguments.keys, _passphrase(arguments, new=new)))
+    ring = KeyRing(arguments.keys, _passphrase(arguments, new=new))
+    return Repository(arguments.repo, ring, clock_is_right=arguments.clock_is_right)
 
 
 def _without_keys(arguments: argparse.Namespace) -> Repository:
     return Repository(arguments.repo, KeyRing(arguments.repo / "no-keys", None))
+
+
+@contextmanager
+def _counted(arguments: argparse.Namespace, doing: str) -> Iterator[Callable[[int], None]]:
+    """What to tell of bytes that are done: a count that goes on, where somebody looks at a terminal."""
+    if arguments.json or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn(),
+        console=Console(file=sys.stderr), transient=True,
+    ) as bars:  # fmt: skip
+        task = bars.add_task(doing, total=None)
+        yield lambda count: bars.advance(task, count)
 
 
 def _say(arguments: argparse.Namespace, sentence: str, **fields: object) -> int:
@@ -164,7 +185,8 @@ def _keygen(arguments: argparse.Namespace) -> int:
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    outcome = _open(arguments).publish(arguments.bundle)
+    with _counted(arguments, "publishing") as on_bytes:
+        outcome = _open(arguments).publish(arguments.bundle, on_bytes)
     return _tell(arguments, outcome, f"published {arguments.bundle} in {arguments.repo}")
 
 
@@ -205,7 +227,8 @@ def _refresh(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     name, version = parse_reference(arguments.reference)
     out = arguments.out or Path(f"{name}-{version}.edgebundle")
-    manifest = _without_keys(arguments).export(name, version, out)
+    with _counted(arguments, "writing") as on_bytes:
+        manifest = _without_keys(arguments).export(name, version, out, on_bytes)
     return _say(arguments, f"wrote {out} ({manifest.total_bytes / 1e6:.1f} MB of files)", file=str(out))
 
 
@@ -215,7 +238,8 @@ def _import(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{arguments.root} is not a file")
     source = open_source(arguments.source)
     try:
-        received = _without_keys(arguments).receive(source, root)
+        with _counted(arguments, "receiving") as on_bytes:
+            received = _without_keys(arguments).receive(source, root, on_bytes)
     finally:
         source.close()
     return _say(arguments, f"received {', '.join(received) or 'no bundle, only metadata'}", received=received)
@@ -243,5 +267,6 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    count = report.verify(arguments.repo, lambda: datetime.now(UTC))
+    with _counted(arguments, "verifying") as on_bytes:
+        count = report.verify(arguments.repo, lambda: datetime.now(UTC), on_bytes)
     return _say(arguments, f"{arguments.repo} holds: {count} bundle(s), every signature and every byte", bundles=count)

@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 from contract.durable import Disk, translate
 from contract.errors import BuildRefused, BundleRefused
 from contract.layout import METADATA_DIR, manifest_path, object_path
-from contract.manifest import Manifest, parse_manifest
+from contract.manifest import FileEntry, Manifest, parse_manifest
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.directory import DirectorySource
@@ -113,7 +113,13 @@ def _add_object(tar: tarfile.TarFile, path: Path, digest: str, size: int, on_byt
 
 
 def receive(
-    path: Path, source: BundleSource, root: bytes, clock: Callable[[], datetime], disk: Disk | None = None
+    path: Path,
+    source: BundleSource,
+    root: bytes,
+    clock: Callable[[], datetime],
+    *,
+    disk: Disk | None = None,
+    on_bytes: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
     """Bring what ``source`` holds into the mirror at ``path``; the NAME@VERSIONs received.
 
@@ -140,7 +146,7 @@ def receive(
             continue
         trusted = fetch_manifest(listing, source, name, version)
         for file in trusted.manifest.files:
-            _receive_object(path, source, file.sha256, file.size, disk)
+            _receive_object(path, source, file, disk, on_bytes)
         target = path / manifest_path(name, version, entry.digest)
         disk.make_directory(target.parent)
         disk.write_file(target, trusted.stored)
@@ -154,9 +160,13 @@ def _past(clock: Callable[[], datetime]) -> Callable[[], datetime]:
     return lambda: clock().replace(year=2000)
 
 
-def _receive_object(path: Path, source: BundleSource, digest: str, size: int, disk: Disk) -> None:
+def _receive_object(
+    path: Path, source: BundleSource, entry: FileEntry, disk: Disk, on_bytes: Callable[[int], None]
+) -> None:
+    digest, size = entry.sha256, entry.size
     target = path / object_path(digest)
     if target.exists():
+        on_bytes(size)
         return
     disk.make_directory(target.parent)
     part = target.with_name(f".{digest}.part")
@@ -166,6 +176,7 @@ def _receive_object(path: Path, source: BundleSource, digest: str, size: int, di
             for piece in source.stream(object_path(digest), 0, size):
                 whole.update(piece)
                 file.write(piece)
+                on_bytes(len(piece))
         if whole.hexdigest() != digest:
             raise BundleRefused(Reason.DIGEST_MISMATCH, f"{object_path(digest)} in {source.description} is damaged")
         disk.sync_file(part)

@@ -26,6 +26,7 @@ from contract.trust.listing import Entry, Listing
 from contract.trust.signing import RoleKeys
 from packager.repository import archive
 from packager.repository.bundle_directory import BundleDirectory, copy_checked, file_digest, read_bundle_directory
+from packager.repository.clock import check_publishers_clock
 from packager.repository.keyring import KeyRing
 from packager.repository.metadata import PublishedMetadata, version_of
 from packager.repository.staging import STAGED_DIR, Expiries, Outcome, StagedChange
@@ -53,10 +54,12 @@ class Repository:
         expiries: Expiries | None = None,
         clock: Callable[[], datetime] = _now,
         disk: Disk | None = None,
+        clock_is_right: bool = False,
     ) -> None:
         self.path = path
         self._keys = keys
         self._clock = clock
+        self._clock_is_right = clock_is_right
         self._disk = disk or Disk()
         self._change = StagedChange(path, keys, expiries or Expiries(), clock, self._disk)
         self.metadata = PublishedMetadata(path)
@@ -101,9 +104,11 @@ class Repository:
             if not 1 <= thresholds[role] <= available:
                 raise BuildRefused(f"{role} gets {available} keys, so {thresholds[role]} signatures cannot be required")
         self._disk.make_directory(self.path)
-        with self._locked():
+        with self._locked(signing_now=False):
             if self.metadata.root is not None or self._change.staged("root").exists():
-                raise BuildRefused(f"{self.path} is a repository already")
+                unfinished = "" if self.metadata.root is not None else "; `edge-packager repo sign` finishes it"
+                raise BuildRefused(f"{self.path} is a repository already{unfinished}")
+            self._check_clock()
             roles = {
                 role: RoleKeys(
                     (*(self._keys.generate(role).public for _ in range(counts[role])), *others.get(role, ())),
@@ -111,8 +116,9 @@ class Repository:
                 )
                 for role in ROLES
             }
-            self._change.stage_root(roles, 1)
+            # The root last: it is what makes this a repository, that `sign` can finish.
             self._change.stage_targets({}, [], 1)
+            self._change.stage_root(roles, 1)
             return self._change.advance()
 
     def publish(self, bundle_dir: Path, on_bytes: Callable[[int], None] = lambda count: None) -> Outcome:
@@ -220,7 +226,9 @@ class Repository:
         """Write ``name@version`` to an ``.edgebundle`` file; see :func:`packager.repository.archive.export`."""
         return archive.export(self.path, name, version, out, on_bytes=on_bytes)
 
-    def receive(self, source: BundleSource, root: bytes | None = None) -> list[str]:
+    def receive(
+        self, source: BundleSource, root: bytes | None = None, on_bytes: Callable[[int], None] = lambda count: None
+    ) -> list[str]:
         """Take over what ``source`` holds, as a mirror without keys does; the NAME@VERSIONs received.
 
         ``root`` is needed only by an empty mirror.
@@ -230,27 +238,29 @@ class Repository:
             BuildRefused: an empty mirror without ``root``.
         """
         self._disk.make_directory(self.path)
-        with self._locked():
+        with self._locked(signing_now=False):
             trusted = self.metadata.root or root
             if trusted is None:
                 raise BuildRefused("an empty mirror needs the root that it shall trust: give it with --root")
-            return archive.receive(self.path, source, trusted, self._clock, self._disk)
+            return archive.receive(self.path, source, trusted, self._clock, disk=self._disk, on_bytes=on_bytes)
 
     def discard(self) -> None:
         """Throw away what is staged."""
-        with self._locked():
+        with self._locked(signing_now=False):
             self._disk.remove(self.path / STAGED_DIR)
 
     # How changes are made.
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, *, signing_now: bool = True) -> Iterator[None]:
         try:
             handle = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise BuildRefused(f"{self.path} is not a repository that can be changed: {error.strerror}") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if signing_now:
+                self._check_clock()
             yield
         except BlockingIOError as error:
             raise StoreBroken(
@@ -258,6 +268,10 @@ class Repository:
             ) from error
         finally:
             os.close(handle)
+
+    def _check_clock(self) -> None:
+        if not self._clock_is_right:
+            check_publishers_clock(self._clock(), self.metadata)
 
     def _listing_to_change(self, reference: str, bundle: BundleDirectory | None) -> Listing:
         """The list a change starts from; an interrupted change of the very same bundle is simply taken up."""

@@ -51,6 +51,17 @@ def test_attack_public_key_that_is_no_point(public: str) -> None:
     assert caught.value.reason is Reason.KEY_REFUSED
 
 
+def test_attack_signature_that_is_not_canonical() -> None:
+    order = 2**252 + 27742317777372353535851937790883648493
+    good = SigningKey.generate()._private.sign(b"x")
+    check_signature(good.hex())
+    second = int.from_bytes(good[32:], "little")
+    for twin in (second + order, second + 2 * order, 2**256 - 1):
+        with pytest.raises(BundleRefused) as caught:
+            check_signature((good[:32] + twin.to_bytes(32, "little")).hex())
+        assert caught.value.reason is Reason.SIGNATURE_INVALID
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_property_every_honest_key_and_signature_passes(seed: bytes) -> None:

@@ -97,3 +97,18 @@ def test_a_wrong_passphrase_is_said(
     monkeypatch.setattr("sys.stdin", (here / "build/manifest.json").open())
     assert repo("publish", "build") == 2
     assert "EDGE_REPO_PASSPHRASE" in capsys.readouterr().err
+
+
+def test_long_work_counts_its_bytes_where_somebody_looks(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_bundle(here / "build")
+    assert repo("init") == 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for words in (("publish", "build"), ("export", "demo@1.0.0"), ("verify",)):
+        assert repo(*words) == 0
+        assert "MB" in capsys.readouterr().err
+    assert repo("verify", "--json") == 0
+    assert capsys.readouterr().err == ""

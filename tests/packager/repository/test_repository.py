@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -166,7 +167,9 @@ class CuttingEffects(Effects):
         return result
 
 
-@pytest.mark.parametrize("operation", ["publish", "rotate-timestamp", "rotate-targets", "revoke"])
+@pytest.mark.parametrize(
+    "operation", ["publish", "rotate-timestamp", "rotate-targets", "revoke", "refresh", "renew-root"]
+)
 def test_an_interrupted_change_resumes_and_readers_never_see_a_mix(tmp_path: Path, operation: str) -> None:
     base = tmp_path / "base"
     template = make_repository(base)
@@ -195,6 +198,10 @@ def test_an_interrupted_change_resumes_and_readers_never_see_a_mix(tmp_path: Pat
                 repository.publish(second)
             elif operation == "revoke":
                 repository.revoke("demo@1.0.0")
+            elif operation == "refresh":
+                repository.refresh()
+            elif operation == "renew-root":
+                repository.renew_root()
             else:
                 repository.rotate(operation.split("-")[1])
 
@@ -208,7 +215,77 @@ def test_an_interrupted_change_resumes_and_readers_never_see_a_mix(tmp_path: Pat
             assert not (here / "repository/staged").exists()
         assert report.verify(here / "repository", lambda: NOW) == {"publish": 2, "revoke": 0}.get(operation, 1)
         cuts += 1
-    assert cuts > 6
+    assert cuts >= (3 if operation == "refresh" else 7)
+
+
+def test_an_interrupted_beginning_can_be_finished(tmp_path: Path) -> None:
+    cuts, done = 0, False
+    while not done:
+        here = tmp_path / f"{cuts}"
+        here.mkdir()
+        effects = CuttingEffects(cuts, lambda: None)
+        words = {"clock": lambda: NOW}
+        try:
+            Repository.init(here / "repository", here / "keys", disk=Disk(effects), **words)  # type: ignore[arg-type]
+            done = True
+        except PowerCut:
+            try:
+                Repository.init(here / "repository", here / "keys", clock=lambda: NOW)
+            except BuildRefused as error:
+                assert "repo sign" in error.message or (here / "repository/metadata/1.root.json").exists()
+                again = Repository(here / "repository", KeyRing(here / "keys", None), clock=lambda: NOW)
+                if (here / "repository/staged").exists():
+                    again.sign()
+        assert report.verify(here / "repository", lambda: NOW) == 0
+        assert not (here / "repository/staged").exists()
+        cuts += 1
+    assert cuts > 12
+
+
+def test_of_two_publishers_at_once_one_wins_and_the_other_is_told(repository: Repository, tmp_path: Path) -> None:
+    bundles = [make_bundle(tmp_path / f"b{number}", version=f"1.{number}.0", seed=number) for number in range(4)]
+    told: list[Exception] = []
+
+    def publish(bundle: Path) -> None:
+        try:
+            reopened(repository, tmp_path / "keys").publish(bundle)
+        except StoreBroken as error:
+            told.append(error)
+
+    threads = [threading.Thread(target=publish, args=(bundle,)) for bundle in bundles]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(error.reason is Reason.STATE_LOCKED for error in told if isinstance(error, StoreBroken))
+    assert report.verify(repository.path, lambda: NOW) == 4 - len(told) >= 1
+    for bundle in bundles:
+        publish(bundle)
+    assert report.verify(repository.path, lambda: NOW) == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (datetime(1970, 1, 1, tzinfo=UTC), "before this program was made"),
+        (NOW - timedelta(days=2), "was signed at"),
+        (NOW + timedelta(days=2000), "after the last timestamp ran out"),
+    ],
+)
+def test_nothing_is_signed_by_a_clock_that_is_wrong(
+    repository: Repository, bundle: Path, tmp_path: Path, wrong: datetime, said: str
+) -> None:
+    before = snapshot_of(repository.path)
+    ring = KeyRing(tmp_path / "keys", None)
+    for change in (
+        lambda each: each.publish(bundle), lambda each: each.refresh(), lambda each: each.rotate("timestamp"),
+        lambda each: each.renew_root(),
+    ):  # fmt: skip
+        with pytest.raises(BuildRefused, match=said):
+            change(Repository(repository.path, ring, clock=lambda: wrong))
+    assert snapshot_of(repository.path) == before
+    insisting = Repository(repository.path, ring, clock=lambda: wrong, clock_is_right=True)
+    assert insisting.refresh().published
 
 
 def test_revoked_bundles_stay_revoked(repository: Repository, bundle: Path, tmp_path: Path) -> None:
