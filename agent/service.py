@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
@@ -43,6 +44,7 @@ from agent.vitals import Vitals
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
+from contract.errors import StoreBroken
 from contract.mqtt.messages import (
     MAX_REQUEST_BYTES,
     BundleState,
@@ -213,9 +215,16 @@ class Service:
                 log.error("%s made no progress; the watchdog is not fed", " and ".join(stalled))
             else:
                 self._notifier.progress()
+            self._look_at_store()
             self._say_health()
             due = clock() + period
             await asyncio.sleep(period)
+
+    def _look_at_store(self) -> None:
+        """A store that failed is tried again once a request fits."""
+        with contextlib.suppress(StoreBroken):
+            if host.disk_available(self._directory.root) >= MAX_REQUEST_BYTES:
+                self._serving.look_at_store()
 
     def _note(self, part: str) -> None:
         self._progress.beat(part, asyncio.get_running_loop().time())

@@ -154,6 +154,11 @@ class Serving:
             found.append("stopping")
         return found
 
+    def look_at_store(self) -> None:
+        """After a failure: try whether it works again, since nobody asks a device that is not ready."""
+        if self._ledger_health.failing:
+            self._ledger.probe().add_done_callback(lambda done: self._ledger_health.note(done.exception()))
+
     def counters(self) -> ServingCounters:
         return self._outcomes.counting.counters()
 

@@ -118,6 +118,15 @@ class AnswerWriter:
     def undelivered(self) -> asyncio.Future[list[tuple[Key, bytes | None, bytes | None]]]:
         return self._submit(answers.undelivered)
 
+    def probe(self) -> asyncio.Future[None]:
+        """Write something that changes nothing: whether the store can be written at all."""
+
+        def rewrite(connection: sqlite3.Connection) -> None:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {int(version)}")
+
+        return self._submit(rewrite)
+
     async def flush(self) -> None:
         """Everything that was asked for so far is committed, and its callbacks have run."""
         await self._submit(lambda connection: None)

@@ -36,8 +36,9 @@ async def feeds(service: Service, manager: socket.socket, beats: int) -> int:
     # Its neighbours are of no interest here; health goes nowhere.
     service._say_health = lambda: said.append(1)  # type: ignore[method-assign]
     beating = asyncio.create_task(service._beat())
-    while len(said) < beats:
+    while len(said) < beats and not beating.done():
         await asyncio.sleep(0.01)
+    assert not beating.done(), beating.exception()
     beating.cancel()
     count = 0
     while True:
@@ -53,7 +54,7 @@ def make_service(tmp_path: Path, silent: float) -> Service:
         SimpleNamespace(worker=SimpleNamespace(silent_seconds=silent), bundle=sealed()),
         SimpleNamespace(worker=None, bundle=sealed()),
     ]
-    service._serving = SimpleNamespace(seats=seats)  # type: ignore[assignment]
+    service._serving = SimpleNamespace(seats=seats, look_at_store=lambda: None)  # type: ignore[assignment]
     service._gateway = SimpleNamespace(connection=SimpleNamespace(turns=0))  # type: ignore[assignment]
     return service
 

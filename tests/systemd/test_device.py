@@ -34,6 +34,9 @@ pytestmark = [
 
 QUESTION, ANSWER = next(iter(ANSWERS.items()))
 PATIENCE = 120.0
+LITTLE_BYTES = 1 << 20
+"""Enough to keep requests and answers, too little for a bundle."""
+
 CONFIG = """\
 [broker]
 host = "localhost"
@@ -108,6 +111,7 @@ def market(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Marke
     market.publish("1.0.0")
     # The second one shares no weights with the first, so that there is something to fetch.
     market.publish("1.1.0", {"extra.bin": os.urandom(2_000_000)})
+    market.publish("1.2.0", {"extra.bin": os.urandom(3_000_000)})
     return market
 
 
@@ -179,6 +183,30 @@ def test_the_model_runs_in_the_workers_account(device: Device) -> None:
     assert "Seccomp:\t2" in status
     assert "CapBnd:\t0000000000000000" in status
     assert not device.container.run("ps", "-u", "edge-agent", "-o", "args=").stdout.count("agent.worker")
+
+
+def test_the_worker_is_in_telemetry_although_the_agent_may_not_look_into_it(device: Device) -> None:
+    done = device.container.run(
+        "mosquitto_sub", "-V", "5", "-C", "1", "-W", "30", "-t", "edge/v1/d/edge/telemetry/system"
+    )
+    processes = {process["name"]: process for process in json.loads(done.stdout)["processes"]}
+    assert processes.keys() == {"agent", "worker tiny@1.0.0"}
+    assert processes["worker tiny@1.0.0"]["pid"] in device.workers()
+    assert all(process["rss"] > 1 << 20 for process in processes.values())
+
+
+def test_a_request_is_followed_through_the_journal_and_its_words_are_not_there(device: Device) -> None:
+    assert device.ask("followed") == ANSWER
+    journal = ("journalctl", "-o", "json", "EDGE_REQUEST=followed")
+    device.container.wait_for("sh", "-c", f"{' '.join(journal)} | grep -q followed")
+    (entry,) = (json.loads(line) for line in device.container.run(*journal).stdout.splitlines())
+    assert entry["MESSAGE"].startswith("request ended client=tester request=followed outcome=stop")
+    assert entry["_SYSTEMD_UNIT"] == "edge-agent.service"
+    assert entry["SYSLOG_IDENTIFIER"] == "edge-agent"
+    assert int(entry["EDGE_WORKER"]) in device.workers()
+    everything = device.container.run("journalctl", "-o", "verbose", "--no-pager").stdout
+    assert QUESTION not in everything
+    assert ANSWER not in everything
 
 
 def test_a_killed_worker_is_replaced(device: Device) -> None:
@@ -262,10 +290,18 @@ def test_a_full_disk_stops_installing_and_not_serving(device: Device) -> None:
     container.run("sh", "-c", "rm -rf /var/lib/edge-agent/bundles/*.sealing; sync")
     container.run("systemctl", "start", "edge-agent.service")
     device.serving("1.1.0")
-    container.run("sh", "-c", "cat /dev/zero > /var/lib/edge-agent/filler; true", check=False)
-    device.deploy("1.0.0")
+    # Something else takes the disk but for a little, and then that too.
+    free = int(container.run("stat", "-f", "-c", "%a", "/var/lib/edge-agent").stdout) * 4096
+    container.run("fallocate", "-l", str(free - LITTLE_BYTES), "/var/lib/edge-agent/filler")
+    device.deploy("1.2.0")
+    seen = device.until("reported", lambda seen: seen["revision"] == "r1.2.0" and seen["error"] is not None)
+    assert seen["error"]["reason"] == "store_full"
+    assert seen["active"]["version"] == "1.1.0"
+    assert device.ask("while-full") == ANSWER
+    container.run("sh", "-c", "cat /dev/zero > /var/lib/edge-agent/rest; true", check=False)
+    assert device.ask("while-quite-full") == ANSWER or "store_unavailable" in device.ask("while-quite-full-2")
     container.run("systemctl", "is-active", "edge-agent.service")
-    container.run("rm", "/var/lib/edge-agent/filler")
-    device.serving("1.0.0")
+    container.run("rm", "/var/lib/edge-agent/filler", "/var/lib/edge-agent/rest")
+    device.serving("1.2.0")
     assert device.ask("after-full-disk") == ANSWER
     assert container.show("edge-agent.service", "NRestarts") in ("0", "1")
