@@ -12,7 +12,7 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 
-.PHONY: help demo test test-root check format bench mutate crash-full chaos soak clean
+.PHONY: help demo test test-root check format bench mutate sabotage crash-full chaos soak clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ format: $(STAMP) ## let ruff put the code in order
 crash-full: $(STAMP) ## cut the power before, within and after every effect of every scenario (BUNDLE=a directory: that one)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.crash $(if $(BUNDLE),--bundle $(BUNDLE))
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.crash $(if $(BUNDLE),--bundle $(BUNDLE)) --lose-unsynced --brief
+
+sabotage: $(STAMP) ## take out every check against an attack, one after the other: its tests must fail (WORDS=some attacks)
+	$(BIN)/python -m tests.sabotage $(WORDS)
 
 mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=n
 	$(BIN)/python -m tests.mutate --minutes $(MINUTES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 
 from contract.errors import BundleRefused
 from contract.reasons import Reason
-from contract.trust.key_policy import check_public_key, check_signature
+from contract.trust.key_policy import check_metadata, check_public_key, check_signature
 from contract.trust.signing import SigningKey
-from tests.contract.trust.publisher import Device, Publisher
+from contract.trust.updating import check_root
+from tests.contract.trust.publisher import Device, Publisher, encode
 
 P = 2**255 - 19
 
@@ -118,3 +121,53 @@ def test_attack_too_many_keys(tmp_path: Path) -> None:
     with pytest.raises(BundleRefused) as caught:
         Device(tmp_path / "trust", publisher.root)
     assert caught.value.reason is Reason.METADATA_INVALID
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def _places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every value of a document."""
+    inner = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    return [path, *(place for key, value in inner for place in _places(value, (*path, key)))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_property_any_value_in_any_place_of_metadata_is_read_or_refused(data: st.DataObject) -> None:
+    publisher = Publisher()
+    publisher.publish()
+    name = data.draw(st.sampled_from(sorted(path for path in publisher.files if path.startswith("metadata/"))))
+    document = json.loads(publisher.files[name])
+    place = data.draw(st.sampled_from(_places(document)))
+    value = data.draw(JSON)
+    if place:
+        holder = document
+        for key in place[:-1]:
+            holder = holder[key]
+        holder[place[-1]] = value
+    else:
+        document = value
+    try:
+        check_metadata(document, name)
+    except BundleRefused as error:
+        assert error.reason in (Reason.METADATA_INVALID, Reason.KEY_REFUSED, Reason.SIGNATURE_INVALID)
+    changed = encode(document)
+    if name.endswith("1.root.json"):
+        try:
+            assert check_root(changed) == 1 or place
+        except BundleRefused as error:
+            assert error.reason is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_property_arbitrary_bytes_are_no_root(data: bytes) -> None:
+    with pytest.raises(BundleRefused):
+        check_root(data)

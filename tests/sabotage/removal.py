@@ -1,0 +1,74 @@
+"""Loading modules with a check taken out of their source, in this process and before they are first imported."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from msgspec import Struct
+
+
+class Cut(Struct, frozen=True):
+    """In the source of ``module``, ``old`` (which stands there once) becomes ``new``."""
+
+    module: str
+    old: str
+    new: str
+
+    def apply(self, source: str) -> str:
+        """The source without the check.
+
+        Raises:
+            LookupError: the check is not there, or not there once: the table has to follow the code.
+        """
+        found = source.count(self.old)
+        if found != 1:
+            raise LookupError(f"{self.module} has {self.old!r} {found} times; the table must name a check exactly")
+        return source.replace(self.old, self.new)
+
+
+def source_of(module: str) -> Path:
+    """Where the source of ``module`` lies; the module itself is not imported."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None, module
+    return Path(spec.origin)
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    def __init__(self, name: str, path: str, cuts: Sequence[Cut]) -> None:
+        super().__init__(name, path)
+        self._cuts = cuts
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = Path(self.path).read_text("utf-8")
+        for cut in self._cuts:
+            source = cut.apply(source)
+        return compile(source, self.path, "exec", dont_inherit=True)
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, cuts: Iterable[Cut]) -> None:
+        self._cuts: dict[str, list[Cut]] = {}
+        for cut in cuts:
+            self._cuts.setdefault(cut.module, []).append(cut)
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in self._cuts:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None and spec.origin is not None, name
+        return importlib.util.spec_from_loader(name, _Loader(name, spec.origin, self._cuts[name]))
+
+
+def remove(cuts: Sequence[Cut]) -> None:
+    """From now on this process imports the modules without these checks."""
+    for cut in cuts:
+        assert cut.module not in sys.modules, f"{cut.module} was imported before its check could be taken out"
+    sys.meta_path.insert(0, _Finder(cuts))
