@@ -10,7 +10,7 @@ import platform
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,12 @@ class Service:
     def _desire(self, payload: bytes) -> None:
         self._coordinator.desire(payload)
 
-    async def _load(self, bundle_dir: Path, *, derived_dir: Path | None, on_event: OnEvent) -> Worker:
-        return await self._workers(self._config.worker, bundle_dir, derived_dir=derived_dir, on_event=on_event)
+    async def _load(
+        self, bundle_dir: Path, *, derived_dir: Path | None, adapters: Mapping[str, Path], on_event: OnEvent
+    ) -> Worker:
+        return await self._workers(
+            self._config.worker, bundle_dir, derived_dir=derived_dir, adapters=adapters, on_event=on_event
+        )
 
     async def _serve(self) -> None:
         await self._serving.recover()
@@ -333,6 +337,7 @@ class Service:
                 capabilities=list(worker.facts.capabilities),
                 load_seconds=worker.facts.load_seconds,
                 isolation=worker.isolation,
+                adapters=[each.manifest.reference for each in bundle.adapters] if bundle and bundle.adapters else UNSET,
             ),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from agent.engine.native import Declined
@@ -12,11 +13,18 @@ ENGINES = ("auto", "batched", "genai")
 
 
 def open_engine(
-    bundle_dir: Path, *, engine: str = "auto", threads: int, max_bytes: int = 0, derived_dir: Path | None = None
+    bundle_dir: Path,
+    *,
+    engine: str = "auto",
+    threads: int,
+    max_bytes: int = 0,
+    derived_dir: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
 ) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
 
     ``derived_dir`` holds prepacked weights for this processor, which the batched engine uses; genai does without.
+    ``adapters`` are files by NAME@VERSION, which genai alone can switch between.
 
     Raises:
         EngineFailed: no such engine, or the bundle cannot be loaded with it.
@@ -24,7 +32,11 @@ def open_engine(
     if engine not in ENGINES:
         raise EngineFailed(f"there is no engine {engine!r}: choose {', '.join(ENGINES)}")
     why = "asked for"
-    if engine != "genai":
+    if adapters and engine == "batched":
+        raise EngineFailed("the batched engine takes no adapters")
+    if adapters and engine == "auto":
+        why = "not batched: it has adapters"
+    elif engine != "genai":
         from agent.engine.batched.engine import BatchedEngine
 
         try:
@@ -35,4 +47,4 @@ def open_engine(
             why = f"not batched: {declined}"
     from agent.engine.genai import GenaiEngine
 
-    return GenaiEngine(bundle_dir, threads=threads, max_bytes=max_bytes, why=why)
+    return GenaiEngine(bundle_dir, threads=threads, max_bytes=max_bytes, why=why, adapters=adapters)

@@ -12,11 +12,14 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agent.engine.adapters import LoadedAdapters
 from agent.engine.answer import Answer, prepare, rejection
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
@@ -59,7 +62,15 @@ class GenaiEngine:
         EngineFailed: the bundle cannot be loaded.
     """
 
-    def __init__(self, bundle_dir: Path, *, threads: int, max_bytes: int = 0, why: str = "asked for") -> None:
+    def __init__(
+        self,
+        bundle_dir: Path,
+        *,
+        threads: int,
+        max_bytes: int = 0,
+        why: str = "asked for",
+        adapters: Mapping[str, Path] | None = None,
+    ) -> None:
         started = time.monotonic()
         config = read_config(bundle_dir)
         with native("the model cannot be loaded"):
@@ -69,6 +80,7 @@ class GenaiEngine:
             overlaid = self._og.Config(str(bundle_dir))
             overlaid.overlay(json.dumps(_overlay(threads)))
             self._model: Any = self._og.Model(overlaid)
+            self._adapters = LoadedAdapters(self._og, self._model, adapters or {})
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
         self._kv_per_token = kv_bytes_per_token(config)
@@ -82,7 +94,7 @@ class GenaiEngine:
             slots=SLOTS,
             context_length=config.context_length,
             vocab_size=config.vocab_size,
-            capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[1:],
+            capabilities=(*CAPABILITIES[not self._tokenizing.chat :], *(["adapters"] if adapters else [])),
             load_seconds=time.monotonic() - started,
         )
 
@@ -139,9 +151,10 @@ class GenaiEngine:
     def release(self) -> None:
         self._active.clear()
         self._waiting.clear()
+        self._adapters.release()
         self._model = None
 
-    def score(self, prompt: str, text: str) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
         """See the interface. Each token's logits come from feeding all before it, a slice at a time.
 
         Raises:
@@ -152,14 +165,13 @@ class GenaiEngine:
             raise EngineFailed("a canary has no text, or more than the context holds")
         with native("the model failed on a canary"):
             options = {"max_length": _rounded(len(ids), self._facts.context_length)}
-            losses = _losses(self._generator(options), ids, first, SCORE_SLICE)
+            losses = _losses(self._generator(options, adapter), ids, first, SCORE_SLICE)
             if losses is None:
-                losses = _losses(self._generator(options), ids, first, 1) or [math.nan]
+                losses = _losses(self._generator(options, adapter), ids, first, 1) or [math.nan]
             return canary_score(losses)
 
     def _prepare(self, generation: Generation) -> Turn:
-        if generation.adapter is not None:
-            raise RequestInvalid("this bundle has no adapters", field="adapter")
+        adapter = self._adapters.find(generation.adapter)
         if generation.num_beams > 1:
             _check_beams(generation)
         context = self._facts.context_length
@@ -169,7 +181,7 @@ class GenaiEngine:
         length = self._fit(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._kv_per_token * generation.num_beams
-        return Turn(answer, length, kv_bytes, self._generator)
+        return Turn(answer, length, kv_bytes, partial(self._generator, adapter=adapter))
 
     def _fit(self, generation: Generation, prompt: int, wanted: int) -> int:
         """Tokens to allocate: what is wanted, or without a wish for a length what there is memory for.
@@ -197,10 +209,12 @@ class GenaiEngine:
             used += turn.kv_bytes
             self._active.append(turn)
 
-    def _generator(self, options: dict[str, Any]) -> Any:
+    def _generator(self, options: dict[str, Any], adapter: str | None = None) -> Any:
         parameters = self._og.GeneratorParams(self._model)
         parameters.set_search_options(**{"do_sample": False, **options})
-        return self._og.Generator(self._model, parameters)
+        generator = self._og.Generator(self._model, parameters)
+        self._adapters.activate(generator, adapter)
+        return generator
 
 
 def _rounded(tokens: int, context_length: int) -> int:
@@ -244,6 +258,8 @@ def _losses(generator: Any, ids: list[int], first: int, size: int) -> list[float
 
 
 def _overlay(threads: int) -> dict[str, Any]:
-    """What the device decides, laid over the bundle's configuration. Spinning longer burns a core for nothing."""
-    options = {"intra_op_num_threads": threads, "session.intra_op.spin_duration_us": "50"}
+    """What the device decides, laid over the bundle's configuration. Spinning longer burns a core for nothing; warnings
+    would name every place for an adapter.
+    """
+    options = {"intra_op_num_threads": threads, "session.intra_op.spin_duration_us": "50", "log_severity_level": 3}
     return {"model": {"decoder": {"session_options": options}}}

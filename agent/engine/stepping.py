@@ -133,6 +133,6 @@ class Engine(Protocol):
         """Free the model. The engine is unusable afterwards."""
         ...
 
-    def score(self, prompt: str, text: str) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
         """Teacher-force ``text`` after ``prompt`` (both taken as they are). Not while requests are active."""
         ...

@@ -33,9 +33,14 @@ class CanaryPassed(Struct, frozen=True):
 
 
 async def run_canary(
-    bundle: SealedBundle, workers: WorkerStarter, worker_settings: WorkerSettings, settings: InstallSettings
+    bundle: SealedBundle,
+    workers: WorkerStarter,
+    worker_settings: WorkerSettings,
+    settings: InstallSettings,
+    *,
+    adapter: SealedBundle | None = None,
 ) -> CanaryPassed | Failure:
-    """The verdict on ``bundle``; the worker is gone when this returns or is cancelled."""
+    """The verdict on ``bundle``, or on one of its adapters; the worker is gone when this returns or is cancelled."""
     worker: Worker | None = None
     try:
         async with asyncio.timeout(settings.canary_seconds):
@@ -44,12 +49,13 @@ async def run_canary(
                     worker_settings,
                     bundle.directory,
                     derived_dir=bundle.derived,
+                    adapters=bundle.adapter_files,
                     nice=CANARY_NICE,
                     on_event=lambda event: None,
                 )
             except EngineFailed as error:
                 return Failure(Reason.CANARY_LOAD_FAILED, error.message)
-            return await _examine(bundle, worker, settings)
+            return await _examine(bundle if adapter is None else adapter, worker, settings)
     except TimeoutError:
         return Failure(Reason.CANARY_TIMEOUT, f"the canary was not over within {settings.canary_seconds:g} s")
     finally:
@@ -59,9 +65,10 @@ async def run_canary(
 
 async def _examine(bundle: SealedBundle, worker: Worker, settings: InstallSettings) -> CanaryPassed | Failure:
     largest = 0.0
+    adapter = None if bundle.manifest.base is None else bundle.manifest.reference
     for number, canary in enumerate(bundle.manifest.canary, start=1):
         try:
-            score = await worker.score(canary.prompt, canary.expected_text)
+            score = await worker.score(canary.prompt, canary.expected_text, adapter)
         except EngineFailed as error:
             return Failure(Reason.CANARY_LOAD_FAILED, f"canary {number} could not be scored: {error.message}")
         if not score.finite or not score.tokens:

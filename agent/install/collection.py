@@ -100,10 +100,21 @@ def collect_bundles(
     untouchable = {snapshot.active, snapshot.candidate, *protected}
     if keep_previous:
         untouchable.add(snapshot.previous)
-    others = [bundle.digest for bundle in state.bundles() if bundle.digest not in untouchable]
+    adapters = state.adapters()
+    others = [
+        bundle.digest
+        for bundle in state.bundles()
+        if bundle.digest not in untouchable and bundle.digest not in adapters
+    ]
     room_for = max(0, keep_previous - (snapshot.previous is not None))
     removed = others[room_for:]
     kept = others[:room_for]
+    # An adapter stays as long as it is in force and its base is here.
+    removed += [
+        digest
+        for digest, (base, committed) in adapters.items()
+        if digest not in untouchable and not (committed and base in {*untouchable, *kept})
+    ]
     for digest in removed:
         _remove_bundle(state, directory, disk, digest)
     while kept and quota_bytes and used_bytes(directory) > quota_bytes:

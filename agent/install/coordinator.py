@@ -302,7 +302,8 @@ class Coordinator:
 
     async def _pursue(self, wish: Wish) -> Outcome:
         active = self._store.bundle(self._store.snapshot().active)
-        if active is not None and active.reference == wish.reference and not self._driver.damaged:
+        in_force = [active, *self._store.adapters_of(active.digest)] if active is not None else []
+        if any(each.reference == wish.reference for each in in_force) and not self._driver.damaged:
             self._reporter.begin(wish.revision)
             self._reporter.tell()
             return Outcome("active")

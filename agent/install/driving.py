@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.host import available_memory
+from agent.install.adapters import check_has_base, with_adapters, with_candidate
 from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
 from agent.install.delivery import Installer
@@ -94,6 +95,7 @@ class Driver:
         self._superseded = asyncio.Event()
         self._sealed: SealedBundle | None = None
         self._marks: tuple[tuple[int, ...], ...] = ()
+        self._adapter: SealedBundle | None = None
         self._passed: CanaryPassed | None = None
         self._predecessor_speed: float | None = None
         self.restored = False
@@ -111,7 +113,7 @@ class Driver:
         """
         self._wish = wish
         self._settings = wish.settings
-        self._candidate = self._failure = self._sealed = self._passed = None
+        self._candidate = self._failure = self._sealed = self._passed = self._adapter = None
         self._outcome = Outcome("superseded")
         self._superseded.clear()
         self._reporter.begin(wish.revision)
@@ -288,8 +290,11 @@ class Driver:
             manifest = await asyncio.to_thread(read_manifest, place, digest)
             self._marks = mark_files(place, manifest)
             sealed = await asyncio.to_thread(inspect_bundle, place, digest)
-            self._sealed = await self._with_derived(sealed)
-            verdict = await run_canary(self._sealed, self._workers, self._worker_settings, self._settings)
+            self._sealed = await self._to_serve(sealed)
+            self._adapter = None if manifest.base is None else sealed
+            verdict = await run_canary(
+                self._sealed, self._workers, self._worker_settings, self._settings, adapter=self._adapter
+            )
             check_unchanged(place, manifest, self._marks)
         except BundleRefused as refused:
             # This disk's fault, not the bundle's: it is obtained again.
@@ -313,10 +318,14 @@ class Driver:
         old = self._serving.bundle
         self._predecessor_speed = self._remember_speed(old)
         mode = self._swap_mode(self._passed.peak_rss_bytes) if old is not None else "drain"
-        self._store.log_swap(self._sealed.digest, int(time.time()))
+        new = self._adapter or self._sealed
+        if self._adapter is not None:
+            # Another engine may take turns where requests shared a batch: that is no verdict on the adapter.
+            self._predecessor_speed = None
+        self._store.log_swap(new.digest, int(time.time()))
         try:
             report = await self._serving.swap(self._sealed, mode)
-            check_unchanged(self._sealed.directory, self._sealed.manifest, self._marks)
+            check_unchanged(new.directory, new.manifest, self._marks)
         except EngineFailed as error:
             return self._fail(Failure(Reason.ENGINE_FAILED, error.message))
         except BundleRefused as refused:
@@ -326,8 +335,8 @@ class Driver:
         self._reporter.event(
             "swap",
             {
-                "bundle": self._sealed.manifest.reference,
-                "digest": self._sealed.digest,
+                "bundle": new.manifest.reference,
+                "digest": new.digest,
                 "from": None if old is None else old.manifest.reference,
                 "mode": report.mode,
                 "hold_ms": report.hold_ms,
@@ -400,7 +409,7 @@ class Driver:
             if serving is not None:
                 await self._serving.withdraw()
             self.restored = True
-        elif serving is None or serving.digest != active.digest:
+        elif serving is None or serving.digest != active.digest or self._serves_other_adapters(serving):
             self.restored = await self._serve_again(active)
         else:
             self.restored = True
@@ -429,9 +438,24 @@ class Driver:
             return False
         return True
 
+    def _serves_other_adapters(self, serving: SealedBundle) -> bool:
+        wanted = {bundle.digest for bundle in self._store.adapters_of(serving.digest)}
+        return {each.digest for each in serving.adapters} != wanted
+
     async def _serve(self, digest: Digest) -> None:
         sealed = await asyncio.to_thread(inspect_bundle, self._directory.bundle(digest), digest)
-        await self._serving.swap(await self._with_derived(sealed), "drain")
+        await self._serving.swap(await self._to_serve(sealed), "drain")
+
+    async def _to_serve(self, sealed: SealedBundle) -> SealedBundle:
+        """What is loaded for a bundle: the bundle with its adapters; for an adapter, the active bundle with it, too."""
+        if sealed.manifest.base is None:
+            adapters = self._store.adapters_of(sealed.digest)
+            whole = await asyncio.to_thread(with_adapters, sealed, adapters, self._directory)
+            return await self._with_derived(whole)
+        active = self._serving.bundle
+        check_has_base(sealed.manifest, None if active is None else active.digest)
+        assert active is not None
+        return with_candidate(active, sealed)
 
     async def _with_derived(self, sealed: SealedBundle) -> SealedBundle:
         """The bundle with its prepacked weights, verified or made now, where there can be any."""

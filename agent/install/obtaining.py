@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.host import check_provider, check_requires, disk_available, measure_host
+from agent.install.adapters import check_has_base
 from agent.install.collection import collect_bundles, collect_strays, known_bundles, used_bytes
 from agent.install.fetching import fill_part
 from agent.install.inspection import check_file, inspect_bundle
@@ -121,6 +122,7 @@ class Obtaining:
         """Whether this device may and can run it; the bundle itself, if it is here already and whole."""
         manifest = trusted.manifest
         check_epoch(manifest, self._state.epoch())
+        check_has_base(manifest, self._state.snapshot().active)
         self._check_quarantine(trusted)
         check_provider(manifest)
         host = measure_host(self._directory.root)
@@ -255,7 +257,8 @@ class Obtaining:
                 bytes=manifest.total_bytes,
                 installed_at=int(time.time()),
                 tokens_per_second=None,
-            )
+            ),
+            None if manifest.base is None else manifest.base.manifest_sha256,
         )
 
 

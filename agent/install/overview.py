@@ -11,7 +11,9 @@ from contract.mqtt.messages import Reported
 
 
 class BundleLine(Struct, frozen=True):
-    """One bundle. ``place``: active, previous, candidate, kept or quarantined; ``here``: it lies on this disk."""
+    """One bundle. ``place``: active, previous, adapter (of the active one), candidate, kept or quarantined; ``here``:
+    it lies on this disk.
+    """
 
     name: str
     version: str
@@ -51,6 +53,7 @@ def bundle_lines(state: InstallationState, directory: StateDirectory) -> list[Bu
     """Every bundle that is here or that failed here, the newest first."""
     snapshot = state.snapshot()
     failed = {entry.digest: entry for entry in state.quarantined()}
+    adapters = {bundle.digest for bundle in state.adapters_of(snapshot.active)}
 
     def place(bundle: InstalledBundle) -> str:
         for name, digest in (
@@ -58,6 +61,7 @@ def bundle_lines(state: InstallationState, directory: StateDirectory) -> list[Bu
             ("candidate", snapshot.candidate),
             ("quarantined", bundle.digest if bundle.digest in failed else None),
             ("previous", snapshot.previous),
+            ("adapter", bundle.digest if bundle.digest in adapters else None),
         ):
             if bundle.digest == digest:
                 return name

@@ -17,12 +17,23 @@ class SealedBundle(Struct, frozen=True):
     """A bundle on disk whose every byte was verified against a trusted manifest; made only by ``agent.install``.
 
     ``directory`` is read-only and named after ``digest``; ``derived`` holds prepacked weights of this CPU, if any.
+    ``adapters`` are bundles for this one that are loaded beside it, one of each name.
     """
 
     digest: Digest
     directory: Path
     manifest: Manifest
     derived: Path | None = None
+    adapters: tuple[SealedBundle, ...] = ()
+
+    @property
+    def adapter_files(self) -> dict[str, Path]:
+        """The adapters' files by NAME@VERSION."""
+        return {
+            each.manifest.reference: each.directory / each.manifest.adapter_path
+            for each in self.adapters
+            if each.manifest.adapter_path is not None
+        }
 
 
 class SwapReport(Struct, frozen=True):

@@ -64,6 +64,7 @@ class Reporter:
             progress=self._progress,
             active=self._bundle(snapshot.active),
             previous=self._bundle(snapshot.previous),
+            adapters=[bundle.reported for bundle in self._store.adapters_of(snapshot.active)] or UNSET,
             error=self.error,
             hold_ms=UNSET if self.hold_ms is None else self.hold_ms,
             warnings=[ReportedError(each.reason, each.message) for each in self._store.standing.warnings()] or UNSET,

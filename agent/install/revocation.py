@@ -34,6 +34,7 @@ def successor(state: InstallationState, unfit: Collection[Digest]) -> InstalledB
     """
     snapshot = state.snapshot()
     excluded = {snapshot.active, *unfit, *state.standing.revoked(), *(each.digest for each in state.quarantined())}
+    excluded |= state.adapters().keys()
     fit = [
         bundle
         for bundle in state.bundles()

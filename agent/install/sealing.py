@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from agent.install.adapters import check_fits
 from agent.install.contents import check_contents
 from agent.install.ports import SealedBundle
 from agent.state.layout import StateDirectory
@@ -74,6 +75,7 @@ def seal_bundle(
         placed[entry.sha256] = target
     try:
         check_contents(manifest, lambda path: sealing / path)
+        check_fits(manifest, lambda path: sealing / path, directory)
     except BundleRefused:
         disk.remove(sealing)
         raise

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -32,7 +32,12 @@ class LoadWorker(Protocol):
     """Start a worker with a bundle loaded; settings are bound already. Raises EngineFailed."""
 
     async def __call__(
-        self, bundle_dir: Path, *, derived_dir: Path | None, on_event: Callable[[StepEvent], None]
+        self,
+        bundle_dir: Path,
+        *,
+        derived_dir: Path | None,
+        adapters: Mapping[str, Path],
+        on_event: Callable[[StepEvent], None],
     ) -> Worker: ...
 
 
@@ -126,7 +131,12 @@ class Seat:
             if turn == self._turn:
                 self._on_event(self, event)
 
-        self.worker = await self._load(self.bundle.directory, derived_dir=self.bundle.derived, on_event=deliver)
+        self.worker = await self._load(
+            self.bundle.directory,
+            derived_dir=self.bundle.derived,
+            adapters=self.bundle.adapter_files,
+            on_event=deliver,
+        )
         self.failures = 0
 
     async def _watch(self) -> None:

@@ -54,6 +54,15 @@ CREATE TABLE quarantine (
 CREATE TABLE swaps (at INTEGER NOT NULL, digest TEXT NOT NULL) STRICT
 """
 
+INSTALLATION_2 = """
+CREATE TABLE adapters (
+    digest TEXT PRIMARY KEY REFERENCES bundles (digest) ON DELETE CASCADE,
+    base TEXT NOT NULL,
+    committed INTEGER NOT NULL DEFAULT 0
+) STRICT
+"""
+"""Bundles that are adapters; the committed ones are loaded beside the bundle whose manifest is ``base``."""
+
 MAX_SWAPS_KEPT = 1000
 """Rows of the swap log; the limit per hour looks at a handful."""
 
@@ -113,6 +122,15 @@ class Snapshot(Struct, frozen=True):
     epoch: int
 
 
+_COMMIT_ADAPTER = """
+UPDATE adapters SET committed = digest = :digest
+WHERE base = (SELECT base FROM adapters WHERE digest = :digest) AND digest IN (
+    SELECT digest FROM bundles WHERE name = (SELECT name FROM bundles WHERE digest = :digest)
+)
+"""
+"""There is one adapter of a name in force beside a base."""
+
+
 class InstallationState:
     """The tables of installation in ``state.db``.
 
@@ -157,8 +175,8 @@ class InstallationState:
             connection.execute("UPDATE installation SET overridden = 1")
 
     # Bundles.
-    def add_bundle(self, bundle: InstalledBundle) -> None:
-        """Remember a bundle that was sealed; a known one keeps its measured speed."""
+    def add_bundle(self, bundle: InstalledBundle, base: str | None = None) -> None:
+        """Remember a bundle that was sealed, an adapter with its ``base``; a known one keeps its measured speed."""
         with self._database.transaction("add bundle") as connection:
             connection.execute(
                 "INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
@@ -172,6 +190,11 @@ class InstallationState:
                     bundle.tokens_per_second,
                 ),
             )
+            if base is not None:
+                connection.execute(
+                    "INSERT INTO adapters (digest, base) VALUES (?, ?) ON CONFLICT (digest) DO NOTHING",
+                    (bundle.digest, base),
+                )
 
     def bundle(self, digest: Digest | None) -> InstalledBundle | None:
         rows = self._database.query("SELECT * FROM bundles WHERE digest = ?", (digest,))
@@ -194,16 +217,41 @@ class InstallationState:
             connection.execute("UPDATE bundles SET tokens_per_second = ? WHERE digest = ?", (tokens_per_second, digest))
 
     def commit_candidate(self, digest: Digest) -> None:
-        """Make ``digest`` the active bundle and raise the epoch to its; doing it twice changes nothing."""
+        """Make ``digest`` the active bundle, or an adapter in force, and raise the epoch to its.
+
+        Doing it twice changes nothing.
+        """
         with self._database.transaction("commit candidate") as connection:
-            connection.execute(
-                "UPDATE installation SET previous = active, active = ? WHERE active IS NOT ?", (digest, digest)
-            )
+            if connection.execute("SELECT 1 FROM adapters WHERE digest = ?", (digest,)).fetchone():
+                connection.execute(_COMMIT_ADAPTER, {"digest": digest})
+            else:
+                connection.execute(
+                    "UPDATE installation SET previous = active, active = ? WHERE active IS NOT ?", (digest, digest)
+                )
             connection.execute(
                 "UPDATE installation SET epoch = max(epoch, (SELECT security_epoch FROM bundles WHERE digest = ?))",
                 (digest,),
             )
             connection.execute("DELETE FROM attempts WHERE digest = ?", (digest,))
+
+    # Adapters.
+    def adapters(self) -> dict[Digest, tuple[Digest, bool]]:
+        """Every adapter bundle: the base that it belongs to, and whether it is in force."""
+        rows = self._database.query("SELECT * FROM adapters")
+        return {row["digest"]: (row["base"], bool(row["committed"])) for row in rows}
+
+    def adapters_of(self, base: Digest | None) -> list[InstalledBundle]:
+        """The adapters in force for the bundle ``base``, by name."""
+        rows = self._database.query(
+            "SELECT bundles.* FROM bundles JOIN adapters USING (digest) WHERE base = ? AND committed ORDER BY name",
+            (base,),
+        )
+        return [_bundle(row) for row in rows]
+
+    def retire_adapter(self, digest: Digest) -> None:
+        """It is not loaded any more; the next collection removes it."""
+        with self._database.transaction("retire adapter") as connection:
+            connection.execute("UPDATE adapters SET committed = 0 WHERE digest = ?", (digest,))
 
     def retire_active(self) -> None:
         """Nothing is active from now on; what was can still be gone back to by root."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ class Worker(Protocol):
 
     def update(self, request: int, changes: dict[str, Any]) -> None: ...
 
-    async def score(self, prompt: str, text: str) -> CanaryScore: ...
+    async def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore: ...
 
     async def wait_closed(self) -> str: ...
 
@@ -58,6 +58,7 @@ class WorkerStarter(Protocol):
         bundle_dir: Path,
         *,
         derived_dir: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
         on_event: OnEvent,
     ) -> Worker: ...

@@ -165,8 +165,8 @@ def _obey(command: Command, engine: Engine, line: _Line) -> None:
             line.send(*engine.cancel(request))
         case Update(request, changes):
             engine.update(request, changes)
-        case Score(index, prompt, text):
-            line.send(Scored(index, engine.score(prompt, text), peak_rss_bytes()))
+        case Score(index, prompt, text, adapter):
+            line.send(Scored(index, engine.score(prompt, text, adapter), peak_rss_bytes()))
         case Ping(number):
             line.send(Pong(number, peak_rss_bytes(), usage()))
         case Load():
@@ -216,7 +216,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _isolate(load: Load) -> str:
     from agent.worker.isolation import isolate
 
-    return isolate(Path(path).resolve() for path in (load.bundle_dir, load.derived_dir) if path)
+    files = (load.bundle_dir, load.derived_dir, *load.adapters.values())
+    return isolate(Path(path).resolve() for path in files if path)
 
 
 def _open_engine(load: Load) -> Engine:
@@ -228,6 +229,7 @@ def _open_engine(load: Load) -> Engine:
         threads=load.threads,
         max_bytes=load.max_bytes,
         derived_dir=None if load.derived_dir is None else Path(load.derived_dir),
+        adapters={reference: Path(path) for reference, path in load.adapters.items()},
     )
 
 

@@ -24,7 +24,7 @@ class Load(Struct, frozen=True, tag="load"):
     ``max_bytes`` is what the worker may use for KV and scratch (0: decide from the memory that is available);
     ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
     no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
-    up on this worker (0: unknown).
+    up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION.
     """
 
     bundle_dir: str
@@ -35,6 +35,7 @@ class Load(Struct, frozen=True, tag="load"):
     nice: int = 0
     load_seconds: float = 0.0
     stall_seconds: float = 0.0
+    adapters: dict[str, str] = {}
 
 
 class Admit(Struct, frozen=True, tag="admit"):
@@ -51,11 +52,12 @@ class Cancel(Struct, frozen=True, tag="cancel"):
 
 
 class Score(Struct, frozen=True, tag="score"):
-    """Run one canary; answered by :class:`Scored` with the same ``index``."""
+    """Run one canary; answered by :class:`Scored` with the same ``index``. ``adapter`` is NAME@VERSION."""
 
     index: int
     prompt: str
     text: str
+    adapter: str | None = None
 
 
 class Ping(Struct, frozen=True, tag="ping"):

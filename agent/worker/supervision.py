@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class WorkerProcess:
         bundle_dir: Path,
         *,
         derived_dir: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
         on_event: OnEvent,
         command: Sequence[str] = WORKER_COMMAND,
@@ -81,7 +82,8 @@ class WorkerProcess:
         if settings.socket is not None:
             process = await ActivatedProcess.connect(settings.socket)
             worker = cls(process, on_event, settings.stall_seconds)
-            await worker._open(process.connection, _load(settings, bundle_dir, derived_dir, weakness), settings)
+            load = _load(settings, bundle_dir, derived_dir, weakness, adapters or {})
+            await worker._open(process.connection, load, settings)
             return worker
         ours, theirs = socket.socketpair()
         try:
@@ -100,7 +102,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         worker = cls(process, on_event, settings.stall_seconds)
-        await worker._open(ours, _load(settings, bundle_dir, derived_dir, 0), settings)
+        await worker._open(ours, _load(settings, bundle_dir, derived_dir, 0, adapters or {}), settings)
         return worker
 
     @property
@@ -140,8 +142,8 @@ class WorkerProcess:
     def update(self, request: int, changes: dict[str, Any]) -> None:
         self._send(protocol.Update(request, changes))
 
-    async def score(self, prompt: str, text: str) -> CanaryScore:
-        """Teacher-force one canary.
+    async def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
+        """Teacher-force one canary, with ``adapter`` if it is given.
 
         Raises:
             EngineFailed: the worker ended, or its engine cannot score.
@@ -151,7 +153,7 @@ class WorkerProcess:
         index, self._next_score = self._next_score, self._next_score + 1
         future: asyncio.Future[CanaryScore] = asyncio.get_running_loop().create_future()
         self._scores[index] = future
-        self._send(protocol.Score(index, prompt, text))
+        self._send(protocol.Score(index, prompt, text, adapter))
         try:
             return await future
         finally:
@@ -295,7 +297,9 @@ class WorkerProcess:
                 return
 
 
-def _load(settings: WorkerSettings, bundle_dir: Path, derived_dir: Path | None, nice: int) -> protocol.Load:
+def _load(
+    settings: WorkerSettings, bundle_dir: Path, derived_dir: Path | None, nice: int, adapters: Mapping[str, Path]
+) -> protocol.Load:
     return protocol.Load(
         str(bundle_dir),
         usable_threads(settings),
@@ -305,4 +309,5 @@ def _load(settings: WorkerSettings, bundle_dir: Path, derived_dir: Path | None, 
         nice,
         settings.load_seconds,
         settings.stall_seconds,
+        {reference: str(path) for reference, path in adapters.items()},
     )

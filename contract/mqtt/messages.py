@@ -52,6 +52,10 @@ class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
     regex: Annotated[str, Meta(max_length=4096)] | None = None
 
 
+AdapterName = Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}(@[0-9A-Za-z.+-]{1,64})?$(?!\n)", max_length=129)]
+"""The name of an adapter bundle, or NAME@VERSION."""
+
+
 class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """A request for text; exactly one of ``messages`` and ``prompt``. Times in milliseconds.
 
@@ -80,7 +84,7 @@ class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     num_beams: Annotated[int, Meta(ge=1, le=8)] = 1
     repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
     no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] = 0
-    adapter: Identifier | None = None
+    adapter: AdapterName | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = 4
     deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | UnsetType = UNSET
     supersede_key: Identifier | UnsetType = UNSET
@@ -244,7 +248,7 @@ class Reported(Struct, frozen=True):
     """What the device does about ``desired``; ``revision`` echoes it (null when nothing is desired).
 
     ``warnings`` last as long as what they tell of, and stop nothing: an installed bundle that was revoked, metadata
-    that expired or cannot be trusted any more.
+    that expired or cannot be trusted any more. ``adapters`` are loaded beside the active bundle.
     """
 
     revision: str | None
@@ -255,6 +259,7 @@ class Reported(Struct, frozen=True):
     error: ReportedError | None
     hold_ms: float | UnsetType = UNSET
     warnings: list[ReportedError] | UnsetType = UNSET
+    adapters: list[BundleState] | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True):
@@ -275,6 +280,7 @@ class EngineInfo(Struct, frozen=True):
     capabilities: list[str]
     load_seconds: float
     isolation: str
+    adapters: list[str] | UnsetType = UNSET
 
 
 class Limits(Struct, frozen=True):

@@ -130,8 +130,8 @@ def _follow(session: BrokerSession, arguments: argparse.Namespace, devices: list
 
 
 def _is_active(reported: Reported, bundle: str) -> bool:
-    active = reported.active
-    return active is not None and f"{active.name}@{active.version}" == bundle
+    in_force = [reported.active, *(reported.adapters or [])]
+    return any(each is not None and f"{each.name}@{each.version}" == bundle for each in in_force)
 
 
 def _phase_text(reported: Reported) -> str:

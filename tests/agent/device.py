@@ -89,8 +89,8 @@ class Device:
         self.database = Database(self.state, MIGRATIONS)
         self.ledger = AnswerWriter(self.database, keep_text=self.config.serving.store_results == "text")
 
-        async def load(bundle_dir: Path, *, derived_dir: Path | None, on_event: Any) -> Worker:
-            return await self.workers(self.config.worker, bundle_dir, derived_dir=derived_dir, on_event=on_event)
+        async def load(bundle_dir: Path, *, on_event: Any, **places: Any) -> Worker:
+            return await self.workers(self.config.worker, bundle_dir, on_event=on_event, **places)
 
         self.serving = Serving(
             self.config.serving, self.config.topics, self.gateway.connection,

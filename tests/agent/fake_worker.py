@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class FakeWorker:
     def update(self, request: int, changes: dict[str, Any]) -> None:
         self.updates.append((request, changes))
 
-    async def score(self, prompt: str, text: str) -> CanaryScore:
+    async def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
         return CanaryScore(1.0, 1, True)
 
     async def wait_closed(self) -> str:
@@ -124,6 +124,7 @@ class FakeWorkers:
         bundle_dir: Path,
         *,
         derived_dir: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
         on_event: Callable[[StepEvent], None],
     ) -> FakeWorker:

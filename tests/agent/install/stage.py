@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class StandInWorker:
 
     def update(self, request: int, changes: dict[str, Any]) -> None: ...
 
-    async def score(self, prompt: str, text: str) -> CanaryScore:
+    async def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
         canary = next(each for each in self._canaries if each.prompt == prompt)
         return CanaryScore(canary.mean_nll + self._drift, 5, self._finite)
 
@@ -79,6 +79,7 @@ class StandInWorkers:
         bundle_dir: Path,
         *,
         derived_dir: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
         on_event: OnEvent,
     ) -> StandInWorker:

@@ -48,7 +48,7 @@ class Moody(StandIn):
             case _:
                 super().admit(generation)
 
-    def score(self, prompt: str, text: str) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
         if prompt == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().score(prompt, text)
