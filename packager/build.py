@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from contract.adapter_slots import CAPABILITY
 from contract.durable import translate
 from contract.genai_config import GenaiFacts
 from contract.manifest import Budget, Canary, License, Manifest, Model, Requires
@@ -241,7 +242,11 @@ def compose_manifest(
             vocab_size=config.vocab_size,
             chat_template_sha256=None if template is None else hashlib.sha256(template).hexdigest(),
             ep=cast(Any, ep),
-            capabilities=[*config.capabilities, *(["chat"] if template else [])],
+            capabilities=[
+                *config.capabilities,
+                *(["chat"] if template else []),
+                *([CAPABILITY] if graph.slots else []),
+            ],
         ),
         requires=Requires(
             arch=list(arch),

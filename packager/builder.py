@@ -42,6 +42,7 @@ def build_graph(
             "out": str(out),
             "scratch": scratch,
             "precision": plan.precision,
+            "adapter_slots": plan.adapter_slots,
             "ep": plan.ep,
             "options": [*builder_options(plan), *(["hf_remote=true"] if plan.origin.trust_code else [])],
         }

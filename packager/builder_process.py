@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from packager.child import Reporter, child_main
+from packager.slots import add_slots
 from packager.workarounds import mend
 
 STEPS = 3
+GRAPH_FILE = "model.onnx"
 
 
 def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -27,6 +30,8 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     applied = mend(config, options, job.get("skip", ""))
     reporter.progress(2, STEPS)
     builder.create_model(*fixed, **options)
+    if job.get("adapter_slots"):
+        add_slots(Path(job["out"]) / GRAPH_FILE)
     reporter.progress(3, STEPS)
     return {"config": resolved, "workarounds": applied}
 

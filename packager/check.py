@@ -98,12 +98,13 @@ def check_model(
     text: str | None = None,
     source: SourceView | None = None,
     behaviour: Sequence[tuple[str, int]] = (),
+    adapter: Path | None = None,
     on_progress: Callable[[float, float], None] | None = None,
 ) -> CheckResult:
     """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``.
 
     With a ``source`` the text is read at its very positions and compared; without, it only gives a perplexity.
-    ``behaviour`` are more questions, each with its token limit.
+    ``behaviour`` are more questions, each with its token limit. With an ``adapter`` file all of it is done with that.
 
     Raises:
         BuildRefused: it does not load, crashes, or gives numbers that are not finite.
@@ -117,6 +118,7 @@ def check_model(
         "tokens": CANARY_TOKENS,
         "source": None if source is None else {**msgspec.structs.asdict(source), "rows": str(source.rows)},
         "behaviour": [list(question) for question in behaviour],
+        "adapter": None if adapter is None else str(adapter),
     }
     value = run_child("packager.check_process", job, log, doing="loading the built model", on_progress=on_progress)
     try:

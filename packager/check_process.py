@@ -32,13 +32,15 @@ WINDOW = 256
 WINDOWS = 4
 """Sequences of reference text: about a thousand tokens, seconds on two cores."""
 
+ADAPTER = "adapter"
+
 Logits = npt.NDArray[np.float32]
 
 
 class Runtime:
     """One loaded model."""
 
-    def __init__(self, model_dir: Path, threads: int) -> None:
+    def __init__(self, model_dir: Path, threads: int, adapter: str | None = None) -> None:
         import onnxruntime_genai as og
 
         self._og = og
@@ -50,6 +52,10 @@ class Runtime:
             config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             self._model = og.Model(config)
             self.tokenizer = og.Tokenizer(self._model)
+            self._adapters = None
+            if adapter is not None:
+                self._adapters = og.Adapters(self._model)
+                self._adapters.load(adapter, ADAPTER)
         except Exception as error:  # the binding raises bare RuntimeError and its own kinds alike
             reason = " ".join(str(error).split())[:300]
             raise BuildRefused(f"the built model does not load: {reason}") from error
@@ -72,7 +78,10 @@ class Runtime:
         """A greedy generator for at most ``length`` tokens."""
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(max_length=min(length, self.facts.context_length), do_sample=False)
-        return self._og.Generator(self._model, params)
+        generator = self._og.Generator(self._model, params)
+        if self._adapters is not None:
+            generator.set_active_adapter(self._adapters, ADAPTER)
+        return generator
 
     def answer(self, prompt: str, tokens: int) -> tuple[str, float, int]:
         """Greedy text after ``prompt``, decode seconds, decoded tokens."""
@@ -136,7 +145,7 @@ def _loss(row: Logits, token: int) -> float:
 
 def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Load, answer, score, read."""
-    runtime = Runtime(Path(job["model"]), job["threads"])
+    runtime = Runtime(Path(job["model"]), job["threads"], job["adapter"])
     reading = len(job["source"]["windows"]) if job["source"] else WINDOWS if job["text"] else 0
     steps = 1 + len(job["questions"]) + len(job["known"]) + reading + len(job["behaviour"])
     reporter.progress(1, steps)

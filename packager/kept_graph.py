@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from packager import builder_process, plan, workarounds
+from packager import builder_process, plan, slots, workarounds
 from packager.builder import BuilderReport, build_graph
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
@@ -41,7 +41,7 @@ def graph_key(build_plan: BuildPlan, digest: str) -> str:
         "choices": {name: value for name, value in choices.items() if name not in LABELS},
         "options": builder_options(build_plan),
         "tools": tool_versions(BUILD_TOOLS),
-        "code": [inspect.getsource(module) for module in (builder_process, plan, workarounds)],
+        "code": [inspect.getsource(module) for module in (builder_process, plan, slots, workarounds)],
     }
     return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()[:32]
 

@@ -51,6 +51,8 @@ class BuildPlan(Struct, frozen=True):
 
     ``calibration`` is ``self`` or a text file, and counts for calibrated quantizers. ``license`` overrides what the
     source says of itself; ``arch`` is what the bundle may be installed on.
+
+    ``adapter_slots`` gives every product of a layer a place for adapters.
     """
 
     source: str
@@ -64,6 +66,7 @@ class BuildPlan(Struct, frozen=True):
     accuracy_level: int = 4
     license: str | None = None
     calibration: str = "self"
+    adapter_slots: bool = False
     quality: QualityPlan = QualityPlan()
     origin: SourceOptions = SourceOptions()
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
@@ -99,6 +102,8 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
         raise UsageError(f"the quantizer {plan.quantizer} works in blocks of {CALIBRATED_BLOCK}", field="block-size")
     if plan.calibration != "self" and plan.quantizer not in CALIBRATED:
         raise UsageError(f"--calibration is for --quantizer {' or '.join(CALIBRATED)}", field="calibration")
+    if plan.adapter_slots and (plan.ep != "cpu" or io_type(plan) != "fp32"):
+        raise UsageError("--adapter-slots is for --ep cpu with int4, int8 or fp32", field="adapter-slots")
     if plan.block_size not in BLOCK_SIZES:
         raise UsageError(f"the block size must be one of {', '.join(map(str, BLOCK_SIZES))}", field="block-size")
     if plan.accuracy_level not in ACCURACY_LEVELS:

@@ -8,6 +8,7 @@ from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
 from packager.plan import BuildPlan, io_type
 from packager.readback import GraphFacts
+from packager.slots import slot_name
 
 MAX_REPORTED = 4
 """Differences named in one refusal; the first ones say enough."""
@@ -26,6 +27,7 @@ def compare(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: 
         *_compare_types(plan, source, config, graph),
         *_compare_shape(source, config, graph),
         *_compare_windows(source, config, graph),
+        *_compare_slots(plan, graph),
     ]
 
 
@@ -120,6 +122,15 @@ def _compare_windows(source: dict[str, Any], config: GenaiFacts, graph: GraphFac
         if (built if built < config.context_length else -1) != wanted:
             found.append(f"layer {layer} attends over {_window(built)} instead of {_window(wanted)}")
     return found
+
+
+def _compare_slots(plan: BuildPlan, graph: GraphFacts) -> list[str]:
+    products = [*(product.name for product in graph.quantised), *graph.plain_matmuls]
+    wanted = {stem for name in products if (stem := slot_name(name)) is not None} if plan.adapter_slots else set()
+    if plan.adapter_slots and not wanted:
+        return ["no product of a layer can take an adapter"]
+    found = [f"{name} has no place for adapters" for name in sorted(wanted - set(graph.slots))]
+    return found + [f"{name} has a place for adapters" for name in sorted(set(graph.slots) - wanted)]
 
 
 def _window(size: int) -> str:

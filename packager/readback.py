@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from contract.adapter_slots import find_slots
 from contract.errors import BuildRefused
 from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from contract.onnx_graph import Node, OnnxModel, Tensor
@@ -36,7 +37,10 @@ class QuantisedMatMul(Struct, frozen=True):
 
 
 class GraphFacts(Struct, frozen=True):
-    """What a graph is. ``windows`` are the attention windows by layer, -1 for none; types as in the manifest."""
+    """What a graph is. ``windows`` are the attention windows by layer, -1 for none; types as in the manifest.
+
+    ``slots`` are the places for adapters, by name.
+    """
 
     opsets: dict[str, int]
     operators: dict[str, int]
@@ -48,6 +52,7 @@ class GraphFacts(Struct, frozen=True):
     windows: tuple[int, ...]
     parameters: int
     tensor_bytes: int
+    slots: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:
@@ -86,11 +91,13 @@ def describe_graph(model: OnnxModel) -> GraphFacts:
     """The facts of one decoder graph."""
     nodes = list(model.walk_nodes())
     tensors = {tensor.name: tensor for tensor in model.walk_tensors()}
+    slots = find_slots(model)
+    halves = {name for slot in slots.values() for name in (slot.first, slot.second)}
     quantised = tuple(_quantised(node) for node in nodes if node.op_type == "MatMulNBits")
     plain = tuple(
         node.name
         for node in nodes
-        if node.op_type in ("MatMul", "Gemm") and any(name in tensors for name in node.inputs)
+        if node.op_type in ("MatMul", "Gemm") and any(name in tensors and name not in halves for name in node.inputs)
     )
     past = [value for value in model.graph.inputs if value.name.startswith("past_key_values.")]
     return GraphFacts(
@@ -105,6 +112,7 @@ def describe_graph(model: OnnxModel) -> GraphFacts:
         parameters=sum(product.weights for product in quantised)
         + sum(tensor.elements for tensor in tensors.values() if tensor.data_type in (1, 10, 16) and _is_weight(tensor)),
         tensor_bytes=sum(tensor.needed_bytes or 0 for tensor in tensors.values()),
+        slots=tuple(slots),
     )
 
 

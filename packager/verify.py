@@ -8,10 +8,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from contract.adapter_file import check_adapter, read_adapter_file
+from contract.adapter_slots import find_slots
 from contract.errors import BundleRefused, UsageError
-from contract.genai_config import CONFIG_FILE
+from contract.genai_config import CONFIG_FILE, read_genai_config
 from contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, manifest_digest, parse_manifest
 from contract.names import Digest, place_below
+from contract.onnx_wire import read_graph_file
 from contract.reasons import Reason
 from packager.check import CheckResult, check_model
 from packager.progress import BuildProgress
@@ -31,8 +34,10 @@ class Verified(Struct, frozen=True):
     checked: CheckResult
 
 
-def verify_bundle(directory: Path, log: Path, progress: BuildProgress) -> Verified:
+def verify_bundle(directory: Path, log: Path, progress: BuildProgress, base: Path | None = None) -> Verified:
     """Check files, configuration and graph of ``directory``, load it, generate, and score its canaries.
+
+    An adapter bundle is checked with the bundle that it belongs to, in ``base``.
 
     Raises:
         UsageError: there is no bundle at ``directory``.
@@ -43,14 +48,17 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress) -> Verifi
     manifest, digest = read_manifest(directory)
     check_files(directory, manifest, progress)
     progress.stage(2, STAGES, "reading the graph")
-    _, graph = read_back(directory)
+    model_dir, adapter = _find_model(directory, manifest, base, progress)
+    _, graph = read_back(model_dir)
     if manifest.model.ep != "cpu":
         progress.stage(3, STAGES, f"{NOT_RUN}: {manifest.model.ep}")
         return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=unrun_result(graph))
     progress.stage(3, STAGES, "loading and scoring the canaries")
     known = [(canary.prompt, canary.expected_text) for canary in manifest.canary]
     questions = () if known else ("Hello",)
-    checked = check_model(directory, log, questions=questions, known=known, on_progress=progress.advance)
+    checked = check_model(
+        model_dir, log, questions=questions, known=known, adapter=adapter, on_progress=progress.advance
+    )
     for canary, result in zip(manifest.canary, checked.canaries, strict=False):
         if abs(result.mean_nll - canary.mean_nll) > canary.tolerance:
             raise BundleRefused(
@@ -59,6 +67,31 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress) -> Verifi
                 f"{canary.mean_nll:.3f} where it was built, more than {canary.tolerance} apart",
             )
     return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=checked)
+
+
+def _find_model(
+    directory: Path, manifest: Manifest, base: Path | None, progress: BuildProgress
+) -> tuple[Path, Path | None]:
+    """The folder to load, and the adapter to load with it."""
+    if manifest.base is None or manifest.adapter_path is None:
+        if base is not None:
+            raise UsageError(f"{manifest.reference} stands alone: leave --base out", field="base")
+        return directory, None
+    wanted = f"{manifest.base.name}@{manifest.base.version}"
+    if base is None:
+        raise UsageError(f"{manifest.reference} is an adapter for {wanted}: name that bundle with --base", field="base")
+    theirs, digest = read_manifest(base)
+    if digest != manifest.base.manifest_sha256:
+        raise UsageError(
+            f"{base} is {theirs.reference} ({digest[:12]}), and {manifest.reference} belongs to {wanted} "
+            f"({manifest.base.manifest_sha256[:12]})",
+            field="base",
+        )
+    check_files(base, theirs, progress)
+    config = read_genai_config((base / CONFIG_FILE).read_bytes())
+    adapter = place_below(directory, manifest.adapter_path)
+    check_adapter(read_adapter_file(adapter), find_slots(read_graph_file(base / config.filename)))
+    return base, adapter
 
 
 def read_manifest(directory: Path) -> tuple[Manifest, Digest]:
@@ -97,7 +130,7 @@ def check_files(directory: Path, manifest: Manifest, progress: BuildProgress) ->
         _check_file(place_below(directory, entry.path), entry)
         done += entry.size
         progress.advance(done, manifest.total_bytes)
-    if CONFIG_FILE not in listed:
+    if CONFIG_FILE not in listed and manifest.base is None:
         raise BundleRefused(Reason.MODEL_INCOMPLETE, f"the bundle has no {CONFIG_FILE}")
 
 

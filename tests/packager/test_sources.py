@@ -156,7 +156,7 @@ class TestAdapter:
         import argparse
 
         arguments = argparse.Namespace(
-            adapter=tmp_path, merge_adapter=False, revision=None, hub_cache=None, trust_remote_code=False
+            adapter=tmp_path, merge_adapter=False, base=None, revision=None, hub_cache=None, trust_remote_code=False
         )
         with pytest.raises(UsageError, match="--merge-adapter"):
             source_options(arguments)

@@ -1,0 +1,49 @@
+"""The process that writes an adapter in the form that the runtime loads: fp32 matrices named after the base's slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from contract.errors import BuildRefused
+from packager.child import Reporter, child_main
+
+
+def export(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Fill every slot of ``job["slots"]`` from its blocks of the LoRA ``job["adapter"]``; the parameters written.
+
+    Several pairs in one slot (q, k and v of a joined product) lie side by side: A's columns follow each other, and
+    each B keeps to its own rows and columns, zeros elsewhere.
+    """
+    import onnxruntime
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = {name: tensor.to(torch.float32).numpy() for name, tensor in load_file(job["adapter"]).items()}
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise BuildRefused("the adapter holds numbers that are not finite; it is damaged")
+    made: dict[str, Any] = {}
+    for number, slot in enumerate(job["slots"]):
+        ranks = [len(tensors[block["first"]]) for block in slot["blocks"]]
+        first = np.zeros((slot["width_in"], sum(ranks)), dtype=np.float32)
+        second = np.zeros((sum(ranks), slot["width_out"]), dtype=np.float32)
+        row = 0
+        for block, rank in zip(slot["blocks"], ranks, strict=True):
+            first[:, row : row + rank] = tensors[block["first"]].T
+            piece = tensors[block["second"]][block["start"] : block["end"]].T
+            second[row : row + rank, block["at"] : block["at"] + piece.shape[1]] = job["scale"] * piece
+            row += rank
+        made[slot["first"]], made[slot["second"]] = first, second
+        reporter.progress(number + 1, len(job["slots"]))
+    written = onnxruntime.AdapterFormat()
+    written.set_adapter_version(1)
+    written.set_model_version(1)
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(made[name]) for name in sorted(made)}
+    written.set_parameters(values)
+    written.export_adapter(job["out"])
+    return {"parameters": int(sum(matrix.size for matrix in made.values()))}
+
+
+if __name__ == "__main__":
+    child_main(export)
