@@ -117,7 +117,11 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "endless data: a body over HTTP",
         "H.an_endless_body_is_refused",
-        ("contract.source.http", "            if len(data) > max_bytes:\n", "            if False:\n"),
+        (
+            "contract.source.http",
+            "            if len(data) > max_bytes:\n                exchange.close()\n                raise too_large\n",
+            "            if len(data) > 50_000_000:\n                break\n",
+        ),
         ("contract.source.http", "min(PIECE_BYTES, max_bytes + 1 - len(data))", "PIECE_BYTES"),
         ("contract.source.http", "        if (response.raw.length or 0) > max_bytes:\n", "        if False:\n"),
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from contract.reasons import Reason
 from tests.sabotage.checks import CHECKS, Check
 from tests.sabotage.removal import source_of
 
@@ -29,6 +30,11 @@ def test_every_named_test_exists() -> None:
         for test in check.tests:
             file, _, name = test.partition("::")
             assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{check.attack}: {test}"
+
+
+def test_every_reason_code_is_explained() -> None:
+    text = (ROOT / "docs/SECURITY.md").read_text("utf-8").split("## Reason codes")[1]
+    assert [reason.value for reason in Reason if f"`{reason.value}`" not in text] == []
 
 
 def test_no_two_rows_say_the_same() -> None:

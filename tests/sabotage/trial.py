@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ SECONDS = 120
 
 HANG_SECONDS = 15
 """How long such a test is waited for: it has noticed as well as one that fails."""
+
+MEMORY_BYTES = 4 << 30
 
 _FAULTS_OF_THE_TABLE = (NameError, SyntaxError, ImportError)
 
@@ -94,6 +97,8 @@ def _run(cuts: Sequence[Cut], tests: Sequence[str], scratch: Path, hangs: bool) 
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
+    # Without a bound on what is read, a test may read until there is no memory left.
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         remove(cuts)
     except AssertionError as error:
