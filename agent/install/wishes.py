@@ -9,7 +9,7 @@ from msgspec import UNSET, Struct
 from agent.install.settings import InstallSettings, tighten
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
-from contract.mqtt.messages import parse_desired
+from contract.mqtt.reading import parse_desired
 from contract.names import Digest
 from contract.reasons import Reason
 

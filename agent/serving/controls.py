@@ -17,7 +17,7 @@ from agent.serving.requests import Refusal
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key, Verdict
 from contract.errors import RequestInvalid
-from contract.mqtt import messages
+from contract.mqtt import reading
 from contract.mqtt.messages import ControlRequest
 
 UNKNOWN = Refusal(404, requests.UNKNOWN_REQUEST, "no request with this id is known", "id")
@@ -48,10 +48,10 @@ class Controls:
     def take(self, client: str, payload: bytes) -> None:
         """A client acts on a request of its own; on anybody else's it has no effect, as its name is in the key."""
         try:
-            control = messages.parse_control(payload)
+            control = reading.parse_control(payload)
             changes = {} if control.set is UNSET else requests.check_changes(control.set)
         except RequestInvalid as error:
-            op, request_id = messages.salvage_control(payload)
+            op, request_id = reading.salvage_control(payload)
             refusal = Refusal(error.code, error.kind, error.message, error.field)
             self._replies.refuse_control(Key(client, request_id), op, refusal)
             return

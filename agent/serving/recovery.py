@@ -10,7 +10,7 @@ from agent.serving.requests import Refusal
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Unfinished
 from contract.errors import RequestInvalid
-from contract.mqtt import messages
+from contract.mqtt import messages, reading
 from contract.mqtt.messages import GenerateRequest
 
 MAX_ATTEMPTS = 3
@@ -38,7 +38,7 @@ def _judge(left: Unfinished) -> LeftOver:
     request, refusal = GenerateRequest(), None
     if left.request is not None:
         try:
-            _, request = messages.parse_request(left.request, left.correlation)
+            _, request = reading.parse_request(left.request, left.correlation)
         except RequestInvalid as error:
             # An older agent accepted what this one does not.
             return LeftOver(left, request, Refusal(error.code, error.kind, error.message, error.field))

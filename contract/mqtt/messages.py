@@ -1,21 +1,14 @@
-"""MQTT payloads, both directions, as types; reading is strict and names the field.
+"""MQTT payloads, both directions, as types; :mod:`contract.mqtt.reading` reads them.
 
 Sizes and ranges are bounds on outside input. Field names of requests are those of OpenAI's chat completions.
 """
 
 from __future__ import annotations
 
-import hashlib
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
-
-from contract import strict_json
-from contract.errors import BundleRefused, RequestInvalid
-from contract.mqtt.topics import NO_ID
-from contract.names import check_bundle_name, check_version, is_identifier
-from contract.reasons import Reason
 
 MAX_REQUEST_BYTES = 1 << 20
 """A request: a prompt of 128k tokens is about 512 KB of text."""
@@ -325,114 +318,6 @@ class Event(Struct, frozen=True):
     detail: dict[str, Any]
 
 
-_M = TypeVar("_M", bound=Struct)
-
-
 def encode(message: Struct) -> bytes:
     """The JSON bytes of a message."""
     return msgspec.json.encode(message)
-
-
-def _decode(payload: bytes, type_: type[_M], max_bytes: int, what: str) -> _M:
-    try:
-        return strict_json.decode(payload, type_, max_bytes=max_bytes, what=what)
-    except BundleRefused as refused:
-        code = 413 if refused.reason is Reason.TOO_LARGE else 400
-        raise RequestInvalid(refused.message, field=refused.field, code=code) from refused
-
-
-def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str, GenerateRequest]:
-    """Read a request; the id comes from the body or from MQTT 5 Correlation Data (they must agree).
-
-    Raises:
-        RequestInvalid: ``field`` names the fault.
-    """
-    request = _decode(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request")
-    request_id = _request_id(request.id, correlation)
-    if (request.messages is UNSET) == (request.prompt is UNSET):
-        raise RequestInvalid("give exactly one of messages and prompt", field="messages")
-    if request.messages is not UNSET and not any(turn.content.strip() for turn in request.messages):
-        raise RequestInvalid("every message is empty", field="messages")
-    if request.prompt is not UNSET and not request.prompt.strip():
-        raise RequestInvalid("the prompt is empty", field="prompt")
-    form = request.response_format
-    if form is not None and (form.json_schema is not None) != (form.type == "json_schema"):
-        raise RequestInvalid("json_schema goes with type json_schema", field="response_format.json_schema")
-    if form is not None and (form.regex is not None) != (form.type == "regex"):
-        raise RequestInvalid("regex goes with type regex", field="response_format.regex")
-    for token in request.logit_bias:
-        if not token.isascii() or not token.isdigit() or len(token) > 8:
-            raise RequestInvalid("logit_bias keys are token ids", field=f"logit_bias.{token[:32]}")
-    if request.num_beams > 1 and request.temperature > 0:
-        raise RequestInvalid("beam search needs temperature 0", field="num_beams")
-    return request_id, request
-
-
-def _request_id(in_body: str | UnsetType, correlation: bytes | None) -> str:
-    if correlation is None:
-        if in_body is UNSET:
-            raise RequestInvalid("give an id (or MQTT 5 Correlation Data)", field="id")
-        return in_body
-    text = correlation.decode("ascii", "replace")
-    if not is_identifier(text):
-        raise RequestInvalid("Correlation Data must be 1 to 64 of A-Z a-z 0-9 _ . -", field="id")
-    if in_body is not UNSET and in_body != text:
-        raise RequestInvalid("id and Correlation Data differ", field="id")
-    return text
-
-
-def salvage_request_id(payload: bytes, correlation: bytes | None = None) -> str | None:
-    """The id of a request that cannot be accepted, so that its error frame finds its way; None if there is none."""
-    if correlation is not None:
-        text = correlation.decode("ascii", "replace")
-        return text if is_identifier(text) else None
-    if len(payload) > MAX_REQUEST_BYTES:
-        return None
-    try:
-        document = strict_json.loads(payload, max_bytes=MAX_REQUEST_BYTES, what="the request")
-    except BundleRefused:
-        return None
-    found = document.get("id") if isinstance(document, dict) else None
-    return found if isinstance(found, str) and is_identifier(found) else None
-
-
-def salvage_control(payload: bytes) -> tuple[str, str]:
-    """``op`` and id of a control message that is not valid, so that its author hears of it; ``NO_ID`` for none."""
-    request_id = salvage_request_id(payload) or NO_ID
-    try:
-        document = strict_json.loads(payload, max_bytes=MAX_DESIRED_BYTES, what="the control message")
-    except BundleRefused:
-        return "", request_id
-    found = document.get("op") if isinstance(document, dict) else None
-    return (found[:64] if isinstance(found, str) else ""), request_id
-
-
-def request_fingerprint(payload: bytes) -> str:
-    """Tells a redelivery (equal bytes) from another request that reuses an id."""
-    return hashlib.sha256(payload).hexdigest()
-
-
-def parse_control(payload: bytes) -> ControlRequest:
-    """Read a control message.
-
-    Raises:
-        RequestInvalid: ``field`` names the fault.
-    """
-    control = _decode(payload, ControlRequest, MAX_DESIRED_BYTES, "the control message")
-    if (control.op == "update") != (control.set is not UNSET):
-        raise RequestInvalid("set goes with op update", field="set")
-    return control
-
-
-def parse_desired(payload: bytes) -> Desired | None:
-    """Read a desired document; empty means: nothing is desired any more.
-
-    Raises:
-        BundleRefused: with a reason code and, where one is at fault, the field.
-    """
-    if not payload:
-        return None
-    desired = strict_json.decode(payload, Desired, max_bytes=MAX_DESIRED_BYTES, what="the desired document")
-    check_bundle_name(desired.bundle.name)
-    check_version(desired.bundle.version)
-    return desired

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from contract import strict_json
 from contract.errors import BundleRefused, RequestInvalid
-from contract.mqtt import messages
+from contract.mqtt import reading
 from contract.mqtt.messages import ControlRequest, Desired, GenerateRequest
 
 JUNK = st.recursive(
@@ -56,7 +56,7 @@ def read(**fields: Any) -> GenerateRequest | RequestInvalid:
     if "prompt" not in fields and "messages" not in fields:
         body["prompt"] = "hello"
     try:
-        return messages.parse_request(json.dumps(body).encode())[1]
+        return reading.parse_request(json.dumps(body).encode())[1]
     except RequestInvalid as refused:
         return refused
 
@@ -97,16 +97,16 @@ def test_unknown_fields_are_named(name: str, value: Any) -> None:
 @given(st.binary(max_size=300) | JUNK.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
     for parse, error in (
-        (messages.parse_request, RequestInvalid),
-        (messages.parse_control, RequestInvalid),
-        (messages.parse_desired, BundleRefused),
+        (reading.parse_request, RequestInvalid),
+        (reading.parse_control, RequestInvalid),
+        (reading.parse_desired, BundleRefused),
     ):
         try:
             parse(payload)  # type: ignore[operator]
         except (RequestInvalid, BundleRefused) as refused:
             assert isinstance(refused, error)
-    assert messages.salvage_request_id(payload) is None or isinstance(messages.salvage_request_id(payload), str)
-    op, request_id = messages.salvage_control(payload)
+    assert reading.salvage_request_id(payload) is None or isinstance(reading.salvage_request_id(payload), str)
+    op, request_id = reading.salvage_control(payload)
     assert isinstance(op, str)
     assert request_id
 
@@ -115,7 +115,7 @@ def test_any_bytes_are_read_or_refused(payload: bytes) -> None:
 def test_any_control_field_is_taken_or_named(name: str, value: Any) -> None:
     body = {"id": "r", "op": "update", "set": {"temperature": 1}, name: value}
     try:
-        assert isinstance(messages.parse_control(json.dumps(body).encode()), ControlRequest)
+        assert isinstance(reading.parse_control(json.dumps(body).encode()), ControlRequest)
     except RequestInvalid as refused:
         assert refused.field is not None
 
@@ -124,7 +124,7 @@ def test_any_control_field_is_taken_or_named(name: str, value: Any) -> None:
 def test_any_desired_field_is_taken_or_refused(name: str, value: Any) -> None:
     body = {"revision": "r", "bundle": {"name": "toy", "version": "1.0.0"}, name: value}
     try:
-        assert isinstance(messages.parse_desired(json.dumps(body).encode()), Desired)
+        assert isinstance(reading.parse_desired(json.dumps(body).encode()), Desired)
     except BundleRefused as refused:
         assert refused.message
 
@@ -133,7 +133,7 @@ def test_any_desired_field_is_taken_or_refused(name: str, value: Any) -> None:
 def test_numbers_that_json_or_we_do_not_know_are_refused(number: str) -> None:
     for name in ("seed", "temperature", "max_tokens"):
         with pytest.raises(RequestInvalid) as caught:
-            messages.parse_request(f'{{"id": "r", "prompt": "x", "{name}": {number}}}'.encode())
+            reading.parse_request(f'{{"id": "r", "prompt": "x", "{name}": {number}}}'.encode())
         assert caught.value.code == 400
 
 
@@ -141,6 +141,6 @@ def test_numbers_that_json_or_we_do_not_know_are_refused(number: str) -> None:
 def test_deep_nesting_is_refused_not_followed(depth: int) -> None:
     payload = b'{"id":"r","prompt":"x","response_format":' + b"[" * depth + b"]" * depth + b"}"
     with pytest.raises(RequestInvalid):
-        messages.parse_request(payload)
+        reading.parse_request(payload)
     with pytest.raises(BundleRefused):
         strict_json.loads(b"[" * 100_000, max_bytes=1 << 20, what="it")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import BundleRefused, RequestInvalid
-from contract.mqtt import messages
+from contract.mqtt import messages, reading
 from contract.reasons import Reason
 
 
@@ -19,7 +19,7 @@ def request(**fields: Any) -> bytes:
 
 
 def test_a_request_has_the_documented_defaults() -> None:
-    request_id, parsed = messages.parse_request(request())
+    request_id, parsed = reading.parse_request(request())
     assert request_id == "r1"
     assert (parsed.temperature, parsed.top_p, parsed.top_k, parsed.stream, parsed.priority) == (0.0, 1.0, 0, True, 4)
     assert parsed.stops == ()
@@ -60,7 +60,7 @@ def test_a_request_has_the_documented_defaults() -> None:
 )
 def test_every_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(RequestInvalid) as caught:
-        messages.parse_request(request(**fields))
+        reading.parse_request(request(**fields))
     assert caught.value.field == field
     assert caught.value.code == 400
 
@@ -81,22 +81,22 @@ def test_every_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
 )
 def test_requests_without_their_essentials_are_refused(payload: bytes, field: str | None) -> None:
     with pytest.raises(RequestInvalid) as caught:
-        messages.parse_request(payload)
+        reading.parse_request(payload)
     assert caught.value.field == field
 
 
 def test_an_oversized_request_says_413() -> None:
     with pytest.raises(RequestInvalid) as caught:
-        messages.parse_request(request(prompt="x" * messages.MAX_REQUEST_BYTES))
+        reading.parse_request(request(prompt="x" * messages.MAX_REQUEST_BYTES))
     assert caught.value.code == 413
 
 
 def test_correlation_data_is_the_id_and_must_agree_with_the_body() -> None:
-    assert messages.parse_request(b'{"prompt":"x"}', b"c-1")[0] == "c-1"
-    assert messages.parse_request(request(), b"r1")[0] == "r1"
+    assert reading.parse_request(b'{"prompt":"x"}', b"c-1")[0] == "c-1"
+    assert reading.parse_request(request(), b"r1")[0] == "r1"
     for correlation in (b"other", b"\xff\xfe", b"", b"a/b"):
         with pytest.raises(RequestInvalid) as caught:
-            messages.parse_request(request(), correlation)
+            reading.parse_request(request(), correlation)
         assert caught.value.field == "id"
 
 
@@ -114,18 +114,18 @@ def test_correlation_data_is_the_id_and_must_agree_with_the_body() -> None:
 def test_the_id_of_a_bad_request_is_saved_if_it_can_be(
     payload: bytes, correlation: bytes | None, found: str | None
 ) -> None:
-    assert messages.salvage_request_id(payload, correlation) == found
+    assert reading.salvage_request_id(payload, correlation) == found
 
 
 @given(st.binary(max_size=300), st.none() | st.binary(max_size=70))
 def test_random_requests_are_read_or_refused_never_anything_else(payload: bytes, correlation: bytes | None) -> None:
     try:
-        request_id, _ = messages.parse_request(payload, correlation)
+        request_id, _ = reading.parse_request(payload, correlation)
     except RequestInvalid as refused:
         assert refused.message
     else:
         assert request_id
-    messages.salvage_request_id(payload, correlation)
+    reading.salvage_request_id(payload, correlation)
 
 
 json_junk = st.recursive(
@@ -140,7 +140,7 @@ request_fields = st.sampled_from([field for field in messages.GenerateRequest.__
 def test_any_value_in_any_field_is_read_or_refused_never_anything_else(fields: dict[str, Any]) -> None:
     payload = json.dumps({"id": "r1", **fields}).encode()
     try:
-        _, parsed = messages.parse_request(payload)
+        _, parsed = reading.parse_request(payload)
     except RequestInvalid as refused:
         assert refused.code in (400, 413)
     else:
@@ -148,16 +148,16 @@ def test_any_value_in_any_field_is_read_or_refused_never_anything_else(fields: d
 
 
 def test_control_messages_name_their_faults() -> None:
-    assert messages.parse_control(b'{"id":"r1","op":"cancel"}').op == "cancel"
+    assert reading.parse_control(b'{"id":"r1","op":"cancel"}').op == "cancel"
     for payload, field in ((b'{"id":"r1","op":"kill"}', "op"), (b'{"id":"r1","op":"update"}', "set"), (b"{}", "id")):
         with pytest.raises(RequestInvalid) as caught:
-            messages.parse_control(payload)
+            reading.parse_control(payload)
         assert caught.value.field == field
 
 
 def test_desired_is_read_and_empty_clears_it() -> None:
-    assert messages.parse_desired(b"") is None
-    desired = messages.parse_desired(b'{"revision":"7","bundle":{"name":"tiny","version":"1.0.0"}}')
+    assert reading.parse_desired(b"") is None
+    desired = reading.parse_desired(b'{"revision":"7","bundle":{"name":"tiny","version":"1.0.0"}}')
     assert desired is not None
     assert desired.revision == "7"
 
@@ -177,13 +177,13 @@ def test_desired_is_read_and_empty_clears_it() -> None:
 )
 def test_a_bad_desired_document_is_refused_with_its_reason(payload: bytes, reason: Reason) -> None:
     with pytest.raises(BundleRefused) as caught:
-        messages.parse_desired(payload)
+        reading.parse_desired(payload)
     assert caught.value.reason is reason
 
 
 @given(st.binary(max_size=200))
 def test_random_desired_documents_are_read_or_refused(payload: bytes) -> None:
     try:
-        messages.parse_desired(payload)
+        reading.parse_desired(payload)
     except BundleRefused as refused:
         assert refused.reason in Reason
