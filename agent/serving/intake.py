@@ -17,7 +17,7 @@ from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key, Verdict
 from agent.telemetry.llm import LlmMeter
 from contract.errors import RequestInvalid
-from contract.mqtt import messages
+from contract.mqtt import reading
 from contract.mqtt.messages import GenerateRequest
 from contract.mqtt.topics import NO_ID
 
@@ -94,13 +94,13 @@ class Intake:
     def take(self, arrival: Arrival) -> None:
         """A request came in from the broker."""
         try:
-            request_id, request = messages.parse_request(arrival.payload, arrival.correlation)
+            request_id, request = reading.parse_request(arrival.payload, arrival.correlation)
             key = Key(arrival.client, request_id)
             reply = self._replies.topic(key)
             if arrival.response_topic not in (None, "", reply):
                 raise RequestInvalid(f"the Response Topic must be {reply}", field="response_topic")
         except RequestInvalid as error:
-            request_id = messages.salvage_request_id(arrival.payload, arrival.correlation) or NO_ID
+            request_id = reading.salvage_request_id(arrival.payload, arrival.correlation) or NO_ID
             refusal = Refusal(error.code, error.kind, error.message, error.field)
             self._refuse(Key(arrival.client, request_id), arrival, refusal)
             return
@@ -108,7 +108,7 @@ class Intake:
         may_insert = self._refusal(arrival.client) is None
         future = self._ledger.accept(
             key,
-            messages.request_fingerprint(arrival.payload),
+            reading.request_fingerprint(arrival.payload),
             arrival.payload,
             deadline_at=None if seconds is None else self._wall() + seconds,
             correlation=arrival.correlation,
