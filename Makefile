@@ -66,8 +66,8 @@ sabotage: $(STAMP) ## take out every check against an attack, one after the othe
 mutate: $(STAMP) ## flip bytes and tokens of a published repository for MINUTES=n
 	$(BIN)/python -m tests.mutate --minutes $(MINUTES)
 
-chaos: $(STAMP) ## ask REQUESTS=n requests while everything is killed and restarted; one result each
-	$(BIN)/python -m tests.chaos --requests $(REQUESTS)
+chaos: $(STAMP) ## ask REQUESTS=n requests while everything is killed and restarted; one result each (BUNDLES: real ones)
+	$(BIN)/python -m tests.chaos --requests $(REQUESTS) $(addprefix --bundle ,$(BUNDLES))
 
 soak: $(STAMP) ## ask and swap for MINUTES=n while workers, agent, broker and server are killed; nothing is lost
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.soak --minutes $(MINUTES)

@@ -41,6 +41,17 @@ def bundle(directories: list[Path], turn: int) -> SealedBundle:
     return msgspec.structs.replace(sealed(version=f"{index + 1}.0.0"), directory=directories[index])
 
 
+def swap(device: Device, to: SealedBundle, mode: SwapMode) -> bool:
+    """Whether it worked; else the old one serves on, if there is one."""
+    try:
+        report = device.run(device.serving.swap(to, mode))
+    except EngineFailed as error:
+        print(f"no swap: {error.message}", flush=True)
+        return False
+    print(f"swapped to {to.manifest.reference}, {report}", flush=True)
+    return True
+
+
 def main(port: int, state: Path, directories: list[Path], *, real: bool) -> None:
     config = AgentConfig(
         device=NAME,
@@ -58,17 +69,15 @@ def main(port: int, state: Path, directories: list[Path], *, real: bool) -> None
         signal.signal(number, lambda *_: wishes.put(None))
     device = Device(config, state / "state.db", workers)
     device.on_desired = wishes.put
-    device.start(bundle(directories, 0), connect=False)
+    device.start(connect=False, settle=False)
+    # A worker may be killed while it loads: the first one, too.
+    if not any(swap(device, bundle(directories, 0), "drain") for _ in range(10)):
+        sys.exit("the first bundle does not load")
+    device.call(device.serving.settled)
     turn = 0
     while (wish := wishes.get()) is not None:
         turn += 1
-        mode: SwapMode = "drain" if wish == b"drain" else "overlap"
-        try:
-            report = device.run(device.serving.swap(bundle(directories, turn), mode))
-            print(f"swapped to {reference(turn % len(directories))}, {report}", flush=True)
-        except EngineFailed as error:
-            # Its worker was killed while it loaded: the old one serves on.
-            print(f"no swap: {error.message}", flush=True)
+        swap(device, bundle(directories, turn), "drain" if wish == b"drain" else "overlap")
     device.stop()
 
 

@@ -155,6 +155,21 @@ def test_newer_request_supersedes_older_ones(make_device: MakeDevice, client: Ra
     assert client.wait_answer("new").lasts[0]["finish_reason"] == "stop"
 
 
+def test_only_the_newest_of_those_that_wait_is_left(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(slots=1)).start(sealed())
+    client.ask("running", "hold 2")
+    device.until(lambda: device.serving.active == 1)
+    for number in range(5):
+        client.ask(f"view{number}", "count 2", supersede_key="view")
+    client.ask("another", "count 2", supersede_key="else")
+    for number in range(4):
+        assert client.wait_answer(f"view{number}").lasts[0]["finish_reason"] == "cancelled"
+    device.call(device.workers.current.let_go)
+    assert client.wait_answer("view4").lasts[0]["finish_reason"] == "stop"
+    assert client.wait_answer("another").lasts[0]["finish_reason"] == "stop"
+    assert len(device.workers.current.admitted) == 3
+
+
 def test_what_the_engine_rejects_is_the_one_result(make_device: MakeDevice, client: RawClient) -> None:
     make_device().start(sealed())
     client.ask("long", "reject")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.storm import Storm
+from tests.chaos.device import reference
+from tests.chaos.storm import KINDS, Storm
 
 pytestmark = pytest.mark.broker
 
@@ -15,6 +17,15 @@ def test_each_request_has_exactly_one_result_whatever_breaks(tmp_path: Path) -> 
     report = Storm(tmp_path, requests=1000, seed=7, every=120, say=lambda _line: None).run()
     assert report.broken == []
     assert sum(report.outcomes.values()) == 1000
-    kinds = {"worker killed", "agent killed", "client cut", "broker killed", "agent restarted"}
-    assert kinds <= report.disturbances.keys()
+    assert set(KINDS) <= report.disturbances.keys()
+    assert set(report.bundles) == {reference(0), reference(1)}, "some were answered before, some after a swap"
+    assert report.again > 0
     assert report.asked > 1000
+
+
+def test_real_models_keep_the_promise_too(tmp_path: Path, tiny_bundle: Path) -> None:
+    other = shutil.copytree(tiny_bundle, tmp_path / "other")
+    report = Storm(tmp_path, requests=260, seed=3, every=20, say=lambda _line: None, bundles=[tiny_bundle, other]).run()
+    assert report.broken == []
+    assert sum(report.outcomes.values()) == 260
+    assert set(KINDS) <= report.disturbances.keys()

@@ -62,6 +62,20 @@ def test_busy_member_leaves_requests_to_the_others_and_comes_back(make_device: M
     listening(busy, True)
 
 
+def test_member_that_was_away_gets_nothing_that_was_sent_meanwhile(make_device: MakeDevice, client: RawClient) -> None:
+    """Its session ends with its connection: a broker that kept feeding it would starve the askers."""
+    group = client.device[:60]
+    member(make_device, group, "1").kill()
+    ask(client, group, "missed", "count 1")
+    back = member(make_device, group, "1")
+    ask(client, group, "heard", "count 2")
+    assert client.wait_answer("heard").text == "0 1 "
+    assert len(back.workers.current.admitted) == 1
+    # Whoever heard nothing asks again, with the same id.
+    ask(client, group, "missed", "count 1")
+    assert client.wait_answer("missed").text == "0 "
+
+
 def test_device_without_a_model_takes_none(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device(groups=("g",)).start()
     listening(device, False)
