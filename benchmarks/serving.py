@@ -4,12 +4,14 @@
 
 Both sides run the same model in the same worker process with the same threads; one is driven through its socket alone,
 the other by a program that publishes to the broker, through agent, ledger and back. Rounds alternate; medians count.
+Every prompt begins with another number, so that no side profits from what it has read before.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,32 +48,43 @@ STREAMS = (1, 8)
 TOKENS = 128
 STORED = 4000
 IDLE_SECONDS = 10.0
-PROMPT = "Write about the sea, the wind and the ships of number"
+NUMBERS = itertools.count(1000)
 
 
-async def measure_worker(bundle: Path, streams: int) -> float:
-    """Tokens per second of the worker alone, all streams together."""
-    over = asyncio.Event()
-    left = streams
+def prompt() -> str:
+    return f"{next(NUMBERS)} ships are at sea. Write about them and the wind."
 
-    def hear(event: StepEvent) -> None:
-        nonlocal left
+
+class Alone:
+    """The worker without anything around it."""
+
+    def __init__(self) -> None:
+        self._over = asyncio.Event()
+        self._left = 0
+
+    async def open(self, bundle: Path) -> None:
+        self._worker = await WorkerProcess.start(WorkerSettings(), bundle, on_event=self._hear)
+
+    def _hear(self, event: StepEvent) -> None:
         if isinstance(event, FinishEvent):
-            left -= 1
-            if not left:
-                over.set()
+            self._left -= 1
+            if not self._left:
+                self._over.set()
 
-    worker = await WorkerProcess.start(WorkerSettings(), bundle, on_event=hear)
-    try:
+    async def measure(self, streams: int) -> float:
+        """Tokens per second of all streams together."""
+        self._left = streams
+        self._over.clear()
         started = time.perf_counter()
         for number in range(streams):
-            worker.admit(
-                Generation(number, f"c{number}", prompt=f"{PROMPT} {number}", max_tokens=TOKENS, min_tokens=TOKENS)
+            self._worker.admit(
+                Generation(next(NUMBERS), f"c{number}", prompt=prompt(), max_tokens=TOKENS, min_tokens=TOKENS)
             )
-        await over.wait()
+        await self._over.wait()
         return streams * TOKENS / (time.perf_counter() - started)
-    finally:
-        await worker.close()
+
+    async def close(self) -> None:
+        await self._worker.close()
 
 
 def serve(port: int, root: Path, bundle: Path) -> None:
@@ -101,6 +115,7 @@ class Site:
         )
         self.client = RawClient(self.broker.port, "bench", "bench")
         self._asked = 0
+        self.cpu = {streams: Counter[str]() for streams in STREAMS}
         # Before it has subscribed, the broker keeps nothing for it.
         while not self.client.next_device_message("health", 120)["ready"]:
             pass
@@ -109,19 +124,37 @@ class Site:
         """Tokens per second of all streams as the client sees them, from the first publish to the last frame."""
         names = [f"b{self._asked + number}" for number in range(streams)]
         self._asked += streams
+        before = self._used()
         started = time.perf_counter()
-        for number, name in enumerate(names):
-            body = {"id": name, "prompt": f"{PROMPT} {number}", "max_tokens": TOKENS, "min_tokens": TOKENS}
+        for name in names:
+            body = {"id": name, "prompt": prompt(), "max_tokens": TOKENS, "min_tokens": TOKENS}
             self.client.answers[name] = Answer(started)
             self.client.publish("edge/v1/d/bench/generate/bench", json.dumps(body).encode())
         self.client.wait_until_fewer(1, 600)
-        return streams * TOKENS / (time.perf_counter() - started)
+        rate = streams * TOKENS / (time.perf_counter() - started)
+        self.cpu[streams] += self._used() - before
+        self.cpu[streams]["tokens"] += streams * TOKENS
+        return rate
+
+    def _used(self) -> Counter[str]:
+        """CPU seconds of everybody until now."""
+        agent = psutil.Process(self.agent.pid)
+        return Counter(
+            worker=sum(_seconds(child) for child in agent.children()),
+            agent=_seconds(agent),
+            broker=_seconds(psutil.Process(self.broker.pid)),
+            client=_seconds(psutil.Process()),
+        )
 
     def close(self) -> None:
         self.client.close()
         self.agent.terminate()
         self.agent.wait(30)
         self.broker.stop()
+
+
+def _seconds(process: psutil.Process) -> float:
+    return float(sum(process.cpu_times()[:2]))
 
 
 async def measure_store(root: Path) -> float:
@@ -149,12 +182,9 @@ def measure_idle(pid: int) -> float:
     own = psutil.Process(pid)
     all_of_us = [own, *own.children(recursive=True)]
 
-    def used() -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in all_of_us)
-
-    before = used()
+    before = sum(map(_seconds, all_of_us))
     time.sleep(IDLE_SECONDS)
-    return (used() - before) / IDLE_SECONDS
+    return (sum(map(_seconds, all_of_us)) - before) / IDLE_SECONDS
 
 
 def main() -> int:
@@ -170,19 +200,29 @@ def main() -> int:
         return 0
     alone: dict[int, list[float]] = {streams: [] for streams in STREAMS}
     whole: dict[int, list[float]] = {streams: [] for streams in STREAMS}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, asyncio.Runner() as runner:
         root = Path(scratch)
-        stored = asyncio.run(measure_store(root))
+        stored = runner.run(measure_store(root))
+        worker = Alone()
+        runner.run(worker.open(arguments.bundle))
         site = Site(root, arguments.bundle)
         try:
+            runner.run(worker.measure(1))
             site.measure(1)
-            for _ in range(arguments.rounds):
+            for turn in range(arguments.rounds):
                 for streams in STREAMS:
-                    alone[streams].append(asyncio.run(measure_worker(arguments.bundle, streams)))
-                    whole[streams].append(site.measure(streams))
+                    # Neither side always has the warmer processor.
+                    for side in (0, 1) if turn % 2 else (1, 0):
+                        if side:
+                            whole[streams].append(site.measure(streams))
+                        else:
+                            alone[streams].append(runner.run(worker.measure(streams)))
+                    print(f"round {turn + 1}: {streams}: {alone[streams][-1]:.1f}, {whole[streams][-1]:.1f} tok/s",
+                          file=sys.stderr, flush=True)  # fmt: skip
             idle = measure_idle(site.agent.pid)
         finally:
             site.close()
+            runner.run(worker.close())
     found: dict[str, Any] = {
         "load_average": os.getloadavg()[0],
         "store_requests_per_second": stored,
@@ -190,7 +230,14 @@ def main() -> int:
     }
     for streams in STREAMS:
         engine, end = statistics.median(alone[streams]), statistics.median(whole[streams])
-        found[f"streams_{streams}"] = {"engine": engine, "end_to_end": end, "ratio": end / engine}
+        pairs = sorted(one / other for one, other in zip(whole[streams], alone[streams], strict=True))
+        found[f"streams_{streams}"] = {
+            "engine": engine, "end_to_end": end, "ratio": end / engine, "lowest": pairs[0], "highest": pairs[-1],
+            "cpu_seconds_for_1000_tokens": {
+                name: 1000 * used / site.cpu[streams]["tokens"]
+                for name, used in site.cpu[streams].items() if name != "tokens"
+            },
+        }  # fmt: skip
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -198,8 +245,10 @@ def main() -> int:
         row = found[f"streams_{streams}"]
         print(
             f"{streams} stream(s): engine {row['engine']:.1f} tok/s, over mosquitto {row['end_to_end']:.1f} tok/s, "
-            f"ratio {row['ratio']:.3f}"
+            f"ratio {row['ratio']:.3f} (rounds: {row['lowest']:.3f} to {row['highest']:.3f})"
         )
+        cpu = ", ".join(f"{name} {used:.2f}" for name, used in row["cpu_seconds_for_1000_tokens"].items())
+        print(f"    CPU seconds for 1,000 tokens: {cpu}")
     print(f"store: {stored:.0f} requests/s accepted and answered, both durably")
     print(f"idle: {idle:.2%} of one core (agent and worker)   load average now: {found['load_average']:.1f}")
     return 0
