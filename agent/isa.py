@@ -19,8 +19,8 @@ import sys
 
 from contract.errors import StoreBroken
 
-PROBE_SECONDS = 20.0
-"""A dozen forks take milliseconds; a box that swaps may need seconds to start an interpreter."""
+PROBE_SECONDS = 120.0
+"""A dozen forks take milliseconds; a busy box that swaps may need half a minute to start an interpreter."""
 
 _X86_RETURN = bytes.fromhex("c5f877c3")  # vzeroupper; ret
 _X86: dict[str, bytes] = {

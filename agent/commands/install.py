@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from agent.commands.place import add_place, find_place, size_text
+from agent.commands.place import act_as_owner, add_place, find_place, size_text
 from agent.control import Order, call_agent, install_wish, raise_for
 from agent.install.alone import carry_out_alone
 from contract.mqtt.messages import Reported
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     teller = Teller(as_json=arguments.json)
     try:
         if call_agent(place.directory, order, teller.tell) is None:
+            act_as_owner(place.directory)
             wish = install_wish(order, place.install)
             raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
     finally:

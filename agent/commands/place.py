@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import pwd
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +61,24 @@ def existing_place(arguments: argparse.Namespace) -> Place:
     if not place.directory.database.is_file():
         raise UsageError(f"{place.directory.root} holds no agent's state; nothing was installed there yet")
     return place
+
+
+def act_as_owner(directory: StateDirectory) -> None:
+    """As root, become the account that owns the state for the rest of this process.
+
+    What root left there, a lock or a bundle, the agent could not use.
+    """
+    if os.geteuid() != 0 or not directory.root.is_dir():
+        return
+    owner = directory.root.stat()
+    if owner.st_uid == 0:
+        return
+    try:
+        os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
+    except KeyError:
+        os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
 
 
 def size_text(count: int | None) -> str:

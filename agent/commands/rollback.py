@@ -8,7 +8,7 @@ import json
 import os
 
 from agent.commands.install import Teller
-from agent.commands.place import Place, add_place, existing_place
+from agent.commands.place import Place, act_as_owner, add_place, existing_place
 from agent.control import Order, call_agent, check_may_lower_epoch, raise_for
 from agent.install.alone import carry_out_alone
 from agent.install.overview import Overview
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 def roll_back_alone(place: Place, order: Order, teller: Teller) -> str:
     """Do it where no agent runs; what is active then."""
     check_may_lower_epoch(order, os.geteuid())
+    act_as_owner(place.directory)
     wish = _read_wish(place, order)
     raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
     return wish.reference

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from agent.commands.place import act_as_owner
 from agent.state.audit import AuditLog
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -113,6 +114,7 @@ def _provision(arguments: argparse.Namespace) -> int:
 
     root = _read(arguments.root)
     directory = _state_directory(arguments)
+    act_as_owner(directory)
     disk = Disk()
     disk.make_directory(directory.root, 0o700)
     with FileLock(directory.installer_lock, "an installation", wait_seconds=30):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -47,6 +48,14 @@ class NobodyServed:
         return ServingCounters(finished=0, failed=0, crashes=0, tokens_per_second=None)
 
 
+async def start_at_full_priority(*arguments: Any, **named: Any) -> WorkerProcess:
+    """As :meth:`WorkerProcess.start`: a canary gives way to a model that answers, and here none does.
+
+    On a box whose cores are busy with something else, the weakest process would get nothing for minutes.
+    """
+    return await WorkerProcess.start(*arguments, **{**named, "nice": 0})
+
+
 async def carry_out_alone(
     directory: StateDirectory,
     wish: Wish,
@@ -72,7 +81,7 @@ async def carry_out_alone(
                 settings=settings,
                 sources={},
                 serving=NobodyServed(),
-                workers=WorkerProcess.start,
+                workers=start_at_full_priority,
                 worker_settings=worker_settings,
                 on_reported=on_reported,
                 on_event=lambda kind, detail: None,
