@@ -234,6 +234,9 @@ class Coordinator:
                 if clock() >= self._restore_at:
                     await self._restart()
                 await self._next_step()
+                if not self._driver.restored:
+                    # A rollback found that the old bundle does not load just now.
+                    self._restore_at = min(self._restore_at, clock() + RESTORE_SECONDS)
                 if clock() >= self._watch.due and not self._orders:
                     await self._watch.refresh(self._changed)
                     self._changed.set()

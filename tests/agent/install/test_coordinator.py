@@ -391,3 +391,23 @@ async def test_a_rollback_that_was_interrupted_keeps_its_reason(market: Market, 
         assert reported.active is not None
         assert reported.active.version == "1.0.0"
     assert [entry.reason for entry in device.state().quarantined()] == [Reason.PROBATION_ERRORS]
+
+
+async def test_a_rollback_to_what_does_not_load_just_now_is_tried_again(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.install.coordinator.RESTORE_SECONDS", 0.05)
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        stage.serving.after_swap = ServingCounters(5, 2, 0, None)
+        stage.serving.refuses.add("1.0.0")
+        coordinator.desire(desired("1.1.0"))
+        await stage.until(failed(Reason.ENGINE_FAILED))
+        stage.serving.refuses.clear()
+        async with asyncio.timeout(30):
+            while stage.serving.swaps[-1][0] != "1.0.0":
+                await asyncio.sleep(0.01)
