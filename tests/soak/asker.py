@@ -31,6 +31,7 @@ class Request:
     question: str
     body: bytes
     due: float = 0.0
+    refused: bytes = b""
     results: set[bytes] = field(default_factory=set)
 
 
@@ -57,9 +58,9 @@ class Asker:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def desire(self, version: str) -> None:
+    def desire(self, version: str, **more: object) -> None:
         """What the device is to run."""
-        wanted = {"revision": f"r{version}", "bundle": {"name": "tiny", "version": version}}
+        wanted = {"revision": f"r{version}", "bundle": {"name": "tiny", "version": version}, **more}
         self._client.publish(f"edge/v1/d/{NAME}/desired", json.dumps(wanted).encode(), qos=1, retain=True)
 
     def step(self, *, more: bool) -> None:
@@ -106,10 +107,14 @@ class Asker:
             self._settle(last, body, bytes(message.payload))
 
     def _settle(self, name: str, body: dict[str, Any], payload: bytes) -> None:
-        again = body.get("error", {}).get("retry_after_ms")
+        error = body.get("error", {})
+        again = error.get("retry_after_ms")
         with self._lock:
-            if again is not None:
-                self.requests[name].due = time.monotonic() + min(again / 1000, AGAIN_SECONDS)
+            request = self.requests[name]
+            # Asked again, a device that had accepted the request says the very same: that is its result.
+            if again is not None and (error["code"] == 429 or payload != request.refused):
+                request.refused = payload
+                request.due = time.monotonic() + min(again / 1000, AGAIN_SECONDS)
                 return
-            self.requests[name].results.add(payload)
+            request.results.add(payload)
             self.open.discard(name)

@@ -37,8 +37,8 @@ retry_longest_seconds = 2.0
 download_bytes_per_second = 1500000
 [worker]
 threads = 1
-stall_seconds = 5.0
-load_seconds = 60.0
+stall_seconds = 8.0
+load_seconds = 30.0
 [telemetry]
 interval_seconds = 1
 """

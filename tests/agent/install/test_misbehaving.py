@@ -1,0 +1,204 @@
+"""Bundles that must not come through, on a real agent with real workers: each ends with its reason, and the old model
+answers all the while.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from contract.manifest import Requires
+from contract.reasons import Reason
+from tests.soak.asker import Asker
+from tests.soak.world import World
+from tests.tiny import ANSWERS
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+
+SECONDS = 90.0
+GOOD = "1.1.0"
+
+
+class Scene:
+    """A device that serves ``GOOD`` to a client that never stops asking."""
+
+    def __init__(self, root: Path, bundle: Path) -> None:
+        self.world = World(root, bundle)
+        config = root / "agent.toml"
+        config.write_text(config.read_text().replace("load_seconds = 30.0", "load_seconds = 10.0"))
+        self.world.start()
+        self.reasons: dict[str, str] = {}
+        self.asker = Asker(self.world.broker.port)
+        self._ended = threading.Event()
+        self._asking = threading.Thread(target=self._ask)
+        self._asking.start()
+        self.asker.desire(self.world.publish())
+        self.until(lambda: self.active == GOOD)
+
+    def _ask(self) -> None:
+        while not self._ended.wait(0.2):
+            self.asker.step(more=True)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._asking.join()
+        self.asker.close()
+        self.world.stop()
+
+    @property
+    def active(self) -> str | None:
+        return (self.asker.reported.get("active") or {}).get("version")
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, self.asker.reported
+            time.sleep(0.02)
+
+    def answered(self) -> int:
+        return sum(bool(request.results) for request in list(self.asker.requests.values()))
+
+    def refuses(self, version: str, **more: object) -> dict[str, Any]:
+        """Wish for ``version``; what is reported of its failure."""
+        before = self.answered()
+        self.asker.desire(version, **more)
+        self.until(
+            lambda: (
+                self.asker.reported.get("revision") == f"r{version}"
+                and self.asker.reported["phase"] == "IDLE"
+                and self.asker.reported.get("error") is not None
+            )
+        )
+        said = dict(self.asker.reported)
+        self.until(lambda: self.answered() > before)
+        assert said["active"]["version"] == GOOD
+        self.reasons[version] = said["error"]["reason"]
+        return said
+
+    def fetched(self, path: Path) -> bool:
+        """Whether anybody asked the server for an object."""
+        return path.name in (self.world.root / "web" / "access.log").read_text()
+
+    def candidate(self) -> psutil.Process:
+        """The worker that tries a new bundle, as soon as there is one."""
+        before = {each.pid for each in self.world.workers()}
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
+            for worker in self.world.workers():
+                if worker.pid not in before:
+                    return worker
+            time.sleep(0.01)
+        raise AssertionError("no candidate was tried")
+
+
+@pytest.fixture(scope="module")
+def scene(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    made = Scene(tmp_path_factory.mktemp("scene"), tiny_bundle)
+    yield made
+    made.close()
+    # Whatever was tried meanwhile, every answer is the good one's.
+    for request in made.asker.requests.values():
+        for result in request.results:
+            frame = json.loads(result)
+            assert frame["text"] == ANSWERS[request.question], frame
+            assert len(request.results) == 1
+
+
+def weights(scene: Scene) -> bytes:
+    return (scene.world.market.base / "model.onnx.data").read_bytes()
+
+
+def test_a_bundle_that_nobody_listed(scene: Scene) -> None:
+    assert scene.refuses("9.9.9")["error"]["reason"] == Reason.NOT_LISTED
+
+
+@pytest.mark.parametrize(
+    ("version", "field", "reason"),
+    [("2.0.0", "min_ram_bytes", Reason.REQUIRES_RAM), ("2.0.1", "min_disk_bytes", Reason.REQUIRES_DISK)],
+)
+def test_too_big_for_this_device_is_refused_before_anything_is_fetched(
+    scene: Scene, version: str, field: str, reason: Reason
+) -> None:
+    market = scene.world.market
+    manifest = json.loads((market.base / "manifest.json").read_bytes())
+    requires = msgspec.structs.replace(msgspec.convert(manifest["requires"], Requires), **{field: 2**50})
+    published = market.publish(version, {"only.bin": version.encode() * 1000}, requires=requires)
+    assert scene.refuses(version)["error"]["reason"] == reason
+    assert not scene.fetched(market.object(published, "only.bin"))
+
+
+def test_a_graph_that_the_runtime_does_not_load(scene: Scene) -> None:
+    graph = (scene.world.market.base / "model.onnx").read_bytes().replace(b"MatMulNBits", b"MatMulNBitz")
+    scene.world.market.publish("2.1.0", {"model.onnx": graph})
+    assert scene.refuses("2.1.0")["error"]["reason"] == Reason.CANARY_LOAD_FAILED
+
+
+def test_weights_that_are_not_numbers(scene: Scene) -> None:
+    scene.world.market.publish("2.2.0", {"model.onnx.data": b"\xff" * len(weights(scene))})
+    assert scene.refuses("2.2.0")["error"]["reason"] == Reason.CANARY_NOT_FINITE
+
+
+def test_weights_that_say_something_else_than_at_the_build(scene: Scene) -> None:
+    data = bytearray(weights(scene))
+    for offset in range(0, len(data), 3):
+        data[offset] = (data[offset] * 7 + offset) % 120
+    scene.world.market.publish("2.3.0", {"model.onnx.data": bytes(data)})
+    assert scene.refuses("2.3.0")["error"]["reason"] in (Reason.CANARY_DRIFT, Reason.CANARY_NOT_FINITE)
+
+
+@pytest.mark.parametrize(("version", "how"), [("2.4.0", "kill"), ("2.4.1", "suspend")])
+def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str) -> None:
+    scene.world.market.publish(version, {"README.md": version.encode()})
+    seen: list[psutil.Process] = []
+
+    def strike() -> None:
+        seen.append(scene.candidate())
+        getattr(seen[0], how)()
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    said = scene.refuses(version)
+    striking.join()
+    assert said["error"]["reason"] in (Reason.CANARY_LOAD_FAILED, Reason.CANARY_TIMEOUT)
+    assert not seen[0].is_running()
+
+
+def test_a_candidate_that_is_too_slow(scene: Scene) -> None:
+    scene.world.market.publish("2.5.0", {"README.md": b"2.5.0"})
+    policy = {"min_tokens_per_second": 1e6, "probation_seconds": 60}
+    swaps = scene.asker.swaps
+    assert scene.refuses("2.5.0", policy=policy)["error"]["reason"] == Reason.PROBATION_TOO_SLOW
+    assert scene.asker.swaps > swaps, "it served for a while"
+
+
+def test_a_candidate_that_takes_too_much_memory(scene: Scene) -> None:
+    config = scene.world.root / "agent.toml"
+    config.write_text(config.read_text().replace("[install]\n", "[install]\nmax_rss_bytes = 1000000\n"))
+    assert scene.world.end_agent() == 0
+    scene.world.start_agent()
+    scene.world.market.publish("2.6.0", {"README.md": b"2.6.0"})
+    assert scene.refuses("2.6.0")["error"]["reason"] == Reason.CANARY_MEMORY
+
+
+def test_each_of_them_is_quarantined_with_its_reason_in_a_table(
+    scene: Scene,
+) -> None:
+
+    command = [sys.executable, "-m", "agent.cli", "status", "--config", str(scene.world.root / "agent.toml")]
+    table = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    rows = {line.split()[0]: line for line in table.splitlines() if line.startswith("tiny@")}
+    assert "active" in rows[f"tiny@{GOOD}"]
+    quarantined = {name: row for name, row in rows.items() if "quarantined" in row}
+    for name, row in quarantined.items():
+        assert row.endswith(scene.reasons[name.removeprefix("tiny@")])
+    assert quarantined or not scene.reasons
