@@ -146,6 +146,17 @@ class Driver:
         self.restored, self.damaged = True, False
         self._reporter.tell()
 
+    async def drop_adapter(self, adapter: InstalledBundle) -> None:
+        """Serve the active bundle without ``adapter`` from now on: it was revoked.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        self._store.retire_adapter(adapter.digest)
+        await self._restore()
+        self._collect()
+        self._reporter.tell()
+
     def supersede(self) -> None:
         """Another wish waits: leave this one at the next place where that is safe."""
         self._superseded.set()

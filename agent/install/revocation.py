@@ -13,10 +13,20 @@ from contract.names import Digest
 
 def must_be_replaced(state: InstallationState, settings: InstallSettings, sources: Mapping[str, str]) -> bool:
     """Whether what is active was revoked, and the policy in force wants it out of service."""
-    snapshot = state.snapshot()
-    if snapshot.active is None or snapshot.active not in state.standing.revoked():
-        return False
-    policy = settings
+    return state.snapshot().active in state.standing.revoked() and _replaces(state, settings, sources)
+
+
+def adapters_to_drop(
+    state: InstallationState, settings: InstallSettings, sources: Mapping[str, str]
+) -> list[InstalledBundle]:
+    """Adapters beside the active bundle that were revoked, if the policy in force wants them out of service."""
+    revoked = state.standing.revoked()
+    found = [bundle for bundle in state.adapters_of(state.snapshot().active) if bundle.digest in revoked]
+    return found if found and _replaces(state, settings, sources) else []
+
+
+def _replaces(state: InstallationState, settings: InstallSettings, sources: Mapping[str, str]) -> bool:
+    snapshot, policy = state.snapshot(), settings
     if snapshot.desired is not None and not snapshot.overridden:
         try:
             wish = read_desired(snapshot.desired, settings, sources)

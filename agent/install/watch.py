@@ -13,7 +13,7 @@ from agent.install.delivery import Installer
 from agent.install.driving import Driver
 from agent.install.job import Job
 from agent.install.reporting import Reporter, reported_error
-from agent.install.revocation import must_be_replaced, successor, successor_wish
+from agent.install.revocation import adapters_to_drop, must_be_replaced, successor, successor_wish
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState, InstalledBundle
@@ -144,6 +144,9 @@ class Watch:
         """Go back to an acceptable bundle, or to none, if policy wants what is active out of service; whether anything
         was done.
         """
+        for adapter in adapters_to_drop(self._store, self._settings, self._sources):
+            await self._driver.drop_adapter(adapter)
+            self._tell_replaced(adapter, None)
         active = self._store.bundle(self._store.snapshot().active)
         if active is None or not must_be_replaced(self._store, self._settings, self._sources):
             return False

@@ -178,3 +178,20 @@ async def test_with_another_base_its_adapters_rest_and_go_when_the_base_goes(sho
         await shop.want(coordinator, "tiny-slots@1.2.0")
         assert shop.served == ["tiny-slots@1.2.0"]
     assert shop.places == {"tiny-slots@1.2.0": "active", "tiny-slots@1.1.0": "previous"}
+
+
+async def test_a_revoked_one_is_taken_from_its_base_which_serves_on(shop: Shop) -> None:
+    async with shop.agent() as coordinator:
+        for reference in (BASE, "one@1.0.0", "two@1.0.0"):
+            await shop.want(coordinator, reference)
+    shop.market.repository.revoke("one@1.0.0")
+    shop.stage.restart()
+    shop.stage.workers = WorkerProcess.start  # type: ignore[assignment]
+    shop.stage.settings = msgspec.structs.replace(SETTINGS, trust_refresh_seconds=0.05, on_revoked="replace")
+    async with shop.agent():
+        reported = await shop.stage.until(
+            lambda reported: reported.error is not None and reported.error.reason == Reason.REVOKED
+        )
+        assert "one@1.0.0" in (reported.error.message if reported.error else "")
+        assert shop.served == [BASE, "two@1.0.0"]
+    assert shop.places == {BASE: "active", "two@1.0.0": "adapter"}
