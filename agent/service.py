@@ -27,6 +27,7 @@ from agent.install.deriving import Deriving
 from agent.mqtt import LONGEST_TURN_SECONDS
 from agent.notify import Notifier
 from agent.progress import LAG_SECONDS, Progress
+from agent.serving.requests import UNLOADED
 from agent.serving.serving import Serving
 from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
@@ -285,8 +286,8 @@ class Service:
         """Publish ``health`` and ``info`` where they changed."""
         serving = self._serving.reasons
         ready = not serving
-        # A throttled device answers, only fewer at once.
-        reasons = [*serving, *self._vitals.limit.reasons]
+        # A throttled device answers, only fewer at once; one whose model was unloaded answers once it is loaded.
+        reasons = [*serving, *([UNLOADED] if self._serving.unloaded else []), *self._vitals.limit.reasons]
         warnings = self._coordinator.warnings or UNSET
         self._gateway.health(Health(ready, reasons, self._serving.queued, self._serving.active, warnings))
         self._gateway.info(self._info())

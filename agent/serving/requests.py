@@ -13,6 +13,7 @@ from contract.errors import RequestInvalid
 from contract.mqtt.messages import ErrorBody, ErrorFrame, GenerateRequest
 
 NO_MODEL = "no_model"
+UNLOADED = "unloaded"
 QUEUE_FULL = "queue_full"
 ENGINE_FAILED = "engine_failed"
 ENGINE_UNAVAILABLE = "engine_unavailable"

@@ -1,4 +1,8 @@
-"""A place where a worker sits: loads the bundle, watches the worker, puts a new one in when it dies."""
+"""A place where a worker sits: loads the bundle, watches the worker, puts a new one in when it dies.
+
+A worker that had nothing to do for long enough is ended, since only the end of a process gives its memory back for
+sure; the place is then ``asleep`` until somebody calls :meth:`Seat.wake`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from agent.delivery import Backoff
 from agent.engine.stepping import Generation, StepEvent
+from agent.install.loading import load_bundle
 from agent.install.ports import SealedBundle
 from agent.journal import fields
 from agent.serving.jobs import Job
@@ -43,7 +49,8 @@ class LoadWorker(Protocol):
 
 class Seat:
     """``on_event`` gets the events of the current worker only; ``on_lost`` is called when it died, ``on_ready`` when
-    one sits here (again); none of them may block.
+    one sits here (again), ``on_asleep`` when it was idle for ``idle_unload`` seconds (0: never) and is gone; none of
+    them may block.
     """
 
     def __init__(
@@ -54,12 +61,19 @@ class Seat:
         on_event: Callable[[Seat, StepEvent], None],
         on_lost: Callable[[Seat, str], None],
         on_ready: Callable[[Seat], None],
+        on_asleep: Callable[[Seat], None] = lambda _seat: None,
+        idle_unload: float = 0.0,
     ) -> None:
         self.bundle = bundle
         self._load = load
         self._on_event = on_event
         self._on_lost = on_lost
         self._on_ready = on_ready
+        self._on_asleep = on_asleep
+        self._idle_unload = idle_unload
+        self._used = 0.0
+        self._wanted = asyncio.Event()
+        self._wanted.set()
         self._watcher: asyncio.Task[None] | None = None
         self._turn = 0
         self.worker: Worker | None = None
@@ -71,7 +85,7 @@ class Seat:
     @property
     def free(self) -> int:
         """How many more requests it can advance at once."""
-        return 0 if self.worker is None else max(0, self.worker.facts.slots - len(self.jobs))
+        return 0 if self.worker is None or self.asleep else max(0, self.worker.facts.slots - len(self.jobs))
 
     def takes(self, job: Job) -> bool:
         """Whether ``job`` may run here now. One that lost a worker runs alone: were it to blame, and took the next one
@@ -79,6 +93,15 @@ class Seat:
         """
         alone = not self.jobs
         return self.free > 0 and (alone or not (job.crashes or any(other.crashes for other in self.jobs.values())))
+
+    @property
+    def asleep(self) -> bool:
+        """Unloaded for want of requests; :meth:`wake` loads it again."""
+        return not self._wanted.is_set()
+
+    def wake(self) -> None:
+        """Somebody waits: load the bundle again. Nothing happens to one that is awake."""
+        self._wanted.set()
 
     @property
     def hopeless(self) -> bool:
@@ -102,6 +125,7 @@ class Seat:
         assert self.worker is not None
         self.jobs[generation.request] = job
         self.idle.clear()
+        self._used = asyncio.get_running_loop().time()
         self.worker.admit(generation)
 
     def release(self, number: int) -> Job | None:
@@ -109,6 +133,7 @@ class Seat:
         job = self.jobs.pop(number, None)
         if not self.jobs:
             self.idle.set()
+            self._used = asyncio.get_running_loop().time()
         return job
 
     async def close(self) -> None:
@@ -131,12 +156,7 @@ class Seat:
             if turn == self._turn:
                 self._on_event(self, event)
 
-        self.worker = await self._load(
-            self.bundle.directory,
-            derived_dir=self.bundle.derived,
-            adapters=self.bundle.adapter_files,
-            on_event=deliver,
-        )
+        self.worker = await load_bundle(self.bundle, partial(self._load, on_event=deliver))
         self.failures = 0
 
     async def _watch(self) -> None:
@@ -145,18 +165,51 @@ class Seat:
             if self.worker is not None:
                 self._on_ready(self)
                 started = asyncio.get_running_loop().time()
-                why = await self.worker.wait_closed()
-                ended = fields(worker=self.worker.pid)
-                log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why, extra=ended)
-                self.worker = None
-                self._turn += 1
-                if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:
-                    backoff.reset()
-                self._on_lost(self, why)
-            await asyncio.sleep(backoff.next())
+                why = await self._ended(self.worker)
+                if why is None:
+                    await self._sleep(self.worker)
+                else:
+                    ended = fields(worker=self.worker.pid)
+                    log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why, extra=ended)
+                    self.worker = None
+                    self._turn += 1
+                    if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:
+                        backoff.reset()
+                    self._on_lost(self, why)
+                    await asyncio.sleep(backoff.next())
+            else:
+                await asyncio.sleep(backoff.next())
             try:
                 await self._seat()
             except EngineFailed as error:
                 self.failures += 1
                 log.error("the worker of %s cannot be replaced: %s", self.bundle.manifest.reference, error.message)  # noqa: TRY400
                 self._on_lost(self, error.message)
+
+    async def _ended(self, worker: Worker) -> str | None:
+        """Wait until the worker has ended, and say why; None when it has been idle for long enough instead."""
+        now = asyncio.get_running_loop().time
+        self._used = now()
+        end = asyncio.ensure_future(worker.wait_closed())
+        try:
+            while True:
+                left = None
+                if self._idle_unload:
+                    left = self._idle_unload if self.jobs else self._used + self._idle_unload - now()
+                    if left <= 0:
+                        return None
+                await asyncio.wait([end], timeout=left)
+                if end.done():
+                    return end.result()
+        finally:
+            end.cancel()
+
+    async def _sleep(self, worker: Worker) -> None:
+        """End the worker and wait until somebody wants one."""
+        log.info("%s is unloaded until somebody asks", self.bundle.manifest.reference, extra=fields(worker=worker.pid))
+        self._wanted.clear()
+        self._turn += 1
+        await worker.close()
+        self.worker = None
+        self._on_asleep(self)
+        await self._wanted.wait()

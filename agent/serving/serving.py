@@ -146,13 +146,19 @@ class Serving:
         if seat is None:
             waiting = self._admission.starting or self._swapping.holding
             found.append("loading" if waiting else requests.NO_MODEL)
-        elif seat.worker is None:
+        elif seat.worker is None and not seat.asleep:
             found.append("swapping" if self._swapping.holding else requests.ENGINE_UNAVAILABLE)
         if self._ledger_health.failing:
             found.append(requests.STORE_UNAVAILABLE)
         if self._stopping:
             found.append("stopping")
         return found
+
+    @property
+    def unloaded(self) -> bool:
+        """The model was idle for long and is not in memory; the next request loads it."""
+        seat = self._swapping.seat
+        return seat is not None and seat.asleep and seat.worker is None
 
     def look_at_store(self) -> None:
         """After a failure: try whether it works again, since nobody asks a device that is not ready."""
@@ -268,6 +274,9 @@ class Serving:
         seat = self._swapping.seat
         if seat is None or self._swapping.holding:
             return
+        if seat.asleep and len(self._queue) and not self._stopping:
+            seat.wake()
+            self._on_health()
         while not self._stopping and (job := self._next(seat)) is not None:
             job.running = True
             job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
@@ -290,8 +299,14 @@ class Serving:
 
     def _make_seat(self, load: LoadWorker) -> Callable[[SealedBundle], Seat]:
         return lambda bundle: Seat(
-            bundle, load, on_event=self._on_event, on_lost=self._on_lost, on_ready=self._on_ready
-        )  # fmt: skip
+            bundle,
+            load,
+            on_event=self._on_event,
+            on_lost=self._on_lost,
+            on_ready=self._on_ready,
+            on_asleep=self._on_ready,
+            idle_unload=self._settings.idle_unload,
+        )
 
     def _on_ready(self, _seat: Seat) -> None:
         self._pump()

@@ -17,6 +17,8 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ``store_results``: ``text`` keeps prompts until they are answered and answers for a while, so that a restart loses
     nothing; ``hash`` writes no text to the disk, and what a restart interrupts has to be asked anew.
     ``log_prompts`` puts prompts and answers into the log, as fields of their own; without it they never are there.
+    ``idle_unload``: after so many seconds without a request the model's process is ended, which gives all of its memory
+    back; the next request waits until it is loaded again. 0: it stays loaded.
     """
 
     queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 128
@@ -29,6 +31,7 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     log_prompts: bool = False
     drain_seconds: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     stop_seconds: Annotated[float, Meta(ge=0, le=600)] = 10.0
+    idle_unload: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0.0
 
     def priority_of(self, client: str, asked: int) -> int:
         """What ``client`` gets when it asks for ``asked``."""

@@ -1,0 +1,88 @@
+"""A model that nobody asks is unloaded, and loaded again for whoever asks next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from agent.config import AgentConfig
+from agent.serving.seat import Seat
+from agent.worker.supervision import WorkerProcess
+from tests.agent.device import Device, sealed
+from tests.agent.fake_worker import FakeWorkers
+from tests.e2e.raw_client import RawClient
+
+pytestmark = pytest.mark.broker
+
+MakeDevice = Callable[..., Device]
+
+
+def seat_of(device: Device) -> Seat:
+    assert device.serving.seat is not None
+    return device.serving.seat
+
+
+def test_the_next_request_loads_the_model_again(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(), idle_unload=0.05).start(sealed())
+    for turn in range(3):
+        device.until(lambda: device.serving.unloaded)
+        assert device.serving.reasons == [], "whoever asks is answered"
+        client.ask(f"q{turn}", "count 4")
+        assert client.wait_answer(f"q{turn}").text == "0 1 2 3 "
+    assert len(device.workers.started) == 4
+
+
+def test_it_stays_loaded_while_somebody_is_answered(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(), idle_unload=0.05).start(sealed())
+    client.send("long", "hold 2")
+    device.until(lambda: bool(seat_of(device).jobs))
+    worker = device.workers.current
+    client.ask("short", "count 1")
+    client.wait_answer("short")
+    held = device.call(lambda: seat_of(device).worker)
+    assert held is worker
+    device.call(worker.let_go)
+    client.wait_answer("long")
+    device.until(lambda: device.serving.unloaded)
+
+
+def test_what_does_not_load_again_is_tried_again(make_device: MakeDevice, client: RawClient) -> None:
+    workers = FakeWorkers()
+    device = make_device(workers=workers, idle_unload=0.05).start(sealed())
+    device.until(lambda: device.serving.unloaded)
+    workers.failures = 1
+    client.ask("q", "count 2")
+    assert client.wait_answer("q").text == "0 1 "
+
+
+def test_an_unloaded_model_can_be_replaced(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device(workers=FakeWorkers(), idle_unload=0.05).start(sealed())
+    device.until(lambda: device.serving.unloaded)
+    device.run(device.serving.swap(sealed("other", "2.0.0"), "overlap"))
+    client.ask("q", "count 2")
+    assert client.wait_answer("q").bundle == "other@2.0.0"
+
+
+def test_all_memory_comes_back_because_the_process_ends(
+    make_device: MakeDevice, client: RawClient, tiny_bundle: Path
+) -> None:
+    device = make_device(idle_unload=2)
+    device.config = msgspec.structs.replace(
+        device.config, worker=msgspec.structs.replace(AgentConfig("x").worker, threads=1, max_bytes=8 << 20)
+    )
+    workers: Any = WorkerProcess.start
+    device.workers = workers
+    device.start(msgspec.structs.replace(sealed(), directory=tiny_bundle))
+    client.ask("one", "Say hello.", max_tokens=4)
+    first = client.wait_answer("one").text
+    worker = device.call(lambda: seat_of(device).worker)
+    device.until(lambda: device.serving.unloaded)
+    assert worker is not None
+    assert not psutil.pid_exists(worker.pid)
+    client.ask("two", "Say hello.", max_tokens=4)
+    assert client.wait_answer("two").text == first
