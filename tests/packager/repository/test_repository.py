@@ -355,6 +355,36 @@ def test_people_sign_in_turns_on_their_own_machines(bundle: Path, tmp_path: Path
         alice.sign()
 
 
+def test_a_change_is_carried_to_the_other_machine_and_back(bundle: Path, tmp_path: Path) -> None:
+    """The machines share nothing: metadata and the waiting change go one way, the signed change comes back."""
+    bob = KeyRing(tmp_path / "bob", None)
+    others = {"targets": [bob.generate("targets").public]}
+    alice = Repository.init(
+        tmp_path / "repository", tmp_path / "alice", others=others, targets_threshold=2, clock=lambda: NOW
+    )
+    away = tmp_path / "bobs-machine"
+
+    def let_bob_sign() -> None:
+        shutil.rmtree(away, ignore_errors=True)
+        away.mkdir()
+        for part in ("metadata", "staged"):
+            if (alice.path / part).exists():
+                shutil.copytree(alice.path / part, away / part)
+        assert not Repository(away, bob, clock=lambda: NOW).sign().published
+        for file in (away / "staged").iterdir():
+            shutil.copy(file, alice.path / "staged" / file.name)
+
+    let_bob_sign()
+    assert alice.sign().published
+    assert not alice.publish(bundle).published
+    let_bob_sign()
+    assert alice.sign().published
+    shown = {entry.role: entry for entry in report.show(alice.path).roles}["targets"]
+    assert len(shown.signed_by) == 2 == shown.threshold
+    device_for(alice, tmp_path / "trust").resolve(DirectorySource(alice.path))
+    assert report.verify(alice.path, lambda: NOW) == 1
+
+
 def test_a_waiting_change_can_be_thrown_away(bundle: Path, tmp_path: Path) -> None:
     others = {"targets": [KeyRing(tmp_path / "bob", None).generate("targets").public]}
     with pytest.raises(BuildRefused, match="cannot be required"):
