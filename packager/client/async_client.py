@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
+from contract.errors import SourceUnavailable
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
 from packager.client.asking import Asking, control_message
 from packager.client.broker import BrokerAddress
@@ -131,7 +133,9 @@ class AsyncClient:
         try:
             while True:
                 for action in asking.actions(now()):
-                    await asyncio.to_thread(self._session.publish, *asking.message(action))
+                    # A broker that is away: it is asked again when the connection is back, or the time is up.
+                    with contextlib.suppress(SourceUnavailable):
+                        await asyncio.to_thread(self._session.publish, *asking.message(action))
                 try:
                     message = await asyncio.wait_for(inbox.get(), max(0.0, asking.due_at() - now()))
                 except TimeoutError:

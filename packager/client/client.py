@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from contract.errors import UsageError
+from contract.errors import SourceUnavailable, UsageError
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
 from contract.names import is_identifier
 from packager.client.asking import Asking, control_message
@@ -125,7 +126,9 @@ class Client:
                 reconnects = self._session.reconnects
                 asking.reconnected(time.monotonic())
             for action in asking.actions(time.monotonic()):
-                self._session.publish(*asking.message(action))
+                # A broker that is away: it is asked again when the connection is back, or the time is up.
+                with contextlib.suppress(SourceUnavailable):
+                    self._session.publish(*asking.message(action))
             wait = min(GLANCE_SECONDS, max(0.0, asking.due_at() - time.monotonic()))
             message = self._session.next_message(wait)
             if message is None:

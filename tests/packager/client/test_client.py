@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,9 @@ from contract.errors import RequestInvalid, SourceUnavailable
 from packager.client.async_client import AsyncClient
 from packager.client.broker import BrokerAddress
 from packager.client.client import Client
+from packager.client.completion import Completion
 from packager.client.replies import Answer, Found, Piece, Refused
+from packager.mqtt import BrokerSession
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.broker import Broker
@@ -144,6 +147,47 @@ def test_a_broker_that_goes_away_costs_nothing(device: Device, address: BrokerAd
         for chunk in chunks:
             text = chunk.choices[0].delta.content if chunk.restart else text + chunk.choices[0].delta.content
     assert text == "0 1 2 3 "
+    assert len(device.workers.current.admitted) == 1
+
+
+@pytest.mark.parametrize("flavour", ["blocking", "asyncio"])
+def test_a_broker_that_is_long_away_is_waited_for(
+    device: Device, address: BrokerAddress, broker: Broker, monkeypatch: pytest.MonkeyPatch, flavour: str
+) -> None:
+    """Longer than a publish waits: the request is asked when the broker is back."""
+    monkeypatch.setattr("packager.mqtt.PUBLISH_SECONDS", 0.2)
+    given_up = threading.Event()
+    publish = BrokerSession.publish
+
+    def watched(session: BrokerSession, *arguments: Any, **options: Any) -> None:
+        try:
+            publish(session, *arguments, **options)
+        except SourceUnavailable:
+            given_up.set()
+            raise
+
+    monkeypatch.setattr(BrokerSession, "publish", watched)
+
+    def bring_back() -> None:
+        assert given_up.wait(30)
+        broker.start()
+
+    helper = threading.Thread(target=bring_back)
+    helper.start()
+    if flavour == "blocking":
+        with Client(address) as client:
+            broker.kill()
+            done = client.complete(device="box", messages=USER, seconds=60)
+    else:
+
+        async def scenario() -> Completion:
+            async with AsyncClient(address) as client:
+                await asyncio.to_thread(broker.kill)
+                return await client.complete(device="box", messages=USER, seconds=60)
+
+        done = asyncio.run(scenario())
+    helper.join()
+    assert done.choices[0].message.content == "0 1 2 3 "
     assert len(device.workers.current.admitted) == 1
 
 
