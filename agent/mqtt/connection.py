@@ -19,9 +19,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.broker_settings import BrokerSettings
 from agent.delivery import MAX_IN_FLIGHT, Backoff, Outbox, Outgoing
-from agent.mqtt.link import Link, Received, Will, make_client, publish_properties, received
+from agent.mqtt.link import Link, Received, Will, lacks, make_client, publish_properties, received
 from agent.mqtt.sockets import open_socket
-from contract.errors import SourceUnavailable
+from contract.errors import ConfigInvalid, SourceUnavailable
 
 log = logging.getLogger("edge_agent.mqtt")
 
@@ -118,7 +118,7 @@ class Connection:
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None:
         """Send at QoS 0 if connected; else it is gone."""
         link = self._link
-        if link is not None:
+        if link is not None and link.takes(topic, payload):
             link.client.publish(topic, payload, 0, False, publish_properties(self._settings, correlation))
             link.watch_writes()
 
@@ -152,7 +152,7 @@ class Connection:
             self.turns += 1
             try:
                 link = await self._connect()
-            except (SourceUnavailable, OSError) as error:
+            except (SourceUnavailable, ConfigInvalid, OSError) as error:
                 self.problem = why = str(error)
             else:
                 self._backoff.reset()
@@ -192,6 +192,7 @@ class Connection:
 
         Raises:
             SourceUnavailable, OSError: the broker cannot be reached or refuses us.
+            ConfigInvalid: a file of ours cannot be read now; it could be when the agent started.
         """
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -207,6 +208,11 @@ class Connection:
         if reason.is_failure:
             self._drop(link)
             raise SourceUnavailable(f"it refused the connection: {reason}")
+        missing = lacks(properties)
+        if missing:
+            self._drop(link)
+            raise SourceUnavailable(f"it offers no {missing}, which the device needs")
+        link.max_packet = getattr(properties, "MaximumPacketSize", None)
         self._outbox.window = max(1, min(MAX_IN_FLIGHT, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT)))
         link.up = True
         self._link = link
@@ -254,6 +260,12 @@ class Connection:
         if link is None:
             return
         while (message := self._outbox.take()) is not None:
+            if not link.takes(message.topic, message.payload):
+                # Sent all the same it would end every connection, for ever.
+                self.refused[message.topic] = f"the broker takes {link.max_packet:,} bytes at most"
+                log.error("%s is given up: the broker takes %s bytes at most", message.topic, f"{link.max_packet:,}")
+                self._on_delivered(message.number)
+                continue
             info = link.client.publish(
                 message.topic,
                 message.payload,

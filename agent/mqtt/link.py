@@ -24,6 +24,9 @@ log = logging.getLogger("edge_agent.mqtt")
 MAX_PACKET_BYTES = 16 << 20
 """Announced to MQTT 5 brokers, which then keep larger packets to themselves. Requests over 1 MiB get a 413."""
 
+PACKET_OVERHEAD = 128
+"""Of a PUBLISH: header, lengths, packet id, properties with the longest correlation data of ours."""
+
 MAX_UNACKNOWLEDGED = 100
 """Receive Maximum: messages that the broker may send before we acknowledged; they become one group commit."""
 
@@ -72,6 +75,7 @@ class Link:
         self.lost: asyncio.Future[str] = loop.create_future()
         self.writing = False
         self.up = False
+        self.max_packet: int | None = None
         self.subscribed = False
         self._on_read = on_read
         self._on_writable = on_writable
@@ -86,6 +90,10 @@ class Link:
         loop.add_reader(sock, self._readable)
         self.guard(client.reconnect)
         self.watch_writes()
+
+    def takes(self, topic: str, payload: bytes) -> bool:
+        """Whether the broker said that it takes packets of this size."""
+        return self.max_packet is None or len(topic.encode()) + len(payload) + PACKET_OVERHEAD <= self.max_packet
 
     def end(self, why: str) -> None:
         """It is over; what was said first counts."""
@@ -152,6 +160,14 @@ def received(link: Link, message: MQTTMessage) -> Received:
         correlation=getattr(properties, "CorrelationData", None),
         expiry_seconds=getattr(properties, "MessageExpiryInterval", None),
     )
+
+
+def lacks(properties: object) -> str:
+    """What a broker says it does not have although we cannot do without it; empty if there is nothing."""
+    for name, words in (("MaximumQoS", "QoS 1"), ("RetainAvailable", "retained messages")):
+        if getattr(properties, name, 1) == 0:
+            return words
+    return ""
 
 
 def make_client(settings: BrokerSettings, client_id: str, *, clean: bool, will: Will | None) -> _Paho:

@@ -1,0 +1,331 @@
+"""Brokers that refuse, drop, babble or lie about their limits, and clocks and certificates that do not fit: the device
+says why, tries again, and works once the broker does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import queue
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.broker_settings import BrokerSettings, TlsSettings
+from agent.config import AgentConfig
+from agent.serving.settings import ServingSettings
+from tests.agent.device import Device
+from tests.broker import Broker, find_mosquitto, free_port
+
+SECONDS = 30.0
+
+CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ = 1, 2, 3, 4, 8, 9, 12
+
+GOOD = bytes([0, 0, 0])
+"""CONNACK's body: no session, success, no properties."""
+
+
+def packet(kind: int, body: bytes, flags: int = 0) -> bytes:
+    size, length = len(body), b""
+    while True:
+        size, digit = divmod(size, 128)
+        length += bytes([digit | (0x80 if size else 0)])
+        if not size:
+            return bytes([kind << 4 | flags]) + length + body
+
+
+def connack(*properties: bytes, reason: int = 0) -> bytes:
+    found = b"".join(properties)
+    return packet(CONNACK, bytes([0, reason, len(found)]) + found)
+
+
+RECEIVE_MAXIMUM, MAXIMUM_QOS, RETAIN, MAXIMUM_PACKET = b"\x21", b"\x24", b"\x25", b"\x27"
+
+
+class Liar:
+    """A broker of a few lines that speaks real packets. Each connection gets the next of ``openings``, the last one
+    for ever: bytes to answer CONNECT with, and whether to go on after that.
+    """
+
+    def __init__(self, *openings: tuple[bytes, bool], max_packet: int | None = None) -> None:
+        self._openings = list(openings)
+        self._max_packet = max_packet
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.connections = 0
+        self.published: queue.Queue[tuple[str, int, bool]] = queue.Queue()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            opening = self._openings.pop(0) if len(self._openings) > 1 else self._openings[0]
+            threading.Thread(target=self._serve, args=(connection, *opening), daemon=True).start()
+
+    def _serve(self, connection: socket.socket, answer: bytes, go_on: bool) -> None:
+        with connection, connection.makefile("rb") as stream:
+            try:
+                assert self._read(stream)[0] == CONNECT
+                connection.sendall(answer)
+                while go_on:
+                    kind, flags, body = self._read(stream)
+                    if self._max_packet is not None and len(body) > self._max_packet:
+                        return
+                    self._answer(connection, kind, flags, body)
+            except (OSError, EOFError):
+                return
+
+    def _answer(self, connection: socket.socket, kind: int, flags: int, body: bytes) -> None:
+        if kind == SUBSCRIBE:
+            connection.sendall(packet(SUBACK, body[:2] + b"\0" + b"\1" * body.count(b"edge/v1")))
+        elif kind == PUBLISH:
+            size = int.from_bytes(body[:2], "big")
+            self.published.put((body[2 : 2 + size].decode(), flags >> 1 & 3, bool(flags & 1)))
+            if flags & 6:
+                connection.sendall(packet(PUBACK, body[2 + size : 4 + size]))
+        elif kind == PINGREQ:
+            connection.sendall(packet(13, b""))
+
+    @staticmethod
+    def _read(stream: object) -> tuple[int, int, bytes]:
+        head = stream.read(1)  # type: ignore[attr-defined]
+        if not head:
+            raise EOFError
+        size, shift = 0, 0
+        while True:
+            digit = stream.read(1)[0]  # type: ignore[attr-defined]
+            size |= (digit & 0x7F) << shift
+            shift += 7
+            if not digit & 0x80:
+                break
+        return head[0] >> 4, head[0] & 15, stream.read(size)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._server.close()
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
+    logger = logging.getLogger("edge_agent")
+    before, logger.propagate = logger.propagate, True
+    caplog.set_level(logging.INFO, "edge_agent")
+    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
+    logger.propagate = before
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[..., Device]]:
+    made: list[Device] = []
+
+    def start(port: int, **broker: object) -> Device:
+        settings = BrokerSettings(host="127.0.0.1", port=port, **broker)  # type: ignore[arg-type]
+        config = AgentConfig(device="box", state_dir=tmp_path, broker=settings, serving=ServingSettings(stop_seconds=0))
+        made.append(Device(config, tmp_path / f"state{len(made)}.db"))
+        return made[-1].start(connect=False)
+
+    yield start
+    for device in made:
+        device.stop()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (connack(reason=0x86), "Bad user name or password"),
+        (connack(reason=0x87), "Not authorized"),
+        (connack(reason=0x97), "Quota exceeded"),
+        (b"", "it closed the connection"),
+        (connack()[:3], "it closed the connection"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ""),
+        (packet(CONNACK, b"\0\0\x05\xff\xff\xff\xff\xff"), ""),
+        (b"\x20\xff\xff\xff\xff\xff", ""),
+        (packet(PUBLISH, b"\0\1a\0" + b"x" * 1000), ""),
+        (connack(RECEIVE_MAXIMUM + b"\0\0"), "Protocol error"),
+        (connack(MAXIMUM_QOS + b"\0"), "QoS 1"),
+        (connack(RETAIN + b"\0"), "retained"),
+    ],
+)
+def test_a_broker_that_does_not_take_us_is_tried_again_until_it_does(
+    connect: Callable[..., Device], said: Callable[[], str], answer: bytes, why: str
+) -> None:
+    liar = Liar((answer, False), (packet(CONNACK, GOOD), True))
+    device = connect(liar.port)
+    device.until(lambda: device.gateway.connection.subscribed)
+    assert liar.connections >= 2
+    assert liar.published.get(timeout=SECONDS)[0].startswith("edge/v1/d/box/")
+    assert "no connection to the broker" in said()
+    assert why in said()
+    liar.close()
+
+
+def test_a_window_of_one_message_is_kept_to(connect: Callable[..., Device]) -> None:
+    liar = Liar((connack(RECEIVE_MAXIMUM + b"\0\1"), True))
+    device = connect(liar.port)
+    device.until(lambda: device.gateway.connection.subscribed)
+    for number in range(20):
+        device.call(lambda number=number: device.gateway.event("install", {"bundle": f"m@{number}.0.0"}))  # type: ignore[misc]
+    device.until(lambda: device.gateway.connection.undelivered == 0)
+    liar.close()
+
+
+def test_what_the_broker_does_not_take_is_given_up_and_nothing_else(
+    connect: Callable[..., Device], said: Callable[[], str]
+) -> None:
+    """Sent all the same it would break every connection."""
+    liar = Liar((connack(MAXIMUM_PACKET + (4000).to_bytes(4, "big")), True), max_packet=4000)
+    device = connect(liar.port)
+    device.until(lambda: device.gateway.connection.subscribed)
+    device.call(lambda: device.gateway.event("install", {"bundle": "x" * 5000}))
+    device.call(lambda: device.gateway.event("swap", {"bundle": "m@1.0.0"}))
+    device.call(lambda: device.gateway.telemetry(b"x" * 5000, b"{}"))
+    device.until(lambda: device.gateway.connection.undelivered == 0)
+    topics = [liar.published.get(timeout=SECONDS)[0]]
+    while topics[-1] != "edge/v1/d/box/telemetry/llm":
+        topics.append(liar.published.get(timeout=SECONDS)[0])
+    assert "edge/v1/d/box/event/swap" in topics
+    assert "edge/v1/d/box/event/install is given up: the broker takes 4,000 bytes at most" in said()
+    assert liar.connections == 1
+    liar.close()
+
+
+class Authority:
+    """A certificate authority of our own, and what it signs for 127.0.0.1."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.certificate = directory / "ca.pem"
+        self._openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days",
+                      "3650", "-subj", "/CN=ours", "-keyout", "ca.key", "-out", "ca.pem")  # fmt: skip
+
+    def _openssl(self, *arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=self.directory, timeout=60)
+
+    def sign(self, name: str, start: int, end: int, host: str = "IP:127.0.0.1") -> None:
+        """``name``.pem and .key, valid from ``start`` to ``end`` days from now."""
+        import ipaddress
+
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        now = datetime.datetime.now(datetime.UTC)
+        authority = x509.load_pem_x509_certificate(self.certificate.read_bytes())
+        signer = serialization.load_pem_private_key((self.directory / "ca.key").read_bytes(), None)
+        key = ec.generate_private_key(ec.SECP256R1())
+        kind, _, value = host.partition(":")
+        address = x509.IPAddress(ipaddress.ip_address(value)) if kind == "IP" else x509.DNSName(value)
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(authority.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + datetime.timedelta(days=start))
+            .not_valid_after(now + datetime.timedelta(days=end))
+            .add_extension(x509.SubjectAlternativeName([address]), False)
+            .sign(signer, hashes.SHA256())  # type: ignore[arg-type]
+        )
+        (self.directory / f"{name}.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+        plain = serialization.NoEncryption()
+        form = serialization.PrivateFormat.PKCS8
+        (self.directory / f"{name}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    made = Authority(tmp_path_factory.mktemp("authority"))
+    for name, start, end, host in (
+        ("good", -1, 30, "IP:127.0.0.1"),
+        ("expired", -30, -1, "IP:127.0.0.1"),
+        ("future", 1, 30, "IP:127.0.0.1"),
+        ("elsewhere", -1, 30, "DNS:example.org"),
+    ):
+        made.sign(name, start, end, host)
+    return made
+
+
+def tls_broker(directory: Path, authority: Authority, name: str, *more: str) -> Broker:
+    port = free_port()
+    files = authority.directory
+    lines = (f"listener {port} 127.0.0.1", "allow_anonymous true", f"certfile {files}/{name}.pem",
+             f"keyfile {files}/{name}.key", f"cafile {files}/ca.pem", *more)  # fmt: skip
+    broker = Broker(directory, settings="\n".join(lines) + "\n")
+    if broker.kind == "mosquitto":
+        text = (directory / "mosquitto.conf").read_text()
+        (directory / "mosquitto.conf").write_text(f"user root\n{text}")
+    broker.start()
+    broker.port = port
+    return broker
+
+
+needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+
+
+@needs_mosquitto
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("expired", "certificate has expired"), ("future", "certificate is not yet valid"), ("elsewhere", "127.0.0.1")],
+)
+def test_a_certificate_that_does_not_hold_is_named_and_a_new_one_is_taken(
+    tmp_path: Path, authority: Authority, connect: Callable[..., Device], said: Callable[[], str], name: str, why: str
+) -> None:
+    bad = tls_broker(tmp_path / "bad", authority, name)
+    device = connect(bad.port, tls=TlsSettings(ca=authority.certificate))
+    device.until(lambda: bool(device.gateway.connection.problem))
+    assert why in device.gateway.connection.problem
+    assert not device.gateway.connection.connected
+    bad.stop()
+    # The same address with a certificate that holds: nobody touches the device.
+    (authority.directory / f"{name}.pem").write_bytes((authority.directory / "good.pem").read_bytes())
+    (authority.directory / f"{name}.key").write_bytes((authority.directory / "good.key").read_bytes())
+    listens, bad.port = bad.port, int((tmp_path / "bad/mosquitto.conf").read_text().split("listener ")[1].split()[0])
+    bad.start()
+    bad.port = listens
+    device.until(lambda: device.gateway.connection.subscribed)
+    assert "Traceback" not in said()
+    bad.stop()
+
+
+@needs_mosquitto
+@pytest.mark.broker
+def test_our_own_certificate_that_expired_is_refused_by_the_broker_and_said(
+    tmp_path: Path, authority: Authority, connect: Callable[..., Device], said: Callable[[], str]
+) -> None:
+    authority.sign("client-old", -30, -1)
+    authority.sign("client-new", -1, 30)
+    files = authority.directory
+    broker = tls_broker(
+        tmp_path / "mtls", authority, "good", "require_certificate true", "use_identity_as_username true"
+    )
+    old = connect(
+        broker.port, tls=TlsSettings(authority.certificate, files / "client-old.pem", files / "client-old.key")
+    )
+    old.until(lambda: bool(old.gateway.connection.problem))
+    assert not old.gateway.connection.connected
+    assert "no connection to the broker" in said()
+    new = connect(
+        broker.port, tls=TlsSettings(authority.certificate, files / "client-new.pem", files / "client-new.key")
+    )
+    new.until(lambda: new.gateway.connection.subscribed)
+    broker.stop()
+
+
+def test_a_password_file_that_is_gone_for_a_while_does_not_end_the_agent(
+    tmp_path: Path, connect: Callable[..., Device], said: Callable[[], str]
+) -> None:
+    liar = Liar((packet(CONNACK, GOOD), True))
+    device = connect(liar.port, username="box", password_file=tmp_path / "secret")
+    device.until(lambda: "password_file" in device.gateway.connection.problem)
+    (tmp_path / "secret").write_text("hunter2")
+    device.until(lambda: device.gateway.connection.subscribed)
+    assert "hunter2" not in said()
+    liar.close()
