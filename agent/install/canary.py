@@ -7,10 +7,12 @@ memory. Speed is not judged here: beside a serving model it would refuse good bu
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from msgspec import Struct
 
 from agent.host import total_memory
+from agent.install.loading import load_bundle
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
 from agent.state.installation import Failure
@@ -45,14 +47,8 @@ async def run_canary(
     try:
         async with asyncio.timeout(settings.canary_seconds):
             try:
-                worker = await workers(
-                    worker_settings,
-                    bundle.directory,
-                    derived_dir=bundle.derived,
-                    adapters=bundle.adapter_files,
-                    nice=CANARY_NICE,
-                    on_event=lambda event: None,
-                )
+                start = partial(workers, worker_settings, nice=CANARY_NICE, on_event=lambda event: None)
+                worker = await load_bundle(bundle, start)
             except EngineFailed as error:
                 return Failure(Reason.CANARY_LOAD_FAILED, error.message)
             return await _examine(bundle if adapter is None else adapter, worker, settings)

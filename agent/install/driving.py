@@ -23,6 +23,7 @@ from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
 from agent.install.inspection import check_unchanged, inspect_bundle, mark_files, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
+from agent.install.loading import mark_tree
 from agent.install.machine import Action, Event, State, step
 from agent.install.ports import SealedBundle, Serving, SwapMode
 from agent.install.probation import judge
@@ -471,7 +472,8 @@ class Driver:
     async def _with_derived(self, sealed: SealedBundle) -> SealedBundle:
         """The bundle with its prepacked weights, verified or made now, where there can be any."""
         derived = None if self._deriver is None else await self._deriver(sealed)
-        return msgspec.structs.replace(sealed, derived=derived)
+        marks = None if derived is None else await asyncio.to_thread(mark_tree, derived)
+        return msgspec.structs.replace(sealed, derived=derived, derived_marks=marks)
 
     def _tell_rollback(self, active: InstalledBundle | None) -> None:
         wish, failure = self._wish, self._failure

@@ -16,7 +16,8 @@ SwapMode = Literal["overlap", "drain"]
 class SealedBundle(Struct, frozen=True):
     """A bundle on disk whose every byte was verified against a trusted manifest; made only by ``agent.install``.
 
-    ``directory`` is read-only and named after ``digest``; ``derived`` holds prepacked weights of this CPU, if any.
+    ``directory`` is read-only and named after ``digest``; ``derived`` holds prepacked weights of this CPU, if any;
+    ``derived_marks`` tell whether they were touched since they were verified (:mod:`agent.install.loading`).
     ``adapters`` are bundles for this one that are loaded beside it, one of each name.
     """
 
@@ -24,6 +25,7 @@ class SealedBundle(Struct, frozen=True):
     directory: Path
     manifest: Manifest
     derived: Path | None = None
+    derived_marks: tuple[tuple[int, ...], ...] | None = None
     adapters: tuple[SealedBundle, ...] = ()
 
     @property
