@@ -61,6 +61,7 @@ class Obtaining:
         self._state = state
         self._disk = disk
         self._report = report
+        self._written: dict[str, str | None] = {}
 
     def run(self, mirrors: Mirrors, resolver: Resolver) -> SealedBundle:
         """The bundle, sealed.
@@ -213,7 +214,7 @@ class Obtaining:
                 path = self._directory.part(entry.sha256)
                 if entry.sha256 in whole:
                     self._disk.allocate(path, entry.size)
-                fill_part(
+                self._written[entry.sha256] = fill_part(
                     path,
                     entry,
                     resumed=entry.sha256 in resumed or entry.sha256 in whole,
@@ -234,7 +235,8 @@ class Obtaining:
         for entry in unique_files(manifest):
             if entry.sha256 in linked:
                 continue
-            with Part(self._directory.part(entry.sha256), entry, self._disk) as part:
+            written = self._written.get(entry.sha256)
+            with Part(self._directory.part(entry.sha256), entry, self._disk, written) as part:
                 if part.digest() == entry.sha256:
                     continue
                 damaged = any(part.missing(pieces_of(entry)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -12,11 +14,14 @@ import pytest
 from agent.install.inspection import find_faults, inspect_bundle
 from agent.install.job import Progressed, Resolved
 from agent.install.machine import Event
-from contract.errors import BundleRefused, SourceUnavailable, StoreFull
+from contract.durable import Disk, Effects
+from contract.errors import BundleRefused, SourceUnavailable, StoreBroken, StoreFull
 from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.reasons import Reason
 from packager.repository.archive import export
 from tests.agent.install.market import Device, Market
+
+T = TypeVar("T")
 
 ALL_STEPS = [Event.CHECKED, Event.RESERVED, Event.FETCHED, Event.VERIFIED, Event.SEALED]
 
@@ -105,6 +110,34 @@ def test_a_damaged_bundle_is_mended_from_the_source(market: Market, device: Devi
     assert device.install(job) == sealed
     assert device.events == ALL_STEPS
     inspect_bundle(sealed.directory, sealed.digest)
+
+
+class RottingEffects(Effects):
+    """A disk that changes a byte of ``victim`` in the moment it says that everything is safe."""
+
+    def __init__(self, victim: Path) -> None:
+        self._victim = victim
+
+    def perform(self, kind: str, target: str, action: Callable[[], T]) -> T:
+        result = action()
+        if kind == "fsync" and target == str(self._victim):
+            with self._victim.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                last = file.read(1)[0]
+                file.seek(-1, os.SEEK_END)
+                file.write(bytes([last ^ 1]))
+        return result
+
+
+def test_what_the_disk_gives_back_is_held_against_what_was_written(market: Market, device: Device) -> None:
+    manifest = market.publish("1.0.0", {"extra.bin": os.urandom(3 << 20)})
+    entry = next(entry for entry in manifest.files if entry.path == "extra.bin")
+    part = device.directory.part(entry.sha256)
+    job = market.job(device.directory.root, "1.0.0")
+    with pytest.raises(StoreBroken, match=r"other bytes of extra\.bin"):
+        device.install(job, Disk(RottingEffects(part)))
+    assert not part.exists()
+    device.install(job)
 
 
 def test_a_file_listed_twice_is_fetched_once(market: Market, device: Device) -> None:
