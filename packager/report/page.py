@@ -27,7 +27,9 @@ border-radius:6px;padding:.5rem .8rem}.card b{display:block;font-size:1.35rem;fo
 .card span{color:#555;font-size:.85rem}.bad{color:#a4262c}.good{color:#1a6b3c}.answer{white-space:pre-wrap}
 .warn{border-left:4px solid #e07a5f;padding:.4rem .8rem;background:#fdf3ef}
 pre{background:#f6f8fa;padding:.7rem;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
-@media print{body{margin:0;max-width:none;font-size:11pt}h2{break-after:avoid}figure,tr,.cards{break-inside:avoid}
+@media print{body{margin:0;padding:0;max-width:none;font-size:10pt}h2{break-after:avoid;margin-top:1.4rem}
+.cards{flex-wrap:nowrap}.card{flex:1 1 0;padding:.3rem .5rem}.card b{font-size:1.1rem}
+figure,tr,.cards{break-inside:avoid}
 pre{font-size:8pt}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}@page{margin:15mm}}
 """
 
@@ -173,7 +175,7 @@ def _facts(quality: dict[str, Any], graph: GraphFacts) -> str:
         "Operator sets": ", ".join(f"{name or 'ai.onnx'} {version}" for name, version in graph.opsets.items()),
         "Key-value cache": graph.kv_type,
         "Attention windows": _windows(graph.windows),
-        "Limits kept": f"KL ≤ {limits['max_kl']:g}, perplexity ratio ≤ {limits['max_perplexity_ratio']:g}"
+        "Limits": f"KL ≤ {limits['max_kl']:g}, perplexity ratio ≤ {limits['max_perplexity_ratio']:g}"
         if limits
         else "none: there was no source to compare with",
         "Tokenizer": TOKENIZER[quality.get("tokenizer_same")],

@@ -9,6 +9,9 @@ from html import escape
 WIDTH = 880
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 30, 46
 COLOURS = ("#2a6f97", "#61a5c2", "#bfd7ea", "#e07a5f")
+WIDE_ENOUGH = 72
+"""Width of a bar whose name fits under it without being turned."""
+
 INK, GRID = "#333", "#ddd"
 
 
@@ -67,7 +70,9 @@ def stacked_bars(title: str, labels: Sequence[str], kinds: Sequence[str], values
                     f'<rect x="{_number(x + pitch * 0.1)}" y="{_number(y)}" width="{_number(pitch * 0.8)}" '
                     f'height="{tall:.2f}" fill="{colour}"><title>{escape(label)}, {kind}: {value:.3f} MB</title></rect>'
                 )
-        if not label.isdigit():
+        if not label.isdigit() and pitch > WIDE_ENOUGH:
+            body.append(_text(x + pitch / 2, height - BOTTOM + 15, label))
+        elif not label.isdigit():
             turned = f' transform="rotate(-40 {_number(x + pitch / 2)} {height - BOTTOM + 14})"'
             body.append(_text(x + pitch / 2, height - BOTTOM + 14, label, "end", turned))
         elif int(label) % every == 0:
