@@ -41,6 +41,9 @@ def after_restart(scenario: Scenario, life: Life) -> Iterator[str]:
         served = life.serving.bundle
         if served is None or served.digest != active.digest:
             yield f"{served and served.digest} is served, {active.digest} is active"
+        beside = {bundle.digest for bundle in state.adapters_of(active.digest)}
+        if served is not None and {each.digest for each in served.adapters} != beside:
+            yield f"{len(served.adapters)} adapters are served, {len(beside)} are in force"
     elif life.serving.bundle is not None:
         yield "something is served though nothing is active"
     if snapshot.epoch < (active.security_epoch if active else scenario.epoch if scenario.before else 0):
@@ -71,6 +74,9 @@ def at_the_end(scenario: Scenario, life: Life, missing: int) -> Iterator[str]:
     if active is None or active.version != scenario.after:
         yield f"active is {active and active.version} in the end"
         return
+    beside = [bundle.reference for bundle in state.adapters_of(active.digest)]
+    if beside != [each for each in (scenario.adapter,) if each is not None]:
+        yield f"beside it are {beside} in the end"
     yield from _sound(directory, active.digest)
     kept = {bundle.digest for bundle in state.bundles()}
     for path in _children(directory.bundles):

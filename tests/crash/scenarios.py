@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from agent.install.coordinator import Coordinator
 from agent.install.job import Job
@@ -15,7 +19,19 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
+from contract.adapter_slots import find_slots
+from contract.chunks import digest_chunks
 from contract.durable import Disk
+from contract.manifest import (
+    MANIFEST_FILE,
+    Base,
+    FileEntry,
+    License,
+    encode_manifest,
+    manifest_digest,
+    parse_manifest,
+)
+from contract.onnx_wire import read_graph_file
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import desired
@@ -27,7 +43,8 @@ class Scenario:
     """``before``: versions installed in this order first; ``deed`` is what is interrupted; ``after``: what must be
     active in the end, ``may_be``: what may be active right after the restart; ``epoch`` the least there may be then;
     ``wanted``: what is fetched. ``provisioned``: the device trusts the repository already; ``early``: what is before
-    came from the repository as it was then. ``adapt`` changes the device after that.
+    came from the repository as it was then. ``adapter``: what is beside it in the end. ``adapt`` changes the device
+    after that.
     """
 
     name: str
@@ -39,6 +56,7 @@ class Scenario:
     wanted: str
     provisioned: bool = True
     early: bool = False
+    adapter: str | None = None
     adapt: Callable[[StateDirectory], None] = lambda directory: None
 
 
@@ -84,6 +102,12 @@ async def refresh_trust(life: Life, coordinator: Coordinator, state: Installatio
     await life.until_active("1.1.0")
 
 
+async def follow_adapter(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+    """A desired document names an adapter for what is active."""
+    coordinator.desire(b'{"revision": "adapter", "bundle": {"name": "extra", "version": "1.0.0"}}')
+    await life.until(lambda last: last.phase == "IDLE" and bool(last.adapters))
+
+
 TABLES = ("bundles", "installation", "role_versions", "attempts", "quarantine", "swaps")
 """Those of the first schema that was released."""
 
@@ -104,6 +128,8 @@ def make_older(directory: StateDirectory) -> None:
     older.close()
 
 
+ADAPTER = "adapter"
+
 SCENARIOS = (
     Scenario("first install", (), follow("1.0.0"), "1.0.0", frozenset({None, "1.0.0"}), 0, "1.0.0"),
     Scenario("update", ("1.0.0",), follow("1.1.0"), "1.1.0", frozenset({"1.0.0", "1.1.0"}), 1, "1.1.0"),
@@ -122,6 +148,10 @@ SCENARIOS = (
         "state migration", ("1.0.0",), follow("1.1.0"), "1.1.0", frozenset({"1.0.0", "1.1.0"}), 1, "1.1.0",
         adapt=make_older,
     ),
+    Scenario(
+        "adapter install", ("1.0.0",), follow_adapter, "1.0.0", frozenset({"1.0.0"}), 1, ADAPTER,
+        adapter="extra@1.0.0",
+    ),
 )  # fmt: skip
 
 EPOCHS = {"1.0.0": 1, "1.1.0": 1, "1.2.0": 2}
@@ -136,16 +166,63 @@ def publish(root: Path, base: Path) -> Market:
     Beside it lies the repository as it was before that.
     """
     market = Market(root, base)
+    slotted = with_slots(base / "model.onnx", root / "slotted.onnx")
     blob = os.urandom(5 << 20)
     for number, (version, epoch) in enumerate(EPOCHS.items()):
         changed = bytearray(blob)
         changed[number << 20 : (number + 1) << 20] = os.urandom(1 << 20)
-        files = {"adapter/weights.bin": bytes(changed), "README.md": version.encode()}
+        files = {"adapter/weights.bin": bytes(changed), "README.md": version.encode(), "model.onnx": slotted}
         market.publish(version, files, security_epoch=epoch)
+    publish_adapter(market, root / "built-1.0.0")
     shutil.copytree(market.location, root / EARLY)
     market.repository.rotate("timestamp")
     market.repository.revoke("tiny@1.0.0")
     return market
+
+
+def with_slots(graph: Path, scratch: Path) -> bytes:
+    """The graph with places for adapters."""
+    from packager.slots import add_slots
+
+    shutil.copyfile(graph, scratch)
+    add_slots(scratch)
+    return scratch.read_bytes()
+
+
+WRITE = """
+import sys, numpy, onnxruntime
+name, width_in, width_out, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+shapes = {f"{name}.lora_A.weight": (width_in, 8), f"{name}.lora_B.weight": (8, width_out)}
+made = onnxruntime.AdapterFormat()
+made.set_adapter_version(1)
+made.set_model_version(1)
+made.set_parameters({each: onnxruntime.OrtValue.ortvalue_from_numpy(numpy.ones(shape, numpy.float32))
+                     for each, shape in shapes.items()})
+made.export_adapter(out)
+"""
+"""In a process of its own: what cuts the power forks, and the runtime has threads."""
+
+
+def publish_adapter(market: Market, base: Path) -> None:
+    """``extra@1.0.0``, an adapter for the bundle ``base``."""
+    stored = (base / MANIFEST_FILE).read_bytes()
+    manifest = parse_manifest(stored)
+    slot = next(iter(find_slots(read_graph_file(base / "model.onnx")).values()))
+    target = market.root / f"built-{ADAPTER}"
+    target.mkdir()
+    file = target / "extra.onnx_adapter"
+    command = [sys.executable, "-c", WRITE, slot.name, str(slot.width_in), str(slot.width_out), str(file)]
+    subprocess.run(command, check=True, timeout=60)
+    sha256, chunks = digest_chunks(file)
+    manifest = msgspec.structs.replace(
+        manifest,
+        name="extra",
+        files=[FileEntry(file.name, file.stat().st_size, sha256, "adapter", chunks)],
+        license=License("unknown"),
+        base=Base(manifest.name, manifest.version, manifest_digest(stored)),
+    )
+    (target / MANIFEST_FILE).write_bytes(encode_manifest(manifest))
+    assert market.repository.publish(target).published
 
 
 def source_of(scenario: Scenario, market: Market) -> str:
