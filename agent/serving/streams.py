@@ -91,7 +91,10 @@ class Streams:
             self._replies.piece(job, job.frames.waiting(place, self._estimate(ahead)))
 
     def schedule(self, at: float | None = None) -> None:
-        """Wake up for the next frame, word or deadline."""
+        """Wake up for the next frame, word or deadline; with ``at``, only that one is new."""
+        if at is not None and self._wakes_by(at):
+            # The way of every token: all else was scheduled when it came up.
+            return
         times = [self._queue.next_deadline(), at]
         if len(self._queue):
             self._next_news = self._next_news or self._now() + NEWS_SECONDS
@@ -104,11 +107,15 @@ class Streams:
         due = min((when for when in times if when is not None), default=None)
         if due is None:
             return
+        if self._wakes_by(due):
+            return
         if self._timer is not None:
-            if not self._timer.cancelled() and self._now() < self._timer.when() <= due:
-                return
             self._timer.cancel()
         self._timer = self._loop.call_at(due, self._tick)
+
+    def _wakes_by(self, due: float) -> bool:
+        timer = self._timer
+        return timer is not None and not timer.cancelled() and timer.when() <= due
 
     def _tick(self) -> None:
         self._timer = None
