@@ -79,6 +79,12 @@ _HTTP = "contract.source.exchange"
 _RULES = "contract.onnx_rules"
 _VERIFIES = (_PAYLOAD, "        return len(self.signed) >= self.threshold", "        return True")
 _STALE = (_PAYLOAD, "        return reference_time >= self.expires", "        return False")
+_OLDER_TARGETS = (_TUF, "                if new_fileinfo.version < fileinfo.version:\n", "                if False:\n")
+_BELOW_FLOOR = (
+    _STORE,
+    "        if fallen is not None:\n            raise BundleRefused(Reason.METADATA_ROLLBACK",
+    "        if False:\n            raise BundleRefused(Reason.METADATA_ROLLBACK",
+)
 _MEMBER = (_TAR, "    if not is_repository_path(name):\n", "    if False:\n")
 
 CHECKS: tuple[Check, ...] = (
@@ -274,26 +280,21 @@ CHECKS: tuple[Check, ...] = (
         "M.attack_metadata_rollback D.attack_older_directory_or_server_is_a_rollback",
         (_TUF, "            if new_timestamp.version < self.timestamp.version:\n", "            if False:\n"),
         (_TUF, "            if new_snapshot_meta.version < snapshot_meta.version:\n", "            if False:\n"),
-        (
-            _STORE,
-            "        fallen = fallen_below(files, floor)\n        if fallen is not None:\n            raise BundleRefused(Reason.METADATA_ROLLBACK",
-            "        fallen = fallen_below(files, floor)\n        if False:\n            raise BundleRefused(Reason.METADATA_ROLLBACK",
-        ),
+        _OLDER_TARGETS,
+        _BELOW_FLOOR,
     ),
     _check(
         "rollback of metadata: snapshot",
         "M.attack_rollback_of_the_snapshot_version",
         (_TUF, "            if new_snapshot_meta.version < snapshot_meta.version:\n", "            if False:\n"),
+        _OLDER_TARGETS,
+        _BELOW_FLOOR,
     ),
     _check(
         "rollback of metadata: targets",
         "M.attack_rollback_of_targets_by_stolen_online_keys",
-        (_TUF, "                if new_fileinfo.version < fileinfo.version:\n", "                if False:\n"),
-        (
-            _STORE,
-            "        fallen = fallen_below(files, floor)\n        if fallen is not None:\n            raise BundleRefused(Reason.METADATA_ROLLBACK",
-            "        fallen = fallen_below(files, floor)\n        if False:\n            raise BundleRefused(Reason.METADATA_ROLLBACK",
-        ),
+        _OLDER_TARGETS,
+        _BELOW_FLOOR,
     ),
     _check(
         "rollback of metadata: targets left out",

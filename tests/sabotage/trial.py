@@ -28,7 +28,7 @@ for _slow in (
 SECONDS = 120
 """A test that takes longer says nothing, unless it is known to hang without its check."""
 
-HANG_SECONDS = 15
+HANG_SECONDS = 4
 """How long such a test is waited for: it has noticed as well as one that fails."""
 
 MEMORY_BYTES = 4 << 30

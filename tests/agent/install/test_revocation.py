@@ -120,7 +120,8 @@ async def test_a_damaged_bundle_does_not_fall_back_to_a_revoked_one(market: Mark
     current = device.state().snapshot().active
     assert current is not None
     victim = device.directory.bundle(current) / "tokenizer.json"
-    victim.chmod(0o644)
+    victim.parent.chmod(0o755)
+    victim.unlink()  # the bundle before it has the same file under another name, and must stay whole
     victim.write_bytes(b"?")
     stage.sources = {}
     async with stage.agent():

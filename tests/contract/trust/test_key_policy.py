@@ -18,6 +18,7 @@ from contract.trust.updating import check_root
 from tests.contract.trust.publisher import Device, Publisher, encode
 
 P = 2**255 - 19
+HONEST = SigningKey.generate().public
 
 # The eight points of small order (x up to sign), and their encodings that are not canonical.
 SMALL = [
@@ -94,7 +95,8 @@ def test_property_arbitrary_signatures_are_refused_or_well_formed(signature: obj
         {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": NOT_CANONICAL[0]}},
         {"keytype": "rsa", "scheme": "rsassa-pss-sha256", "keyval": {"public": "-----BEGIN PUBLIC KEY-----"}},
         {"keytype": "ecdsa", "scheme": "ecdsa-sha2-nistp256", "keyval": {"public": "-----BEGIN PUBLIC KEY-----"}},
-        {"keytype": "ed25519", "scheme": "rsassa-pss-sha256", "keyval": {"public": "0" * 64}},
+        {"keytype": "ed25519", "scheme": "rsassa-pss-sha256", "keyval": {"public": HONEST}},
+        {"keytype": "ecdsa", "scheme": "ed25519", "keyval": {"public": HONEST}},
         {"keytype": "ed25519", "scheme": "ed25519"},
         "text",
     ],
