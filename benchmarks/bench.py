@@ -1,10 +1,11 @@
 """Measures our engine beside its peers and writes a table, JSON and a plot: ``make bench``.
 
-    python benchmarks/bench.py --gguf FILE [--bundle DIR] [--rounds N] [--threads N] [--out DIR]
+    python -m benchmarks.bench --gguf FILE [--bundle DIR] [--rounds N] [--only NAME …] [--more] [--out DIR]
 
-Every contender is a process that stays loaded. They take turns measure by measure, so that a busy machine slows all
-of them alike, and the median over the rounds counts. ``llama.cpp`` runs in an environment of its own, made here from
-wheels of the package index; it reads the GGUF itself.
+Every contender is a process that stays loaded. They take turns measure by measure, and the median over the rounds
+counts. What others do on the machine meanwhile is measured, too: a number that was disturbed is taken again, since
+contenders that wait by spinning (llama.cpp) lose many times more to a neighbour than those that sleep. ``llama.cpp``
+runs in an environment of its own, made here from wheels of the package index; it reads the GGUF itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,24 @@ MEASURES: tuple[tuple[Any, ...], ...] = (
     ("gaps",),
     ("idle",),
 )
+OTHERS = "taken by others [% of the machine]"
+TRIES = 4
+DISTURBED = 0.05
+"""Share of the machine's processor time that others may take during a measure; then it is taken again, up to
+:data:`TRIES` times, and the least disturbed counts."""
+
 COLOURS = ("#2563eb", "#9ca3af", "#6b7280", "#d97706")
 ANSWER_SECONDS = 240.0
 """A contender that is silent for so long in one measure is left out of it and of all that follow."""
+
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def machine_busy() -> float:
+    """Processor seconds that the whole machine was busy since it started, time stolen by its host included."""
+    user, nice, system, _idle, _wait, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + soft + steal) / TICKS
 
 
 class Contender:
@@ -48,6 +65,31 @@ class Contender:
             text=True,
             env={**os.environ, "PYTHONPATH": path},
         )
+
+    @property
+    def burnt(self) -> float:
+        """Processor seconds of it so far; 0 when it is gone."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def ask_undisturbed(self, measure: tuple[Any, ...]) -> tuple[dict[str, float], float] | None:
+        """The numbers of the least disturbed try, and the share of the machine that others took in it."""
+        best: tuple[dict[str, float], float] | None = None
+        for _ in range(TRIES):
+            started, busy, burnt = time.monotonic(), machine_busy(), self.burnt
+            found = self.ask(measure)
+            if found is None:
+                return None
+            wall = (time.monotonic() - started) * (os.cpu_count() or 1)
+            share = max(0.0, (machine_busy() - busy - (self.burnt - burnt)) / wall)
+            if best is None or share < best[1]:
+                best = found, share
+            if share <= DISTURBED:
+                break
+        return best
 
     def answer(self) -> dict[str, float] | None:
         """What it says next; None when it is gone, or is ended here because it takes too long."""
@@ -140,11 +182,13 @@ def measure(
         for number in range(rounds):
             for wanted in measures:
                 for name, contender in list(running.items()):
-                    found = contender.ask(wanted)
-                    if found is None:
+                    asked = contender.ask_undisturbed(wanted)
+                    if asked is None:
                         print(f"{name} gave no answer to {wanted} and is left out from here on", file=sys.stderr)
                         del running[name]
                         continue
+                    found, share = asked
+                    seen[name].setdefault(OTHERS, []).append(100 * share)
                     for what, value in found.items():
                         print(f"{name:<14}{what:<48}{value:>10.1f}", file=log, flush=True)
                         seen[name].setdefault(what, []).append(value)
@@ -169,7 +213,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
         for name, values in found.items():
             value = values.get(what)
             ratio = ""
-            if value and own and name != "batched":
+            if value and own and name != "batched" and what != OTHERS:
                 ratio = f" ({own / value if 'tok/s' in what else value / own:.2f}×)"
             cells.append("–" if value is None else f"{value:.1f}{ratio}")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
@@ -209,6 +253,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="fewer measures")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted({str(wanted[0]) for wanted in MEASURES}), help="these alone"
+    )
+    parser.add_argument("--more", action="store_true", help="add rounds to those of an earlier run in --out")
     parser.add_argument("--peers", nargs="+", choices=PEERS[1:], default=PEERS[1:], help="whom to measure beside ours")
     parser.add_argument("--patience", type=float, default=ANSWER_SECONDS, help="seconds to wait for one measure")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where JSON and the plot go")
@@ -223,8 +271,13 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()
     with (options.out / "peers.log").open("w") as log:
-        chosen = QUICK if options.quick else MEASURES
+        chosen = [wanted for wanted in (QUICK if options.quick else MEASURES) if wanted[0] in (options.only or wanted)]
         seen = measure(pythons, models, chosen, options.rounds, options.threads, options.patience, log)
+    if options.more and (options.out / "bench.json").is_file():
+        for name, earlier in json.loads((options.out / "bench.json").read_text())["rounds"].items():
+            kept = seen.setdefault(name, {})
+            for what, values in earlier.items():
+                kept[what] = values + kept.get(what, [])
     found = medians(seen)
     record = {"threads": options.threads, "load": [load, os.getloadavg()], "rounds": seen, "median": found}
     (options.out / "bench.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -4,7 +4,7 @@
 drives onnxruntime directly, so that requests share a batch; ``genai`` drives onnxruntime-genai's Generator, one of
 ``turns`` for each request. Shared by all: ``config`` (a bundle's facts), ``tokenizing`` (messages to tokens, tokens to
 text), ``answer`` (one request on its way), ``sampling`` (the next token), ``grammar`` (JSON schemas and patterns),
-``stops`` (stop strings across token boundaries), ``scoring`` (canaries), ``memory`` (what there is and what keys and
-values cost), ``native`` (where runtimes are called). An engine lives in a worker process (``agent.worker``) and
-nowhere else.
+``processors`` (scoring by packages of the operator), ``stops`` (stop strings across token boundaries), ``scoring``
+(canaries), ``memory`` (what there is and what keys and values cost), ``native`` (where runtimes are called). An engine
+lives in a worker process (``agent.worker``) and nowhere else.
 """

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec.structs import asdict
 
 from agent.engine.grammar import Constraint
+from agent.engine.processors import Processors
 from agent.engine.sampling import UPDATABLE, Row, Sampler, best, log_softmax
 from agent.engine.stepping import FinishEvent, FinishReason, Generation, RejectEvent, StepEvent, TokenEvent
 from agent.engine.stops import StopScanner
@@ -30,6 +31,8 @@ class Answer:
         limit: int,
         tokenizing: Tokenizing,
         constraint: Constraint | None = None,
+        *,
+        processors: Processors | None = None,
     ) -> None:
         self.generation = generation
         self.prompt = prompt
@@ -43,6 +46,7 @@ class Answer:
         self._scanner = StopScanner(generation.stops)
         self._held_over = ""
         self._constraint = constraint
+        self._processors = processors
         self._sampler = Sampler(generation, prompt, tokenizing.eos)
 
     def keep_within(self, room: int) -> None:
@@ -58,10 +62,11 @@ class Answer:
         """
         try:
             mask = None if self._constraint is None else self._constraint.mask()
+            scored = self._processors.apply([*self.prompt, *self.tokens], logits) if self._processors else logits
         except RequestInvalid as refused:
             self.finished = True
             return [rejection(self.generation.request, refused)]
-        token = self._sampler.choose(logits, mask)
+        token = self._sampler.choose(scored, mask)
         if np.isnan(logits[token]):
             raise EngineFailed("the model computes NaN")
         entry = self._describe(logits, token) if self.generation.logprobs else None

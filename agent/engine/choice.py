@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from agent.engine.config import read_config
 from agent.engine.native import Declined
+from agent.engine.processors import load_processors
 from agent.engine.stepping import Engine
 from contract.errors import EngineFailed
 
@@ -20,17 +22,20 @@ def open_engine(
     max_bytes: int = 0,
     derived_dir: Path | None = None,
     adapters: Mapping[str, Path] | None = None,
+    processors: Sequence[str] = (),
 ) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
 
     ``derived_dir`` holds prepacked weights for this processor, which the batched engine uses; genai does without.
-    ``adapters`` are files by NAME@VERSION, which genai alone can switch between.
+    ``adapters`` are files by NAME@VERSION, which genai alone can switch between;
+    ``processors`` the names of logits processors that every token goes through.
 
     Raises:
         EngineFailed: no such engine, or the bundle cannot be loaded with it.
     """
     if engine not in ENGINES:
         raise EngineFailed(f"there is no engine {engine!r}: choose {', '.join(ENGINES)}")
+    scoring = load_processors(processors, read_config(bundle_dir).vocab_size) if processors else None
     why = "asked for"
     if adapters and engine == "batched":
         raise EngineFailed("the batched engine takes no adapters")
@@ -40,11 +45,13 @@ def open_engine(
         from agent.engine.batched.engine import BatchedEngine
 
         try:
-            return BatchedEngine(bundle_dir, threads=threads, max_bytes=max_bytes, derived_dir=derived_dir)
+            return BatchedEngine(
+                bundle_dir, threads=threads, max_bytes=max_bytes, derived_dir=derived_dir, processors=scoring
+            )
         except Declined as declined:
             if engine == "batched":
                 raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined
             why = f"not batched: {declined}"
     from agent.engine.genai import GenaiEngine
 
-    return GenaiEngine(bundle_dir, threads=threads, max_bytes=max_bytes, why=why, adapters=adapters)
+    return GenaiEngine(bundle_dir, threads=threads, max_bytes=max_bytes, why=why, adapters=adapters, processors=scoring)

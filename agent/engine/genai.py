@@ -25,6 +25,7 @@ from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.memory import kv_bytes_per_token, usable_bytes
 from agent.engine.native import native
+from agent.engine.processors import Processors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
@@ -70,8 +71,10 @@ class GenaiEngine:
         max_bytes: int = 0,
         why: str = "asked for",
         adapters: Mapping[str, Path] | None = None,
+        processors: Processors | None = None,
     ) -> None:
         started = time.monotonic()
+        self._processors = processors
         config = read_config(bundle_dir)
         with native("the model cannot be loaded"):
             import onnxruntime_genai
@@ -174,10 +177,12 @@ class GenaiEngine:
         adapter = self._adapters.find(generation.adapter)
         if generation.num_beams > 1:
             _check_beams(generation)
+            if self._processors:
+                raise RequestInvalid("this device scores every token, which beam search cannot heed", field="num_beams")
         context = self._facts.context_length
         prompt, limit = prepare(generation, self._tokenizing, context_length=context, vocab_size=self._facts.vocab_size)
         constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
-        answer = Answer(generation, prompt, limit, self._tokenizing, constraint)
+        answer = Answer(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
         length = self._fit(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._kv_per_token * generation.num_beams

@@ -230,6 +230,7 @@ def _open_engine(load: Load) -> Engine:
         max_bytes=load.max_bytes,
         derived_dir=None if load.derived_dir is None else Path(load.derived_dir),
         adapters={reference: Path(path) for reference, path in load.adapters.items()},
+        processors=load.processors,
     )
 
 

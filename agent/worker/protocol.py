@@ -24,7 +24,8 @@ class Load(Struct, frozen=True, tag="load"):
     ``max_bytes`` is what the worker may use for KV and scratch (0: decide from the memory that is available);
     ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
     no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
-    up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION.
+    up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION, ``processors`` the
+    logits processors that every token goes through.
     """
 
     bundle_dir: str
@@ -36,6 +37,7 @@ class Load(Struct, frozen=True, tag="load"):
     load_seconds: float = 0.0
     stall_seconds: float = 0.0
     adapters: dict[str, str] = {}
+    processors: list[str] = []
 
 
 class Admit(Struct, frozen=True, tag="admit"):

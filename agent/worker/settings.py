@@ -15,6 +15,8 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ``load_seconds`` bounds loading, ``stall_seconds`` the silence of a worker before it counts as hung (one step on
     a slow device takes a second or two), ``nice`` is its scheduling weakness. ``socket``: where systemd starts a worker
     for every connection, in a sandbox and an account of its own; without it workers are children of the agent.
+    ``logits_processors``: names from the entry-point group ``edge_bundle.logits_processors``, which see and may change
+    the scores of every token, in this order.
     """
 
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
@@ -24,6 +26,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     stall_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
     socket: Path | None = None
+    logits_processors: Annotated[list[str], Meta(max_length=8)] = []
 
 
 def usable_threads(settings: WorkerSettings) -> int:

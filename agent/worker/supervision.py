@@ -310,4 +310,5 @@ def _load(
         settings.load_seconds,
         settings.stall_seconds,
         {reference: str(path) for reference, path in adapters.items()},
+        settings.logits_processors,
     )

@@ -29,6 +29,7 @@ from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.memory import usable_bytes
 from agent.engine.native import Declined, native
+from agent.engine.processors import Processors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
@@ -79,9 +80,17 @@ class BatchedEngine:
     """
 
     def __init__(
-        self, bundle_dir: Path, *, threads: int, max_bytes: int = 0, why: str = "", derived_dir: Path | None = None
+        self,
+        bundle_dir: Path,
+        *,
+        threads: int,
+        max_bytes: int = 0,
+        why: str = "",
+        derived_dir: Path | None = None,
+        processors: Processors | None = None,
     ) -> None:
         started = time.monotonic()
+        self._processors = processors
         found = read_config(bundle_dir)
         decoder = read_decoder(bundle_dir, found)
         budget = max_bytes or usable_bytes()
@@ -143,7 +152,7 @@ class BatchedEngine:
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return
-        answer = Answer(generation, prompt, room, self._tokenizing, constraint)
+        answer = Answer(generation, prompt, room, self._tokenizing, constraint, processors=self._processors)
         self._waiting.append(_Sequence(answer, self._width(answer)))
 
     def step(self) -> list[StepEvent]:
