@@ -22,6 +22,11 @@ from contract.errors import EdgeBundleError
 
 EXIT_INTERRUPTED = 130
 
+EXIT_STATUSES = """exit status: 0 done, 2 the command line, 3 refused, 4 source or broker unavailable (worth a retry),
+5 disk full or broken, 6 the runtime failed, 78 the configuration, 130 interrupted
+"""
+"""Ends the help of every command that does not say it for itself."""
+
 
 class Command(Protocol):
     """A module that is one sub-command."""
@@ -50,6 +55,8 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
         if name == chosen:
             modules[name] = cast(Command, importlib.import_module(module_name))
             modules[name].configure(subparser)
+            if "exit status" not in (subparser.epilog or "").lower():
+                subparser.epilog = f"{subparser.epilog or ''}\n\n{EXIT_STATUSES}".lstrip()
     arguments, unknown = parser.parse_known_args(list(argv))
     if unknown:
         subparsers.choices[arguments.command].error(
