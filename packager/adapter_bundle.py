@@ -25,6 +25,7 @@ from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.check import CheckResult
 from packager.child import run_child
 from packager.evidence import BUILD_TOOLS, EVIDENCE_DIR, describe_host, host_line, tool_versions, write_evidence
+from packager.kept_graph import LABELS
 from packager.plan import BuildPlan
 from packager.progress import BuildProgress, SilentProgress
 from packager.quality.assessment import assess, hear_source, prepare_exam
@@ -86,6 +87,7 @@ def build_adapter_bundle(
     check_version(plan.version)
     if plan.origin.adapter is None:
         raise UsageError("--base is for an adapter bundle; name the adapter with --adapter DIR", field="base")
+    _refuse_options_of_the_base(plan)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("building"), staging(out) as staged:
@@ -115,6 +117,15 @@ def build_adapter_bundle(
             plan, base, assessed.checked, staged, parameters=parameters, quality=assessed.summary, provenance=origin
         )
         return finish_bundle(staged, out, manifest)
+
+
+def _refuse_options_of_the_base(plan: BuildPlan) -> None:
+    """What the graph is was decided when the base was built; asking for it again would be ignored."""
+    default = BuildPlan(plan.source, plan.name, plan.version)
+    for field in msgspec.structs.fields(BuildPlan):
+        if field.name not in LABELS and getattr(plan, field.name) != getattr(default, field.name):
+            option = field.name.replace("_", "-")
+            raise UsageError(f"--{option} was decided with the base bundle; leave it out with --base", field=option)
 
 
 def export_adapter(adapter: Adapter, checkpoint: Checkpoint, base: BaseBundle, out: Path, log: Path) -> int:

@@ -7,6 +7,7 @@ import json
 import sys
 
 from agent.commands.place import Place, add_place, existing_place, size_text
+from agent.install.adapters import check_fits
 from agent.install.contents import check_contents
 from agent.install.deriving import is_sound
 from agent.install.inspection import find_faults, read_manifest
@@ -65,6 +66,7 @@ def faults_of(place: Place, bundle: InstalledBundle) -> list[BundleRefused]:
         faults = list(find_faults(directory, manifest))
         if not faults:
             check_contents(manifest, lambda path: directory / path)
+            check_fits(manifest, lambda path: directory / path, place.directory)
         faults += derived_faults(place, bundle)
     except BundleRefused as fault:
         return [fault]

@@ -52,6 +52,10 @@ def check_fits(manifest: Manifest, locate: Callable[[str], Path], directory: Sta
     base = directory.bundle(check_digest(manifest.base.manifest_sha256))
     try:
         config = read_genai_config((base / CONFIG_FILE).read_bytes())
+    except FileNotFoundError as error:
+        raise BundleRefused(
+            Reason.BASE_MISSING, f"the base of {manifest.reference} is not here", field="base"
+        ) from error
     except OSError as error:
         raise StoreBroken(f"{base / CONFIG_FILE} cannot be read: {error.strerror}") from error
     slots = find_slots(read_graph_file(base / config.filename))

@@ -29,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="K")
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    parser.add_argument("--adapter", metavar="NAME[@VERSION]", help="answer with this adapter bundle of the device")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="default 600")
     parser.add_argument("--json", action="store_true", help="print the last frame as JSON and nothing else")
     parser.epilog = (
@@ -74,7 +75,7 @@ def _body(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
         body["messages"] = [{"role": "user", "content": text}]
         if arguments.system:
             body["messages"].insert(0, {"role": "system", "content": arguments.system})
-    for name in ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop"):
+    for name in ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "adapter"):
         value = getattr(arguments, name)
         if value is not None:
             body[name] = value

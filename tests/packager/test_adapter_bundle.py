@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -169,6 +170,12 @@ class TestRefused:
     def test_numbers_that_are_none(self, tiny_checkpoint: Path, base: Path, tmp_path: Path) -> None:
         lora = make_lora(tiny_checkpoint, tmp_path / "lora", 1, size=float("nan"))
         assert "not finite" in self.refusal(tiny_checkpoint, lora, base, tmp_path / "out")
+
+    def test_options_that_were_decided_with_the_base(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        for field, value in (("precision", "fp32"), ("adapter_slots", True), ("block_size", 64)):
+            plan = msgspec.structs.replace(plan_for(tiny_checkpoint, tmp_path), **{field: value})
+            with pytest.raises(UsageError, match=f"--{field.replace('_', '-')} was decided with the base"):
+                build_adapter_bundle(plan, tmp_path, tmp_path / "out", cache=CACHE)
 
     def test_a_lora_of_what_has_no_place(self) -> None:
         with pytest.raises(BuildRefused, match="--merge-adapter"):

@@ -9,9 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.commands.place import Place
+from agent.commands.verify import faults_of
 from agent.install.coordinator import Coordinator
 from agent.install.overview import bundle_lines
 from agent.install.settings import InstallSettings
+from agent.worker.settings import WorkerSettings
 from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
 from contract.manifest import MANIFEST_FILE, Base, Manifest, encode_manifest, parse_manifest
@@ -105,6 +108,8 @@ async def test_adapters_join_their_base_one_after_the_other_and_come_back_after_
         await shop.want(coordinator, "one@1.0.0")
         assert len(shop.stage.serving.swaps) == swaps
     assert shop.places == {BASE: "active", "one@1.0.0": "adapter", "two@1.0.0": "adapter"}
+    place = Place(shop.device.directory, SETTINGS, WorkerSettings())
+    assert [faults_of(place, bundle) for bundle in shop.device.state().bundles()] == [[], [], []]
     shop.stage.restart()
     shop.stage.workers = WorkerProcess.start  # type: ignore[assignment]
     async with shop.agent():
