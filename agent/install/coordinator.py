@@ -213,7 +213,7 @@ class Coordinator:
         detail = {"reason": refused.reason, "message": refused.message, "revision": revision_of(payload)}
         self._reporter.event("refused", detail)
         unsaid = self._ration.unsaid()
-        self._ration.refused()
+        self._ration.spend()
         if unsaid is not None:
             self._audit.note(
                 "refused",

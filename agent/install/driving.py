@@ -244,13 +244,15 @@ class Driver:
             await self._installer(job, self._hear)
         except BundleRefused as refused:
             if not wish.operator:
-                self._ration.refused()
+                self._ration.spend()
             self._refuse(refused)
             return Event.REFUSED
         except EdgeBundleError as error:
             self._outcome = Outcome("later", error)
             self._reporter.error = reported_error(error)
             return Event.UNAVAILABLE
+        if not wish.operator:
+            self._ration.spend()
         return Event.SEALED
 
     def _hear(self, line: Line) -> None:

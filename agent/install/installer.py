@@ -83,6 +83,8 @@ def audited(job: Job, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedB
     """
 
     def accept(sealed: SealedBundle) -> None:
+        if job.refusals_unsaid is None and audit.knows("accepted", sealed.digest):
+            return
         # Durable before the agent hears of it: nothing becomes active that is not in the log.
         audit.record(
             "accepted",

@@ -23,8 +23,8 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     ``digest``: a bundle that lies here already is meant, no source is asked (a rollback); ``allow_epoch`` lets it have
     a security epoch below the committed one, or be revoked. ``root``: a ``root.json`` to provision trust with where
     there is none yet. ``refresh_only``: bring the device's trust up to date and look at what is installed with it; name
-    and version mean nothing then. ``refusals_unsaid``: how many refusals were not written to ``audit.jsonl`` since the
-    last one that was; None when the refusal of this job is not to be, either.
+    and version mean nothing then. ``refusals_unsaid``: how many decisions were not written to ``audit.jsonl`` since the
+    last one that was; None when this job's is not to be either, unless it is the first acceptance of a bundle.
     """
 
     state_dir: str

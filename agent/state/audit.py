@@ -114,6 +114,14 @@ class AuditLog:
                 line = b"\n" + line
             self._disk.append(self._path, line)
 
+    def knows(self, decision: Decision, digest: str) -> bool:
+        """Whether that was written down before, and is still in the log.
+
+        Raises:
+            StoreBroken.
+        """
+        return any(entry.decision == decision and entry.digest == digest for entry in read_audit(self._path))
+
     def note(self, decision: Decision, **details: object) -> None:
         """As :meth:`record`, where the decision stands whether or not it can be written down: a full disk must not
         turn a refusal into anything else.
@@ -160,7 +168,9 @@ class AuditLog:
 
 
 class RefusalRation:
-    """How many refusals may be written down, so that whoever causes them cannot wash everything else out of the log.
+    """How many decisions that a broker causes may be written down, so that it cannot wash the rest out of the log.
+
+    What is accepted for the first time is written down in any case: nothing becomes active that is not in the log.
 
     :data:`RATION` at once, then one every :data:`RATION_SECONDS`: a flood that never ends fills the log in half a year.
     """
@@ -178,8 +188,8 @@ class RefusalRation:
         self._at = now
         return self._unsaid if self._left >= 1 else None
 
-    def refused(self) -> None:
-        """One was refused, and written down or not as :meth:`unsaid` said."""
+    def spend(self) -> None:
+        """A decision was taken, and written down or not as :meth:`unsaid` said."""
         if self.unsaid() is None:
             self._unsaid += 1
         else:

@@ -249,6 +249,28 @@ async def test_a_flood_of_bad_documents_does_not_wash_the_log_out(
     assert [entry.decision for entry in device.audit()][-1] == "committed"
 
 
+async def test_flapping_between_good_bundles_does_not_wash_the_log_out(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "RATION", 2)
+    stage = stage_for(market, device)
+    stage.settings = InstallSettings(probation_seconds=0, swaps_per_hour=1)
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        for number in range(4):
+            coordinator.desire(desired("1.1.0", f"flap-{number}"))
+            await stage.until(
+                lambda each, wanted=f"flap-{number}": (
+                    each.revision == wanted and each.error is not None and each.error.reason == Reason.SWAP_LIMIT
+                )
+            )
+    accepted = [entry.bundle for entry in device.audit() if entry.decision == "accepted"]
+    assert accepted == ["tiny@1.0.0", "tiny@1.1.0"], "each once, though the installer ran five times"
+
+
 def test_warnings_are_news_once(device: Device) -> None:
     standing = device.state().standing
     first = Warned(Reason.EXPIRED, None, "expired")

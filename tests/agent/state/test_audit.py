@@ -98,11 +98,11 @@ def test_refusals_are_rationed_and_the_next_entry_says_how_many_were_not_written
     said = []
     for _ in range(audit.RATION + 10):
         said.append(ration.unsaid())
-        ration.refused()
+        ration.spend()
     assert said == [0] * audit.RATION + [None] * 10
     now[0] += audit.RATION_SECONDS
     assert ration.unsaid() == 10
-    ration.refused()
+    ration.spend()
     assert ration.unsaid() is None
     now[0] += 1e9
     assert ration.unsaid() == 0
