@@ -103,11 +103,11 @@ CHECKS: tuple[Check, ...] = (
         "changed object",
         "I.a_changed_object_is_refused_and_nothing_of_it_kept",
         (
-            "agent.install.staging",
+            "agent.install",
             "len(data) == piece.size and hashlib.sha256(data).hexdigest() == piece.sha256",
             "True",
         ),
-        ("agent.install.obtaining", "                if part.digest() == entry.sha256:", "                if True:"),
+        ("agent.install", "                if part.digest() == entry.sha256:", "                if True:"),
     ),
     _check(
         "endless data: a document",
@@ -164,12 +164,12 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "slow retrieval: elsewhere",
         "X.another_source_takes_over_in_the_middle_of_a_range",
-        ("agent.install.sources", "                unavailable = unavailable or error\n", "                raise\n"),
+        ("agent.install", "                unavailable = unavailable or error\n", "                raise\n"),
     ),
     _check(
         "slow retrieval: later",
         "C.an_unavailable_source_is_tried_again",
-        ("agent.install.coordinator", '        if outcome.kind == "later":\n', '        if outcome.kind == "never":\n'),
+        ("agent.install", '        if outcome.kind == "later":\n', '        if outcome.kind == "never":\n'),
     ),
     _check(
         "extraneous file: in a bundle directory",
@@ -184,7 +184,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "extraneous file: on the device",
         "I.tampering_is_found",
-        ("agent.install.inspection", "    yield from _extra_names(directory, {MANIFEST_FILE, *entries})\n", ""),
+        ("agent.install", "    yield from _extra_names(directory, {MANIFEST_FILE, *entries})\n", ""),
     ),
     _check(
         "fast-forward: recovery",
@@ -331,12 +331,12 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "rollback of the epoch",
         "I.an_epoch_below_the_committed_one_is_refused",
-        ("agent.install.obtaining", "    if manifest.security_epoch < floor:\n", "    if False:\n"),
+        ("agent.install", "    if manifest.security_epoch < floor:\n", "    if False:\n"),
     ),
     _check(
         "rollback of the epoch: by going back to a revoked bundle",
         "V.a_damaged_bundle_does_not_fall_back_to_a_revoked_one",
-        ("agent.install.driving", "                and previous.digest not in self._store.standing.revoked()\n", ""),
+        ("agent.install", "                and previous.digest not in self._store.standing.revoked()\n", ""),
     ),
     _check(
         "emptied trust file with an old .edgebundle",
@@ -440,7 +440,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "wrong size of a file",
         "I.tampering_is_found",
-        ("agent.install.inspection", "        if size != entry.size:\n", "        if False:\n"),
+        ("agent.install", "        if size != entry.size:\n", "        if False:\n"),
     ),
     _check(
         "chunks that do not add up",
@@ -656,22 +656,22 @@ CHECKS: tuple[Check, ...] = (
         "a file swapped between verification and use: before it",
         "V.attack_a_file_swapped_between_verification_and_use",
         (
-            "agent.install.driving",
+            "agent.install",
             "            sealed = await asyncio.to_thread(inspect_bundle, place, digest)\n",
             "            sealed = SealedBundle(digest=digest, directory=place, manifest=manifest)\n",
         ),
-        ("agent.install.driving", "            check_unchanged(place, manifest, self._marks)\n", ""),
+        ("agent.install", "            check_unchanged(place, manifest, self._marks)\n", ""),
     ),
     _check(
         "a file swapped between verification and use: during it",
         "V.attack_a_file_swapped_between_verification_and_use",
-        ("agent.install.driving", "            check_unchanged(place, manifest, self._marks)\n", ""),
+        ("agent.install", "            check_unchanged(place, manifest, self._marks)\n", ""),
     ),
     _check(
         "a file swapped between verification and use: while it loads",
         "V.attack_a_file_swapped_while_the_new_model_loads",
         (
-            "agent.install.driving",
+            "agent.install",
             "self._serving.swap(self._sealed, mode)\n            check_unchanged(",
             "self._serving.swap(self._sealed, mode)\n            (lambda *words: None)(",
         ),
@@ -679,27 +679,27 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "an active bundle's byte changed on disk later: while it serves",
         "V.attack_a_byte_of_the_active_bundle_changed_while_it_serves",
-        ("agent.install.trusting", "        damage = self._damage()\n", "        damage = None\n"),
+        ("agent.install", "        damage = self._damage()\n", "        damage = None\n"),
     ),
     _check(
         "an active bundle's byte changed on disk later: found at start and by verify",
         "I.tampering_is_found C.a_damaged_active_bundle_is_not_served_but_mended",
-        ("agent.install.inspection", "    if digest.hexdigest() != entry.sha256:\n", "    if False:\n"),
+        ("agent.install", "    if digest.hexdigest() != entry.sha256:\n", "    if False:\n"),
     ),
     _check(
         "a revoked bundle already installed: reported",
         "V.a_revoked_bundle_is_reported_and_serves_on_where_policy_keeps_it",
-        ("agent.install.trusting", "                if bundle.reference in revoked:\n", "                if False:\n"),
+        ("agent.install", "                if bundle.reference in revoked:\n", "                if False:\n"),
     ),
     _check(
         "a revoked bundle already installed: replaced",
         "V.a_revoked_bundle_is_replaced_by_the_one_before_it V.with_nothing_acceptable_to_go_back_to_nothing_is_served",
-        ("agent.install.revocation", '    return policy.on_revoked == "replace"\n', "    return False\n"),
+        ("agent.install", '    return policy.on_revoked == "replace"\n', "    return False\n"),
     ),
     _check(
         "a revoked bundle already installed: kept where policy says so",
         "V.a_revoked_bundle_is_reported_and_serves_on_where_policy_keeps_it",
-        ("agent.install.revocation", '    return policy.on_revoked == "replace"\n', "    return True\n"),
+        ("agent.install", '    return policy.on_revoked == "replace"\n', "    return True\n"),
     ),
     _check(
         "desired names an unlisted bundle",
@@ -714,7 +714,7 @@ CHECKS: tuple[Check, ...] = (
         "desired names a source that is not configured",
         "C.a_document_that_cannot_be_followed_is_reported",
         (
-            "agent.install.wishes",
+            "agent.install",
             "        if location is None:\n",
             "        if location is None:\n            location = desired.source\n        if False:\n",
         ),
@@ -723,7 +723,7 @@ CHECKS: tuple[Check, ...] = (
         "desired with a looser policy",
         "C.a_document_that_cannot_be_followed_is_reported E.a_looser_policy_is_refused",
         (
-            "agent.install.settings",
+            "agent.install",
             '        if policy.swap == "overlap" and settings.swap == "drain":\n',
             "        if False:\n",
         ),
@@ -731,17 +731,17 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "desired floods",
         "C.a_flood_of_documents_ends_with_the_last",
-        ("agent.install.coordinator", "WISH_SECONDS = 0.2", "WISH_SECONDS = 60"),
+        ("agent.install", "WISH_SECONDS = 0.2", "WISH_SECONDS = 60"),
     ),
     _check(
         "desired flapping",
         "C.swaps_per_hour_are_limited",
-        ("agent.install.driving", "            if limit and len(recent) >= limit:\n", "            if False:\n"),
+        ("agent.install", "            if limit and len(recent) >= limit:\n", "            if False:\n"),
     ),
     _check(
         "desired names what failed here",
         "C.a_candidate_that_does_not_hold_is_rolled_back_and_not_tried_again",
-        ("agent.install.obtaining", "        self._check_quarantine(trusted)\n", ""),
+        ("agent.install", "        self._check_quarantine(trusted)\n", ""),
     ),
     _check(
         "a flood that washes the audit log out",
@@ -843,7 +843,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "a graph for another execution provider",
         "I.a_bundle_for_a_provider_that_does_not_run_here_is_refused",
-        ("agent.install.obtaining", "        check_provider(manifest)\n", ""),
+        ("agent.install", "        check_provider(manifest)\n", ""),
     ),
     # The plain TUF client.
     _check(

@@ -14,7 +14,10 @@ from msgspec import Struct
 
 
 class Cut(Struct, frozen=True):
-    """In the source of ``module``, ``old`` (which stands there once) becomes ``new``."""
+    """In the source of ``module``, ``old`` (which stands there once) becomes ``new``.
+
+    ``module`` may be a package: then ``old`` stands once in one of its modules, wherever that is.
+    """
 
     module: str
     old: str
@@ -30,6 +33,22 @@ class Cut(Struct, frozen=True):
         if found != 1:
             raise LookupError(f"{self.module} has {self.old!r} {found} times; the table must name a check exactly")
         return source.replace(self.old, self.new)
+
+
+def located(cut: Cut) -> Cut:
+    """The cut with the very module that it is about, which is not imported.
+
+    Raises:
+        LookupError: no module of the package, or more than one, has the check.
+    """
+    spec = importlib.util.find_spec(cut.module)
+    if spec is None or not spec.submodule_search_locations:
+        return cut
+    files = [file for place in spec.submodule_search_locations for file in sorted(Path(place).glob("*.py"))]
+    found = [file.stem for file in files if cut.old in file.read_text("utf-8")]
+    if len(found) != 1:
+        raise LookupError(f"{cut.old!r} stands in {found or 'no module'} of {cut.module}; it must be one")
+    return Cut(f"{cut.module}.{found[0]}", cut.old, cut.new)
 
 
 def source_of(module: str) -> Path:
@@ -69,6 +88,7 @@ class _Finder(MetaPathFinder):
 
 def remove(cuts: Sequence[Cut]) -> None:
     """From now on this process imports the modules without these checks."""
+    cuts = [located(cut) for cut in cuts]
     for cut in cuts:
         assert cut.module not in sys.modules, f"{cut.module} was imported before its check could be taken out"
     sys.meta_path.insert(0, _Finder(cuts))

@@ -101,7 +101,7 @@ def _run(cuts: Sequence[Cut], tests: Sequence[str], scratch: Path, hangs: bool) 
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     try:
         remove(cuts)
-    except AssertionError as error:
+    except (AssertionError, LookupError) as error:
         return [], str(error)
     recorder = _Recorder(hangs)
     seconds = HANG_SECONDS if hangs else SECONDS
