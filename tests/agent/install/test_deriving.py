@@ -152,6 +152,7 @@ async def test_a_worker_maps_them_instead_of_copying_the_weights(
         await worker.close()
     plain, prepacked = found
     assert plain - prepacked > 60 << 20, "the weights alone are 80 MiB"
+    assert prepacked < 0.5 * plain, "the whole worker, not the weights alone"
     await asyncio.sleep(0)
 
 
