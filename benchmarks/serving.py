@@ -1,6 +1,6 @@
 """Measures the way of a request over a real mosquitto against the engine's own loop, and prints ratios.
 
-    python benchmarks/serving.py BUNDLE [--rounds N] [--json]
+    python benchmarks/serving.py BUNDLE [--rounds N] [--seconds S] [--json]
 
 Both sides run the same model in the same worker process with the same threads; one is driven through its socket alone,
 the other by a program that publishes to the broker, through agent, ledger and back. Rounds alternate; medians count.
@@ -191,6 +191,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="end to end over mosquitto against the engine's own loop")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no round after so long")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -209,7 +210,10 @@ def main() -> int:
         try:
             runner.run(worker.measure(1))
             site.measure(1)
+            until = time.monotonic() + arguments.seconds
             for turn in range(arguments.rounds):
+                if turn and time.monotonic() > until:
+                    break
                 for streams in STREAMS:
                     # Neither side always has the warmer processor.
                     for side in (0, 1) if turn % 2 else (1, 0):

@@ -6,12 +6,15 @@ import itertools
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
@@ -156,6 +159,62 @@ def test_formats_that_nobody_can_keep_are_refused_and_hurt_nobody(
     assert tiny_device.meter.crashes == crashes
 
 
+FORMS = st.sampled_from([
+    {"type": "text"}, {"type": "json_object"}, {"type": "regex", "regex": "[a-c]{1,3}"}, {"type": "regex", "regex": ""},
+    {"type": "json_schema", "json_schema": {"schema": {"enum": [1, "two", None]}}},
+    {"type": "json_schema", "json_schema": {"schema": {"type": "object", "required": ["x"], "properties": {"x": {}}}}},
+])  # fmt: skip
+ALLOWED: dict[str, st.SearchStrategy[Any]] = {
+    "min_tokens": st.sampled_from([0, 1, 5, 1 << 20]),
+    "temperature": st.sampled_from([0, 1e-9, 0.7, 2]),
+    "top_p": st.sampled_from([1e-12, 0.5, 1]),
+    "top_k": st.sampled_from([0, 1, 7, 1 << 20]),
+    "min_p": st.sampled_from([0, 0.5, 1]),
+    "seed": st.sampled_from([0, 1, 2**53]),
+    "stop": st.sampled_from(["a", "~", "\0", "🙂", ["e", "t"], ["x" * 256] * 16]),
+    "logprobs": st.booleans(),
+    "top_logprobs": st.integers(0, 20),
+    "logit_bias": st.sampled_from([{}, {"0": -100}, {"2": 100}, {"5": 100, "6": -100}, {"99999999": 1}]),
+    "response_format": FORMS,
+    "stream": st.booleans(),
+    "num_beams": st.sampled_from([1, 2, 8]),
+    "repetition_penalty": st.sampled_from([0.1, 1, 10]),
+    "no_repeat_ngram_size": st.sampled_from([0, 1, 2, 64]),
+    "adapter": st.sampled_from(["none-such", "."]),
+    "priority": st.integers(0, 9),
+    "deadline_ms": st.sampled_from([1, 50, 86_400_000]),
+    "supersede_key": st.sampled_from(["k", "l"]),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"max_tokens": st.sampled_from([1, 2, 9])}, optional=ALLOWED), max_size=8))
+def test_whatever_the_ranges_allow_has_one_end_and_kills_no_worker(
+    tiny: RawClient, tiny_device: Device, bodies: list[dict[str, Any]]
+) -> None:
+    asked = [ask(tiny, prompt="Say hello.", **body) for body in bodies]
+    for request, body in zip(asked, bodies, strict=True):
+        (last,) = tiny.wait_answer(request).lasts
+        if "error" in last:
+            assert last["error"]["code"] == 400, (body, last)
+            assert last["error"]["field"].partition(".")[0] in body, (body, last)
+        else:
+            assert last["usage"]["completion_tokens"] <= body["max_tokens"]
+    assert tiny_device.meter.crashes == 0
+
+
+def test_a_thousand_at_once_have_one_end_each(tiny: RawClient, tiny_device: Device) -> None:
+    names = [f"flood{number}" for number in range(1000)]
+    for name in names:
+        tiny.send(name, "Say hello.", max_tokens=1, stream=False)
+    lasts = [tiny.wait_answer(name).lasts for name in names]
+    assert {len(last) for last in lasts} == {1}
+    ends = Counter(last.get("finish_reason") or last["error"]["type"] for (last,) in lasts)
+    assert set(ends) <= {"length", "stop", "queue_full"}
+    assert ends["length"] + ends["stop"] >= tiny_device.config.serving.client_queue_limit
+    assert last_of(tiny, messages=user("Say hello."), max_tokens=2)["finish_reason"] in ("length", "stop")
+
+
 def test_formats_that_can_be_kept_are(tiny: RawClient) -> None:
     form = {"type": "regex", "regex": "(yes|no)!"}
     last = last_of(tiny, messages=user("Say hello."), response_format=form, max_tokens=40)
@@ -186,6 +245,42 @@ def test_smollm2_streams_stops_and_seeds(
         texts = [client.wait_answer(request).lasts[0]["text"] for request in asked]
         assert texts[0] == texts[1] == alone
         assert texts[2] != alone
+
+        change_a_running_answer(client)
+        end_a_prompt_that_is_being_read(client, device)
     finally:
         client.close()
         device.stop()
+
+
+def control(client: RawClient, request: str, **body: Any) -> None:
+    payload = json.dumps({"id": request, **body}).encode()
+    client.publish(f"edge/v1/d/{client.device}/control/{client.name}", payload)
+
+
+def change_a_running_answer(client: RawClient) -> None:
+    """Greedy at first; hot, and shorter, from the moment on that the update arrives."""
+    story = {"messages": user("Count from one to two hundred."), "max_tokens": 100, "min_tokens": 100}
+    greedy = last_of(client, **story)["text"]
+    request = ask(client, **story, seed=1)
+    while client.frames.get(timeout=60)[0] != request:
+        pass
+    control(client, request, op="update", set={"temperature": 2.0, "max_tokens": 99})
+    answer = client.wait_answer(request)
+    (last,) = answer.lasts
+    assert (last["finish_reason"], last["usage"]["completion_tokens"]) == ("length", 99)
+    assert greedy.startswith(answer.frames[0]["d"])
+    assert not greedy.startswith(last["text"])
+
+
+def end_a_prompt_that_is_being_read(client: RawClient, device: Device) -> None:
+    """A deadline and a cancel in prefill: no token comes, and the next request has the place at once."""
+    prompt = "All work and no play makes Jack a dull boy. " * 180
+    late = last_of(client, prompt=f"1 {prompt}", deadline_ms=200)
+    assert (late["finish_reason"], late["usage"]["completion_tokens"]) == ("deadline", 0)
+    request = ask(client, prompt=f"2 {prompt}")
+    device.until(lambda: device.serving.active == 1)
+    control(client, request, op="cancel")
+    cancelled = client.wait_answer(request).lasts[0]
+    assert (cancelled["finish_reason"], cancelled["usage"]["completion_tokens"]) == ("cancelled", 0)
+    device.until(lambda: device.serving.active == 0)
