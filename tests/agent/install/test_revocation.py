@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -44,8 +45,20 @@ async def test_a_revoked_bundle_is_reported_and_serves_on_where_policy_keeps_it(
     await settle(stage, market, "1.0.0", "1.1.0")
     market.repository.revoke("tiny@1.1.0")
     stage.settings = InstallSettings(trust_refresh_seconds=SOON, on_revoked="keep")
+    installs, refreshed = stage.installer, asyncio.Semaphore(0)
+
+    async def install(job: Any, on_line: Any) -> None:
+        refreshed.release()
+        await installs(job, on_line)
+
+    stage.installer = install
     async with stage.agent():
         reported = await stage.until(warns(Reason.REVOKED))
+        while not refreshed.locked():
+            await refreshed.acquire()
+        for _ in range(2):
+            # Whatever is done about the warning is done before trust is refreshed again.
+            await refreshed.acquire()
     assert reported.active is not None
     assert reported.active.version == "1.1.0"
     assert stage.serving.swaps == [("1.1.0", "drain")]
