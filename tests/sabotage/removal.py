@@ -12,7 +12,6 @@ from types import CodeType, ModuleType
 
 from msgspec import Struct
 
-
 OURS = ("agent.", "contract.", "packager.")
 
 
