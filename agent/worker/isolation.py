@@ -1,9 +1,10 @@
 """Shuts a worker in before it touches a bundle: native code that reads foreign weights gets nothing else.
 
-As far as the kernel allows: no new privileges; no core files, no files written, few descriptors; Landlock (read what
-Python and the bundle need, write nothing, no TCP, no signals to others); seccomp (no sockets but UNIX ones, none of
-them connected, no new processes, no tracing, no mounts). What could not be had is left out and the level that was
-reached is reported, so that an old kernel still serves. Under systemd the unit does the same from outside.
+As far as the kernel allows: no new privileges; no core files, no files written, few descriptors, not all of the
+memory, and the first to go when that runs out; Landlock (read what Python and the bundle need, write nothing, no TCP,
+no signals to others); seccomp (no sockets but UNIX ones, none of them connected, no new processes, no tracing, no
+mounts). What could not be had is left out and the level that was reached is reported, so that an old kernel still
+serves. Under systemd the unit does the same from outside.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 
 import agent
 import contract
+from agent.host import total_memory
 from agent.worker.seccomp import deny_program
+from contract.errors import StoreBroken
 
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_SET_MODE_FILTER = 1
@@ -35,6 +38,12 @@ NET_ABI, NET_RIGHTS = 4, 0b11
 SCOPE_ABI, SCOPES = 6, 0b11
 
 MAX_DESCRIPTORS = 256
+
+MEMORY_SHARE = 0.9
+"""Of the RAM there is, for what a worker allocates (mapped weights do not count): the rest keeps the machine alive."""
+
+OOM_SCORE = 500
+"""When memory runs out all the same, a worker goes before the agent does."""
 
 SYSTEM_PATHS = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"),
@@ -76,7 +85,11 @@ def isolate(readable: Iterable[Path], writable: Iterable[Path] = ()) -> str:
 
 
 def _limit_resources(*, writes: bool) -> bool:
-    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: MAX_DESCRIPTORS}
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+        resource.RLIMIT_DATA: int(total_memory() * MEMORY_SHARE),
+    }
     if not writes:
         limits[resource.RLIMIT_FSIZE] = 0
     try:
@@ -84,9 +97,16 @@ def _limit_resources(*, writes: bool) -> bool:
             _, hard = resource.getrlimit(kind)
             lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(kind, (lowest, lowest))
-    except (OSError, ValueError):
+        _go_first()
+    except (OSError, ValueError, StoreBroken):
         return False
     return True
+
+
+def _go_first() -> None:
+    place = Path("/proc/self/oom_score_adj")
+    if int(place.read_text()) < OOM_SCORE:
+        place.write_text(str(OOM_SCORE))
 
 
 def _python_paths() -> list[Path]:

@@ -111,8 +111,9 @@ class Asker:
         again = error.get("retry_after_ms")
         with self._lock:
             request = self.requests[name]
-            # Asked again, a device that had accepted the request says the very same: that is its result.
-            if again is not None and (error["code"] == 429 or payload != request.refused):
+            # Asked again, a device that had accepted the request says the very same: that is its result. What turns a
+            # request away before it is accepted may be said many times.
+            if again is not None and (error["type"] != "engine_unavailable" or payload != request.refused):
                 request.refused = payload
                 request.due = time.monotonic() + min(again / 1000, AGAIN_SECONDS)
                 return

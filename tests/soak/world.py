@@ -160,10 +160,13 @@ class World:
             with contextlib.suppress(psutil.Error):
                 worker.send_signal(signal.SIGSTOP)
 
-    def fault_agent_killed(self) -> None:
+    def kill_agent(self) -> None:
         assert self._agent is not None
         self._agent.kill()
         self._agent.wait()
+
+    def fault_agent_killed(self) -> None:
+        self.kill_agent()
         self.start_agent()
 
     def fault_broker_killed(self) -> None:

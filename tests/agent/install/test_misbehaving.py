@@ -8,10 +8,8 @@ import json
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
@@ -19,86 +17,9 @@ import pytest
 
 from contract.manifest import Requires
 from contract.reasons import Reason
-from tests.soak.asker import Asker
-from tests.soak.world import World
-from tests.tiny import ANSWERS
+from tests.soak.scene import GOOD, Scene
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
-
-SECONDS = 90.0
-GOOD = "1.1.0"
-
-
-class Scene:
-    """A device that serves ``GOOD`` to a client that never stops asking."""
-
-    def __init__(self, root: Path, bundle: Path) -> None:
-        self.world = World(root, bundle)
-        config = root / "agent.toml"
-        config.write_text(config.read_text().replace("load_seconds = 30.0", "load_seconds = 10.0"))
-        self.world.start()
-        self.reasons: dict[str, str] = {}
-        self.asker = Asker(self.world.broker.port)
-        self._ended = threading.Event()
-        self._asking = threading.Thread(target=self._ask)
-        self._asking.start()
-        self.asker.desire(self.world.publish())
-        self.until(lambda: self.active == GOOD)
-
-    def _ask(self) -> None:
-        while not self._ended.wait(0.2):
-            self.asker.step(more=True)
-
-    def close(self) -> None:
-        self._ended.set()
-        self._asking.join()
-        self.asker.close()
-        self.world.stop()
-
-    @property
-    def active(self) -> str | None:
-        return (self.asker.reported.get("active") or {}).get("version")
-
-    def until(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + SECONDS
-        while not holds():
-            assert time.monotonic() < deadline, self.asker.reported
-            time.sleep(0.02)
-
-    def answered(self) -> int:
-        return sum(bool(request.results) for request in list(self.asker.requests.values()))
-
-    def refuses(self, version: str, **more: object) -> dict[str, Any]:
-        """Wish for ``version``; what is reported of its failure."""
-        before = self.answered()
-        self.asker.desire(version, **more)
-        self.until(
-            lambda: (
-                self.asker.reported.get("revision") == f"r{version}"
-                and self.asker.reported["phase"] == "IDLE"
-                and self.asker.reported.get("error") is not None
-            )
-        )
-        said = dict(self.asker.reported)
-        self.until(lambda: self.answered() > before)
-        assert said["active"]["version"] == GOOD
-        self.reasons[version] = said["error"]["reason"]
-        return said
-
-    def fetched(self, path: Path) -> bool:
-        """Whether anybody asked the server for an object."""
-        return path.name in (self.world.root / "web" / "access.log").read_text()
-
-    def candidate(self) -> psutil.Process:
-        """The worker that tries a new bundle, as soon as there is one."""
-        before = {each.pid for each in self.world.workers()}
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            for worker in self.world.workers():
-                if worker.pid not in before:
-                    return worker
-            time.sleep(0.01)
-        raise AssertionError("no candidate was tried")
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +27,7 @@ def scene(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     made = Scene(tmp_path_factory.mktemp("scene"), tiny_bundle)
     yield made
     made.close()
-    # Whatever was tried meanwhile, every answer is the good one's.
-    for request in made.asker.requests.values():
-        for result in request.results:
-            frame = json.loads(result)
-            assert frame["text"] == ANSWERS[request.question], frame
-            assert len(request.results) == 1
+    assert made.wrong_answers() == []
 
 
 def weights(scene: Scene) -> bytes:

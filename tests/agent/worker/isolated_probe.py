@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import mmap
 import os
 import signal
 import socket
@@ -23,7 +24,20 @@ def outcome(attempt: Callable[[], object]) -> str:
         attempt()
     except OSError as error:
         return errno.errorcode[error.errno or 0]
+    except MemoryError:
+        return "ENOMEM"
     return "done"
+
+
+def eat_memory() -> None:
+    with mmap.mmap(-1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), flags=mmap.MAP_PRIVATE):
+        pass
+
+
+def fork_without_end() -> None:
+    while True:
+        if os.fork() == 0:
+            os._exit(0)
 
 
 def thread() -> None:
@@ -61,10 +75,16 @@ if __name__ == "__main__":
         "unix pair": lambda: [end.close() for end in socket.socketpair()],
         "connect to a unix socket": lambda: unix_connect(str(listening)),
         "execute": lambda: os.execv("/bin/true", ["true"]),
-        "fork": lambda: os.fork() or os._exit(0),
+        "fork without end": fork_without_end,
+        "eat memory": eat_memory,
         "signal the parent": lambda: os.kill(os.getppid(), signal.SIGWINCH),
         "unshare": unshare,
         "thread": thread,
     }
     level = isolate([bundle])
-    print(json.dumps({"level": level, **{name: outcome(attempt) for name, attempt in attempts.items()}}))
+    score = Path("/proc/self/oom_score_adj").read_text().strip()
+    print(
+        json.dumps(
+            {"level": level, "oom score": score, **{name: outcome(attempt) for name, attempt in attempts.items()}}
+        )
+    )

@@ -45,7 +45,7 @@ def test_what_a_worker_needs_works(probed: dict[str, str], needed: str) -> None:
 
 @pytest.mark.parametrize(
     "denied",
-    ["tcp", "udp", "udp over ipv6", "netlink", "connect to a unix socket", "execute", "fork", "unshare"],
+    ["tcp", "udp", "udp over ipv6", "netlink", "connect to a unix socket", "execute", "fork without end", "unshare"],
 )
 def test_seccomp_denies(probed: dict[str, str], denied: str) -> None:
     if "seccomp" not in probed["level"]:
@@ -64,6 +64,12 @@ def test_landlock_denies(probed: dict[str, str], denied: str) -> None:
     if "landlock" not in probed["level"]:
         pytest.skip("this kernel has no Landlock")
     assert probed[denied] in ("EACCES", "EPERM")
+
+
+def test_memory_ends_before_the_machines_does(probed: dict[str, str]) -> None:
+    assert "rlimits" in probed["level"]
+    assert probed["eat memory"] == "ENOMEM"
+    assert int(probed["oom score"]) >= 500
 
 
 def test_landlock_keeps_signals_in(probed: dict[str, str]) -> None:
