@@ -97,6 +97,7 @@ def _show(session: BrokerSession, fleet: Fleet, arguments: argparse.Namespace, b
                 only=arguments.device,
                 connected=session.connected,
                 now=now,
+                width=console.width,
                 height=console.height,
             )
             screen.update(picture, refresh=True)

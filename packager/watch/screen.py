@@ -16,9 +16,23 @@ from packager.watch.fleet import DeviceView, Fleet, Happening, printable, refere
 from packager.watch.samples import LlmReading
 from packager.watch.series import Series, sparkline
 
-SPARK_WIDTH = 48
-SMALL_SPARK_WIDTH = 16
+SPARK_WIDTH = 60
+SMALL_SPARK_WIDTH = 24
+"""At most; what is left of a narrow terminal otherwise."""
+
+BESIDE_SPARK = 46
+"""Columns of frame, label and number beside a sparkline of one device."""
+
+BESIDE_SMALL_SPARK = 92
+"""Columns that a line of a fleet needs without a sparkline."""
+
+LEAST_SPARK = 8
+"""A shorter sparkline says nothing."""
+
 LABEL_WIDTH = 12
+PROGRESS_WIDTH = 16
+LONGEST_NAME = 24
+SMALL_NUMBERS = ["tok/s", "wait", "busy", "°C", "mem"]
 SILENT_SECONDS = 60.0
 """No live word for so long, although it is said to be online: said so, since the last will takes a while to come."""
 
@@ -31,18 +45,27 @@ FULL, NEARLY_FULL = 95.0, 85.0
 GOOD, WORTH_A_LOOK, BAD, FAINT = "green", "yellow", "bold red", "bright_black"
 
 
-def draw(fleet: Fleet, *, title: str, only: str | None, connected: bool, now: float, height: int) -> RenderableType:
-    """Everything, for a terminal of ``height`` lines; ``only``: the device that was asked for, if one was."""
+def draw(
+    fleet: Fleet, *, title: str, only: str | None, connected: bool, now: float, width: int, height: int
+) -> RenderableType:
+    """Everything, for a terminal of this size; ``only``: the device that was asked for, if one was."""
     views = sorted(fleet.devices.values(), key=lambda view: _natural(view.name))
     head = _head(title, views, connected)
     if only is not None or len(views) == 1:
         view = fleet.devices.get(only) if only is not None else views[0]
         name = only if only is not None else views[0].name
-        body: RenderableType = waiting(name) if view is None else Group(*_device(view, now))
+        body: RenderableType = (
+            waiting(name)
+            if view is None
+            else Group(*_device(view, now, min(SPARK_WIDTH, max(0, width - BESIDE_SPARK))))
+        )
         used = 1 if view is None else _device_height(view)
     else:
         room = max(1, height - 12)
-        body = _table(views[:room], now) if views else waiting(None)
+        if len(views) > room:
+            # What needs somebody must not be among those that do not fit.
+            views.sort(key=lambda view: state_of(view, now).style == GOOD and phase_of(view).style != BAD)
+        body = _table(views[:room], now, width - BESIDE_SMALL_SPARK) if views else waiting(None)
         used = min(len(views), room) + 4
         if len(views) > room:
             body = Group(body, Text(f"  … and {len(views) - room} more: watch a --group, or one --device", FAINT))
@@ -105,28 +128,33 @@ def phase_of(view: DeviceView) -> Text:
     return Text(text, "cyan")
 
 
-def _table(views: Iterable[DeviceView], now: float) -> Table:
+def _table(views: Sequence[DeviceView], now: float, spark: int) -> Table:
     table = Table(expand=True, box=None, header_style=FAINT, padding=(0, 1))
-    for name in ("device", "state", "bundle", "installation"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=2 if name == "installation" else None)
-    for name in ("tok/s", "", "waiting", "active", "°C", "memory"):
-        table.add_column(name, justify="right", no_wrap=True)
+    longest = max(len(view.name) for view in views)
+    table.add_column("device", no_wrap=True, min_width=min(longest, LONGEST_NAME), overflow="ellipsis")
+    for name in ("state", "bundle", "installation"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=1)
+    numbers = ["tok/s", "", "wait", "busy", "°C", "mem"] if spark >= LEAST_SPARK else SMALL_NUMBERS
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True, min_width=4 if name else None)
     for view in views:
         bundle = Text(reference(view.reported.active if view.reported else None))
         cells = [Text(view.name, "bold"), state_of(view, now), bundle, phase_of(view)]
         # What an offline device once measured says nothing of now.
-        table.add_row(*cells, *(_numbers(view) if view.online or view.status is None else ()))
+        table.add_row(
+            *cells, *(_numbers(view, min(spark, SMALL_SPARK_WIDTH)) if view.online or view.status is None else ())
+        )
     return table
 
 
-def _numbers(view: DeviceView) -> list[Text]:
+def _numbers(view: DeviceView, spark: int) -> list[Text]:
     load = view.health or view.llm
     waiting_text = _number(None if load is None else load.queue, "{}")
     if load is not None and load.queue:
         waiting_text.stylize(WORTH_A_LOOK)
     return [
         _number(view.speed.series.last, "{:.0f}"),
-        Text(sparkline(view.speed.series.values, SMALL_SPARK_WIDTH), "cyan"),
+        *([Text(sparkline(view.speed.series.values, spark), "cyan")] if spark >= LEAST_SPARK else []),
         waiting_text,
         _number(None if load is None else load.active, "{}"),
         _temperature(view),
@@ -134,7 +162,7 @@ def _numbers(view: DeviceView) -> list[Text]:
     ]
 
 
-def _device(view: DeviceView, now: float) -> list[RenderableType]:
+def _device(view: DeviceView, now: float, spark: int) -> list[RenderableType]:
     facts = Table.grid(padding=(0, 1))
     facts.add_column(width=LABEL_WIDTH, style=FAINT, no_wrap=True)
     facts.add_column(overflow="fold")
@@ -149,17 +177,17 @@ def _device(view: DeviceView, now: float) -> list[RenderableType]:
     if view.llm is not None:
         facts.add_row("  answered", _answered(view.llm))
     numbers = Table.grid(padding=(0, 1))
-    numbers.add_column(width=LABEL_WIDTH, style=FAINT, no_wrap=True)
-    numbers.add_column(width=22, no_wrap=True)
+    numbers.add_column(min_width=LABEL_WIDTH, style=FAINT, no_wrap=True)
+    numbers.add_column(min_width=22, no_wrap=True)
     numbers.add_column(no_wrap=True, style="cyan")
     speed = view.speed.series
-    numbers.add_row("  tokens/s", _number(speed.last, "{:.1f}"), _spark(speed))
-    numbers.add_row("  requests", _load(view), _spark(view.queue))
-    numbers.add_row("  processors", _percent(view.cpu.last), _spark(view.cpu, 100.0))
-    numbers.add_row("  memory", _memory(view), _spark(view.memory, 100.0))
+    numbers.add_row("  tokens/s", _number(speed.last, "{:.1f}"), _spark(speed, spark))
+    numbers.add_row("  requests", _load(view), _spark(view.queue, spark))
+    numbers.add_row("  processors", _percent(view.cpu.last), _spark(view.cpu, spark, 100.0))
+    numbers.add_row("  memory", _memory(view), _spark(view.memory, spark, 100.0))
     if view.system is not None and view.system.hottest is not None:
         low, high = 20.0, _limit(view) or 100.0
-        line = sparkline(view.temperature.values, SPARK_WIDTH, low=low, high=high)
+        line = sparkline(view.temperature.values, spark, low=low, high=high)
         numbers.add_row("  heat", _temperature(view, named=True), line)
     if view.system is not None and view.system.disk is not UNSET:
         disk = view.system.disk
@@ -194,7 +222,7 @@ def _progress(view: DeviceView) -> RenderableType:
     if progress.seconds_left is not UNSET:
         text += f", {progress.seconds_left:.0f} s left"
     grid.add_row(
-        ProgressBar(total=progress.total, completed=progress.done, width=SPARK_WIDTH // 2, complete_style="cyan"),
+        ProgressBar(total=progress.total, completed=progress.done, width=PROGRESS_WIDTH, complete_style="cyan"),
         Text(text),
     )
     return grid
@@ -269,8 +297,8 @@ def _temperature(view: DeviceView, *, named: bool = False) -> Text:
     return Text(text, style)
 
 
-def _spark(series: Series, high: float | None = None) -> str:
-    return sparkline(series.values, SPARK_WIDTH, high=high)
+def _spark(series: Series, width: int, high: float | None = None) -> str:
+    return sparkline(series.values, width, high=high)
 
 
 def _number(value: float | None, form: str) -> Text:

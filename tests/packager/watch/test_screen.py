@@ -17,7 +17,7 @@ def picture(
 ) -> str:
     console = Console(file=io.StringIO(), width=width, height=height, color_system=None)
     with console.capture() as captured:
-        console.print(draw(fleet, title="here", only=only, connected=connected, now=100.0, height=height))
+        console.print(draw(fleet, title="here", only=only, connected=connected, now=100.0, width=width, height=height))
     return captured.get()
 
 
@@ -55,6 +55,15 @@ def test_a_fleet_has_a_line_for_each_device_in_natural_order() -> None:
     assert "engine_unavailable" in lines[0] and "no room [store_full]" in lines[0]
     assert "offline" in lines[1] and "73" not in lines[1]
     assert "ready" in lines[2] and "73" in lines[2] and "75 %" in lines[2]
+
+
+def test_what_needs_somebody_is_shown_when_not_all_fit() -> None:
+    fleet = Fleet(ROOT)
+    for number in range(30):
+        device(fleet, f"kitchen-{number}", health=health("no_model", ready=False) if number == 29 else health())
+    lines = [line for line in picture(fleet, height=20).splitlines() if "kitchen-" in line]
+    assert len(lines) < 30
+    assert lines[0].split()[:2] == ["kitchen-29", "no_model"]
 
 
 def test_lost_connections_are_said() -> None:
