@@ -6,29 +6,27 @@ Nothing here trusts a bundle (the installer's work) or loads one (a worker's).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
 from agent.host import available_memory
-from agent.install.adapters import check_has_base, with_adapters, with_candidate
 from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
 from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
 from agent.install.inspection import check_unchanged, inspect_bundle, mark_files, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
-from agent.install.loading import mark_tree
 from agent.install.machine import Action, Event, State, step
 from agent.install.ports import SealedBundle, Serving, SwapMode
 from agent.install.probation import judge
 from agent.install.reporting import Reporter, reported_error
+from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
+from agent.install.telling import Telling
 from agent.install.wishes import Wish
 from agent.state.audit import AuditLog, RefusalRation
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
@@ -37,7 +35,6 @@ from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.durable import Disk
 from contract.errors import BundleRefused, EdgeBundleError, EngineFailed
-from contract.mqtt.messages import ReportedError
 from contract.names import Digest
 from contract.reasons import Reason
 
@@ -84,8 +81,8 @@ class Driver:
         self._disk = disk
         self._installer = installer
         self._reporter = reporter
-        self._deriver = deriver
-        self._audit = audit
+        self._restoring = Restoring(directory, state, serving, deriver)
+        self._telling = Telling(reporter, audit)
         self._ration = ration
         snapshot = state.snapshot()
         self._state = State(snapshot.phase)
@@ -270,10 +267,7 @@ class Driver:
         assert wish is not None
         self._outcome = Outcome("refused", refused)
         self._reporter.error = reported_error(refused)
-        self._reporter.event(
-            "refused",
-            {"bundle": wish.reference, "revision": wish.revision, "reason": refused.reason, "message": refused.message},
-        )
+        self._telling.refused(wish, refused)
 
     # CANARY to COMMIT.
     async def _run_canary(self) -> Event:
@@ -304,7 +298,7 @@ class Driver:
             manifest = await asyncio.to_thread(read_manifest, place, digest)
             self._marks = mark_files(place, manifest)
             sealed = await asyncio.to_thread(inspect_bundle, place, digest)
-            self._sealed = await self._to_serve(sealed)
+            self._sealed = await self._restoring.complete(sealed)
             self._adapter = None if manifest.base is None else sealed
             verdict = await run_canary(
                 self._sealed, self._workers, self._worker_settings, self._settings, adapter=self._adapter
@@ -345,17 +339,7 @@ class Driver:
         except BundleRefused as refused:
             # It answers already, but with what nobody verified: the old one comes back.
             return self._fail(Failure(refused.reason, refused.message))
-        self._reporter.hold_ms = report.hold_ms
-        self._reporter.event(
-            "swap",
-            {
-                "bundle": new.manifest.reference,
-                "digest": new.digest,
-                "from": None if old is None else old.manifest.reference,
-                "mode": report.mode,
-                "hold_ms": report.hold_ms,
-            },
-        )
+        self._telling.swapped(old, new, report)
         return Event.SWITCHED
 
     def _remember_speed(self, bundle: SealedBundle | None) -> float | None:
@@ -391,12 +375,7 @@ class Driver:
         assert bundle is not None
         self._outcome = Outcome("active")
         self.restored, self.damaged = True, False
-        self._audit.note(
-            "committed", bundle=bundle.reference, digest=bundle.digest, security_epoch=bundle.security_epoch
-        )
-        self._reporter.event(
-            "install", {"bundle": bundle.reference, "digest": bundle.digest, "security_epoch": bundle.security_epoch}
-        )
+        self._telling.committed(bundle)
         return Event.COMMITTED
 
     # Going back.
@@ -409,94 +388,28 @@ class Driver:
         self._store.quarantine(
             Quarantined(digest, name, version, failure.reason.value, failure.message, int(time.time()))
         )
-        reference = bundle.reference if bundle else None
-        self._audit.note(
-            "refused", bundle=reference, digest=digest, reason=failure.reason.value, message=failure.message
-        )
+        self._telling.quarantined(digest, bundle, failure)
 
     async def _restore(self) -> Event | None:
         """Serve the active bundle unless it is being served; in ROLLBACK, say so."""
         snapshot = self._store.snapshot()
         active = self._store.bundle(snapshot.active)
-        serving = self._serving.bundle
         if active is None:
-            if serving is not None:
+            if self._serving.bundle is not None:
                 await self._serving.withdraw()
             self.restored = True
-        elif serving is None or serving.digest != active.digest or self._serves_other_adapters(serving):
-            self.restored = await self._serve_again(active)
-        else:
+        elif self._restoring.serves(active):
             self.restored = True
+        else:
+            fault = await self._restoring.serve_active(active)
+            self.restored = fault is None
+            if fault is not None:
+                self.damaged = isinstance(fault, BundleRefused)
+                self._reporter.error = reported_error(fault)
         if self._state is not State.ROLLBACK:
             return None
-        self._tell_rollback(active)
+        self._telling.rolled_back(self._wish, active, self._failure)
         return Event.RESTORED
-
-    async def _serve_again(self, active: InstalledBundle) -> bool:
-        """Verify the active bundle completely and serve it; if that fails, the previous one until it is mended."""
-        try:
-            await self._serve(active.digest)
-        except (BundleRefused, EngineFailed) as error:
-            self.damaged = isinstance(error, BundleRefused)
-            log.warning("the active bundle %s cannot be served: %s", active.reference, error.message)
-            self._reporter.error = reported_error(error)
-            previous = self._store.bundle(self._store.snapshot().previous)
-            # Automatic fall-back never goes below the epoch that was committed, nor to what was revoked.
-            if (
-                previous is not None
-                and previous.security_epoch >= self._store.epoch()
-                and previous.digest not in self._store.standing.revoked()
-            ):
-                with contextlib.suppress(BundleRefused, EngineFailed):
-                    await self._serve(previous.digest)
-            return False
-        return True
-
-    def _serves_other_adapters(self, serving: SealedBundle) -> bool:
-        wanted = {bundle.digest for bundle in self._store.adapters_of(serving.digest)}
-        return {each.digest for each in serving.adapters} != wanted
-
-    async def _serve(self, digest: Digest) -> None:
-        sealed = await asyncio.to_thread(inspect_bundle, self._directory.bundle(digest), digest)
-        await self._serving.swap(await self._to_serve(sealed), "drain")
-
-    async def _to_serve(self, sealed: SealedBundle) -> SealedBundle:
-        """What is loaded for a bundle: the bundle with its adapters; for an adapter, the active bundle with it, too."""
-        if sealed.manifest.base is None:
-            adapters = self._store.adapters_of(sealed.digest)
-            whole = await asyncio.to_thread(with_adapters, sealed, adapters, self._directory)
-            return await self._with_derived(whole)
-        active = self._serving.bundle
-        check_has_base(sealed.manifest, None if active is None else active.digest)
-        assert active is not None
-        return with_candidate(active, sealed)
-
-    async def _with_derived(self, sealed: SealedBundle) -> SealedBundle:
-        """The bundle with its prepacked weights, verified or made now, where there can be any."""
-        derived = None if self._deriver is None else await self._deriver(sealed)
-        marks = None if derived is None else await asyncio.to_thread(mark_tree, derived)
-        return msgspec.structs.replace(sealed, derived=derived, derived_marks=marks)
-
-    def _tell_rollback(self, active: InstalledBundle | None) -> None:
-        wish, failure = self._wish, self._failure
-        self._audit.note(
-            "rolled_back",
-            bundle=None if active is None else active.reference,
-            digest=None if active is None else active.digest,
-            reason=str(Reason.INTERRUPTED if failure is None else failure.reason),
-            message=f"from {'an unknown bundle' if wish is None else wish.reference}",
-        )
-        self._reporter.event(
-            "rollback",
-            {
-                "from": None if wish is None else wish.reference,
-                "to": None if active is None else active.reference,
-                "reason": Reason.INTERRUPTED if failure is None else failure.reason,
-                "message": "it was interrupted" if failure is None else failure.message,
-            },
-        )
-        if failure is not None:
-            self._reporter.error = ReportedError(failure.reason, failure.message)
 
     def _collect(self) -> None:
         try:
