@@ -16,7 +16,7 @@ from contract.durable import translate
 from contract.genai_config import GenaiFacts
 from contract.manifest import Budget, Canary, License, Manifest, Model, Requires
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
-from packager.calibration.calibrate import calibrate_checkpoint, describe_calibration, read_calibration
+from packager.calibration.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
 from packager.check import CheckResult
 from packager.estimate import estimate_build, refuse_what_cannot_fit
 from packager.evidence import (
@@ -29,6 +29,7 @@ from packager.evidence import (
     write_evidence,
 )
 from packager.kept_graph import build_or_resume, drop_graph
+from packager.kv_cache import describe_scales, scaled_digest
 from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source
 from packager.progress import BuildProgress, SilentProgress
 from packager.proof import prove
@@ -80,6 +81,7 @@ def build_bundle(
         StoreFull, StoreBroken: the disk.
     """
     check_plan(plan)
+    require_library(plan.quantizer)
     exam = prepare_exam(plan.quality, plan.precision)
     calibration = read_calibration(plan.calibration)
     progress, cache = progress or SilentProgress(), cache or default_cache()
@@ -93,8 +95,14 @@ def build_bundle(
         _announce(plan, source.checkpoint, [out.parent, cache], progress)
         progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}")
         if plan.quantizer in CALIBRATED:
-            buildable, key = calibrate_checkpoint(source.checkpoint, calibration, cache, log, progress.advance)
-        report, kept = build_or_resume(buildable, key, plan, staged, cache=cache, log=log, on_progress=progress.advance)
+            buildable, key = calibrate_checkpoint(
+                source.checkpoint, plan.quantizer, calibration, cache, log=log, on_progress=progress.advance
+            )
+        if plan.kv != "float":
+            key = scaled_digest(key, calibration)
+        report, kept = build_or_resume(
+            buildable, key, plan, staged, cache=cache, log=log, on_progress=progress.advance, text=calibration
+        )
         progress.stage(3, STAGES, "reading the graph back")
         config, graph = read_back(staged)
         prove(plan, report.config, config, graph)
@@ -180,7 +188,12 @@ def _write_extras(
             "ep": plan.ep,
             "quantizer": plan.quantizer,
             "builder": builder_options(plan),
-            **({"calibration": describe_calibration(plan.calibration)} if plan.quantizer in CALIBRATED else {}),
+            **(
+                {"calibration": describe_calibration(plan.quantizer, plan.calibration)}
+                if plan.quantizer in CALIBRATED
+                else {}
+            ),
+            **({"kv": describe_scales(read_calibration(plan.calibration))} if plan.kv != "float" else {}),
         },
         "workarounds": workarounds,
         "host": describe_host(),

@@ -11,7 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from packager.child import run_child
+from packager.kv_cache import SCHEME, measure_scales
 from packager.plan import BuildPlan, builder_options
+from packager.quality.text import EvalText
 from packager.sources.checkpoint import Checkpoint
 
 
@@ -27,13 +29,34 @@ def build_graph(
     plan: BuildPlan,
     out: Path,
     log: Path,
+    *,
     on_progress: Callable[[float, float], None] | None = None,
+    text: EvalText | None = None,
 ) -> BuilderReport:
-    """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai.
+    """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai; ``text`` is for the scales of a cache.
 
     Raises:
         BuildRefused: the builder failed; the log has its words.
     """
+    if plan.kv == "float":
+        return _run_builder(checkpoint, plan, out, log, on_progress=on_progress)
+    with tempfile.TemporaryDirectory(prefix=".scales-", dir=out.parent) as place:
+        plain, scales = Path(place) / "plain", Path(place) / "scales.json"
+        _run_builder(checkpoint, msgspec.structs.replace(plan, kv="float"), plain, log)
+        measure_scales(plain, checkpoint, text, scales, log)
+        asked = (f"kv_cache_quant_scheme={SCHEME}", f"kv_cache_scale_file={scales}")
+        return _run_builder(checkpoint, plan, out, log, on_progress=on_progress, more=asked)
+
+
+def _run_builder(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    out: Path,
+    log: Path,
+    *,
+    on_progress: Callable[[float, float], None] | None = None,
+    more: tuple[str, ...] = (),
+) -> BuilderReport:
     out.mkdir(exist_ok=True)
     # The scratch is ours to remove, and beside the output: a builder that is interrupted leaves gigabytes in it.
     with tempfile.TemporaryDirectory(prefix=".builder-", dir=out.parent) as scratch:
@@ -44,7 +67,7 @@ def build_graph(
             "precision": plan.precision,
             "adapter_slots": plan.adapter_slots,
             "ep": plan.ep,
-            "options": [*builder_options(plan), *(["hf_remote=true"] if plan.origin.trust_code else [])],
+            "options": [*builder_options(plan), *more, *(["hf_remote=true"] if plan.origin.trust_code else [])],
         }
         value = run_child("packager.builder_process", job, log, doing="the model builder", on_progress=on_progress)
     return msgspec.convert(value, BuilderReport)

@@ -6,15 +6,17 @@ log, so whatever prints there (the model builder prints thousands of lines) ends
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,11 @@ OFFLINE = {
 }
 """Nothing is downloaded or reported, and iteration orders are the same in every build."""
 
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LEAST_FREE = 2**20
+WRITTEN = ("out", "stages", "scratch")
+"""Keys under which jobs name what they write."""
 
 _ONLINE = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
 
@@ -69,17 +76,43 @@ def child_main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> No
     if sys.platform == "linux":
         # A parent that is killed takes its heavy child along.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    job: dict[str, Any] = {}
     try:
-        reporter.result(work(json.load(sys.stdin), reporter))
+        job = json.load(sys.stdin)
+        reporter.result(work(job, reporter))
     except (BuildRefused, EngineFailed) as error:
-        traceback.print_exc()
         reporter.refused(error.message)
-    except OSError as error:
+        _write_down()
+    except Exception as error:
+        # Told first: the log may lie on the very disk that is full.
+        if ran_full(error, [Path(job[name]) for name in WRITTEN if name in job]):
+            reporter.full()
+            _write_down()
+            return
+        _write_down()
+        sys.exit(1)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+
+
+def _write_down() -> None:
+    with contextlib.suppress(OSError):
         traceback.print_exc()
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            sys.exit(1)
-        reporter.full()
-    sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def ran_full(error: BaseException, places: Sequence[Path]) -> bool:
+    """Whether ``error`` comes of a disk without room: libraries say so in errors of their own, or only in words.
+
+    ``places`` are where the job writes: what fails in any other way where not a mebibyte is left, fails for that.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if getattr(link, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(link):
+            return True
+        link = link.__cause__ or link.__context__
+    existing = {next(path for path in (place, *place.parents) if path.exists()) for place in places}
+    return any(shutil.disk_usage(path).free < LEAST_FREE for path in existing)
 
 
 def run_child(

@@ -21,6 +21,7 @@ from packager import builder_process, plan, slots, workarounds
 from packager.builder import BuilderReport, build_graph
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
+from packager.quality.text import EvalText
 from packager.sources.checkpoint import Checkpoint
 
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin")
@@ -55,8 +56,11 @@ def build_or_resume(
     cache: Path,
     log: Path,
     on_progress: Callable[[float, float], None],
+    text: EvalText | None = None,
 ) -> tuple[BuilderReport, Path]:
     """The graph of ``checkpoint`` in ``out``, from ``cache`` if it was built before; the entry to drop at the end.
+
+    ``text`` is what the scales of an INT8 cache are measured on; ``digest`` must name it too.
 
     Raises:
         BuildRefused: the builder failed; the log has its words.
@@ -68,7 +72,7 @@ def build_or_resume(
         _sweep(shelf)
         staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=shelf))
         try:
-            report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress)
+            report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress=on_progress, text=text)
             (staging / REPORT).write_bytes(msgspec.json.encode(report))
             shutil.rmtree(entry, ignore_errors=True)
             staging.rename(entry)

@@ -34,23 +34,26 @@ QUANTIZERS: dict[str, tuple[str, ...]] = {
     "k-quant": ("algo_config=k_quant",),
     "k-quant-mixed": ("algo_config=k_quant_mixed",),
     "gptq": (),
+    "auto-round": (),
 }
 """Round to nearest; k-quants; k-quants with 8 bits where it hurts most (lm_head, first and last layers); rounding by
-what comes out, on a calibration text (:mod:`packager.calibration`)."""
+what comes out, on a calibration text, with GPTQ or with the auto-round library (:mod:`packager.calibration`)."""
 
-CALIBRATED = ("gptq",)
+CALIBRATED = ("gptq", "auto-round")
 CALIBRATED_BLOCK = 32
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 QUANTISED = ("int4", "int8")
+KV_KINDS = {"float": (), "int8": ("cpu", "cuda")}
+"""Types of the key-value cache with the providers that they are limited to; float is that of inputs and outputs."""
 
 
 class BuildPlan(Struct, frozen=True):
     """One build. ``block_size`` weights share a scale; ``accuracy_level`` 4 computes in int8, 1 in fp32.
 
-    ``calibration`` is ``self`` or a text file, and counts for calibrated quantizers. ``license`` overrides what the
-    source says of itself; ``arch`` is what the bundle may be installed on.
+    ``calibration`` is ``self`` or a text file, and counts for calibrated quantizers and for the scales of an INT8 cache
+    (``kv``). ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
 
     ``adapter_slots`` gives every product of a layer a place for adapters.
     """
@@ -67,6 +70,7 @@ class BuildPlan(Struct, frozen=True):
     license: str | None = None
     calibration: str = "self"
     adapter_slots: bool = False
+    kv: str = "float"
     quality: QualityPlan = QualityPlan()
     origin: SourceOptions = SourceOptions()
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
@@ -100,8 +104,15 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
         raise UsageError(f"the quantizer {plan.quantizer} makes int4; {plan.precision} has none but rtn")
     if plan.quantizer in CALIBRATED and plan.block_size != CALIBRATED_BLOCK:
         raise UsageError(f"the quantizer {plan.quantizer} works in blocks of {CALIBRATED_BLOCK}", field="block-size")
-    if plan.calibration != "self" and plan.quantizer not in CALIBRATED:
-        raise UsageError(f"--calibration is for --quantizer {' or '.join(CALIBRATED)}", field="calibration")
+    if plan.calibration != "self" and plan.quantizer not in CALIBRATED and plan.kv == "float":
+        raise UsageError(
+            f"--calibration is for --quantizer {' or '.join(CALIBRATED)} and --kv int8", field="calibration"
+        )
+    _choose("kv", plan.kv, KV_KINDS)
+    if plan.kv != "float" and (plan.ep not in KV_KINDS[plan.kv] or not plan.quantised):
+        raise UsageError(
+            f"--kv {plan.kv} is offered with int4 and int8 weights for {' and '.join(KV_KINDS[plan.kv])}", field="kv"
+        )
     if plan.adapter_slots and (plan.ep != "cpu" or io_type(plan) != "fp32"):
         raise UsageError("--adapter-slots is for --ep cpu with int4, int8 or fp32", field="adapter-slots")
     if plan.block_size not in BLOCK_SIZES:
@@ -143,6 +154,11 @@ def io_type(plan: BuildPlan) -> str:
     if plan.quantised:
         return "fp32" if plan.ep == "cpu" else "fp16"
     return plan.precision
+
+
+def kv_type(plan: BuildPlan) -> str:
+    """The type of the key-value cache."""
+    return io_type(plan) if plan.kv == "float" else plan.kv
 
 
 def _list_offered() -> str:

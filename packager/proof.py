@@ -6,7 +6,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
-from packager.plan import BuildPlan, io_type
+from packager.plan import BuildPlan, io_type, kv_type
 from packager.readback import GraphFacts
 from packager.slots import slot_name
 
@@ -32,10 +32,9 @@ def compare(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: 
 
 
 def _compare_types(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> list[str]:
-    plain = io_type(plan)
     found: list[str] = []
-    if graph.kv_type != plain:
-        found.append(f"the key-value cache is {graph.kv_type} instead of {plain}")
+    if graph.kv_type != kv_type(plan):
+        found.append(f"the key-value cache is {graph.kv_type} instead of {kv_type(plan)}")
     for what, built, wanted in (
         ("embedding", graph.embedding, expected_embedding(plan, source)),
         ("lm_head", graph.lm_head, expected_lm_head(plan, source)),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import importlib.metadata
+import importlib.util
 import inspect
 import json
 import shutil
-import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.calibration import compensation, export, grid, layers, process, samples
+from packager.calibration import compensation, export, grid, layers, learned, process, samples, stages, tuning
 from packager.child import run_child
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.quality.text import EvalText, read_text
@@ -20,6 +23,15 @@ from packager.sources.checkpoint import Checkpoint, digest_directory, inspect_ch
 
 SELF = "self"
 """The word for text that the source model writes itself."""
+
+FORGOTTEN_SECONDS = 7 * 24 * 3600
+"""A calibration that is to go on is tried again within days."""
+
+LIBRARY = "auto-round"
+"""The quantizer that is a library of that name, of the ``calibration`` extra."""
+
+CODE = (compensation, export, grid, layers, learned, process, samples, stages, tuning)
+"""What decides a calibrated checkpoint's bytes."""
 
 
 def read_calibration(named: str) -> EvalText | None:
@@ -31,21 +43,38 @@ def read_calibration(named: str) -> EvalText | None:
     return None if named == SELF else read_text(Path(named), "--calibration")
 
 
-def describe_calibration(named: str) -> dict[str, Any]:
+def require_library(quantizer: str) -> None:
+    """Refuse a quantizer whose library is not installed, before anything is read.
+
+    Raises:
+        BuildRefused: it is not.
+    """
+    if quantizer == LIBRARY and importlib.util.find_spec("auto_round") is None:
+        raise BuildRefused(
+            "the quantizer auto-round needs its library: pip install 'edge-bundle[calibration]', or use gptq"
+        )
+
+
+def describe_calibration(quantizer: str, named: str) -> dict[str, Any]:
     """What provenance says of the calibration text and of how it was read."""
     text = read_calibration(named)
-    shape = {"sequences": samples.SEQUENCES, "length": samples.LENGTH, "seed": samples.SEED}
+    shape: dict[str, Any] = {"sequences": samples.SEQUENCES, "length": samples.LENGTH, "seed": samples.SEED}
+    if quantizer == LIBRARY:
+        shape |= {LIBRARY: importlib.metadata.version(LIBRARY), "steps": learned.STEPS}
     return {"text": SELF, **shape} if text is None else {"text": text.name, "sha256": text.sha256, **shape}
 
 
 def calibrate_checkpoint(
     checkpoint: Checkpoint,
+    quantizer: str,
     text: EvalText | None,
     cache: Path,
+    *,
     log: Path,
     on_progress: Callable[[float, float], None],
 ) -> tuple[Checkpoint, str]:
-    """The GPTQ checkpoint made of ``checkpoint`` on ``text``, and its key: the same inputs give the same one.
+    """The GPTQ checkpoint that ``quantizer`` makes of ``checkpoint`` on ``text``, and its key: the same inputs give the
+    same one.
 
     Raises:
         BuildRefused: it cannot be run or calibrated, or the text is too short.
@@ -55,24 +84,42 @@ def calibrate_checkpoint(
         raise BuildRefused("the checkpoint is quantised already; name the one that it was made from, or use rtn")
     document = {
         "source": digest_directory(checkpoint.path),
+        "quantizer": quantizer,
         "text": None if text is None else text.sha256,
-        "tools": tool_versions(BUILD_TOOLS),
-        "code": [inspect.getsource(module) for module in (compensation, export, grid, layers, process, samples)],
+        "tools": tool_versions((*BUILD_TOOLS, *((LIBRARY,) if quantizer == LIBRARY else ()))),
+        "code": [inspect.getsource(module) for module in CODE],
     }
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     entry = cache / "calibrated" / key[:32]
-    if not entry.is_dir():
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".calibrated-", dir=entry.parent))
+    if entry.is_dir():
+        return inspect_checkpoint(entry), key
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(entry.parent)
+    work = entry.parent / f".{entry.name}"
+    work.mkdir(exist_ok=True)
+    with (work / "lock").open("w") as lock:
         try:
-            job = {
-                "checkpoint": str(checkpoint.path),
-                "out": str(staging),
-                "text": None if text is None else text.text,
-            }
-            run_child("packager.calibration.process", job, log, doing="calibrating", on_progress=on_progress)
-            staging.chmod(0o755)
-            staging.rename(entry)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BuildRefused("another build is calibrating the same model in the same way; wait for it") from error
+        staging = work / "out"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        job = {
+            "checkpoint": str(checkpoint.path),
+            "quantizer": quantizer,
+            "out": str(staging),
+            "stages": str(work / "stages"),
+            "text": None if text is None else text.text,
+        }
+        run_child("packager.calibration.process", job, log, doing="calibrating", on_progress=on_progress)
+        staging.rename(entry)
+        shutil.rmtree(work)
     return inspect_checkpoint(entry), key
+
+
+def _sweep(shelf: Path) -> None:
+    """Remove the stages of calibrations that nobody came back for."""
+    for path in shelf.glob(".*"):
+        if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)

@@ -10,6 +10,10 @@ import torch
 from contract.errors import BuildRefused
 from packager.calibration.compensation import round_matrix
 from packager.calibration.grid import BLOCK, Grid
+from packager.calibration.stages import Stages
+
+AT_ONCE = 8
+"""Sequences in one pass where nothing is gained by more."""
 
 
 class Rounded:
@@ -19,6 +23,16 @@ class Rounded:
         self.levels = (levels - grid.low).to(torch.uint8)
         self.grid = grid
 
+    def kept(self) -> dict[str, Any]:
+        """All of it, for :mod:`packager.calibration.stages`."""
+        return {"levels": self.levels, "scale": self.grid.scale, "zero": self.grid.zero, "low": self.grid.low}
+
+    @classmethod
+    def from_kept(cls, kept: dict[str, Any]) -> Rounded:
+        """What :meth:`kept` gave."""
+        grid = Grid(scale=kept["scale"], zero=kept["zero"], low=kept["low"], pinned=None)
+        return cls(kept["levels"].float() + grid.low, grid)
+
     def weight(self) -> torch.Tensor:
         """What the runtime multiplies with."""
         grid = self.grid
@@ -26,9 +40,9 @@ class Rounded:
 
 
 def round_model(
-    model: Any, ids: torch.Tensor, on_layer: Callable[[int, int], None]
-) -> tuple[dict[str, Rounded], torch.Tensor]:
-    """Round every Linear of the decoder layers in place; all by name, and the moments of what goes into the lm_head.
+    model: Any, ids: torch.Tensor, stages: Stages, on_layer: Callable[[int, int], None]
+) -> dict[str, Rounded]:
+    """Round every Linear of the decoder layers in place; all by name. Layers that ``stages`` has are not done again.
 
     Raises:
         BuildRefused: a matrix whose rows cannot be cut into blocks.
@@ -42,12 +56,19 @@ def round_model(
             if len(done_layers) > number:
                 return  # the call that gathers the moments, from inside this one
             done_layers.append(number)
-            for linear, moments in _gather(layer, lambda: layer(*arguments, **keywords)).items():
-                if linear.weight.shape[1] % BLOCK:
-                    raise BuildRefused(f"{names[linear]} has rows of {linear.weight.shape[1]}, no multiple of {BLOCK}")
-                rounded = Rounded(*round_matrix(linear.weight.detach(), moments, symmetric=False))
-                linear.weight.copy_(rounded.weight())
-                done[names[linear]] = rounded
+            kept = stages.load(f"layer-{number}")
+            if kept is None:
+                made = {}
+                for linear, moments in _gather(layer, lambda: layer(*arguments, **keywords)).items():
+                    if linear.weight.shape[1] % BLOCK:
+                        wide = linear.weight.shape[1]
+                        raise BuildRefused(f"{names[linear]} has rows of {wide}, no multiple of {BLOCK}")
+                    rounded = Rounded(*round_matrix(linear.weight.detach(), moments, symmetric=False))
+                    made[names[linear]] = rounded.kept()
+                kept = stages.keep(f"layer-{number}", made)
+            for name, one in kept.items():
+                done[name] = Rounded.from_kept(one)
+                model.get_submodule(name).weight.copy_(done[name].weight())
             on_layer(number + 1, len(layers))
 
         return round_layer
@@ -55,11 +76,21 @@ def round_model(
     done_layers: list[int] = []
     hooks = [layer.register_forward_pre_hook(before(n), with_kwargs=True) for n, layer in enumerate(layers)]
     try:
-        hidden = base(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        base(input_ids=ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return done, hidden.t() @ hidden
+    return done
+
+
+def head_moments(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """``inputᵀ · input`` of what goes into the lm_head, ``[hidden, hidden]``."""
+    size = int(model.get_output_embeddings().weight.shape[1])
+    moments = torch.zeros(size, size)
+    for rows in ids.split(AT_ONCE):
+        hidden = model.base_model(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
+        moments += hidden.t() @ hidden
+    return moments
 
 
 def _decoder(model: Any) -> tuple[Any, Any]:

@@ -10,12 +10,17 @@ import torch
 from contract.errors import BuildRefused
 from packager.calibration.compensation import round_matrix
 from packager.calibration.export import write_checkpoint
-from packager.calibration.layers import Rounded, round_model
+from packager.calibration.layers import Rounded, head_moments, round_model
 from packager.calibration.samples import LENGTH, sample_self, tokens_of_text
+from packager.calibration.stages import Stages
+from packager.calibration.tuning import Target, tune_scales
 from packager.child import Reporter, child_main
 
-SAMPLING = 3
-"""Steps that the sampling counts as on the display; each layer is one."""
+SAMPLING, ROUNDING, TUNING = 20, 45, 30
+"""Parts of a hundred on the display, as long as they take on a small model; packing is the rest."""
+
+HEAD_DAMPING = 0.1
+"""The table is read as embedding too, where every input counts alike: this much of the mean is added to each."""
 
 
 def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -23,25 +28,65 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from packager.quality.source_process import load_source
 
     model, tokenizer = load_source(job["checkpoint"])
-    layers = int(model.config.num_hidden_layers)
-    steps = SAMPLING + layers + 2
+    stages = Stages(Path(job["stages"]))
     with torch.no_grad():
         if job["text"] is None:
             context = int(getattr(model.config, "max_position_embeddings", LENGTH))
-            ids = sample_self(model, tokenizer, context)
+            ids = stages.once("samples", lambda: sample_self(model, tokenizer, context))
         else:
             ids = tokens_of_text(tokenizer, job["text"])
-        reporter.progress(SAMPLING, steps)
+        reporter.progress(SAMPLING, 100)
         model = model.float()
-        rounded, moments = round_model(model, ids, lambda done, _: reporter.progress(SAMPLING + done, steps))
-        if not bool(torch.isfinite(moments).all()):
+        target = Target(model, ids, stages)
+        if not bool(torch.isfinite(target.hidden).all()):
             raise BuildRefused("the source model gives numbers that are not finite; its weights are damaged")
+        rounded = _round(job, model, tokenizer, ids, stages=stages, reporter=reporter)
+        reporter.progress(SAMPLING + ROUNDING, 100)
+
+        def moments() -> torch.Tensor:
+            found = head_moments(model, ids)
+            found.diagonal().add_(HEAD_DAMPING * found.diagonal().mean())
+            return found
+
         head = model.get_output_embeddings()
         # The builder quantises the lm_head itself, by largest magnitudes: a symmetric grid comes through unchanged.
-        head.weight.copy_(Rounded(*round_matrix(head.weight.detach(), moments, symmetric=True)).weight())
-        reporter.progress(steps - 1, steps)
-        write_checkpoint(model, rounded, Path(job["checkpoint"]), Path(job["out"]))
-    return {"tokens": ids.numel(), "matrices": len(rounded) + 1}
+        kept = stages.once(
+            "head", lambda: Rounded(*round_matrix(target.table.clone(), moments(), symmetric=True)).kept()
+        )
+        rounded_head = Rounded.from_kept(kept)
+        head.weight.copy_(rounded_head.weight())
+    if target.plain:
+        [head_name] = [name for name, module in model.named_modules() if module is head]
+        tune_scales(
+            model,
+            {**rounded, head_name: rounded_head},
+            ids,
+            target,
+            stages=stages,
+            on_step=lambda done, of: reporter.progress(SAMPLING + ROUNDING + TUNING * done / of, 100),
+        )
+    write_checkpoint(model, rounded, Path(job["checkpoint"]), Path(job["out"]))
+    reporter.progress(100, 100)
+    return {"tokens": ids.numel(), "matrices": len(rounded) + 1, "tuned": target.plain}
+
+
+def _round(
+    job: dict[str, Any], model: Any, tokenizer: Any, ids: torch.Tensor, *, stages: Stages, reporter: Reporter
+) -> dict[str, Rounded]:
+    """Round the layers of ``model`` in place, in the way that was asked for."""
+    if job["quantizer"] != "auto-round":
+        return round_model(model, ids, stages, lambda done, of: reporter.progress(SAMPLING + ROUNDING * done / of, 100))
+    from packager.calibration.learned import learn_rounding
+    from packager.quality.source_process import load_source
+
+    def learn() -> dict[str, Any]:
+        learned = learn_rounding(load_source(job["checkpoint"])[0].float(), tokenizer, ids)
+        return {name: one.kept() for name, one in learned.items()}
+
+    rounded = {name: Rounded.from_kept(kept) for name, kept in stages.once("learned", learn).items()}
+    for name, one in rounded.items():
+        model.get_submodule(name).weight.copy_(one.weight())
+    return rounded
 
 
 if __name__ == "__main__":

@@ -38,7 +38,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ep", default="cpu", metavar="EP", help=f"one of {', '.join(OFFERED)} (cpu)")
     parser.add_argument("--quantizer", default="rtn", metavar="Q", help=f"one of {', '.join(QUANTIZERS)} (rtn)")
     parser.add_argument(
-        "--calibration", default="self", metavar="FILE", help="text for gptq; self: sampled from the source (self)"
+        "--calibration",
+        default="self",
+        metavar="FILE",
+        help="text for gptq, auto-round and --kv; self: sampled from the source (self)",
+    )
+    parser.add_argument(
+        "--kv", default="float", metavar="T", help="key-value cache: float or int8, a quarter of its memory (float)"
     )
     parser.add_argument(
         "--block-size", type=int, default=32, metavar="N", help=f"one of {', '.join(map(str, BLOCK_SIZES))} (32)"
@@ -128,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         ep=arguments.ep,
         quantizer=arguments.quantizer,
         calibration=arguments.calibration,
+        kv=arguments.kv,
         block_size=arguments.block_size,
         accuracy_level=arguments.accuracy_level,
         license=arguments.license,

@@ -120,7 +120,7 @@ def test_manifests_of_the_same_inputs_differ_in_measurements_of_the_host_alone(t
 
 def test_another_quantizer_is_a_different_build(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     built = build_bundle(
-        BuildPlan(str(tiny_checkpoint), "tiny", "1.1.0", epoch=3, quantizer="k-quant", block_size=16),
+        BuildPlan(str(tiny_checkpoint), "tiny", "1.1.0", epoch=3, quantizer="k-quant", block_size=16, kv="int8"),
         tmp_path / "out",
         cache=tmp_path / "cache",
     )
@@ -131,6 +131,12 @@ def test_another_quantizer_is_a_different_build(tiny_checkpoint: Path, tiny_bund
     assert first["model.onnx.data"] != second["model.onnx.data"]
     assert first["tokenizer.json"] == second["tokenizer.json"]
     assert leftovers(tmp_path) == ["out"]
+    # The cache in INT8: read back from the graph, run, and no further from the source than the weights alone bring it.
+    assert (built.manifest.quality["kv"], manifest_of(tiny_bundle).quality["kv"]) == ("int8", "fp32")
+    assert built.manifest.quality["kl"] < manifest_of(tiny_bundle).quality["kl"] + 0.05
+    assert built.manifest.canary[0].expected_text == "The capital of France is Paris."
+    said = json.loads((tmp_path / "out" / "evidence" / "provenance.json").read_text())["options"]["kv"]
+    assert (said["scheme"], said["sequences"]) == ("int8_per_channel", 24)
 
 
 def test_a_bundle_for_another_provider_says_that_it_was_not_run(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -59,6 +59,15 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any]) -> None:
         check_plan(plan(**changes))
 
 
+@pytest.mark.parametrize("changes", [{"ep": "dml"}, {"ep": "webgpu"}, {"precision": "fp32"}])
+def test_an_int8_cache_is_refused_where_the_runtime_has_none(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--kv int8 is offered with int4 and int8 weights for cpu and cuda"):
+        check_plan(plan(kv="int8", **changes))
+    assert check_plan(plan(kv="int8", ep="cuda")).kv == "int8"
+    with pytest.raises(UsageError, match="did you mean int8"):
+        check_plan(plan(kv="int-8"))
+
+
 @pytest.mark.parametrize("changes", [{"name": "Über"}, {"version": "1.0"}])
 def test_names_and_versions_are_checked_before_anything_is_built(changes: dict[str, Any]) -> None:
     with pytest.raises(BundleRefused):

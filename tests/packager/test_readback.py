@@ -96,6 +96,9 @@ def test_types_and_operator_sets_are_compared_too(tiny_bundle: Path, source: dic
         ({"quantised": ()}, "no product is quantised"),
     ):
         assert words in " ".join(compare(PLAN, source, config, msgspec.structs.replace(graph, **changes)))
+    quantised_cache = msgspec.structs.replace(PLAN, kv="int8")
+    assert compare(quantised_cache, source, config, graph) == ["the key-value cache is fp32 instead of int8"]
+    assert compare(quantised_cache, source, config, msgspec.structs.replace(graph, kv_type="int8")) == []
     assert "for cpu instead of cuda" in " ".join(
         compare(msgspec.structs.replace(PLAN, ep="cuda"), source, config, graph)
     )

@@ -276,6 +276,15 @@ class TestEstimate:
         assert small.disk_bytes < large.disk_bytes
         assert "GiB of memory" in str(large)
 
+    @pytest.mark.parametrize("changes", [{"quantizer": "gptq"}, {"quantizer": "auto-round"}, {"kv": "int8"}])
+    def test_what_takes_longer_is_said_to(self, changes: dict[str, Any]) -> None:
+        plan = BuildPlan("source", "tiny", "1.0.0")
+        plain = estimate_build(plan, 10**9)
+        more = estimate_build(msgspec.structs.replace(plan, **changes), 10**9)
+        assert more.seconds > 1.5 * plain.seconds
+        assert more.memory_bytes >= plain.memory_bytes
+        assert more.disk_bytes >= plain.disk_bytes
+
     def test_what_cannot_fit_is_refused_before_it_starts(self, tmp_path: Path) -> None:
         with pytest.raises(BuildRefused, match="of memory are free"):
             refuse_what_cannot_fit(Estimate(2**40, 0, 60), [tmp_path], memory=2**30)

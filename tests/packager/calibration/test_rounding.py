@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from contract.errors import BuildRefused, UsageError
 from packager.build import build_bundle
-from packager.calibration.calibrate import calibrate_checkpoint
+from packager.calibration import learned, samples, tuning
+from packager.calibration.calibrate import require_library
 from packager.calibration.compensation import round_matrix
 from packager.calibration.export import gptq_tensors, pack_words
 from packager.calibration.grid import BLOCK, choose_grid
 from packager.calibration.layers import Rounded
+from packager.calibration.process import calibrate
 from packager.calibration.samples import LENGTH, tokens_of_text
+from packager.calibration.stages import Stages
+from packager.child import Reporter
 from packager.plan import BuildPlan, check_plan
-from packager.sources.checkpoint import digest_directory, inspect_checkpoint
+from packager.sources.checkpoint import Quantization, digest_directory, inspect_checkpoint
 from tests.packager.test_build import manifest_of
 
 
@@ -97,13 +104,77 @@ class TestText:
 
 
 def test_calibration_without_its_quantizer_is_refused() -> None:
-    with pytest.raises(UsageError, match="--quantizer gptq"):
+    with pytest.raises(UsageError, match="--quantizer gptq or auto-round and --kv int8"):
         check_plan(BuildPlan("source", "name", "1.0.0", calibration="text.txt"))
+    assert check_plan(BuildPlan("source", "name", "1.0.0", calibration="text.txt", kv="int8")).kv == "int8"
 
 
-def test_a_calibrated_build_is_nearer_to_its_source_and_the_same_every_time(
-    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+def test_what_was_kept_of_a_matrix_is_the_same_matrix() -> None:
+    weight, given = matrix(16, 64), inputs(64)
+    for symmetric in (True, False):
+        once = Rounded(*round_matrix(weight.clone(), given.t() @ given, symmetric=symmetric))
+        again = Rounded.from_kept(once.kept())
+        assert torch.equal(again.weight(), once.weight())
+        assert torch.equal(again.levels, once.levels)
+
+
+def test_an_interrupted_calibration_goes_on_and_ends_in_the_same_bytes(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped in the middle of the layers, of the tuning, and never: in this process, where loading costs nothing."""
+    for module, name, value in ((samples, "SEQUENCES", 8), (samples, "LENGTH", 32), (tuning, "STEPS", 6)):
+        monkeypatch.setattr(module, name, value)
+    job = {"checkpoint": str(tiny_checkpoint), "quantizer": "gptq", "text": None}
+
+    def run(name: str, stop_at: float) -> Path:
+        class Stopping:
+            def progress(self, done: float, total: float) -> None:
+                if stop_at < done < total:
+                    raise KeyboardInterrupt
+
+        out = tmp_path / f"{name}-out"
+        out.mkdir(exist_ok=True)
+        calibrate({**job, "out": str(out), "stages": str(tmp_path / name)}, cast(Reporter, Stopping()))
+        return out
+
+    for stop_at in (21.0, 90.0):
+        with pytest.raises(KeyboardInterrupt):
+            run("broken", stop_at)
+    kept = {path.stem for path in (tmp_path / "broken").iterdir()}
+    assert {"samples", "hidden", "layer-0", "layer-1", "head", "tuning"} <= kept
+    assert digest_directory(run("broken", 100.0)) == digest_directory(run("whole", 100.0))
+
+
+def test_auto_round_decides_the_layers(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import load_file
+
+    for module, name, value in (
+        (samples, "SEQUENCES", 8), (samples, "LENGTH", 32), (tuning, "STEPS", 1), (learned, "STEPS", 3),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    (tmp_path / "out").mkdir()
+    job = {"checkpoint": str(tiny_checkpoint), "quantizer": "auto-round", "text": None, "out": str(tmp_path / "out")}
+    calibrate({**job, "stages": str(tmp_path / "stages")}, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)
+    kept = Stages(tmp_path / "stages").load("learned")
+    source = load_file(tiny_checkpoint / "model.safetensors")
+    assert len(kept) == 2 * 7
+    for name, one in kept.items():
+        rounded = Rounded.from_kept(one)
+        step = rounded.grid.spread(rounded.grid.scale)
+        assert ((rounded.weight() - source[f"{name}.weight"].float()).abs() <= 1.1 * step).float().mean() > 0.99
+
+
+def test_a_quantizer_whose_library_is_missing_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BuildRefused, match=r"edge-bundle\[calibration\]"):
+        build_bundle(BuildPlan("nowhere", "tiny", "1.0.0", quantizer="auto-round"), tmp_path / "out", cache=tmp_path)
+    require_library("gptq")
+
+
+def test_a_calibrated_build_is_nearer_to_its_source(tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     plain = manifest_of(tiny_bundle)
     plan = BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0", quantizer="gptq")
     built = build_bundle(plan, tmp_path / "out", cache=tmp_path / "one").manifest
@@ -111,7 +182,3 @@ def test_a_calibrated_build_is_nearer_to_its_source_and_the_same_every_time(
     assert built.quality["kl"] < 0.6 * plain.quality["kl"]
     sizes = [sum(entry.size for entry in made.files if entry.role == "model") for made in (built, plain)]
     assert sizes[0] < 1.04 * sizes[1]  # the graph file itself weighs in a model this small
-    checkpoint = inspect_checkpoint(tiny_checkpoint)
-    again, key = calibrate_checkpoint(checkpoint, None, tmp_path / "two", tmp_path / "log", lambda done, total: None)
-    first = tmp_path / "one" / "calibrated" / key[:32]
-    assert digest_directory(first) == digest_directory(again.path)
