@@ -48,6 +48,7 @@ STREAMS = (1, 8)
 TOKENS = 128
 STORED = 4000
 IDLE_SECONDS = 10.0
+LOAD_SECONDS = 120.0
 NUMBERS = itertools.count(1000)
 
 
@@ -99,7 +100,9 @@ def serve(port: int, root: Path, bundle: Path) -> None:
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     device = Device(config, root / "state.db", workers)
-    device.start(msgspec.structs.replace(sealed(), directory=bundle))
+    device.start(settle=False)
+    device.run(device.serving.swap(msgspec.structs.replace(sealed(), directory=bundle), "drain"), LOAD_SECONDS)
+    device.call(device.serving.settled)
     stopped.wait()
     device.stop()
 
@@ -117,7 +120,7 @@ class Site:
         self._asked = 0
         self.cpu = {streams: Counter[str]() for streams in STREAMS}
         # Before it has subscribed, the broker keeps nothing for it.
-        while not self.client.next_device_message("health", 120)["ready"]:
+        while not self.client.next_device_message("health", LOAD_SECONDS)["ready"]:
             pass
 
     def measure(self, streams: int) -> float:

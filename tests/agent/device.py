@@ -106,9 +106,9 @@ class Device:
         reasons = self.serving.reasons
         self.gateway.health(Health(not reasons, reasons, 0, 0))
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run(self, coroutine: Coroutine[Any, Any, T], seconds: float = SECONDS) -> T:
         """Run in the device's loop and wait."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(SECONDS)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)
 
     def call(self, function: Callable[[], T]) -> T:
         async def inner() -> T:
