@@ -7,7 +7,6 @@ request owns its random stream and draws exactly one number for each sampled tok
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,8 @@ Row = NDArray[np.float32]
 BLOCK = 256
 """Width of the blocks whose maxima bound the k-th largest logit: 192 maxima stand for a 49k vocabulary."""
 
-NUCLEUS_FIRST = 1024
-"""Top-p looks at this many candidates before it sorts a whole vocabulary."""
+WEIGHT_BITS = 20
+"""Of a float32 between 0 and 1, what is left of these many bits gives about a thousand bins in order of size."""
 
 UPDATABLE = frozenset(
     {
@@ -134,40 +133,45 @@ class Sampler:
         row[banned] = -np.inf
 
     def _draw(self, row: Row) -> int:
+        """Top-k first, then top-p of what it leaves, then min-p, as Hugging Face's processors do."""
         wanted = self.generation
-        tokens, logits = candidates(row, wanted.top_k, wanted.top_p, wanted.temperature)
-        weights = np.exp((logits.astype(np.float64) - float(logits[0])) / max(wanted.temperature, 1e-5))
-        if wanted.min_p > 0:
-            weights = weights[weights >= wanted.min_p * weights[0]]
+        highest = float(row.max())
+        if not np.isfinite(highest):
+            return int(row.argmax())  # a NaN, which the caller looks for, or nothing to choose from
+        scale = max(wanted.temperature, 1e-5)
+        tokens: NDArray[np.int64] | None = None
+        if 0 < wanted.top_k < len(row):
+            tokens, row = best(row, wanted.top_k)
+        weights = np.exp((row - highest) / scale)
         if wanted.top_p < 1:
-            total = _total(row, logits[0], wanted) if wanted.top_k == 0 else float(weights.sum())
-            below = np.cumsum(weights) - weights
-            weights = weights[below < wanted.top_p * total]
-        ladder = np.cumsum(weights)
-        place = int(np.searchsorted(ladder, self._random.random() * ladder[-1], side="right"))
-        return int(tokens[min(place, len(ladder) - 1)])
+            inside = nucleus(row, weights, wanted.top_p)
+            tokens = inside if tokens is None else tokens[inside]
+            weights = weights[inside]
+        if wanted.min_p > 0:
+            likely = np.flatnonzero(weights >= wanted.min_p)  # the highest weighs 1
+            tokens = likely if tokens is None else tokens[likely]
+            weights = weights[likely]
+        ladder = np.cumsum(weights, dtype=np.float64)
+        place = min(int(np.searchsorted(ladder, self._random.random() * ladder[-1], side="right")), len(ladder) - 1)
+        return place if tokens is None else int(tokens[place])
 
 
-def _total(row: Row, highest: Any, wanted: Generation) -> float:
-    """Sum of all weights relative to the highest."""
-    return float(np.exp((row.astype(np.float64) - float(highest)) / max(wanted.temperature, 1e-5)).sum())
+def nucleus(row: Row, weights: Row, top_p: float) -> NDArray[np.int64]:
+    """Places of the fewest largest logits of ``row`` whose ``weights`` (0 to 1) reach ``top_p`` of all, largest first.
 
-
-def candidates(row: Row, top_k: int, top_p: float, temperature: float) -> tuple[NDArray[np.int64], Row]:
-    """Tokens worth drawing from, best first (ties by id), with their logits.
-
-    Exact for ``top_k``; for ``top_p`` alone, enough of the best that their weight reaches it; all of them otherwise.
+    Only what may be among them is sorted: the bits of weights, read as integers, are in the order of their size, so the
+    sums of coarse bins tell how small the smallest can be.
     """
-    vocabulary = len(row)
-    if 0 < top_k < vocabulary:
-        return best(row, top_k)
-    if top_p < 1 and vocabulary > NUCLEUS_FIRST:
-        tokens, logits = best(row, NUCLEUS_FIRST)
-        scale = max(temperature, 1e-5)
-        total = np.exp((row.astype(np.float64) - float(logits[0])) / scale).sum()
-        if np.exp((logits.astype(np.float64) - float(logits[0])) / scale).sum() >= top_p * total:
-            return tokens, logits
-    return best(row, vocabulary)
+    bins = weights.view(np.int32) >> WEIGHT_BITS
+    sums = np.bincount(bins, weights=weights)
+    total = float(sums.sum())
+    from_top = np.cumsum(sums[::-1])
+    lowest = len(sums) - 1 - int(np.searchsorted(from_top, top_p * total))
+    found = np.flatnonzero(bins >= max(lowest, 0))
+    found = found[np.argsort(-row[found], kind="stable")]
+    below = np.cumsum(weights[found], dtype=np.float64)
+    count = int(np.searchsorted(below, top_p * total)) + 1
+    return found[:count]
 
 
 def best(row: Row, count: int) -> tuple[NDArray[np.int64], Row]:
@@ -180,7 +184,11 @@ def best(row: Row, count: int) -> tuple[NDArray[np.int64], Row]:
     maxima = row[:whole].reshape(-1, BLOCK).max(axis=1) if whole else row[:0]
     if count <= len(maxima):
         floor = np.partition(maxima, len(maxima) - count)[len(maxima) - count]
-        found = np.flatnonzero(row >= floor)
+        blocks = np.flatnonzero(maxima >= floor)
+        inside, offsets = np.nonzero(row[:whole].reshape(-1, BLOCK)[blocks] >= floor)
+        found = blocks[inside] * BLOCK + offsets
+        if whole < len(row):
+            found = np.concatenate([found, whole + np.flatnonzero(row[whole:] >= floor)])
     else:
         found = np.arange(len(row))
     values = row[found]

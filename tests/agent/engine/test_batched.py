@@ -103,6 +103,21 @@ def test_little_memory_means_a_shorter_context_not_a_failure(short_bundle: Path)
         open_engine(short_bundle, engine="batched", threads=2, max_bytes=1 << 20)
 
 
+def test_memory_does_not_grow_with_the_number_of_requests(tiny_bundle: Path) -> None:
+    """Remembered prompts fill their budget; beyond it the oldest go, and nothing else stays behind."""
+    engine = open_engine(tiny_bundle, engine="batched", threads=1, max_bytes=8 << 20)
+
+    def ask_many(first: int) -> int:
+        for number in range(first, first + 120):
+            answer(engine, asked_by("jan", number, f"{number} " + "and it counted " * 60, max_tokens=2))
+        fields = Path("/proc/self/status").read_text().split("RssAnon:")[1].split()
+        return int(fields[0]) * 1024
+
+    before = ask_many(0)
+    assert ask_many(1000) - before < 4 << 20, "all prompts together are many times as much"
+    engine.release()
+
+
 def test_auto_says_why_it_batches_or_not(short_bundle: Path, tmp_path: Path) -> None:
     engine = open_engine(short_bundle, threads=2)
     assert engine.facts.engine == "batched"

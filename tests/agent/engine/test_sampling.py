@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from agent.engine.sampling import NUCLEUS_FIRST, Sampler, best, candidates, log_softmax
+from agent.engine.sampling import Sampler, best, log_softmax, nucleus
 from agent.engine.stepping import Generation
 
 END = 3
@@ -36,14 +36,42 @@ def test_best_is_a_stable_sort(row: np.ndarray[Any, np.dtype[np.float32]], count
     assert values.tolist() == row[expected].tolist()
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.9, 0.999]), st.sampled_from([0.3, 1.0, 5.0]))
-def test_the_nucleus_is_never_cut_short(seed: int, top_p: float, temperature: float) -> None:
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.2, 0.9, 0.999]), st.sampled_from([0.1, 1.0, 5.0]))
+def test_the_nucleus_is_what_a_sort_of_everything_gives(seed: int, top_p: float, temperature: float) -> None:
     row = np.random.Generator(np.random.PCG64(seed)).normal(size=5000).astype(np.float32) * 3
-    tokens, _ = candidates(row, 0, top_p, temperature)
-    weights = np.exp(row.astype(np.float64) / temperature)
-    reached = weights[tokens].sum() / weights.sum()
-    assert reached >= top_p * (1 - 1e-9)
-    assert len(tokens) in (NUCLEUS_FIRST, 5000)
+    weights = np.exp((row - row.max()) / temperature)
+    order = np.argsort(-row, kind="stable")
+    ladder = np.cumsum(weights[order], dtype=np.float64)
+    count = int(np.searchsorted(ladder, top_p * ladder[-1])) + 1
+    found = nucleus(row, weights, top_p)
+    assert abs(len(found) - count) <= 1, "sums of floats depend on their order"
+    assert found.tolist() == order[: len(found)].tolist()
+
+
+@given(rows, st.floats(0.01, 0.99))
+def test_a_nucleus_is_never_empty_and_reaches_its_share(
+    row: np.ndarray[Any, np.dtype[np.float32]], top_p: float
+) -> None:
+    weights = np.exp(row - row.max())
+    found = nucleus(row, weights, top_p)
+    assert len(found) >= 1
+    assert weights[found].sum(dtype=np.float64) >= top_p * weights.sum(dtype=np.float64) * (1 - 1e-6)
+
+
+@given(rows, st.integers(0, 99), st.integers(1, 40), st.floats(0.05, 0.99), st.floats(0.0, 0.5))
+def test_all_three_together_keep_what_each_keeps(
+    row: np.ndarray[Any, np.dtype[np.float32]], seed: int, top_k: int, top_p: float, min_p: float
+) -> None:
+    chosen = sampler(temperature=1.5, seed=seed, top_k=top_k, top_p=top_p, min_p=min_p).choose(row)
+    order = np.argsort(-row, kind="stable")[:top_k]
+    weights = np.exp((row[order].astype(np.float64) - row.max()) / 1.5)
+    place = order.tolist().index(chosen)
+    assert np.cumsum(weights)[place] - weights[place] < top_p * weights.sum() * (1 + 1e-6)
+    assert weights[place] >= min_p * (1 - 1e-5)
+
+
+def test_a_nan_is_chosen_so_that_it_is_found() -> None:
+    assert sampler(temperature=1.0, seed=1).choose(row_of(1.0, np.nan, 2.0)) == 1
 
 
 @given(rows, st.integers(0, 99), st.integers(1, 5))
