@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -50,9 +51,12 @@ class Measured(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """What ``--json`` prints; ``agent_running``: the times were taken beside a serving agent."""
+    """What ``--json`` prints; ``agent_running``: the times were taken beside a serving agent. ``load_average`` of the
+    last minute, before anything was measured.
+    """
 
     agent_running: bool
+    load_average: float
     bundles: list[Measured]
 
 
@@ -80,11 +84,14 @@ def run(arguments: argparse.Namespace) -> int:
     running = is_running(place.directory)
     if running and not arguments.json:
         print("the agent is running: what it does on the same cores counts against these numbers", file=sys.stderr)
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > cores and not arguments.json:
+        print(f"{load:.1f} processes want these {cores} cores already: times say little", file=sys.stderr)
     found = []
     for where, bundle in bundles.items():
         found.append(_measure(place, where, bundle, arguments))
     if arguments.json:
-        print(msgspec.json.encode(Report(running, found)).decode())
+        print(msgspec.json.encode(Report(running, round(load, 2), found)).decode())
     else:
         show(found)
     return 0

@@ -33,6 +33,7 @@ def test_the_active_bundle_is_compared_with_the_previous_one_and_its_budget(devi
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["agent_running"] is False
+    assert report["load_average"] >= 0
     assert [(each["bundle"], each["place"]) for each in report["bundles"]] == [
         ("tiny@1.1.0", "active"), ("tiny@1.0.0", "previous"),
     ]  # fmt: skip
