@@ -43,7 +43,7 @@ def test_other_errors_are_not_the_disks(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("kilobytes", [330, 900])
+@pytest.mark.parametrize("kilobytes", [450, 900])
 def test_a_disk_that_fills_up_in_the_middle_of_a_build(tiny_checkpoint: Path, tmp_path: Path, kilobytes: int) -> None:
     """Bundle, cache and the log itself on a file system too small for the graph, or for the source's logits."""
     if shutil.which("unshare") is None:
@@ -58,6 +58,6 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(tiny_checkpoint: Path, tm
         ["unshare", "--mount", "sh", "-c", line], capture_output=True, text=True, check=False, timeout=280
     )
     assert done.returncode == 5, done.stderr
-    assert "no space left" in done.stderr or "are free in" in done.stderr
+    assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "cache"
+    assert done.stderr.splitlines()[-1] == "cache"  # and no "out"
