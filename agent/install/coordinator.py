@@ -36,6 +36,9 @@ log = logging.getLogger("edge_agent.install")
 WISH_SECONDS = 0.2
 """At most this often is a new desired document looked at: a flood costs one glance per interval."""
 
+RECORD_SECONDS = 2.0
+"""A desired document that the disk would not take is tried again so much later."""
+
 RESTORE_SECONDS = 30.0
 """When the active bundle cannot be served or the state cannot be written: how long until it is tried again."""
 
@@ -178,6 +181,9 @@ class Coordinator:
                     log.warning("a desired document could not be recorded: %s", error.message)
                     self._pending = self._pending or payload
                     self._arrived.set()
+                    self._reporter.error = reported_error(error)
+                    self._reporter.tell()
+                    await asyncio.sleep(RECORD_SECONDS)
             await asyncio.sleep(WISH_SECONDS)
 
     def _consider(self, payload: bytes) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tests.soak.asker import Asker
 from tests.soak.world import World
 from tests.tiny import ANSWERS
@@ -92,14 +90,3 @@ class Scene:
     def fetched(self, path: Path) -> bool:
         """Whether anybody asked the server for an object."""
         return path.name in (self.world.root / "web" / "access.log").read_text()
-
-    def candidate(self) -> psutil.Process:
-        """The worker that tries a new bundle, as soon as there is one."""
-        before = {each.pid for each in self.world.workers()}
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            for worker in self.world.workers():
-                if worker.pid not in before:
-                    return worker
-            time.sleep(0.01)
-        raise AssertionError("no candidate was tried")
