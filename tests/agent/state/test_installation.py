@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.state.database import Database
@@ -121,6 +121,7 @@ def test_swaps_are_counted_within_a_span(state: InstallationState) -> None:
     assert state.swaps_between(10, 40) == [20, 30]
 
 
+@settings(deadline=None)  # every example writes a database of its own to the disk
 @given(st.lists(st.dictionaries(st.sampled_from(["root", "timestamp", "snapshot", "targets"]), st.integers(1, 2**40))))
 def test_role_versions_only_rise(tmp_path_factory: pytest.TempPathFactory, raises: list[dict[str, int]]) -> None:
     database = Database(tmp_path_factory.mktemp("floor") / "state.db", MIGRATIONS)
@@ -145,3 +146,22 @@ def test_the_schema_of_a_newer_agent_is_refused(path: Path) -> None:
     connection.close()
     with pytest.raises(StoreBroken, match="newer agent"):
         Database(path, MIGRATIONS)
+
+
+def test_an_adapter_joins_its_base_and_takes_the_place_of_its_name(state: InstallationState) -> None:
+    state.add_bundle(bundle(A, epoch=1))
+    state.commit_candidate(A)
+    state.add_bundle(bundle(B, "2.0.0", 2), A)
+    assert state.adapters_of(A) == []
+    for _ in range(2):
+        state.commit_candidate(B)
+        assert [each.version for each in state.adapters_of(A)] == ["2.0.0"]
+    snapshot = state.snapshot()
+    assert (snapshot.active, snapshot.previous, snapshot.epoch) == (A, None, 2)
+    state.add_bundle(bundle(C, "2.1.0", 2), A)
+    state.commit_candidate(C)
+    assert [each.version for each in state.adapters_of(A)] == ["2.1.0"]
+    assert state.adapters() == {B: (A, False), C: (A, True)}
+    state.forget_bundle(B)
+    state.retire_adapter(C)
+    assert state.adapters() == {C: (A, False)}
