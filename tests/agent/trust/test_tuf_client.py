@@ -98,7 +98,7 @@ class Driven:
     def __call__(self, *words: str, any_key: bool = False) -> int:
         options = ["--any-key"] if any_key else []
         command = [sys.executable, "-m", "agent.cli", "trust", *options, "--metadata-dir", str(self.metadata), *words]
-        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=60)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=250)
         self.error = done.stderr
         assert "Traceback" not in done.stderr
         assert bool(done.stderr) == (done.returncode != 0)
