@@ -50,7 +50,7 @@ class Target:
         given = model(input_ids=ids[:1], use_cache=False).logits.float()
         made = self.hidden[:1].float() @ self.table.float().t()
         self.plain = bool(torch.allclose(given, made, rtol=1e-2, atol=1e-2))
-        """Whether the logits are that product and nothing else; models that cap or scale them are not tuned."""
+        """Whether the logits are that product and nothing else; models that cap, scale or shift them are not tuned."""
 
 
 def tune_scales(

@@ -24,6 +24,7 @@ from packager.calibration.stages import Stages
 from packager.child import Reporter
 from packager.plan import BuildPlan, check_plan
 from packager.sources.checkpoint import Quantization, digest_directory, inspect_checkpoint
+from tests.packager.families import FAMILY_CONFIGS, make_random
 from tests.packager.test_build import manifest_of
 
 
@@ -163,6 +164,19 @@ def test_auto_round_decides_the_layers(tiny_checkpoint: Path, tmp_path: Path, mo
         rounded = Rounded.from_kept(one)
         step = rounded.grid.spread(rounded.grid.scale)
         assert ((rounded.weight() - source[f"{name}.weight"].float()).abs() <= 1.1 * step).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("family", ["phi-2", "phi-3.5-mini", "gemma-2", "gemma-3", "smollm-3"])
+def test_families_of_every_build_are_calibrated(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With windows, biases, capped logits, tied and untied tables; a capped or shifted product is not tuned."""
+    for module, name, value in ((samples, "SEQUENCES", 4), (samples, "LENGTH", 48), (tuning, "STEPS", 2)):
+        monkeypatch.setattr(module, name, value)
+    make_random(tmp_path / "source", FAMILY_CONFIGS[family]())
+    (tmp_path / "out").mkdir()
+    job = {"checkpoint": str(tmp_path / "source"), "quantizer": "gptq", "text": None, "out": str(tmp_path / "out")}
+    done = calibrate({**job, "stages": str(tmp_path / "stages")}, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    assert done["tuned"] is (family not in ("gemma-2", "phi-2"))
+    assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)
 
 
 def test_a_quantizer_whose_library_is_missing_is_refused_before_anything_is_read(
