@@ -126,7 +126,7 @@ TOML = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(key=st.sampled_from(sorted(KEYS)), value=TOML)
 def test_whatever_stands_there_it_is_right_or_refused_in_one_line(key: str, value: Any) -> None:
     try:
