@@ -70,9 +70,7 @@ def test_it_is_on_reported_once_a_second_until_the_bundle_is_there(device: Devic
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
-def test_a_download_that_lost_its_nginx_half_way_goes_on_there(
-    market: Market, device: Device, tmp_path: Path
-) -> None:
+def test_a_download_that_lost_its_nginx_half_way_goes_on_there(market: Market, device: Device, tmp_path: Path) -> None:
     market.publish("1.0.0", {"extra.bin": os.urandom(24 << 20)})
     web = Web(tmp_path / "web", market.location)
     job = market.job(device.directory.root, "1.0.0", sources=[web.location], parallel_fetches=2)
