@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from agent.engine.sampling import Sampler, best, log_softmax, nucleus
+from agent.engine.sampling import Sampler, best, drawn, log_softmax, nucleus
 from agent.engine.stepping import Generation
 
 END = 3
@@ -68,6 +68,19 @@ def test_all_three_together_keep_what_each_keeps(
     place = order.tolist().index(chosen)
     assert np.cumsum(weights)[place] - weights[place] < top_p * weights.sum() * (1 + 1e-6)
     assert weights[place] >= min_p * (1 - 1e-5)
+
+
+@given(
+    arrays(np.float32, st.integers(1, 1500), elements=st.sampled_from([0.0, 1e-30, 0.25, 1.0])),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_what_weighs_nothing_is_never_drawn(weights: np.ndarray[Any, np.dtype[np.float32]], share: float) -> None:
+    weights[len(weights) // 2] = 1.0
+    place = drawn(weights, share)
+    assert weights[place] > 0
+    ladder = np.cumsum(weights, dtype=np.float64)
+    assert ladder[place] >= share * ladder[-1] * (1 - 1e-5)
+    assert ladder[place] - weights[place] <= share * ladder[-1] * (1 + 1e-5)
 
 
 def test_a_nan_is_chosen_so_that_it_is_found() -> None:
