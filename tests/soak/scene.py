@@ -22,8 +22,6 @@ class Scene:
 
     def __init__(self, root: Path, bundle: Path) -> None:
         self.world = World(root, bundle)
-        config = root / "agent.toml"
-        config.write_text(config.read_text().replace("load_seconds = 30.0", "load_seconds = 10.0"))
         self.world.start()
         self.reasons: dict[str, str] = {}
         self.asker = Asker(self.world.broker.port)
@@ -38,6 +36,16 @@ class Scene:
         while not self._ended.wait(0.2):
             self.asker.step(more=self._more)
 
+    def configure(self, old: str, new: str) -> None:
+        """Another line in the configuration, and a restart."""
+        config = self.world.root / "agent.toml"
+        assert old in config.read_text()
+        config.write_text(config.read_text().replace(old, new))
+        assert self.world.end_agent() == 0
+        self.world.start_agent()
+        before = self.answered()
+        self.until(lambda: self.answered() > before)
+
     def stop_asking(self) -> None:
         """Nothing new; what is open is asked again until it is answered."""
         self._more = False
@@ -49,11 +57,17 @@ class Scene:
         self.world.stop()
 
     def wrong_answers(self) -> list[bytes]:
-        """Whatever was tried meanwhile, every answer is the one of the model that serves, and there is one."""
+        """Whatever was tried meanwhile, every answer is the one of the model that serves, and there is one.
+
+        Who was being answered when the agent was ended may be told so instead.
+        """
         wrong = []
         for request in self.asker.requests.values():
             for result in request.results:
-                if json.loads(result).get("text") != ANSWERS[request.question] or len(request.results) > 1:
+                frame = json.loads(result)
+                right = frame.get("text") == ANSWERS[request.question] or "error" in frame
+                told = frame.get("error", {}).get("type", "interrupted") == "interrupted"
+                if not (right and told) or len(request.results) > 1:
                     wrong.append(result)
         return wrong
 

@@ -75,6 +75,8 @@ def test_weights_that_say_something_else_than_at_the_build(scene: Scene) -> None
 @pytest.mark.parametrize(("version", "how"), [("2.4.0", "kill"), ("2.4.1", "suspend")])
 def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str) -> None:
     scene.world.market.publish(version, {"README.md": version.encode()})
+    if how == "suspend":
+        scene.configure("load_seconds = 30.0", "load_seconds = 6.0")
     serving = {each.pid for each in scene.world.workers()}
     over = threading.Event()
     struck: set[psutil.Process] = set()
@@ -94,6 +96,8 @@ def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str)
     finally:
         over.set()
         striking.join()
+        if how == "suspend":
+            scene.configure("load_seconds = 6.0", "load_seconds = 30.0")
     assert said["error"]["reason"] in (Reason.CANARY_LOAD_FAILED, Reason.CANARY_TIMEOUT)
     assert struck
     assert not any(worker.is_running() for worker in struck)
@@ -108,10 +112,7 @@ def test_a_candidate_that_is_too_slow(scene: Scene) -> None:
 
 
 def test_a_candidate_that_takes_too_much_memory(scene: Scene) -> None:
-    config = scene.world.root / "agent.toml"
-    config.write_text(config.read_text().replace("[install]\n", "[install]\nmax_rss_bytes = 1000000\n"))
-    assert scene.world.end_agent() == 0
-    scene.world.start_agent()
+    scene.configure("[install]\n", "[install]\nmax_rss_bytes = 1000000\n")
     scene.world.market.publish("2.6.0", {"README.md": b"2.6.0"})
     assert scene.refuses("2.6.0")["error"]["reason"] == Reason.CANARY_MEMORY
 
