@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,14 @@ def command(*words: str | Path, check: bool = True) -> str:
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 or not check, f"{words}: {done.stderr}"
     return done.stdout.strip()
+
+
+def unmount(place: Path) -> None:
+    """As soon as the last process of a killed agent has let go of it."""
+    deadline = time.monotonic() + 60
+    while subprocess.run(["umount", str(place)], capture_output=True, timeout=60, check=False).returncode != 0:
+        assert time.monotonic() < deadline, f"{place} is in use"
+        time.sleep(0.2)
 
 
 @contextmanager
@@ -85,12 +94,16 @@ def refused_by_the_store(scene: Scene, version: str) -> None:
     assert scene.world.agent.is_running()
 
 
-def ends_well(scene: Scene, version: str) -> None:
-    """Everything asked is answered, the wish is fulfilled, every byte of it is right."""
+def ends_well(scene: Scene, version: str, *, once: bool = True) -> None:
+    """Everything asked is answered, the wish is fulfilled, every byte of it is right.
+
+    Not ``once``: an answer that a broken disk did not keep was given all the same, and may be given again later.
+    """
     scene.until(lambda: scene.active == version)
     scene.stop_asking()
     scene.until(lambda: not scene.asker.open)
-    assert scene.wrong_answers() == []
+    wrong = scene.wrong_answers(once=once)
+    assert not wrong, wrong
     assert scene.world.end_agent() == 0
     assert scene.world.run("verify") == 0
 
@@ -118,11 +131,11 @@ def test_a_disk_that_gives_errors_and_comes_back(tiny_bundle: Path, tmp_path: Pa
             assert "Traceback" not in (found.world.root / "agent.log").read_text()
             (backing / "filler").unlink()
             found.world.kill_agent()
-            command("umount", state)
+            unmount(state)
             command("e2fsck", "-y", "-f", device, check=False)
             command("mount", "-o", "errors=remount-ro", device, state)
             found.world.start_agent()
-            ends_well(found, version)
+            ends_well(found, version, once=False)
 
 
 def test_a_disk_that_can_only_be_read(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -135,11 +148,11 @@ def test_a_disk_that_can_only_be_read(tiny_bundle: Path, tmp_path: Path) -> None
             refused_by_the_store(found, version)
             assert found.world.run("status") == 0, "it still says how it is"
             found.world.kill_agent()
-            command("umount", state)
+            unmount(state)
             command("e2fsck", "-y", "-f", device, check=False)
             command("mount", "-o", "ro", device, state)
             found.world.start_agent()
             assert found.world.agent.wait(60) == 5
             command("mount", "-o", "remount,rw", state)
             found.world.start_agent()
-            ends_well(found, version)
+            ends_well(found, version, once=False)
