@@ -305,3 +305,43 @@ def test_a_full_disk_stops_installing_and_not_serving(device: Device) -> None:
     device.serving("1.2.0")
     assert device.ask("after-full-disk") == ANSWER
     assert container.show("edge-agent.service", "NRestarts") in ("0", "1")
+
+
+def test_what_root_does_without_the_agent_is_of_use_to_it(device: Device) -> None:
+    container, program = device.container, "/opt/edge-agent/current/bin/edge-agent"
+    container.run("systemctl", "stop", "edge-agent.service")
+    container.run(program, "rollback")
+    container.run(program, "install", "/srv/repository", "tiny@1.2.0")
+    assert container.run("find", "/var/lib/edge-agent", "!", "-user", "edge-agent").stdout == ""
+    container.run("systemctl", "start", "edge-agent.service")
+    device.serving("1.2.0")
+    assert device.ask("after-root") == ANSWER
+
+
+ASK_HOSTILE = """
+import socket
+with socket.socket(socket.AF_UNIX) as line:
+    line.settimeout(60)
+    line.connect("/run/edge-agent-worker.sock")
+    while part := line.recv(65536):
+        print(part.decode(), end="")
+"""
+
+
+def test_a_worker_that_was_taken_over_gets_nowhere(device: Device) -> None:
+    container, drop_in = device.container, "/run/systemd/system/edge-agent-worker@.service.d"
+    container.copy_in(Path(__file__).with_name("hostile_worker.py"), "/usr/local/share/hostile_worker.py")
+    container.run("mkdir", "-p", drop_in)
+    program = "/opt/edge-agent/current/bin/python -P /usr/local/share/hostile_worker.py"
+    put(container, f"{drop_in}/hostile.conf", f"[Service]\nExecStart=\nExecStart={program}\n")
+    container.run("systemctl", "stop", "edge-agent.service")
+    container.run("systemctl", "daemon-reload")
+    found = json.loads(container.run("python3", "-c", ASK_HOSTILE).stdout)
+    container.run("rm", "-r", drop_in)
+    container.run("systemctl", "daemon-reload")
+    assert "done" not in found.values(), found
+    assert found["fork without end"] == "EAGAIN", "as many as the unit says"
+    assert container.show("edge-agent.slice", "MemoryMax") != "infinity", "what it eats is bounded with the agent's"
+    container.run("systemctl", "start", "edge-agent.service")
+    device.serving("1.2.0")
+    assert device.ask("after-hostile") == ANSWER
