@@ -1,0 +1,59 @@
+"""Overlapping and draining with real models in real processes: nothing lost, the hold measured, deadlines kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.install.ports import SwapMode
+from tests.agent.device import SECONDS, sealed
+from tests.agent.serving.test_real_model import serve
+from tests.broker import Broker
+from tests.e2e.raw_client import RawClient
+
+pytestmark = pytest.mark.broker
+
+WAITING = 4
+"""More requests than the worker has places."""
+
+
+@pytest.mark.parametrize("mode", ["overlap", "drain"])
+def test_every_answer_comes_once_while_the_worker_is_replaced(
+    shared_broker: Broker, tiny_bundle: Path, tmp_path: Path, names: tuple[str, str], mode: SwapMode
+) -> None:
+    device = serve(shared_broker, tmp_path, tiny_bundle, names[0], threads=1, max_bytes=8 << 20)
+    client = RawClient(shared_broker.port, names[1], names[0])
+    try:
+        old = device.serving.seat
+        assert old is not None
+        assert old.worker is not None
+        asked = [f"q{number}" for number in range(old.worker.facts.slots + WAITING)]
+        for name in asked:
+            client.send(name, "Say hello.", max_tokens=48, min_tokens=48)
+        device.until(lambda: device.serving.queued >= WAITING)
+        client.send("late", "Say hello.", max_tokens=48, deadline_ms=1)
+        newer = msgspec.structs.replace(sealed(version="2.0.0"), directory=tiny_bundle)
+        report = device.run(device.serving.swap(newer, mode))
+        client.send("after", "Say hello.", max_tokens=4)
+        answers = [client.wait_answer(name) for name in asked]
+        late, after = client.wait_answer("late"), client.wait_answer("after")
+        device.until(lambda: len(device.serving.seats) == 1)
+        [new] = device.serving.seats
+    finally:
+        client.close()
+        device.stop()
+    assert [len(answer.lasts) for answer in [*answers, late]] == [1] * (len(asked) + 1)
+    assert {answer.lasts[0].get("finish_reason") for answer in answers} == {"length"}
+    assert {answer.lasts[0]["attempt"] for answer in answers} == {1}, "what ran was finished where it ran"
+    assert answers[0].bundle == "toy@1.0.0"
+    assert after.bundle == "toy@2.0.0"
+    assert late.lasts[0]["finish_reason"] == "deadline"
+    assert new.bundle.manifest.version == "2.0.0"
+    assert report.mode == mode
+    if mode == "overlap":
+        assert report.hold_ms == 0
+    else:
+        assert 0 < report.hold_ms < SECONDS * 1000
+        assert answers[-1].bundle == "toy@2.0.0", "it waited for the new one"
