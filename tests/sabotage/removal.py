@@ -1,16 +1,19 @@
-"""Loading modules with a check taken out of their source, in this process and before they are first imported."""
+"""Loading modules with a check taken out of their source, in this process and its children, before they are first
+imported.
+"""
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from msgspec import Struct
+from msgspec import Struct, json
 
 OURS = ("agent.", "contract.", "packager.")
 
@@ -97,3 +100,20 @@ def remove(cuts: Sequence[Cut]) -> None:
     for cut in cuts:
         assert cut.module not in sys.modules, f"{cut.module} was imported before its check could be taken out"
     sys.meta_path.insert(0, _Finder(cuts))
+
+
+def remove_in_children(cuts: Sequence[Cut], directory: Path) -> None:
+    """From now on every Python process that this one starts imports the modules without these checks.
+
+    ``directory`` gets a ``sitecustomize``, which Python runs before anything else.
+    """
+    root = Path(__file__).resolve().parents[2]
+    directory.mkdir()
+    (directory / "cuts.json").write_bytes(json.encode([located(cut) for cut in cuts]))
+    (directory / "sitecustomize.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(root)!r})\n"
+        "from pathlib import Path\nfrom msgspec import json\nfrom tests.sabotage.removal import Cut, remove\n"
+        'remove(json.decode(Path(__file__).with_name("cuts.json").read_bytes(), type=list[Cut]))\n',
+        "utf-8",
+    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from tests.sabotage.removal import Cut, remove
+from tests.sabotage.removal import Cut, remove, remove_in_children
 
 for _slow in (
     "asyncio", "cryptography.hazmat.primitives.asymmetric.ed25519", "hypothesis", "rich.progress",
@@ -100,6 +100,7 @@ def _run(cuts: Sequence[Cut], tests: Sequence[str], scratch: Path, hangs: bool) 
     # Without a bound on what is read, a test may read until there is no memory left.
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     try:
+        remove_in_children(cuts, scratch.with_name("children"))
         remove(cuts)
     except (AssertionError, LookupError) as error:
         return [], str(error)
