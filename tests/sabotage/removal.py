@@ -16,6 +16,7 @@ from types import CodeType, ModuleType
 from msgspec import Struct, json
 
 OURS = ("agent.", "contract.", "packager.")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Cut(Struct, frozen=True):
@@ -46,13 +47,11 @@ def located(cut: Cut) -> Cut:
     Raises:
         LookupError: no module of the package, or more than one, has the check.
     """
-    if not cut.module.startswith(OURS):
-        # Looking for a module imports the packages above it.
+    package = ROOT.joinpath(*cut.module.split("."))
+    if not cut.module.startswith(OURS) or not package.is_dir():
         return cut
-    spec = importlib.util.find_spec(cut.module)
-    if spec is None or not spec.submodule_search_locations:
-        return cut
-    files = [file for place in spec.submodule_search_locations for file in sorted(Path(place).glob("*.py"))]
+    # By path: looking for a module by its name imports the packages above it.
+    files = sorted(package.glob("*.py"))
     found = [file.stem for file in files if cut.old in file.read_text("utf-8")]
     if len(found) != 1:
         raise LookupError(f"{cut.old!r} stands in {found or 'no module'} of {cut.module}; it must be one")
@@ -107,11 +106,10 @@ def remove_in_children(cuts: Sequence[Cut], directory: Path) -> None:
 
     ``directory`` gets a ``sitecustomize``, which Python runs before anything else.
     """
-    root = Path(__file__).resolve().parents[2]
     directory.mkdir()
     (directory / "cuts.json").write_bytes(json.encode([located(cut) for cut in cuts]))
     (directory / "sitecustomize.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(root)!r})\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "from pathlib import Path\nfrom msgspec import json\nfrom tests.sabotage.removal import Cut, remove\n"
         'remove(json.decode(Path(__file__).with_name("cuts.json").read_bytes(), type=list[Cut]))\n',
         "utf-8",
