@@ -63,6 +63,7 @@ _HANGING = frozenset(
         "slow retrieval: dripping",
         "endless data: headers, interim answers, trailers",
         "malicious mirror: redirects in circles",
+        "desired names what failed here",
     }
 )
 _TUF = "tuf.ngclient._internal.trusted_metadata_set"

@@ -7,7 +7,9 @@ import importlib
 import json
 import os
 import resource
+import signal
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ SECONDS = 120
 
 HANG_SECONDS = 4
 """How long such a test is waited for: it has noticed as well as one that fails."""
+
+TRIAL_SECONDS = 150
+"""A trial that a time-out does not end, since it hangs while it cleans up, is killed."""
 
 MEMORY_BYTES = 4 << 30
 
@@ -86,11 +91,26 @@ def try_without(cuts: Sequence[Cut], tests: Sequence[str], *, hangs: bool = Fals
                 status = 0
             finally:
                 os._exit(status)
-        _, status = os.waitpid(child, 0)
-        if status or not answer.exists():
-            return Result(frozenset(), f"the trial ended with status {status}")
+        ended = _ended(child, TRIAL_SECONDS)
+        if ended is None:
+            return Result(frozenset(tests if hangs else ()), None if hangs else "the trial did not end")
+        if ended or not answer.exists():
+            return Result(frozenset(), f"the trial ended with status {ended}")
         failed, broken = json.loads(answer.read_text())
         return Result(frozenset(failed), broken)
+
+
+def _ended(child: int, seconds: float) -> int | None:
+    """The status of ``child`` once it ends; None where it had to be killed, since not even a time-out ended it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def _run(cuts: Sequence[Cut], tests: Sequence[str], scratch: Path, hangs: bool) -> tuple[list[str], str | None]:
