@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import signal
 import time
 import zipfile
 from collections.abc import Callable
@@ -21,6 +22,11 @@ from packager.adapter_bundle import build_adapter_bundle
 from packager.build import build_bundle
 from packager.plan import BuildPlan
 from packager.sources.opening import SourceOptions
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that: those under test are
+    # interrupted on purpose.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("EDGE_CACHE") or ROOT / ".cache").resolve()
