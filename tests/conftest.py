@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from contract.manifest import MANIFEST_FILE
 from packager.adapter_bundle import build_adapter_bundle
@@ -27,6 +28,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that: those under test are
     # interrupted on purpose.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no fault of what is tested
+settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("EDGE_CACHE") or ROOT / ".cache").resolve()

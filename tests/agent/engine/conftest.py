@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from agent.engine.choice import open_engine
 from agent.engine.stepping import Engine
@@ -14,9 +13,6 @@ from tests.agent.engine.short_bundle import CONTEXT, short_bundle
 from tests.agent.engine.stand_in import StandIn, write_bundle
 
 __all__ = ["short_bundle"]
-
-settings.register_profile("patient", deadline=None)  # a busy machine is no fault of what is tested
-settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
