@@ -23,15 +23,24 @@ from typing import ClassVar
 from contract.reasons import Reason
 
 
+def printable(text: str) -> str:
+    """``text`` on one line, with escapes in place of control characters and lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 class EdgeBundleError(Exception):
     """One sentence for a person, a reason code for a program, an exit status for a shell.
 
-    ``field`` names the offending field of the input, if there is one.
+    ``field`` names the offending field of the input, if there is one. What cannot be printed is escaped in ``message``:
+    names and paths from outside stand in it, and must not draw on a terminal or break a line of a log.
     """
 
     exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str, *, reason: Reason | None = None, field: str | None = None) -> None:
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.reason = reason
