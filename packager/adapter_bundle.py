@@ -17,10 +17,18 @@ from contract.adapter_file import check_adapter, read_adapter_file
 from contract.adapter_slots import CAPABILITY, Slot, find_slots
 from contract.errors import BuildRefused, UsageError
 from contract.genai_config import CONFIG_FILE, read_genai_config
-from contract.manifest import Base, Budget, Canary, License, Manifest
+from contract.manifest import Base, Budget, License, Manifest
 from contract.names import Digest, check_bundle_name, check_version
 from contract.onnx_wire import read_graph_file
-from packager.build import AGENT_BOUND, DISK_FACTOR, MIB, RAM_RESERVE_BYTES, default_cache, disk_errors
+from packager.build import (
+    AGENT_BOUND,
+    DISK_FACTOR,
+    MIB,
+    RAM_RESERVE_BYTES,
+    default_cache,
+    disk_errors,
+    measured_canaries,
+)
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.check import CheckResult
 from packager.child import run_child
@@ -222,15 +230,7 @@ def _compose(
             host=host_line(),
             threads=checked.threads,
         ),
-        canary=[
-            Canary(
-                prompt=canary.prompt,
-                expected_text=canary.text,
-                mean_nll=round(canary.mean_nll, 6),
-                tolerance=canary.tolerance,
-            )
-            for canary in checked.canaries
-        ],
+        canary=measured_canaries(checked),
         quality=quality,
         license=License(spdx=plan.license or "unknown"),
         provenance=provenance,

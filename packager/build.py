@@ -211,6 +211,19 @@ def short_provenance(source: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def measured_canaries(checked: CheckResult) -> list[Canary]:
+    """What devices hold the bundle against: the texts that it gave here, and how likely it found them."""
+    return [
+        Canary(
+            prompt=canary.prompt,
+            expected_text=canary.text,
+            mean_nll=round(canary.mean_nll, 6),
+            tolerance=canary.tolerance,
+        )
+        for canary in checked.canaries
+    ]
+
+
 def compose_manifest(
     *,
     name: str,
@@ -277,15 +290,7 @@ def compose_manifest(
             host=host_line() if ep == "cpu" else NOT_RUN,
             threads=checked.threads,
         ),
-        canary=[
-            Canary(
-                prompt=canary.prompt,
-                expected_text=canary.text,
-                mean_nll=round(canary.mean_nll, 6),
-                tolerance=canary.tolerance,
-            )
-            for canary in checked.canaries
-        ],
+        canary=measured_canaries(checked),
         quality=quality,
         license=License(spdx=spdx, file="LICENSE" if (staged / "LICENSE").is_file() else None),
         provenance=provenance,

@@ -411,3 +411,5 @@ async def test_a_rollback_to_what_does_not_load_just_now_is_tried_again(
         async with asyncio.timeout(30):
             while stage.serving.swaps[-1][0] != "1.0.0":
                 await asyncio.sleep(0.01)
+        assert stage.serving.bundle is not None
+        assert stage.serving.bundle.manifest.version == "1.0.0", "the old one answers again"

@@ -153,7 +153,6 @@ async def test_a_worker_maps_them_instead_of_copying_the_weights(
     plain, prepacked = found
     assert plain - prepacked > 60 << 20, "the weights alone are 80 MiB"
     assert prepacked < 0.5 * plain, "the whole worker, not the weights alone"
-    await asyncio.sleep(0)
 
 
 async def test_verify_finds_derived_weights_that_were_changed(market: Market, device: Device) -> None:
