@@ -10,8 +10,6 @@ import hashlib
 import inspect
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,13 +20,11 @@ from packager.builder import BuilderReport, build_graph
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
 from packager.quality.text import EvalText
+from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint
 
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
-
-FORGOTTEN_SECONDS = 7 * 24 * 3600
-"""A build that is still running is younger, and one that is to go on is tried again within days."""
 
 REPORT = "report.json"
 MODEL = "model"
@@ -67,26 +63,16 @@ def build_or_resume(
     """
     shelf = cache / "graphs"
     entry = shelf / graph_key(build_plan, digest)
-    if not (entry / REPORT).is_file():
-        shelf.mkdir(parents=True, exist_ok=True)
-        _sweep(shelf)
-        staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=shelf))
-        try:
-            report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress=on_progress, text=text)
-            (staging / REPORT).write_bytes(msgspec.json.encode(report))
-            shutil.rmtree(entry, ignore_errors=True)
-            staging.rename(entry)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    link_tree(entry / MODEL, out)
-    return msgspec.json.decode((entry / REPORT).read_bytes(), type=BuilderReport), entry
+    sweep(shelf)
 
+    def make(staging: Path) -> None:
+        report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress=on_progress, text=text)
+        (staging / REPORT).write_bytes(msgspec.json.encode(report))
 
-def _sweep(shelf: Path) -> None:
-    """Remove what builds left that were killed outright, and graphs that nobody came back for."""
-    for path in shelf.iterdir():
-        if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+    with held(entry):
+        make_once(entry, make, mark=REPORT)
+        link_tree(entry / MODEL, out)
+        return msgspec.json.decode((entry / REPORT).read_bytes(), type=BuilderReport), entry
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -104,4 +90,5 @@ def link_tree(source: Path, target: Path) -> None:
 
 def drop_graph(entry: Path) -> None:
     """Forget a kept graph."""
-    shutil.rmtree(entry, ignore_errors=True)
+    with held(entry):
+        shutil.rmtree(entry, ignore_errors=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,11 @@ from packager.calibration import compensation, export, grid, layers, learned, pr
 from packager.child import run_child
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.quality.text import EvalText, read_text
+from packager.shelf import held, sweep
 from packager.sources.checkpoint import Checkpoint, digest_directory, inspect_checkpoint
 
 SELF = "self"
 """The word for text that the source model writes itself."""
-
-FORGOTTEN_SECONDS = 7 * 24 * 3600
-"""A calibration that is to go on is tried again within days."""
 
 LIBRARY = "auto-round"
 """The quantizer that is a library of that name, of the ``calibration`` extra."""
@@ -91,17 +87,13 @@ def calibrate_checkpoint(
     }
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     entry = cache / "calibrated" / key[:32]
-    if entry.is_dir():
-        return inspect_checkpoint(entry), key
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(entry.parent)
-    work = entry.parent / f".{entry.name}"
-    work.mkdir(exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BuildRefused("another build is calibrating the same model in the same way; wait for it") from error
+    sweep(entry.parent, ".*")
+    with held(entry):
+        if entry.is_dir():
+            return inspect_checkpoint(entry), key
+        # Not make_once: what an interrupted calibration has done so far stays in ``work``, to go on from.
+        work = entry.parent / f".{entry.name}"
+        work.mkdir(exist_ok=True)
         staging = work / "out"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
@@ -116,10 +108,3 @@ def calibrate_checkpoint(
         staging.rename(entry)
         shutil.rmtree(work)
     return inspect_checkpoint(entry), key
-
-
-def _sweep(shelf: Path) -> None:
-    """Remove the stages of calibrations that nobody came back for."""
-    for path in shelf.glob(".*"):
-        if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from msgspec import Struct
 
 from packager.child import run_child
 from packager.quality.text import EvalText
+from packager.shelf import held, make_once
 from packager.sources.checkpoint import Checkpoint, digest_directory
 
 REVISION = 1
@@ -84,20 +84,20 @@ def view_source(
     key = [digest_directory(checkpoint.path), text.sha256, job["questions"], tokens, REVISION, versions]
     shelf = cache / "source-views"
     entry = shelf / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    if not (entry / FILE).is_file():
-        shelf.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".view-", dir=shelf))
-        try:
-            job["out"] = str(staging)
-            value = run_child(
-                "packager.quality.source_process", job, log, doing="running the source", on_progress=on_progress
-            )
-            (staging / FILE).write_text(json.dumps(value), "utf-8")
-            shutil.rmtree(entry, ignore_errors=True)
-            staging.rename(entry)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        _forget_oldest(shelf, entry)
+
+    def make(staging: Path) -> None:
+        value = run_child(
+            "packager.quality.source_process",
+            {**job, "out": str(staging)},
+            log,
+            doing="running the source",
+            on_progress=on_progress,
+        )
+        (staging / FILE).write_text(json.dumps(value), "utf-8")
+
+    with held(entry):
+        make_once(entry, make, mark=FILE)
+    _forget_oldest(shelf, entry)
     value = json.loads((entry / FILE).read_text("utf-8"))
     return SourceView(rows=entry / ROWS, **value)
 

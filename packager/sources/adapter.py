@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from msgspec import Struct
 
 from contract.errors import BuildRefused
 from packager.child import run_child
+from packager.shelf import held, make_once
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint, read_json
 from packager.sources.hub import is_hub_id
 from packager.sources.safetensors_header import count_parameters
@@ -128,28 +128,22 @@ def merge_adapter(
     """
     key = hashlib.sha256(f"{digest} {adapter.sha256} {REVISION}".encode()).hexdigest()[:32]
     entry = cache / "checkpoints" / f"{key}-merged"
-    if not entry.is_dir():
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
-        shards = [shard.name for shard in find_shards(base.path)]
-        try:
-            for file in base.path.iterdir():
-                if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt", ".gguf"):
-                    shutil.copyfile(file, staging / file.name)
-            job = {
-                "base": str(base.path),
-                "shards": shards,
-                "out": str(staging),
-                "adapter": str(adapter.path / WEIGHTS),
-                "scale": adapter.scale,
-                "pairs": {target: list(pair) for target, pair in adapter.pairs.items()},
-            }
-            run_child(
-                "packager.sources.adapter_process", job, log, doing="merging the adapter", on_progress=on_progress
-            )
-            inspect_checkpoint(staging)
-            staging.chmod(0o755)
-            staging.rename(entry)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+
+    def make(staging: Path) -> None:
+        for file in base.path.iterdir():
+            if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt", ".gguf"):
+                shutil.copyfile(file, staging / file.name)
+        job = {
+            "base": str(base.path),
+            "shards": [shard.name for shard in find_shards(base.path)],
+            "out": str(staging),
+            "adapter": str(adapter.path / WEIGHTS),
+            "scale": adapter.scale,
+            "pairs": {target: list(pair) for target, pair in adapter.pairs.items()},
+        }
+        run_child("packager.sources.adapter_process", job, log, doing="merging the adapter", on_progress=on_progress)
+        inspect_checkpoint(staging)
+
+    with held(entry):
+        make_once(entry, make)
     return inspect_checkpoint(entry)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from packager.child import run_child
+from packager.shelf import held, make_once
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint
 
 GGUF_MAGIC = b"GGUF"
@@ -27,15 +26,12 @@ def convert_gguf(
     """
     version = importlib.metadata.version("transformers")
     entry = cache / "checkpoints" / f"{digest[:32]}-{version}-{CONVERTER_REVISION}"
-    if not entry.is_dir():
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
-        try:
-            job = {"gguf": str(path), "out": str(staging)}
-            run_child("packager.sources.gguf_process", job, log, doing="reading the GGUF file", on_progress=on_progress)
-            inspect_checkpoint(staging)
-            staging.chmod(0o755)
-            staging.rename(entry)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+
+    def make(staging: Path) -> None:
+        job = {"gguf": str(path), "out": str(staging)}
+        run_child("packager.sources.gguf_process", job, log, doing="reading the GGUF file", on_progress=on_progress)
+        inspect_checkpoint(staging)
+
+    with held(entry):
+        make_once(entry, make)
     return inspect_checkpoint(entry)

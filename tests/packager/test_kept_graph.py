@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from contract.errors import BuildRefused
-from packager.kept_graph import FORGOTTEN_SECONDS, _sweep, build_or_resume, drop_graph, graph_key
+from packager.kept_graph import build_or_resume, drop_graph, graph_key
 from packager.plan import BuildPlan
 from packager.sources.checkpoint import inspect_checkpoint
 from tests.packager.families import FAMILY_CONFIGS, make_random
@@ -56,13 +54,3 @@ def test_a_build_that_fails_keeps_nothing(tmp_path: Path) -> None:
             on_progress=lambda done, total: None,
         )  # fmt: skip
     assert list((tmp_path / "graphs").iterdir()) == []
-
-
-def test_what_nobody_came_back_for_is_swept(tmp_path: Path) -> None:
-    old, young = tmp_path / ".old", tmp_path / "young"
-    for path in (old, young):
-        path.mkdir()
-    week_ago = time.time() - FORGOTTEN_SECONDS - 60
-    os.utime(old, (week_ago, week_ago))
-    _sweep(tmp_path)
-    assert list(tmp_path.iterdir()) == [young]
