@@ -22,10 +22,10 @@ def fill_part(
     lanes: Lanes,
     meter: ProgressMeter,
     disk: Disk,
-) -> str | None:
+) -> str:
     """Make the part at ``path`` complete and durable; ``resumed``: an earlier attempt may have left bytes in it.
 
-    Returns the SHA-256 of the whole if all of it was written now, in order: then it need not be read for that.
+    Returns the SHA-256 of the whole, read back from there.
 
     Raises:
         BundleRefused: DIGEST_MISMATCH, when every source delivers other bytes than were signed.
@@ -46,7 +46,7 @@ def fill_part(
         finally:
             # What has arrived is worth keeping even if the rest does not come.
             part.sync()
-        return part.written
+        return part.digest()
 
 
 def _reuse(part: Part, missing: Sequence[Piece], local: LocalChunks, meter: ProgressMeter) -> Iterator[Piece]:

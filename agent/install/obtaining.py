@@ -61,7 +61,7 @@ class Obtaining:
         self._state = state
         self._disk = disk
         self._report = report
-        self._written: dict[str, str | None] = {}
+        self._read_back: dict[str, str] = {}
 
     def run(self, mirrors: Mirrors, resolver: Resolver) -> SealedBundle:
         """The bundle, sealed.
@@ -214,7 +214,7 @@ class Obtaining:
                 path = self._directory.part(entry.sha256)
                 if entry.sha256 in whole:
                     self._disk.allocate(path, entry.size)
-                self._written[entry.sha256] = fill_part(
+                self._read_back[entry.sha256] = fill_part(
                     path,
                     entry,
                     resumed=entry.sha256 in resumed or entry.sha256 in whole,
@@ -231,14 +231,11 @@ class Obtaining:
         return linked
 
     def _verify(self, manifest: Manifest, linked: dict[str, Path]) -> None:
-        """Read back what was written and hold the whole of it against the signed digest."""
+        """Hold the whole of what was written, as it was read back, against the signed digest."""
         for entry in unique_files(manifest):
-            if entry.sha256 in linked:
+            if entry.sha256 in linked or self._read_back[entry.sha256] == entry.sha256:
                 continue
-            written = self._written.get(entry.sha256)
-            with Part(self._directory.part(entry.sha256), entry, self._disk, written) as part:
-                if part.digest() == entry.sha256:
-                    continue
+            with Part(self._directory.part(entry.sha256), entry, self._disk) as part:
                 damaged = any(part.missing(pieces_of(entry)))
             self._disk.remove(self._directory.part(entry.sha256))
             if damaged:

@@ -119,8 +119,7 @@ class Connection:
         """Send at QoS 0 if connected; else it is gone."""
         link = self._link
         if link is not None and link.takes(topic, payload):
-            link.client.publish(topic, payload, 0, False, publish_properties(self._settings, correlation))
-            link.watch_writes()
+            link.publish_once(topic, payload, publish_properties(self._settings, correlation))
 
     def acknowledge(self, received: Received) -> None:
         """Tell the broker that ``received`` is ours now; without effect if that connection is gone."""
