@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
-from contract.errors import EdgeBundleError
+from contract.errors import EdgeBundleError, UsageError
 
 EXIT_INTERRUPTED = 130
 
@@ -29,7 +29,11 @@ EXIT_STATUSES = """exit status: 0 done, 2 the command line, 3 refused, 4 source 
 
 
 class Command(Protocol):
-    """A module that is one sub-command."""
+    """A module that is one sub-command.
+
+    One that others drive by a contract of its own may have ``usage_status(argv) -> int``: the exit status for a command
+    line that cannot be read.
+    """
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add arguments, description and an epilog with examples."""
@@ -57,11 +61,17 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
             modules[name].configure(subparser)
             if "exit status" not in (subparser.epilog or "").lower():
                 subparser.epilog = f"{subparser.epilog or ''}\n\n{EXIT_STATUSES}".lstrip()
-    arguments, unknown = parser.parse_known_args(list(argv))
-    if unknown:
-        subparsers.choices[arguments.command].error(
-            _unknown_argument(unknown[0], subparsers.choices[arguments.command])
-        )
+    try:
+        arguments, unknown = parser.parse_known_args(list(argv))
+        if unknown:
+            subparsers.choices[arguments.command].error(
+                _unknown_argument(unknown[0], subparsers.choices[arguments.command])
+            )
+    except SystemExit as ended:
+        usage_status = getattr(modules.get(chosen or ""), "usage_status", None)
+        if ended.code == UsageError.exit_status and usage_status is not None:
+            raise SystemExit(usage_status(argv)) from None
+        raise
     try:
         status = modules[arguments.command].run(arguments)
         sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from agent.commands.place import act_as_owner
@@ -29,6 +30,15 @@ as a plain TUF client (exit status 0 on success, 1 on any failure):
   edge-agent trust --metadata-dir D --metadata-url U refresh
   edge-agent trust --metadata-dir D --metadata-url U --target-name T --target-base-url B --target-dir DIR download
 """
+
+
+CLIENT_ACTIONS = ("init", "refresh", "download")
+
+
+def usage_status(argv: Sequence[str]) -> int:
+    """Exit status for a command line that cannot be read: for a plain TUF client that is a failure like any other."""
+    as_client = any(word in CLIENT_ACTIONS or word.startswith(("--metadata-", "--target-")) for word in argv)
+    return 1 if as_client else UsageError.exit_status
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

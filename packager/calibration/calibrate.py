@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import shutil
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.calibration import compensation, export, grid, layers, learned, process, samples, stages, tuning
 from packager.child import run_child
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.quality.text import EvalText, read_text
@@ -26,8 +25,8 @@ SELF = "self"
 LIBRARY = "auto-round"
 """The quantizer that is a library of that name, of the ``calibration`` extra."""
 
-CODE = (compensation, export, grid, layers, learned, process, samples, stages, tuning)
-"""What decides a calibrated checkpoint's bytes."""
+CODE = ("compensation", "export", "grid", "layers", "learned", "process", "samples", "stages", "tuning")
+"""Modules beside this one that decide a calibrated checkpoint's bytes; read, not imported, since they load torch."""
 
 
 def read_calibration(named: str) -> EvalText | None:
@@ -53,6 +52,9 @@ def require_library(quantizer: str) -> None:
 
 def describe_calibration(quantizer: str, named: str) -> dict[str, Any]:
     """What provenance says of the calibration text and of how it was read."""
+    # Both load torch, which a command that builds nothing must not wait for.
+    from packager.calibration import learned, samples
+
     text = read_calibration(named)
     shape: dict[str, Any] = {"sequences": samples.SEQUENCES, "length": samples.LENGTH, "seed": samples.SEED}
     if quantizer == LIBRARY:
@@ -83,7 +85,7 @@ def calibrate_checkpoint(
         "quantizer": quantizer,
         "text": None if text is None else text.sha256,
         "tools": tool_versions((*BUILD_TOOLS, *((LIBRARY,) if quantizer == LIBRARY else ()))),
-        "code": [inspect.getsource(module) for module in CODE],
+        "code": [(files(__package__) / f"{name}.py").read_text("utf-8") for name in CODE],
     }
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     entry = cache / "calibrated" / key[:32]

@@ -278,3 +278,21 @@ def test_other_key_types_are_admitted_only_with_any_key(consistent: Upstream, tm
             assert client.init(any_key=True) == 0, client.error
             assert client.refresh(any_key=True) == 0, client.error
             assert client.refresh() == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("refresh", "--metadata-irl", "x"),
+        ("freshen",),
+        ("init",),
+        ("refresh",),
+        ("--metadata-url", "x", "download"),
+        (),
+    ],
+    ids=["misspelt option", "misspelt action", "no root", "no address", "no artifact", "no action"],
+)
+def test_any_failure_is_one_also_of_the_command_line(consistent: Upstream, tmp_path: Path, words: list[str]) -> None:
+    driven = Driven(tmp_path / "client", consistent)
+    assert driven(*words) == 1
+    assert driven.error.count("error:") + driven.error.count("edge-agent: ") == 1
