@@ -88,12 +88,12 @@ def build_bundle(
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("building"), staging(out) as staged:
         log.unlink(missing_ok=True)
-        progress.stage(1, STAGES, "reading the source")
+        progress.stage(1, STAGES, "reading the source", cache)
         source = open_source(plan.source, cache, log, progress.advance, plan.origin)
         quantizer = check_source(plan, source.checkpoint)
         buildable, key = source.checkpoint, source.digest
         _announce(plan, source.checkpoint, [out.parent, cache], progress)
-        progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}")
+        progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}", cache)
         if plan.quantizer in CALIBRATED:
             buildable, key = calibrate_checkpoint(
                 source.checkpoint, plan.quantizer, calibration, cache, log=log, on_progress=progress.advance
