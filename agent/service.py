@@ -27,7 +27,7 @@ from agent.install.deriving import Deriving
 from agent.mqtt import LONGEST_TURN_SECONDS
 from agent.notify import Notifier
 from agent.progress import LAG_SECONDS, Progress
-from agent.serving.requests import UNLOADED
+from agent.serving.requests import STORE_UNAVAILABLE, UNLOADED
 from agent.serving.serving import Serving
 from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
@@ -45,7 +45,7 @@ from agent.vitals import Vitals
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
-from contract.errors import StoreBroken
+from contract.errors import StoreBroken, StoreFull
 from contract.mqtt.messages import (
     MAX_REQUEST_BYTES,
     BundleState,
@@ -188,7 +188,9 @@ class Service:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._serving.stop()
-        await self._ledger.flush()
+        # What the disk does not take is answered after the next start.
+        with contextlib.suppress(StoreBroken, StoreFull):
+            await self._ledger.flush()
         await self._gateway.close()
         mqtt.cancel()
         await asyncio.gather(mqtt, return_exceptions=True)
@@ -285,6 +287,8 @@ class Service:
     def _say_health(self) -> None:
         """Publish ``health`` and ``info`` where they changed."""
         serving = self._serving.reasons
+        if self._ledger.holding and STORE_UNAVAILABLE not in serving:
+            serving.append(STORE_UNAVAILABLE)
         ready = not serving
         # A throttled device answers, only fewer at once; one whose model was unloaded answers once it is loaded.
         reasons = [*serving, *([UNLOADED] if self._serving.unloaded else []), *self._vitals.limit.reasons]

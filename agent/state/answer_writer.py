@@ -2,6 +2,10 @@
 
 A commit costs a flush of the disk (milliseconds, much more on an SD card). While one runs, everything that arrives
 collects and shares the next, so that the rate of requests is not bound to the rate of flushes.
+
+An answer that the disk does not take is held and tried again until it does: were it given out before, the request would
+be run again after a restart and answered twice. Meanwhile nothing else is taken either, so what is held is bounded by
+the requests that were accepted before.
 """
 
 from __future__ import annotations
@@ -35,14 +39,23 @@ LAZY_SECONDS = 1.0
 """How long notes that nobody waits for (delivered) may wait for company."""
 
 
+RETRY_SECONDS = 1.0
+"""Between two attempts to store the answers that are held."""
+
+
 class _Operation:
-    def __init__(self, run: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any] | None) -> None:
+    """``patient``: it waits until the disk takes it."""
+
+    def __init__(
+        self, run: Callable[[sqlite3.Connection], Any], future: asyncio.Future[Any] | None, *, patient: bool = False
+    ) -> None:
         self.run = run
         self.future = future
+        self.patient = patient
 
 
 class AnswerWriter:
-    """Owns a :class:`Database` connection and a thread. Futures raise StoreFull or StoreBroken.
+    """Owns a :class:`Database` connection and a thread. Futures raise StoreFull or StoreBroken, an answer's never.
 
     With ``keep_text`` false no prompt and no answer is ever written: answers are kept in memory alone, as long and as
     many as promised, and are gone after a restart.
@@ -54,13 +67,20 @@ class AnswerWriter:
         self._memory = None if keep_text else AnswerMemory()
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
+        self._held: list[_Operation] = []
+        self._failing = False
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
 
-    def _submit(self, run: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+    def _submit(self, run: Callable[[sqlite3.Connection], T], *, patient: bool = False) -> asyncio.Future[T]:
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Operation(run, future))
+        self._queue.put(_Operation(run, future, patient=patient))
         return future
+
+    @property
+    def holding(self) -> int:
+        """Answers that the disk has not taken yet."""
+        return len(self._held)
 
     def accept(
         self,
@@ -96,17 +116,29 @@ class AnswerWriter:
         return self._submit(lambda connection: answers.mark_streaming(connection, key, attempt))
 
     def answered(self, key: Key, last: bytes) -> asyncio.Future[bytes]:
-        """The bytes that count from now on."""
+        """The bytes that count from now on, once they are stored; not before, however long that takes."""
         now = self._clock()
         memory = self._memory
         if memory is None:
-            return self._submit(lambda connection: answers.mark_answered(connection, key, last, now=now) or last)
+            return self._submit(
+                lambda connection: answers.mark_answered(connection, key, last, now=now) or last, patient=True
+            )
 
         def store(connection: sqlite3.Connection) -> bytes:
             answers.mark_answered(connection, key, None, now=now)
             return memory.put(key, last, now)
 
-        return self._submit(store)
+        return self._submit(store, patient=True)
+
+    def turned_away(self, key: Key, last: bytes) -> asyncio.Future[bytes]:
+        """``last`` says that it could not be run, and holds no text of anybody; stored as an answer is."""
+        now = self._clock()
+
+        def store(connection: sqlite3.Connection) -> bytes:
+            answers.mark_turned_away(connection, key, last, now=now)
+            return last
+
+        return self._submit(store, patient=True)
 
     def delivered(self, key: Key) -> None:
         """Noted with the next commit; losing the note costs one more delivery of the same bytes."""
@@ -132,7 +164,7 @@ class AnswerWriter:
         await self._submit(lambda connection: None)
 
     async def close(self) -> None:
-        """Commit what waits and end the thread."""
+        """Commit what waits and end the thread; requests whose answer the disk does not take stay unfinished."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
@@ -141,7 +173,8 @@ class AnswerWriter:
         lazy: list[_Operation] = []
         open_ = True
         while open_:
-            fresh, open_ = self._collect(LAZY_SECONDS if lazy else SWEEP_SECONDS)
+            patience = RETRY_SECONDS if self._held else SWEEP_SECONDS
+            fresh, open_ = self._collect(LAZY_SECONDS if lazy else patience)
             group = lazy + fresh
             lazy = []
             if fresh and open_ and len(group) < MAX_GROUP and all(operation.future is None for operation in group):
@@ -150,8 +183,8 @@ class AnswerWriter:
             if time.monotonic() - swept >= SWEEP_SECONDS:
                 swept = time.monotonic()
                 group.append(_Operation(self._expire, None))
-            if group:
-                self._commit(group)
+            if group or self._held:
+                self._commit(self._held + group)
 
     def _expire(self, connection: sqlite3.Connection) -> None:
         now = self._clock()
@@ -181,9 +214,13 @@ class AnswerWriter:
             with self._database.transaction("answers") as connection:
                 for operation in group:
                     results.append((operation.future, operation.run(connection), None))
+            self._held, self._failing = [], False
         except EdgeBundleError as error:
-            log.warning("answers could not be stored: %s", error.message)
-            results = [(operation.future, None, error) for operation in group]
+            self._held = [operation for operation in group if operation.patient]
+            if not self._failing:
+                log.warning("answers cannot be stored, %d wait for the disk: %s", len(self._held), error.message)
+            self._failing = True
+            results = [(operation.future, None, error) for operation in group if not operation.patient]
         # The loop may be closed already when the process is ending.
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, results)

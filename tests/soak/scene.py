@@ -56,8 +56,8 @@ class Scene:
         self.asker.close()
         self.world.stop()
 
-    def wrong_answers(self, *, once: bool = True) -> list[bytes]:
-        """Whatever was tried meanwhile, every answer is the one of the model that serves, and (``once``) there is one.
+    def wrong_answers(self) -> list[bytes]:
+        """Whatever was tried meanwhile, every answer is the one of the model that serves, and there is one.
 
         Who was being answered when the agent was ended may be told so instead.
         """
@@ -67,7 +67,7 @@ class Scene:
                 frame = json.loads(result)
                 right = frame.get("text") == ANSWERS[request.question] or "error" in frame
                 told = frame.get("error", {}).get("type", "interrupted") == "interrupted"
-                if not (right and told) or (once and len(request.results) > 1):
+                if not (right and told) or len(request.results) > 1:
                     wrong.append(result)
         return wrong
 

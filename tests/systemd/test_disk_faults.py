@@ -94,15 +94,12 @@ def refused_by_the_store(scene: Scene, version: str) -> None:
     assert scene.world.agent.is_running()
 
 
-def ends_well(scene: Scene, version: str, *, once: bool = True) -> None:
-    """Everything asked is answered, the wish is fulfilled, every byte of it is right.
-
-    Not ``once``: an answer that a broken disk did not keep was given all the same, and may be given again later.
-    """
+def ends_well(scene: Scene, version: str) -> None:
+    """Everything asked is answered once, the wish is fulfilled, every byte of it is right."""
     scene.until(lambda: scene.active == version)
     scene.stop_asking()
     scene.until(lambda: not scene.asker.open)
-    wrong = scene.wrong_answers(once=once)
+    wrong = scene.wrong_answers()
     assert not wrong, wrong
     assert scene.world.end_agent() == 0
     assert scene.world.run("verify") == 0
@@ -135,7 +132,7 @@ def test_a_disk_that_gives_errors_and_comes_back(tiny_bundle: Path, tmp_path: Pa
             command("e2fsck", "-y", "-f", device, check=False)
             command("mount", "-o", "errors=remount-ro", device, state)
             found.world.start_agent()
-            ends_well(found, version, once=False)
+            ends_well(found, version)
 
 
 def test_a_disk_that_can_only_be_read(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -155,4 +152,4 @@ def test_a_disk_that_can_only_be_read(tiny_bundle: Path, tmp_path: Path) -> None
             assert found.world.agent.wait(60) == 5
             command("mount", "-o", "remount,rw", state)
             found.world.start_agent()
-            ends_well(found, version, once=False)
+            ends_well(found, version)

@@ -13,6 +13,7 @@ from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS, Key, Verdict
 from agent.state.database import Database
 from agent.state.migrations import MIGRATIONS
+from contract.errors import StoreBroken
 
 KEY = Key("c", "one")
 
@@ -84,6 +85,34 @@ def test_budget_keeps_the_newest(database: Database) -> None:
     assert kinds == ["gone", "gone", "gone", "answered", "answered"]
 
 
+def test_turned_away_is_told_and_asked_again_is_new(database: Database) -> None:
+    accept(database)
+    with database.transaction("test") as connection:
+        answers.mark_turned_away(connection, KEY, b"again later", now=0.0)
+        assert answers.undelivered(connection) == [(KEY, b"again later", None)]
+        assert answers.unfinished(connection) == []
+        assert answers.look_up(connection, KEY).last == b"again later"
+    assert accept(database, may_insert=False).kind == "refused"
+    assert accept(database, fingerprint="other").kind == "new"
+    with database.transaction("test") as connection:
+        # The broker acknowledges what turned it away only now.
+        answers.mark_delivered(connection, KEY)
+    answer(database, b"last")
+    with database.transaction("test") as connection:
+        assert answers.undelivered(connection) == [(KEY, b"last", None)]
+    assert accept(database, fingerprint="other") == Verdict("answered", b"last")
+
+
+def test_turned_away_is_forgotten_like_an_answer_and_keeps_no_prompt(database: Database) -> None:
+    accept(database)
+    with database.transaction("test") as connection:
+        answers.mark_turned_away(connection, KEY, b"again later", now=0.0)
+    assert database.query("SELECT request FROM answers")[0]["request"] is None
+    with database.transaction("test") as connection:
+        answers.expire(connection, now=KEEP_SECONDS)
+    assert database.query("SELECT COUNT(*) FROM answers")[0][0] == 0
+
+
 def test_unfinished_requests_come_back_with_what_is_known_of_them(database: Database) -> None:
     accept(database, Key("c", "silent"), now=1.0)
     accept(database, Key("c", "streamed"), now=2.0)
@@ -139,3 +168,47 @@ def test_writer_groups_commits_and_keeps_their_order(tmp_path: Path) -> None:
     reopened = Database(tmp_path / "state.db", MIGRATIONS)
     assert reopened.query("SELECT delivered FROM answers WHERE id = '0'")[0][0] == 1
     reopened.close()
+
+
+def test_answer_that_the_disk_does_not_take_is_held_until_it_does(database: Database, tmp_path: Path) -> None:
+    async def ask(writer: AnswerWriter, name: str) -> Verdict:
+        return await writer.accept(Key("c", name), "f", b"request", deadline_at=None, correlation=None, may_insert=True)
+
+    async def scenario() -> tuple[bytes, Verdict]:
+        writer = AnswerWriter(database)
+        await ask(writer, "one")
+        await ask(writer, "two")
+        database.query("PRAGMA query_only = 1")
+        held = [writer.answered(Key("c", name), b"last") for name in ("one", "two")]
+        with pytest.raises(StoreBroken):
+            await ask(writer, "three")
+        with pytest.raises(StoreBroken):
+            await writer.flush()
+        assert writer.holding == 2
+        assert not any(future.done() for future in held)
+        database.query("PRAGMA query_only = 0")
+        stored = await held[0]
+        assert writer.holding == 0
+        again = await ask(writer, "two")
+        await writer.close()
+        return stored, again
+
+    stored, again = asyncio.run(scenario())
+    assert stored == b"last"
+    assert again == Verdict("answered", b"last")
+
+
+def test_what_was_held_to_the_end_is_unfinished_afterwards(database: Database) -> None:
+    async def scenario() -> bool:
+        writer = AnswerWriter(database)
+        await writer.accept(KEY, "f", b"request", deadline_at=None, correlation=None, may_insert=True)
+        database.query("PRAGMA query_only = 1")
+        held = writer.answered(KEY, b"last")
+        await writer.close()
+        await asyncio.sleep(0)
+        return held.done()
+
+    assert not asyncio.run(scenario())
+    database.query("PRAGMA query_only = 0")
+    with database.transaction("test") as connection:
+        assert [left.key for left in answers.unfinished(connection)] == [KEY]
