@@ -91,17 +91,22 @@ class Outcomes:
         self._commit(job, job.frames.last(job.ending, self._now()))
 
     def fail(self, job: Job, refusal: Refusal, *, ours: bool = True) -> None:
-        """End ``job`` with an error; ``ours`` when the client is not to blame."""
+        """End ``job`` with an error; ``ours`` when the client is not to blame.
+
+        One that names a time to come again is no result: the request may come again under its id, and is run then.
+        """
         self.counting.failed += ours
         self._log.ended(job, "error", self._now() - job.accepted, tokens=job.frames.tokens, error=refusal.kind)
         self._meter.finish(refusal.kind, total_seconds=self._now() - job.accepted)
-        self._commit(job, requests.error_frame(job.frames.sequence, refusal, job.attempt))
+        last = requests.error_frame(job.frames.sequence, refusal, job.attempt)
+        self._commit(job, last, is_result=refusal.retry_after_ms is None)
 
-    def _commit(self, job: Job, last: LastFrame | ErrorFrame) -> None:
+    def _commit(self, job: Job, last: LastFrame | ErrorFrame, *, is_result: bool = True) -> None:
         job.running = False
         job.ended = True
         payload = messages.encode(last)
-        future = self._ledger.answered(job.key, payload)
+        store = self._ledger.answered if is_result else self._ledger.turned_away
+        future = store(job.key, payload)
 
         def stored(done: asyncio.Future[bytes]) -> None:
             self._health.note(done.exception())

@@ -36,6 +36,7 @@ class Replies:
         self._ledger = ledger
         self._meter = meter
         self._deliveries: dict[int, Key] = {}
+        self._newest: dict[Key, int] = {}
 
     @property
     def writable(self) -> bool:
@@ -51,12 +52,16 @@ class Replies:
 
     def deliver(self, key: Key, last: bytes, correlation: bytes | None) -> None:
         """Send a stored last frame, at least once."""
-        self._deliveries[self._outlet.publish(self.topic(key), last, correlation=correlation)] = key
+        number = self._outlet.publish(self.topic(key), last, correlation=correlation)
+        self._deliveries[number] = key
+        self._newest[key] = number
 
     def delivered(self, number: int) -> None:
         """The broker has what :meth:`Outlet.publish` numbered."""
         key = self._deliveries.pop(number, None)
-        if key is not None:
+        # Of an older one says nothing of the newest: it may have turned the request away, and this be the answer.
+        if key is not None and self._newest.get(key) == number:
+            del self._newest[key]
             self._ledger.delivered(key)
 
     def refuse_control(self, key: Key, op: str, refusal: requests.Refusal) -> None:

@@ -5,6 +5,9 @@ A request is *accepted* once its bytes are committed, *streaming* once a piece o
 After :data:`KEEP_SECONDS`, or when :data:`KEEP_BYTES` of answers are stored, text is forgotten and only the fact
 remains (*expired*), so that a late redelivery gets a 410 and never a second run.
 
+One that was accepted and could not be run after all is *turned away*: the bytes that say so are kept until it is asked
+again, which makes it a new request. They are no result, so its id is as free as that of one that was never accepted.
+
 Everything here is synchronous and runs inside a transaction of the caller; :mod:`agent.state.answer_writer` groups
 the transactions off the event loop.
 """
@@ -54,6 +57,7 @@ class _State(IntEnum):
     STREAMING = 1
     ANSWERED = 2
     EXPIRED = 3
+    TURNED_AWAY = 4
 
 
 class Key(Struct, frozen=True):
@@ -105,7 +109,7 @@ def accept(
     row = connection.execute(
         "SELECT fingerprint, state, last FROM answers WHERE client = ? AND id = ?", (key.client, key.id)
     ).fetchone()
-    if row is not None:
+    if row is not None and row["state"] != _State.TURNED_AWAY:
         if row["fingerprint"] != fingerprint:
             return Verdict("conflict")
         if row["state"] == _State.ANSWERED:
@@ -114,8 +118,8 @@ def accept(
     if not may_insert:
         return Verdict("refused")
     connection.execute(
-        "INSERT INTO answers (client, id, fingerprint, state, attempt, accepted_at, deadline_at, changed_at, "
-        "correlation, request) VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO answers (client, id, fingerprint, state, attempt, accepted_at, deadline_at, "
+        "changed_at, correlation, request) VALUES (?, ?, ?, ?, 1, ?, ?, ?, ?, ?)",
         (key.client, key.id, fingerprint, _State.ACCEPTED, now, deadline_at, now, correlation, request),
     )
     return Verdict("new")
@@ -128,7 +132,7 @@ def look_up(connection: sqlite3.Connection, key: Key) -> Verdict:
     ).fetchone()
     if row is None:
         return Verdict("refused")
-    if row["state"] == _State.ANSWERED:
+    if row["state"] in (_State.ANSWERED, _State.TURNED_AWAY):
         return Verdict("answered", row["last"])
     return Verdict("gone" if row["state"] == _State.EXPIRED else "running")
 
@@ -144,7 +148,8 @@ def mark_streaming(connection: sqlite3.Connection, key: Key, attempt: int) -> No
 def mark_answered(connection: sqlite3.Connection, key: Key, last: bytes | None, *, now: float) -> bytes | None:
     """Store the last frame, or without it the fact; returns the bytes that count, which are those stored first."""
     changed = connection.execute(
-        "UPDATE answers SET state = ?, last = ?, request = NULL, changed_at = ? "
+        # The broker may have acknowledged what turned an earlier delivery of it away.
+        "UPDATE answers SET state = ?, last = ?, request = NULL, changed_at = ?, delivered = 0 "
         "WHERE client = ? AND id = ? AND state IN (?, ?)",
         (_State.ANSWERED, last, now, key.client, key.id, _State.ACCEPTED, _State.STREAMING),
     ).rowcount
@@ -152,6 +157,15 @@ def mark_answered(connection: sqlite3.Connection, key: Key, last: bytes | None, 
         return last
     stored = look_up(connection, key).last
     return last if stored is None else stored
+
+
+def mark_turned_away(connection: sqlite3.Connection, key: Key, last: bytes, *, now: float) -> None:
+    """It could not be run, as ``last`` says; asked again, it is a new request."""
+    connection.execute(
+        "UPDATE answers SET state = ?, last = ?, request = NULL, changed_at = ?, delivered = 0 "
+        "WHERE client = ? AND id = ? AND state IN (?, ?)",
+        (_State.TURNED_AWAY, last, now, key.client, key.id, _State.ACCEPTED, _State.STREAMING),
+    )
 
 
 def mark_delivered(connection: sqlite3.Connection, key: Key) -> None:
@@ -191,8 +205,8 @@ def unfinished(connection: sqlite3.Connection) -> list[Unfinished]:
 def undelivered(connection: sqlite3.Connection) -> list[tuple[Key, bytes | None, bytes | None]]:
     """Last frames that the broker may not have: key, bytes (if kept), correlation data; oldest first."""
     rows = connection.execute(
-        "SELECT client, id, last, correlation FROM answers WHERE state = ? AND delivered = 0 ORDER BY changed_at",
-        (_State.ANSWERED,),
+        "SELECT client, id, last, correlation FROM answers WHERE state IN (?, ?) AND delivered = 0 ORDER BY changed_at",
+        (_State.ANSWERED, _State.TURNED_AWAY),
     ).fetchall()
     return [(Key(row["client"], row["id"]), row["last"], row["correlation"]) for row in rows]
 
@@ -201,6 +215,9 @@ def expire(connection: sqlite3.Connection, *, now: float, keep_bytes: int = KEEP
     """Forget the text of old answers, then the traces of very old ones; how many texts were forgotten."""
     forget = "UPDATE answers SET state = ?, last = NULL, correlation = NULL WHERE state = ? AND changed_at <= ?"
     count = connection.execute(forget, (_State.EXPIRED, _State.ANSWERED, now - KEEP_SECONDS)).rowcount
+    connection.execute(
+        "DELETE FROM answers WHERE state = ? AND changed_at <= ?", (_State.TURNED_AWAY, now - KEEP_SECONDS)
+    )
     stored = connection.execute(
         "SELECT COALESCE(SUM(LENGTH(last)), 0) FROM answers WHERE state = ?", (_State.ANSWERED,)
     ).fetchone()[0]

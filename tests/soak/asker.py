@@ -31,7 +31,6 @@ class Request:
     question: str
     body: bytes
     due: float = 0.0
-    refused: bytes = b""
     results: set[bytes] = field(default_factory=set)
 
 
@@ -111,10 +110,8 @@ class Asker:
         again = error.get("retry_after_ms")
         with self._lock:
             request = self.requests[name]
-            # Asked again, a device that had accepted the request says the very same: that is its result. What turns a
-            # request away before it is accepted may be said many times.
-            if again is not None and (error["type"] != "engine_unavailable" or payload != request.refused):
-                request.refused = payload
+            # It was turned away and may come again: that is no result.
+            if again is not None:
                 request.due = time.monotonic() + min(again / 1000, AGAIN_SECONDS)
                 return
             request.results.add(payload)

@@ -110,6 +110,34 @@ def test_without_a_model_requests_are_turned_away(make_device: MakeDevice, clien
     assert error["retry_after_ms"] > 0
 
 
+def test_a_request_that_waited_for_nothing_is_run_when_it_comes_again(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    """What says "try again" is no result: neither by the device that said it, nor after its restart."""
+    workers = FakeWorkers()
+    device = make_device(workers=workers).start(sealed())
+    client.ask("patient", "hold 2")
+    device.until(lambda: device.serving.active == 1)
+    workers.failures = 1000
+    device.call(workers.current.kill)
+    error = client.wait_answer("patient").lasts[0]["error"]
+    assert (error["code"], error["type"]) == (503, "engine_unavailable")
+    assert error["retry_after_ms"] > 0
+    control = f"edge/v1/d/{client.device}/control/{client.name}"
+    client.answers["patient"] = Answer(0.0)
+    client.publish(control, b'{"id": "patient", "op": "resume"}')
+    assert client.wait_answer("patient").lasts[0]["error"] == error, "nothing else is known of it"
+    client.ask("patient", "hold 2")
+    assert client.wait_answer("patient").lasts[0]["error"]["type"] == "engine_unavailable"
+    device.kill()
+    again = make_device().start(sealed())
+    client.ask("patient", "count 2")
+    assert client.wait_answer("patient").lasts[0]["text"] == "0 1 ", "even another body: its id is free"
+    client.ask("patient", "hold 2")
+    assert client.wait_answer("patient").lasts[0]["error"]["code"] == 409, "now it has its result"
+    assert len(again.workers.current.admitted) == 1
+
+
 def test_while_the_agent_starts_requests_wait(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device().start(settle=False)
     client.ask("early", "count 1")
