@@ -16,6 +16,7 @@ from msgspec import Struct
 from agent.host import available_memory
 from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
+from agent.install.crowding import Crowding
 from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
 from agent.install.inspection import check_unchanged, inspect_bundle, mark_files, read_manifest
@@ -359,9 +360,15 @@ class Driver:
 
     async def _watch(self) -> Event:
         clock = asyncio.get_running_loop().time
-        started = clock()
+        started, crowding = clock(), Crowding(clock)
         while True:
-            verdict = judge(self._serving.counters(), clock() - started, self._settings, self._predecessor_speed)
+            verdict = judge(
+                self._serving.counters(),
+                clock() - started,
+                self._settings,
+                self._predecessor_speed,
+                crowding.share(),
+            )
             if verdict == "held":
                 return Event.HELD
             if isinstance(verdict, Failure):

@@ -14,9 +14,17 @@ REQUESTS_FOR_SPEED = 3
 
 
 def judge(
-    counters: ServingCounters, elapsed_seconds: float, settings: InstallSettings, predecessor_speed: float | None
+    counters: ServingCounters,
+    elapsed_seconds: float,
+    settings: InstallSettings,
+    predecessor_speed: float | None,
+    crowded: float = 0.0,
 ) -> Failure | Literal["held", "watching"]:
-    """``predecessor_speed``: tokens per second of the bundle before, on this device, if it is known."""
+    """``predecessor_speed``: tokens per second of the bundle before, on this device, if it is known.
+
+    ``crowded``: the part of the time in which something waited for a core. A bundle that waited all of it would be
+    that much faster alone, so that much less than its predecessor's speed is asked of it; the operator's floor stands.
+    """
     if counters.crashes:
         return Failure(Reason.PROBATION_CRASHED, f"its worker ended {counters.crashes} times in probation")
     if counters.failed > settings.probation_failures:
@@ -25,7 +33,8 @@ def judge(
             f"{counters.failed} of {counters.failed + counters.finished} requests failed in probation",
         )
     speed = counters.tokens_per_second
-    floor = max(settings.min_tokens_per_second, settings.speed_ratio * (predecessor_speed or 0.0))
+    fair = settings.speed_ratio * (predecessor_speed or 0.0) * (1.0 - crowded)
+    floor = max(settings.min_tokens_per_second, fair)
     if speed is not None and counters.finished >= REQUESTS_FOR_SPEED and speed < floor:
         return Failure(
             Reason.PROBATION_TOO_SLOW, f"it decodes {speed:.1f} tokens per second, at least {floor:.1f} are asked for"

@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -222,6 +222,24 @@ def default_bundle() -> Path:
     return _kept("crash-bundle", make)
 
 
+KINDS = ("before", "within", "after")
+
+
+def points_in(count: Counter[str]) -> int:
+    return sum(count[kind] for kind in KINDS)
+
+
+def table(tried: Mapping[str, Counter[str]]) -> str:
+    """For every scenario: its effects, the points that were tried, and what did not hold."""
+    head = ("effects", *KINDS, "points", "faults")
+    rows = {**tried, "all": sum(tried.values(), Counter())}
+    lines = [f"{'SCENARIO':24}" + "".join(f"{column.upper():>9}" for column in head)]
+    for name, count in rows.items():
+        cells = {**count, "points": points_in(count)}
+        lines.append(f"{name:24}" + "".join(f"{cells.get(column, 0):9,}" for column in head))
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__)
     parser.add_argument("--bundle", type=Path, help="a finished bundle directory named tiny (made where not given)")
@@ -238,7 +256,7 @@ def main() -> int:
     import agent.install.trusting  # noqa: F401
 
     started = time.monotonic()
-    total: Counter[str] = Counter()
+    tried: dict[str, Counter[str]] = {}
     with tempfile.TemporaryDirectory(prefix="crash-", dir=arguments.scratch) as scratch:
         root = Path(scratch)
         market = publish(root / "market", arguments.bundle or default_bundle())
@@ -255,17 +273,15 @@ def main() -> int:
             faults = in_children([partial(run.cut_each, share, points) for share in shares])
             for fault in faults:
                 print(f"{scenario.name}, point {fault}")
-            effects = sum(point.startswith("before ") for point in points)
-            tried = Counter(points[number - 1].split()[0] for number in numbers)
-            kinds = ", ".join(f"{tried[kind]} {kind}" for kind in ("before", "within", "after"))
-            print(
-                f"{scenario.name}: {effects} effects, {len(numbers)} points ({kinds}), {len(faults)} faults", flush=True
-            )
-            total += tried
-            total["faults"] += len(faults)
+            count = Counter(points[number - 1].split()[0] for number in numbers)
+            count |= {"effects": sum(point.startswith("before ") for point in points), "faults": len(faults)}
+            tried[scenario.name] = count
+            print(f"{scenario.name}: {len(numbers)} points, {len(faults)} faults", flush=True)
             Disk().remove(place)
-    failures = total.pop("faults", 0)
-    print(f"{total.total()} points tried in {time.monotonic() - started:.0f} s, {failures} faults")
+    print(table(tried))
+    failures = sum(count["faults"] for count in tried.values())
+    total = sum(points_in(count) for count in tried.values())
+    print(f"{total} points tried in {time.monotonic() - started:.0f} s, {failures} faults")
     return 1 if failures else 0
 
 

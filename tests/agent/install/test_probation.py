@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
+
 import pytest
 
+from agent.install.crowding import Crowding
 from agent.install.ports import ServingCounters
 from agent.install.probation import judge
 from agent.install.settings import InstallSettings
@@ -47,3 +52,51 @@ def test_a_speed_over_too_few_answers_is_no_evidence() -> None:
 
 def test_half_the_predecessors_speed_is_enough_by_default() -> None:
     assert judge(counters(5, speed=50), 1, SETTINGS, 100.0) == "watching"
+
+
+def test_a_sound_bundle_is_not_blamed_for_cores_that_other_work_took() -> None:
+    assert judge(counters(5, speed=20), 1, SETTINGS, 100.0, crowded=0.7) == "watching"
+    assert judge(counters(20, speed=11), 1, SETTINGS, 100.0, crowded=1.0) == "held"
+
+
+def test_one_that_is_slower_than_all_the_waiting_explains_goes_back() -> None:
+    for speed, crowded in ((34, 0.3), (9.9, 1.0)):
+        verdict = judge(counters(5, speed=speed), 1, SETTINGS, 100.0, crowded=crowded)
+        assert isinstance(verdict, Failure)
+        assert verdict.reason is Reason.PROBATION_TOO_SLOW
+
+
+def kernel(proc: Path, *, waited_us: int | None, stolen: int) -> None:
+    """What Linux says; None: it was built without PSI."""
+    (proc / "stat").write_text(f"cpu  9 9 9 9 9 9 9 {stolen} 0 0\ncpu0 9 9 9 9 9 9 9 {stolen} 0 0\n")
+    (proc / "pressure").mkdir(exist_ok=True)
+    (proc / "pressure" / "cpu").unlink(missing_ok=True)
+    if waited_us is not None:
+        averages = "avg10=1.00 avg60=2.00 avg300=3.00"
+        text = f"some {averages} total={waited_us}\nfull {averages} total=0\n"
+        (proc / "pressure" / "cpu").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stolen", "share"),
+    [
+        (1_000_000, 4_000_000, 0, 0.3),
+        (5, 5, 0, 0.0),
+        (0, 99_000_000, 0, 1.0),
+        (None, None, 0, 0.0),
+        (None, None, 2, 0.2),
+    ],
+)
+def test_the_time_in_which_something_waited_for_a_core_is_counted_from_the_start_of_probation(
+    tmp_path: Path, before: int | None, after: int | None, stolen: int, share: float
+) -> None:
+    now = iter((100.0, 110.0))
+    kernel(tmp_path, waited_us=before, stolen=7)
+    crowding = Crowding(lambda: next(now), tmp_path)
+    ticks = stolen * os.sysconf("SC_CLK_TCK") * (os.cpu_count() or 1)
+    kernel(tmp_path, waited_us=after, stolen=7 + ticks)
+    assert crowding.share() == pytest.approx(share)
+
+
+def test_this_kernel_can_be_asked() -> None:
+    assert 0.0 <= Crowding(time.monotonic).share() <= 1.0
