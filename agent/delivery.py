@@ -14,6 +14,15 @@ from msgspec import Struct
 MAX_IN_FLIGHT = 64
 """QoS 1 messages of ours that may wait for the broker at once, unless it allows fewer (Receive Maximum)."""
 
+MAX_EXPENDABLE_BYTES = 1 << 20
+"""Waiting for the broker: with more than this, what nobody was promised is left out (errors of requests that were
+turned away, answers that are on their way already). It is room for thousands of errors, so that only a broker that
+takes nothing gets there.
+"""
+
+MESSAGE_BYTES = 256
+"""What a waiting message takes besides topic and payload."""
+
 
 class Backoff:
     """Waiting times between attempts: doubling from ``first`` to ``ceiling`` seconds, half of each random.
@@ -59,15 +68,23 @@ class Outbox:
         self.window = window
         self._waiting: deque[Outgoing] = deque()
         self._in_flight: dict[int, Outgoing] = {}
+        self._waiting_bytes = 0
+
+    @property
+    def full(self) -> bool:
+        """Too much waits for one more message that nobody was promised."""
+        return self._waiting_bytes >= MAX_EXPENDABLE_BYTES
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._in_flight)
 
     def put(self, message: Outgoing) -> None:
         """Add a message; it takes the place of a waiting retained one with the same topic."""
+        self._waiting_bytes += _size(message)
         if message.retain:
             for index, waiting in enumerate(self._waiting):
                 if waiting.retain and waiting.topic == message.topic:
+                    self._waiting_bytes -= _size(waiting)
                     self._waiting[index] = message
                     return
         self._waiting.append(message)
@@ -76,11 +93,14 @@ class Outbox:
         """The next message to send, if the window has room; must be followed by :meth:`sent` or :meth:`put_back`."""
         if not self._waiting or len(self._in_flight) >= self.window:
             return None
-        return self._waiting.popleft()
+        message = self._waiting.popleft()
+        self._waiting_bytes -= _size(message)
+        return message
 
     def put_back(self, message: Outgoing) -> None:
         """It could not be sent after all."""
         self._waiting.appendleft(message)
+        self._waiting_bytes += _size(message)
 
     def sent(self, message: Outgoing, packet_id: int) -> None:
         """It is in flight as ``packet_id``."""
@@ -93,7 +113,12 @@ class Outbox:
     def connection_lost(self) -> None:
         """Everything in flight has to be sent again, before what waits, in the old order."""
         self._waiting.extendleft(reversed(self._in_flight.values()))
+        self._waiting_bytes += sum(map(_size, self._in_flight.values()))
         self._in_flight.clear()
+
+
+def _size(message: Outgoing) -> int:
+    return MESSAGE_BYTES + len(message.topic) + len(message.payload)
 
 
 class AckOrder:

@@ -103,6 +103,11 @@ class Connection:
         return self._link is not None and not self._link.writing
 
     @property
+    def full(self) -> bool:
+        """So much waits for the broker that what nobody was promised should not be added."""
+        return self._outbox.full
+
+    @property
     def undelivered(self) -> int:
         """QoS 1 messages that the broker has not acknowledged."""
         return len(self._outbox)
@@ -116,7 +121,7 @@ class Connection:
         return number
 
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None:
-        """Send at QoS 0 if connected; else it is gone."""
+        """Send at QoS 0 if connected and the socket is not backed up for long; else it is gone."""
         link = self._link
         if link is not None and link.takes(topic, payload):
             link.publish_once(topic, payload, publish_properties(self._settings, correlation))

@@ -28,6 +28,11 @@ MAX_PACKET_BYTES = 16 << 20
 PACKET_OVERHEAD = 128
 """Of a PUBLISH: header, lengths, packet id, properties with the longest correlation data of ours."""
 
+MAX_BACKED_UP = 256
+"""QoS 0 messages that may wait for a socket that takes no more; what comes then is lost, as QoS 0 allows. Pieces of
+answers do not get here, they are merged before; it holds for what is said at any time, like refused control messages.
+"""
+
 MAX_UNACKNOWLEDGED = 100
 """Receive Maximum: messages that the broker may send before we acknowledged; they become one group commit."""
 
@@ -76,6 +81,7 @@ class Link:
         self.lost: asyncio.Future[str] = loop.create_future()
         self._holding = False
         self.writing = False
+        self._backed_up = 0
         self.up = False
         self.max_packet: int | None = None
         self.subscribed = False
@@ -103,6 +109,10 @@ class Link:
         A step of the engine gives every stream its token at once; sent one by one, each would wake up the broker and
         through it the client, which on a small device take the cores from the engine.
         """
+        if self.writing:
+            if self._backed_up >= MAX_BACKED_UP:
+                return
+            self._backed_up += 1
         self._hold_segment()
         # Where somebody wants to hear of it, paho spends more on saying that it was sent than on sending it.
         self.client.on_publish = None
@@ -148,6 +158,7 @@ class Link:
             asyncio.get_running_loop().add_writer(self.sock, self._writable)
         elif self.writing and not wants:
             asyncio.get_running_loop().remove_writer(self.sock)
+            self._backed_up = 0
         self.writing = wants
 
     def close(self) -> None:

@@ -82,7 +82,7 @@ class Controls:
             if verdict.kind == "refused":
                 self._replies.refuse_control(key, op, UNKNOWN)
         elif verdict.last is not None:
-            self._replies.deliver(key, verdict.last, None)
+            self._replies.repeat(key, verdict.last, None)
         elif verdict.kind == "gone":
             self._replies.error(key, requests.GONE, None)
         elif verdict.kind == "refused":

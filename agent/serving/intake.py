@@ -157,7 +157,7 @@ class Intake:
         else:
             if verdict.kind == "answered" and verdict.last is not None:
                 self._meter.redelivered += 1
-                self._replies.deliver(accepted.key, verdict.last, arrival.correlation)
+                self._replies.repeat(accepted.key, verdict.last, arrival.correlation)
             elif self._knows(accepted.key):
                 self._meter.redelivered += 1
             else:

@@ -22,6 +22,11 @@ class Outlet(Protocol):
         """Whether a frame would leave at once."""
         ...
 
+    @property
+    def full(self) -> bool:
+        """Whether so much waits for the broker that what nobody was promised should not be added."""
+        ...
+
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int: ...
 
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None: ...
@@ -56,6 +61,12 @@ class Replies:
         self._deliveries[number] = key
         self._newest[key] = number
 
+    def repeat(self, key: Key, last: bytes, correlation: bytes | None) -> None:
+        """Send a last frame to a client that asks again."""
+        on_its_way = key in self._newest
+        if not (on_its_way and self._outlet.full):
+            self.deliver(key, last, correlation)
+
     def delivered(self, number: int) -> None:
         """The broker has what :meth:`Outlet.publish` numbered."""
         key = self._deliveries.pop(number, None)
@@ -71,7 +82,11 @@ class Replies:
         self._outlet.publish_once(self.topic(key), messages.encode(ControlRefused(ControlFault(op, body))))
 
     def error(self, key: Key, refusal: requests.Refusal, correlation: bytes | None) -> None:
-        """Send an error that is nobody's stored result."""
+        """Send an error that is nobody's stored result; nothing where the broker takes nothing: who hears nothing asks
+        again.
+        """
         self._meter.refuse(refusal.kind)
+        if self._outlet.full:
+            return
         payload = messages.encode(requests.error_frame(0, refusal))
         self._outlet.publish(self.topic(key), payload, correlation=correlation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.delivery import AckOrder, Backoff, Outbox, Outgoing
+from agent.delivery import MAX_EXPENDABLE_BYTES, AckOrder, Backoff, Outbox, Outgoing
 
 
 def test_backoff_doubles_to_its_ceiling_and_never_falls_below_half() -> None:
@@ -52,6 +52,29 @@ def test_waiting_retained_message_is_replaced_by_a_newer_one() -> None:
     outbox.put(Outgoing(3, "health", b"new", retain=True))
     taken = [message.payload for _ in range(3) if (message := outbox.take()) is not None]
     assert taken == [b"new", b"kept"]
+
+
+def test_too_much_that_waits_is_noticed_and_forgotten_when_it_left() -> None:
+    outbox = Outbox()
+    health = Outgoing(0, "health", b"x" * MAX_EXPENDABLE_BYTES, retain=True)
+    outbox.put(health)
+    assert outbox.full
+    outbox.put(Outgoing(1, "health", b"short", retain=True))
+    assert not outbox.full
+    outbox.put(Outgoing(2, "reply", b"x" * MAX_EXPENDABLE_BYTES))
+    for packet in (1, 2):
+        message = outbox.take()
+        assert message is not None
+        outbox.sent(message, packet)
+    assert not outbox.full, "what is in flight has the window as its bound"
+    outbox.connection_lost()
+    assert outbox.full
+    for _ in range(2):
+        message = outbox.take()
+        assert message is not None
+    assert not outbox.full
+    outbox.put_back(message)
+    assert outbox.full
 
 
 @given(st.permutations(list(range(1, 9))))

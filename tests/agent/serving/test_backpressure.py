@@ -8,15 +8,20 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.mqtt.link import MAX_BACKED_UP
 from agent.serving.settings import ServingSettings
 from tests.agent.device import Device, sealed
 
 TOKENS = 20_000
+FLOOD = 10_000
+GENERATE = "edge/v1/d/d/generate/c"
+LONG = json.dumps({"id": "long", "prompt": f"count {TOKENS}"}).encode()
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE = 1, 3, 4, 8
 
 
@@ -36,11 +41,11 @@ class Staller:
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
-    def publish(self, topic: str, payload: bytes) -> None:
+    def publish(self, topic: str, payload: bytes, qos: int = 1) -> None:
         assert self._peer is not None
-        body = len(topic).to_bytes(2, "big") + topic.encode() + b"\0\1" + payload
+        body = len(topic).to_bytes(2, "big") + topic.encode() + b"\0\1" * qos + payload
         length = bytes([len(body) % 128 | (128 if len(body) > 127 else 0), *([len(body) // 128] * (len(body) > 127))])
-        self._peer.sendall(bytes([PUBLISH << 4 | 2]) + length + body)
+        self._peer.sendall(bytes([PUBLISH << 4 | qos << 1]) + length + body)
 
     def close(self) -> None:
         self._server.close()
@@ -102,32 +107,76 @@ def staller() -> Iterator[Staller]:
     made.close()
 
 
-def test_answer_is_decoded_while_the_broker_reads_nothing(staller: Staller, tmp_path: Path) -> None:
+@pytest.fixture
+def device(staller: Staller, tmp_path: Path) -> Iterator[Device]:
     config = AgentConfig(
         device="d",
         state_dir=tmp_path,
         broker=BrokerSettings(host="127.0.0.1", port=staller.port, protocol="3.1.1"),
         serving=ServingSettings(stream_interval_ms=0, stop_seconds=0),
     )
-    device = Device(config, tmp_path / "state.db").start(sealed())
-    try:
-        staller.reading.clear()
-        body = {"id": "long", "prompt": f"count {TOKENS}"}
-        staller.publish("edge/v1/d/d/generate/c", json.dumps(body).encode())
-        device.until(lambda: device.meter.requests == {"stop": 1})
-        # The whole answer was decoded, and most of its 20,000 pieces were merged instead of waiting in a buffer.
-        assert device.meter.frames < TOKENS / 2
-        assert staller.published.qsize() < TOKENS / 2
+    made = Device(config, tmp_path / "state.db").start(sealed())
+    yield made
+    made.stop()
 
-        staller.reading.set()
-        frames = []
-        while not frames or "finish_reason" not in frames[-1]:
-            topic, payload = staller.published.get(timeout=25)
-            if topic == "edge/v1/c/c/r/d/long":
-                frames.append(json.loads(payload))
-        *pieces, last = frames
-        assert last["text"] == "".join(f"{number} " for number in range(TOKENS))
-        assert last["text"].startswith("".join(frame["d"] for frame in pieces))
-        assert [frame["s"] for frame in frames] == list(range(len(frames)))
-    finally:
-        device.stop()
+
+def back_up(staller: Staller, device: Device) -> None:
+    """The broker reads no more, and a long answer fills all there is between it and the device."""
+    staller.reading.clear()
+    staller.publish(GENERATE, LONG)
+    device.until(lambda: device.meter.requests == {"stop": 1})
+    device.until(lambda: not device.gateway.connection.writable)
+
+
+def frames_until(staller: Staller, request: str) -> list[tuple[str, dict[str, Any]]]:
+    """What clients get, by request, up to the end of ``request``."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    while not found or found[-1][0] != request or "finish_reason" not in found[-1][1]:
+        topic, payload = staller.published.get(timeout=25)
+        if topic.startswith("edge/v1/c/"):
+            found.append((topic.rpartition("/")[2], json.loads(payload)))
+    return found
+
+
+def test_answer_is_decoded_while_the_broker_reads_nothing(staller: Staller, device: Device) -> None:
+    back_up(staller, device)
+    # The whole answer was decoded, and most of its 20,000 pieces were merged instead of waiting in a buffer.
+    assert device.meter.frames < TOKENS / 2
+    assert staller.published.qsize() < TOKENS / 2
+
+    staller.reading.set()
+    *pieces, last = (frame for request, frame in frames_until(staller, "long") if request == "long")
+    assert last["text"] == "".join(f"{number} " for number in range(TOKENS))
+    assert last["text"].startswith("".join(frame["d"] for frame in pieces))
+    assert [frame["s"] for frame in [*pieces, last]] == list(range(len(pieces) + 1))
+
+
+def test_refused_control_messages_do_not_pile_up(staller: Staller, device: Device) -> None:
+    back_up(staller, device)
+    for number in range(FLOOD):
+        staller.publish("edge/v1/d/d/control/c", json.dumps({"id": f"x{number}", "op": "explode"}).encode(), qos=0)
+    device.until(lambda: device.meter.refused.get("control") == FLOOD)
+    staller.reading.set()
+    frames_until(staller, "long")
+    staller.publish(GENERATE, b'{"id": "next", "prompt": "count 2"}')
+    refusals = [frame for _, frame in frames_until(staller, "next") if "control" in frame]
+    assert 0 < len(refusals) <= MAX_BACKED_UP
+
+
+def test_errors_and_repeated_answers_do_not_pile_up(staller: Staller, device: Device) -> None:
+    back_up(staller, device)
+    for number in range(FLOOD):
+        staller.publish(GENERATE, json.dumps({"id": f"x{number}", "prompt": 7}).encode(), qos=0)
+    device.until(lambda: device.meter.refused.get("invalid_request") == FLOOD)
+    waiting = device.call(lambda: device.gateway.connection.undelivered)
+    assert waiting < FLOOD / 2
+    for _ in range(50):
+        staller.publish(GENERATE, LONG, qos=0)
+    device.until(lambda: device.meter.redelivered == 50)
+    assert device.call(lambda: device.gateway.connection.undelivered) == waiting
+    # Nothing that was promised is left out: an answer waits behind all that.
+    staller.publish(GENERATE, b'{"id": "next", "prompt": "count 2"}', qos=0)
+    device.until(lambda: device.meter.requests == {"stop": 2})
+    staller.reading.set()
+    assert frames_until(staller, "next")[-1][1]["text"] == "0 1 "
+    device.until(lambda: device.gateway.connection.undelivered == 0)
