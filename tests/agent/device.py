@@ -60,8 +60,15 @@ def sealed(name: str = "toy", version: str = "1.0.0") -> SealedBundle:
 class Device:
     """Runs in a thread with an event loop of its own, so that tests can be plain functions with blocking clients."""
 
-    def __init__(self, config: AgentConfig, state: Path, workers: FakeWorkers | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        state: Path,
+        workers: FakeWorkers | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.config = config
+        self._clock = clock
         self.state = state
         self.workers = workers or FakeWorkers()
         self.desired: list[bytes] = []
@@ -87,7 +94,7 @@ class Device:
         self.meter = LlmMeter(time.time())
         self.gateway = Gateway(self.config, "boot-1", on_desired=self.on_desired)
         self.database = Database(self.state, MIGRATIONS)
-        self.ledger = AnswerWriter(self.database, keep_text=self.config.serving.store_results == "text")
+        self.ledger = AnswerWriter(self.database, self._clock, keep_text=self.config.serving.store_results == "text")
 
         async def load(bundle_dir: Path, *, on_event: Any, **places: Any) -> Worker:
             return await self.workers(self.config.worker, bundle_dir, on_event=on_event, **places)

@@ -58,6 +58,10 @@ class Liar:
         self.port = self._server.getsockname()[1]
         self.connections = 0
         self.published: queue.Queue[tuple[str, int, bool]] = queue.Queue()
+        self.acknowledging = threading.Event()
+        self.acknowledging.set()
+        self._held: list[tuple[socket.socket, bytes]] = []
+        self._holding = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -90,9 +94,23 @@ class Liar:
             size = int.from_bytes(body[:2], "big")
             self.published.put((body[2 : 2 + size].decode(), flags >> 1 & 3, bool(flags & 1)))
             if flags & 6:
-                connection.sendall(packet(PUBACK, body[2 + size : 4 + size]))
+                self._acknowledge(connection, packet(PUBACK, body[2 + size : 4 + size]))
         elif kind == PINGREQ:
             connection.sendall(packet(13, b""))
+
+    def _acknowledge(self, connection: socket.socket, puback: bytes) -> None:
+        with self._holding:
+            if self.acknowledging.is_set():
+                connection.sendall(puback)
+            else:
+                self._held.append((connection, puback))
+
+    def acknowledge_what_was_held(self) -> None:
+        """From now on it acknowledges again."""
+        with self._holding:
+            self.acknowledging.set()
+            for connection, puback in self._held:
+                connection.sendall(puback)
 
     @staticmethod
     def _read(stream: object) -> tuple[int, int, bytes]:
@@ -169,10 +187,21 @@ def test_a_broker_that_does_not_take_us_is_tried_again_until_it_does(
 def test_a_window_of_one_message_is_kept_to(connect: Callable[..., Device]) -> None:
     liar = Liar((connack(RECEIVE_MAXIMUM + b"\0\1"), True))
     device = connect(liar.port)
-    device.until(lambda: device.gateway.connection.subscribed)
+    device.until(lambda: device.gateway.connection.subscribed and device.gateway.connection.undelivered == 0)
+    while not liar.published.empty():
+        liar.published.get()
+    liar.acknowledging.clear()
     for number in range(20):
         device.call(lambda number=number: device.gateway.event("install", {"bundle": f"m@{number}.0.0"}))  # type: ignore[misc]
+    # It comes after all that was sent before it, and needs no place in the window.
+    device.call(lambda: device.gateway.connection.publish_once("edge/v1/d/box/after", b""))
+    seen = [liar.published.get(timeout=SECONDS)]
+    while seen[-1][0] != "edge/v1/d/box/after":
+        seen.append(liar.published.get(timeout=SECONDS))
+    assert [topic for topic, qos, _ in seen if qos == 1] == ["edge/v1/d/box/event/install"]
+    liar.acknowledge_what_was_held()
     device.until(lambda: device.gateway.connection.undelivered == 0)
+    assert [liar.published.get(timeout=SECONDS)[1] for _ in range(19)] == [1] * 19
     liar.close()
 
 

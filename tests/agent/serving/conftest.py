@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def make_device(shared_broker: Broker, names: tuple[str, str], tmp_path: Path) -
         workers: FakeWorkers | None = None,
         groups: tuple[str, ...] = (),
         name: str = "",
+        clock: Callable[[], float] = time.time,
         **serving: Any,
     ) -> Device:
         config = AgentConfig(
@@ -55,7 +57,7 @@ def make_device(shared_broker: Broker, names: tuple[str, str], tmp_path: Path) -
             broker=BrokerSettings(host="127.0.0.1", port=(broker or shared_broker).port, protocol=protocol),  # type: ignore[arg-type]
             serving=ServingSettings(**{"stop_seconds": 0, **serving}),
         )
-        device = Device(config, tmp_path / f"state{name}.db", workers)
+        device = Device(config, tmp_path / f"state{name}.db", workers, clock)
         made.append(device)
         return device
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.state import answer_writer
+from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS
 from tests.agent.device import sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
@@ -352,3 +355,36 @@ def test_hash_storage_keeps_no_text_and_says_so_after_a_restart(
     client.ask("whispered", "count 3 hush-hush", stream=False)
     error = client.wait_answer("whispered").lasts[0]["error"]
     assert (error["code"], error["type"]) == (410, "expired")
+
+
+@pytest.mark.parametrize("store_results", ["text", "hash"])
+def test_an_answer_can_be_asked_for_as_long_as_promised(
+    make_device: MakeDevice, client: RawClient, monkeypatch: pytest.MonkeyPatch, store_results: str
+) -> None:
+    """15 minutes, then 410 for a day, then the id is free; across restarts where text is kept, and without else."""
+    monkeypatch.setattr(answer_writer, "SWEEP_SECONDS", 0.0)
+    now = 1e9
+    clock = lambda: now  # noqa: E731
+    device = make_device(clock=clock, store_results=store_results).start(sealed())
+
+    def ask() -> dict[str, Any]:
+        # What is too old goes with the commit before.
+        device.run(device.ledger.flush())
+        client.ask("old", "count 3")
+        return client.wait_answer("old").lasts[0]
+
+    first = ask()
+    now += KEEP_SECONDS - 1
+    assert ask() == first
+    if store_results == "text":
+        device.kill()
+        device = make_device(clock=clock, store_results=store_results).start(sealed())
+        assert ask() == first
+    now += 1
+    assert ask()["error"]["code"] == 410
+    device.kill()
+    device = make_device(clock=clock, store_results=store_results).start(sealed())
+    assert ask()["error"]["code"] == 410
+    now += KEEP_TRACES_SECONDS - KEEP_SECONDS
+    assert ask()["text"] == first["text"]
+    assert device.workers.current.admitted, "its id is free: it was run anew"
