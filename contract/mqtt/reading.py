@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
@@ -15,6 +16,8 @@ from contract.names import check_bundle_name, check_version, is_identifier
 from contract.reasons import Reason
 
 _M = TypeVar("_M", bound=Struct)
+
+_CONTENT = re.compile(r"messages\[(\d+|\.\.\.)\]\.content")
 
 
 def _decode(payload: bytes, type_: type[_M], max_bytes: int, what: str) -> _M:
@@ -31,7 +34,14 @@ def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str
     Raises:
         RequestInvalid: ``field`` names the fault.
     """
-    request = _decode(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request")
+    try:
+        request = _decode(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request")
+    except RequestInvalid as error:
+        if error.field and _CONTENT.fullmatch(error.field):
+            # Where OpenAI's interface takes a list of parts, pictures among them.
+            text = f"{error.message}; a message is one text, and pictures are not taken"
+            raise RequestInvalid(text, field=error.field, code=error.code) from error
+        raise
     request_id = _request_id(request.id, correlation)
     if (request.messages is UNSET) == (request.prompt is UNSET):
         raise RequestInvalid("give exactly one of messages and prompt", field="messages")

@@ -65,6 +65,15 @@ def test_every_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
     assert caught.value.code == 400
 
 
+def test_a_picture_is_refused_in_words() -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    with pytest.raises(RequestInvalid, match="pictures are not taken") as caught:
+        reading.parse_request(
+            b'{"id": "a", "messages": %s}' % json.dumps([{"role": "user", "content": parts}]).encode()
+        )
+    assert caught.value.field == "messages[0].content"
+
+
 @pytest.mark.parametrize(
     ("payload", "field"),
     [
