@@ -42,6 +42,7 @@ class Asker:
         self.open: set[str] = set()
         self.swaps = 0
         self.rollbacks = 0
+        self.last_swap: dict[str, Any] = {}
         self.reported: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=CLIENT, protocol=mqtt.MQTTv5)
@@ -100,7 +101,9 @@ class Asker:
         if message.topic == f"edge/v1/d/{NAME}/reported":
             self.reported = body
         elif "/event/" in message.topic:
-            self.swaps += last == "swap"
+            if last == "swap":
+                self.swaps += 1
+                self.last_swap = body["detail"]
             self.rollbacks += last == "rollback"
         elif last in self.requests and ("finish_reason" in body or "error" in body):
             self._settle(last, body, bytes(message.payload))
