@@ -32,12 +32,21 @@ from packager.build import (
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.check import CheckResult
 from packager.child import run_child
-from packager.evidence import BUILD_TOOLS, EVIDENCE_DIR, describe_host, host_line, tool_versions, write_evidence
+from packager.evidence import (
+    BUILD_TOOLS,
+    EVIDENCE_DIR,
+    describe_host,
+    host_line,
+    quality_of,
+    tool_versions,
+    write_evidence,
+)
 from packager.kept_graph import LABELS
 from packager.plan import BuildPlan
 from packager.progress import BuildProgress, SilentProgress
-from packager.quality.assessment import assess, hear_source, prepare_exam
+from packager.quality.assessment import Assessment, assess, hear_source, prepare_exam
 from packager.readback import read_back
+from packager.report import write_report
 from packager.slots import place_adapter
 from packager.sources.adapter import WEIGHTS, Adapter, check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, find_shards
@@ -120,7 +129,7 @@ def build_adapter_bundle(
         assessed = assess(exam, heard, base.directory, log, progress, adapter=staged / ADAPTER_FILE)
         progress.stage(5, STAGES, "writing the bundle")
         origin = _provenance(source, adapter, base)
-        _write_evidence(staged, base, {**assessed.summary, **assessed.details}, origin)
+        _write_evidence(staged, plan, base, assessed, text=exam.text.name, origin=origin)
         manifest = _compose(
             plan, base, assessed.checked, staged, parameters=parameters, quality=assessed.summary, provenance=origin
         )
@@ -188,11 +197,14 @@ def _provenance(source: OpenedSource, adapter: Adapter, base: BaseBundle) -> dic
     }
 
 
-def _write_evidence(staged: Path, base: BaseBundle, quality: dict[str, Any], origin: dict[str, Any]) -> None:
+def _write_evidence(
+    staged: Path, plan: BuildPlan, base: BaseBundle, assessed: Assessment, *, text: str, origin: dict[str, Any]
+) -> None:
     _, graph = read_back(base.directory)
     provenance = {**origin, "options": {}, "workarounds": [], "host": describe_host()}
-    described = {"embedding": graph.embedding, "lm_head": graph.lm_head, "kv": graph.kv_type, **quality}
-    write_evidence(staged, described, provenance, graph)
+    quality = {**quality_of(assessed.checked, graph, text), **assessed.summary, **assessed.details}
+    write_evidence(staged, quality, provenance, graph)
+    write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph, base=base.directory)
 
 
 def _compose(

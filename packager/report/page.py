@@ -42,15 +42,25 @@ TOKENIZER = {
 
 
 def write_report(
-    model_dir: Path, reference: str, quality: dict[str, Any], provenance: dict[str, Any], graph: GraphFacts
+    staged: Path,
+    reference: str,
+    quality: dict[str, Any],
+    provenance: dict[str, Any],
+    graph: GraphFacts,
+    *,
+    base: Path | None = None,
 ) -> None:
-    """Write ``evidence/report.html`` into a model folder whose other evidence is there already."""
+    """Write ``evidence/report.html`` into ``staged``, where the other evidence is already; ``graph`` is what it runs.
+
+    Of an adapter bundle that is the graph in ``base``.
+    """
+    model_dir = base or staged
     config = read_genai_config((model_dir / CONFIG_FILE).read_bytes())
     parts = bytes_by_part(read_graph_file(model_dir / config.filename), config.layers)
     sections = [
         _cards(quality, graph),
         _accepted(quality),
-        _bytes(parts),
+        _bytes(parts, "Bytes by layer and type" if base is None else "Bytes of the base by layer and type"),
         _divergence(quality),
         _canaries(quality),
         _behaviour(quality),
@@ -64,7 +74,7 @@ def write_report(
         f"by its digest; the same numbers for programs are in <code>quality.json</code> beside it.</p>"
         f"{''.join(sections)}</body></html>\n"
     )
-    (model_dir / "evidence" / "report.html").write_text(page, "utf-8")
+    (staged / "evidence" / "report.html").write_text(page, "utf-8")
 
 
 def _number(value: float) -> str:
@@ -107,14 +117,14 @@ def _accepted(quality: dict[str, Any]) -> str:
     )
 
 
-def _bytes(parts: dict[str, dict[str, int]]) -> str:
+def _bytes(parts: dict[str, dict[str, int]], title: str) -> str:
     kinds = [kind for kind in KINDS if any(part[kind] for part in parts.values())]
     values = [[part[kind] / 1e6 for kind in kinds] for part in parts.values()]
     plot = stacked_bars("Bytes by layer and kind", list(parts), kinds, values)
     totals = ", ".join(f"{kind} {_megabytes(sum(part[kind] for part in parts.values()))}" for kind in kinds)
     tied = "" if "embedding" in parts else " The embedding shares the head's table."
     return (
-        f"<h2>Bytes by layer and type</h2><figure>{plot}<figcaption>{escape(totals)}.{tied} "
+        f"<h2>{escape(title)}</h2><figure>{plot}<figcaption>{escape(totals)}.{tied} "
         "“Other” holds tables that no layer owns, such as those of the rotary positions.</figcaption></figure>"
     )
 

@@ -118,6 +118,9 @@ class TestBundle:
         assert manifest.base.manifest_sha256 == manifest_digest((base / MANIFEST_FILE).read_bytes())
         assert (manifest.base.name, manifest.base.version) == ("tiny-base", "1.0.0")
         assert {entry.role for entry in manifest.files} == {"adapter", "evidence"}
+        page = (bundle / "evidence" / "report.html").read_text("utf-8")
+        assert "KL divergence by position" in page
+        assert "Bytes of the base by layer and type" in page
         assert manifest.total_bytes < 0.5 * manifest_of(base).total_bytes
         assert manifest.quality["kl"] < 1e-4
         assert {canary.expected_text for canary in manifest.canary} != {
