@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.install.deriving import is_sound
 from agent.install.inspection import inspect_bundle
-from agent.install.plan import pieces_of, unique_files
+from agent.install.plan import pieces_of, plan_runs, unique_files
 from agent.install.staging import matches
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -119,7 +119,10 @@ def _trusting(scenario: Scenario, directory: StateDirectory, state: Installation
 
 
 def missing_bytes(directory: StateDirectory, wanted: Manifest, digest: Digest, others: list[Manifest]) -> int:
-    """What has to be fetched for ``wanted``: what is in no part, in no other bundle and not sealed yet."""
+    """What has to be fetched for ``wanted``: what is in no part, in no other bundle and not sealed yet.
+
+    With the small gaps between such pieces: lost writes leave some, and fetching them again saves a request.
+    """
     if directory.bundle(digest).exists():
         return 0
     here = {piece.sha256 for each in others for entry in each.files for piece in pieces_of(entry)}
@@ -127,9 +130,13 @@ def missing_bytes(directory: StateDirectory, wanted: Manifest, digest: Digest, o
     for entry in unique_files(wanted):
         places = [directory.part(entry.sha256), directory.sealing(digest) / entry.path]
         data = next((place.read_bytes() for place in places if place.is_file()), b"")
-        for piece in pieces_of(entry):
-            if piece.sha256 not in here and not matches(data[piece.offset : piece.end], piece):
-                total += piece.size
+        pieces = list(pieces_of(entry))
+        missing = {
+            piece.offset
+            for piece in pieces
+            if piece.sha256 not in here and not matches(data[piece.offset : piece.end], piece)
+        }
+        total += sum(run.length for run in plan_runs(pieces, missing))
     return total
 
 
