@@ -21,6 +21,7 @@ from hypothesis import settings
 from contract.manifest import MANIFEST_FILE
 from packager.adapter_bundle import build_adapter_bundle
 from packager.build import build_bundle
+from packager.pack import pack_bundle
 from packager.plan import BuildPlan
 from packager.sources.opening import SourceOptions
 
@@ -131,6 +132,25 @@ def tiny_adapter_bundles(tiny_checkpoint: Path, tiny_slots_bundle: Path) -> dict
 
     shelf = _kept("tiny-adapter-bundles", make)
     return {name: shelf / name for name in ("one", "two")}
+
+
+@pytest.fixture(scope="session")
+def seeing_folder(tiny_checkpoint: Path) -> Path:
+    """A finished onnxruntime-genai folder of the tiny model with eyes: see ``tests.seeing``. Read it, copy it."""
+    from tests.seeing import make_seeing
+
+    directory = _kept("seeing", lambda d: make_seeing(tiny_checkpoint, d / "model"), ("tests/seeing.py", *SOURCES))
+    return directory / "model"
+
+
+@pytest.fixture(scope="session")
+def seeing_bundle(seeing_folder: Path) -> Path:
+    """``seeing@1.0.0``: that folder as a bundle."""
+
+    def make(directory: Path) -> None:
+        pack_bundle(BuildPlan(str(seeing_folder), "seeing", "1.0.0"), directory, cache=CACHE)
+
+    return _kept("seeing-bundle", make, ("tests/seeing.py", *SOURCES))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,8 +21,8 @@ from contract.errors import EngineFailed, RequestInvalid
 class Answer:
     """State of one admitted request.
 
-    ``prompt`` are its tokens, ``limit`` how many it may generate (the context's end included), ``tokens`` what it
-    has generated, ``finished`` whether its FinishEvent was made.
+    ``prompt`` are its tokens (below zero: pictures, which count for length alone), ``limit`` how many it may generate
+    (the context's end included), ``tokens`` what it has generated, ``finished`` whether its FinishEvent was made.
     """
 
     def __init__(
@@ -47,7 +48,8 @@ class Answer:
         self._held_over = ""
         self._constraint = constraint
         self._processors = processors
-        self._sampler = Sampler(generation, prompt, tokenizing.eos)
+        self._words = [token for token in prompt if token >= 0]
+        self._sampler = Sampler(generation, self._words, tokenizing.eos)
 
     def keep_within(self, room: int) -> None:
         """Generate at most ``room`` tokens whatever else is asked for: there is memory for no more."""
@@ -62,7 +64,7 @@ class Answer:
         """
         try:
             mask = None if self._constraint is None else self._constraint.mask()
-            scored = self._processors.apply([*self.prompt, *self.tokens], logits) if self._processors else logits
+            scored = self._processors.apply([*self._words, *self.tokens], logits) if self._processors else logits
         except RequestInvalid as refused:
             self.finished = True
             return [rejection(self.generation.request, refused)]
@@ -136,24 +138,32 @@ class Answer:
 
 
 def prepare(
-    generation: Generation, tokenizing: Tokenizing, *, context_length: int, vocab_size: int
+    generation: Generation,
+    tokenizing: Tokenizing,
+    *,
+    context_length: int,
+    vocab_size: int,
+    pictures: Sequence[Sequence[int]] = (),
 ) -> tuple[list[int], int]:
     """Prompt tokens of a request and the most tokens it can generate within the context.
 
-    The last token of an answer is never fed back, so a prompt that fills the context still gets one.
+    ``pictures``: the tokens of each; some models mark them by numbers below zero. The last token of an answer is never
+    fed back, so a prompt that fills the context still gets one.
 
     Raises:
         RequestInvalid: the request does not fit this model; ``field`` names why.
     """
     field = "prompt" if generation.messages is None else "messages"
-    prompt = tokenizing.encode_generation(generation)
+    if len(pictures) != len(generation.pictures):
+        raise RequestInvalid("the model of this device takes no pictures", field="messages")
+    prompt = tokenizing.encode_generation(generation, pictures)
     if not prompt:
         raise RequestInvalid("there is nothing in it for the model to read", field=field)
     if len(prompt) > context_length:
         raise RequestInvalid(
             f"{len(prompt)} tokens do not fit the model's context of {context_length}: shorten the text", field=field
         )
-    if any(not 0 <= token < vocab_size for token in prompt):
+    if any(token >= vocab_size or (token < 0 and not pictures) for token in prompt):
         raise RequestInvalid("it contains a token that this model does not know", field=field)
     for token in generation.logit_bias:
         if not 0 <= token < vocab_size:

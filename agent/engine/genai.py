@@ -27,6 +27,7 @@ from agent.engine.memory import kv_bytes_per_token, usable_bytes
 from agent.engine.native import native
 from agent.engine.processors import Processors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
+from agent.engine.sight import PLACES, Sight
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.turns import Turn
@@ -85,6 +86,8 @@ class GenaiEngine:
             self._model: Any = self._og.Model(overlaid)
             self._adapters = LoadedAdapters(self._og, self._model, adapters or {})
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
+            sees = "vision" in config.capabilities and config.model_type in PLACES and self._tokenizing.chat
+            self._sight = Sight(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
         self._kv_per_token = kv_bytes_per_token(config)
         self._budget = max_bytes or usable_bytes()
@@ -97,7 +100,11 @@ class GenaiEngine:
             slots=SLOTS,
             context_length=config.context_length,
             vocab_size=config.vocab_size,
-            capabilities=(*CAPABILITIES[not self._tokenizing.chat :], *(["adapters"] if adapters else [])),
+            capabilities=(
+                *CAPABILITIES[not self._tokenizing.chat :],
+                *(["adapters"] if adapters else []),
+                *(["vision"] if self._sight else []),
+            ),
             load_seconds=time.monotonic() - started,
         )
 
@@ -123,8 +130,13 @@ class GenaiEngine:
         filling = next((turn for turn in self._active if not turn.prefilled), None)
         for turn in list(self._active):
             if turn is filling:
-                with native("the model failed in prefill"):
-                    turn.prefill()
+                try:
+                    with native("the model failed in prefill"):
+                        turn.prefill()
+                except RequestInvalid as refused:
+                    self._active.remove(turn)
+                    events.append(rejection(turn.answer.generation.request, refused))
+                    continue
                 if not turn.prefilled:
                     # The next step takes another prompt's slice.
                     self._active.remove(turn)
@@ -155,6 +167,7 @@ class GenaiEngine:
         self._active.clear()
         self._waiting.clear()
         self._adapters.release()
+        self._sight = None
         self._model = None
 
     def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
@@ -180,13 +193,20 @@ class GenaiEngine:
             if self._processors:
                 raise RequestInvalid("this device scores every token, which beam search cannot heed", field="num_beams")
         context = self._facts.context_length
-        prompt, limit = prepare(generation, self._tokenizing, context_length=context, vocab_size=self._facts.vocab_size)
+        seen = self._sight.read(generation.pictures) if self._sight and generation.pictures else None
+        prompt, limit = prepare(
+            generation,
+            self._tokenizing,
+            context_length=context,
+            vocab_size=self._facts.vocab_size,
+            pictures=seen.tokens if seen else (),
+        )
         constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
         answer = Answer(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
         length = self._fit(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._kv_per_token * generation.num_beams
-        return Turn(answer, length, kv_bytes, partial(self._generator, adapter=adapter))
+        return Turn(answer, length, kv_bytes, partial(self._generator, adapter=adapter), seen=seen)
 
     def _fit(self, generation: Generation, prompt: int, wanted: int) -> int:
         """Tokens to allocate: what is wanted, or without a wish for a length what there is memory for.
@@ -238,10 +258,13 @@ def _check_beams(generation: Generation) -> None:
         "logprobs": generation.logprobs,
         "logit_bias": bool(generation.logit_bias),
         "response_format": generation.grammar is not None,
+        "pictures": bool(generation.pictures),
     }
     for field, given in ignored.items():
         if given:
-            raise RequestInvalid(f"beam search cannot heed {field}", field=field)
+            raise RequestInvalid(
+                f"beam search cannot heed {field}", field="num_beams" if field == "pictures" else field
+            )
 
 
 def _losses(generator: Any, ids: list[int], first: int, size: int) -> list[float] | None:

@@ -13,17 +13,22 @@ from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
+ChatTurn = dict[str, str | list[str | None]]
+"""``role`` and ``content``: a text, or texts and None where the request's next picture stands."""
+
 
 class Generation(Struct, frozen=True):
     """A request as the engine sees it. Either ``messages`` (rendered by the model's chat template) or ``prompt``.
 
+    ``pictures`` are PNG or JPEG files that nobody has looked into yet, one for each None in ``messages``.
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``max_tokens`` None means up to the context's
     end. ``client`` scopes the prefix cache.
     """
 
     request: int
     client: str
-    messages: list[dict[str, str]] | None = None
+    messages: list[ChatTurn] | None = None
+    pictures: list[bytes] = []
     prompt: str | None = None
     max_tokens: int | None = None
     min_tokens: int = 0

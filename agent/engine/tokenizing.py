@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.engine.stepping import Generation
+from agent.engine.stepping import ChatTurn, Generation
 from contract.canary import join_canary
 from contract.errors import EngineFailed, RequestInvalid
 
 MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
 """Private-use characters; the mark is the first that occurs in no message, and is dropped from them if all occur."""
+
+PICTURE_MARKS = "\ue0f4\ue0f5\ue0f6\ue0f7"
+"""Likewise, for where a picture stands."""
 
 MAX_TOKENIZER_BYTES = 64 << 20
 """tokenizer.json of the largest vocabularies (262k) takes 35 MB."""
@@ -40,8 +44,8 @@ class Tokenizing:
         self.chat = bool(template)
         self._control = re.compile("|".join(re.escape(text) for text in controls)) if controls else None
 
-    def encode_generation(self, generation: Generation) -> list[int]:
-        """Prompt tokens of a request.
+    def encode_generation(self, generation: Generation, pictures: Sequence[Sequence[int]] = ()) -> list[int]:
+        """Prompt tokens of a request; ``pictures``: the tokens of each.
 
         Raises:
             RequestInvalid: the text cannot be given to the tokenizer, or the template refuses the messages.
@@ -50,9 +54,10 @@ class Tokenizing:
             return self.encode(generation.prompt or "", "prompt")
         if not self.chat:
             raise RequestInvalid("this model has no chat template: give a prompt", field="messages")
-        mark = _free_mark(generation.messages)
+        mark = _free_mark(generation.messages, MARKS)
+        picture = _free_mark(generation.messages, PICTURE_MARKS)
         broken = [
-            {"role": turn.get("role", "user"), "content": self._break(turn.get("content", ""), mark)}
+            {"role": turn["role"], "content": picture.join(self._break(text, mark, picture) for text in _texts(turn))}
             for turn in generation.messages
         ]
         if any("\0" in turn["content"] for turn in broken):
@@ -61,9 +66,14 @@ class Tokenizing:
             rendered = self._tokenizer.apply_chat_template(json.dumps(broken), add_generation_prompt=True)
         except Exception as error:
             raise RequestInvalid(f"the chat template refuses these messages: {error}", field="messages") from error
+        if rendered.count(picture) != len(pictures):
+            raise RequestInvalid("the chat template of this model loses pictures", field="messages")
+        left = iter(pictures)
         ids: list[int] = []
-        for number, piece in enumerate(rendered.split(mark)):
-            if piece:
+        for number, piece in enumerate(re.split(f"[{mark}]|({picture})", rendered)):
+            if piece == picture:
+                ids.extend(next(left))
+            elif piece:
                 ids.extend(self.encode(piece, "messages") if number == 0 else self.encode_more(piece, "messages"))
         return ids
 
@@ -79,7 +89,10 @@ class Tokenizing:
 
     def encode_more(self, text: str, field: str) -> list[int]:
         """Token ids of a text that goes on in a sequence: without the tokens that only a beginning has."""
-        ids = self.encode(text, field)
+        return self.without_beginning(self.encode(text, field))
+
+    def without_beginning(self, ids: list[int]) -> list[int]:
+        """``ids`` without the tokens that only the beginning of a sequence has."""
         length = len(self._beginning)
         return ids[length:] if length and ids[:length] == self._beginning else ids
 
@@ -104,16 +117,30 @@ class Tokenizing:
         """A new ``TokenizerStream``: its ``decode(id)`` gives text once its characters are complete."""
         return self._tokenizer.create_stream()
 
-    def _break(self, text: str, mark: str) -> str:
-        text = text.replace(mark, "")
+    def _break(self, text: str, mark: str, picture: str) -> str:
+        text = text.replace(mark, "").replace(picture, "")
         if self._control is None:
             return text
         return self._control.sub(lambda found: found[0][0] + mark + found[0][1:], text)
 
 
-def _free_mark(messages: list[dict[str, str]]) -> str:
-    used = {char for turn in messages for char in turn.get("content", "") if char in MARKS}
-    return next((mark for mark in MARKS if mark not in used), MARKS[0])
+def _texts(turn: ChatTurn) -> list[str]:
+    """What stands before, between and behind the pictures of a turn."""
+    content = turn["content"]
+    if isinstance(content, str):
+        return [content]
+    texts = [""]
+    for part in content:
+        if part is None:
+            texts.append("")
+        else:
+            texts[-1] += part
+    return texts
+
+
+def _free_mark(messages: list[ChatTurn], marks: str) -> str:
+    used = {char for turn in messages for text in _texts(turn) for char in text if char in marks}
+    return next((mark for mark in marks if mark not in used), marks[0])
 
 
 def _chat_template(bundle_dir: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from agent.engine.answer import Answer
+from agent.engine.sight import Seen, cannot_take
 from agent.engine.stepping import StepEvent, TokenEvent
 
 PREFILL_SLICE = 128
@@ -15,17 +16,22 @@ PREFILL_SLICE = 128
 
 
 class Turn:
-    """A request that takes turns with others. ``length`` tokens of ``kv_bytes`` are allocated by ``start``.
+    """A request that takes turns with others. ``length`` tokens of ``kv_bytes`` are allocated by ``start``;
+    ``seen`` are the pictures in its prompt.
 
-    Every method but the constructor may raise whatever the runtime raises.
+    Every method but the constructor may raise whatever the runtime raises, and ``prefill`` RequestInvalid, where the
+    model's graphs cannot do with a picture.
     """
 
-    def __init__(self, answer: Answer, length: int, kv_bytes: int, make: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(
+        self, answer: Answer, length: int, kv_bytes: int, make: Callable[[dict[str, Any]], Any], *, seen: Seen | None
+    ) -> None:
         self.answer = answer
         self.kv_bytes = kv_bytes
         self.beams = answer.generation.num_beams
         self._length = length
         self._make = make
+        self._seen = seen
         self._generator: Any = None
         self._filled = 0
 
@@ -47,8 +53,19 @@ class Turn:
         self._generator = self._make(options)
 
     def prefill(self) -> None:
-        """Feed one slice of the prompt. Beam search takes it whole: it crashes on slices."""
+        """Feed one slice of the prompt. With pictures it goes in whole, as the runtime wants it, and beam search takes
+        it whole: it crashes on slices.
+        """
         prompt = self.answer.prompt
+        if self._seen is not None:
+            seen, self._seen = self._seen, None
+            try:
+                self._generator.set_inputs(seen.inputs(prompt))
+            except Exception as error:
+                # Of one request alone, and it came from outside: no reason to end everybody else's worker.
+                raise cannot_take(error) from error
+            self._filled = len(prompt)
+            return
         end = len(prompt) if self.beams > 1 else min(self._filled + PREFILL_SLICE, len(prompt))
         self._generator.append_tokens(np.array(prompt[self._filled : end], dtype=np.int32))
         self._filled = end

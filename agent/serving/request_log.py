@@ -15,7 +15,7 @@ from agent.journal import fields
 from agent.serving.jobs import Job
 from agent.serving.requests import Refusal
 from agent.state.answers import Key
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.messages import GenerateRequest, ImagePart, Message
 
 log = logging.getLogger("edge_agent.serving")
 
@@ -71,4 +71,8 @@ def _asked(request: GenerateRequest) -> str:
     if request.prompt is not UNSET:
         return request.prompt
     turns = [] if request.messages is UNSET else request.messages
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    return "\n".join(f"{turn.role}: {_said(turn)}" for turn in turns)
+
+
+def _said(turn: Message) -> str:
+    return "".join("[a picture]" if isinstance(part, ImagePart) else part.text for part in turn.parts)

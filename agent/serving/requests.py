@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, structs
 
-from agent.engine.stepping import Generation
+from agent.engine.stepping import ChatTurn, Generation
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import ErrorBody, ErrorFrame, GenerateRequest
+from contract.mqtt.messages import ErrorBody, ErrorFrame, GenerateRequest, ImagePart, Message
+from contract.mqtt.pictures import picture_bytes
 
 NO_MODEL = "no_model"
 UNLOADED = "unloaded"
@@ -45,9 +46,8 @@ def to_generation(
     generation = Generation(
         request=number,
         client=client,
-        messages=None
-        if request.messages is UNSET
-        else [{"role": turn.role, "content": turn.content} for turn in request.messages],
+        messages=None if request.messages is UNSET else [_turn(message) for message in request.messages],
+        pictures=[] if request.messages is UNSET else _pictures(request.messages),
         prompt=None if request.prompt is UNSET else request.prompt,
         max_tokens=None if request.max_tokens is UNSET else request.max_tokens,
         min_tokens=request.min_tokens,
@@ -67,6 +67,16 @@ def to_generation(
         adapter=request.adapter,
     )
     return structs.replace(generation, **changes) if changes else generation
+
+
+def _turn(message: Message) -> ChatTurn:
+    parts = [None if isinstance(part, ImagePart) else part.text for part in message.parts]
+    return {"role": message.role, "content": parts if None in parts else "".join(part or "" for part in parts)}
+
+
+def _pictures(messages: list[Message]) -> list[bytes]:
+    parts = (part for message in messages for part in message.parts)
+    return [picture_bytes(part.image_url.url, "messages") for part in parts if isinstance(part, ImagePart)]
 
 
 def check_changes(changes: dict[str, Any]) -> dict[str, Any]:

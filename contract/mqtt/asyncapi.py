@@ -89,9 +89,18 @@ def document() -> dict[str, Any]:
                     for _, _, name in TELEMETRY
                 },
             },
-            "schemas": components,
+            "schemas": _without_discriminators(components),
         },
     }
+
+
+def _without_discriminators(schema: Any) -> Any:
+    """``schema`` in AsyncAPI's terms: its discriminator is another than OpenAPI's, and the kinds of a part, having
+    constants for their ``type``, are told apart without.
+    """
+    if isinstance(schema, dict):
+        return {key: _without_discriminators(found) for key, found in schema.items() if key != "discriminator"}
+    return [_without_discriminators(found) for found in schema] if isinstance(schema, list) else schema
 
 
 def _channel(path: str, messages: list[str]) -> dict[str, Any]:

@@ -19,16 +19,45 @@ MAX_DESIRED_BYTES = 16 << 10
 MAX_TOKENS = 1 << 20
 MAX_STOPS = 16
 MAX_MESSAGES = 1024
+MAX_PARTS = 64
+MAX_PICTURES = 8
+"""In one request. Each becomes hundreds to thousands of tokens, and the request as a whole stays within its bytes."""
 
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
 """``$`` alone lets a line break follow, and brokers cut whoever publishes to a topic with one."""
 
 
+class TextPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    """A text among pictures."""
+
+    text: str
+
+
+class ImageUrl(Struct, frozen=True, forbid_unknown_fields=True):
+    """``url`` is the picture itself, ``data:image/png;base64,…`` or ``image/jpeg``: a device fetches nothing."""
+
+    url: str
+    detail: Literal["auto"] = "auto"
+
+
+class ImagePart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="image_url"):
+    """A picture among texts, for models with the capability ``vision``."""
+
+    image_url: ImageUrl
+
+
+Parts = Annotated[list[TextPart | ImagePart], Meta(min_length=1, max_length=MAX_PARTS)]
+
+
 class Message(Struct, frozen=True, forbid_unknown_fields=True):
-    """One turn of a chat."""
+    """One turn of a chat: a text, or texts and pictures in their order."""
 
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: str | Parts
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        return [TextPart(self.content)] if isinstance(self.content, str) else self.content
 
 
 class JsonSchemaFormat(Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 
 from contract import strict_json
 from contract.errors import BundleRefused, RequestInvalid
-from contract.mqtt.messages import MAX_DESIRED_BYTES, MAX_REQUEST_BYTES, ControlRequest, Desired, GenerateRequest
+from contract.mqtt.messages import (
+    MAX_DESIRED_BYTES,
+    MAX_PICTURES,
+    MAX_REQUEST_BYTES,
+    ControlRequest,
+    Desired,
+    GenerateRequest,
+    ImagePart,
+    Message,
+)
+from contract.mqtt.pictures import picture_bytes
 from contract.mqtt.topics import NO_ID
 from contract.names import check_bundle_name, check_version, is_identifier
 from contract.reasons import Reason
 
 _M = TypeVar("_M", bound=Struct)
-
-_CONTENT = re.compile(r"messages\[(\d+|\.\.\.)\]\.content")
 
 
 def _decode(payload: bytes, type_: type[_M], max_bytes: int, what: str) -> _M:
@@ -34,19 +41,12 @@ def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str
     Raises:
         RequestInvalid: ``field`` names the fault.
     """
-    try:
-        request = _decode(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request")
-    except RequestInvalid as error:
-        if error.field and _CONTENT.fullmatch(error.field):
-            # Where OpenAI's interface takes a list of parts, pictures among them.
-            text = f"{error.message}; a message is one text, and pictures are not taken"
-            raise RequestInvalid(text, field=error.field, code=error.code) from error
-        raise
+    request = _decode(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request")
     request_id = _request_id(request.id, correlation)
     if (request.messages is UNSET) == (request.prompt is UNSET):
         raise RequestInvalid("give exactly one of messages and prompt", field="messages")
-    if request.messages is not UNSET and not any(turn.content.strip() for turn in request.messages):
-        raise RequestInvalid("every message is empty", field="messages")
+    if request.messages is not UNSET:
+        _check_parts(request.messages)
     if request.prompt is not UNSET and not request.prompt.strip():
         raise RequestInvalid("the prompt is empty", field="prompt")
     form = request.response_format
@@ -60,6 +60,30 @@ def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str
     if request.num_beams > 1 and request.temperature > 0:
         raise RequestInvalid("beam search needs temperature 0", field="num_beams")
     return request_id, request
+
+
+def _check_parts(messages: list[Message]) -> None:
+    """Something to read, and pictures that are some; their pixels are the worker's to look at.
+
+    Raises:
+        RequestInvalid: ``field`` names the part.
+    """
+    pictures = 0
+    said = False
+    for number, message in enumerate(messages):
+        for place, part in enumerate(message.parts):
+            if not isinstance(part, ImagePart):
+                said = said or bool(part.text.strip())
+                continue
+            field = f"messages[{number}].content[{place}].image_url"
+            pictures += 1
+            if pictures > MAX_PICTURES:
+                raise RequestInvalid(f"a request takes {MAX_PICTURES} pictures at most", field=field)
+            if message.role != "user":
+                raise RequestInvalid("pictures belong to the role user", field=field)
+            picture_bytes(part.image_url.url, f"{field}.url")
+    if not said and not pictures:
+        raise RequestInvalid("every message is empty", field="messages")
 
 
 def _request_id(in_body: str | UnsetType, correlation: bytes | None) -> str:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from contract.errors import UsageError
+from contract.errors import RequestInvalid, UsageError
+from contract.mqtt.messages import MAX_REQUEST_BYTES
+from contract.mqtt.pictures import picture_url
 from packager.client.asking import raise_error
 from packager.client.broker import add_broker, find_broker
 from packager.client.client import Client
 from packager.client.replies import Answer
+
+MAX_PICTURE_BYTES = (MAX_REQUEST_BYTES - (64 << 10)) * 3 // 4
+"""In base64, with 64 KiB of a request left for words."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_broker(parser)
     parser.add_argument("--client", metavar="NAME", help="our name in the topics (default: a random one)")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the question")
+    parser.add_argument(
+        "--image", action="append", type=Path, metavar="FILE", help="a PNG or JPEG before the text; may be repeated"
+    )
     parser.add_argument("--raw", action="store_true", help="send TEXT as it is, without the chat template")
     parser.add_argument("--max-tokens", type=int, metavar="N")
     parser.add_argument("--temperature", type=float, metavar="T")
@@ -35,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
         '  edge-packager prompt "What is the capital of France?" --device kitchen-1\n'
+        '  edge-packager prompt "What is on the shelf?" --image shelf.jpg --device kitchen-1\n'
         '  edge-packager prompt "Tell a joke" --device kitchen-1 --temperature 0.8 --seed 7 --max-tokens 80\n'
         "  git log -1 | edge-packager prompt - --group office --broker mqtts://broker.example.org --json"
     )
@@ -70,9 +80,12 @@ def _print_last_frame(client: Client, body: dict[str, Any], where: dict[str, Any
 def _body(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if arguments.raw:
+        if arguments.image:
+            raise UsageError("--image belongs to a chat: leave --raw out")
         body["prompt"] = text
     else:
-        body["messages"] = [{"role": "user", "content": text}]
+        content = [_picture(path) for path in arguments.image or []] + [{"type": "text", "text": text}]
+        body["messages"] = [{"role": "user", "content": content if arguments.image else text}]
         if arguments.system:
             body["messages"].insert(0, {"role": "system", "content": arguments.system})
     for name in ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "adapter"):
@@ -80,3 +93,16 @@ def _body(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
         if value is not None:
             body[name] = value
     return body
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_PICTURE_BYTES:
+        raise UsageError(f"{path} has {len(data)} bytes, and a request takes {MAX_PICTURE_BYTES}: make it smaller")
+    try:
+        return {"type": "image_url", "image_url": {"url": picture_url(data)}}
+    except RequestInvalid as refused:
+        raise UsageError(f"{path}: {refused.message}") from refused

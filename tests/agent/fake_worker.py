@@ -28,7 +28,10 @@ _PIDS = itertools.count(1_000_000)
 
 
 def prompt_of(generation: Generation) -> str:
-    return generation.prompt if generation.prompt is not None else (generation.messages or [{}])[-1]["content"]
+    if generation.messages is None:
+        return generation.prompt or ""
+    content = generation.messages[-1]["content"]
+    return content if isinstance(content, str) else "".join(part or "" for part in content)
 
 
 class FakeWorker:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UnsetType
 
 from contract.errors import BundleRefused, RequestInvalid
 from contract.mqtt import messages, reading
+from contract.mqtt.pictures import picture_bytes, picture_url
 from contract.reasons import Reason
 
 
@@ -65,13 +67,65 @@ def test_every_wrong_field_is_named(fields: dict[str, Any], field: str) -> None:
     assert caught.value.code == 400
 
 
-def test_a_picture_is_refused_in_words() -> None:
-    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
-    with pytest.raises(RequestInvalid, match="pictures are not taken") as caught:
-        reading.parse_request(
-            b'{"id": "a", "messages": %s}' % json.dumps([{"role": "user", "content": parts}]).encode()
-        )
-    assert caught.value.field == "messages[0].content"
+PNG = picture_url(b"\x89PNG\r\n\x1a\n and so on")
+
+
+def chat(*parts: Any, role: str = "user") -> bytes:
+    return json.dumps({"id": "r1", "messages": [{"role": role, "content": list(parts)}]}).encode()
+
+
+def text_part(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def image_part(url: str, **more: Any) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+def test_texts_and_pictures_may_stand_in_a_message() -> None:
+    _, found = reading.parse_request(chat(text_part("What is this?"), image_part(PNG, detail="auto")))
+    assert not isinstance(found.messages, UnsetType)
+    text, picture = found.messages[0].parts
+    assert isinstance(text, messages.TextPart)
+    assert text.text == "What is this?"
+    assert isinstance(picture, messages.ImagePart)
+    assert picture_bytes(picture.image_url.url, "url") == b"\x89PNG\r\n\x1a\n and so on"
+
+
+def test_a_picture_alone_is_something_to_ask() -> None:
+    reading.parse_request(chat(image_part(PNG)))
+
+
+@pytest.mark.parametrize(
+    ("payload", "field", "words"),
+    [
+        (chat(image_part("https://example.org/cat.png")), "messages[0].content[0].image_url.url", "fetches nothing"),
+        (chat(image_part("file:///etc/shadow")), "messages[0].content[0].image_url.url", "fetches nothing"),
+        (chat(image_part("data:image/png;base64")), "messages[0].content[0].image_url.url", "fetches nothing"),
+        (chat(image_part("data:,")), "messages[0].content[0].image_url.url", "image/png or image/jpeg"),
+        (chat(image_part("data:image/gif;base64,R0lG")), "messages[0].content[0].image_url.url", "image/png or"),
+        (chat(image_part("data:image/png,abc")), "messages[0].content[0].image_url.url", "in base64"),
+        (chat(image_part("data:image/png;base64,a?")), "messages[0].content[0].image_url.url", "not base64"),
+        (chat(image_part("data:image/png;base64,é")), "messages[0].content[0].image_url.url", "not base64"),
+        (chat(image_part(PNG.replace("png", "jpeg"))), "messages[0].content[0].image_url.url", "no image/jpeg"),
+        (chat(image_part("data:image/png;base64,")), "messages[0].content[0].image_url.url", "no image/png"),
+        (chat(image_part(PNG, detail="high")), "messages[0].content[0].image_url.detail", "high"),
+        (chat(image_part(PNG), role="system"), "messages[0].content[0].image_url", "role user"),
+        (chat(text_part("x"), *[image_part(PNG)] * 9), "messages[0].content[9].image_url", "8 pictures"),
+        (chat(text_part(" "), text_part("")), "messages", "empty"),
+        (chat(), "messages[0].content", "length"),
+        (chat(*[text_part("x")] * 65), "messages[0].content", "length"),
+        (chat({"type": "input_audio", "input_audio": {}}), "messages[0].content[0].type", "input_audio"),
+        (chat({"text": "x"}), "messages[0].content[0].type", "type"),
+        (chat("x"), "messages[0].content[0]", "object"),
+        (chat({**text_part("x"), "more": 1}), "messages[0].content[0].more", "more"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_message_are_held_to_what_is_taken(payload: bytes, field: str, words: str) -> None:
+    with pytest.raises(RequestInvalid, match=words) as caught:
+        reading.parse_request(payload)
+    assert caught.value.field == field
+    assert caught.value.code == 400
 
 
 @pytest.mark.parametrize(

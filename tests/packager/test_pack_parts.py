@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,82 +12,10 @@ from contract.errors import BundleRefused
 from contract.manifest import Manifest
 from packager.pack import pack_bundle
 from packager.plan import BuildPlan
-from tests.packager.families import build_here
+from tests.seeing import save_graph, value
 from tests.tiny import make_tokenizer
 
 WIDTH = 16
-IMAGE_STEPS = [
-    {"operation": {"name": "decode", "domain": "com.microsoft.extensions", "type": "DecodeImage"}},
-    {"operation": {"name": "rgb", "type": "ConvertRGB"}},
-]
-
-
-def value(name: str, kind: str, shape: list[Any]) -> Any:
-    from onnx import TensorProto, helper
-
-    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), shape)
-
-
-def save_graph(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], tensors: dict[str, Any]) -> None:
-    import onnx
-    from onnx import helper, numpy_helper
-
-    weights = [numpy_helper.from_array(tensor, name) for name, tensor in tensors.items()]
-    graph = helper.make_graph(nodes, path.stem, inputs, outputs, weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
-    onnx.save(model, path)
-
-
-@pytest.fixture(scope="module")
-def seeing(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as a decoder of embeddings, with a graph for those and one that makes some of a picture."""
-    from onnx import helper
-    from safetensors.numpy import load_file
-
-    folder = tmp_path_factory.mktemp("seeing") / "model"
-    options = ("block_size=32", "accuracy_level=4", "exclude_embeds=true")
-    build_here(tiny_checkpoint, folder, "int4", options=options)
-    table = load_file(tiny_checkpoint / "model.safetensors")["model.embed_tokens.weight"]
-    width = table.shape[1]
-    save_graph(
-        folder / "embedding.onnx",
-        [
-            helper.make_node("Gather", ["table", "input_ids"], ["words"]),
-            helper.make_node("ReduceSum", ["image_features"], ["seen"], keepdims=0),
-            helper.make_node("Mul", ["seen", "zero"], ["nothing"]),
-            helper.make_node("Add", ["words", "nothing"], ["inputs_embeds"]),
-        ],
-        [value("input_ids", "INT64", ["batch", "tokens"]), value("image_features", "FLOAT", ["pieces", width])],
-        [value("inputs_embeds", "FLOAT", ["batch", "tokens", width])],
-        {"table": table, "zero": np.float32(0)},
-    )
-    save_graph(
-        folder / "vision.onnx",
-        [helper.make_node("Reshape", ["pixel_values", "shape"], ["image_features"])],
-        [value("pixel_values", "FLOAT", list("ncxyz")), value("image_sizes", "INT64", ["n", 2])],
-        [value("image_features", "FLOAT", ["pieces", width])],
-        {"shape": np.array([-1, width])},
-    )
-    config = json.loads((folder / "genai_config.json").read_text())
-    same = {name: name for name in ("input_ids", "image_features", "pixel_values", "image_sizes", "inputs_embeds")}
-    config["model"] |= {
-        "type": "phi3v",
-        "embedding": {
-            "filename": "embedding.onnx",
-            "inputs": {name: same[name] for name in ("input_ids", "image_features")},
-            "outputs": {"inputs_embeds": "inputs_embeds"},
-        },
-        "vision": {
-            "filename": "vision.onnx",
-            "config_filename": "processor_config.json",
-            "inputs": {name: same[name] for name in ("pixel_values", "image_sizes")},
-            "outputs": {"image_features": "image_features"},
-        },
-    }
-    (folder / "genai_config.json").write_text(json.dumps(config))
-    (folder / "processor_config.json").write_text(json.dumps({"processor": {"name": "p", "transforms": IMAGE_STEPS}}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +86,8 @@ def pack(folder: Path, tmp_path: Path) -> Manifest:
     return pack_bundle(BuildPlan(str(folder), "parts", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache").manifest
 
 
-def test_a_model_that_sees_is_run_with_text_and_says_so(seeing: Path, tmp_path: Path) -> None:
-    manifest = pack(seeing, tmp_path)
+def test_a_model_that_sees_is_run_with_text_and_says_so(seeing_folder: Path, tmp_path: Path) -> None:
+    manifest = pack(seeing_folder, tmp_path)
     assert {"text", "vision"} <= set(manifest.model.capabilities)
     roles = {entry.path: entry.role for entry in manifest.files}
     assert roles["vision.onnx"] == roles["embedding.onnx"] == roles["model.onnx"] == "model"

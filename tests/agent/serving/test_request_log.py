@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from agent.journal import JournalHandler, LineFormatter
+from contract.mqtt.pictures import picture_url
 from tests.agent.device import sealed
 from tests.agent.serving.conftest import MakeDevice
 from tests.e2e.raw_client import RawClient
+from tests.seeing import png
 
 pytestmark = pytest.mark.broker
 
@@ -112,3 +114,14 @@ def test_with_log_prompts_they_are_in_fields_of_their_own(
     for record in log.records:
         assert SECRET not in record.getMessage()
         assert SECRET not in str(getattr(record, "edge_fields", ""))
+
+
+def test_a_picture_is_one_word_in_the_log(make_device: MakeDevice, client: RawClient, log: Kept) -> None:
+    device = make_device(log_prompts=True).start(sealed())
+    url = picture_url(png(1, 2, 3))
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "count 2"}]
+    client.ask("q1", "", messages=[{"role": "user", "content": parts}])
+    client.wait_answer("q1", 30)
+    device.stop()
+    assert "EDGE_PROMPT=user: [a picture]count 2" in log.text
+    assert url[30:60] not in log.text
