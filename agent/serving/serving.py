@@ -8,32 +8,29 @@ only once its bytes are committed. Whatever is cut in between, the next start or
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
 from msgspec import UNSET
 
-from agent.engine.stepping import FinishEvent, RejectEvent, StepEvent, TokenEvent
 from agent.install.ports import SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.serving import requests
 from agent.serving.admission import Admission
 from agent.serving.controls import Controls
+from agent.serving.dispatch import Dispatch
 from agent.serving.frames import FrameStream
 from agent.serving.intake import Accepted, Arrival, Intake
-from agent.serving.jobs import QUEUED_AGAIN, Job
+from agent.serving.jobs import Job
 from agent.serving.ledger_health import LedgerHealth
 from agent.serving.outcomes import Outcomes
-from agent.serving.queue import RequestQueue, Waiting
+from agent.serving.queue import RequestQueue
 from agent.serving.recovery import take_up
 from agent.serving.replies import Outlet, Replies
 from agent.serving.request_log import RequestLog
-from agent.serving.requests import Refusal
 from agent.serving.seat import LoadWorker, Seat
 from agent.serving.settings import ServingSettings
 from agent.serving.streams import Streams
-from agent.serving.swapping import Swapping
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
 from agent.telemetry.llm import LlmMeter
@@ -60,19 +57,36 @@ class Serving:
         self._settings = settings
         self._ledger = ledger
         self._on_health = on_health
-        self._on_load = on_load
         self._wall = wall
         self._now = now = asyncio.get_running_loop().time
-        self._numbers = itertools.count(1)
-        self._stopping = False
-        self._most_active: int | None = None
         self._jobs: dict[Key, Job] = {}
         self._queue: RequestQueue[Job] = RequestQueue(settings.queue_limit, settings.client_queue_limit)
         self._replies = replies = Replies(outlet, topics, ledger, meter)
         self._ledger_health = health = LedgerHealth(on_health)
         self._log = RequestLog(prompts=settings.log_prompts)
         self._outcomes = Outcomes(self._jobs, ledger, replies, meter, health=health, now=now, request_log=self._log)
-        self._swapping = Swapping(self._make_seat(load), settings.drain_seconds, now)
+        self._streams = Streams(
+            self._queue,
+            ledger,
+            replies,
+            health,
+            seats=lambda: self._swapping.seats,
+            estimate=lambda ahead: self._admission.estimate(ahead),  # noqa: PLW0108 # made below
+            on_deadline=lambda job: self._end_early(job, "deadline"),
+        )
+        self._dispatch = Dispatch(
+            settings,
+            load,
+            self._queue,
+            self._outcomes,
+            self._streams,
+            request_log=self._log,
+            closed=lambda: self._admission.closed(),  # noqa: PLW0108 # made below
+            on_health=on_health,
+            on_load=on_load,
+            now=now,
+        )
+        self._swapping = self._dispatch.swapping
         self._admission = Admission(
             self._queue,
             self._swapping,
@@ -89,15 +103,6 @@ class Serving:
             on_store=health.note,
             wall=wall,
             request_log=self._log,
-        )
-        self._streams = Streams(
-            self._queue,
-            ledger,
-            replies,
-            health,
-            seats=lambda: self._swapping.seats,
-            estimate=self._admission.estimate,
-            on_deadline=lambda job: self._end_early(job, "deadline"),
         )
         self._controls = Controls(
             self._jobs,
@@ -131,7 +136,7 @@ class Serving:
 
     @property
     def active(self) -> int:
-        return sum(len(seat.jobs) for seat in self._swapping.seats)
+        return self._dispatch.active
 
     @property
     def generating(self) -> int:
@@ -150,7 +155,7 @@ class Serving:
             found.append("swapping" if self._swapping.holding else requests.ENGINE_UNAVAILABLE)
         if self._ledger_health.failing:
             found.append(requests.STORE_UNAVAILABLE)
-        if self._stopping:
+        if self._dispatch.stopping:
             found.append("stopping")
         return found
 
@@ -178,7 +183,7 @@ class Serving:
                 job.deadline = self._now() + left.of.deadline_at - self._wall()
             self._jobs[job.key] = job
             if left.refusal is None:
-                self._enqueue(job)
+                self._dispatch.enqueue(job)
             else:
                 job.frames.attempt = job.attempt
                 self._outcomes.fail(job, left.refusal)
@@ -187,12 +192,12 @@ class Serving:
     def settled(self) -> None:
         """Start-up is over: without a model, requests are turned away from now on."""
         self._admission.starting = False
-        self._pump()
+        self._dispatch.pump()
         self._on_health()
 
     async def stop(self) -> None:
         """Let running answers finish for a while, then end the workers; the ledger keeps what is left."""
-        self._stopping = True
+        self._dispatch.stopping = True
         self._on_health()
         await self._swapping.finish_running(self._settings.stop_seconds)
         self._streams.close()
@@ -215,8 +220,8 @@ class Serving:
         self._log.accepted(job)
         self._supersede(job)
         self._jobs[accepted.key] = job
-        self._enqueue(job)
-        self._pump()
+        self._dispatch.enqueue(job)
+        self._dispatch.pump()
         if not job.running and self._jobs.get(job.key) is job:
             self._streams.tell_position(job)
 
@@ -224,15 +229,6 @@ class Serving:
         now = self._now()
         frames = FrameStream(self._settings.stream_interval_ms / 1000, stream=request.stream, now=now)
         return Job(key, request, frames, accepted=now, deadline=None, correlation=correlation, attempt=attempt)
-
-    def _enqueue(self, job: Job) -> None:
-        job.number = next(self._numbers)
-        priority = self._settings.priority_of(job.key.client, job.request.priority)
-        if job.attempt > 1:
-            priority = QUEUED_AGAIN
-        self._queue.put(Waiting(job.key.client, job, priority, job.accepted, job.number, job.deadline))
-        job.frames.position = self._queue.position(job.number, self._now()) + self.active
-        self._on_load(len(self._queue))
 
     def _supersede(self, newer: Job) -> None:
         """The newer request with the same key wins over older ones of its client."""
@@ -251,100 +247,17 @@ class Serving:
         if not job.running:
             self._queue.remove(job.number)
             self._outcomes.end_early(job, "" if self.bundle is None else self.bundle.manifest.reference)
-        elif (seat := self._seat_of(job)) is not None and seat.worker is not None:
+        elif (seat := self._dispatch.seat_of(job)) is not None and seat.worker is not None:
             seat.worker.cancel(job.number)
 
     def _update(self, job: Job, changes: dict[str, Any]) -> None:
         job.changes |= changes
-        if job.running and (seat := self._seat_of(job)) is not None and seat.worker is not None:
+        if job.running and (seat := self._dispatch.seat_of(job)) is not None and seat.worker is not None:
             seat.worker.update(job.number, changes)
-
-    def _seat_of(self, job: Job) -> Seat | None:
-        return next((seat for seat in self._swapping.seats if job.number in seat.jobs), None)
-
-    # -- running -------------------------------------------------------------------------------------------------------
-
-    def _pump(self) -> None:
-        """Give free places to those who wait."""
-        closed = self._admission.closed()
-        if closed is not None:
-            for waiting in list(self._queue):
-                self._queue.remove(waiting.number)
-                self._outcomes.fail(waiting, closed)
-        seat = self._swapping.seat
-        if seat is None or self._swapping.holding:
-            return
-        if seat.asleep and len(self._queue) and not self._stopping:
-            seat.wake()
-            self._on_health()
-        while not self._stopping and (job := self._next(seat)) is not None:
-            job.running = True
-            job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
-            self._log.began(job, 0 if seat.worker is None else seat.worker.pid, seat.bundle.manifest.reference)
-            seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes))
-        self._on_load(len(self._queue))
-        self._streams.schedule()
-
-    def _next(self, seat: Seat) -> Job | None:
-        """The next to run, if it may run now."""
-        if self._most_active is not None and self.active >= self._most_active:
-            return None
-        first = self._queue.peek(self._now())
-        return self._queue.take(self._now()) if first is not None and seat.takes(first) else None
 
     def limit_active(self, most: int | None) -> None:
         """At most so many answers at once from now on (None: as many as there are places); running ones go on."""
-        self._most_active = most
-        self._pump()
-
-    def _make_seat(self, load: LoadWorker) -> Callable[[SealedBundle], Seat]:
-        return lambda bundle: Seat(
-            bundle,
-            load,
-            on_event=self._on_event,
-            on_lost=self._on_lost,
-            on_ready=self._on_ready,
-            on_asleep=self._on_ready,
-            idle_unload=self._settings.idle_unload,
-        )
-
-    def _on_ready(self, _seat: Seat) -> None:
-        self._pump()
-        self._on_health()
-
-    def _on_lost(self, seat: Seat, why: str) -> None:
-        """A worker died (or its heir does not load): its requests get one more attempt each."""
-        lost = [job for number in list(seat.jobs) if (job := seat.release(number)) is not None]
-        self._outcomes.crashed()
-        for job in lost:
-            self._log.lost(job)
-            job.lost_its_worker()
-            if job.ending is not None:
-                self._outcomes.end_early(job, seat.bundle.manifest.reference)
-            elif job.crashes > 1:
-                text = f"the model's process ended twice while it answered ({why})"
-                self._outcomes.fail(job, Refusal(500, requests.ENGINE_FAILED, text))
-            else:
-                self._enqueue(job)
-        self._pump()
-        self._on_health()
-
-    def _on_event(self, seat: Seat, event: StepEvent) -> None:
-        job = seat.jobs.get(event.request)
-        if job is None:
-            return
-        if isinstance(event, TokenEvent):
-            job.frames.feed(event.text, event.tokens, self._now())
-            if event.logprobs:
-                job.logprobs.extend(event.logprobs)
-            self._streams.flush(job)
-            return
-        seat.release(event.request)
-        if isinstance(event, FinishEvent):
-            self._outcomes.finish(job, event)
-        elif isinstance(event, RejectEvent):
-            self._outcomes.fail(job, Refusal(event.code, event.kind, event.message, event.field), ours=False)
-        self._pump()
+        self._dispatch.limit_active(most)
 
     def on_writable(self) -> None:
         """The connection takes frames again."""
@@ -364,21 +277,16 @@ class Serving:
         """
         self._on_health()
         try:
-            hold = await self._swapping.swap(bundle, mode, self._run_again)
+            hold = await self._swapping.swap(bundle, mode, self._dispatch.run_again)
             self._outcomes.count_anew()
             waited = max((self._now() - max(hold, job.accepted) for job in self._queue), default=0.0) if hold else 0.0
             return SwapReport(mode, round(waited * 1000, 3))
         finally:
-            self._pump()
+            self._dispatch.pump()
             self._on_health()
 
     async def withdraw(self) -> None:
         """Serve nothing from now on; running answers may finish, those that wait are turned away."""
-        await self._swapping.withdraw(self._run_again)
-        self._pump()
+        await self._swapping.withdraw(self._dispatch.run_again)
+        self._dispatch.pump()
         self._on_health()
-
-    def _run_again(self, job: Job) -> None:
-        """A running request did not finish in time for a draining swap: the new model answers it."""
-        job.begin_again()
-        self._enqueue(job)
