@@ -23,10 +23,10 @@ from agent.engine.adapters import LoadedAdapters
 from agent.engine.answer import Answer, prepare, rejection
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
-from agent.engine.memory import kv_bytes_per_token, usable_bytes
+from agent.engine.memory import FLOAT_BYTES, kv_bytes_per_token, usable_bytes
 from agent.engine.native import native
 from agent.engine.processors import Processors
-from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
+from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
 from agent.engine.sight import PLACES, Sight
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
@@ -181,9 +181,9 @@ class GenaiEngine:
             raise EngineFailed("a canary has no text, or more than the context holds")
         with native("the model failed on a canary"):
             options = {"max_length": _rounded(len(ids), self._facts.context_length)}
-            losses = _losses(self._generator(options, adapter), ids, first, SCORE_SLICE)
+            losses = generator_losses(self._generator(options, adapter), ids, first, SCORE_SLICE)
             if losses is None:
-                losses = _losses(self._generator(options, adapter), ids, first, 1) or [math.nan]
+                losses = generator_losses(self._generator(options, adapter), ids, first, 1) or [math.nan]
             return canary_score(losses)
 
     def _prepare(self, generation: Generation) -> Turn:
@@ -203,6 +203,8 @@ class GenaiEngine:
         )
         constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
         answer = Answer(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
+        if seen or generation.num_beams > 1:
+            self._check_whole(len(prompt) * generation.num_beams, "prompt" if generation.prompt else "messages")
         length = self._fit(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._kv_per_token * generation.num_beams
@@ -222,6 +224,24 @@ class GenaiEngine:
             return room
         field = "max_tokens" if prompt < room else "prompt" if generation.messages is None else "messages"
         raise RequestInvalid(f"it needs {length} tokens of context and there is memory for {room} here", field=field)
+
+    def _check_whole(self, tokens: int, field: str) -> None:
+        """Whether a prompt of so many tokens can be read in one piece, without slices.
+
+        Raises:
+            RequestInvalid: the logits of all of them, which most graphs compute, are more than there is memory for.
+        """
+        needed = tokens * self._facts.vocab_size * FLOAT_BYTES
+        room = usable_bytes()
+        if needed > room and self._shows_all_logits():
+            text = f"{tokens} tokens in one piece need {needed >> 20} MiB, and there are {room >> 20} here: shorten it"
+            raise RequestInvalid(text, field=field)
+
+    def _shows_all_logits(self) -> bool:
+        with native("the model cannot be tried"):
+            generator = self._generator({"max_length": min(KV_GRANULE, self._facts.context_length)})
+            generator.append_tokens(np.array([self._tokenizing.eos[0]] * 2, dtype=np.int32))
+            return bool(generator.get_output("logits").shape[1] > 1)
 
     def _start_waiting(self) -> None:
         used = sum(turn.kv_bytes for turn in self._active)
@@ -265,24 +285,6 @@ def _check_beams(generation: Generation) -> None:
             raise RequestInvalid(
                 f"beam search cannot heed {field}", field="num_beams" if field == "pictures" else field
             )
-
-
-def _losses(generator: Any, ids: list[int], first: int, size: int) -> list[float] | None:
-    """NLL of each of ``ids[first:]``, ``size`` tokens at a time; None if the graph shows the last logits alone."""
-    filled = 0
-    losses: list[float] = []
-    while filled < len(ids) - 1:
-        end = min(filled + size, len(ids) - 1)
-        if filled < first - 1:
-            end = min(end, first - 1)
-        generator.append_tokens(np.array(ids[filled:end], dtype=np.int32))
-        if filled >= first - 1:
-            logits = generator.get_output("logits")[0]
-            if len(logits) < end - filled:
-                return None
-            losses.extend(token_losses(logits, ids[filled + 1 : end + 1]))
-        filled = end
-    return losses
 
 
 def _overlay(threads: int) -> dict[str, Any]:

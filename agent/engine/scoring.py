@@ -1,8 +1,9 @@
-"""What a canary's score is made of. Pure."""
+"""What a canary's score is made of; numbers in, numbers out, but for the one who asks a Generator for them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,3 +27,21 @@ def canary_score(losses: Sequence[float]) -> CanaryScore:
     """Their mean, or "not finite" if one is not."""
     finite = bool(np.isfinite(losses).all())
     return CanaryScore(float(np.mean(losses)) if finite else 0.0, len(losses), finite)
+
+
+def generator_losses(generator: Any, ids: list[int], first: int, size: int) -> list[float] | None:
+    """NLL of each of ``ids[first:]``, ``size`` tokens at a time; None if the graph shows the last logits alone."""
+    filled = 0
+    losses: list[float] = []
+    while filled < len(ids) - 1:
+        end = min(filled + size, len(ids) - 1)
+        if filled < first - 1:
+            end = min(end, first - 1)
+        generator.append_tokens(np.array(ids[filled:end], dtype=np.int32))
+        if filled >= first - 1:
+            logits = generator.get_output("logits")[0]
+            if len(logits) < end - filled:
+                return None
+            losses.extend(token_losses(logits, ids[filled + 1 : end + 1]))
+        filled = end
+    return losses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agent.engine.stepping import Engine
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
@@ -22,6 +24,14 @@ def test_beams_and_their_neighbours_get_what_they_get_alone(genai: Engine) -> No
     alone = [answer(genai, ask(prompt=PROMPT, num_beams=beams)).text for beams in (3, 1)]
     outcomes = run(genai, ask(1, prompt=PROMPT, num_beams=3), ask(2, prompt=PROMPT))
     assert [outcomes[1].text, outcomes[2].text] == alone
+
+
+def test_a_beam_search_that_there_is_no_memory_for_is_refused(genai: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.engine.genai.usable_bytes", lambda: 32 << 20)
+    outcome = answer(genai, ask(prompt=PROMPT * 20, max_tokens=10, num_beams=4))
+    assert outcome.refused_field == "prompt"
+    assert outcome.reject is not None
+    assert "in one piece need" in outcome.reject.message
 
 
 def test_a_cancelled_beam_search_frees_its_slot(genai: Engine) -> None:

@@ -152,6 +152,15 @@ def test_more_pictures_than_the_context_holds_are_refused(seeing: Engine) -> Non
     assert "do not fit the model's context" in outcome.reject.message
 
 
+def test_a_picture_that_there_is_no_memory_for_is_refused(seeing: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.engine.genai.usable_bytes", lambda: 1 << 20)
+    outcome = answer(seeing, look(1, RED, QUESTION))
+    assert outcome.refused_field == "messages"
+    assert outcome.reject is not None
+    assert "in one piece need 3 MiB" in outcome.reject.message
+    assert answer(seeing, look(1, QUESTION)).text == "The capital of France is Paris."
+
+
 def test_engines_without_eyes_say_so(engine: Engine) -> None:
     """Whatever else they can do: the conformance suite's engines have a model that reads words."""
     outcome = answer(engine, look(1, RED, QUESTION))
