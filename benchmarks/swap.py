@@ -43,8 +43,6 @@ here = "{source}"
 swap = "{mode}"
 probation_seconds = 5.0
 swaps_per_hour = 0
-# What is measured is the gap, not whether this host is steady enough for a verdict on speed.
-speed_ratio = 0.0
 [serving]
 stream_interval_ms = 0
 [telemetry]

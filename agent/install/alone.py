@@ -45,7 +45,7 @@ class NobodyServed:
         self._bundle = None
 
     def counters(self) -> ServingCounters:
-        return ServingCounters(finished=0, failed=0, crashes=0, tokens_per_second=None)
+        return ServingCounters(finished=0, failed=0, crashes=0, speed=None)
 
 
 async def start_at_full_priority(*arguments: Any, **named: Any) -> WorkerProcess:

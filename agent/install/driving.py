@@ -22,8 +22,8 @@ from agent.install.deriving import Deriver
 from agent.install.inspection import check_unchanged, inspect_bundle, mark_files, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
 from agent.install.machine import Action, Event, State, step
-from agent.install.ports import SealedBundle, Serving, SwapMode
-from agent.install.probation import judge
+from agent.install.ports import SealedBundle, Serving, Speed, SwapMode
+from agent.install.probation import judge, measured_speed
 from agent.install.reporting import Reporter, reported_error
 from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
@@ -96,7 +96,7 @@ class Driver:
         self._marks: tuple[tuple[int, ...], ...] = ()
         self._adapter: SealedBundle | None = None
         self._passed: CanaryPassed | None = None
-        self._predecessor_speed: float | None = None
+        self._predecessor_speed: Speed | None = None
         self.restored = False
         self.damaged = False
 
@@ -343,15 +343,17 @@ class Driver:
         self._telling.swapped(old, new, report)
         return Event.SWITCHED
 
-    def _remember_speed(self, bundle: SealedBundle | None) -> float | None:
+    def _remember_speed(self, bundle: SealedBundle | None) -> Speed | None:
         if bundle is None:
             return None
-        speed = self._serving.counters().tokens_per_second
+        speed = measured_speed(self._serving.counters())
         if speed is not None:
-            self._store.measured(bundle.digest, speed)
+            self._store.measured(bundle.digest, speed.together, speed.each)
             return speed
         known = self._store.bundle(bundle.digest)
-        return None if known is None else known.tokens_per_second
+        if known is None or known.tokens_per_second is None:
+            return None
+        return Speed(known.tokens_per_second, known.tokens_per_second_each or known.tokens_per_second)
 
     def _swap_mode(self, need_bytes: int) -> SwapMode:
         if self._settings.swap == "drain":

@@ -255,7 +255,6 @@ class Obtaining:
                 security_epoch=manifest.security_epoch,
                 bytes=manifest.total_bytes,
                 installed_at=int(time.time()),
-                tokens_per_second=None,
             ),
             None if manifest.base is None else manifest.base.manifest_sha256,
         )

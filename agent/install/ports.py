@@ -45,13 +45,27 @@ class SwapReport(Struct, frozen=True):
     hold_ms: float
 
 
+class Speed(Struct, frozen=True):
+    """Tokens per second while at least one answer was being generated: of all answers ``together``, and of ``each``.
+
+    An engine that batches gives more together and less to each the more answers it has at once.
+    """
+
+    together: float
+    each: float
+
+
 class ServingCounters(Struct, frozen=True):
-    """Since the last swap; what probation looks at. ``tokens_per_second`` is per stream, None before any decode."""
+    """Of what is served since the last swap, answers of its predecessor left out; what probation looks at.
+
+    ``speed`` is None before any decode; ``busy_seconds`` is the time that it was measured over.
+    """
 
     finished: int
     failed: int
     crashes: int
-    tokens_per_second: float | None
+    speed: Speed | None
+    busy_seconds: float = 0.0
 
 
 class Serving(Protocol):

@@ -20,7 +20,8 @@ class InstallSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ``swap``: ``overlap`` runs old and new side by side where memory allows, else drains; ``drain`` never overlaps.
     Probation ends after ``probation_seconds``, or as soon as ``probation_requests`` were answered.
     ``speed_ratio``: the least a candidate's speed may be of its predecessor's, measured on this device; less by the
-    part of probation in which something waited for a core. ``min_tokens_per_second`` is a floor whatever else runs.
+    part of probation in which something waited for a core. ``min_tokens_per_second`` is a floor whatever else runs,
+    for all answers together.
     ``reserve_bytes``: memory that an overlapping swap must leave free.
     ``trust_refresh_seconds``: how often to look whether what is installed was revoked or metadata expired.
     """

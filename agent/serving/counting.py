@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
-from agent.install.ports import ServingCounters
+from agent.install.ports import ServingCounters, Speed
 
 DEFAULT_SECONDS_EACH = 2.0
 """Assumed for a request until some were answered."""
 
 
 class Counting:
-    """``seconds_each`` is a moving average of how long a request ran; it outlives swaps."""
+    """``seconds_each`` is a moving average of how long a request ran; it outlives swaps.
+
+    An answer counts as being generated from its first token, which belongs to the prompt, to its end. Time in which
+    none is does not count; answers are told apart by numbers that never come again.
+    """
 
     def __init__(self, seconds_each: float = DEFAULT_SECONDS_EACH) -> None:
         self.finished = 0
         self.failed = 0
         self.crashes = 0
-        self.decode_tokens = 0
-        self.decode_seconds = 0.0
         self.seconds_each = seconds_each
+        self._tokens = 0
+        self._busy_seconds = 0.0
+        self._answer_seconds = 0.0
+        self._since = 0.0
+        self._answers: dict[int, int] = {}
 
-    def finish(self, tokens: int, decode_seconds: float | None, run_seconds: float) -> None:
-        """A request was answered."""
-        self.finished += 1
-        self.seconds_each += 0.1 * (run_seconds - self.seconds_each)
-        if decode_seconds is not None and tokens > 1:
-            self.decode_tokens += tokens - 1
-            self.decode_seconds += decode_seconds
+    def heard(self, answer: int, tokens: int, now: float) -> None:
+        """``answer`` has ``tokens`` now."""
+        before = self._answers.get(answer)
+        if before is None:
+            self._advance(now)
+        else:
+            self._tokens += tokens - before
+        self._answers[answer] = tokens
 
-    def counters(self) -> ServingCounters:
-        speed = self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else None
-        return ServingCounters(self.finished, self.failed, self.crashes, speed)
+    def ended(self, answer: int, now: float, tokens: int = 0) -> None:
+        """``answer`` is not generated any more; with ``tokens`` in all, if that is known."""
+        self._advance(now)
+        before = self._answers.pop(answer, tokens)
+        self._tokens += max(0, tokens - before)
+
+    def took(self, seconds: float) -> None:
+        """A request ran for so long."""
+        self.seconds_each += 0.1 * (seconds - self.seconds_each)
+
+    def counters(self, now: float) -> ServingCounters:
+        self._advance(now)
+        speed = None
+        if self._tokens and self._busy_seconds > 0:
+            speed = Speed(self._tokens / self._busy_seconds, self._tokens / self._answer_seconds)
+        return ServingCounters(self.finished, self.failed, self.crashes, speed, self._busy_seconds)
+
+    def _advance(self, now: float) -> None:
+        if self._answers:
+            self._busy_seconds += now - self._since
+            self._answer_seconds += (now - self._since) * len(self._answers)
+        self._since = now

@@ -73,6 +73,7 @@ class Dispatch:
 
     def run_again(self, job: Job) -> None:
         """A running request did not finish in time for a draining swap: the new model answers it."""
+        self._outcomes.stopped(job)
         job.begin_again()
         self.enqueue(job)
 
@@ -91,6 +92,7 @@ class Dispatch:
             self._on_health()
         while not self.stopping and (job := self._next(seat)) is not None:
             job.running = True
+            self._outcomes.began(job)
             job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
             self._log.began(job, 0 if seat.worker is None else seat.worker.pid, seat.bundle.manifest.reference)
             seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes))
@@ -127,9 +129,10 @@ class Dispatch:
     def _on_lost(self, seat: Seat, why: str) -> None:
         """A worker died (or its heir does not load): its requests get one more attempt each."""
         lost = [job for number in list(seat.jobs) if (job := seat.release(number)) is not None]
-        self._outcomes.crashed()
+        self._outcomes.crashed(current=seat is self.swapping.seat)
         for job in lost:
             self._log.lost(job)
+            self._outcomes.stopped(job)
             job.lost_its_worker()
             if job.ending is not None:
                 self._outcomes.end_early(job, seat.bundle.manifest.reference)
@@ -146,6 +149,7 @@ class Dispatch:
         if job is None:
             return
         if isinstance(event, TokenEvent):
+            self._outcomes.heard(job, event.tokens)
             job.frames.feed(event.text, event.tokens, self._now())
             if event.logprobs:
                 job.logprobs.extend(event.logprobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from agent.serving.counting import Counting
 from agent.serving.frames import FrameStream
 from agent.state.answers import Key
 from contract.mqtt.messages import GenerateRequest
@@ -18,7 +19,7 @@ class Job:
     ``ending`` is set once it is decided that it ends early, and why, ``ended`` once it has its result. ``marked`` says
     whether the ledger knows that pieces of the answer may have left: no frame goes out before. ``changes`` are what
     ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``worker``: the process that
-    has it, or had it last.
+    has it, or had it last. ``counting``: where what its worker does with it counts.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Job:
         self.attempt = attempt
         self.number = 0
         self.worker: int | None = None
+        self.counting: Counting | None = None
         self.crashes = 0
         self.running = False
         self.ended = False
@@ -58,5 +60,6 @@ class Job:
         """Back to the queue for another attempt."""
         self.attempt += 1
         self.running = False
+        self.counting = None
         self.marked = "no"
         self.logprobs.clear()

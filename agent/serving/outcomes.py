@@ -48,10 +48,24 @@ class Outcomes:
         self.counting = Counting(seconds_each=self.counting.seconds_each)
         self._meter.swaps += 1
 
-    def crashed(self) -> None:
-        """A worker died."""
-        self.counting.crashes += 1
+    def crashed(self, *, current: bool) -> None:
+        """A worker died; ``current``: one of what is served now, and not one that finishes its last answers."""
+        self.counting.crashes += current
         self._meter.crashes += 1
+
+    def began(self, job: Job) -> None:
+        """A worker has ``job`` now."""
+        job.counting = self.counting
+
+    def heard(self, job: Job, tokens: int) -> None:
+        """The answer to ``job`` has ``tokens`` now."""
+        if job.counting is not None:
+            job.counting.heard(job.number, tokens, self._now())
+
+    def stopped(self, job: Job) -> None:
+        """No worker is at work on ``job`` any more."""
+        if job.counting is not None:
+            job.counting.ended(job.number, self._now())
 
     def finish(self, job: Job, event: FinishEvent) -> None:
         """The engine is through with ``job``."""
@@ -69,7 +83,10 @@ class Outcomes:
         )
         started, first = job.frames.times()
         decode = None if first is None else now - first
-        self.counting.finish(event.completion_tokens, decode, now - started)
+        if job.counting is not None:
+            job.counting.ended(job.number, now, event.completion_tokens)
+            job.counting.finished += 1
+        self.counting.took(now - started)
         self._meter.finish(
             reason,
             prompt_tokens=event.prompt_tokens,
@@ -95,7 +112,8 @@ class Outcomes:
 
         One that names a time to come again is no result: the request may come again under its id, and is run then.
         """
-        self.counting.failed += ours
+        self.stopped(job)
+        (job.counting or self.counting).failed += ours
         self._log.ended(job, "error", self._now() - job.accepted, tokens=job.frames.tokens, error=refusal.kind)
         self._meter.finish(refusal.kind, total_seconds=self._now() - job.accepted)
         last = requests.error_frame(job.frames.sequence, refusal, job.attempt)

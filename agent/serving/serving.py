@@ -171,7 +171,7 @@ class Serving:
             self._ledger.probe().add_done_callback(lambda done: self._ledger_health.note(done.exception()))
 
     def counters(self) -> ServingCounters:
-        return self._outcomes.counting.counters()
+        return self._outcomes.counting.counters(self._now())
 
     # -- starting and stopping -----------------------------------------------------------------------------------------
 

@@ -63,12 +63,17 @@ CREATE TABLE adapters (
 """
 """Bundles that are adapters; the committed ones are loaded beside the bundle whose manifest is ``base``."""
 
+INSTALLATION_3 = "ALTER TABLE bundles ADD COLUMN tokens_per_second_each REAL"
+"""``tokens_per_second`` is of all answers together since then; where the new column is NULL it still is of one."""
+
 MAX_SWAPS_KEPT = 1000
 """Rows of the swap log; the limit per hour looks at a handful."""
 
 
 class InstalledBundle(Struct, frozen=True):
-    """A sealed bundle as ``state.db`` knows it; ``tokens_per_second`` was measured on this device, if it was."""
+    """A sealed bundle as ``state.db`` knows it; ``tokens_per_second`` was measured on this device, if it was: of all
+    answers together, and of each.
+    """
 
     digest: Digest
     name: str
@@ -76,7 +81,8 @@ class InstalledBundle(Struct, frozen=True):
     security_epoch: int
     bytes: int
     installed_at: int
-    tokens_per_second: float | None
+    tokens_per_second: float | None = None
+    tokens_per_second_each: float | None = None
 
     @property
     def reference(self) -> str:
@@ -179,7 +185,7 @@ class InstallationState:
         """Remember a bundle that was sealed, an adapter with its ``base``; a known one keeps its measured speed."""
         with self._database.transaction("add bundle") as connection:
             connection.execute(
-                "INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
+                "INSERT INTO bundles VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO NOTHING",
                 (
                     bundle.digest,
                     bundle.name,
@@ -188,6 +194,7 @@ class InstallationState:
                     bundle.bytes,
                     bundle.installed_at,
                     bundle.tokens_per_second,
+                    bundle.tokens_per_second_each,
                 ),
             )
             if base is not None:
@@ -211,10 +218,13 @@ class InstallationState:
             connection.execute("UPDATE installation SET previous = NULL WHERE previous = ?", (digest,))
             connection.execute("DELETE FROM bundles WHERE digest = ?", (digest,))
 
-    def measured(self, digest: Digest, tokens_per_second: float) -> None:
+    def measured(self, digest: Digest, together: float, each: float) -> None:
         """Remember how fast a bundle decodes on this device; probation compares its successor with it."""
         with self._database.transaction("measured") as connection:
-            connection.execute("UPDATE bundles SET tokens_per_second = ? WHERE digest = ?", (tokens_per_second, digest))
+            connection.execute(
+                "UPDATE bundles SET tokens_per_second = ?, tokens_per_second_each = ? WHERE digest = ?",
+                (together, each, digest),
+            )
 
     def commit_candidate(self, digest: Digest) -> None:
         """Make ``digest`` the active bundle, or an adapter in force, and raise the epoch to its.

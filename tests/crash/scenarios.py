@@ -115,7 +115,7 @@ TABLES = ("bundles", "installation", "role_versions", "attempts", "quarantine", 
 def make_older(directory: StateDirectory) -> None:
     """Give the database that schema, with everything that it can hold."""
     now = Database(directory.database, MIGRATIONS)
-    rows = {table: [tuple(row) for row in now.query(f"SELECT * FROM {table}")] for table in TABLES}
+    rows = {table: [dict(row) for row in now.query(f"SELECT * FROM {table}")] for table in TABLES}
     now.close()
     for left in directory.root.glob(f"{directory.database.name}*"):
         left.unlink()
@@ -123,8 +123,10 @@ def make_older(directory: StateDirectory) -> None:
     with older.transaction("copy") as connection:
         connection.execute("DELETE FROM installation")
         for table, found in rows.items():
+            known = [row["name"] for row in connection.execute(f"PRAGMA table_info({table})")]
             for row in found:
-                connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+                values = [row[name] for name in known]
+                connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
     older.close()
 
 

@@ -30,8 +30,6 @@ web = "{source}"
 [install]
 probation_seconds = 1.0
 swaps_per_hour = 0
-# Other work on the same machine slows one version down and not the next.
-speed_ratio = 0.0
 max_attempts = 100
 retry_first_seconds = 0.5
 retry_longest_seconds = 2.0

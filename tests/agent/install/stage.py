@@ -28,7 +28,7 @@ from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.mqtt.messages import Reported
 from contract.mqtt.topics import EventType
 
-QUIET = ServingCounters(finished=0, failed=0, crashes=0, tokens_per_second=None)
+QUIET = ServingCounters(finished=0, failed=0, crashes=0, speed=None)
 
 
 class StandInWorker:

@@ -11,7 +11,7 @@ import pytest
 
 from agent.install.job import Job, Line, Reached, Resolved
 from agent.install.machine import Event, State
-from agent.install.ports import ServingCounters
+from agent.install.ports import ServingCounters, Speed
 from agent.install.settings import InstallSettings
 from agent.install.wishes import Wish
 from agent.state.installation import Failure
@@ -183,7 +183,7 @@ def spoil(stage: Stage, how: str) -> None:
         case "errors":
             stage.serving.after_swap = ServingCounters(5, 2, 0, None)
         case "slow":
-            stage.serving.after_swap = ServingCounters(5, 0, 0, 1.0)
+            stage.serving.after_swap = ServingCounters(5, 0, 0, Speed(1.0, 1.0), 5.0)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ async def test_a_candidate_that_does_not_hold_is_rolled_back_and_not_tried_again
     async with stage.agent() as coordinator:
         coordinator.desire(desired("1.0.0"))
         await stage.until(active("1.0.0"))
-        stage.serving.seen = ServingCounters(9, 0, 0, 100.0)
+        stage.serving.seen = ServingCounters(9, 0, 0, Speed(100.0, 100.0), 9.0)
         spoil(stage, how)
         coordinator.desire(desired("1.1.0"))
         reported = await stage.until(failed(reason))

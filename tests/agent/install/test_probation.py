@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.install.crowding import Crowding
-from agent.install.ports import ServingCounters
-from agent.install.probation import judge
+from agent.install.ports import ServingCounters, Speed
+from agent.install.probation import judge, measured_speed
 from agent.install.settings import InstallSettings
 from agent.state.installation import Failure
 from contract.reasons import Reason
@@ -19,7 +19,12 @@ SETTINGS = InstallSettings(probation_seconds=60, probation_requests=20, min_toke
 
 
 def counters(finished: int = 0, failed: int = 0, crashes: int = 0, speed: float | None = None) -> ServingCounters:
-    return ServingCounters(finished, failed, crashes, speed)
+    return ServingCounters(finished, failed, crashes, None if speed is None else at(speed), busy_seconds=9)
+
+
+def at(speed: float, streams: int = 1) -> Speed:
+    """``speed``: together."""
+    return Speed(speed, speed / streams)
 
 
 def test_it_holds_when_the_time_is_over_or_enough_was_answered() -> None:
@@ -35,11 +40,11 @@ def test_it_holds_when_the_time_is_over_or_enough_was_answered() -> None:
         (counters(20, crashes=1), None, Reason.PROBATION_CRASHED),
         (counters(20, failed=1), None, Reason.PROBATION_ERRORS),
         (counters(20, speed=9.9), None, Reason.PROBATION_TOO_SLOW),
-        (counters(20, speed=49), 100.0, Reason.PROBATION_TOO_SLOW),
+        (counters(20, speed=49), at(100.0), Reason.PROBATION_TOO_SLOW),
     ],
 )
 def test_a_fault_weighs_more_than_enough_answers(
-    seen: ServingCounters, predecessor: float | None, reason: Reason
+    seen: ServingCounters, predecessor: Speed | None, reason: Reason
 ) -> None:
     verdict = judge(seen, 999, SETTINGS, predecessor)
     assert isinstance(verdict, Failure)
@@ -47,21 +52,39 @@ def test_a_fault_weighs_more_than_enough_answers(
 
 
 def test_a_speed_over_too_few_answers_is_no_evidence() -> None:
-    assert judge(counters(2, speed=0.1), 1, SETTINGS, 100.0) == "watching"
+    assert judge(counters(2, speed=0.1), 1, SETTINGS, at(100.0)) == "watching"
+
+
+def test_a_speed_over_a_moment_is_no_evidence() -> None:
+    seen = ServingCounters(20, 0, 0, at(0.1), busy_seconds=0.4)
+    assert judge(seen, 1, SETTINGS, at(100.0)) == "held"
+    assert measured_speed(seen) is None
+
+
+def test_who_asks_for_more_or_less_at_once_than_before_does_not_send_it_back() -> None:
+    more, fewer = ServingCounters(5, 0, 0, at(90.0, 8), 9), ServingCounters(5, 0, 0, at(30.0), 9)
+    assert judge(more, 1, SETTINGS, at(60.0)) == "watching", "a seventh for each, more together"
+    assert judge(fewer, 1, SETTINGS, at(90.0, 8)) == "watching", "a third together, more for each"
+
+
+def test_the_operators_floor_is_for_all_answers_together() -> None:
+    assert judge(ServingCounters(5, 0, 0, at(10.0, 8), 9), 1, SETTINGS, None) == "watching"
+    verdict = judge(ServingCounters(5, 0, 0, at(9.9, 8), 9), 1, SETTINGS, None)
+    assert isinstance(verdict, Failure)
 
 
 def test_half_the_predecessors_speed_is_enough_by_default() -> None:
-    assert judge(counters(5, speed=50), 1, SETTINGS, 100.0) == "watching"
+    assert judge(counters(5, speed=50), 1, SETTINGS, at(100.0)) == "watching"
 
 
 def test_a_sound_bundle_is_not_blamed_for_cores_that_other_work_took() -> None:
-    assert judge(counters(5, speed=20), 1, SETTINGS, 100.0, crowded=0.7) == "watching"
-    assert judge(counters(20, speed=11), 1, SETTINGS, 100.0, crowded=1.0) == "held"
+    assert judge(counters(5, speed=20), 1, SETTINGS, at(100.0), crowded=0.7) == "watching"
+    assert judge(counters(20, speed=11), 1, SETTINGS, at(100.0), crowded=1.0) == "held"
 
 
 def test_one_that_is_slower_than_all_the_waiting_explains_goes_back() -> None:
     for speed, crowded in ((34, 0.3), (9.9, 1.0)):
-        verdict = judge(counters(5, speed=speed), 1, SETTINGS, 100.0, crowded=crowded)
+        verdict = judge(counters(5, speed=speed), 1, SETTINGS, at(100.0), crowded=crowded)
         assert isinstance(verdict, Failure)
         assert verdict.reason is Reason.PROBATION_TOO_SLOW
 

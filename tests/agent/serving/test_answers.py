@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from agent.serving.jobs import Job
 from agent.state import answer_writer
 from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS
-from tests.agent.device import sealed
+from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
 from tests.broker import Broker
@@ -234,6 +235,34 @@ def test_swap_to_a_model_that_does_not_load_keeps_the_old_one(make_device: MakeD
         device.run(device.serving.swap(sealed(version="2.0.0"), "drain"))
     client.ask("still", "count 1")
     assert client.wait_answer("still").bundle == "toy@1.0.0"
+
+
+def test_the_last_answers_and_the_end_of_the_old_worker_are_no_evidence_on_the_new_one(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    device = make_device(workers=FakeWorkers(slots=3), stream_interval_ms=0).start(sealed())
+    for name in ("first", "second", "third"):
+        client.ask(name, "hold 3", stream=True)
+        device.until(lambda name=name: any(job.key.id == name and job.frames.tokens for job in running(device)))  # type: ignore[misc]
+    assert device.serving.counters().finished == 0
+    old = device.workers.current
+    device.run(device.serving.swap(sealed(version="2.0.0"), "overlap"))
+    device.call(lambda: old.cancel(old.admitted[0].request))
+    assert client.wait_answer("first").lasts[0]["finish_reason"] == "cancelled"
+    device.call(old.kill)
+    device.until(lambda: bool(device.workers.current.admitted))
+    seen = device.call(device.serving.counters)
+    assert (seen.finished, seen.failed, seen.crashes, seen.speed) == (0, 0, 0, None)
+    device.call(device.workers.current.let_go)
+    assert client.wait_answer("third").bundle == "toy@2.0.0"
+    device.until(lambda: device.serving.counters().finished == 2)
+    seen = device.call(device.serving.counters)
+    assert (seen.failed, seen.crashes) == (0, 0)
+    assert seen.speed is not None
+
+
+def running(device: Device) -> list[Job]:
+    return [job for seat in device.serving.seats for job in seat.jobs.values()]
 
 
 def test_restart_runs_what_was_accepted_and_closes_what_had_begun(make_device: MakeDevice, client: RawClient) -> None:

@@ -92,11 +92,11 @@ def test_the_active_bundle_cannot_be_forgotten(state: InstallationState) -> None
 
 def test_a_bundle_sealed_again_keeps_its_measured_speed(state: InstallationState) -> None:
     state.add_bundle(bundle(A))
-    state.measured(A, 42.5)
+    state.measured(A, 42.5, 21.0)
     state.add_bundle(bundle(A))
     found = state.bundle(A)
     assert found is not None
-    assert found.tokens_per_second == 42.5
+    assert (found.tokens_per_second, found.tokens_per_second_each) == (42.5, 21.0)
 
 
 def test_attempts_count_up_and_are_forgotten_at_commit(state: InstallationState) -> None:
