@@ -87,7 +87,7 @@ def _tell(story: Story, teller: Teller) -> None:
     sample = story.telemetry()
     shown = ("queue", "active", "requests", "swaps", "gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens")
     teller.say("telemetry/llm " + json.dumps({key: sample[key] for key in shown}))
-    third = story.build("1.2.0", "--block-size", "64", "--accept-quality", "coarse blocks, only to be corrupted")
+    third = story.pack("1.2.0", second)
     story.publish(third)
     changed = story.corrupt(third)
     teller.say(f"flipped one bit of objects/{changed.name[:12]}… and deployed 1.2.0")

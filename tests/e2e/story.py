@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from tests.e2e.raw_client import Answer, RawClient
 
 NAME = "smollm2-135m-instruct"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+TEMPLATE = "chat_template.jinja"
 QUESTION = "What is the capital of France?"
 
 PHASE_SECONDS = 180.0
@@ -118,6 +120,16 @@ class Story:
         out = self.home / f"bundle-{version}"
         self.packager("build", str(self.source()), "--name", NAME, "--version", version, "--out", str(out),
                       "--cache", str(self.cache), *options)  # fmt: skip
+        return out
+
+    def pack(self, version: str, bundle: Path) -> Path:
+        """Pack ``bundle``'s model anew, with a remark in its chat template; the bundle directory."""
+        folder, out = self.home / f"folder-{version}", self.home / f"bundle-{version}"
+        shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("manifest.json", "evidence"))
+        with (folder / TEMPLATE).open("a", encoding="utf-8") as template:
+            template.write("{# a remark of ours #}")
+        self.packager("pack", str(folder), "--name", NAME, "--version", version, "--out", str(out),
+                      "--cache", str(self.cache))  # fmt: skip
         return out
 
     def create_repository(self) -> None:
@@ -282,16 +294,14 @@ class Story:
         return self.client.next_device_message("telemetry/llm", 30)
 
     def corrupt(self, bundle: Path) -> Path:
-        """Flip one byte in the middle of the published weights of ``bundle``; the file changed."""
+        """Flip one bit in the middle of the published chat template of ``bundle``; the file changed."""
         manifest = json.loads((bundle / "manifest.json").read_bytes())
-        weights = max(manifest["files"], key=lambda entry: entry["size"])
-        target = self.repository / "objects" / weights["sha256"]
+        (template,) = (entry for entry in manifest["files"] if entry["path"] == TEMPLATE)
+        target = self.repository / "objects" / template["sha256"]
         target.chmod(0o644)
-        with target.open("r+b") as file:
-            file.seek(weights["size"] // 2)
-            byte = file.read(1)[0]
-            file.seek(weights["size"] // 2)
-            file.write(bytes([byte ^ 1]))
+        data = bytearray(target.read_bytes())
+        data[len(data) // 2] ^= 1
+        target.write_bytes(data)
         return target
 
     def refuse_corrupted(self) -> Refusal:

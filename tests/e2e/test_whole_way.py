@@ -71,14 +71,15 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     assert story.client.wait_answer("after").text
 
     # The second version arrives while questions keep coming.
-    story.publish(story.build("1.1.0", "--block-size", "16"))
+    second = story.build("1.1.0", "--block-size", "16")
+    story.publish(second)
     swap = story.swap_under_load()
     assert (swap.lost, swap.duplicated, swap.failed) == (0, 0, 0)
     assert set(swap.bundles) == {f"{NAME}@1.0.0", f"{NAME}@1.1.0"}
 
     # The device says how it fares, and a bundle with one flipped bit does not get in.
     assert story.telemetry()
-    third = story.build("1.2.0", "--block-size", "64", "--accept-quality", "coarse blocks, only to be corrupted")
+    third = story.pack("1.2.0", second)
     story.publish(third)
     story.corrupt(third)
     refusal = story.refuse_corrupted()
