@@ -89,7 +89,8 @@ def collect_bundles(
     quota_bytes: int,
     protected: Collection[Digest] = (),
 ) -> list[Digest]:
-    """Remove sealed bundles beyond the ``keep_previous`` newest, then the oldest while the quota is exceeded.
+    """Remove sealed bundles beyond the ``keep_previous`` that were active last, and those that never were; then the
+    oldest while the quota is exceeded.
 
     Returns what was removed. ``protected`` are digests in flight.
 
@@ -101,14 +102,13 @@ def collect_bundles(
     if keep_previous:
         untouchable.add(snapshot.previous)
     adapters = state.adapters()
-    others = [
+    before = [digest for digest in state.history.once_active() if digest not in untouchable]
+    kept = before[: max(0, keep_previous - (snapshot.previous is not None))]
+    removed = [
         bundle.digest
         for bundle in state.bundles()
-        if bundle.digest not in untouchable and bundle.digest not in adapters
+        if bundle.digest not in {*untouchable, *kept} and bundle.digest not in adapters
     ]
-    room_for = max(0, keep_previous - (snapshot.previous is not None))
-    removed = others[room_for:]
-    kept = others[:room_for]
     # An adapter stays as long as it is in force and its base is here.
     removed += [
         digest

@@ -379,7 +379,7 @@ class Driver:
 
     def _commit(self) -> Event:
         assert self._candidate is not None
-        self._store.commit_candidate(self._candidate)
+        self._store.commit_candidate(self._candidate, back=self._wish is not None and self._wish.back)
         bundle = self._store.bundle(self._candidate)
         assert bundle is not None
         self._outcome = Outcome("active")

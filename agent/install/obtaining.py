@@ -186,7 +186,8 @@ class Obtaining:
             self._state,
             self._directory,
             self._disk,
-            keep_previous=1,
+            # Whatever is kept for a rollback goes only as far as room is needed, the oldest first.
+            keep_previous=max(1, len(self._state.bundles())),
             quota_bytes=max(1, quota - needed),
             protected=[trusted.digest],
         )

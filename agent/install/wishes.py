@@ -19,7 +19,7 @@ class Wish(Struct, frozen=True):
 
     ``digest`` names a bundle that lies here already (a rollback); then no source is asked. ``operator``: the order
     came from this device's own operator, who may try again what failed. ``root`` provisions trust where there is none.
-    ``urgent``: swaps per hour do not count.
+    ``urgent``: swaps per hour do not count. ``back``: it was active before what is active now.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Wish(Struct, frozen=True):
     allow_epoch: bool = False
     root: str | None = None
     urgent: bool = False
+    back: bool = False
 
     @property
     def reference(self) -> str:
@@ -76,12 +77,14 @@ def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str
 
 
 def rollback_wish(state: InstallationState, settings: InstallSettings, *, allow_epoch: bool) -> Wish:
-    """Back to the bundle that was active before this one; its bytes are here.
+    """Back to the bundle that was active before this one; its bytes are here. Again, and it is the one before that,
+    as long as one is here; then the one that was gone back from last.
 
     Raises:
         UsageError: there is none.
     """
-    previous = state.bundle(state.snapshot().previous)
+    snapshot = state.snapshot()
+    previous = state.bundle(state.history.before(snapshot.active) or snapshot.previous)
     if previous is None:
         raise UsageError("there is no previous bundle on this device to go back to")
     return Wish(
@@ -92,6 +95,7 @@ def rollback_wish(state: InstallationState, settings: InstallSettings, *, allow_
         digest=previous.digest,
         operator=True,
         allow_epoch=allow_epoch,
+        back=True,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from agent.state.database import Database
+from agent.state.history import History, note_activation
 from agent.state.standing import Standing
 from contract.mqtt.messages import BundleState
 from contract.names import Digest
@@ -147,6 +148,7 @@ class InstallationState:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.standing = Standing(database)
+        self.history = History(database)
 
     def snapshot(self) -> Snapshot:
         row = self._database.query("SELECT * FROM installation")[0]
@@ -226,8 +228,9 @@ class InstallationState:
                 (together, each, digest),
             )
 
-    def commit_candidate(self, digest: Digest) -> None:
-        """Make ``digest`` the active bundle, or an adapter in force, and raise the epoch to its.
+    def commit_candidate(self, digest: Digest, *, back: bool = False) -> None:
+        """Make ``digest`` the active bundle, or an adapter in force, and raise the epoch to its; ``back``: it was gone
+        back to.
 
         Doing it twice changes nothing.
         """
@@ -235,9 +238,11 @@ class InstallationState:
             if connection.execute("SELECT 1 FROM adapters WHERE digest = ?", (digest,)).fetchone():
                 connection.execute(_COMMIT_ADAPTER, {"digest": digest})
             else:
-                connection.execute(
+                changed = connection.execute(
                     "UPDATE installation SET previous = active, active = ? WHERE active IS NOT ?", (digest, digest)
                 )
+                if changed.rowcount:
+                    note_activation(connection, digest, back=back)
             connection.execute(
                 "UPDATE installation SET epoch = max(epoch, (SELECT security_epoch FROM bundles WHERE digest = ?))",
                 (digest,),
