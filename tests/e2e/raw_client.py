@@ -60,6 +60,7 @@ class RawClient:
             (f"edge/v1/c/{self.name}/r/+/+", mqtt.SubscribeOptions(qos=1)),
             (f"{device}/reported", mqtt.SubscribeOptions(qos=1)),
             (f"{device}/status", mqtt.SubscribeOptions(qos=1)),
+            (f"{device}/info", mqtt.SubscribeOptions(qos=1)),
             (f"{device}/health", mqtt.SubscribeOptions(qos=1)),
             (f"{device}/telemetry/+", mqtt.SubscribeOptions(qos=0)),
             (f"{device}/event/+", mqtt.SubscribeOptions(qos=1)),

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.narrator import Quiet
+from tests.e2e.raw_client import RawClient
 from tests.e2e.story import NAME, Story
 
 CACHE = Path(os.environ.get("EDGE_CACHE", ".cache")).resolve()
@@ -53,6 +54,14 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     assert answer.text == "".join(frame["d"] for frame in answer.frames) or len(answer.frames) < len(answer.text)
     assert answer.bundle == f"{NAME}@1.0.0"
     assert len(answer.lasts) == 1
+
+    # Whoever comes by is told which engine serves the model, why that one, and how far it is locked in.
+    passer_by = RawClient(story.broker_port, "passer-by", story.device, story.broker_host)
+    engine = passer_by.next_device_message("info")["engine"]
+    passer_by.close()
+    assert (engine["engine"], "chat" in engine["capabilities"]) == ("batched", True)
+    assert engine["why"]
+    assert engine["isolation"]
 
     # A worker is shot in the middle of an answer: that request is retried or told so, the next one works.
     story.client.ask("shot", "Count from one to fifty in words.", max_tokens=200)
