@@ -19,6 +19,7 @@ import msgspec
 from msgspec import UNSET
 
 from agent import host
+from agent.clock import steady_clock
 from agent.config import AgentConfig
 from agent.control import ControlServer
 from agent.gateway import Gateway
@@ -105,7 +106,8 @@ class Service:
     async def _assemble(self, disk: Disk, installing: Database, answering: Database) -> None:
         config = self._config
         self._meter = LlmMeter(round(time.time(), 3))
-        self._ledger = AnswerWriter(answering, keep_text=config.serving.store_results == "text")
+        clock = steady_clock()
+        self._ledger = AnswerWriter(answering, clock, keep_text=config.serving.store_results == "text")
         self._gateway = Gateway(config, uuid.uuid4().hex, on_desired=self._desire)
         self._serving = Serving(
             config.serving,
@@ -116,6 +118,7 @@ class Service:
             meter=self._meter,
             on_health=self._say_health,
             on_load=self._gateway.on_load,
+            wall=clock,
         )
         self._gateway.serving = self._serving
         self._vitals = Vitals(

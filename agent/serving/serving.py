@@ -180,7 +180,9 @@ class Serving:
         for left in await take_up(self._ledger, self._replies):
             job = self._make_job(left.of.key, left.request, left.of.correlation, attempt=left.of.attempt)
             if left.of.deadline_at is not None:
-                job.deadline = self._now() + left.of.deadline_at - self._wall()
+                # Never longer than it was: the clock may have been set back.
+                left_seconds = left.of.deadline_at - max(self._wall(), left.of.accepted_at)
+                job.deadline = self._now() + left_seconds
             self._jobs[job.key] = job
             if left.refusal is None:
                 self._dispatch.enqueue(job)

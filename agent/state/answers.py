@@ -213,8 +213,12 @@ def undelivered(connection: sqlite3.Connection) -> list[tuple[Key, bytes | None,
 
 def expire(connection: sqlite3.Connection, *, now: float, keep_bytes: int = KEEP_BYTES) -> int:
     """Forget the text of old answers, then the traces of very old ones; how many texts were forgotten."""
-    forget = "UPDATE answers SET state = ?, last = NULL, correlation = NULL WHERE state = ? AND changed_at <= ?"
-    count = connection.execute(forget, (_State.EXPIRED, _State.ANSWERED, now - KEEP_SECONDS)).rowcount
+    # From now on: a clock that was set forward must not free ids that brokers still know.
+    forget = (
+        "UPDATE answers SET state = ?, last = NULL, correlation = NULL, changed_at = ? "
+        "WHERE state = ? AND changed_at <= ?"
+    )
+    count = connection.execute(forget, (_State.EXPIRED, now, _State.ANSWERED, now - KEEP_SECONDS)).rowcount
     connection.execute(
         "DELETE FROM answers WHERE state = ? AND changed_at <= ?", (_State.TURNED_AWAY, now - KEEP_SECONDS)
     )
@@ -228,7 +232,7 @@ def expire(connection: sqlite3.Connection, *, now: float, keep_bytes: int = KEEP
             "(ORDER BY changed_at DESC, client, id) AS total FROM answers WHERE state = ?) WHERE total > ?",
             (_State.ANSWERED, keep_bytes),
         ).fetchone()
-        count += connection.execute(forget, (_State.EXPIRED, _State.ANSWERED, row[0])).rowcount
+        count += connection.execute(forget, (_State.EXPIRED, now, _State.ANSWERED, row[0])).rowcount
     connection.execute(
         "DELETE FROM answers WHERE state = ? AND changed_at <= ?", (_State.EXPIRED, now - KEEP_TRACES_SECONDS)
     )

@@ -102,7 +102,7 @@ class Device:
         self.serving = Serving(
             self.config.serving, self.config.topics, self.gateway.connection,
             ledger=self.ledger, load=load, meter=self.meter, on_health=self._on_health,
-            on_load=self.gateway.on_load,
+            on_load=self.gateway.on_load, wall=self._clock,
         )  # fmt: skip
         self.gateway.serving = self.serving
         await self.serving.recover()

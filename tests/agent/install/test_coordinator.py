@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from agent.install import driving
 from agent.install.job import Job, Line, Reached, Resolved
 from agent.install.machine import Event, State
 from agent.install.ports import ServingCounters, Speed
@@ -21,6 +23,7 @@ from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 
+YEAR = 365 * 86400.0
 SETTINGS = InstallSettings(probation_seconds=0, retry_first_seconds=0.01, retry_longest_seconds=0.02, swap="drain")
 
 
@@ -413,3 +416,45 @@ async def test_a_rollback_to_what_does_not_load_just_now_is_tried_again(
                 await asyncio.sleep(0.01)
         assert stage.serving.bundle is not None
         assert stage.serving.bundle.manifest.version == "1.0.0", "the old one answers again"
+
+
+@pytest.mark.parametrize("jumps", [(YEAR, -2 * YEAR), (-2 * YEAR, YEAR)])
+async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_keeps_it_going(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, jumps: tuple[float, float]
+) -> None:
+    monkeypatch.setattr(driving, "WATCH_SECONDS", 0.005)
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    stage = stage_for(market, device, probation_requests=7)
+    looked = 0
+    real_time = time.time
+    ahead = 0.0
+    monkeypatch.setattr(time, "time", lambda: real_time() + ahead)
+
+    def look() -> ServingCounters:
+        nonlocal looked
+        looked += 1
+        return stage.serving.seen
+
+    async def until_looked_at() -> None:
+        seen = looked
+        async with asyncio.timeout(30):
+            while looked < seen + 5:
+                await asyncio.sleep(0.005)
+
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        monkeypatch.setattr(stage.serving, "counters", look)
+        stage.serving.swapped.clear()
+        coordinator.desire(desired("1.1.0", policy={"probation_seconds": 100_000}))
+        await asyncio.wait_for(stage.serving.swapped.wait(), 60)
+        for jump in jumps:
+            ahead += jump
+            await until_looked_at()
+            assert stage.reported[-1].phase == "PROBATION"
+        stage.serving.seen = ServingCounters(7, 0, 0, None)
+        await stage.until(active("1.1.0"))
+        # The log of swaps has times of three years now: that blocks nothing.
+        coordinator.desire(desired("1.0.0", "back"))
+        await stage.until(lambda each: each.revision == "back" and active("1.0.0")(each))

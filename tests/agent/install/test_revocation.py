@@ -141,13 +141,14 @@ async def test_a_damaged_bundle_does_not_fall_back_to_a_revoked_one(market: Mark
         assert stage.serving.swaps == []
 
 
+@pytest.mark.parametrize("days", [10, 400])  # the timestamp only; everything, root included
 async def test_expired_metadata_is_reported_and_stops_installing_not_serving(
-    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, days: int
 ) -> None:
     stage = stage_for(market, device)
     await settle(stage, market, "1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"}, security_epoch=1)
-    ahead = timedelta(days=10)
+    ahead = timedelta(days=days)
     monkeypatch.setattr(trusting, "now", lambda: datetime.now(UTC) + ahead)
     monkeypatch.setattr(trusting, "kernel_clock_synchronised", lambda: False)
     stage.settings = InstallSettings(probation_seconds=0, trust_refresh_seconds=SOON)

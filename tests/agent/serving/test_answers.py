@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agent.clock import steady_clock
 from agent.serving.jobs import Job
 from agent.state import answer_writer
 from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS
@@ -414,6 +415,55 @@ def test_an_answer_can_be_asked_for_as_long_as_promised(
     device.kill()
     device = make_device(clock=clock, store_results=store_results).start(sealed())
     assert ask()["error"]["code"] == 410
-    now += KEEP_TRACES_SECONDS - KEEP_SECONDS
+    now += KEEP_TRACES_SECONDS
     assert ask()["text"] == first["text"]
     assert device.workers.current.admitted, "its id is free: it was run anew"
+
+
+YEAR = 365 * 86400.0
+
+
+@pytest.mark.parametrize("store_results", ["text", "hash"])
+def test_a_clock_that_is_set_forward_and_back_changes_nothing_for_what_waits_runs_and_is_kept(
+    make_device: MakeDevice, client: RawClient, monkeypatch: pytest.MonkeyPatch, store_results: str
+) -> None:
+    monkeypatch.setattr(answer_writer, "SWEEP_SECONDS", 0.0)
+    wall = 1.8e9
+    clock = steady_clock(lambda: wall)
+    device = make_device(workers=FakeWorkers(slots=1), clock=clock, store_results=store_results).start(sealed())
+    client.ask("kept", "count 3")
+    kept = client.wait_answer("kept").lasts[0]
+    client.ask("runs", "hold 3", deadline_ms=600_000)
+    device.until(lambda: device.serving.active == 1)
+    client.ask("waits", "count 3", deadline_ms=600_000)
+    device.until(lambda: device.serving.queued == 1)
+    for jump in (YEAR, -2 * YEAR, -55 * YEAR, 56 * YEAR):
+        wall += jump
+        for _ in range(2):
+            device.run(device.ledger.flush())
+        client.ask("kept", "count 3")
+        assert client.wait_answer("kept").lasts == [kept]
+        device.until(lambda: (device.serving.active, device.serving.queued) == (1, 1))
+        client.ask(f"late{jump}".replace(".", "_"), "count 3", deadline_ms=1)
+        assert client.wait_answer(f"late{jump}".replace(".", "_")).lasts[0]["finish_reason"] == "deadline"
+    device.call(device.workers.current.let_go)
+    for name in ("runs", "waits"):
+        assert client.wait_answer(name).lasts[0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(("jump", "reason"), [(-YEAR, "deadline"), (0.0, "stop"), (YEAR, "deadline")])
+def test_a_deadline_is_never_longer_after_a_restart_than_it_was(
+    make_device: MakeDevice, client: RawClient, jump: float, reason: str
+) -> None:
+    """Forward, it is over; back, what is left of it is all of it."""
+    wall = 1.8e9
+    first = make_device(workers=FakeWorkers(slots=1), clock=lambda: wall).start(sealed())
+    client.ask("silent", "wait 3", deadline_ms=2_000 if jump < 0 else 600_000)
+    first.until(lambda: first.serving.active == 1)
+    first.kill()
+    wall += jump
+    second = make_device(workers=FakeWorkers(slots=1), clock=lambda: wall).start(sealed())
+    if not jump:
+        second.until(lambda: bool(second.workers.started) and bool(second.workers.current.admitted))
+        second.call(second.workers.current.let_go)
+    assert client.wait_answer("silent").lasts[0]["finish_reason"] == reason

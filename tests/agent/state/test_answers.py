@@ -70,7 +70,23 @@ def test_old_answers_are_gone_and_much_older_ones_forgotten(database: Database) 
     stored = database.query("SELECT request, last FROM answers")[0]
     assert (stored["request"], stored["last"]) == (None, None)
     with database.transaction("test") as connection:
-        answers.expire(connection, now=KEEP_TRACES_SECONDS)
+        answers.expire(connection, now=KEEP_SECONDS + KEEP_TRACES_SECONDS - 1)
+    assert accept(database).kind == "gone"
+    with database.transaction("test") as connection:
+        answers.expire(connection, now=KEEP_SECONDS + KEEP_TRACES_SECONDS)
+    assert accept(database).kind == "new"
+
+
+def test_a_clock_that_was_set_forward_by_years_frees_no_id_at_once(database: Database) -> None:
+    accept(database)
+    answer(database, b"last", now=0.0)
+    years = 55 * 365 * 86400.0
+    for later in (0.0, 30.0, KEEP_TRACES_SECONDS - 1.0):
+        with database.transaction("test") as connection:
+            answers.expire(connection, now=years + later)
+        assert accept(database).kind == "gone"
+    with database.transaction("test") as connection:
+        answers.expire(connection, now=years + KEEP_TRACES_SECONDS)
     assert accept(database).kind == "new"
 
 
