@@ -63,13 +63,22 @@ def show(overview: Overview) -> None:
         tail = "" if left is UNSET else f", {left:.0f} s left"
         reused = size_text(reported.progress.reused)
         print(f"progress  {share} % ({size_text(done)} of {size_text(total)}, {reused} reused{tail})")
-    print(f"desired   {'revision ' + reported.revision if reported.revision else '-'}")
+    print(f"desired   {desired_text(overview)}")
     print(f"epoch     {overview.security_epoch}")
     print(f"disk      {size_text(overview.used_bytes)} used")
     if reported.error is not None:
         print(f"error     {reported.error.message} [{reported.error.reason}]")
     print()
     show_bundles(overview.bundles)
+
+
+def desired_text(overview: Overview) -> str:
+    """What is wished for, and whether that still counts."""
+    revision = overview.reported.revision
+    if overview.desired is None:
+        return f"revision {revision}" if revision else "-"
+    text = overview.desired if revision is None else f"{overview.desired}, revision {revision}"
+    return f"{text} (not followed: another bundle was chosen here since)" if overview.overridden else text
 
 
 def show_bundles(bundles: list[BundleLine]) -> None:
@@ -82,9 +91,9 @@ def show_bundles(bundles: list[BundleLine]) -> None:
         speed = "-" if bundle.tokens_per_second is None else f"{bundle.tokens_per_second:.1f} tok/s"
         rows.append(
             (
-                f"{bundle.name}@{bundle.version}",
+                f"{bundle.name}@{bundle.version}" if bundle.name else "(on its way)",
                 bundle.place,
-                size_text(bundle.bytes) if bundle.here else "gone",
+                size_text(bundle.bytes) if bundle.here else "gone" if bundle.name else "-",
                 "-" if bundle.security_epoch is None else str(bundle.security_epoch),
                 speed,
                 bundle.digest[:12],

@@ -5,14 +5,17 @@ from __future__ import annotations
 from msgspec import Struct
 
 from agent.install.collection import used_bytes
-from agent.state.installation import InstallationState, InstalledBundle, Quarantined
+from agent.state.installation import InstallationState, InstalledBundle, Quarantined, Snapshot
 from agent.state.layout import StateDirectory
-from contract.mqtt.messages import Reported
+from contract.errors import BundleRefused
+from contract.mqtt.messages import BundleReference, Reported
+from contract.mqtt.reading import parse_desired
 
 
 class BundleLine(Struct, frozen=True):
     """One bundle. ``place``: active, previous, adapter (of the active one), candidate, kept or quarantined; ``here``:
-    it lies on this disk.
+    it lies on this disk. Of one whose bytes are on their way only the digest is recorded: ``name`` and ``version`` are
+    empty.
     """
 
     name: str
@@ -29,28 +32,46 @@ class BundleLine(Struct, frozen=True):
 
 
 class Overview(Struct, frozen=True):
-    """``running``: an agent answered; ``reported`` is what it says, or what was recorded last."""
+    """``running``: an agent answered; ``reported`` is what it says, or what was recorded last.
+
+    ``desired``: NAME@VERSION of the document that was accepted last; ``overridden``: it is not followed any more, since
+    this device's operator chose another bundle after it.
+    """
 
     running: bool
     reported: Reported
     security_epoch: int
     used_bytes: int
     bundles: list[BundleLine]
+    desired: str | None = None
+    overridden: bool = False
 
 
 def survey(state: InstallationState, directory: StateDirectory, reported: Reported, *, running: bool) -> Overview:
     """Put together what is recorded."""
+    snapshot = state.snapshot()
+    wanted = _wanted(snapshot)
     return Overview(
         running=running,
         reported=reported,
         security_epoch=state.epoch(),
         used_bytes=used_bytes(directory),
         bundles=bundle_lines(state, directory),
+        desired=None if wanted is None else f"{wanted.name}@{wanted.version}",
+        overridden=snapshot.overridden,
     )
 
 
+def _wanted(snapshot: Snapshot) -> BundleReference | None:
+    try:
+        document = None if snapshot.desired is None else parse_desired(snapshot.desired)
+    except BundleRefused:
+        return None
+    return None if document is None else document.bundle
+
+
 def bundle_lines(state: InstallationState, directory: StateDirectory) -> list[BundleLine]:
-    """Every bundle that is here or that failed here, the newest first."""
+    """Every bundle that is here, on its way, or that failed here; the newest first."""
     snapshot = state.snapshot()
     failed = {entry.digest: entry for entry in state.quarantined()}
     adapters = {bundle.digest for bundle in state.adapters_of(snapshot.active)}
@@ -85,7 +106,10 @@ def bundle_lines(state: InstallationState, directory: StateDirectory) -> list[Bu
 
     lines = [line(bundle) for bundle in state.bundles()]
     known = {each.digest for each in lines}
-    return lines + [_gone(entry) for entry in failed.values() if entry.digest not in known]
+    arriving = []
+    if snapshot.candidate is not None and snapshot.candidate not in known | failed.keys():
+        arriving = [BundleLine(name="", version="", digest=snapshot.candidate, place="candidate", here=False)]
+    return arriving + lines + [_gone(entry) for entry in failed.values() if entry.digest not in known]
 
 
 def _gone(entry: Quarantined) -> BundleLine:
