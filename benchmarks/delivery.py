@@ -1,9 +1,10 @@
 """Bytes that an update fetches, against a plain download and against deduplication of whole files.
 
-    python -m benchmarks.delivery BUNDLE [--other BUNDLE]
+    python -m benchmarks.delivery BUNDLE [--other BUNDLE] [--adapter BASE ADAPTER]
 
-``BUNDLE`` is a finished bundle directory; ``--other`` the same model from another quantizer. Every update is really
-published, installed and counted.
+``BUNDLE`` is a finished bundle directory; ``--other`` the same model from another quantizer; ``--adapter`` a bundle
+with places for adapters and an adapter bundle for it, counted of what the device has in the end, which is both. Every
+update is really published, installed and counted.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from pathlib import Path
 
 import msgspec
 
-from agent.install.job import Progressed
-from contract.manifest import MANIFEST_FILE, Chunk, FileEntry, Manifest, encode_manifest
+from agent.install.job import Job, Progressed
+from agent.install.ports import SealedBundle
+from contract.manifest import MANIFEST_FILE, Chunk, FileEntry, Manifest, encode_manifest, parse_manifest
 from tests.agent.install.market import Device, Market, make_variant
 
 WEIGHTS = "model.onnx.data"
-ADAPTER_BYTES = 2 << 20
-"""A LoRA adapter of rank 8 on a model of this size."""
 
 
 def change_layer(base: Path, target: Path, version: str) -> Manifest:
@@ -63,18 +63,48 @@ def updates(market: Market, other: Path | None) -> Iterator[tuple[str, str]]:
     change_layer(base, market.root / "layer", "1.3.0")
     assert market.repository.publish(market.root / "layer").published
     yield "one layer", "1.3.0"
-    market.publish("1.4.0", {"adapter/adapter.bin": os.urandom(ADAPTER_BYTES)})
-    yield "an adapter", "1.4.0"
     if other is not None:
-        make_variant(other, market.root / "other", "1.5.0", None, name="tiny")
+        make_variant(other, market.root / "other", "1.4.0", None, name="tiny")
         assert market.repository.publish(market.root / "other").published
-        yield "another quantizer", "1.5.0"
+        yield "another quantizer", "1.4.0"
+
+
+def fetch(device: Device, job: Job) -> tuple[SealedBundle, int]:
+    """The bundle that ``job`` names, and how many bytes it took to get it."""
+    sealed = device.install(job)
+    return sealed, [line for line in device.lines if isinstance(line, Progressed)][-1].fetched
+
+
+def print_line(what: str, fetched: int, whole: int, total: int) -> None:
+    print(f"{what:<20} {fetched:>12,} {fetched / total:>10.2%} {whole / total:>12.2%} {1:>7.0%}", flush=True)
+
+
+def measure_adapter(root: Path, base: Path, adapter: Path) -> None:
+    """An adapter joins its base: of the bytes of both, what is fetched."""
+    market = Market(root / "market-adapter", base)
+    names = []
+    for place in (base, adapter):
+        assert market.repository.publish(place).published
+        manifest = parse_manifest((place / MANIFEST_FILE).read_bytes())
+        names.append((manifest.name, manifest.version))
+    device = Device(root / "device-adapter")
+    before, last = (
+        msgspec.structs.replace(market.job(device.directory.root, version), name=name) for name, version in names
+    )
+    first = device.install(before)
+    device.activate(first)
+    sealed, fetched = fetch(device, last)
+    known = {entry.sha256 for entry in first.manifest.files}
+    whole = sum(entry.size for entry in sealed.manifest.files if entry.sha256 not in known)
+    total = first.manifest.total_bytes + sealed.manifest.total_bytes
+    print_line("adapter only", fetched, whole, total)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.delivery", description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--other", type=Path)
+    parser.add_argument("--adapter", type=Path, nargs=2, metavar=("BASE", "ADAPTER"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="delivery-") as scratch:
         root = Path(scratch)
@@ -86,14 +116,12 @@ def main() -> None:
         for number, (what, version) in enumerate(updates(market, arguments.other)):
             device = Device(root / f"device-{number}")
             device.activate(device.install(market.job(device.directory.root, "1.0.0")))
-            sealed = device.install(market.job(device.directory.root, version))
-            assert sealed is not None
-            manifest = sealed.manifest
-            fetched = [line for line in device.lines if isinstance(line, Progressed)][-1].fetched
+            sealed, fetched = fetch(device, market.job(device.directory.root, version))
             known = {entry.sha256 for entry in first.files}
-            whole = sum(entry.size for entry in manifest.files if entry.sha256 not in known)
-            total = manifest.total_bytes
-            print(f"{what:<20} {fetched:>12,} {fetched / total:>10.2%} {whole / total:>12.2%} {1:>7.0%}", flush=True)
+            whole = sum(entry.size for entry in sealed.manifest.files if entry.sha256 not in known)
+            print_line(what, fetched, whole, sealed.manifest.total_bytes)
+        if arguments.adapter is not None:
+            measure_adapter(root, *arguments.adapter)
 
 
 if __name__ == "__main__":
