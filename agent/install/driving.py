@@ -13,21 +13,19 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.host import available_memory
 from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
-from agent.install.crowding import Crowding
 from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
 from agent.install.inspection import check_unchanged, inspect_bundle, mark_files, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
 from agent.install.machine import Action, Event, State, step
-from agent.install.ports import SealedBundle, Serving, Speed, SwapMode
-from agent.install.probation import judge, measured_speed
+from agent.install.ports import SealedBundle, Serving, Speed
 from agent.install.reporting import Reporter, reported_error
 from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
 from agent.install.telling import Telling
+from agent.install.trial import remember_speed, swap_mode, watch
 from agent.install.wishes import Wish
 from agent.state.audit import AuditLog, RefusalRation
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
@@ -40,9 +38,6 @@ from contract.names import Digest
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")
-
-WATCH_SECONDS = 0.25
-"""How often probation looks at the counters."""
 
 HOUR = 3600
 
@@ -325,8 +320,8 @@ class Driver:
     async def _swap(self) -> Event:
         assert self._sealed is not None and self._passed is not None
         old = self._serving.bundle
-        self._predecessor_speed = self._remember_speed(old)
-        mode = self._swap_mode(self._passed.peak_rss_bytes) if old is not None else "drain"
+        self._predecessor_speed = remember_speed(self._serving, self._store, old)
+        mode = swap_mode(self._settings, self._passed.peak_rss_bytes) if old is not None else "drain"
         new = self._adapter or self._sealed
         if self._adapter is not None:
             # Another engine may take turns where requests shared a batch: that is no verdict on the adapter.
@@ -343,39 +338,9 @@ class Driver:
         self._telling.swapped(old, new, report)
         return Event.SWITCHED
 
-    def _remember_speed(self, bundle: SealedBundle | None) -> Speed | None:
-        if bundle is None:
-            return None
-        speed = measured_speed(self._serving.counters())
-        if speed is not None:
-            self._store.measured(bundle.digest, speed.together, speed.each)
-            return speed
-        known = self._store.bundle(bundle.digest)
-        if known is None or known.tokens_per_second is None:
-            return None
-        return Speed(known.tokens_per_second, known.tokens_per_second_each or known.tokens_per_second)
-
-    def _swap_mode(self, need_bytes: int) -> SwapMode:
-        if self._settings.swap == "drain":
-            return "drain"
-        return "overlap" if available_memory() >= need_bytes + self._settings.reserve_bytes else "drain"
-
     async def _watch(self) -> Event:
-        clock = asyncio.get_running_loop().time
-        started, crowding = clock(), Crowding(clock)
-        while True:
-            verdict = judge(
-                self._serving.counters(),
-                clock() - started,
-                self._settings,
-                self._predecessor_speed,
-                crowding.share(),
-            )
-            if verdict == "held":
-                return Event.HELD
-            if isinstance(verdict, Failure):
-                return self._fail(verdict)
-            await asyncio.sleep(WATCH_SECONDS)
+        failure = await watch(self._serving, self._settings, self._predecessor_speed)
+        return Event.HELD if failure is None else self._fail(failure)
 
     def _commit(self) -> Event:
         assert self._candidate is not None

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.install import driving
+from agent.install import trial
 from agent.install.job import Job, Line, Reached, Resolved
 from agent.install.machine import Event, State
 from agent.install.ports import ServingCounters, Speed
@@ -422,7 +422,7 @@ async def test_a_rollback_to_what_does_not_load_just_now_is_tried_again(
 async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_keeps_it_going(
     market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, jumps: tuple[float, float]
 ) -> None:
-    monkeypatch.setattr(driving, "WATCH_SECONDS", 0.005)
+    monkeypatch.setattr(trial, "WATCH_SECONDS", 0.005)
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"})
     stage = stage_for(market, device, probation_requests=7)
