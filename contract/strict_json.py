@@ -25,7 +25,9 @@ MAX_DEPTH = 32
 MAX_INTEGER = 2**63 - 1
 """The largest integer every reader of these formats can hold (SQLite, msgpack, C)."""
 
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# Strings are stepped over in runs, and one without an end to the end of the text: tried again from every quote in it, a
+# request of 1 MiB would keep the device busy for hours.
+_STRUCTURE = re.compile(rb'"(?>[^"\\]*(?:\\.[^"\\]*)*)(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 
 
 def _check_depth(data: bytes, max_depth: int, what: str) -> None:

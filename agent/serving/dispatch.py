@@ -72,7 +72,7 @@ class Dispatch:
         self._on_load(len(self._queue))
 
     def run_again(self, job: Job) -> None:
-        """A running request did not finish in time for a draining swap: the new model answers it."""
+        """Let a request wait for another attempt: it lost its worker, or did not finish in time for a draining swap."""
         self._outcomes.stopped(job)
         job.begin_again()
         self.enqueue(job)
@@ -133,14 +133,14 @@ class Dispatch:
         for job in lost:
             self._log.lost(job)
             self._outcomes.stopped(job)
-            job.lost_its_worker()
+            job.crashes += 1
             if job.ending is not None:
                 self._outcomes.end_early(job, seat.bundle.manifest.reference)
             elif job.crashes > 1:
                 text = f"the model's process ended twice while it answered ({why})"
                 self._outcomes.fail(job, Refusal(500, requests.ENGINE_FAILED, text))
             else:
-                self.enqueue(job)
+                self.run_again(job)
         self.pump()
         self._on_health()
 

@@ -51,11 +51,6 @@ class Job:
         self.logprobs: list[dict[str, Any]] = []
         self.changes: dict[str, Any] = {}
 
-    def lost_its_worker(self) -> None:
-        """It crashed, or was killed."""
-        self.crashes += 1
-        self.begin_again()
-
     def begin_again(self) -> None:
         """Back to the queue for another attempt."""
         self.attempt += 1

@@ -109,3 +109,16 @@ def test_a_wrong_shape_names_the_field(data: bytes, field: str) -> None:
         strict_json.decode(data, Outer, max_bytes=1000, what="the document")
     assert caught.value.reason is Reason.SCHEMA_INVALID
     assert caught.value.field == field
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    "data",
+    [b'{"a":"' + b'\\"' * 500_000, b'"\\' * 500_000, b'"' * 1_000_001, b'{"a":"' + b'\\"' * 500_000 + b"\\"],
+    ids=["quotes", "half escapes", "texts", "lone backslash"],
+)
+def test_a_text_without_an_end_is_refused_at_once(data: bytes) -> None:
+    """Tried again from each of its quotes, this takes hours, and not the seconds of the limit here."""
+    with pytest.raises(BundleRefused) as caught:
+        strict_json.loads(data, max_bytes=1 << 21, what="it")
+    assert caught.value.reason is Reason.NOT_JSON

@@ -119,7 +119,7 @@ def test_request_that_kills_two_workers_is_closed_and_its_neighbours_are_answere
     assert "ended twice" in error["message"]
     assert asker.wait_answer("next").text == expected(agent, "hello")
     ask(asker, "poison", "crash")
-    assert asker.wait_answer("poison").lasts == [{"s": 0, "error": error, "attempt": 3}], "it is not run a third time"
+    assert asker.wait_answer("poison").lasts == [{"s": 0, "error": error, "attempt": 2}], "it is not run a third time"
 
 
 def test_killed_agent_runs_what_was_silent_and_closes_what_had_begun(agent: AgentProcess, asker: RawClient) -> None:
