@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,8 @@ class Asker:
         self.requests: dict[str, Request] = {}
         self.open: set[str] = set()
         self.swaps = 0
-        self.rollbacks = 0
+        self.rollbacks: Counter[str] = Counter()
+        """By their reasons."""
         self.last_swap: dict[str, Any] = {}
         self.reported: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -104,7 +106,8 @@ class Asker:
             if last == "swap":
                 self.swaps += 1
                 self.last_swap = body["detail"]
-            self.rollbacks += last == "rollback"
+            if last == "rollback":
+                self.rollbacks[body["detail"]["reason"]] += 1
         elif last in self.requests and ("finish_reason" in body or "error" in body):
             self._settle(last, body, bytes(message.payload))
 

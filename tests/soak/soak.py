@@ -43,7 +43,7 @@ class Report:
     errors: Counter[str] = field(default_factory=Counter)
     lost: int = 0
     swaps: int = 0
-    rollbacks: int = 0
+    rollbacks: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     memory: list[int] = field(default_factory=list)
@@ -52,8 +52,10 @@ class Report:
 
     def lines(self) -> list[str]:
         """For people."""
+        why = f": {dict(self.rollbacks)}" if self.rollbacks else ""
         said = [
-            f"{self.requests} requests in {self.seconds:.0f} s, {self.swaps} swaps, {self.rollbacks} rolled back",
+            f"{self.requests} requests in {self.seconds:.0f} s, {self.swaps} swaps, "
+            f"{self.rollbacks.total()} rolled back{why}",
             f"{self.faults.total()} faults injected: {dict(self.faults)}",
             f"answers lost: {self.lost}; ended with an error that says so: {dict(self.errors) or 0}",
         ]
