@@ -112,14 +112,13 @@ class Answer:
 
         False, and nothing is changed, when a value is of the wrong type. Unknown names are passed over.
         """
-        known = {name: value for name, value in changes.items() if name in UPDATABLE}
-        try:
-            self.generation = msgspec.convert({**asdict(self.generation), **known}, Generation)
-        except msgspec.ValidationError:
+        changed = with_changes(self.generation, changes)
+        if changed is None:
             return False
+        self.generation = changed
         self.limit = max(len(self.tokens) + 1, min(self._room, self.generation.max_tokens or self._room))
         self._sampler.change(self.generation)
-        if "stops" in known:
+        if "stops" in changes:
             self._held_over = self._scanner.flush()
             self._scanner = StopScanner(self.generation.stops)
         return True
@@ -135,6 +134,15 @@ class Answer:
 
     def _named(self, token: int, score: float) -> dict[str, Any]:
         return {"token": self._tokenizing.decode([token]), "id": token, "logprob": score}
+
+
+def with_changes(generation: Generation, changes: dict[str, Any]) -> Generation | None:
+    """``generation`` with other parameters; None when a value is of the wrong type. Unknown names are passed over."""
+    known = {name: value for name, value in changes.items() if name in UPDATABLE}
+    try:
+        return msgspec.convert({**asdict(generation), **known}, Generation)
+    except msgspec.ValidationError:
+        return None
 
 
 def prepare(
@@ -155,13 +163,14 @@ def prepare(
     """
     field = "prompt" if generation.messages is None else "messages"
     if len(pictures) != len(generation.pictures):
-        raise RequestInvalid("the model of this device takes no pictures", field="messages")
+        raise RequestInvalid("the model of this device takes no pictures: send text alone", field="messages")
     prompt = tokenizing.encode_generation(generation, pictures)
     if not prompt:
         raise RequestInvalid("there is nothing in it for the model to read", field=field)
     if len(prompt) > context_length:
+        mend = "send fewer pictures, or less text" if pictures else "shorten the text"
         raise RequestInvalid(
-            f"{len(prompt)} tokens do not fit the model's context of {context_length}: shorten the text", field=field
+            f"{len(prompt)} tokens do not fit the model's context of {context_length}: {mend}", field=field
         )
     if any(token >= vocab_size or (token < 0 and not pictures) for token in prompt):
         raise RequestInvalid("it contains a token that this model does not know", field=field)

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 
 from agent.engine.adapters import LoadedAdapters
-from agent.engine.answer import Answer, prepare, rejection
+from agent.engine.answer import Answer, prepare, rejection, with_changes
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.memory import FLOAT_BYTES, kv_bytes_per_token, usable_bytes
 from agent.engine.native import native
 from agent.engine.processors import Processors
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
-from agent.engine.sight import PLACES, Sight
-from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
+from agent.engine.sight import PLACES, Look, Seen, Sight
+from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.turns import Turn
 from contract.errors import EngineFailed, RequestInvalid
@@ -86,13 +86,15 @@ class GenaiEngine:
             self._model: Any = self._og.Model(overlaid)
             self._adapters = LoadedAdapters(self._og, self._model, adapters or {})
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
-            sees = "vision" in config.capabilities and config.model_type in PLACES and self._tokenizing.chat
+            self._pipeline = "vision" in config.capabilities
+            sees = self._pipeline and config.model_type in PLACES and self._tokenizing.chat
             self._sight = Sight(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
         self._kv_per_token = kv_bytes_per_token(config)
         self._budget = max_bytes or usable_bytes()
         self._waiting: deque[Turn] = deque()
         self._active: list[Turn] = []
+        self._looking: dict[int, tuple[Generation, Look]] = {}
         self._events: list[StepEvent] = []
         self._facts = Facts(
             engine="genai",
@@ -100,11 +102,7 @@ class GenaiEngine:
             slots=SLOTS,
             context_length=config.context_length,
             vocab_size=config.vocab_size,
-            capabilities=(
-                *CAPABILITIES[not self._tokenizing.chat :],
-                *(["adapters"] if adapters else []),
-                *(["vision"] if self._sight else []),
-            ),
+            capabilities=self._capabilities(bool(adapters)),
             load_seconds=time.monotonic() - started,
         )
 
@@ -114,17 +112,24 @@ class GenaiEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._active or self._waiting or self._events)
+        return bool(self._active or self._waiting or self._events or self._looking)
 
     def admit(self, generation: Generation) -> None:
         """See the interface; whatever this engine cannot do is rejected with the field's name at the next step."""
         try:
-            self._waiting.append(self._prepare(generation))
+            if self._sight and generation.pictures:
+                look = Look(self._sight, generation.pictures, self._facts.context_length)
+                self._looking[generation.request] = (generation, look)
+            else:
+                self._waiting.append(self._prepare(generation))
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
 
     def step(self) -> list[StepEvent]:
-        """Start what fits, prefill one slice of one prompt, then one token for everybody who is past the prompt."""
+        """Read one picture, start what fits, prefill one slice of one prompt, then one token for everybody who is past
+        the prompt.
+        """
+        self._look_on()
         events, self._events = self._events, []
         self._start_waiting()
         filling = next((turn for turn in self._active if not turn.prefilled), None)
@@ -150,12 +155,19 @@ class GenaiEngine:
         return events
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:
+        if request in self._looking:
+            generation, look = self._looking[request]
+            changed = with_changes(generation, changes)
+            self._looking[request] = (changed or generation, look)
+            return changed is not None
         for turn in [*self._active, *self._waiting]:
             if turn.answer.generation.request == request and turn.beams == 1:
                 return turn.answer.change(changes)
         return False
 
     def cancel(self, request: int) -> list[StepEvent]:
+        if self._looking.pop(request, None) is not None:
+            return [FinishEvent(request, "cancelled", "", 0, 0)]
         for turns in (self._active, self._waiting):
             for turn in list(turns):
                 if turn.answer.generation.request == request:
@@ -166,6 +178,7 @@ class GenaiEngine:
     def release(self) -> None:
         self._active.clear()
         self._waiting.clear()
+        self._looking.clear()
         self._adapters.release()
         self._sight = None
         self._model = None
@@ -186,14 +199,35 @@ class GenaiEngine:
                 losses = generator_losses(self._generator(options, adapter), ids, first, 1) or [math.nan]
             return canary_score(losses)
 
-    def _prepare(self, generation: Generation) -> Turn:
+    def _capabilities(self, adapters: bool) -> tuple[str, ...]:
+        lacking = {"chat": not self._tokenizing.chat, "num_beams": self._pipeline}
+        more = {"adapters": adapters, "vision": self._sight is not None}
+        return (*(name for name in CAPABILITIES if not lacking.get(name)), *(name for name in more if more[name]))
+
+    def _look_on(self) -> None:
+        """Read the next picture of whoever came first; once all are read, the request waits for its turn."""
+        if not self._looking:
+            return
+        request, (generation, look) = next(iter(self._looking.items()))
+        try:
+            with native("the model failed on a picture"):
+                seen = look.advance()
+            if seen is None:
+                return
+            self._waiting.append(self._prepare(generation, seen))
+        except RequestInvalid as refused:
+            self._events.append(rejection(request, refused))
+        del self._looking[request]
+
+    def _prepare(self, generation: Generation, seen: Seen | None = None) -> Turn:
         adapter = self._adapters.find(generation.adapter)
         if generation.num_beams > 1:
             _check_beams(generation)
             if self._processors:
                 raise RequestInvalid("this device scores every token, which beam search cannot heed", field="num_beams")
+            if self._pipeline:
+                raise RequestInvalid("beam search is not to be had of a model that sees", field="num_beams")
         context = self._facts.context_length
-        seen = self._sight.read(generation.pictures) if self._sight and generation.pictures else None
         prompt, limit = prepare(
             generation,
             self._tokenizing,
@@ -278,7 +312,6 @@ def _check_beams(generation: Generation) -> None:
         "logprobs": generation.logprobs,
         "logit_bias": bool(generation.logit_bias),
         "response_format": generation.grammar is not None,
-        "pictures": bool(generation.pictures),
     }
     for field, given in ignored.items():
         if given:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.engine.pixels import redraw
+from agent.engine.pixels import MAX_PIXELS, redraw
 from agent.engine.tokenizing import Tokenizing
 from contract.errors import RequestInvalid
 
@@ -41,6 +41,43 @@ class Seen:
         return self._tensors
 
 
+class Look:
+    """The pictures of one request on their way: each :meth:`advance` reads one, so that others are not kept waiting."""
+
+    def __init__(self, sight: Sight, pictures: Sequence[bytes], context_length: int) -> None:
+        self._sight = sight
+        self._left = list(pictures)
+        self._context = context_length
+        self._drawn: list[bytes] = []
+        self._tokens: list[list[int]] = []
+        self._alone: Any = None
+        self._pixels = MAX_PIXELS
+
+    def advance(self) -> Seen | None:
+        """Read the next picture; after the last one, what the model reads of all.
+
+        Raises:
+            RequestInvalid: one cannot be read, the model's processor refuses it, or they do not fit the context.
+            MemoryError: there is none left.
+        """
+        number = len(self._drawn) + 1
+        try:
+            drawn, pixels = redraw(self._left.pop(0), self._pixels)
+        except RequestInvalid as refused:
+            raise RequestInvalid(f"picture {number}: {refused.message}", field=refused.field) from refused
+        self._pixels -= pixels
+        self._drawn.append(drawn)
+        self._alone = self._sight.process([drawn])
+        self._tokens.append(self._sight.tokens(self._alone, number))
+        if (total := sum(map(len, self._tokens))) > self._context:
+            text = f"{number} pictures come to {total} tokens and the context has {self._context}: send fewer"
+            raise RequestInvalid(text, field="messages")
+        if self._left:
+            return None
+        # What the processor makes of several is no sum of what it makes of each.
+        return Seen(self._tokens, self._alone if number == 1 else self._sight.process(self._drawn))
+
+
 class Sight:
     """The eyes of one model of a kind in :data:`PLACES`."""
 
@@ -50,33 +87,32 @@ class Sight:
         self._processor = model.create_multimodal_processor()
         self._tokenizing = tokenizing
 
-    def read(self, pictures: Sequence[bytes]) -> Seen:
-        """Decode ``pictures`` (PNG or JPEG files of clients) and make of them what the model reads.
+    def process(self, drawn: Sequence[bytes]) -> Any:
+        """The model's own processor (``NamedTensors``) on pictures that were drawn here.
 
         Raises:
-            RequestInvalid: one cannot be read, or the model's processor refuses them.
+            RequestInvalid: it refuses them.
+            MemoryError: there is none left.
         """
-        drawn = [redraw(picture) for picture in pictures]
+        places = "".join(self._place.format(number) for number in range(1, len(drawn) + 1))
         try:
-            tensors = self._process(drawn)
-            # The processor says where one picture's tokens end and the next one's begin only by being asked for each.
-            alone = [tensors] if len(drawn) == 1 else [self._process([picture]) for picture in drawn]
-            tokens = [self._tokens(found, number) for number, found in enumerate(alone, 1)]
+            return self._processor(places, images=self._og.Images.open_bytes(*drawn))
         except Exception as error:
             raise cannot_take(error) from error
-        return Seen(tokens, tensors)
 
-    def _process(self, drawn: list[bytes]) -> Any:
-        places = "".join(self._place.format(number) for number in range(1, len(drawn) + 1))
-        return self._processor(places, images=self._og.Images.open_bytes(*drawn))
-
-    def _tokens(self, alone: Any, number: int) -> list[int]:
-        """Of the picture with this number, which stood ``alone``: below zero, tokens tell the picture's number."""
+    def tokens(self, alone: Any, number: int) -> list[int]:
+        """Of the picture with this number, which was processed ``alone``: those below zero tell the number."""
         ids = [int(token) for token in alone["input_ids"].as_numpy().reshape(-1)]
         return [-number if token < 0 else token for token in self._tokenizing.without_beginning(ids)]
 
 
 def cannot_take(error: Exception) -> RequestInvalid:
-    """What the client is told when the runtime refuses its pictures: the beginning of what it says."""
+    """What the client is told when the runtime refuses its pictures: the beginning of what it says.
+
+    Raises:
+        MemoryError: that was the reason.
+    """
     text = " ".join(str(error).split())[:160]
+    if isinstance(error, MemoryError) or "bad_alloc" in text:
+        raise MemoryError(text) from error
     return RequestInvalid(f"the model cannot take these pictures: {text}", field="messages")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def _body(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
             raise UsageError("--image belongs to a chat: leave --raw out")
         body["prompt"] = text
     else:
-        content = [_picture(path) for path in arguments.image or []] + [{"type": "text", "text": text}]
+        content = [*_pictures(arguments.image or []), {"type": "text", "text": text}]
         body["messages"] = [{"role": "user", "content": content if arguments.image else text}]
         if arguments.system:
             body["messages"].insert(0, {"role": "system", "content": arguments.system})
@@ -95,14 +96,19 @@ def _body(arguments: argparse.Namespace, text: str) -> dict[str, Any]:
     return body
 
 
-def _picture(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_PICTURE_BYTES:
-        raise UsageError(f"{path} has {len(data)} bytes, and a request takes {MAX_PICTURE_BYTES}: make it smaller")
-    try:
-        return {"type": "image_url", "image_url": {"url": picture_url(data)}}
-    except RequestInvalid as refused:
-        raise UsageError(f"{path}: {refused.message}") from refused
+def _pictures(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    left = MAX_PICTURE_BYTES
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                data = file.read(left + 1)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        left -= len(data)
+        if left < 0:
+            text = "a request takes" if len(paths) == 1 else "the pictures of a request together have"
+            raise UsageError(f"{path} is too large: {text} {MAX_PICTURE_BYTES} bytes at most; make it smaller")
+        try:
+            yield {"type": "image_url", "image_url": {"url": picture_url(data)}}
+        except RequestInvalid as refused:
+            raise UsageError(f"{path}: {refused.message}") from refused

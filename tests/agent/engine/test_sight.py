@@ -10,6 +10,7 @@ from msgspec import structs
 
 from agent.engine.choice import open_engine
 from agent.engine.stepping import ChatTurn, Engine, Generation
+from contract.errors import EngineFailed
 from tests.agent.engine.driving import Outcome, answer, record, run
 from tests.seeing import CONTEXT, PICTURE_TOKENS, png
 
@@ -101,9 +102,12 @@ def test_penalties_heed_the_words_alone(seeing: Engine) -> None:
     assert answer(seeing, look(1, RED, QUESTION, penalty=1.5)).text != answer(seeing, look(1, RED, QUESTION)).text
 
 
-def test_beam_search_takes_no_pictures(seeing: Engine) -> None:
-    outcome = answer(seeing, look(1, RED, QUESTION, beams=3))
-    assert outcome.refused_field == "num_beams"
+def test_beam_search_is_refused(seeing: Engine) -> None:
+    """Nor does it take words alone, of a model that sees: the runtime's pipeline cannot do it."""
+    for content in ((RED, QUESTION), (QUESTION,)):
+        assert answer(seeing, look(1, *content, beams=3)).refused_field == "num_beams"
+    assert "num_beams" not in seeing.facts.capabilities
+    assert answer(seeing, look(1, QUESTION)).text == "The capital of France is Paris."
 
 
 @pytest.mark.parametrize("size", [(1, 32), (32, 1), (2000, 70)])
@@ -129,6 +133,64 @@ def test_a_cancelled_look_frees_its_slot(seeing: Engine) -> None:
     assert not seeing.busy
 
 
+def test_others_go_on_while_pictures_are_read(seeing: Engine) -> None:
+    """One picture a step, so that tokens, cancels and pings get through in between."""
+    outcomes: dict[int, Outcome] = {}
+    seeing.admit(look(2, QUESTION, max_tokens=30))
+    record(seeing.step(), outcomes)
+    seeing.admit(look(1, RED, GREEN, BLUE, QUESTION))
+    counts = []
+    for _ in range(3):
+        record(seeing.step(), outcomes)
+        counts.append(len(outcomes[2].tokens))
+    assert counts == sorted(set(counts)), "a token in every step"
+    record(seeing.cancel(1), outcomes)
+    assert outcomes[1].reason == "cancelled"
+    run(seeing, outcomes=outcomes)
+    assert outcomes[2].text == "The capital of France is Paris."
+
+
+def test_an_update_holds_that_comes_while_pictures_are_read(seeing: Engine) -> None:
+    outcomes: dict[int, Outcome] = {}
+    seeing.admit(look(1, RED, BLUE, QUESTION))
+    assert not seeing.update(1, {"max_tokens": "many"})
+    assert seeing.update(1, {"max_tokens": 2})
+    run(seeing, outcomes=outcomes)
+    assert outcomes[1].finish is not None
+    assert outcomes[1].finish.completion_tokens == 2
+
+
+def test_a_refusal_says_which_picture(seeing: Engine) -> None:
+    outcome = answer(seeing, look(1, RED, RED[:60], QUESTION))
+    assert outcome.reject is not None
+    assert outcome.reject.message == "picture 2: it is no PNG or JPEG that can be read"
+
+
+def test_pictures_together_have_a_limit_of_pixels(seeing: Engine) -> None:
+    large = png(255, 0, 0, width=3000, height=3000)
+    outcome = answer(seeing, look(1, large, large, QUESTION))
+    assert outcome.reject is not None
+    assert outcome.reject.message.startswith("picture 2: 3000 x 3000 pixels are more than the 7777216 that are left")
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("std::bad_alloc")])
+def test_want_of_memory_is_not_the_clients_fault(
+    seeing: Engine, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """The worker is replaced and the request tried once more: see the tests of deaths."""
+
+    class Full:
+        @staticmethod
+        def open_bytes(*_: bytes) -> None:
+            raise failure
+
+    monkeypatch.setattr(seeing._sight._og, "Images", Full)  # type: ignore[attr-defined]
+    seeing.admit(look(1, RED, QUESTION))
+    with pytest.raises(EngineFailed, match="failed on a picture"):
+        seeing.step()
+    seeing.cancel(1)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (336, 336), (337, 335), (4096, 4096)])
 def test_pictures_of_every_size_are_seen(seeing: Engine, size: tuple[int, int]) -> None:
     outcome = answer(seeing, look(1, png(255, 0, 0, width=size[0], height=size[1]), QUESTION, max_tokens=2))
@@ -149,7 +211,7 @@ def test_more_pictures_than_the_context_holds_are_refused(seeing: Engine) -> Non
     outcome = answer(seeing, look(1, *[RED] * (CONTEXT // PICTURE_TOKENS + 1), QUESTION))
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
-    assert "do not fit the model's context" in outcome.reject.message
+    assert outcome.reject.message.startswith("4 pictures come to 10036 tokens and the context has 8192")
 
 
 def test_a_picture_that_there_is_no_memory_for_is_refused(seeing: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

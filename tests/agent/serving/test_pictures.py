@@ -131,3 +131,13 @@ def test_prompt_refuses_a_file_that_is_no_picture(
     said = capsys.readouterr().err
     assert words in said
     assert str(path) in said
+
+
+def test_prompt_refuses_more_than_a_request_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(png(1, 2, 3) + bytes(500_000))
+    images = [word for name in ("a", "b") for word in ("--image", str(tmp_path / name))]
+    assert packager("prompt", "x", *images, "--device", "d") == 2
+    assert f"{tmp_path / 'b'} is too large: the pictures of a request together" in capsys.readouterr().err
+    assert packager("prompt", "x", "--image", "/dev/zero", "--device", "d") == 2
+    assert "/dev/zero is too large" in capsys.readouterr().err
