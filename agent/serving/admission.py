@@ -7,7 +7,7 @@ from collections.abc import Callable
 from agent.serving import requests
 from agent.serving.counting import Counting
 from agent.serving.jobs import Job
-from agent.serving.queue import RequestQueue
+from agent.serving.queue import RequestQueue, Room
 from agent.serving.requests import Refusal
 from agent.serving.swapping import Swapping
 
@@ -22,14 +22,14 @@ ENGINE_UNAVAILABLE = Refusal(
 
 
 class Admission:
-    """``arriving`` says how many requests (of a client, or all) the ledger has not judged yet: they need room, too."""
+    """``arriving`` says what (of a client, or of all) the ledger has not judged yet: it needs room, too."""
 
     def __init__(
         self,
         queue: RequestQueue[Job],
         swapping: Swapping,
         counting: Callable[[], Counting],
-        arriving: Callable[[str | None], int],
+        arriving: Callable[[str | None], Room],
     ) -> None:
         self._queue = queue
         self._swapping = swapping
@@ -47,10 +47,11 @@ class Admission:
             return None if self.starting else NO_MODEL
         return ENGINE_UNAVAILABLE if seat.hopeless else None
 
-    def refusal(self, client: str) -> Refusal | None:
-        """Why a new request of ``client`` cannot be taken now."""
+    def refusal(self, client: str, size: int) -> Refusal | None:
+        """Why a new request of ``client`` with ``size`` bytes cannot be taken now."""
         closed = self.closed()
-        if closed is None and not self._queue.has_room(client, self._arriving(None), self._arriving(client)):
+        arriving, own = self._arriving(None), self._arriving(client)
+        if closed is None and not self._queue.has_room(client, size, arriving=arriving, own=own):
             # By then about half of them are through.
             wait = max(SHORTEST_RETRY_SECONDS, self.estimate(len(self._queue) // 2))
             text = "too many requests wait; try again later"

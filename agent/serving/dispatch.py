@@ -67,7 +67,7 @@ class Dispatch:
         priority = self._settings.priority_of(job.key.client, job.request.priority)
         if job.attempt > 1:
             priority = QUEUED_AGAIN
-        self._queue.put(Waiting(job.key.client, job, priority, job.accepted, job.number, job.deadline))
+        self._queue.put(Waiting(job.key.client, job, priority, job.accepted, job.number, job.deadline, job.size))
         job.frames.position = self._queue.position(job.number, self._now()) + self.active
         self._on_load(len(self._queue))
 

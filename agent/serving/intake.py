@@ -10,6 +10,7 @@ from functools import partial
 from msgspec import UNSET, Struct
 
 from agent.serving import requests
+from agent.serving.queue import Room
 from agent.serving.replies import Replies
 from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
@@ -44,12 +45,13 @@ class Arrival(Struct, frozen=True):
 
 
 class Accepted(Struct, frozen=True):
-    """A request that is ours now; ``deadline_seconds`` counts from its acceptance."""
+    """A request that is ours now; ``deadline_seconds`` counts from its acceptance, ``size`` in bytes as it came."""
 
     key: Key
     request: GenerateRequest
     correlation: bytes | None
     deadline_seconds: float | None
+    size: int
 
 
 class Intake:
@@ -63,7 +65,7 @@ class Intake:
         replies: Replies,
         meter: LlmMeter,
         *,
-        refusal: Callable[[str], Refusal | None],
+        refusal: Callable[[str, int], Refusal | None],
         knows: Callable[[Key], bool],
         on_accepted: Callable[[Accepted], None],
         on_store: Callable[[BaseException | None], None],
@@ -82,14 +84,17 @@ class Intake:
         self._arriving: dict[Key, _Arriving] = {}
         # Places in the queue that arrivals may take; one that will be turned away must not keep others out.
         self._claims: Counter[str] = Counter()
+        self._claimed_bytes: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """Requests that the ledger has not judged yet."""
         return len(self._arriving)
 
-    def arriving(self, client: str | None) -> int:
+    def arriving(self, client: str | None) -> Room:
         """Those of them that may take a place in the queue, of ``client`` only unless it is None."""
-        return self._claims.total() if client is None else self._claims[client]
+        if client is None:
+            return Room(self._claims.total(), self._claimed_bytes.total())
+        return Room(self._claims[client], self._claimed_bytes[client])
 
     def take(self, arrival: Arrival) -> None:
         """A request came in from the broker."""
@@ -105,7 +110,7 @@ class Intake:
             self._refuse(Key(arrival.client, request_id), arrival, refusal)
             return
         seconds = _deadline_seconds(request, arrival)
-        may_insert = self._refusal(arrival.client) is None
+        may_insert = self._refusal(arrival.client, len(arrival.payload)) is None
         future = self._ledger.accept(
             key,
             reading.request_fingerprint(arrival.payload),
@@ -117,9 +122,11 @@ class Intake:
         arriving = self._arriving.setdefault(key, _Arriving())
         arriving.count += 1
         if may_insert and not arriving.claims:
-            arriving.claims = True
+            arriving.claims = len(arrival.payload)
             self._claims[key.client] += 1
-        future.add_done_callback(partial(self._judged, Accepted(key, request, arrival.correlation, seconds), arrival))
+            self._claimed_bytes[key.client] += arriving.claims
+        accepted = Accepted(key, request, arrival.correlation, seconds, len(arrival.payload))
+        future.add_done_callback(partial(self._judged, accepted, arrival))
 
     def defer(self, key: Key, action: Callable[[], None]) -> bool:
         """If ``key`` is on its way through the ledger, do ``action`` when it is here; whether it is."""
@@ -141,6 +148,7 @@ class Intake:
             del self._arriving[accepted.key]
             if arriving.claims:
                 self._claims -= Counter((accepted.key.client,))
+                self._claimed_bytes -= Counter({accepted.key.client: arriving.claims})
             for control in arriving.controls:
                 control()
 
@@ -153,7 +161,7 @@ class Intake:
         elif verdict.kind == "refused":
             # What kept it out may have passed meanwhile: then it may come again at once.
             again = Refusal(429, requests.QUEUE_FULL, "too many requests wait; try again", retry_after_ms=0)
-            self._refuse(accepted.key, arrival, self._refusal(arrival.client) or again)
+            self._refuse(accepted.key, arrival, self._refusal(arrival.client, len(arrival.payload)) or again)
         else:
             if verdict.kind == "answered" and verdict.last is not None:
                 self._meter.redelivered += 1
@@ -174,11 +182,13 @@ class Intake:
 
 
 class _Arriving:
-    """Deliveries of one request that the ledger has not judged yet, and what its client wants done with it."""
+    """Deliveries of one request that the ledger has not judged yet, and what its client wants done with it; ``claims``
+    are the bytes that it may bring into the queue.
+    """
 
     def __init__(self) -> None:
         self.count = 0
-        self.claims = False
+        self.claims = 0
         self.controls: list[Callable[[], None]] = []
 
 

@@ -19,7 +19,7 @@ class Job:
     ``ending`` is set once it is decided that it ends early, and why, ``ended`` once it has its result. ``marked`` says
     whether the ledger knows that pieces of the answer may have left: no frame goes out before. ``changes`` are what
     ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``worker``: the process that
-    has it, or had it last. ``counting``: where what its worker does with it counts.
+    has it, or had it last. ``size``: its bytes as it came in. ``counting``: where what its worker does with it counts.
     """
 
     def __init__(
@@ -31,7 +31,6 @@ class Job:
         accepted: float,
         deadline: float | None,
         correlation: bytes | None,
-        attempt: int = 1,
     ) -> None:
         self.key = key
         self.request = request
@@ -39,7 +38,8 @@ class Job:
         self.accepted = accepted
         self.deadline = deadline
         self.correlation = correlation
-        self.attempt = attempt
+        self.attempt = 1
+        self.size = 0
         self.number = 0
         self.worker: int | None = None
         self.counting: Counting | None = None

@@ -18,11 +18,17 @@ from msgspec import Struct
 AGING_SECONDS = 5.0
 """Nine classes: the least urgent request overtakes a stream of the most urgent ones after 45 seconds."""
 
+MAX_BYTES = 32 << 20
+"""Of requests that wait, as they came in; they take about three times that in memory. One client may have half."""
+
 T = TypeVar("T")
 
 
 class Waiting(Struct, Generic[T], frozen=True):
-    """``deadline`` and ``since`` on the clock that the queue is asked with; higher ``priority`` is more urgent."""
+    """``deadline`` and ``since`` on the clock that the queue is asked with; higher ``priority`` is more urgent.
+
+    ``size`` in bytes.
+    """
 
     client: str
     item: T
@@ -30,16 +36,31 @@ class Waiting(Struct, Generic[T], frozen=True):
     since: float
     number: int
     deadline: float | None = None
+    size: int = 0
+
+
+class Room(Struct, frozen=True):
+    """What is on its way in: so many requests with so many bytes."""
+
+    count: int = 0
+    size: int = 0
+
+
+NOTHING = Room()
 
 
 class RequestQueue(Generic[T]):
-    """At most ``limit`` requests wait, at most ``client_limit`` of one client."""
+    """At most ``limit`` requests wait, at most ``client_limit`` of one client; together at most ``max_bytes``, of one
+    client half of that.
+    """
 
-    def __init__(self, limit: int, client_limit: int) -> None:
+    def __init__(self, limit: int, client_limit: int, max_bytes: int = MAX_BYTES) -> None:
         self.limit = limit
         self.client_limit = client_limit
+        self.max_bytes = max_bytes
         self._waiting: dict[int, Waiting[T]] = {}
         self._by_client: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
         self._served: dict[str, float] = {}
         self._turns: dict[str, float] = {}
         self._clock = 0.0
@@ -50,9 +71,14 @@ class RequestQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter([waiting.item for waiting in self._waiting.values()])
 
-    def has_room(self, client: str, reserved: int = 0, own: int = 0) -> bool:
-        """Whether one more of ``client`` may wait, beside ``reserved`` on their way in, ``own`` of them its own."""
-        return len(self._waiting) + reserved < self.limit and self._by_client.get(client, 0) + own < self.client_limit
+    def has_room(self, client: str, size: int = 0, *, arriving: Room = NOTHING, own: Room = NOTHING) -> bool:
+        """Whether one more of ``client`` may wait, beside all that is ``arriving`` and its ``own`` among that."""
+        return (
+            len(self._waiting) + arriving.count < self.limit
+            and self._by_client.get(client, 0) + own.count < self.client_limit
+            and sum(self._bytes.values()) + arriving.size + size <= self.max_bytes
+            and self._bytes.get(client, 0) + own.size + size <= self.max_bytes // 2
+        )
 
     def put(self, waiting: Waiting[T]) -> None:
         """Let it wait; the caller asked :meth:`has_room` (what was accepted already is never turned away)."""
@@ -60,6 +86,7 @@ class RequestQueue(Generic[T]):
             self._served[waiting.client] = max(self._served.get(waiting.client, 0.0), self._clock)
         self._waiting[waiting.number] = waiting
         self._by_client[waiting.client] = self._by_client.get(waiting.client, 0) + 1
+        self._bytes[waiting.client] = self._bytes.get(waiting.client, 0) + waiting.size
 
     def peek(self, now: float) -> T | None:
         """What :meth:`take` would give."""
@@ -91,8 +118,10 @@ class RequestQueue(Generic[T]):
         if waiting is None:
             return None
         self._by_client[waiting.client] -= 1
+        self._bytes[waiting.client] -= waiting.size
         if not self._by_client[waiting.client]:
             del self._by_client[waiting.client]
+            del self._bytes[waiting.client]
             self._turns.pop(waiting.client, None)
             self._forget_idle_clients()
         return waiting.item

@@ -178,7 +178,8 @@ class Serving:
     async def recover(self) -> None:
         """Take up what an earlier run of the agent left behind; before the first request comes in."""
         for left in await take_up(self._ledger, self._replies):
-            job = self._make_job(left.of.key, left.request, left.of.correlation, attempt=left.of.attempt)
+            job = self._make_job(left.of.key, left.request, left.of.correlation)
+            job.attempt, job.size = left.of.attempt, len(left.of.request or b"")
             if left.of.deadline_at is not None:
                 # Never longer than it was: the clock may have been set back.
                 left_seconds = left.of.deadline_at - max(self._wall(), left.of.accepted_at)
@@ -217,6 +218,7 @@ class Serving:
 
     def _on_accepted(self, accepted: Accepted) -> None:
         job = self._make_job(accepted.key, accepted.request, accepted.correlation)
+        job.size = accepted.size
         if accepted.deadline_seconds is not None:
             job.deadline = job.accepted + accepted.deadline_seconds
         self._log.accepted(job)
@@ -227,10 +229,10 @@ class Serving:
         if not job.running and self._jobs.get(job.key) is job:
             self._streams.tell_position(job)
 
-    def _make_job(self, key: Key, request: GenerateRequest, correlation: bytes | None, attempt: int = 1) -> Job:
+    def _make_job(self, key: Key, request: GenerateRequest, correlation: bytes | None) -> Job:
         now = self._now()
         frames = FrameStream(self._settings.stream_interval_ms / 1000, stream=request.stream, now=now)
-        return Job(key, request, frames, accepted=now, deadline=None, correlation=correlation, attempt=attempt)
+        return Job(key, request, frames, accepted=now, deadline=None, correlation=correlation)
 
     def _supersede(self, newer: Job) -> None:
         """The newer request with the same key wins over older ones of its client."""

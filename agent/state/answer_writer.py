@@ -11,6 +11,7 @@ the requests that were accepted before.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import sqlite3
@@ -180,11 +181,16 @@ class AnswerWriter:
             if fresh and open_ and len(group) < MAX_GROUP and all(operation.future is None for operation in group):
                 lazy = group
                 continue
-            if time.monotonic() - swept >= SWEEP_SECONDS:
+            sweeping = time.monotonic() - swept >= SWEEP_SECONDS
+            if sweeping:
                 swept = time.monotonic()
                 group.append(_Operation(self._expire, None))
             if group or self._held:
                 self._commit(self._held + group)
+            if sweeping:
+                # What cannot be tidied now is the next time; a disk that fails is noticed by what has to be stored.
+                with contextlib.suppress(EdgeBundleError):
+                    self._database.tidy()
 
     def _expire(self, connection: sqlite3.Connection) -> None:
         now = self._clock()

@@ -19,6 +19,9 @@ FILE = "state.db"
 BUSY_TIMEOUT_SECONDS = 10.0
 """The installer writes from its own process; its transactions take milliseconds."""
 
+TIDY_PAGES = 2048
+"""8 MiB at a time, so that commits do not wait long."""
+
 
 class Database:
     """One connection, shared by the threads of a process; transactions are serialised.
@@ -38,6 +41,9 @@ class Database:
             )
             path.chmod(0o600)
             self._connection.row_factory = sqlite3.Row
+            # What was deleted is overwritten, and its room goes back to the disk: see tidy. Only a new file heeds it.
+            self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            self._connection.execute("PRAGMA secure_delete=ON")
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA foreign_keys=ON")
@@ -79,6 +85,18 @@ class Database:
                 return self._connection.execute(sql, parameters).fetchall()
             except sqlite3.Error as error:
                 raise _translate(error) from error
+
+    def tidy(self) -> None:
+        """Empty the log into the file, so that no deleted text stays in it, and give back some of the room it left."""
+        with self._lock:
+            try:
+                self._effects.perform("commit", "tidy", self._give_back)
+            except sqlite3.Error as error:
+                raise _translate(error) from error
+
+    def _give_back(self) -> None:
+        # As a script: by execute, it gives back one page and stops.
+        self._connection.executescript(f"PRAGMA incremental_vacuum({TIDY_PAGES}); PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         with self._lock:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from contract.mqtt.messages import MAX_REQUEST_BYTES
 from tests.agent.device import sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
+from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient
 
 pytestmark = pytest.mark.broker
@@ -175,3 +177,25 @@ def test_cancel_that_comes_too_late_is_no_fault(make_device: MakeDevice, client:
         pass
     assert len(client.answers["done"].lasts) == 1
     assert not any("control" in frame for frame in client.answers["done"].frames)
+
+
+def test_large_requests_wait_in_a_bounded_room(
+    make_device: MakeDevice, client: RawClient, shared_broker: Broker
+) -> None:
+    """Half of it is there for one client; others still get in."""
+    device = make_device(client_queue_limit=64).start(settle=False)
+    text = "count 1 " + "x" * (MAX_REQUEST_BYTES - 200)
+    for number in range(20):
+        client.ask(f"q{number}", text)
+    other = RawClient(shared_broker.port, f"{client.name}-2", client.device)
+    other.ask("small", "count 2")
+    device.until(lambda: device.serving.queued == 17 and len(client.unanswered()) == 16)
+    refused = [answer.lasts[0]["error"] for answer in client.answers.values() if answer.lasts]
+    assert {(error["code"], error["type"]) for error in refused} == {(429, "queue_full")}
+    assert len(refused) == 4
+    device.run(device.serving.swap(sealed(), "drain"))
+    device.call(device.serving.settled)
+    assert other.wait_answer("small").lasts[0]["finish_reason"]
+    for number in range(16):
+        assert client.wait_answer(f"q{number}").lasts[0]["finish_reason"]
+    other.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.state import answers
+from agent.state import answer_writer, answers
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS, Key, Verdict
 from agent.state.database import Database
@@ -228,3 +228,43 @@ def test_what_was_held_to_the_end_is_unfinished_afterwards(database: Database) -
     database.query("PRAGMA query_only = 0")
     with database.transaction("test") as connection:
         assert [left.key for left in answers.unfinished(connection)] == [KEY]
+
+
+def test_deleted_texts_leave_the_disk_and_their_room_goes_back(database: Database, tmp_path: Path) -> None:
+    def on_disk() -> bytes:
+        return b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
+
+    for number in range(40):
+        key = Key("c", str(number))
+        with database.transaction("test") as connection:
+            answers.accept(connection, key, "f", b"a private prompt" * 4096, now=0.0)
+            answers.mark_answered(connection, key, b"a private answer" * 4096, now=0.0)
+    full = len(on_disk())
+    assert b"private" in on_disk()
+    with database.transaction("test") as connection:
+        answers.expire(connection, now=2.0 * KEEP_SECONDS)
+    database.tidy()
+    assert b"private" not in on_disk()
+    assert len(on_disk()) < full / 10
+
+
+def test_the_ledger_tidies_up_after_itself(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_writer, "SWEEP_SECONDS", 0.01)
+    now = 0.0
+
+    async def live() -> None:
+        nonlocal now
+        writer = AnswerWriter(database, lambda: now)
+        await writer.accept(KEY, "f", b"a private prompt", deadline_at=None, correlation=None, may_insert=True)
+        await writer.answered(KEY, b"a private answer")
+        now = 2.0 * KEEP_SECONDS
+        while any(b"private" in path.read_bytes() for path in tmp_path.iterdir()):
+            await asyncio.sleep(0.01)
+        await writer.close()
+
+    asyncio.run(asyncio.wait_for(live(), 60))
+    assert answers_left(database) == [("one", None)]
+
+
+def answers_left(database: Database) -> list[tuple[str, bytes | None]]:
+    return [(row["id"], row["last"]) for row in database.query("SELECT id, last FROM answers")]
