@@ -23,9 +23,9 @@ from agent.engine.adapters import LoadedAdapters
 from agent.engine.answer import Answer, prepare, rejection, with_changes
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
-from agent.engine.memory import FLOAT_BYTES, kv_bytes_per_token, usable_bytes
 from agent.engine.native import native
 from agent.engine.processors import Processors
+from agent.engine.room import KV_GRANULE, Room, rounded
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
 from agent.engine.sight import PLACES, Look, Seen, Sight
 from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, StepEvent
@@ -37,9 +37,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is first impo
 
 SLOTS = 4
 """Requests taken in turns. More would only make each slower: the sum of their speeds stays the same."""
-
-KV_GRANULE = 64
-"""Generators are sized in multiples of this many tokens."""
 
 CAPABILITIES = (
     "chat",
@@ -90,8 +87,7 @@ class GenaiEngine:
             sees = self._pipeline and config.model_type in PLACES and self._tokenizing.chat
             self._sight = Sight(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
-        self._kv_per_token = kv_bytes_per_token(config)
-        self._budget = max_bytes or usable_bytes()
+        self._room = Room(config, max_bytes, self._shows_all_logits)
         self._waiting: deque[Turn] = deque()
         self._active: list[Turn] = []
         self._looking: dict[int, tuple[Generation, Look]] = {}
@@ -193,7 +189,7 @@ class GenaiEngine:
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
         with native("the model failed on a canary"):
-            options = {"max_length": _rounded(len(ids), self._facts.context_length)}
+            options = {"max_length": rounded(len(ids), self._facts.context_length)}
             losses = generator_losses(self._generator(options, adapter), ids, first, SCORE_SLICE)
             if losses is None:
                 losses = generator_losses(self._generator(options, adapter), ids, first, 1) or [math.nan]
@@ -238,38 +234,11 @@ class GenaiEngine:
         constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
         answer = Answer(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
         if seen or generation.num_beams > 1:
-            self._check_whole(len(prompt) * generation.num_beams, "prompt" if generation.prompt else "messages")
-        length = self._fit(generation, len(prompt), len(prompt) + answer.limit)
+            self._room.check_whole(len(prompt) * generation.num_beams, "prompt" if generation.prompt else "messages")
+        length = self._room.length(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
-        kv_bytes = length * self._kv_per_token * generation.num_beams
+        kv_bytes = length * self._room.token_bytes * generation.num_beams
         return Turn(answer, length, kv_bytes, partial(self._generator, adapter=adapter), seen=seen)
-
-    def _fit(self, generation: Generation, prompt: int, wanted: int) -> int:
-        """Tokens to allocate: what is wanted, or without a wish for a length what there is memory for.
-
-        Raises:
-            RequestInvalid: more than there is memory for.
-        """
-        length = _rounded(wanted, self._facts.context_length)
-        room = self._budget // (self._kv_per_token * generation.num_beams)
-        if length <= room:
-            return length
-        if generation.max_tokens is None and prompt < room:
-            return room
-        field = "max_tokens" if prompt < room else "prompt" if generation.messages is None else "messages"
-        raise RequestInvalid(f"it needs {length} tokens of context and there is memory for {room} here", field=field)
-
-    def _check_whole(self, tokens: int, field: str) -> None:
-        """Whether a prompt of so many tokens can be read in one piece, without slices.
-
-        Raises:
-            RequestInvalid: the logits of all of them, which most graphs compute, are more than there is memory for.
-        """
-        needed = tokens * self._facts.vocab_size * FLOAT_BYTES
-        room = usable_bytes()
-        if needed > room and self._shows_all_logits():
-            text = f"{tokens} tokens in one piece need {needed >> 20} MiB, and there are {room >> 20} here: shorten it"
-            raise RequestInvalid(text, field=field)
 
     def _shows_all_logits(self) -> bool:
         with native("the model cannot be tried"):
@@ -280,7 +249,7 @@ class GenaiEngine:
     def _start_waiting(self) -> None:
         used = sum(turn.kv_bytes for turn in self._active)
         while self._waiting and len(self._active) < SLOTS:
-            if used + self._waiting[0].kv_bytes > self._budget:
+            if used + self._waiting[0].kv_bytes > self._room.budget:
                 break
             turn = self._waiting.popleft()
             with native("no memory for a request"):
@@ -294,11 +263,6 @@ class GenaiEngine:
         generator = self._og.Generator(self._model, parameters)
         self._adapters.activate(generator, adapter)
         return generator
-
-
-def _rounded(tokens: int, context_length: int) -> int:
-    """A Generator's size: a multiple of the granule, at most the context."""
-    return min(-(-tokens // KV_GRANULE) * KV_GRANULE, context_length)
 
 
 def _check_beams(generation: Generation) -> None:

@@ -215,7 +215,7 @@ def test_more_pictures_than_the_context_holds_are_refused(seeing: Engine) -> Non
 
 
 def test_a_picture_that_there_is_no_memory_for_is_refused(seeing: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.engine.genai.usable_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("agent.engine.room.usable_bytes", lambda: 1 << 20)
     outcome = answer(seeing, look(1, RED, QUESTION))
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
