@@ -71,8 +71,8 @@ class PacedReader(io.RawIOBase):
         """
         if self._allowance.left <= 0:
             raise SourceUnavailable("the server sends more than was asked for")
-        remaining = max(0.01, self._pace.window_seconds - self._waited)
-        self._connection.settimeout(min(self._pace.read_seconds, remaining))
+        # Not cut short at the end of a window: the read that happens to lie across it would always be given up on.
+        self._connection.settimeout(self._pace.read_seconds)
         before = self._clock()
         try:
             count = self._raw.readinto(buffer) or 0

@@ -82,6 +82,20 @@ def test_a_dripping_stream_is_given_up_on_as_too_slow() -> None:
     assert caught.value.reason is Reason.SOURCE_TOO_SLOW
 
 
+def test_a_slow_server_that_keeps_the_pace_is_read_to_its_end() -> None:
+    """Its pauses lie across the ends of the windows in which the pace is measured."""
+
+    def script(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 206 x\r\nContent-Range: bytes 0-3999/4000\r\nContent-Length: 4000\r\n\r\n")
+        for _ in range(20):
+            over.wait(0.08)
+            connection.sendall(b"x" * 200)
+
+    pace = Pace(connect_seconds=30, read_seconds=30, window_seconds=0.1, min_bytes_per_second=1)
+    with hostile(script) as url:
+        assert sum(map(len, HttpSource(url, pace=pace).stream(PATH, 0, 4000))) == 4000
+
+
 @pytest.mark.parametrize(
     "script",
     [
