@@ -12,7 +12,7 @@ from agent import host
 from agent.diagnosis.finding import Finding
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
-from agent.state.database import Database
+from agent.state.database import Database, check_not_lost
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
@@ -61,6 +61,7 @@ def is_running(place: StateDirectory) -> bool:
 
 def database(place: StateDirectory) -> Finding:
     if not place.database.is_file():
+        check_not_lost(place)
         return Finding("database", "note", "nothing was installed here yet")
     opened = Database(place.database, MIGRATIONS)
     try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent.state.layout import StateDirectory
 from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
 
@@ -49,10 +50,16 @@ class Database:
             self._connection.execute("PRAGMA foreign_keys=ON")
         except (sqlite3.Error, OSError) as error:
             raise _translate(error) from error
-        self._migrate(migrations)
+        try:
+            self._migrate(path, migrations)
+        except BaseException:
+            self._connection.close()
+            raise
 
-    def _migrate(self, migrations: tuple[str, ...]) -> None:
+    def _migrate(self, path: Path, migrations: tuple[str, ...]) -> None:
         version = int(self.query("PRAGMA user_version")[0][0])
+        if version == 0:
+            check_not_lost(StateDirectory(path.parent))
         if version > len(migrations):
             raise StoreBroken(f"{FILE} was written by a newer agent (schema {version}); install that agent again")
         for number in range(version, len(migrations)):
@@ -101,6 +108,25 @@ class Database:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def check_not_lost(directory: StateDirectory) -> None:
+    """Refuse to begin anew beside what only an older state can have put there: with the state, what was active, the
+    security epoch and the floor of trust are lost, and everything here would be taken for strays.
+
+    Raises:
+        StoreBroken.
+    """
+    for place in (directory.trust, directory.bundles):
+        try:
+            found = place.is_dir() and any(place.iterdir())
+        except OSError as error:
+            raise StoreBroken(f"{place} cannot be listed: {error.strerror}") from error
+        if found:
+            raise StoreBroken(
+                f"{FILE} is empty or missing although {place.name}/ beside it is not: it was lost; move the state "
+                "directory away, provision trust again and let the agent fetch its bundle anew"
+            )
 
 
 def _translate(error: Exception) -> StoreFull | StoreBroken:

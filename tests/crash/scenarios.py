@@ -119,7 +119,9 @@ def make_older(directory: StateDirectory) -> None:
     now.close()
     for left in directory.root.glob(f"{directory.database.name}*"):
         left.unlink()
-    older = Database(directory.database, MIGRATIONS[:1])
+    # Made elsewhere: an agent does not begin anew beside bundles.
+    scratch = directory.root.with_name("older.db")
+    older = Database(scratch, MIGRATIONS[:1])
     with older.transaction("copy") as connection:
         connection.execute("DELETE FROM installation")
         for table, found in rows.items():
@@ -128,6 +130,7 @@ def make_older(directory: StateDirectory) -> None:
                 values = [row[name] for name in known]
                 connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
     older.close()
+    scratch.rename(directory.database)
 
 
 ADAPTER = "adapter"

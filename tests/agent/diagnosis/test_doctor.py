@@ -135,6 +135,13 @@ def test_a_damaged_database_is_named(place: StateDirectory) -> None:
     assert found.verdict == "bad"
 
 
+def test_a_database_that_was_lost_is_named(place: StateDirectory) -> None:
+    place.database.unlink()
+    (place.bundles / "of an older state").mkdir(parents=True)
+    (found,) = examine("database", lambda: state.database(place))
+    assert (found.verdict, "it was lost" in found.detail) == ("bad", True)
+
+
 def doctors_view(broker: Broker, **settings: Any) -> dict[str, Finding]:
     found = round_trip(BrokerSettings(host="127.0.0.1", port=broker.port, **settings), Topics("d1"))
     return {finding.check: finding for finding in found}

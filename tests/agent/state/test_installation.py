@@ -140,6 +140,24 @@ def test_the_clock_floor_only_rises(state: InstallationState) -> None:
         assert state.clock_floor() == expected
 
 
+@pytest.mark.parametrize("how", ["missing", "empty"])
+@pytest.mark.parametrize("left", ["trust/trusted.json", "bundles/of an older state"])
+def test_a_state_that_was_lost_is_not_begun_anew(path: Path, how: str, left: str) -> None:
+    """What lies beside it would be removed as strays, and the epoch and the floor of trust would be forgotten."""
+    Database(path, MIGRATIONS).close()
+    (path.parent / left).parent.mkdir()
+    (path.parent / left).touch()
+    Database(path, MIGRATIONS).close()
+    for file in path.parent.glob("state.db*"):
+        file.unlink()
+    if how == "empty":
+        path.touch()
+    for _ in range(2):
+        with pytest.raises(StoreBroken, match="it was lost; move the state directory away"):
+            Database(path, MIGRATIONS)
+    assert (path.parent / left).exists()
+
+
 def test_the_schema_of_a_newer_agent_is_refused(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version=99")
