@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import UNSET, Struct
 
+from agent.install.machine import State
 from agent.install.settings import InstallSettings, tighten
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
@@ -78,13 +79,17 @@ def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str
 
 def rollback_wish(state: InstallationState, settings: InstallSettings, *, allow_epoch: bool) -> Wish:
     """Back to the bundle that was active before this one; its bytes are here. Again, and it is the one before that,
-    as long as one is here; then the one that was gone back from last.
+    as long as one is here; then the one that was gone back from last. While a candidate answers already, what is gone
+    back from is the candidate.
 
     Raises:
         UsageError: there is none.
     """
     snapshot = state.snapshot()
-    previous = state.bundle(state.history.before(snapshot.active) or snapshot.previous)
+    if State(snapshot.phase) in (State.SWITCH, State.PROBATION):
+        previous = state.bundle(snapshot.active)
+    else:
+        previous = state.bundle(state.history.before(snapshot.active) or snapshot.previous)
     if previous is None:
         raise UsageError("there is no previous bundle on this device to go back to")
     return Wish(

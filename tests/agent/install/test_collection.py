@@ -88,6 +88,31 @@ async def test_each_rollback_goes_one_further_back(market: Market, device: Devic
         assert await go_back(stage, coordinator) == "1.0.0", "also after an update in between"
 
 
+async def test_a_candidate_that_answers_already_is_what_a_rollback_leads_away_from(
+    market: Market, device: Device
+) -> None:
+    """Whoever sees it misbehave in its probation wants the one before it, not the one before that."""
+    publish(market, *VERSIONS)
+    stage = stage_for(market, device, keep_previous=3)
+    for before in (VERSIONS[:2], ()):
+        async with stage.agent() as coordinator:
+            await follow(stage, coordinator, *before)
+            stage.reported.clear()
+            coordinator.desire(desired("1.2.0", f"try {before}", policy={"probation_seconds": 1000}))
+            await stage.until(lambda reported: reported.phase == "PROBATION")
+            assert await go_back(stage, coordinator) == "1.1.0"
+            now = stage.reported[-1]
+            assert now.phase == "IDLE"
+            assert now.active is not None
+            assert now.active.version == "1.1.0"
+        # It stays there: the wish is overridden.
+        stage.restart()
+        async with stage.agent() as coordinator:
+            assert stage.state.snapshot().overridden
+            assert stage.serving.bundle is not None
+            assert stage.serving.bundle.manifest.version == "1.1.0"
+
+
 async def test_what_was_wished_for_again_is_no_rollback(market: Market, device: Device) -> None:
     publish(market, *VERSIONS)
     stage = stage_for(market, device, keep_previous=3)
