@@ -124,6 +124,18 @@ def collect_bundles(
     return removed
 
 
+def collect_derived(state: InstallationState, directory: StateDirectory, disk: Disk) -> None:
+    """Remove the prepacked weights of every bundle but the active one: they are made anew when it is served again.
+
+    Raises:
+        StoreBroken, StoreFull.
+    """
+    active = state.snapshot().active
+    for path in _children(directory.derived):
+        if path.name != active:
+            disk.remove(path)
+
+
 def used_bytes(directory: StateDirectory) -> int:
     """What the quota counts: sealed bundles, derived weights and files on their way."""
     return sum(tree_bytes(path) for path in (directory.bundles, directory.derived, directory.inbox))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent.host import check_provider, check_requires, disk_available, measure_host
 from agent.install.adapters import check_has_base
-from agent.install.collection import collect_bundles, collect_strays, known_bundles, used_bytes
+from agent.install.collection import collect_bundles, collect_derived, collect_strays, known_bundles, used_bytes
 from agent.install.fetching import fill_part
 from agent.install.inspection import check_file, inspect_bundle
 from agent.install.job import Job, Line, Reached, Resolved
@@ -176,22 +176,27 @@ class Obtaining:
         return whole, resumed
 
     def _make_room(self, trusted: TrustedManifest, needed: int) -> None:
-        quota = self._job.quota_bytes
-        available = disk_available(self._directory.root)
+        """Take what can be had again or was kept in case, as far as room is needed, on the disk or under the quota."""
+        state, directory, disk, quota = self._state, self._directory, self._disk, self._job.quota_bytes
+        available = disk_available(directory.root)
+        used = used_bytes(directory)
+        limit = min(quota, used + available) if quota else used + available
+        if used + needed > limit:
+            collect_derived(state, directory, disk)
+        if used_bytes(directory) + needed > limit:
+            collect_bundles(
+                state,
+                directory,
+                disk,
+                # Whatever is kept for a rollback goes only as far as room is needed, the oldest first.
+                keep_previous=max(1, len(state.bundles())),
+                quota_bytes=max(1, limit - needed),
+                protected=[trusted.digest],
+            )
+        available = disk_available(directory.root)
         if needed > available:
             raise StoreFull(f"{needed} bytes are needed for {trusted.manifest.reference}, {available} are free")
-        if not quota or used_bytes(self._directory) + needed <= quota:
-            return
-        collect_bundles(
-            self._state,
-            self._directory,
-            self._disk,
-            # Whatever is kept for a rollback goes only as far as room is needed, the oldest first.
-            keep_previous=max(1, len(self._state.bundles())),
-            quota_bytes=max(1, quota - needed),
-            protected=[trusted.digest],
-        )
-        if used_bytes(self._directory) + needed > quota:
+        if quota and used_bytes(directory) + needed > quota:
             raise StoreFull(
                 f"{needed} bytes more are needed for {trusted.manifest.reference}; with what must stay "
                 f"that is beyond the quota of {quota}"

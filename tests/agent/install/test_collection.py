@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent.install import obtaining
 from agent.install.collection import collect_bundles, used_bytes
 from agent.install.inspection import inspect_bundle
 from agent.install.ports import SealedBundle, ServingCounters
@@ -187,6 +188,40 @@ def test_an_installation_that_needs_room_takes_the_oldest_and_no_more(market: Ma
     for bundle in (sealed["1.2.0"], sealed["1.3.0"], newest):
         inspect_bundle(bundle.directory, bundle.digest)
     assert used_bytes(device.directory) <= quota
+
+
+def derive_for(device: Device, bundle: SealedBundle) -> Path:
+    """Stands in for prepacked weights."""
+    place = device.directory.derived_of(bundle.digest) / "this-cpu"
+    place.mkdir(parents=True)
+    (place / "model.onnx.data").write_bytes(b"x" * MIB)
+    return place
+
+
+def test_prepacked_weights_of_what_does_not_serve_make_room_for_an_update(market: Market, device: Device) -> None:
+    sealed = install(market, device, "1.0.0", "1.1.0")
+    old, new = (derive_for(device, bundle) for bundle in sealed.values())
+    market.publish("1.2.0", {"extra.bin": os.urandom(MIB)})
+    quota = used_bytes(device.directory) + MIB // 2
+    device.install(market.job(device.directory.root, "1.2.0", quota_bytes=quota))
+    assert (old.exists(), new.exists()) == (False, True)
+    assert here(device) == {"1.0.0", "1.1.0", "1.2.0"}
+    assert used_bytes(device.directory) <= quota
+
+
+@pytest.mark.parametrize("short_of", ["prepacked weights", "kept bundles"])
+def test_a_full_disk_is_made_room_on_as_under_a_quota(
+    market: Market, device: Device, short_of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed = install(market, device, "1.0.0", "1.1.0", "1.2.0")
+    if short_of == "prepacked weights":
+        derive_for(device, sealed["1.1.0"])
+    capacity = used_bytes(device.directory) + MIB // 2
+    # A disk of that size with nothing else on it.
+    monkeypatch.setattr(obtaining, "disk_available", lambda root: capacity - used_bytes(device.directory))
+    market.publish("1.3.0", {"extra.bin": os.urandom(MIB)})
+    device.install(market.job(device.directory.root, "1.3.0"))
+    assert here(device) == {"1.1.0", "1.2.0", "1.3.0"} | ({"1.0.0"} if short_of == "prepacked weights" else set())
 
 
 def test_the_quota_costs_neither_active_nor_previous_nor_what_has_arrived(market: Market, device: Device) -> None:
