@@ -41,6 +41,12 @@ class NobodyServed:
         self._bundle = bundle
         return SwapReport(mode=mode, hold_ms=0.0)
 
+    async def step_aside(self) -> None:
+        """Nobody is loaded."""
+
+    async def come_back(self) -> float | None:
+        return None
+
     async def withdraw(self) -> None:
         self._bundle = None
 

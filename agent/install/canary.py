@@ -1,4 +1,4 @@
-"""Trying a candidate in a worker of its own, at the lowest priority, before it may answer anybody.
+"""Trying a candidate in a worker of its own, beside what serves at the lowest priority, before it may answer anybody.
 
 It must load, give finite logits, predict the build's own answers about as well as the build did, and stay within its
 memory. Speed is not judged here: beside a serving model it would refuse good bundles.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import msgspec
 from msgspec import Struct
 
 from agent.host import total_memory
@@ -41,13 +42,25 @@ async def run_canary(
     settings: InstallSettings,
     *,
     adapter: SealedBundle | None = None,
+    alone: bool = False,
 ) -> CanaryPassed | Failure:
-    """The verdict on ``bundle``, or on one of its adapters; the worker is gone when this returns or is cancelled."""
+    """The verdict on ``bundle``, or on one of its adapters; the worker is gone when this returns or is cancelled.
+
+    ``alone``: what serves stepped aside for it and requests wait, so it gives way to nobody.
+    """
+    if not alone:
+        # At the lowest priority beside a busy model it may be silent for minutes without hanging.
+        worker_settings = msgspec.structs.replace(
+            worker_settings,
+            load_seconds=max(worker_settings.load_seconds, settings.canary_seconds),
+            stall_seconds=max(worker_settings.stall_seconds, settings.canary_seconds),
+        )
+    nice = 0 if alone else CANARY_NICE
     worker: Worker | None = None
     try:
         async with asyncio.timeout(settings.canary_seconds):
             try:
-                start = partial(workers, worker_settings, nice=CANARY_NICE, on_event=lambda event: None)
+                start = partial(workers, worker_settings, nice=nice, on_event=lambda event: None)
                 worker = await load_bundle(bundle, start)
             except EngineFailed as error:
                 return Failure(Reason.CANARY_LOAD_FAILED, error.message)

@@ -13,19 +13,17 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.install.canary import CanaryPassed, run_canary
 from agent.install.collection import collect_bundles, collect_strays
 from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
-from agent.install.inspection import check_unchanged, inspect_bundle, mark_files, read_manifest
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
 from agent.install.machine import Action, Event, State, step
-from agent.install.ports import SealedBundle, Serving, Speed
+from agent.install.ports import Serving, Speed
 from agent.install.reporting import Reporter, reported_error
 from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
 from agent.install.telling import Telling
-from agent.install.trial import remember_speed, swap_mode, watch
+from agent.install.trial import Candidate, Trial, remember_speed, swap_mode, watch
 from agent.install.wishes import Wish
 from agent.state.audit import AuditLog, RefusalRation
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
@@ -33,7 +31,7 @@ from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.durable import Disk
-from contract.errors import BundleRefused, EdgeBundleError, EngineFailed
+from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, StoreBroken, StoreFull
 from contract.names import Digest
 from contract.reasons import Reason
 
@@ -72,13 +70,19 @@ class Driver:
         self._store = state
         self._settings = settings
         self._serving = serving
-        self._workers = workers
-        self._worker_settings = worker_settings
         self._disk = disk
         self._installer = installer
         self._reporter = reporter
         self._restoring = Restoring(directory, state, serving, deriver)
         self._telling = Telling(reporter, audit)
+        self._trial = Trial(
+            directory=directory,
+            serving=serving,
+            workers=workers,
+            worker_settings=worker_settings,
+            restoring=self._restoring,
+            telling=self._telling,
+        )
         self._ration = ration
         snapshot = state.snapshot()
         self._state = State(snapshot.phase)
@@ -87,10 +91,7 @@ class Driver:
         self._wish: Wish | None = None
         self._outcome = Outcome("superseded")
         self._superseded = asyncio.Event()
-        self._sealed: SealedBundle | None = None
-        self._marks: tuple[tuple[int, ...], ...] = ()
-        self._adapter: SealedBundle | None = None
-        self._passed: CanaryPassed | None = None
+        self._tried: Candidate | None = None
         self._predecessor_speed: Speed | None = None
         self.restored = False
         self.damaged = False
@@ -107,7 +108,7 @@ class Driver:
         """
         self._wish = wish
         self._settings = wish.settings
-        self._candidate = self._failure = self._sealed = self._passed = self._adapter = None
+        self._candidate = self._failure = self._tried = None
         self._outcome = Outcome("superseded")
         self._superseded.clear()
         self._reporter.begin(wish.revision)
@@ -156,11 +157,16 @@ class Driver:
         self._superseded.set()
 
     async def _drive(self, event: Event | None) -> None:
-        while event is not None:
-            actions = self._enter(event)
-            event = None
-            for action in actions:
-                event = await self._perform(action) or event
+        try:
+            while event is not None:
+                actions = self._enter(event)
+                event = None
+                for action in actions:
+                    event = await self._perform(action) or event
+        except (StoreBroken, StoreFull):
+            # A candidate that cannot be switched to must not keep what made room for it from answering.
+            await self._serving.come_back()
+            raise
         # The last action may have brought news.
         self._reporter.tell()
 
@@ -288,18 +294,8 @@ class Driver:
                     f"it was tried {self._settings.max_attempts} times and never came through",
                 )
             )
-        place = self._directory.bundle(digest)
         try:
-            # The installer verified it in another process; what is loaded is verified by whoever loads it.
-            manifest = await asyncio.to_thread(read_manifest, place, digest)
-            self._marks = mark_files(place, manifest)
-            sealed = await asyncio.to_thread(inspect_bundle, place, digest)
-            self._sealed = await self._restoring.complete(sealed)
-            self._adapter = None if manifest.base is None else sealed
-            verdict = await run_canary(
-                self._sealed, self._workers, self._worker_settings, self._settings, adapter=self._adapter
-            )
-            check_unchanged(place, manifest, self._marks)
+            verdict = await self._trial.run_canary(digest, self._settings)
         except BundleRefused as refused:
             # This disk's fault, not the bundle's: it is obtained again.
             self._outcome = Outcome("later", refused)
@@ -307,7 +303,7 @@ class Driver:
             return Event.UNAVAILABLE
         if isinstance(verdict, Failure):
             return self._fail(verdict)
-        self._passed = verdict
+        self._tried = verdict
         return Event.CANARY_PASSED
 
     def _fail(self, failure: Failure) -> Event:
@@ -318,24 +314,23 @@ class Driver:
         return Event.FAILED
 
     async def _swap(self) -> Event:
-        assert self._sealed is not None and self._passed is not None
-        old = self._serving.bundle
+        tried, old = self._tried, self._serving.bundle
+        assert tried is not None
         self._predecessor_speed = remember_speed(self._serving, self._store, old)
-        mode = swap_mode(self._settings, self._passed.peak_rss_bytes) if old is not None else "drain"
-        new = self._adapter or self._sealed
-        if self._adapter is not None:
+        mode = swap_mode(self._settings, tried) if old is not None else "drain"
+        if tried.is_adapter:
             # Another engine may take turns where requests shared a batch: that is no verdict on the adapter.
             self._predecessor_speed = None
-        self._store.log_swap(new.digest, int(time.time()))
+        self._store.log_swap(tried.new.digest, int(time.time()))
         try:
-            report = await self._serving.swap(self._sealed, mode)
-            check_unchanged(new.directory, new.manifest, self._marks)
+            report = await self._serving.swap(tried.loaded, mode)
+            tried.check_unchanged()
         except EngineFailed as error:
             return self._fail(Failure(Reason.ENGINE_FAILED, error.message))
         except BundleRefused as refused:
             # It answers already, but with what nobody verified: the old one comes back.
             return self._fail(Failure(refused.reason, refused.message))
-        self._telling.swapped(old, new, report)
+        self._telling.swapped(old, tried.new, report)
         return Event.SWITCHED
 
     async def _watch(self) -> Event:

@@ -20,6 +20,8 @@ from contract.reasons import Reason
 READ_BYTES = 1 << 20
 
 OnBytes = Callable[[int], None]
+Marks = tuple[tuple[int, ...], ...]
+"""What changes when a file is written or replaced."""
 
 
 def read_manifest(directory: Path, digest: Digest) -> Manifest:
@@ -90,7 +92,7 @@ def inspect_bundle(directory: Path, digest: Digest, on_bytes: OnBytes | None = N
     return SealedBundle(digest=digest, directory=directory, manifest=manifest)
 
 
-def mark_files(directory: Path, manifest: Manifest) -> tuple[tuple[int, ...], ...]:
+def mark_files(directory: Path, manifest: Manifest) -> Marks:
     """What changes when a file of the bundle is written, replaced or renamed over: inode, size, times of change.
 
     Taken before a verification and compared after a use, it proves that what was used is what was verified, against
@@ -112,7 +114,7 @@ def mark_files(directory: Path, manifest: Manifest) -> tuple[tuple[int, ...], ..
     return tuple(marks)
 
 
-def check_unchanged(directory: Path, manifest: Manifest, marks: tuple[tuple[int, ...], ...]) -> None:
+def check_unchanged(directory: Path, manifest: Manifest, marks: Marks) -> None:
     """Refuse a bundle of which a file was touched since ``marks`` were taken.
 
     Raises:

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from agent.install.inspection import Marks
 from agent.install.ports import SealedBundle
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
 
 log = logging.getLogger("edge_agent.install")
-
-Marks = tuple[tuple[int, ...], ...]
 
 
 class Start(Protocol):

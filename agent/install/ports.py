@@ -84,6 +84,16 @@ class Serving(Protocol):
         """
         ...
 
+    async def step_aside(self) -> None:
+        """Give the model's memory back for a candidate that would not fit beside it; accepted requests wait until
+        :meth:`swap` or :meth:`come_back`. Cancelled halfway, it needs :meth:`come_back` as well.
+        """
+        ...
+
+    async def come_back(self) -> float | None:
+        """Serve again what stepped aside; the longest time in ms that a request waited, None if nothing had."""
+        ...
+
     async def withdraw(self) -> None:
         """Serve nothing from now on: the first bundle did not hold and there is none to go back to."""
         ...

@@ -40,6 +40,10 @@ class Telling:
             },
         )
 
+    def came_back(self, hold_ms: float) -> None:
+        """What had made room for a candidate answers again."""
+        self._reporter.hold_ms = hold_ms
+
     def committed(self, bundle: InstalledBundle) -> None:
         self._audit.note(
             "committed", bundle=bundle.reference, digest=bundle.digest, security_epoch=bundle.security_epoch

@@ -1,27 +1,117 @@
-"""A candidate's time in service before it is committed: how it takes its predecessor's place, what speed it has to hold
-against, and the watch over it.
+"""A candidate's time before it is committed: its canary, how it takes its predecessor's place, what speed it has to
+hold against, and the watch over it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+
+from msgspec import Struct
 
 from agent.host import available_memory
+from agent.install.canary import CanaryPassed, run_canary
 from agent.install.crowding import Crowding
+from agent.install.inspection import Marks, check_unchanged, inspect_bundle, mark_files, read_manifest
 from agent.install.ports import SealedBundle, Serving, Speed, SwapMode
 from agent.install.probation import judge, measured_speed
+from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
+from agent.install.telling import Telling
 from agent.state.installation import Failure, InstallationState
+from agent.state.layout import StateDirectory
+from agent.worker.ports import WorkerStarter
+from agent.worker.settings import WorkerSettings
+from contract.names import Digest
+
+log = logging.getLogger("edge_agent.install")
 
 WATCH_SECONDS = 0.25
 """How often probation looks at the counters."""
 
 
-def swap_mode(settings: InstallSettings, need_bytes: int) -> SwapMode:
-    """Whether a candidate that takes ``need_bytes`` runs beside its predecessor now, or after it."""
-    if settings.swap == "drain":
+class Candidate(Struct, frozen=True):
+    """A bundle that passed its canary. ``loaded`` is what a worker gets: the bundle, or for an adapter (``new``) the
+    active bundle with it. ``marks`` tell whether its files were touched since. ``alone``: what serves stepped aside.
+    """
+
+    new: SealedBundle
+    loaded: SealedBundle
+    marks: Marks
+    passed: CanaryPassed
+    alone: bool
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.new is not self.loaded
+
+    def check_unchanged(self) -> None:
+        """Raises BundleRefused when its files are not those that were verified."""
+        check_unchanged(self.new.directory, self.new.manifest, self.marks)
+
+
+class Trial:
+    """Gives candidates their canary: beside the model that serves, or in its place where memory has no room for two."""
+
+    def __init__(
+        self,
+        *,
+        directory: StateDirectory,
+        serving: Serving,
+        workers: WorkerStarter,
+        worker_settings: WorkerSettings,
+        restoring: Restoring,
+        telling: Telling,
+    ) -> None:
+        self._directory = directory
+        self._serving = serving
+        self._workers = workers
+        self._worker_settings = worker_settings
+        self._restoring = restoring
+        self._telling = telling
+
+    async def run_canary(self, digest: Digest, settings: InstallSettings) -> Candidate | Failure:
+        """The verdict on a sealed bundle. Unless it passed, what served before serves again when this returns.
+
+        Raises:
+            BundleRefused: its bytes on this disk are not those that were verified.
+        """
+        place = self._directory.bundle(digest)
+        # The installer verified it in another process; what is loaded is verified by whoever loads it.
+        manifest = await asyncio.to_thread(read_manifest, place, digest)
+        marks = mark_files(place, manifest)
+        new = await asyncio.to_thread(inspect_bundle, place, digest)
+        alone = self._serving.bundle is not None and not _has_room(settings, manifest.budget.peak_rss_bytes)
+        candidate: Candidate | None = None
+        try:
+            if alone:
+                log.info("memory has no room for %s beside what serves, which waits meanwhile", manifest.reference)
+                await self._serving.step_aside()
+            loaded = await self._restoring.complete(new)
+            adapter = None if manifest.base is None else new
+            verdict = await run_canary(
+                loaded, self._workers, self._worker_settings, settings, adapter=adapter, alone=alone
+            )
+            check_unchanged(place, manifest, marks)
+            if isinstance(verdict, Failure):
+                return verdict
+            candidate = Candidate(loaded if adapter is None else new, loaded, marks, verdict, alone)
+            return candidate
+        finally:
+            if candidate is None and (hold_ms := await self._serving.come_back()) is not None:
+                self._telling.came_back(hold_ms)
+
+
+def swap_mode(settings: InstallSettings, candidate: Candidate) -> SwapMode:
+    """Whether the candidate runs beside its predecessor now, or after it."""
+    if settings.swap == "drain" or candidate.alone:
         return "drain"
-    return "overlap" if available_memory() >= need_bytes + settings.reserve_bytes else "drain"
+    return "overlap" if _has_room(settings, candidate.passed.peak_rss_bytes) else "drain"
+
+
+def _has_room(settings: InstallSettings, need_bytes: int) -> bool:
+    """Whether a model that takes ``need_bytes`` fits beside what runs now."""
+    return available_memory() >= need_bytes + settings.reserve_bytes
 
 
 def remember_speed(serving: Serving, store: InstallationState, bundle: SealedBundle | None) -> Speed | None:

@@ -50,7 +50,7 @@ class Dispatch:
         self._now = now
         self._numbers = itertools.count(1)
         self._most_active: int | None = None
-        self.swapping = Swapping(self._make_seat, settings.drain_seconds, now)
+        self.swapping = Swapping(self._make_seat, settings.drain_seconds, now, on_health)
         self.stopping = False
 
     @property

@@ -279,15 +279,33 @@ class Serving:
         Raises:
             EngineFailed: the new model does not load or crashed while loading.
         """
-        self._on_health()
         try:
             hold = await self._swapping.swap(bundle, mode, self._dispatch.run_again)
             self._outcomes.count_anew()
-            waited = max((self._now() - max(hold, job.accepted) for job in self._queue), default=0.0) if hold else 0.0
-            return SwapReport(mode, round(waited * 1000, 3))
+            return SwapReport(mode, self._longest_wait(hold))
         finally:
             self._dispatch.pump()
             self._on_health()
+
+    async def step_aside(self) -> None:
+        """Give the model's memory back for a candidate; requests wait until :meth:`swap` or :meth:`come_back`."""
+        await self._swapping.step_aside(self._dispatch.run_again)
+
+    async def come_back(self) -> float | None:
+        """Serve again what stepped aside; the longest time in ms that requests waited, None if nothing had."""
+        try:
+            hold = await self._swapping.come_back()
+            return None if hold is None else self._longest_wait(hold)
+        finally:
+            self._dispatch.pump()
+            self._on_health()
+
+    def _longest_wait(self, hold: float | None) -> float:
+        """Milliseconds that those who wait now have waited since ``hold`` (None: nobody had to)."""
+        if hold is None:
+            return 0.0
+        waited = max((self._now() - max(hold, job.accepted) for job in self._queue), default=0.0)
+        return round(waited * 1000, 3)
 
     async def withdraw(self) -> None:
         """Serve nothing from now on; running answers may finish, those that wait are turned away."""

@@ -2,6 +2,7 @@
 
 ``overlap`` loads the new model beside the old one, which finishes what it runs. ``drain`` lets the old one finish,
 ends it and then loads the new one; requests wait meanwhile. Either way the old one serves on if the new one fails.
+Where memory has no room for a second model at all, the old one steps aside already while the new one is tried.
 """
 
 from __future__ import annotations
@@ -17,17 +18,29 @@ from contract.errors import EngineFailed
 
 
 class Swapping:
-    """Holds the current seat and those that are being left."""
+    """Holds the current seat and those that are being left; ``on_hold`` hears when requests begin to wait."""
 
-    def __init__(self, make_seat: Callable[[SealedBundle], Seat], drain_seconds: float, now: Callable[[], float]):
+    def __init__(
+        self,
+        make_seat: Callable[[SealedBundle], Seat],
+        drain_seconds: float,
+        now: Callable[[], float],
+        on_hold: Callable[[], None],
+    ) -> None:
         self._make_seat = make_seat
         self._drain_seconds = drain_seconds
         self._now = now
+        self._on_hold = on_hold
         self._lock = asyncio.Lock()
         self._leaving: dict[Seat, asyncio.Task[None]] = {}
+        self._held_since: float | None = None
+        self._aside: Seat | None = None
         self.seat: Seat | None = None
-        self.holding = False
+
+    @property
+    def holding(self) -> bool:
         """New requests wait: no worker may take any now."""
+        return self._held_since is not None
 
     @property
     def seats(self) -> list[Seat]:
@@ -48,8 +61,7 @@ class Swapping:
                 self.seat = seat
                 self._leaving[old] = asyncio.create_task(self._leave(old, run_again))
                 return None
-            since = self._now()
-            self.holding = True
+            since = self._hold()
             try:
                 if old is not None:
                     await self._empty(old, run_again)
@@ -57,22 +69,62 @@ class Swapping:
                 await self._open_or_return(self._make_seat(bundle), old)
                 return since
             finally:
-                self.holding = False
+                self._held_since = self._aside = None
+
+    async def step_aside(self, run_again: Callable[[Job], None]) -> None:
+        """End the current worker and let requests wait, until ``swap`` or ``come_back``."""
+        async with self._lock:
+            if self.seat is None:
+                return
+            self._hold()
+            await self._empty(self.seat, run_again)
+            # Half closed it could neither serve nor be opened again; the end of a worker is a matter of seconds.
+            closing, self._aside = asyncio.ensure_future(self.seat.close()), self.seat
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await closing
+                raise
+
+    async def come_back(self) -> float | None:
+        """Serve again what stepped aside; since when requests had to wait (None: nothing had stepped aside)."""
+        async with self._lock:
+            since, old = self._held_since, self.seat
+            if since is None or old is None:
+                return None
+            try:
+                if old is self._aside:
+                    self.seat = self._make_seat(old.bundle)
+                    try:
+                        await self.seat.open()
+                    except EngineFailed:
+                        # It ran a moment ago: it is loaded again in the background, until that works.
+                        self.seat.open_later()
+                return since
+            finally:
+                self._held_since = self._aside = None
 
     async def withdraw(self, run_again: Callable[[Job], None]) -> None:
         """Let the current one finish and put nothing in its place."""
         async with self._lock:
-            old, self.seat = self.seat, None
+            old, self.seat, self._held_since, self._aside = self.seat, None, None, None
             if old is not None:
                 self._leaving[old] = asyncio.create_task(self._leave(old, run_again))
                 await asyncio.wait([self._leaving[old]])
+
+    def _hold(self) -> float:
+        """Let requests wait from now on, if they do not yet; since when they do."""
+        if self._held_since is None:
+            self._held_since = self._now()
+            self._on_hold()
+        return self._held_since
 
     async def _open_or_return(self, seat: Seat, old: Seat | None) -> None:
         try:
             await seat.open()
         except EngineFailed:
             if old is not None:
-                # It ran a moment ago: it is loaded again in the background, until that works.
+                # As in ``come_back``; whoever asked for the new one is told at once.
                 self.seat = self._make_seat(old.bundle)
                 self.seat.open_later()
             raise

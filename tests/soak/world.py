@@ -28,6 +28,7 @@ port = {port}
 [sources]
 web = "{source}"
 [install]
+canary_seconds = 30.0
 probation_seconds = 1.0
 swaps_per_hour = 0
 max_attempts = 100

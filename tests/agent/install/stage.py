@@ -104,10 +104,25 @@ class StandInServing:
         self.after_swap = QUIET
         self.refuses: set[str] = set()
         self.swapped = asyncio.Event()
+        self.aside = False
+        self.moves: list[str] = []
+
+    async def step_aside(self) -> None:
+        self.aside = True
+        self.moves.append("aside")
+
+    async def come_back(self) -> float | None:
+        if not self.aside:
+            return None
+        self.aside = False
+        self.moves.append("back")
+        return 34.5
 
     async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:
         if bundle.manifest.version in self.refuses:
             raise EngineFailed("the model does not load")
+        self.aside = False
+        self.moves.append("swap")
         self.bundle = bundle
         self.seen = self.after_swap
         self.swaps.append((bundle.manifest.version, mode))

@@ -76,7 +76,7 @@ def test_weights_that_say_something_else_than_at_the_build(scene: Scene) -> None
 def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str) -> None:
     scene.world.market.publish(version, {"README.md": version.encode()})
     if how == "suspend":
-        scene.configure("load_seconds = 30.0", "load_seconds = 6.0")
+        scene.configure("canary_seconds = 30.0", "canary_seconds = 6.0")
     serving = {each.pid for each in scene.world.workers()}
     over = threading.Event()
     struck: set[psutil.Process] = set()
@@ -97,7 +97,7 @@ def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str)
         over.set()
         striking.join()
         if how == "suspend":
-            scene.configure("load_seconds = 6.0", "load_seconds = 30.0")
+            scene.configure("canary_seconds = 6.0", "canary_seconds = 30.0")
     assert said["error"]["reason"] in (Reason.CANARY_LOAD_FAILED, Reason.CANARY_TIMEOUT)
     assert struck
     assert not any(worker.is_running() for worker in struck)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from agent import host
+from agent.install import coordinator as coordinating
+from contract.errors import StoreBroken
+from contract.manifest import MANIFEST_FILE, parse_manifest
+from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
-from tests.agent.install.stage import desired
-from tests.agent.install.test_coordinator import stage_for
+from tests.agent.install.stage import Stage, desired
+from tests.agent.install.test_coordinator import active, failed, stage_for
 from tests.soak.scene import Scene
 
 NEED = 300 << 20
@@ -42,6 +48,83 @@ async def test_what_the_canary_took_and_the_reserve_must_fit(
         assert stage.serving.swaps[-1][1] == mode
 
 
+class Tight(NamedTuple):
+    """A device that serves 1.0.0 and has no memory for a second model, whatever the canary would find."""
+
+    market: Market
+    stage: Stage
+
+
+@pytest.fixture
+def tight(market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tight:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        market.publish(version, {"README.md": version.encode()})
+    told = parse_manifest((market.base / MANIFEST_FILE).read_bytes()).budget.peak_rss_bytes
+    say_available(monkeypatch, tmp_path, (told + RESERVE) // 1024 - 1)
+    return Tight(market, stage_for(market, device, swap="overlap", reserve_bytes=RESERVE))
+
+
+async def test_what_serves_makes_room_for_the_canary_of_what_would_not_fit_beside_it(tight: Tight) -> None:
+    stage = tight.stage
+    async with stage.agent() as coordinator:
+        for version in ("1.0.0", "1.1.0"):
+            coordinator.desire(desired(version))
+            await stage.settled(f"r{version}")
+    assert stage.serving.moves == ["swap", "aside", "swap"]
+    assert stage.serving.swaps == [("1.0.0", "drain"), ("1.1.0", "drain")]
+    assert stage.workers.niceness == [19, 0], "requests wait for it"
+
+
+async def test_it_comes_back_when_the_candidate_fails_its_canary(tight: Tight) -> None:
+    stage = tight.stage
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.settled("r1.0.0")
+        stage.workers.drift = 9.0
+        coordinator.desire(desired("1.1.0"))
+        reported = await stage.until(failed(Reason.CANARY_DRIFT))
+    assert stage.serving.moves == ["swap", "aside", "back"]
+    assert reported.hold_ms == 34.5
+
+
+async def test_it_comes_back_when_another_bundle_is_wished_for_meanwhile(tight: Tight) -> None:
+    stage = tight.stage
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.settled("r1.0.0")
+        stage.workers.hang, stage.workers.begun = True, asyncio.Event()
+        coordinator.desire(desired("1.1.0"))
+        await asyncio.wait_for(stage.workers.begun.wait(), 60)
+        stage.workers.hang = False
+        coordinator.desire(desired("1.2.0"))
+        await stage.until(active("1.2.0"))
+    assert stage.serving.moves == ["swap", "aside", "back", "aside", "swap"]
+
+
+async def test_it_comes_back_when_the_next_step_cannot_be_recorded(
+    tight: Tight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = tight.stage
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.settled("r1.0.0")
+        real, refused = stage.state.enter, False
+
+        def enter(phase: str, *others: Any) -> None:
+            nonlocal refused
+            if phase == "SWITCH" and not refused:
+                refused = True
+                raise StoreBroken("the disk gave an error")
+            real(phase, *others)
+
+        monkeypatch.setattr(stage.state, "enter", enter)
+        monkeypatch.setattr(coordinating, "RESTORE_SECONDS", 0.05)
+        coordinator.desire(desired("1.1.0"))
+        await stage.until(active("1.1.0"))
+    assert stage.serving.moves[:4] == ["swap", "aside", "back", "aside"]
+    assert stage.serving.moves[-1] == "swap"
+
+
 @pytest.fixture
 def scene(tiny_bundle: Path, tmp_path: Path) -> Iterator[Scene]:
     made = Scene(tmp_path / "scene", tiny_bundle)
@@ -53,14 +136,31 @@ def scene(tiny_bundle: Path, tmp_path: Path) -> Iterator[Scene]:
 @pytest.mark.broker
 @pytest.mark.timeout(200)
 def test_real_workers_take_turns_where_both_do_not_fit(scene: Scene) -> None:
-    """A reserve as large as the machine leaves no room for two."""
+    """A reserve as large as the machine leaves no room for two: not for the canary, either."""
     line = "[install]\n"
     for reserve, mode in ((0, "overlap"), (host.total_memory(), "drain")):
         scene.configure(line, f"[install]\nreserve_bytes = {reserve}\n")
         line = f"[install]\nreserve_bytes = {reserve}\n"
         version = scene.world.publish()
+        most = 0
+
+        def arrived(version: str = version) -> bool:
+            nonlocal most
+            most = max(most, len(scene.world.workers()))
+            return scene.active == version
+
         scene.asker.desire(version)
-        scene.until(lambda: scene.active == version)  # noqa: B023 waited for here
+        scene.until(arrived)
+        assert most == (2 if mode == "overlap" else 1)
         said = scene.asker.last_swap
         assert (said["bundle"], said["mode"]) == (f"tiny@{version}", mode)
         assert mode == "drain" or said["hold_ms"] == 0
+    # One that fails makes it wait for nothing, and it answers again.
+    weights = (scene.world.market.base / "model.onnx.data").read_bytes()
+    scene.world.market.publish("3.0.0", {"model.onnx.data": b"\xff" * len(weights)})
+    before = scene.answered()
+    scene.asker.desire("3.0.0")
+    scene.until(lambda: (scene.asker.reported.get("error") or {}).get("reason") == Reason.CANARY_NOT_FINITE)
+    assert scene.asker.reported["hold_ms"] > 0
+    scene.until(lambda: scene.answered() > before)
+    assert scene.active == version

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from pathlib import Path
 
 import pytest
 
 from agent.install.ports import SwapMode
+from agent.serving.serving import Serving
 from tests.agent.device import sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
@@ -52,6 +54,54 @@ def test_eight_clients_get_every_answer_once(
     assert {report.mode for report in reports} == {mode}
     assert len({answer.bundle for answer in answers}) > 1, "some were answered by the old, some by the new"
     assert len(device.run(_seats(device))) == 1, "those that were left have gone"
+
+
+@pytest.mark.parametrize("then", ["swap", "come back", "cancel"])
+def test_what_steps_aside_for_a_candidate_loses_nothing(
+    make_device: MakeDevice, shared_broker: Broker, names: tuple[str, str], then: str
+) -> None:
+    """Requests run, others wait, and more come while no model is loaded."""
+    device = make_device(workers=FakeWorkers(slots=3), drain_seconds=600.0 if then == "cancel" else 0.05)
+    device.start(sealed())
+    client = RawClient(shared_broker.port, names[1], names[0])
+    client.ask("long", "hold 9")
+    device.until(lambda: device.serving.active == 1)
+    if then == "cancel":
+        device.run(_begin_and_cancel(device.serving))
+        assert device.run(device.serving.come_back()) is not None
+        assert device.serving.active == 1, "nothing happened to what runs"
+    else:
+        device.run(device.serving.step_aside())
+        assert device.serving.reasons == ["swapping"]
+        assert [seat.worker for seat in device.serving.seats] == [None], "its memory is free"
+    client.ask("meanwhile", "count 4")
+    if then != "cancel":
+        device.until(lambda: device.serving.queued == 2)
+    if then == "swap":
+        hold_ms = device.run(device.serving.swap(sealed(version="2.0.0"), "drain")).hold_ms
+        assert hold_ms > 0
+    elif then == "come back":
+        hold_ms = device.run(device.serving.come_back())
+        assert hold_ms > 0
+    device.until(lambda: device.serving.active == 1 and device.serving.queued == 0)
+    device.call(device.workers.started[-1].let_go)
+    answers = [client.wait_answer(name) for name in ("long", "meanwhile")]
+    client.close()
+    assert [len(answer.lasts) for answer in answers] == [1, 1]
+    assert [answer.lasts[0]["attempt"] for answer in answers] == [1 if then == "cancel" else 2, 1]
+    assert {answer.bundle for answer in answers} == {f"toy@{'2.0.0' if then == 'swap' else '1.0.0'}"}
+    assert device.serving.reasons == []
+    assert device.run(device.serving.come_back()) is None, "it is back already"
+
+
+async def _begin_and_cancel(serving: Serving) -> None:
+    leaving = asyncio.create_task(serving.step_aside())
+    # Far enough to wait for what runs, which does not end by itself.
+    await asyncio.sleep(0.05)
+    assert not leaving.done()
+    leaving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await leaving
 
 
 async def _seats(device: object) -> list[object]:
