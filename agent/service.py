@@ -280,11 +280,10 @@ class Service:
 
     def _stalled_workers(self) -> list[str]:
         """Those that should have been ended for their silence long ago, and were not."""
-        allowed = STALLS_MISSED * self._config.worker.stall_seconds
         return [
             f"the worker of {seat.bundle.manifest.reference}"
             for seat in self._serving.seats
-            if seat.worker is not None and seat.worker.silent_seconds > allowed
+            if seat.worker is not None and seat.worker.silence > STALLS_MISSED
         ]
 
     def _say_health(self) -> None:

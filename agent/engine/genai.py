@@ -110,6 +110,11 @@ class GenaiEngine:
     def busy(self) -> bool:
         return bool(self._active or self._waiting or self._events or self._looking)
 
+    @property
+    def next_read(self) -> int:
+        filling = next((turn for turn in (*self._active, *self._waiting) if not turn.prefilled), None)
+        return 0 if filling is None else filling.reads_at_once
+
     def admit(self, generation: Generation) -> None:
         """See the interface; whatever this engine cannot do is rejected with the field's name at the next step."""
         try:
@@ -122,10 +127,9 @@ class GenaiEngine:
             self._events.append(rejection(generation.request, refused))
 
     def step(self) -> list[StepEvent]:
-        """Read one picture, start what fits, prefill one slice of one prompt, then one token for everybody who is past
-        the prompt.
+        """Start what fits, prefill one slice of one prompt, then one token for everybody who is past the prompt, and
+        read one picture, whose prompt may come with the next step.
         """
-        self._look_on()
         events, self._events = self._events, []
         self._start_waiting()
         filling = next((turn for turn in self._active if not turn.prefilled), None)
@@ -148,6 +152,7 @@ class GenaiEngine:
                     events.extend(turn.advance())
                 if turn.answer.finished:
                     self._active.remove(turn)
+        self._look_on()
         return events
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """The one interface of all engines: admit, step, update, cancel, release.
 
 An engine is driven by one thread. ``step`` does a bounded amount of work (one prefill slice or one decode step for
-every active request), so that whoever drives it can look at its socket between two steps: that is what makes cancel,
-deadlines and fairness work in every phase.
+every active request; ``next_read`` names the exception), so that whoever drives it can look at its socket between two
+steps: that is what makes cancel, deadlines and fairness work in every phase.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+READ_SLICE = 128
+"""Prompt tokens that a step reads at most: cancel waits for one slice; slices of 64 to 256 cost nothing."""
 
 ChatTurn = dict[str, str | list[str | None]]
 """``role`` and ``content``: a text, or texts and None where the request's next picture stands."""
@@ -116,6 +119,11 @@ class Engine(Protocol):
     @property
     def busy(self) -> bool:
         """Whether ``step`` has anything to do."""
+        ...
+
+    @property
+    def next_read(self) -> int:
+        """Tokens of a prompt that the next ``step`` may have to read in one piece; 0 where it reads a slice at most."""
         ...
 
     def admit(self, generation: Generation) -> None:

@@ -9,10 +9,7 @@ import numpy as np
 
 from agent.engine.answer import Answer
 from agent.engine.sight import Seen, cannot_take
-from agent.engine.stepping import StepEvent, TokenEvent
-
-PREFILL_SLICE = 128
-"""Prompt tokens a step: cancel waits for one slice at most; slices of 64 to 256 cost nothing."""
+from agent.engine.stepping import READ_SLICE, StepEvent, TokenEvent
 
 
 class Turn:
@@ -38,6 +35,12 @@ class Turn:
     @property
     def prefilled(self) -> bool:
         return self._filled == len(self.answer.prompt)
+
+    @property
+    def reads_at_once(self) -> int:
+        """Tokens that the next ``prefill`` feeds in one piece because the runtime wants them whole."""
+        whole = not self.prefilled and (self._seen is not None or self.beams > 1)
+        return len(self.answer.prompt) if whole else 0
 
     def start(self) -> None:
         """Allocate the Generator."""
@@ -66,7 +69,7 @@ class Turn:
                 raise cannot_take(error) from error
             self._filled = len(prompt)
             return
-        end = len(prompt) if self.beams > 1 else min(self._filled + PREFILL_SLICE, len(prompt))
+        end = len(prompt) if self.beams > 1 else min(self._filled + READ_SLICE, len(prompt))
         self._generator.append_tokens(np.array(prompt[self._filled : end], dtype=np.int32))
         self._filled = end
 

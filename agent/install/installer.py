@@ -19,6 +19,7 @@ from agent.install.job import MAX_LINE_BYTES, Failed, Fault, Job, Line, encode_l
 from agent.install.obtaining import Obtaining
 from agent.install.ports import SealedBundle
 from agent.install.sources import Mirrors
+from agent.priority import give_way
 from agent.state.audit import AuditLog, unsaid_text
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -28,6 +29,9 @@ from agent.state.migrations import MIGRATIONS
 from contract.durable import Disk
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable, StoreBroken, StoreFull
 from contract.reasons import Reason
+
+NICENESS = 10
+"""A tenth of the weight of a model that answers; unlike a canary it has sources that give up on who is too slow."""
 
 LOCK_SECONDS = 30.0
 """How long to wait for an installer whose agent was killed: it ends as soon as it notices."""
@@ -141,6 +145,7 @@ def _print(line: Line) -> None:
 
 def main() -> int:
     """Entry of the process; the exit status is that of the error, 0 when the bundle is sealed."""
+    give_way(NICENESS)
     try:
         job = parse_job(sys.stdin.buffer.readline(MAX_LINE_BYTES))
         threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from agent.priority import WEAKEST, give_way
 from agent.worker.isolation import isolate
 from agent.worker.process import end_with_parent
 
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """Entry of the process."""
     graph, target = map(Path, arguments)
     end_with_parent()
-    os.nice(19)  # somebody may be answering meanwhile
+    give_way(WEAKEST)  # somebody may be answering meanwhile
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     isolate([graph.parent.resolve()], writable=[target.resolve()])
     prepack(graph, target)

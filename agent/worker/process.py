@@ -16,11 +16,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent.engine.stepping import Engine
+from agent.engine.stepping import READ_SLICE, Engine
 from agent.notify import Notifier
+from agent.priority import WORKER_TO_GO, give_way
 from agent.worker.protocol import (
     Admit,
     Cancel,
@@ -30,12 +31,14 @@ from agent.worker.protocol import (
     Loaded,
     Ping,
     Pong,
+    Reading,
     Reply,
     Score,
     Scored,
     Unframer,
     Update,
     Usage,
+    allowed_silence,
     frame,
     parse_command,
 )
@@ -152,10 +155,27 @@ def _serve(line: _Line, open_engine: OpenEngine, isolate: Isolate, manager: Noti
         for command in commands:
             _obey(command, engine, line)
         if engine.busy:
-            events = engine.step()
+            with _announced(engine.next_read, first.stall_seconds, line, manager):
+                events = engine.step()
             if events:
                 line.send(*events)
         commands = line.receive(wait=not engine.busy)
+
+
+@contextlib.contextmanager
+def _announced(tokens: int, stall_seconds: float, line: _Line, manager: Notifier) -> Iterator[None]:
+    """Let agent and manager know of a step that takes longer than others, before and after."""
+    if tokens <= READ_SLICE:
+        yield
+        return
+    watched = manager.watchdog_seconds
+    if watched is not None and stall_seconds:
+        manager.allow_silence(allowed_silence(stall_seconds, tokens) + WATCHDOG_GRACE_SECONDS)
+    line.send(Reading(tokens))
+    yield
+    line.send(Reading(0))
+    if watched is not None and stall_seconds:
+        manager.allow_silence(watched)
 
 
 def _obey(command: Command, engine: Engine, line: _Line) -> None:
@@ -217,9 +237,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.child:
         end_with_parent()
+        give_way(options.nice, WORKER_TO_GO)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides when to end
-    if options.nice:
-        os.nice(options.nice)
     with socket.socket(fileno=options.fd) as connection:
         return serve(connection, _open_engine, _isolate, Notifier.from_environment())
 

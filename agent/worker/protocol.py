@@ -11,11 +11,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
+from agent.engine.stepping import READ_SLICE, CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
 from contract.errors import EngineFailed
 
 MAX_FRAME_BYTES = 8 << 20
 """The largest request is 1 MiB of JSON; a frame is its decoded form and some head-room."""
+
+
+LONGEST_SILENCE = 3600.0
+"""Whatever a worker claims to be reading."""
 
 
 class Load(Struct, frozen=True, tag="load"):
@@ -99,6 +103,12 @@ class Scored(Struct, frozen=True, tag="scored"):
     peak_rss_bytes: int
 
 
+class Reading(Struct, frozen=True, tag="reading"):
+    """The step that comes now reads ``tokens`` of a prompt in one piece; 0: that is over."""
+
+    tokens: int
+
+
 class Pong(Struct, frozen=True, tag="pong"):
     number: int
     peak_rss_bytes: int
@@ -106,11 +116,16 @@ class Pong(Struct, frozen=True, tag="pong"):
 
 
 Command = Load | Admit | Update | Cancel | Score | Ping
-Reply = Loaded | Failed | Scored | Pong | TokenEvent | FinishEvent | RejectEvent
+Reply = Loaded | Failed | Scored | Pong | Reading | TokenEvent | FinishEvent | RejectEvent
 
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def allowed_silence(stall_seconds: float, tokens: int) -> float:
+    """Seconds that a worker may say nothing while it reads ``tokens`` in one piece: as many as for slices of them."""
+    return max(stall_seconds, min(LONGEST_SILENCE, stall_seconds * -(-tokens // READ_SLICE)))
 
 
 def frame(message: Command | Reply) -> bytes:

@@ -45,7 +45,7 @@ class WorkerProcess:
     ) -> None:
         self._process = process
         self._on_event = on_event
-        self._stall_seconds = stall_seconds
+        self._stall_seconds = self._allowed_silence = stall_seconds
         self._writer: asyncio.StreamWriter | None = None
         self._loaded: asyncio.Future[protocol.Loaded] = asyncio.get_running_loop().create_future()
         self._scores: dict[int, asyncio.Future[CanaryScore]] = {}
@@ -124,9 +124,12 @@ class WorkerProcess:
         return self._usage
 
     @property
-    def silent_seconds(self) -> float:
-        """How long a loaded worker has said nothing: pings keep this below the silence that it is allowed."""
-        return asyncio.get_running_loop().time() - self._heard if self._heard and self._why is None else 0.0
+    def silence(self) -> float:
+        """How long a loaded worker has said nothing, as a share of the silence that it is allowed: pings keep it below
+        1, where it is ended.
+        """
+        silent = asyncio.get_running_loop().time() - self._heard if self._heard and self._why is None else 0.0
+        return silent / self._allowed_silence
 
     @property
     def peak_rss_bytes(self) -> int:
@@ -274,6 +277,8 @@ class WorkerProcess:
                 self._note_usage(reply.usage)
                 if not self._loaded.done():
                     self._loaded.set_result(reply)
+            case protocol.Reading(tokens):
+                self._allowed_silence = protocol.allowed_silence(self._stall_seconds, tokens)
             case protocol.Failed(message):
                 self._complaint = message
 
@@ -291,8 +296,8 @@ class WorkerProcess:
             number += 1
             self._send(protocol.Ping(number))
             await asyncio.sleep(self._stall_seconds / PINGS_PER_STALL)
-            if clock() - self._heard >= self._stall_seconds:
-                self._end(f"silent for {self._stall_seconds:g} s")
+            if self.silence >= 1:
+                self._end(f"silent for {self._allowed_silence:g} s")
                 self.kill()
                 return
 

@@ -130,6 +130,7 @@ def look() -> dict[str, object]:
         "group": grp.getgrgid(os.getgid()).gr_name,
         "groups": sorted(os.getgroups()),
         "umask": own["Umask"],
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "user ids": Path("/proc/self/uid_map").read_text().split(),
         "no new privileges": own["NoNewPrivs"],
         "capabilities": [own["CapBnd"], own["CapAmb"], own["CapEff"]],

@@ -117,6 +117,7 @@ ALONE: dict[str, dict[str, Callable[[Facts, Facts], bool]]] = {
     AGENT: {
         "User": one_service("user", "edge-agent"),
         "Group": one_service("group", "edge-agent"),
+        "Nice": one_service("niceness", -5),
         "UMask": one_service("umask", "0027"),
         "StateDirectory": told("STATE_DIRECTORY", "/var/lib/edge-agent"),
         "StateDirectoryMode": one_service("state directory", "0o750", differs=False),
@@ -166,8 +167,6 @@ PROPERTIES: dict[str, dict[str, tuple[str, str]]] = {
         "TimeoutStartSec": ("TimeoutStartUSec", "3min"),
         "TimeoutStopSec": ("TimeoutStopUSec", "45s"),
         "KillMode": ("KillMode", "mixed"),
-        "MemoryHigh": ("MemoryHigh", str(384 << 20)),
-        "CPUWeight": ("CPUWeight", "300"),
         "TasksMax": ("TasksMax", "64"),
         "OOMPolicy": ("OOMPolicy", "continue"),
         # A container may not protect itself from the machine's other processes.
@@ -233,3 +232,4 @@ def test_systemd_took_the_others_as_they_were_meant(bare: Container, seen: Seen,
     # Sets are shown in any order.
     found = {directive: sorted(bare.show(name, asked).split()) for directive, (asked, _) in PROPERTIES[unit].items()}
     assert found == {directive: sorted(meant.split()) for directive, (_, meant) in PROPERTIES[unit].items()}
+    assert bare.show("edge-agent.slice", "CPUWeight") == "100"

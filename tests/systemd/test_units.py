@@ -50,6 +50,14 @@ def test_every_service_is_closed_as_far_as_its_work_allows(name: str) -> None:
     assert done.returncode == 0, done.stdout[-200:]
 
 
+def test_niceness_decides_who_of_the_slice_waits_for_a_core() -> None:
+    """A share for one of the services would give each of them, and so each worker, a share of its own."""
+    for name in SERVICES:
+        keys = [key for key, _ in directives((UNITS / name).read_text())]
+        assert not [key for key in keys if re.match("(Startup)?(CPU|AllowedCPUs|Delegate)", key)]
+    assert ("CPUWeight", "100") in directives((UNITS / "edge-agent.slice").read_text())
+
+
 @needs_systemd
 def test_nobody_can_reach_a_worker_over_a_network() -> None:
     command = [

@@ -138,6 +138,10 @@ class BatchedEngine:
     def busy(self) -> bool:
         return bool(self._events or self._waiting or self._reading or self._slots.decoding)
 
+    @property
+    def next_read(self) -> int:
+        return 0
+
     def admit(self, generation: Generation) -> None:
         """See the interface."""
         try:

@@ -87,6 +87,10 @@ class StandIn:
     def busy(self) -> bool:
         return bool(self._waiting or self._active or self._events)
 
+    @property
+    def next_read(self) -> int:
+        return 0
+
     def admit(self, generation: Generation) -> None:
         try:
             if generation.adapter is not None:

@@ -34,6 +34,19 @@ def test_a_beam_search_that_there_is_no_memory_for_is_refused(genai: Engine, mon
     assert "in one piece need" in outcome.reject.message
 
 
+def test_a_prompt_in_one_piece_is_announced(genai: Engine) -> None:
+    outcomes: dict[int, Outcome] = {}
+    genai.admit(ask(1, prompt=PROMPT, max_tokens=4, num_beams=2))
+    genai.admit(ask(2, prompt=PROMPT, max_tokens=4))
+    announced = []
+    while genai.busy:
+        announced.append(genai.next_read)
+        record(genai.step(), outcomes)
+    assert outcomes[1].finish is not None
+    assert announced[0] == outcomes[1].finish.prompt_tokens
+    assert set(announced[1:]) == {0}
+
+
 def test_a_cancelled_beam_search_frees_its_slot(genai: Engine) -> None:
     outcomes: dict[int, Outcome] = {}
     genai.admit(ask(1, prompt=PROMPT, max_tokens=200, num_beams=4))

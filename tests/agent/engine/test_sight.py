@@ -150,6 +150,19 @@ def test_others_go_on_while_pictures_are_read(seeing: Engine) -> None:
     assert outcomes[2].text == "The capital of France is Paris."
 
 
+def test_the_prompt_around_pictures_is_announced_before_it_is_read(seeing: Engine) -> None:
+    outcomes: dict[int, Outcome] = {}
+    seeing.admit(look(1, RED, BLUE, QUESTION, max_tokens=3))
+    announced = []
+    while 1 not in outcomes:
+        announced.append(seeing.next_read)
+        record(seeing.step(), outcomes)
+    assert seeing.next_read == 0
+    run(seeing, outcomes=outcomes)
+    assert outcomes[1].finish is not None
+    assert announced == [0] * (len(announced) - 1) + [outcomes[1].finish.prompt_tokens]
+
+
 def test_an_update_holds_that_comes_while_pictures_are_read(seeing: Engine) -> None:
     outcomes: dict[int, Outcome] = {}
     seeing.admit(look(1, RED, BLUE, QUESTION))

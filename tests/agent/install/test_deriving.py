@@ -12,7 +12,7 @@ from agent.commands.verify import faults_of
 from agent.engine.choice import open_engine
 from agent.engine.stepping import FinishEvent, Generation, TokenEvent
 from agent.install.collection import collect_bundles
-from agent.install.deriving import RECORD_FILE, Deriving, cpu_id, is_sound
+from agent.install.deriving import MEMORY_GROWTH, RECORD_FILE, Deriving, cpu_id, is_sound
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
 from agent.worker.settings import WorkerSettings
@@ -88,6 +88,19 @@ async def test_without_room_there_are_none(market: Market, device: Device) -> No
     assert await Deriving(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is None
     assert await Deriving(device.directory, Disk(), spare_bytes=0, quota_bytes=1)(bundle) is None
     assert not device.directory.derived_of(bundle.digest).exists()
+
+
+async def test_without_memory_there_are_none_for_now(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = install(market, device)
+    weights = sum(entry.size for entry in bundle.manifest.files if entry.role == "model")
+    deriving = Deriving(device.directory, Disk(), spare_bytes=0)
+    monkeypatch.setattr("agent.install.deriving.available_memory", lambda: MEMORY_GROWTH * weights - 1)
+    assert await deriving(bundle) is None
+    assert not device.directory.derived_of(bundle.digest).exists()
+    monkeypatch.setattr("agent.install.deriving.available_memory", lambda: MEMORY_GROWTH * weights)
+    assert await deriving(bundle) is not None
 
 
 async def test_a_graph_that_cannot_be_prepacked_leaves_nothing(market: Market, device: Device) -> None:

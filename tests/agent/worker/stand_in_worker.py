@@ -21,9 +21,21 @@ from tests.agent.engine.stand_in import StandIn
 
 
 class Moody(StandIn):
-    """Obeys ``crash``, ``raise``, ``stop``, ``exit`` and ``garbage`` as prompts; takes its time over ``dawdle…``."""
+    """Obeys ``crash``, ``raise``, ``stop``, ``exit`` and ``garbage`` as prompts; takes its time over ``dawdle…``, and
+    says of ``read N SECONDS`` that it reads N tokens in one piece, for so long.
+    """
+
+    @property
+    def next_read(self) -> int:
+        return max((tokens for tokens, _ in self._reading()), default=0)
+
+    def _reading(self) -> list[tuple[int, float]]:
+        """Of those that have not begun."""
+        prompts = [(each.generation.prompt or "").split() for each in self._waiting]
+        return [(int(words[1]), float(words[2])) for words in prompts if words[:1] == ["read"]]
 
     def step(self) -> list[StepEvent]:
+        time.sleep(max((seconds for _, seconds in self._reading()), default=0.0))
         if any((answer.generation.prompt or "").startswith("dawdle") for answer in self._active):
             time.sleep(0.02)
         return super().step()

@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.engine.stepping import Generation, StepEvent
+from agent.engine.stepping import READ_SLICE, Generation, StepEvent
+from agent.worker.protocol import allowed_silence
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervision import WorkerProcess, WorkerStarter
 from contract.errors import EngineFailed
@@ -165,6 +166,30 @@ def test_a_worker_that_hangs_in_its_engine_is_ended(bundle: Path) -> None:
         assert await closed(worker) == "silent for 0.5 s"
 
     with_worker(bundle, scenario, stall_seconds=0.5)
+
+
+def test_a_prompt_that_is_read_in_one_piece_may_take_as_long_as_its_slices(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        # Three times what is allowed otherwise.
+        worker.admit(hello(1, f"read {10 * READ_SLICE} 1.5"))
+        await listener.ended(1)
+        worker.admit(hello(2, "hang"))
+        assert await closed(worker) == "silent for 0.5 s", "it is over once that is read"
+
+    with_worker(bundle, scenario, stall_seconds=0.5)
+
+
+def test_reading_for_ever_is_a_hang(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(hello(1, f"read {2 * READ_SLICE + 1} 3600"))
+        assert await closed(worker) == "silent for 0.9 s"
+
+    with_worker(bundle, scenario, stall_seconds=0.3)
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [(0, 30), (1, 30), (128, 30), (129, 60), (2000, 480), (10**9, 3600)])
+def test_a_slice_more_is_a_silence_more_but_no_claim_is_believed_for_ever(tokens: int, seconds: float) -> None:
+    assert allowed_silence(30.0, tokens) == seconds
 
 
 def test_silence_is_allowed_up_to_the_limit(bundle: Path) -> None:

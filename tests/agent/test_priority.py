@@ -1,0 +1,71 @@
+"""What can wait gives way to what answers: processes as they are started, looked at from outside."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agent.install.delivery import COMMAND as INSTALLER
+from agent.install.deriving import COMMAND as PREPACKING
+from agent.install.installer import NICENESS
+from agent.priority import FIRST_TO_GO, WEAKEST, WORKER_TO_GO
+
+SECONDS = 30.0
+
+
+def settles(command: Sequence[str], niceness: int, to_go: int, given: int | socket.socket = subprocess.PIPE) -> bool:
+    """Whether the process becomes as weak as that; it is ended."""
+    process = subprocess.Popen(command, stdin=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    score = Path(f"/proc/{process.pid}/oom_score_adj")
+    deadline = time.monotonic() + SECONDS
+    try:
+        while time.monotonic() < deadline and process.poll() is None:
+            if psutil.Process(process.pid).nice() == niceness and int(score.read_text()) == to_go:
+                return True
+            time.sleep(0.01)
+        return False
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_making_prepacked_weights_gives_way_to_everything(tmp_path: Path) -> None:
+    # It waits for somebody to write the graph.
+    os.mkfifo(tmp_path / "model.onnx")
+    (tmp_path / "derived").mkdir()
+    assert settles([*PREPACKING, str(tmp_path / "model.onnx"), str(tmp_path / "derived")], WEAKEST, FIRST_TO_GO)
+
+
+def test_an_installer_gives_way_to_what_answers() -> None:
+    # It waits for its job.
+    inherited = os.getpriority(os.PRIO_PROCESS, 0)
+    assert settles(INSTALLER, max(NICENESS, inherited), FIRST_TO_GO)
+
+
+@pytest.mark.parametrize(("before", "wanted", "after"), [(0, 10, 10), (15, 10, 15), (5, 19, 19)])
+def test_nobody_gets_stronger_by_giving_way(before: int, wanted: int, after: int) -> None:
+    text = (
+        "import os, sys; from agent.priority import give_way; os.setpriority(os.PRIO_PROCESS, 0, int(sys.argv[1]));"
+        "give_way(int(sys.argv[2]), 700); print(os.getpriority(os.PRIO_PROCESS, 0), end=' ');"
+        "print(open('/proc/self/oom_score_adj').read().strip())"
+    )
+    inherited = os.getpriority(os.PRIO_PROCESS, 0)
+    command = [sys.executable, "-c", text, str(max(before, inherited)), str(wanted)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [str(max(after, inherited)), "700"]
+
+
+def test_a_child_worker_is_ended_before_the_agent_and_after_both() -> None:
+    inherited = os.getpriority(os.PRIO_PROCESS, 0)
+    command = [sys.executable, "-P", "-m", "agent.worker.process", "--fd", "0", "--nice", "3", "--child"]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert settles(command, max(3, inherited), WORKER_TO_GO, theirs)
