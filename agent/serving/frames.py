@@ -6,6 +6,8 @@ into the next frame: decoding never waits for the network, and a slow reader get
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from contract.mqtt.messages import Frame, LastFrame, Timing, Usage
 
 
@@ -131,7 +133,7 @@ class FrameStream:
     ) -> LastFrame:
         """The last frame; it carries the whole text."""
         completion = self._tokens if completion_tokens is None else completion_tokens
-        first = self._first_token if self._first_token is not None else now
+        first = self._first_token
         frame = LastFrame(
             s=self._sequence,
             text=self.text,
@@ -139,7 +141,7 @@ class FrameStream:
             usage=Usage(prompt_tokens, completion, prompt_tokens + completion, cached_tokens),
             timing=Timing(
                 queue_ms=_milliseconds(self._started - self._accepted),
-                first_token_ms=_milliseconds(first - self._accepted),
+                first_token_ms=UNSET if first is None else _milliseconds(first - self._accepted),
                 total_ms=_milliseconds(now - self._accepted),
             ),
             attempt=self.attempt,

@@ -157,11 +157,11 @@ class Usage(Struct, frozen=True):
     cached_tokens: int = 0
 
 
-class Timing(Struct, frozen=True):
-    """Milliseconds: waiting, to the first token (from acceptance), in all."""
+class Timing(Struct, frozen=True, kw_only=True):
+    """Milliseconds: waiting, from acceptance to the first token if there was one, in all."""
 
     queue_ms: float
-    first_token_ms: float
+    first_token_ms: float | UnsetType = UNSET
     total_ms: float
 
 

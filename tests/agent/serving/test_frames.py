@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.serving.frames import FrameStream
-from contract.mqtt.messages import UNSET
+from contract.mqtt.messages import UNSET, Timing
 
 
 def test_first_piece_goes_at_once_and_later_ones_at_the_interval() -> None:
@@ -37,6 +37,12 @@ def test_new_attempt_begins_the_text_again_but_goes_on_counting() -> None:
     assert (frame.s, frame.d, frame.attempt) == (1, "new", 2)
     last = frames.last("stop", 2.0)
     assert (last.text, last.attempt, last.s, last.timing.first_token_ms) == ("new", 2, 2, 1000.0)
+
+
+def test_who_never_had_a_token_has_no_time_of_it() -> None:
+    frames = FrameStream(0.05, stream=True, now=0.0)
+    frames.begin(1, "toy@1.0.0", 0.5)
+    assert frames.last("cancelled", 2.0).timing == Timing(queue_ms=500.0, total_ms=2000.0)
 
 
 @given(

@@ -12,7 +12,7 @@ from packager.client.replies import Answer, Found, Piece, Queued, Reassembly, Re
 
 def last(text: str, sequence: int = 99, attempt: int = 1) -> bytes:
     return messages.encode(
-        LastFrame(sequence, text, "stop", Usage(1, 2, 3), Timing(0.0, 0.0, 0.0), attempt, "toy@1.0.0")
+        LastFrame(sequence, text, "stop", Usage(1, 2, 3), Timing(queue_ms=0.0, total_ms=0.0), attempt, "toy@1.0.0")
     )
 
 
