@@ -34,12 +34,11 @@ def fill_part(
     """
     with Part(path, entry, disk) as part:
         pieces = list(pieces_of(entry))
-        missing = list(part.missing(pieces)) if resumed else pieces
-        meter.found(entry.size - sum(piece.size for piece in missing))
+        missing = list(_find_missing(part, pieces, meter)) if resumed else pieces
         missing = list(_reuse(part, missing, local, meter))
         todo = {piece.offset for piece in missing}
         try:
-            for piece, data in lanes.fetch(entry, plan_runs(pieces, todo)):
+            for piece, data in lanes.fetch(entry, plan_runs(pieces, todo), meter.arrived):
                 part.write(piece.offset, data)
                 meter.fetched(piece.size, again=0 if piece.offset in todo else piece.size)
                 todo.discard(piece.offset)
@@ -47,6 +46,15 @@ def fill_part(
             # What has arrived is worth keeping even if the rest does not come.
             part.sync()
         return part.digest()
+
+
+def _find_missing(part: Part, pieces: Sequence[Piece], meter: ProgressMeter) -> Iterator[Piece]:
+    """Tells as it goes: hashing what an earlier attempt left of a large file takes its time."""
+    for piece in pieces:
+        if any(part.missing([piece])):
+            yield piece
+        else:
+            meter.found(piece.size)
 
 
 def _reuse(part: Part, missing: Sequence[Piece], local: LocalChunks, meter: ProgressMeter) -> Iterator[Piece]:

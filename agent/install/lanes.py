@@ -28,6 +28,7 @@ RUNS_AHEAD = 2
 """Runs that may be finished while the one before them is not: a slow range must not idle the other lanes at once."""
 
 Arrived = tuple[Piece, memoryview]
+OnArrival = Callable[[int], None]
 
 
 class _Stopped(Exception):
@@ -37,9 +38,10 @@ class _Stopped(Exception):
 class _Delivery:
     """One run on its way: pieces, then None or the error that ended it."""
 
-    def __init__(self, entry: FileEntry, run: Run) -> None:
+    def __init__(self, entry: FileEntry, run: Run, on_arrival: OnArrival) -> None:
         self.entry = entry
         self.run = run
+        self.on_arrival = on_arrival
         self.arrived: queue.SimpleQueue[Arrived | EdgeBundleError | None] = queue.SimpleQueue()
 
     def pieces(self, *, wait: bool) -> Iterator[Arrived]:
@@ -83,8 +85,11 @@ class Lanes:
         self._threads: list[threading.Thread] = []
         self._whole_only = False
 
-    def fetch(self, entry: FileEntry, runs: Sequence[Run]) -> Iterator[Arrived]:
-        """The pieces of ``runs`` in their order, each verified.
+    def fetch(
+        self, entry: FileEntry, runs: Sequence[Run], on_arrival: OnArrival = lambda count: None
+    ) -> Iterator[Arrived]:
+        """The pieces of ``runs`` in their order, each verified; ``on_arrival`` hears of their bytes before that, in any
+        thread.
 
         When a run fails on every source, what has arrived of those behind it is handed over before the error is raised.
 
@@ -98,7 +103,7 @@ class Lanes:
             # The first run goes alone: a server without ranges sends all of the file, and once is enough.
             room = 1 if first or self._whole_only else self._width + RUNS_AHEAD
             while waiting and len(under_way) < room:
-                under_way.append(self._begin(_Delivery(entry, waiting.popleft())))
+                under_way.append(self._begin(_Delivery(entry, waiting.popleft(), on_arrival)))
             head = under_way.popleft()
             try:
                 for arrived in head.pieces(wait=True):
@@ -106,7 +111,7 @@ class Lanes:
                     if first and not self._whole_only:
                         first = False
                         while waiting and len(under_way) < self._width + RUNS_AHEAD - 1:
-                            under_way.append(self._begin(_Delivery(entry, waiting.popleft())))
+                            under_way.append(self._begin(_Delivery(entry, waiting.popleft(), on_arrival)))
             except EdgeBundleError:
                 for other in under_way:
                     yield from self._salvage(other)
@@ -203,6 +208,7 @@ class Lanes:
                 f"{source.description} has other bytes for {delivery.entry.path} than were signed",
                 field=delivery.entry.path,
             )
+        delivery.on_arrival(piece.size)
         delivery.arrived.put((piece, chunk))
         left[0] = None if left[0] is None else after(left[0], piece)
 

@@ -25,7 +25,7 @@ class ProgressMeter:
         self._report = report
         self._clock = clock
         self._lock = threading.Lock()
-        self._done = self._reused = self._fetched = 0
+        self._done = self._reused = self._fetched = self._arrived = 0
         self._started: float | None = None
         self._last = float("-inf")
 
@@ -37,8 +37,15 @@ class ProgressMeter:
         """``count`` bytes came from another bundle on this device."""
         self._add(done=count, reused=count)
 
+    def arrived(self, count: int) -> None:
+        """``count`` bytes came and wait for their turn to be written; :meth:`fetched` follows."""
+        with self._lock:
+            if self._started is None:
+                self._started = self._clock()
+            self._arrived += count
+
     def fetched(self, count: int, *, again: int = 0) -> None:
-        """``count`` bytes were transferred and verified, ``again`` of them were here before."""
+        """``count`` bytes were transferred, verified and written, ``again`` of them were here before."""
         self._add(done=count - again, fetched=count)
 
     def _add(self, *, done: int, reused: int = 0, fetched: int = 0) -> None:
@@ -61,6 +68,8 @@ class ProgressMeter:
     def _line(self, now: float) -> Progressed:
         left = None
         if self._started is not None and now - self._started >= SECONDS_BEFORE_GUESS and self._fetched:
-            rate = self._fetched / (now - self._started)
-            left = round((self._total - self._done) / rate, 1)
+            # Several ranges arrive at once and are written one after the other: what waits need not come any more.
+            arrived = max(self._arrived, self._fetched)
+            to_come = max(0, self._total - self._done - (arrived - self._fetched))
+            left = round(to_come * (now - self._started) / arrived, 1)
         return Progressed(self._done, self._total, self._reused, self._fetched, left)

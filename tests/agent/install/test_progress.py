@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.install import obtaining
 from agent.install.installer import run_job
 from agent.install.job import Line, Progressed
 from agent.install.machine import State
@@ -47,6 +48,42 @@ def test_what_is_left_is_told_in_bytes_and_seconds() -> None:
     assert lines[-1].done == 550
     meter.finish()
     assert (lines[-1].done, lines[-1].seconds_left) == (1000, 0.0)
+
+
+def test_what_has_come_and_waits_to_be_written_is_not_waited_for() -> None:
+    """Four ranges at a time: the last of them are all but here when the first one is."""
+    lines: list[Progressed] = []
+    clock = Clock()
+    meter = ProgressMeter(1000, lines.append, clock)
+    for second in range(1, 5):
+        clock.now = float(second)
+        for _ in range(4):
+            meter.arrived(25)
+        meter.fetched(25)
+    # 400 came in three seconds after the first hundred, 100 are written; 600 are to come.
+    assert lines[-1] == Progressed(100, 1000, 0, 100, seconds_left=4.5)
+
+
+def test_what_an_earlier_attempt_left_counts_as_it_is_found(market: Market, device: Device) -> None:
+    manifest = market.publish("1.0.0", {"extra.bin": os.urandom(5 << 20), "more.bin": os.urandom(1000)})
+    away = market.object(manifest, "more.bin").rename(market.root / "away")
+    with pytest.raises(SourceUnavailable):
+        device.install(market.job(device.directory.root, "1.0.0"))
+    before = [line for line in device.lines if isinstance(line, Progressed)][-1]
+    away.rename(market.object(manifest, "more.bin"))
+    found: list[int] = []
+    real = ProgressMeter.found
+
+    class Watched(ProgressMeter):
+        def found(self, count: int) -> None:
+            found.append(count)
+            real(self, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(obtaining, "ProgressMeter", Watched)
+        device.install(market.job(device.directory.root, "1.0.0"))
+    assert max(found) <= 1 << 20, "a chunk at a time"
+    assert sum(found) == before.done > 5 << 20
 
 
 def test_it_is_on_reported_once_a_second_until_the_bundle_is_there(device: Device) -> None:
