@@ -148,7 +148,7 @@ CHECKS: tuple[Check, ...] = (
         "H.a_stalled_or_dripping_server_is_given_up_on",
         (
             _PACE,
-            "self._connection.settimeout(min(self._pace.read_seconds, remaining))",
+            "self._connection.settimeout(self._pace.read_seconds)",
             "self._connection.settimeout(None)",
         ),
     ),
@@ -156,11 +156,6 @@ CHECKS: tuple[Check, ...] = (
         "slow retrieval: dripping",
         "H.a_dripping_stream_is_given_up_on_as_too_slow H.a_stalled_or_dripping_server_is_given_up_on",
         (_PACE, "if count and self._received < self._pace.min_bytes_per_second * self._waited:", "if False:"),
-        (
-            _PACE,
-            "self._connection.settimeout(min(self._pace.read_seconds, remaining))",
-            "self._connection.settimeout(self._pace.read_seconds)",
-        ),
     ),
     _check(
         "slow retrieval: elsewhere",
@@ -658,23 +653,23 @@ CHECKS: tuple[Check, ...] = (
         "V.attack_a_file_swapped_between_verification_and_use",
         (
             "agent.install",
-            "            sealed = await asyncio.to_thread(inspect_bundle, place, digest)\n",
-            "            sealed = SealedBundle(digest=digest, directory=place, manifest=manifest)\n",
+            "        new = await asyncio.to_thread(inspect_bundle, place, digest)\n",
+            "        new = SealedBundle(digest=digest, directory=place, manifest=manifest)\n",
         ),
-        ("agent.install", "            check_unchanged(place, manifest, self._marks)\n", ""),
+        ("agent.install", "            check_unchanged(place, manifest, marks)\n", ""),
     ),
     _check(
         "a file swapped between verification and use: during it",
         "V.attack_a_file_swapped_between_verification_and_use",
-        ("agent.install", "            check_unchanged(place, manifest, self._marks)\n", ""),
+        ("agent.install", "            check_unchanged(place, manifest, marks)\n", ""),
     ),
     _check(
         "a file swapped between verification and use: while it loads",
         "V.attack_a_file_swapped_while_the_new_model_loads",
         (
             "agent.install",
-            "self._serving.swap(self._sealed, mode)\n            check_unchanged(",
-            "self._serving.swap(self._sealed, mode)\n            (lambda *words: None)(",
+            "self._serving.swap(tried.loaded, mode)\n            tried.check_unchanged()",
+            "self._serving.swap(tried.loaded, mode)",
         ),
     ),
     _check(
