@@ -8,6 +8,7 @@ Nothing depends on them: without room or memory, or when making them fails, the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -96,6 +97,7 @@ class Deriving:
         try:
             if await asyncio.to_thread(is_sound, place):
                 return place
+            await asyncio.to_thread(self._clear, place.parent)
             graph = await asyncio.to_thread(self._find_graph, bundle)
             if graph is None:
                 return None
@@ -104,6 +106,13 @@ class Deriving:
             log.warning("no prepacked weights for %s: %s", bundle.manifest.reference, error)
             return None
         return place
+
+    def _clear(self, derived: Path) -> None:
+        """Give back the room of what was made for another processor or runtime, is damaged, or was never finished:
+        also where there is none to make it anew.
+        """
+        if derived.exists():
+            self._disk.remove(derived)
 
     def _find_graph(self, bundle: SealedBundle) -> Path | None:
         """The one graph of the bundle, if prepacking it makes sense and there is room for the result."""
@@ -125,18 +134,15 @@ class Deriving:
 
     async def _make(self, graph: Path, place: Path) -> None:
         making = place.with_name(f".{place.name}.making")
-        await asyncio.to_thread(self._begin, place, making)
+        await asyncio.to_thread(self._disk.make_directory, making)
         try:
             await _run(graph, making)
             await asyncio.to_thread(self._seal, making, place)
         except BaseException:
-            self._disk.remove(making)
+            # The next attempt removes it otherwise; a wish that was withdrawn stays withdrawn.
+            with contextlib.suppress(EdgeBundleError):
+                self._disk.remove(making)
             raise
-
-    def _begin(self, place: Path, making: Path) -> None:
-        # What is there was made for another processor or runtime, is damaged, or was never finished.
-        self._disk.remove(place.parent)
-        self._disk.make_directory(making)
 
     def _seal(self, making: Path, place: Path) -> None:
         files = []

@@ -103,6 +103,16 @@ async def test_without_memory_there_are_none_for_now(
     assert await deriving(bundle) is not None
 
 
+async def test_what_was_never_finished_takes_no_room_even_where_there_is_none(market: Market, device: Device) -> None:
+    """The power went while they were made, and what they take is what is missing to make them."""
+    bundle = install(market, device)
+    making = device.directory.derived_of(bundle.digest) / f".{cpu_id()}.making"
+    making.mkdir(parents=True)
+    (making / "model.onnx.data").write_bytes(b"half")
+    assert await Deriving(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is None
+    assert not making.exists()
+
+
 async def test_a_graph_that_cannot_be_prepacked_leaves_nothing(market: Market, device: Device) -> None:
     bundle = install(market, device)
     bundle.directory.chmod(0o755)
