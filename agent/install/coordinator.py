@@ -100,6 +100,7 @@ class Coordinator:
         self._pending: bytes | None = None
         self._wish: Wish | None = None
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
+        self._withdrawn = False
         self._retries = 0
         self._not_before = float("-inf")
         self._restore_at = float("inf")
@@ -198,6 +199,7 @@ class Coordinator:
             return
         self._store.desire(payload or None)
         self._follow(payload)
+        self._withdrawn = not payload
         self._driver.supersede()
         self._changed.set()
 
@@ -264,6 +266,9 @@ class Coordinator:
             await self._obey(*self._orders.pop(0))
             return
         wish = self._wish
+        if self._withdrawn:
+            self._withdrawn = False
+            self._driver.reclaim()
         if wish is None or clock() < self._not_before:
             damaged = self._watch.take_damaged() if wish is None else None
             if damaged is not None:

@@ -152,6 +152,10 @@ class Driver:
         self._collect()
         self._reporter.tell()
 
+    def reclaim(self) -> None:
+        """Remove what a wish that was withdrawn left here."""
+        self._collect()
+
     def supersede(self) -> None:
         """Another wish waits: leave this one at the next place where that is safe."""
         self._superseded.set()
@@ -190,7 +194,10 @@ class Driver:
                     Action.RUN_CANARY: self._run_canary,
                     Action.WATCH: self._watch,
                 }[action]
-                return await self._unless_superseded(work())
+                came = await self._unless_superseded(work())
+                if came is Event.SUPERSEDED and self._candidate is not None and action is not Action.OBTAIN:
+                    self._store.forgive_attempt(self._candidate)
+                return came
             case Action.SWAP:
                 return await self._swap()
             case Action.RESTORE:

@@ -283,6 +283,11 @@ class InstallationState:
             row = connection.execute("SELECT count FROM attempts WHERE digest = ?", (digest,)).fetchone()
             return int(row[0])
 
+    def forgive_attempt(self, digest: Digest) -> None:
+        """The last attempt was given up for another wish: that says nothing about ``digest``."""
+        with self._database.transaction("forgive attempt") as connection:
+            connection.execute("UPDATE attempts SET count = count - 1 WHERE digest = ? AND count > 0", (digest,))
+
     def quarantine(self, entry: Quarantined) -> None:
         with self._database.transaction("quarantine") as connection:
             connection.execute(

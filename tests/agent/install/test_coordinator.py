@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -160,6 +161,57 @@ async def test_an_empty_document_withdraws_the_wish(market: Market, device: Devi
         coordinator.desire(b"")
         await stage.until(lambda reported: reported.revision is None and active("1.0.0")(reported))
     assert device.state().snapshot().desired is None
+
+
+async def test_what_a_withdrawn_wish_left_is_removed(market: Market, device: Device) -> None:
+    """Bytes on their way, and a bundle that is sealed and was never in service; nothing else would ask for the room."""
+    for version in ("1.0.0", "1.1.0"):
+        market.publish(version, {"README.md": version.encode()})
+    manifest = market.publish("1.2.0", {"extra.bin": os.urandom(1 << 20), "more.bin": os.urandom(1000)})
+    market.object(manifest, "more.bin").unlink()
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        stage.workers.hang, stage.workers.begun = True, asyncio.Event()
+        coordinator.desire(desired("1.1.0"))
+        await asyncio.wait_for(stage.workers.begun.wait(), 60)
+        stage.workers.hang = False
+        coordinator.desire(b"")
+        await stage.until(lambda reported: reported is stage.reported[-1] and active("1.0.0")(reported))
+        await until(lambda: len(device.names(lambda place: place.bundles)) == 1)
+        coordinator.desire(desired("1.2.0"))
+        await stage.until(failed(Reason.SOURCE_UNAVAILABLE))
+        assert device.names(lambda place: place.inbox), "kept for the next attempt"
+        coordinator.desire(b"")
+        await until(lambda: not device.names(lambda place: place.inbox))
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+async def test_wishes_that_change_their_mind_do_not_use_up_a_candidates_attempts(
+    market: Market, device: Device
+) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        market.publish(version, {"README.md": version.encode()})
+    stage = stage_for(market, device, max_attempts=2)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        for turn in range(3):
+            stage.reported.clear()
+            coordinator.desire(desired("1.1.0", f"there {turn}", policy={"probation_seconds": 1000}))
+            await stage.until(lambda reported: reported.phase == "PROBATION")
+            coordinator.desire(desired("1.0.0", f"back {turn}"))
+            await stage.until(lambda reported: reported is stage.reported[-1] and active("1.0.0")(reported))
+        stage.reported.clear()
+        coordinator.desire(desired("1.1.0", "at last"))
+        await stage.until(active("1.1.0"))
+    assert device.state().quarantined() == []
 
 
 # Candidates that do not hold.
