@@ -42,20 +42,19 @@ async def run_canary(
     settings: InstallSettings,
     *,
     adapter: SealedBundle | None = None,
-    alone: bool = False,
+    nice: int = CANARY_NICE,
+    beside: bool = True,
 ) -> CanaryPassed | Failure:
     """The verdict on ``bundle``, or on one of its adapters; the worker is gone when this returns or is cancelled.
 
-    ``alone``: what serves stepped aside for it and requests wait, so it gives way to nobody.
+    ``beside``: it runs beside a model that may be busy, so it may be silent for minutes without hanging.
     """
-    if not alone:
-        # At the lowest priority beside a busy model it may be silent for minutes without hanging.
+    if beside:
         worker_settings = msgspec.structs.replace(
             worker_settings,
             load_seconds=max(worker_settings.load_seconds, settings.canary_seconds),
             stall_seconds=max(worker_settings.stall_seconds, settings.canary_seconds),
         )
-    nice = 0 if alone else CANARY_NICE
     worker: Worker | None = None
     try:
         async with asyncio.timeout(settings.canary_seconds):

@@ -63,12 +63,13 @@ class StandInWorker:
 
 
 class StandInWorkers:
-    """Starts stand-ins; ``failure`` makes loading fail, ``hang`` makes it never end."""
+    """Starts stand-ins; ``failure`` makes loading fail, ``hang`` makes it never end, ``hang_above`` a niceness."""
 
     def __init__(self) -> None:
         self.drift, self.finite, self.peak = 0.0, True, 1000
         self.failure: str | None = None
         self.hang = False
+        self.hang_above = 19
         self.started: list[StandInWorker] = []
         self.niceness: list[int] = []
         self.begun = asyncio.Event()
@@ -85,7 +86,7 @@ class StandInWorkers:
     ) -> StandInWorker:
         self.begun.set()
         self.niceness.append(nice)
-        if self.hang:
+        if self.hang or nice > self.hang_above:
             await asyncio.Event().wait()
         if self.failure is not None:
             raise EngineFailed(self.failure)

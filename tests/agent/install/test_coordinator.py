@@ -285,6 +285,33 @@ async def test_a_candidate_that_does_not_hold_is_rolled_back_and_not_tried_again
     assert bad.version == "1.1.0"
 
 
+@pytest.mark.parametrize(
+    ("crowded", "hangs_above", "niceness"),
+    [(0.9, 0, [19, 19, 0]), (0.9, -1, [19, 19, 0]), (0.1, 0, [19, 19])],
+    ids=["starved", "hanging", "hanging on an idle device"],
+)
+async def test_a_canary_that_got_nothing_of_a_busy_device_is_tried_as_an_equal(
+    market: Market,
+    device: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    crowded: float,
+    hangs_above: int,
+    niceness: list[int],
+) -> None:
+    monkeypatch.setattr(trial.Crowding, "share", lambda self: crowded)
+    for version in ("1.0.0", "1.1.0"):
+        market.publish(version, {"README.md": version.encode()})
+    stage = stage_for(market, device, canary_seconds=0.5)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        stage.workers.hang_above = hangs_above
+        coordinator.desire(desired("1.1.0"))
+        comes_through = crowded > trial.CROWDED and hangs_above == 0
+        await stage.until(active("1.1.0") if comes_through else failed(Reason.CANARY_TIMEOUT))
+    assert stage.workers.niceness == niceness
+
+
 async def test_a_first_bundle_that_fails_leaves_nothing_served(market: Market, device: Device) -> None:
     market.publish("1.0.0")
     stage = stage_for(market, device)
