@@ -4,7 +4,8 @@
 
 Every round publishes another version (the weights differ), lets the device install it while the clients go on, and
 holds the gaps between the tokens of one answer, from the wish to the end of probation, against those of a stretch
-without a swap just before. First overlapping, then draining. Exit status 1 when an answer was lost or doubled.
+without a swap just before. First overlapping, then draining, then where memory is said to have no room for two models
+("aside": the serving one ends before the canary). Exit status 1 when an answer was lost or doubled.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ port = {port}
 [sources]
 here = "{source}"
 [install]
-swap = "{mode}"
+{swap}
 probation_seconds = 5.0
 swaps_per_hour = 0
 [serving]
@@ -48,6 +49,11 @@ stream_interval_ms = 0
 [telemetry]
 interval_seconds = 5
 """
+SWAP = {
+    "overlap": 'swap = "overlap"',
+    "drain": 'swap = "drain"',
+    "aside": f"reserve_bytes = {2**50}",
+}
 WAIT_SECONDS = 240.0
 
 
@@ -195,7 +201,9 @@ class Site:
         self._root = root
         self._versions = 0
         config = root / "agent.toml"
-        config.write_text(SETTINGS.format(root=root, port=self.broker.port, source=self.market.location, mode=mode))
+        config.write_text(
+            SETTINGS.format(root=root, port=self.broker.port, source=self.market.location, swap=SWAP[mode])
+        )
         agent = [sys.executable, "-m", "agent.cli"]
         subprocess.run(
             [*agent, "trust", "provision", str(self.market.root_json), "--config", str(config)],
@@ -285,12 +293,12 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=160, help="length of every answer")
     parser.add_argument("--baseline", type=float, default=15.0, metavar="SECONDS")
-    parser.add_argument("--mode", choices=("overlap", "drain"), action="append")
+    parser.add_argument("--mode", choices=tuple(SWAP), action="append")
     parser.add_argument("--phases", action="store_true", help="gaps by the phase of the installation, too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="swap-") as scratch:
         root = Path(scratch)
-        sound = [measure(root, arguments.bundle, mode, arguments) for mode in arguments.mode or ("overlap", "drain")]
+        sound = [measure(root, arguments.bundle, mode, arguments) for mode in arguments.mode or SWAP]
         subprocess.run(["chmod", "-R", "u+w", scratch], check=True)
     return 0 if all(sound) else 1
 
