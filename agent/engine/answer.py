@@ -119,7 +119,7 @@ class Answer:
         self.limit = max(len(self.tokens) + 1, min(self._room, self.generation.max_tokens or self._room))
         self._sampler.change(self.generation)
         if "stops" in changes:
-            self._held_over = self._scanner.flush()
+            self._held_over += self._scanner.flush()
             self._scanner = StopScanner(self.generation.stops)
         return True
 

@@ -145,6 +145,8 @@ def test_prompts_at_the_end_of_the_context(tiny: RawClient, tiny_device: Device)
         {"type": "json_schema", "json_schema": {"schema": {"allOf": [{"type": "string"}, {"type": "integer"}]}}},
         {"type": "json_schema", "json_schema": {"schema": {"type": "array", "minItems": 3, "maxItems": 1}}},
         {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://example.com/schema"}}},
+        {"type": "json_schema", "json_schema": {"schema": {"type": "integer", "multipleOf": 1_000_000_007}}},
+        {"type": "json_schema", "json_schema": {"schema": {"allOf": [{"pattern": f".*a{{{n}}}"} for n in range(30)]}}},
     ],
     ids=lambda form: str(form)[:60],
 )

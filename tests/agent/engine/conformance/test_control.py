@@ -101,6 +101,20 @@ def test_update_may_bring_a_stop_string(engine: Engine) -> None:
     assert (outcomes[1].reason, outcomes[1].text) == ("stop", whole[: whole.index(whole[-4:])])
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_updates_of_the_stop_strings_lose_no_text_that_was_held_back(engine: Engine, times: int) -> None:
+    whole = answer(engine, ask(1, max_tokens=12)).text
+    outcomes: dict[int, Outcome] = {}
+    engine.admit(ask(1, max_tokens=12, stops=(whole[:-1] + "~~~",)))
+    while not outcomes.get(1, Outcome()).tokens:
+        record(engine.step(), outcomes)
+    assert outcomes[1].tokens[0].text == "", "all of it may be the stop string"
+    for number in range(times):
+        assert engine.update(1, {"stops": [f"never in there {number}"]})
+    run(engine, outcomes=outcomes)
+    assert outcomes[1].text == whole
+
+
 def test_an_update_of_the_wrong_type_changes_nothing(engine: Engine) -> None:
     whole = answer(engine, ask(1)).text
     outcomes: dict[int, Outcome] = {}

@@ -1,0 +1,101 @@
+"""Turns away JSON schemas whose compilation would take seconds, or gigabytes, of everybody's worker. Pure.
+
+Compiling happens between two tokens, in native code that cannot be stopped, and its fuel is counted only afterwards.
+What was measured with llguidance 1.9: patterns that one text must match together double the work with each (13 take
+2.4 s and 200 MB, 20 minutes); ``multipleOf`` costs 6 µs and 200 bytes for each unit, and where several meet, for each
+unit of their product; names that are patterns are compared with each other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from contract.errors import RequestInvalid
+
+FIELD = "response_format"
+
+MAX_PATTERNS_TOGETHER = 8
+"""Patterns and formats in a schema that lets them meet: 10 take 40 ms, 13 seconds."""
+
+MAX_MULTIPLE = 20_000
+"""Of all ``multipleOf`` together (their product where they may meet): 0.1 s."""
+
+MAX_PATTERN_NAMES = 32
+"""``patternProperties``: 100 take 0.07 s, 1,000 minutes."""
+
+TOGETHER = ("allOf", "anyOf", "oneOf", "$ref")
+"""Keywords that lay one schema over another."""
+
+REMARKS = frozenset({
+    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema",
+    "$id", "$anchor", "$defs", "definitions",
+})  # fmt: skip
+"""Keywords that demand nothing where they stand."""
+
+
+def check_schema(text: str) -> None:
+    """Refuse what may take too long.
+
+    Raises:
+        RequestInvalid: in one sentence what is too much.
+    """
+    try:
+        nodes = list(_objects(json.loads(text)))
+    except (ValueError, RecursionError) as error:
+        raise RequestInvalid("the schema cannot be read", field=FIELD) from error
+    meet = any(_lays_over(node) for node in nodes)
+    texts = {node[key] for node in nodes for key in ("pattern", "format") if isinstance(node.get(key), str)}
+    if meet and len(texts) > MAX_PATTERNS_TOGETHER:
+        raise RequestInvalid(
+            f"a schema that combines others (allOf, or anyOf, oneOf and $ref beside more) has {MAX_PATTERNS_TOGETHER} "
+            "different patterns and formats at most",
+            field=FIELD,
+        )
+    multiples = {_units(node["multipleOf"]) for node in nodes if _is_number(node.get("multipleOf"))}
+    if (math.prod(multiples) if meet else sum(multiples)) > MAX_MULTIPLE:
+        raise RequestInvalid(
+            f"what multipleOf asks for is too much work: {MAX_MULTIPLE} units in all at most", field=FIELD
+        )
+    names = sum(len(node["patternProperties"]) for node in nodes if isinstance(node.get("patternProperties"), dict))
+    if names > MAX_PATTERN_NAMES:
+        raise RequestInvalid(f"patternProperties has {MAX_PATTERN_NAMES} patterns at most", field=FIELD)
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in it, schema or not: counting too much errs on the safe side."""
+    left = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, dict):
+            yield found
+            left.extend(found.values())
+        elif isinstance(found, list):
+            left.extend(found)
+
+
+def _lays_over(node: dict[str, Any]) -> bool:
+    """Whether what it demands is demanded of the same text as what another schema does."""
+    here = [key for key in TOGETHER if key in node]
+    if not here:
+        return False
+    members = node.get("allOf")
+    several = isinstance(members, list) and len(members) > 1
+    return several or len(here) > 1 or bool(node.keys() - REMARKS - set(here))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _units(value: float) -> int:
+    """Of the smallest decimal place it has: 12.5 is 125 tenths."""
+    number = Decimal(str(abs(value)))
+    exponent = number.as_tuple().exponent
+    if not isinstance(exponent, int):
+        return MAX_MULTIPLE + 1  # infinite
+    places = max(0, -exponent) if number != number.to_integral_value() else 0
+    return int(number.scaleb(places)) if exponent < 20 else MAX_MULTIPLE + 1
