@@ -313,6 +313,8 @@ class Coordinator:
         if outcome.kind == "active" and self._wish is older:
             self._store.override_desired()
             self._wish = None
+            self._withdrawn = True
+            self._changed.set()
 
     async def _pursue(self, wish: Wish) -> Outcome:
         active = self._store.bundle(self._store.snapshot().active)

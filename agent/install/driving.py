@@ -91,6 +91,7 @@ class Driver:
         self._wish: Wish | None = None
         self._outcome = Outcome("superseded")
         self._superseded = asyncio.Event()
+        self._spared: Digest | None = None
         self._tried: Candidate | None = None
         self._predecessor_speed: Speed | None = None
         self.restored = False
@@ -108,7 +109,7 @@ class Driver:
         """
         self._wish = wish
         self._settings = wish.settings
-        self._candidate = self._failure = self._tried = None
+        self._candidate = self._failure = self._tried = self._spared = None
         self._outcome = Outcome("superseded")
         self._superseded.clear()
         self._reporter.begin(wish.revision)
@@ -153,7 +154,8 @@ class Driver:
         self._reporter.tell()
 
     def reclaim(self) -> None:
-        """Remove what a wish that was withdrawn left here."""
+        """Remove what a wish that is not followed any more left here."""
+        self._spared = None
         self._collect()
 
     def supersede(self) -> None:
@@ -384,6 +386,8 @@ class Driver:
                 self._reporter.error = reported_error(fault)
         if self._state is not State.ROLLBACK:
             return None
+        # A candidate that did not fail is tried again if anybody still wants it; its bytes need not come again then.
+        self._spared = self._candidate if self._failure is None else None
         self._telling.rolled_back(self._wish, active, self._failure)
         return Event.RESTORED
 
@@ -395,6 +399,7 @@ class Driver:
                 self._disk,
                 keep_previous=self._settings.keep_previous,
                 quota_bytes=self._settings.quota_bytes,
+                protected=() if self._spared is None else (self._spared,),
             )
             collect_strays(self._store, self._directory, self._disk, parts_kept=())
         except EdgeBundleError as error:

@@ -116,20 +116,27 @@ class Run:
         return [f"{each}, {points[each - 1]}: {fault}" for each in numbers for fault in self.cut_at(each)]
 
     def _recover(self, place: Path) -> list[str]:
+        # As the power left it: what a restart threw away would not be missing otherwise.
+        missing = self._missing(place)
         fresh = self._life(place, Effects())
         fresh.live()
         faults = list(after_restart(self.scenario, fresh))
-        missing = self._missing(place)
         again = self._life(place, Effects())
         again.live(self.scenario.deed)
         return faults + list(at_the_end(self.scenario, again, missing))
 
     def _missing(self, place: Path) -> int:
         directory = StateDirectory(place)
-        state = InstallationState(Database(directory.database, MIGRATIONS))
+        # Read from a copy: opening it may change it.
+        with tempfile.TemporaryDirectory(dir=self.root) as copy:
+            for file in place.glob(f"{directory.database.name}*"):
+                shutil.copy(file, copy)
+            database = Database(Path(copy) / directory.database.name, MIGRATIONS)
+            bundles = InstallationState(database).bundles()
+            database.close()
         stored = (self.market.root / f"built-{self.scenario.wanted}" / MANIFEST_FILE).read_bytes()
         others: list[Manifest] = []
-        for bundle in state.bundles():
+        for bundle in bundles:
             file = directory.bundle(bundle.digest) / MANIFEST_FILE
             with contextlib.suppress(FileNotFoundError, BundleRefused):
                 others.append(parse_manifest(file.read_bytes()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,9 @@ async def test_a_candidate_that_answers_already_is_what_a_rollback_leads_away_fr
             assert now.phase == "IDLE"
             assert now.active is not None
             assert now.active.version == "1.1.0"
+            async with asyncio.timeout(30):
+                while len(device.names(lambda place: place.bundles)) > 2:
+                    await asyncio.sleep(0.02)
         # It stays there: the wish is overridden.
         stage.restart()
         async with stage.agent() as coordinator:

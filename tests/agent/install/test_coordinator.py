@@ -443,6 +443,27 @@ async def test_a_restart_in_any_phase_ends_with_the_wished_bundle(market: Market
     assert device.state().quarantined() == []
 
 
+async def test_a_candidate_in_probation_when_the_power_went_is_not_fetched_again(
+    market: Market, device: Device
+) -> None:
+    for version in ("1.0.0", "1.1.0"):
+        market.publish(version, {"README.md": version.encode()})
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        stage.reported.clear()
+        coordinator.desire(desired("1.1.0", policy={"probation_seconds": 1000}))
+        await stage.until(lambda reported: reported.phase == "PROBATION")
+    stage.restart()
+    async with stage.agent() as coordinator:
+        await stage.until(lambda reported: reported.phase == "PROBATION")
+        assert "FETCH" not in stage.phases
+        # Nobody wants it any more: then it goes.
+        coordinator.desire(b"")
+        await until(lambda: len(device.names(lambda place: place.bundles)) == 1)
+
+
 async def test_a_candidate_that_takes_the_device_down_is_given_up(market: Market, device: Device) -> None:
     market.publish("1.0.0")
     stage = stage_for(market, device, max_attempts=2)
