@@ -13,8 +13,9 @@ from typing import Any, Literal
 from msgspec import UNSET, structs
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
-from contract.mqtt.messages import ErrorBody, LastFrame
+from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody, LastFrame
 from contract.mqtt.topics import Topics
+from contract.names import is_identifier
 from packager.client.replies import Answer, Found, Reassembly
 
 SILENCE_SECONDS = 15.0
@@ -27,7 +28,12 @@ Action = Literal["ask", "resume"]
 
 
 class Asking:
-    """``device`` or ``group`` is asked as client ``name``; with ``retry``, refusals that name a time are waited out."""
+    """``device`` or ``group`` is asked as client ``name``; with ``retry``, refusals that name a time are waited out.
+
+    Raises:
+        UsageError: neither or both of device and group. RequestInvalid: what a device could not answer on the topic
+            that is listened to, since it cannot read the id.
+    """
 
     def __init__(
         self,
@@ -45,7 +51,17 @@ class Asking:
             raise UsageError("name either a device or a group")
         self.body = {"id": secrets.token_hex(8), **body}
         self.id = str(self.body["id"])
-        self.payload = json.dumps(self.body).encode()
+        if not is_identifier(self.id):
+            raise RequestInvalid("an id is 1 to 64 of A-Z a-z 0-9 _ . -", field="id")
+        try:
+            self.payload = json.dumps(self.body, ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:
+            raise RequestInvalid(f"the request cannot be written as JSON: {error}") from error
+        if len(self.payload) > MAX_REQUEST_BYTES:
+            raise RequestInvalid(
+                f"the request has {len(self.payload):,} bytes, a device takes {MAX_REQUEST_BYTES:,}: shorten it",
+                code=413,
+            )
         self.device = device
         self._name = name
         self._root = root
@@ -127,6 +143,7 @@ class Asking:
             if now + wait < self._deadline:
                 self._ask_at = now + wait
                 self._heard = now + wait
+                self._reassembly.asked_again()
                 return []
         return found
 

@@ -12,7 +12,7 @@ from contract.errors import SourceUnavailable
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
 from packager.client.asking import Asking, control_message
 from packager.client.broker import BrokerAddress
-from packager.client.client import client_name
+from packager.client.client import client_name, session_name
 from packager.client.completion import Chunk, Completion, to_chunk, to_completion
 from packager.client.replies import Answer, Found
 from packager.mqtt import BrokerSession, Message
@@ -31,8 +31,8 @@ class AsyncClient:
         self._address = address
         self._root = root
         self._session: BrokerSession | None = None
-        # A message for a request, or None: the connection came back.
-        self._inboxes: dict[str, asyncio.Queue[Message | None]] = {}
+        # A message for a request, or None: look again, the connection came back or is closed. Two may ask the same.
+        self._inboxes: dict[str, list[asyncio.Queue[Message | None]]] = {}
 
     async def __aenter__(self) -> AsyncClient:
         loop = asyncio.get_running_loop()
@@ -40,7 +40,7 @@ class AsyncClient:
         def open_session() -> BrokerSession:
             session = BrokerSession(
                 self._address,
-                self.name,
+                session_name(self.name),
                 on_message=lambda message: loop.call_soon_threadsafe(self._route, message),
                 on_reconnect=lambda: loop.call_soon_threadsafe(self._reconnected),
             )
@@ -55,17 +55,19 @@ class AsyncClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._session is not None:
-            await asyncio.to_thread(self._session.close)
+        session, self._session = self._session, None
+        if session is not None:
+            self._reconnected()
+            await asyncio.to_thread(session.close)
 
     def _route(self, message: Message) -> None:
-        inbox = self._inboxes.get(message.topic.rpartition("/")[2])
-        if inbox is not None:
+        for inbox in self._inboxes.get(message.topic.rpartition("/")[2], ()):
             inbox.put_nowait(message)
 
     def _reconnected(self) -> None:
-        for inbox in self._inboxes.values():
-            inbox.put_nowait(None)
+        for inboxes in self._inboxes.values():
+            for inbox in inboxes:
+                inbox.put_nowait(None)
 
     async def complete(
         self,
@@ -120,22 +122,26 @@ class AsyncClient:
         """Send a request and yield what comes of it; an :class:`Answer` is the end.
 
         Raises:
-            SourceUnavailable: no answer within ``seconds``. UsageError: neither or both of device and group.
+            SourceUnavailable: no answer within ``seconds``, or the client was closed meanwhile. UsageError,
+            RequestInvalid: as :class:`Asking` does.
         """
-        assert self._session is not None, "enter the client first: async with AsyncClient(…) as client"
+        session = self._session
+        assert session is not None, "enter the client first: async with AsyncClient(…) as client"
         now = asyncio.get_running_loop().time
         asking = Asking(
             body, name=self.name, root=self._root, device=device, group=group,
             now=now(), seconds=seconds, retry=retry,
         )  # fmt: skip
         inbox: asyncio.Queue[Message | None] = asyncio.Queue()
-        self._inboxes[asking.id] = inbox
+        self._inboxes.setdefault(asking.id, []).append(inbox)
         try:
             while True:
+                if self._session is None:
+                    raise SourceUnavailable("the client was closed before the answer came")
                 for action in asking.actions(now()):
                     # A broker that is away: it is asked again when the connection is back, or the time is up.
                     with contextlib.suppress(SourceUnavailable):
-                        await asyncio.to_thread(self._session.publish, *asking.message(action))
+                        await asyncio.to_thread(session.publish, *asking.message(action))
                 try:
                     message = await asyncio.wait_for(inbox.get(), max(0.0, asking.due_at() - now()))
                 except TimeoutError:
@@ -148,7 +154,10 @@ class AsyncClient:
                     if isinstance(found, Answer):
                         return
         finally:
-            del self._inboxes[asking.id]
+            left = self._inboxes[asking.id]
+            left.remove(inbox)
+            if not left:
+                del self._inboxes[asking.id]
 
     async def cancel(self, device: str, request_id: str) -> None:
         """End a request of our own; its last frame says ``cancelled``."""

@@ -33,6 +33,11 @@ def client_name(name: str | None) -> str:
     return name
 
 
+def session_name(name: str) -> str:
+    """The MQTT client id of one connection: a broker ends the older of two that have the same."""
+    return f"{name}-{secrets.token_hex(4)}"
+
+
 class Client:
     """``with Client(address) as client: client.complete(device="kitchen-1", messages=[…])``. For one thread.
 
@@ -46,9 +51,13 @@ class Client:
     def __init__(self, address: BrokerAddress, *, name: str | None = None, root: str = DEFAULT_ROOT) -> None:
         self.name = client_name(name)
         self._root = root
-        self._session = BrokerSession(address, self.name)
-        # Any device's topics do: the reply filter names only us.
-        self._session.subscribe(Topics("any", root).client_replies_filter(self.name))
+        self._session = BrokerSession(address, session_name(self.name))
+        try:
+            # Any device's topics do: the reply filter names only us.
+            self._session.subscribe(Topics("any", root).client_replies_filter(self.name))
+        except BaseException:
+            self._session.close()
+            raise
 
     def __enter__(self) -> Client:
         return self
@@ -114,7 +123,7 @@ class Client:
         ``body`` is the request; it gets an id if it has none.
 
         Raises:
-            SourceUnavailable: no answer within ``seconds``. UsageError: neither or both of device and group.
+            SourceUnavailable: no answer within ``seconds``. UsageError, RequestInvalid: as :class:`Asking` does.
         """
         asking = Asking(
             body, name=self.name, root=self._root, device=device, group=group,

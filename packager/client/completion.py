@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
+import msgspec
 from msgspec import UNSET, Struct
 
 from contract.mqtt.messages import Timing, Usage
@@ -17,13 +17,34 @@ class ChatMessage(Struct, frozen=True):
     role: str = "assistant"
 
 
+class TopLogprob(Struct, frozen=True):
+    """``id`` is the token's number, which OpenAI does not tell."""
+
+    token: str
+    id: int
+    logprob: float
+
+
+class TokenLogprob(Struct, frozen=True):
+    token: str
+    id: int
+    logprob: float
+    top_logprobs: list[TopLogprob] = []
+
+
+class ChoiceLogprobs(Struct, frozen=True):
+    """One entry for each token that was generated, those of a stop text included."""
+
+    content: list[TokenLogprob]
+
+
 class Choice(Struct, frozen=True):
     """``finish_reason``: ``stop``, ``length``, and beyond OpenAI's own ``cancelled`` and ``deadline``."""
 
     index: int
     message: ChatMessage
     finish_reason: str
-    logprobs: list[dict[str, Any]] | None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class Completion(Struct, frozen=True):
@@ -66,7 +87,9 @@ def to_completion(answer: Answer) -> Completion:
         SourceUnavailable, EngineFailed, RequestInvalid: it ended with an error.
     """
     last = last_of(answer)
-    logprobs = None if last.logprobs is UNSET else last.logprobs
+    logprobs = None
+    if last.logprobs is not UNSET:
+        logprobs = ChoiceLogprobs(msgspec.convert(last.logprobs, list[TokenLogprob]))
     choice = Choice(0, ChatMessage(last.text), last.finish_reason, logprobs)
     return Completion(answer.id, last.bundle, [choice], last.usage, last.timing, last.attempt, int(time.time()))
 

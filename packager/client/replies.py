@@ -56,6 +56,12 @@ class Reassembly:
         self._attempt = 1
         self._broken = False
 
+    def asked_again(self) -> None:
+        """The request was turned away and begins anew, with frames from 0 on; what was shown is still shown."""
+        self._next = 0
+        self._attempt = 1
+        self._broken = False
+
     def feed(self, payload: bytes) -> list[Found]:
         """What is new after this frame; nothing for what is no frame."""
         try:

@@ -54,6 +54,53 @@ def test_a_device_is_asked_once_and_again_with_the_same_bytes_when_it_says_nothi
     assert one.message("resume") == ("edge/v1/d/box/control/me", b'{"id": "q", "op": "resume"}')
 
 
+def test_what_begins_anew_after_a_refusal_is_shown_from_its_beginning() -> None:
+    one = asking(device="box", retry=True)
+    for sequence in range(3):
+        waiting = json.dumps({"s": sequence, "d": "", "n": 0, "position": 3 - sequence, "estimate_ms": 1.0}).encode()
+        one.feed(reply("box"), waiting, 0.0)
+    assert one.feed(reply("box"), error(503, "engine_unavailable", retry_after_ms=100), 1.0) == []
+    assert one.actions(1.1) == ["ask"]
+    assert one.feed(reply("box"), piece("all "), 2.0) == [Piece("all ")]
+    assert one.feed(reply("box"), piece("of it", 1), 2.0) == [Piece("of it")]
+    assert [found for found in one.feed(reply("box"), last(s=2), 3.0) if isinstance(found, Piece)] == []
+
+
+def test_text_of_an_attempt_that_was_turned_away_is_void() -> None:
+    one = asking(device="box", retry=True)
+    one.feed(reply("box"), piece("something "), 0.0)
+    one.feed(reply("box"), piece("else", 1), 0.0)
+    one.feed(reply("box"), error(503, "engine_unavailable", retry_after_ms=100), 1.0)
+    one.actions(1.1)
+    assert one.feed(reply("box"), piece("all "), 2.0) == [Piece("all ", restart=True)]
+    assert one.feed(reply("box"), piece("of it", 1), 2.0) == [Piece("of it")]
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "code"),
+    [
+        ({"id": "no id", "prompt": "x"}, "id", 400),
+        ({"id": "", "prompt": "x"}, "id", 400),
+        ({"prompt": "x" * (1 << 20)}, None, 413),
+        ({"prompt": object()}, None, 400),
+        ({"prompt": "\ud800"}, None, 400),
+    ],
+)
+def test_what_a_device_cannot_answer_under_its_id_is_refused_at_once(
+    body: dict[str, Any], field: str | None, code: int
+) -> None:
+    """Its answer would go to another topic, and the client wait for the whole of its time."""
+    with pytest.raises(RequestInvalid) as caught:
+        Asking(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
+    assert (caught.value.field, caught.value.code) == (field, code)
+
+
+def test_other_scripts_take_the_bytes_that_they_have() -> None:
+    body = {"prompt": "语" * 340_000}
+    one = Asking(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
+    assert json.loads(one.payload)["prompt"] == body["prompt"]
+
+
 def test_whatever_is_heard_puts_the_question_off() -> None:
     one = asking(device="box")
     one.actions(0.0)

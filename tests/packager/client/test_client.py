@@ -14,10 +14,11 @@ from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.serving.settings import ServingSettings
 from contract.errors import RequestInvalid, SourceUnavailable
+from contract.mqtt.messages import LastFrame, Timing, Usage
 from packager.client.async_client import AsyncClient
 from packager.client.broker import BrokerAddress
 from packager.client.client import Client
-from packager.client.completion import Completion
+from packager.client.completion import Completion, to_completion
 from packager.client.replies import Answer, Found, Piece, Refused
 from packager.mqtt import BrokerSession
 from tests.agent.device import Device, sealed
@@ -80,6 +81,49 @@ def test_errors_of_a_device_are_ours(device: Device, address: BrokerAddress) -> 
         device.run(device.serving.withdraw())
         with pytest.raises(SourceUnavailable, match="no model"):
             client.complete(device="box", messages=USER, seconds=30, retry=False)
+
+
+def test_log_probabilities_have_the_shape_of_openai() -> None:
+    top = [{"token": "a", "id": 5, "logprob": -0.1}, {"token": "b", "id": 6, "logprob": -2.0}]
+    last = LastFrame(
+        1, "a", "stop", Usage(1, 1, 2), Timing(queue_ms=0.0, total_ms=1.0), 1, "toy@1.0.0",
+        [{"token": "a", "id": 5, "logprob": -0.1, "top_logprobs": top}],
+    )  # fmt: skip
+    found = to_completion(Answer(last, None, {})).choices[0].logprobs
+    assert found is not None
+    assert [(one.token, one.logprob) for one in found.content] == [("a", -0.1)]
+    assert [one.token for one in found.content[0].top_logprobs] == ["a", "b"]
+
+
+def test_two_programs_with_one_name_do_not_disturb_each_other(device: Device, address: BrokerAddress) -> None:
+    with Client(address, name="me") as one, Client(address, name="me") as two:
+        streams = [client.stream(device="box", prompt="hold 3", seconds=30) for client in (one, two)]
+        assert [next(stream).choices[0].delta.content for stream in streams] == ["0 ", "0 "]
+        device.call(device.workers.current.let_go)
+        for stream in streams:
+            assert "".join(chunk.choices[0].delta.content for chunk in stream) == "1 2 "
+        assert [client._session.reconnects for client in (one, two)] == [0, 0]
+
+
+def test_tasks_may_ask_the_same_at_once(device: Device, address: BrokerAddress) -> None:
+    async def scenario() -> list[str]:
+        async with AsyncClient(address) as client:
+            asked = (client.complete(device="box", id="same", messages=USER, seconds=30) for _ in range(3))
+            return [done.choices[0].message.content for done in await asyncio.gather(*asked)]
+
+    assert asyncio.run(scenario()) == ["0 1 2 3 "] * 3
+    assert len(device.workers.current.admitted) == 1
+
+
+def test_a_client_that_is_closed_ends_what_was_asked(device: Device, address: BrokerAddress) -> None:
+    async def scenario() -> None:
+        async with AsyncClient(address) as client:
+            asked = asyncio.ensure_future(client.complete(device="box", prompt="hold 4", seconds=600))
+            await asyncio.to_thread(device.until, lambda: device.serving.active == 1)
+        with pytest.raises(SourceUnavailable, match="closed"):
+            await asyncio.wait_for(asked, 30)
+
+    asyncio.run(scenario())
 
 
 def test_many_tasks_share_a_connection_and_wait_for_a_busy_device(device: Device, address: BrokerAddress) -> None:
