@@ -132,7 +132,10 @@ class Disk:
         self._perform("remove", path, action)
 
     def allocate(self, path: Path, size: int) -> None:
-        """Make ``path`` exactly ``size`` bytes that really exist on the disk, keeping what is there."""
+        """Make ``path`` exactly ``size`` bytes that really exist on the disk, keeping what is there.
+
+        Its name is durable then; what is written into it is after :meth:`sync_file`.
+        """
 
         def action() -> None:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -142,6 +145,7 @@ class Disk:
                 os.ftruncate(handle, size)
             finally:
                 os.close(handle)
+            _fsync_path(path.parent)
 
         self._perform("allocate", path, action)
 

@@ -12,6 +12,7 @@ import pytest
 
 from contract.durable import Disk, Effects
 from contract.errors import StoreBroken, StoreFull
+from tests.crash.unsynced import UnsyncedModel
 
 T = TypeVar("T")
 
@@ -89,3 +90,20 @@ def test_allocate_keeps_what_is_there(tmp_path: Path) -> None:
     Disk().allocate(part, 5000)
     assert part.read_bytes()[:3] == b"abc"
     assert part.stat().st_blocks * 512 >= 5000
+
+
+def test_what_is_written_into_an_allocated_file_is_found_again_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its contents are flushed while it is filled; its name must be there by then."""
+    monkeypatch.setattr(os, "fsync", os.fsync)  # the model puts its own in this place
+    root, left = tmp_path / "inbox", tmp_path / "left"
+    root.mkdir()
+    model = UnsyncedModel(root)
+    disk = Disk()
+    disk.allocate(root / "part", 5)
+    with (root / "part").open("r+b") as file:
+        disk.write_unsynced(file.fileno(), root / "part", 0, b"bytes")
+    disk.sync_file(root / "part")
+    model.leave(left, 0)
+    assert (left / "part").read_bytes() == b"bytes"
