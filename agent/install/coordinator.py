@@ -138,10 +138,9 @@ class Coordinator:
             StoreBroken, StoreFull.
         """
         snapshot = self._store.snapshot()
-        if snapshot.desired is not None:
+        if snapshot.desired is not None and not snapshot.overridden:
             self._reporter.revision = revision_of(snapshot.desired)
-            if not snapshot.overridden:
-                self._follow(snapshot.desired)
+            self._follow(snapshot.desired)
         await self._restart()
         active = self._store.bundle(self._store.snapshot().active)
         if self._driver.damaged and self._wish is None and active is not None:

@@ -116,6 +116,7 @@ async def test_a_candidate_that_answers_already_is_what_a_rollback_leads_away_fr
             assert stage.state.snapshot().overridden
             assert stage.serving.bundle is not None
             assert stage.serving.bundle.manifest.version == "1.1.0"
+            assert coordinator.reported.revision is None, "what is active is nobody's answer to it"
 
 
 async def test_what_was_wished_for_again_is_no_rollback(market: Market, device: Device) -> None:
