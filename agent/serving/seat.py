@@ -74,6 +74,7 @@ class Seat:
         self._used = 0.0
         self._wanted = asyncio.Event()
         self._wanted.set()
+        self._ending = False
         self._watcher: asyncio.Task[None] | None = None
         self._turn = 0
         self.worker: Worker | None = None
@@ -84,8 +85,10 @@ class Seat:
 
     @property
     def free(self) -> int:
-        """How many more requests it can advance at once."""
-        return 0 if self.worker is None or self.asleep else max(0, self.worker.facts.slots - len(self.jobs))
+        """How many more requests it can advance at once; none while it ends, even if somebody woke it up meanwhile."""
+        if self.worker is None or self.asleep or self._ending:
+            return 0
+        return max(0, self.worker.facts.slots - len(self.jobs))
 
     def takes(self, job: Job) -> bool:
         """Whether ``job`` may run here now. One that lost a worker runs alone: were it to blame, and took the next one
@@ -209,7 +212,11 @@ class Seat:
         log.info("%s is unloaded until somebody asks", self.bundle.manifest.reference, extra=fields(worker=worker.pid))
         self._wanted.clear()
         self._turn += 1
-        await worker.close()
+        self._ending = True
+        try:
+            await worker.close()
+        finally:
+            self._ending = False
         self.worker = None
         self._on_asleep(self)
         await self._wanted.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from agent.config import AgentConfig
 from agent.serving.seat import Seat
 from agent.worker.supervision import WorkerProcess
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.fake_worker import FakeWorker, FakeWorkers
 from tests.e2e.raw_client import RawClient
 
 pytestmark = pytest.mark.broker
@@ -66,6 +67,40 @@ def test_an_unloaded_model_can_be_replaced(make_device: MakeDevice, client: RawC
     device.run(device.serving.swap(sealed("other", "2.0.0"), "overlap"))
     client.ask("q", "count 2")
     assert client.wait_answer("q").bundle == "other@2.0.0"
+
+
+class LingeringWorkers(FakeWorkers):
+    """They take their time to end, as processes do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending = asyncio.Event()
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, *arguments: Any, **options: Any) -> FakeWorker:
+        worker = await super().__call__(*arguments, **options)
+        end = worker.close
+
+        async def close() -> None:
+            self.ending.set()
+            await self.may_end.wait()
+            await end()
+
+        worker.close = close  # type: ignore[method-assign]
+        return worker
+
+
+def test_who_asks_while_it_is_being_unloaded_is_answered_by_its_heir(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    workers = LingeringWorkers()
+    device = make_device(workers=workers, idle_unload=0.05).start(sealed())
+    device.until(workers.ending.is_set)
+    client.send("q", "count 2")
+    device.until(lambda: device.serving.queued + device.serving.active == 1)
+    device.call(workers.may_end.set)
+    assert client.wait_answer("q", 20).text == "0 1 "
+    assert [len(worker.admitted) for worker in workers.started[:2]] == [0, 1]
 
 
 def test_all_memory_comes_back_because_the_process_ends(
