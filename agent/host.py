@@ -14,15 +14,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent import isa
+from agent.memory import total_memory
 from contract.errors import BundleRefused, StoreBroken
 from contract.manifest import Manifest, Requires
 from contract.reasons import Reason
 
 PROVIDERS = frozenset({"cpu"})
 """Execution providers that the engines of this agent run; a graph for another one would fail at load or crawl."""
-
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 class Host(Struct, frozen=True):
@@ -86,49 +84,6 @@ def disk_available(directory: Path) -> int:
     except OSError as error:
         raise StoreBroken(f"the file system of {directory} cannot be measured: {error.strerror}") from error
     return facts.f_bavail * facts.f_frsize
-
-
-def total_memory() -> int:
-    """RAM that this process and its workers may use: the machine's, or less where a control group says so."""
-    return min([_meminfo("MemTotal"), *(limit for limit, _ in _cgroup_limits())])
-
-
-def available_memory() -> int:
-    """RAM that a new process could use now without swapping, control groups respected."""
-    rooms = [limit - used for limit, used in _cgroup_limits()]
-    return max(0, min([_meminfo("MemAvailable"), *rooms]))
-
-
-def _meminfo(key: str) -> int:
-    try:
-        found = re.search(rf"^{key}:\s+(\d+) kB$", _MEMINFO.read_text("ascii"), re.MULTILINE)
-    except OSError as error:
-        raise StoreBroken(f"{_MEMINFO} cannot be read: {error.strerror}") from error
-    if found is None:
-        raise StoreBroken(f"{_MEMINFO} has no {key}")
-    return int(found[1]) * 1024
-
-
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """(limit, used without file cache) of every control group (v2) above this process that has a limit."""
-    limits: list[tuple[int, int]] = []
-    try:
-        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return limits
-    group = _CGROUP_ROOT / line.removeprefix("0::").strip("/")
-    for directory in (group, *group.parents):
-        if not directory.is_relative_to(_CGROUP_ROOT):
-            break
-        try:
-            limit = (directory / "memory.max").read_text().strip()
-            used = int((directory / "memory.current").read_text())
-            cache = re.search(r"^inactive_file (\d+)$", (directory / "memory.stat").read_text(), re.MULTILINE)
-        except (OSError, ValueError):
-            continue
-        if limit.isdigit():
-            limits.append((int(limit), used - (int(cache[1]) if cache else 0)))
-    return limits
 
 
 def check_requires(requires: Requires, host: Host, *, room_bytes: int | None = None) -> None:

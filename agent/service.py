@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from agent import host
+from agent import host, memory
 from agent.clock import steady_clock
 from agent.config import AgentConfig
 from agent.control import ControlServer
@@ -153,10 +153,21 @@ class Service:
         self._coordinator.desire(payload)
 
     async def _load(
-        self, bundle_dir: Path, *, derived_dir: Path | None, adapters: Mapping[str, Path], on_event: OnEvent
+        self,
+        bundle_dir: Path,
+        *,
+        derived_dir: Path | None,
+        adapters: Mapping[str, Path],
+        leaving_bytes: int,
+        on_event: OnEvent,
     ) -> Worker:
         return await self._workers(
-            self._config.worker, bundle_dir, derived_dir=derived_dir, adapters=adapters, on_event=on_event
+            self._config.worker,
+            bundle_dir,
+            derived_dir=derived_dir,
+            adapters=adapters,
+            leaving_bytes=leaving_bytes,
+            on_event=on_event,
         )
 
     async def _serve(self) -> None:
@@ -315,7 +326,7 @@ class Service:
             host={
                 "arch": platform.machine(),
                 "cores": len(os.sched_getaffinity(0)),
-                "ram_bytes": host.total_memory(),
+                "ram_bytes": memory.total_memory(),
                 "system": platform.system(),
                 "kernel": platform.release(),
             },

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 
-from agent import host, isa
+from agent import isa
 from agent.diagnosis.finding import Finding
+from agent.memory import available_memory, total_memory
 
 IMPORT_SECONDS = 120.0
 """Importing 40 MB of libraries from a slow card."""
@@ -64,7 +65,7 @@ def isolation() -> Finding:
 
 
 def memory() -> Finding:
-    total, free = host.total_memory(), host.available_memory()
+    total, free = total_memory(), available_memory()
     text = f"{free / 1e9:.1f} GB of {total / 1e9:.1f} GB available"
     if free < 200e6:
         return Finding("memory", "bad", text, "stop something else, or run a smaller model")

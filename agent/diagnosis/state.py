@@ -8,7 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
-from agent import host
+from agent import host, memory
 from agent.diagnosis.finding import Finding
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
@@ -131,7 +131,7 @@ def active_bundle(place: StateDirectory, settings: InstallSettings) -> Finding:
         )
     manifest = parse_manifest(path.read_bytes())
     host.check_requires(manifest.requires, host.measure_host(place.root), room_bytes=settings.quota_bytes or None)
-    need, total = manifest.budget.peak_rss_bytes, host.total_memory()
+    need, total = manifest.budget.peak_rss_bytes, memory.total_memory()
     text = f"{manifest.reference}, {manifest.total_bytes / 1e6:.0f} MB on disk, {need / 1e6:.0f} MB of memory at work"
     if need > total:
         return Finding("bundle", "bad", f"{text}, of {total / 1e6:.0f} MB", "run a smaller model")

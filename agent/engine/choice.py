@@ -20,14 +20,16 @@ def open_engine(
     engine: str = "auto",
     threads: int,
     max_bytes: int = 0,
+    leaving_bytes: int = 0,
     derived_dir: Path | None = None,
     adapters: Mapping[str, Path] | None = None,
     processors: Sequence[str] = (),
 ) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
 
-    ``derived_dir`` holds prepacked weights for this processor, which the batched engine uses; genai does without.
-    ``adapters`` are files by NAME@VERSION, which genai alone can switch between;
+    ``max_bytes`` is what keys, values and scratch may take (0: decided from the memory that is there, and
+    ``leaving_bytes`` that soon will be). ``derived_dir`` holds prepacked weights for this processor, which the batched
+    engine uses; genai does without. ``adapters`` are files by NAME@VERSION, which genai alone can switch between;
     ``processors`` the names of logits processors that every token goes through.
 
     Raises:
@@ -46,7 +48,12 @@ def open_engine(
 
         try:
             return BatchedEngine(
-                bundle_dir, threads=threads, max_bytes=max_bytes, derived_dir=derived_dir, processors=scoring
+                bundle_dir,
+                threads=threads,
+                max_bytes=max_bytes,
+                leaving_bytes=leaving_bytes,
+                derived_dir=derived_dir,
+                processors=scoring,
             )
         except Declined as declined:
             if engine == "batched":
@@ -54,4 +61,12 @@ def open_engine(
             why = f"not batched: {declined}"
     from agent.engine.genai import GenaiEngine
 
-    return GenaiEngine(bundle_dir, threads=threads, max_bytes=max_bytes, why=why, adapters=adapters, processors=scoring)
+    return GenaiEngine(
+        bundle_dir,
+        threads=threads,
+        max_bytes=max_bytes,
+        leaving_bytes=leaving_bytes,
+        why=why,
+        adapters=adapters,
+        processors=scoring,
+    )

@@ -23,6 +23,7 @@ from agent.engine.adapters import LoadedAdapters
 from agent.engine.answer import Answer, prepare, rejection, with_changes
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
+from agent.engine.memory import usable_bytes
 from agent.engine.native import native
 from agent.engine.processors import Processors
 from agent.engine.room import KV_GRANULE, Room, rounded
@@ -31,6 +32,7 @@ from agent.engine.sight import PLACES, Look, Seen, Sight
 from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.turns import Turn
+from agent.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is first imported
@@ -67,6 +69,7 @@ class GenaiEngine:
         *,
         threads: int,
         max_bytes: int = 0,
+        leaving_bytes: int = 0,
         why: str = "asked for",
         adapters: Mapping[str, Path] | None = None,
         processors: Processors | None = None,
@@ -87,7 +90,8 @@ class GenaiEngine:
             sees = self._pipeline and config.model_type in PLACES and self._tokenizing.chat
             self._sight = Sight(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
-        self._room = Room(config, max_bytes, self._shows_all_logits)
+        budget = max_bytes or usable_bytes(mapped=mapped_bytes([bundle_dir]), leaving=leaving_bytes)
+        self._room = Room(config, budget, self._shows_all_logits)
         self._waiting: deque[Turn] = deque()
         self._active: list[Turn] = []
         self._looking: dict[int, tuple[Generation, Look]] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from agent.memory import available_memory
 from contract.genai_config import GenaiFacts
 
 RESERVE = 0.5
@@ -18,39 +17,10 @@ def kv_bytes_per_token(facts: GenaiFacts) -> int:
     return 2 * facts.layers * facts.kv_heads * facts.head_size * FLOAT_BYTES
 
 
-def usable_bytes() -> int:
-    """What may be used for keys, values and scratch: half of what is available now, cgroup limit included."""
-    available = _meminfo_available()
-    room = _cgroup_room()
-    if room is not None:
-        available = min(available, room)
-    return int(available * RESERVE)
+def usable_bytes(*, mapped: int = 0, leaving: int = 0) -> int:
+    """What may be used for keys, values and scratch: half of what is available now, cgroup limit included.
 
-
-def _meminfo_available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 1 << 30
-
-
-def _cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes left below the tightest memory.max of our cgroup (version 2) and its parents; None without a limit."""
-    try:
-        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return None
-    room: int | None = None
-    folder = root / own.lstrip("/")
-    while folder.is_relative_to(root):
-        try:
-            limit = (folder / "memory.max").read_text().strip()
-            if limit != "max":
-                left = int(limit) - int((folder / "memory.current").read_text())
-                room = left if room is None else min(room, left)
-        except (OSError, ValueError):
-            pass
-        if folder == root:
-            break
-        folder = folder.parent
-    return None if room is None else max(room, 0)
+    Not available for that is what this process has ``mapped`` of its weights, which the kernel takes for file cache;
+    ``leaving`` is free soon, when the worker ends that this one takes the place of.
+    """
+    return int(max(0, available_memory() - mapped + leaving) * RESERVE)

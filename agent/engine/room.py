@@ -14,8 +14,8 @@ KV_GRANULE = 64
 
 
 class Room:
-    """``budget`` bytes are for keys and values (0: what is there now); ``shows_all_logits`` tries whether the graph
-    computes the logits of every token of a prompt.
+    """``budget`` bytes are for keys and values; ``shows_all_logits`` tries whether the graph computes the logits of
+    every token of a prompt.
     """
 
     def __init__(self, config: GenaiFacts, budget: int, shows_all_logits: Callable[[], bool]) -> None:
@@ -23,7 +23,7 @@ class Room:
         self._vocab_size = config.vocab_size
         self._shows_all_logits = shows_all_logits
         self.token_bytes = kv_bytes_per_token(config)
-        self.budget = budget or usable_bytes()
+        self.budget = budget
 
     def length(self, generation: Generation, prompt: int, wanted: int) -> int:
         """Tokens to allocate: what is wanted, or without a wish for a length what there is memory for.

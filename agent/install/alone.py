@@ -11,7 +11,7 @@ import msgspec
 
 from agent.install.coordinator import Coordinator
 from agent.install.driving import Outcome
-from agent.install.ports import SealedBundle, ServingCounters, SwapMode, SwapReport
+from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.install.wishes import Wish
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -36,6 +36,10 @@ class NobodyServed:
     @property
     def bundle(self) -> SealedBundle | None:
         return self._bundle
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint()
 
     async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:
         self._bundle = bundle

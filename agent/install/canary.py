@@ -12,10 +12,10 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
-from agent.host import total_memory
 from agent.install.loading import load_bundle
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
+from agent.memory import total_memory
 from agent.state.installation import Failure
 from agent.worker.ports import Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings
@@ -44,10 +44,12 @@ async def run_canary(
     adapter: SealedBundle | None = None,
     nice: int = CANARY_NICE,
     beside: bool = True,
+    leaving_bytes: int = 0,
 ) -> CanaryPassed | Failure:
     """The verdict on ``bundle``, or on one of its adapters; the worker is gone when this returns or is cancelled.
 
-    ``beside``: it runs beside a model that may be busy, so it may be silent for minutes without hanging.
+    ``beside``: it runs beside a model that may be busy, so it may be silent for minutes without hanging, and makes its
+    plans for the memory that there is once that has left (``leaving_bytes``).
     """
     if beside:
         worker_settings = msgspec.structs.replace(
@@ -59,7 +61,9 @@ async def run_canary(
     try:
         async with asyncio.timeout(settings.canary_seconds):
             try:
-                start = partial(workers, worker_settings, nice=nice, on_event=lambda event: None)
+                start = partial(
+                    workers, worker_settings, nice=nice, leaving_bytes=leaving_bytes, on_event=lambda event: None
+                )
                 worker = await load_bundle(bundle, start)
             except EngineFailed as error:
                 return Failure(Reason.CANARY_LOAD_FAILED, error.message)

@@ -22,9 +22,10 @@ import msgspec
 from msgspec import Struct
 
 from agent.engine.config import read_config
-from agent.host import available_memory, disk_available, installed_version
+from agent.host import disk_available, installed_version
 from agent.install.collection import used_bytes
 from agent.install.ports import SealedBundle
+from agent.memory import available_memory
 from agent.state.layout import StateDirectory
 from contract.durable import Disk
 from contract.errors import EdgeBundleError, EngineFailed

@@ -326,7 +326,7 @@ class Driver:
         tried, old = self._tried, self._serving.bundle
         assert tried is not None
         self._predecessor_speed = remember_speed(self._serving, self._store, old)
-        mode = swap_mode(self._settings, tried) if old is not None else "drain"
+        mode = swap_mode(self._serving, self._settings, tried) if old is not None else "drain"
         if tried.is_adapter:
             # Another engine may take turns where requests shared a batch: that is no verdict on the adapter.
             self._predecessor_speed = None

@@ -45,6 +45,15 @@ class SwapReport(Struct, frozen=True):
     hold_ms: float
 
 
+class Footprint(Struct, frozen=True):
+    """What a worker has in memory: ``anonymous_bytes`` are free once it ends; ``mapped_bytes`` are weights that it
+    reads for every token, though the kernel counts them as available.
+    """
+
+    anonymous_bytes: int = 0
+    mapped_bytes: int = 0
+
+
 class Speed(Struct, frozen=True):
     """Tokens per second while at least one answer was being generated: of all answers ``together``, and of ``each``.
 
@@ -74,6 +83,11 @@ class Serving(Protocol):
     @property
     def bundle(self) -> SealedBundle | None:
         """What is being served now."""
+        ...
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it takes, as far as it is known; nothing without a model in memory."""
         ...
 
     async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:

@@ -10,7 +10,6 @@ from functools import partial
 
 from msgspec import Struct
 
-from agent.host import available_memory
 from agent.install.canary import CanaryPassed, run_canary
 from agent.install.crowding import Crowding
 from agent.install.inspection import Marks, check_unchanged, inspect_bundle, mark_files, read_manifest
@@ -19,6 +18,7 @@ from agent.install.probation import judge, measured_speed
 from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
 from agent.install.telling import Telling
+from agent.memory import available_memory
 from agent.state.installation import Failure, InstallationState
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
@@ -86,7 +86,9 @@ class Trial:
         manifest = await asyncio.to_thread(read_manifest, place, digest)
         marks = mark_files(place, manifest)
         new = await asyncio.to_thread(inspect_bundle, place, digest)
-        alone = self._serving.bundle is not None and not _has_room(settings, manifest.budget.peak_rss_bytes)
+        alone = self._serving.bundle is not None and not _has_room(
+            self._serving, settings, manifest.budget.peak_rss_bytes
+        )
         candidate: Candidate | None = None
         try:
             if alone:
@@ -108,7 +110,14 @@ class Trial:
         self, loaded: SealedBundle, adapter: SealedBundle | None, settings: InstallSettings, *, alone: bool
     ) -> CanaryPassed | Failure:
         canary = partial(
-            run_canary, loaded, self._workers, self._worker_settings, settings, adapter=adapter, beside=not alone
+            run_canary,
+            loaded,
+            self._workers,
+            self._worker_settings,
+            settings,
+            adapter=adapter,
+            beside=not alone,
+            leaving_bytes=0 if alone else self._serving.footprint.anonymous_bytes,
         )
         if alone:
             # Requests wait for it, so it gives way to nobody.
@@ -123,16 +132,16 @@ class Trial:
         return verdict
 
 
-def swap_mode(settings: InstallSettings, candidate: Candidate) -> SwapMode:
+def swap_mode(serving: Serving, settings: InstallSettings, candidate: Candidate) -> SwapMode:
     """Whether the candidate runs beside its predecessor now, or after it."""
     if settings.swap == "drain" or candidate.alone:
         return "drain"
-    return "overlap" if _has_room(settings, candidate.passed.peak_rss_bytes) else "drain"
+    return "overlap" if _has_room(serving, settings, candidate.passed.peak_rss_bytes) else "drain"
 
 
-def _has_room(settings: InstallSettings, need_bytes: int) -> bool:
-    """Whether a model that takes ``need_bytes`` fits beside what runs now."""
-    return available_memory() >= need_bytes + settings.reserve_bytes
+def _has_room(serving: Serving, settings: InstallSettings, need_bytes: int) -> bool:
+    """Whether a model that takes ``need_bytes`` fits beside the one that serves, without taking its weights' pages."""
+    return available_memory() - serving.footprint.mapped_bytes >= need_bytes + settings.reserve_bytes
 
 
 def remember_speed(serving: Serving, store: InstallationState, bundle: SealedBundle | None) -> Speed | None:

@@ -18,7 +18,7 @@ from typing import Protocol
 from agent.delivery import Backoff
 from agent.engine.stepping import Generation, StepEvent
 from agent.install.loading import load_bundle
-from agent.install.ports import SealedBundle
+from agent.install.ports import Footprint, SealedBundle
 from agent.journal import fields
 from agent.serving.jobs import Job
 from agent.worker.ports import Worker
@@ -43,6 +43,7 @@ class LoadWorker(Protocol):
         *,
         derived_dir: Path | None,
         adapters: Mapping[str, Path],
+        leaving_bytes: int,
         on_event: Callable[[StepEvent], None],
     ) -> Worker: ...
 
@@ -107,16 +108,24 @@ class Seat:
         self._wanted.set()
 
     @property
+    def footprint(self) -> Footprint:
+        """What its worker takes, as that last said."""
+        if self.worker is None or self.worker.usage is None:
+            return Footprint()
+        usage, _ = self.worker.usage
+        return Footprint(usage.anonymous_bytes, usage.rss_bytes - usage.anonymous_bytes)
+
+    @property
     def hopeless(self) -> bool:
         return self.worker is None and self.failures >= HOPELESS_FAILURES
 
-    async def open(self) -> None:
-        """Load the bundle.
+    async def open(self, *, leaving_bytes: int = 0) -> None:
+        """Load the bundle; ``leaving_bytes`` are free once the worker ends whose place this one takes.
 
         Raises:
             EngineFailed: it does not load; nothing is left running.
         """
-        await self._seat()
+        await self._seat(leaving_bytes)
         self._watcher = asyncio.create_task(self._watch(), name=f"seat {self.bundle.manifest.reference}")
 
     def open_later(self) -> None:
@@ -150,7 +159,7 @@ class Seat:
         if worker is not None:
             await worker.close()
 
-    async def _seat(self) -> None:
+    async def _seat(self, leaving_bytes: int = 0) -> None:
         self._turn += 1
         turn = self._turn
 
@@ -159,7 +168,7 @@ class Seat:
             if turn == self._turn:
                 self._on_event(self, event)
 
-        self.worker = await load_bundle(self.bundle, partial(self._load, on_event=deliver))
+        self.worker = await load_bundle(self.bundle, partial(self._load, leaving_bytes=leaving_bytes, on_event=deliver))
         self.failures = 0
 
     async def _watch(self) -> None:

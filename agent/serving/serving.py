@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import UNSET
 
-from agent.install.ports import SealedBundle, ServingCounters, SwapMode, SwapReport
+from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.serving import requests
 from agent.serving.admission import Admission
 from agent.serving.controls import Controls
@@ -120,6 +120,11 @@ class Serving:
     def bundle(self) -> SealedBundle | None:
         seat = self._swapping.seat
         return None if seat is None else seat.bundle
+
+    @property
+    def footprint(self) -> Footprint:
+        seat = self._swapping.seat
+        return Footprint() if seat is None else seat.footprint
 
     @property
     def seat(self) -> Seat | None:

@@ -57,7 +57,7 @@ class Swapping:
             old = self.seat
             if mode == "overlap" and old is not None and old.worker is not None:
                 seat = self._make_seat(bundle)
-                await seat.open()
+                await seat.open(leaving_bytes=old.footprint.anonymous_bytes)
                 self.seat = seat
                 self._leaving[old] = asyncio.create_task(self._leave(old, run_again))
                 return None

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import agent
 import contract
-from agent.host import total_memory
+from agent.memory import total_memory
 from agent.worker.seccomp import deny_program
 from contract.errors import StoreBroken
 

@@ -60,5 +60,6 @@ class WorkerStarter(Protocol):
         derived_dir: Path | None = None,
         adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
+        leaving_bytes: int = 0,
         on_event: OnEvent,
     ) -> Worker: ...

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.engine.stepping import READ_SLICE, Engine
+from agent.memory import own_anonymous_bytes
 from agent.notify import Notifier
 from agent.priority import WORKER_TO_GO, give_way
 from agent.worker.protocol import (
@@ -220,7 +221,7 @@ def usage() -> Usage:
         for text in Path("/proc/self/smaps_rollup").read_text().splitlines():
             if text.startswith("Pss:"):
                 proportional = int(text.split()[1]) * 1024
-    return Usage(os.getpid(), resident, proportional, time.process_time())
+    return Usage(os.getpid(), resident, proportional, time.process_time(), own_anonymous_bytes())
 
 
 def end_with_parent() -> None:
@@ -258,6 +259,7 @@ def _open_engine(load: Load) -> Engine:
         engine=load.engine,
         threads=load.threads,
         max_bytes=load.max_bytes,
+        leaving_bytes=load.leaving_bytes,
         derived_dir=None if load.derived_dir is None else Path(load.derived_dir),
         adapters={reference: Path(path) for reference, path in load.adapters.items()},
         processors=load.processors,

@@ -25,7 +25,8 @@ LONGEST_SILENCE = 3600.0
 class Load(Struct, frozen=True, tag="load"):
     """Load the bundle; first command, once. ``engine``: ``auto``, ``batched`` or ``genai``.
 
-    ``max_bytes`` is what the worker may use for KV and scratch (0: decide from the memory that is available);
+    ``max_bytes`` is what the worker may use for KV and scratch (0: decide from the memory that is available, and
+    ``leaving_bytes`` more, which are free once the worker ends whose place it takes);
     ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
     no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
     up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION, ``processors`` the
@@ -42,6 +43,7 @@ class Load(Struct, frozen=True, tag="load"):
     stall_seconds: float = 0.0
     adapters: dict[str, str] = {}
     processors: list[str] = []
+    leaving_bytes: int = 0
 
 
 class Admit(Struct, frozen=True, tag="admit"):
@@ -75,13 +77,15 @@ class Ping(Struct, frozen=True, tag="ping"):
 class Usage(Struct, frozen=True):
     """What the worker takes, as it says itself: an agent may not look into another account's processes.
 
-    ``pss_bytes`` 0: the kernel does not say. ``cpu_seconds`` since it started.
+    ``pss_bytes`` 0: the kernel does not say. ``anonymous_bytes`` of the resident ones are no file's. ``cpu_seconds``
+    since it started.
     """
 
     pid: int
     rss_bytes: int
     pss_bytes: int
     cpu_seconds: float
+    anonymous_bytes: int = 0
 
 
 class Loaded(Struct, frozen=True, tag="loaded"):

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
 from agent.worker import protocol
 from agent.worker.activation import ActivatedProcess
@@ -67,23 +69,25 @@ class WorkerProcess:
         derived_dir: Path | None = None,
         adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
+        leaving_bytes: int = 0,
         on_event: OnEvent,
         command: Sequence[str] = WORKER_COMMAND,
     ) -> WorkerProcess:
         """Spawn a worker, or let systemd do it (``settings.socket``), and wait until its model is loaded.
 
-        ``nice`` adds to the settings' own; ``command`` is what is run, with ``--fd N --nice N --child`` behind it.
+        ``nice`` adds to the settings' own; ``leaving_bytes`` are free once the worker ends whose place this one takes;
+        ``command`` is what is run, with ``--fd N --nice N --child`` behind it.
 
         Raises:
             EngineFailed: it cannot be started, did not load within ``settings.load_seconds``, or ended.
         """
         weakness = min(19, settings.nice + nice)
+        load = _load(settings, bundle_dir, derived_dir, adapters or {}, leaving_bytes)
         process: asyncio.subprocess.Process | ActivatedProcess
         if settings.socket is not None:
             process = await ActivatedProcess.connect(settings.socket)
             worker = cls(process, on_event, settings.stall_seconds)
-            load = _load(settings, bundle_dir, derived_dir, weakness, adapters or {})
-            await worker._open(process.connection, load, settings)
+            await worker._open(process.connection, msgspec.structs.replace(load, nice=weakness), settings)
             return worker
         ours, theirs = socket.socketpair()
         try:
@@ -102,7 +106,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         worker = cls(process, on_event, settings.stall_seconds)
-        await worker._open(ours, _load(settings, bundle_dir, derived_dir, 0, adapters or {}), settings)
+        await worker._open(ours, load, settings)
         return worker
 
     @property
@@ -303,17 +307,21 @@ class WorkerProcess:
 
 
 def _load(
-    settings: WorkerSettings, bundle_dir: Path, derived_dir: Path | None, nice: int, adapters: Mapping[str, Path]
+    settings: WorkerSettings,
+    bundle_dir: Path,
+    derived_dir: Path | None,
+    adapters: Mapping[str, Path],
+    leaving_bytes: int,
 ) -> protocol.Load:
     return protocol.Load(
         str(bundle_dir),
         usable_threads(settings),
-        settings.engine,
-        settings.max_bytes,
-        None if derived_dir is None else str(derived_dir),
-        nice,
-        settings.load_seconds,
-        settings.stall_seconds,
-        {reference: str(path) for reference, path in adapters.items()},
-        settings.logits_processors,
+        engine=settings.engine,
+        max_bytes=settings.max_bytes,
+        derived_dir=None if derived_dir is None else str(derived_dir),
+        load_seconds=settings.load_seconds,
+        stall_seconds=settings.stall_seconds,
+        adapters={reference: str(path) for reference, path in adapters.items()},
+        processors=settings.logits_processors,
+        leaving_bytes=leaving_bytes,
     )

@@ -21,6 +21,7 @@ from agent.engine.stepping import (
     StepEvent,
     TokenEvent,
 )
+from agent.worker.protocol import Usage
 from agent.worker.settings import WorkerSettings
 from contract.errors import EngineFailed
 
@@ -42,6 +43,8 @@ class FakeWorker:
         self.facts = Facts("fake", "a test", slots, 4096, 1000, ("logprobs",), 0.0)
         self.isolation = "none"
         self.pid = next(_PIDS)
+        self.usage: tuple[Usage, float] | None = None
+        self.leaving_bytes = 0
         self.peak_rss_bytes = 1
         self.admitted: list[Generation] = []
         self.updates: list[tuple[int, dict[str, Any]]] = []
@@ -129,6 +132,7 @@ class FakeWorkers:
         derived_dir: Path | None = None,
         adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
+        leaving_bytes: int = 0,
         on_event: Callable[[StepEvent], None],
     ) -> FakeWorker:
         if self.stall is not None:
@@ -137,6 +141,7 @@ class FakeWorkers:
             self.failures -= 1
             raise EngineFailed("the model did not load: a test")
         worker = FakeWorker(bundle_dir, self.slots, on_event)
+        worker.leaving_bytes = leaving_bytes
         self.started.append(worker)
         return worker
 

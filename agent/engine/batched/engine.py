@@ -33,6 +33,7 @@ from agent.engine.processors import Processors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.tokenizing import Tokenizing
+from agent.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
@@ -85,6 +86,7 @@ class BatchedEngine:
         *,
         threads: int,
         max_bytes: int = 0,
+        leaving_bytes: int = 0,
         why: str = "",
         derived_dir: Path | None = None,
         processors: Processors | None = None,
@@ -93,17 +95,19 @@ class BatchedEngine:
         self._processors = processors
         found = read_config(bundle_dir)
         decoder = read_decoder(bundle_dir, found)
-        budget = max_bytes or usable_bytes()
-        slots, length = plan_pool(int(budget * (1 - PREFIX_SHARE)), decoder.kv_bytes_per_token, decoder.context_length)
-        if not slots:
-            raise EngineFailed(f"{budget >> 20} MiB are too little memory for this model")
         with native("the model cannot be loaded"):
             import onnxruntime_genai
 
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
-            self._pool = Pool(decoder, slots, length)
             session = open_session(derived_graph(decoder.path, derived_dir), threads)
+        # Only now is it known what the weights take.
+        places = [bundle_dir] if derived_dir is None else [bundle_dir, derived_dir]
+        budget = max_bytes or usable_bytes(mapped=mapped_bytes(places), leaving=leaving_bytes)
+        slots, length = plan_pool(int(budget * (1 - PREFIX_SHARE)), decoder.kv_bytes_per_token, decoder.context_length)
+        if not slots:
+            raise EngineFailed(f"{budget >> 20} MiB are too little memory for this model")
+        self._pool = Pool(decoder, slots, length)
         try:
             with native("it does not run as it should"):
                 self._runner = Runner(session, decoder, self._pool)

@@ -14,7 +14,7 @@ from agent.engine.stepping import CanaryScore, Facts, Generation
 from agent.install.coordinator import Coordinator
 from agent.install.installer import run_job
 from agent.install.job import Job, Line
-from agent.install.ports import SealedBundle, ServingCounters, SwapMode, SwapReport
+from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.install.settings import InstallSettings
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -72,6 +72,7 @@ class StandInWorkers:
         self.hang_above = 19
         self.started: list[StandInWorker] = []
         self.niceness: list[int] = []
+        self.leaving: list[int] = []
         self.begun = asyncio.Event()
 
     async def __call__(
@@ -82,10 +83,12 @@ class StandInWorkers:
         derived_dir: Path | None = None,
         adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
+        leaving_bytes: int = 0,
         on_event: OnEvent,
     ) -> StandInWorker:
         self.begun.set()
         self.niceness.append(nice)
+        self.leaving.append(leaving_bytes)
         if self.hang or nice > self.hang_above:
             await asyncio.Event().wait()
         if self.failure is not None:
@@ -107,6 +110,7 @@ class StandInServing:
         self.swapped = asyncio.Event()
         self.aside = False
         self.moves: list[str] = []
+        self.footprint = Footprint()
 
     async def step_aside(self) -> None:
         self.aside = True

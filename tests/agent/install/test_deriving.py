@@ -9,12 +9,17 @@ import pytest
 
 from agent.commands.place import Place
 from agent.commands.verify import faults_of
+from agent.engine.batched.engine import PREFIX_SHARE
+from agent.engine.batched.graph import read_decoder
 from agent.engine.choice import open_engine
+from agent.engine.config import read_config
+from agent.engine.memory import RESERVE
 from agent.engine.stepping import FinishEvent, Generation, TokenEvent
 from agent.install.collection import collect_bundles
 from agent.install.deriving import MEMORY_GROWTH, RECORD_FILE, Deriving, cpu_id, is_sound
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
+from agent.memory import mapped_bytes
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
@@ -111,6 +116,31 @@ async def test_what_was_never_finished_takes_no_room_even_where_there_is_none(ma
     (making / "model.onnx.data").write_bytes(b"half")
     assert await Deriving(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is None
     assert not making.exists()
+
+
+async def test_mapped_weights_are_no_room_for_keys_and_values(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes them for file cache, and has not even read them when the room is planned."""
+    bundle = install(market, device)
+    place = await Deriving(device.directory, Disk(), spare_bytes=0)(bundle)
+    assert place is not None
+    # As much as one slot needs, and the weights twice: once as available, once as taken.
+    decoder = read_decoder(bundle.directory, read_config(bundle.directory))
+    one_slot = int(decoder.kv_bytes_per_token * decoder.context_length / (1 - PREFIX_SHARE) / RESERVE) + 100
+    mapped = 0
+
+    def available() -> int:
+        nonlocal mapped
+        mapped = mapped_bytes([place])
+        return mapped_bytes([place, bundle.directory]) + one_slot
+
+    monkeypatch.setattr("agent.engine.memory.available_memory", available)
+    for leaving, slots in ((0, 1), (one_slot, 2)):
+        engine = open_engine(bundle.directory, engine="batched", threads=1, derived_dir=place, leaving_bytes=leaving)
+        assert (engine.facts.slots, engine.facts.context_length) == (slots, decoder.context_length)
+        engine.release()
+    assert 0 < mapped <= (place / "model.onnx.data").stat().st_size
 
 
 async def test_a_graph_that_cannot_be_prepacked_leaves_nothing(market: Market, device: Device) -> None:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from agent import host
+from agent import memory
 from agent.install import coordinator as coordinating
+from agent.install.ports import Footprint
 from contract.errors import StoreBroken
 from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.reasons import Reason
@@ -27,8 +28,8 @@ def say_available(monkeypatch: pytest.MonkeyPatch, place: Path, kilobytes: int) 
     """A device with so much memory left, in no control group."""
     said = place / "meminfo"
     said.write_text(f"MemTotal:       4000000 kB\nMemFree:          10000 kB\nMemAvailable:   {kilobytes} kB\n")
-    monkeypatch.setattr(host, "_MEMINFO", said)
-    monkeypatch.setattr(host, "_CGROUP_ROOT", place / "none")
+    monkeypatch.setattr(memory, "_MEMINFO", said)
+    monkeypatch.setattr(memory, "_CGROUP_ROOT", place / "none")
 
 
 @pytest.mark.parametrize(("less", "mode"), [(0, "overlap"), (1, "drain")])
@@ -73,6 +74,25 @@ async def test_what_serves_makes_room_for_the_canary_of_what_would_not_fit_besid
     assert stage.serving.moves == ["swap", "aside", "swap"]
     assert stage.serving.swaps == [("1.0.0", "drain"), ("1.1.0", "drain")]
     assert stage.workers.niceness == [19, 0], "requests wait for it"
+
+
+async def test_weights_that_are_mapped_leave_no_room_though_the_kernel_calls_them_available(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        market.publish(version, {"README.md": version.encode()})
+    told = parse_manifest((market.base / MANIFEST_FILE).read_bytes()).budget.peak_rss_bytes
+    say_available(monkeypatch, tmp_path, (told + RESERVE + (64 << 20)) // 1024)
+    stage = stage_for(market, device, swap="overlap", reserve_bytes=RESERVE)
+    async with stage.agent() as coordinator:
+        for version, mapped in (("1.0.0", 0), ("1.1.0", 63 << 20), ("1.2.0", 65 << 20)):
+            stage.serving.footprint = Footprint(anonymous_bytes=mapped and 5 << 20, mapped_bytes=mapped)
+            coordinator.desire(desired(version))
+            await stage.settled(f"r{version}")
+    assert stage.serving.swaps == [("1.0.0", "drain"), ("1.1.0", "overlap"), ("1.2.0", "drain")]
+    assert stage.serving.moves == ["swap", "swap", "aside", "swap"]
+    # What it has for itself is there for the one that takes its place, unless it has left already.
+    assert stage.workers.leaving == [0, 5 << 20, 0]
 
 
 async def test_it_comes_back_when_the_candidate_fails_its_canary(tight: Tight) -> None:
@@ -138,7 +158,7 @@ def scene(tiny_bundle: Path, tmp_path: Path) -> Iterator[Scene]:
 def test_real_workers_take_turns_where_both_do_not_fit(scene: Scene) -> None:
     """A reserve as large as the machine leaves no room for two: not for the canary, either."""
     line = "[install]\n"
-    for reserve, mode in ((0, "overlap"), (host.total_memory(), "drain")):
+    for reserve, mode in ((0, "overlap"), (memory.total_memory(), "drain")):
         scene.configure(line, f"[install]\nreserve_bytes = {reserve}\n")
         line = f"[install]\nreserve_bytes = {reserve}\n"
         version = scene.world.publish()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.install.ports import SwapMode
+from agent.install.ports import Footprint, SwapMode
 from agent.serving.serving import Serving
+from agent.worker.protocol import Usage
 from tests.agent.device import sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
@@ -54,6 +55,20 @@ def test_eight_clients_get_every_answer_once(
     assert {report.mode for report in reports} == {mode}
     assert len({answer.bundle for answer in answers}) > 1, "some were answered by the old, some by the new"
     assert len(device.run(_seats(device))) == 1, "those that were left have gone"
+
+
+def test_the_next_worker_plans_with_what_the_last_one_gives_back(
+    make_device: MakeDevice, names: tuple[str, str]
+) -> None:
+    """Otherwise it would serve ever after with the few places that there was memory for beside its predecessor."""
+    device = make_device(workers=FakeWorkers())
+    device.start(sealed())
+    assert device.serving.footprint == Footprint()
+    device.workers.current.usage = (Usage(1, 900, 800, 0.0, anonymous_bytes=300), 0.0)
+    assert device.serving.footprint == Footprint(anonymous_bytes=300, mapped_bytes=600)
+    for version, mode in (("2.0.0", "overlap"), ("3.0.0", "drain")):
+        device.run(device.serving.swap(sealed(version=version), mode))  # type: ignore[arg-type]
+    assert [worker.leaving_bytes for worker in device.workers.started] == [0, 300, 0]
 
 
 @pytest.mark.parametrize("then", ["swap", "come back", "cancel"])
