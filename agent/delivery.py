@@ -21,7 +21,7 @@ takes nothing gets there.
 """
 
 MESSAGE_BYTES = 256
-"""What a waiting message takes besides topic and payload."""
+"""What a waiting message takes besides topic, payload and correlation data."""
 
 
 class Backoff:
@@ -118,7 +118,7 @@ class Outbox:
 
 
 def _size(message: Outgoing) -> int:
-    return MESSAGE_BYTES + len(message.topic) + len(message.payload)
+    return MESSAGE_BYTES + len(message.topic) + len(message.payload) + len(message.correlation or b"")
 
 
 class AckOrder:

@@ -123,7 +123,7 @@ class Connection:
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None:
         """Send at QoS 0 if connected and the socket is not backed up for long; else it is gone."""
         link = self._link
-        if link is not None and link.takes(topic, payload):
+        if link is not None and link.takes(topic, payload, correlation):
             link.publish_once(topic, payload, publish_properties(self._settings, correlation))
 
     def acknowledge(self, received: Received) -> None:
@@ -264,7 +264,7 @@ class Connection:
         if link is None:
             return
         while (message := self._outbox.take()) is not None:
-            if not link.takes(message.topic, message.payload):
+            if not link.takes(message.topic, message.payload, message.correlation):
                 # Sent all the same it would end every connection, for ever.
                 self.refused[message.topic] = f"the broker takes {link.max_packet:,} bytes at most"
                 log.error("%s is given up: the broker takes %s bytes at most", message.topic, f"{link.max_packet:,}")

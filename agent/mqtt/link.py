@@ -26,7 +26,7 @@ MAX_PACKET_BYTES = 16 << 20
 """Announced to MQTT 5 brokers, which then keep larger packets to themselves. Requests over 1 MiB get a 413."""
 
 PACKET_OVERHEAD = 128
-"""Of a PUBLISH: header, lengths, packet id, properties with the longest correlation data of ours."""
+"""Of a PUBLISH: header, lengths, packet id, and what properties take besides their data."""
 
 MAX_BACKED_UP = 256
 """QoS 0 messages that may wait for a socket that takes no more; what comes then is lost, as QoS 0 allows. Pieces of
@@ -99,9 +99,10 @@ class Link:
         self.guard(client.reconnect)
         self.watch_writes()
 
-    def takes(self, topic: str, payload: bytes) -> bool:
+    def takes(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
         """Whether the broker said that it takes packets of this size."""
-        return self.max_packet is None or len(topic.encode()) + len(payload) + PACKET_OVERHEAD <= self.max_packet
+        size = len(topic.encode()) + len(payload) + len(correlation or b"") + PACKET_OVERHEAD
+        return self.max_packet is None or size <= self.max_packet
 
     def publish_once(self, topic: str, payload: bytes, properties: Properties | None) -> None:
         """Send at QoS 0, in one segment with all else that is sent in this turn of the loop.

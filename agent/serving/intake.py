@@ -24,6 +24,9 @@ from contract.mqtt.topics import NO_ID
 
 RETRY_STORE_MS = 5_000
 
+RETRY_FULL_MS = 100
+"""Where there is room again by the time a request is turned away: soon, but a crowd must not come back at once."""
+
 CONFLICT = Refusal(409, requests.ID_CONFLICT, "this id belongs to another request", "id")
 STORE = Refusal(
     503,
@@ -159,8 +162,8 @@ class Intake:
         elif verdict.kind == "gone":
             self._refuse(accepted.key, arrival, requests.GONE)
         elif verdict.kind == "refused":
-            # What kept it out may have passed meanwhile: then it may come again at once.
-            again = Refusal(429, requests.QUEUE_FULL, "too many requests wait; try again", retry_after_ms=0)
+            # What kept it out may have passed meanwhile.
+            again = Refusal(429, requests.QUEUE_FULL, "too many requests wait; try again", retry_after_ms=RETRY_FULL_MS)
             self._refuse(accepted.key, arrival, self._refusal(arrival.client, len(arrival.payload)) or again)
         else:
             if verdict.kind == "answered" and verdict.last is not None:

@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from agent.broker_settings import BrokerSettings, TlsSettings
 from agent.config import AgentConfig
 from agent.serving.settings import ServingSettings
 from tests.agent.device import Device
 from tests.broker import Broker, find_mosquitto, free_port
+from tests.e2e.raw_client import RawClient
 
 SECONDS = 30.0
 
@@ -345,6 +348,29 @@ def test_our_own_certificate_that_expired_is_refused_by_the_broker_and_said(
         broker.port, tls=TlsSettings(authority.certificate, files / "client-new.pem", files / "client-new.key")
     )
     new.until(lambda: new.gateway.connection.subscribed)
+    broker.stop()
+
+
+@needs_mosquitto
+@pytest.mark.broker
+def test_correlation_data_that_fill_a_packet_do_not_keep_the_device_away(
+    tmp_path: Path, connect: Callable[..., Device]
+) -> None:
+    """An error that repeats them would be larger than the request was, and break every connection."""
+    broker = Broker(tmp_path / "small", settings="max_packet_size 2000\n")
+    broker.start()
+    device = connect(broker.port)
+    device.until(lambda: device.gateway.connection.subscribed)
+    filled = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    filled.CorrelationData = b"x" * 1900
+    client = RawClient(broker.port, "me", "box")
+    client._client.publish("edge/v1/d/box/generate/me", b"{}", 1, properties=filled).wait_for_publish(SECONDS)
+    reply = "edge/v1/c/me/r/box/-"
+    device.until(lambda: reply in device.gateway.connection.refused)
+    client.ask("q", "count 1")
+    assert client.wait_answer("q", SECONDS).lasts[0]["error"]["type"] == "no_model"
+    assert device.call(lambda: device.gateway.connection.connected)
+    client.close()
     broker.stop()
 
 

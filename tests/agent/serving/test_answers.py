@@ -107,6 +107,18 @@ def test_full_queue_is_said_with_a_time(make_device: MakeDevice, client: RawClie
     assert client.wait_answer("second").lasts[0]["finish_reason"] == "stop"
 
 
+def test_a_burst_into_a_short_queue_is_told_to_wait_a_moment(make_device: MakeDevice, client: RawClient) -> None:
+    """By the time that some are turned away there is room again; none is sent back into the crowd at once."""
+    make_device(workers=FakeWorkers(slots=8), queue_limit=1).start(sealed())
+    for number in range(30):
+        client.send(f"q{number}", "count 1")
+    ends = [client.wait_answer(f"q{number}").lasts[0] for number in range(30)]
+    turned_away = [end["error"] for end in ends if "error" in end]
+    assert turned_away
+    assert {error["code"] for error in turned_away} == {429}
+    assert min(error["retry_after_ms"] for error in turned_away) >= 100
+
+
 def test_without_a_model_requests_are_turned_away(make_device: MakeDevice, client: RawClient) -> None:
     make_device().start()
     client.ask("early", "count 1")
