@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
@@ -15,14 +14,22 @@ for the kernel, 0 to 1000; the worker's unit says the same.
 """
 
 
-def give_way(niceness: int, to_go: int = FIRST_TO_GO) -> None:
-    """Take on ``niceness`` unless this process is weaker already, and ``to_go``, so that it is ended before others.
+def give_way(niceness: int) -> None:
+    """Take on ``niceness``, unless this process is weaker already.
 
-    Neither takes a privilege, and without one there is no way back; children inherit both. The agent itself is placed
-    above others, so this counts from zero, not from what was inherited.
+    That takes no privilege, and without one there is no way back; children inherit it. The agent itself is placed above
+    others, so this counts from zero, not from what was inherited.
     """
     if os.getpriority(os.PRIO_PROCESS, 0) < niceness:
         os.setpriority(os.PRIO_PROCESS, 0, niceness)
-    # Not there in some containers; then nothing was promised either.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(str(to_go), encoding="ascii")
+
+
+def go_first(score: int = FIRST_TO_GO) -> bool:
+    """Be ended for want of memory before others with less than ``score``; False where the kernel does not let us."""
+    place = Path("/proc/self/oom_score_adj")
+    try:
+        if int(place.read_text("ascii")) < score:
+            place.write_text(str(score), encoding="ascii")
+    except (OSError, ValueError):
+        return False
+    return True

@@ -19,7 +19,7 @@ from agent.install.job import MAX_LINE_BYTES, Failed, Fault, Job, Line, encode_l
 from agent.install.obtaining import Obtaining
 from agent.install.ports import SealedBundle
 from agent.install.sources import Mirrors
-from agent.priority import give_way
+from agent.priority import give_way, go_first
 from agent.state.audit import AuditLog, unsaid_text
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -146,6 +146,7 @@ def _print(line: Line) -> None:
 def main() -> int:
     """Entry of the process; the exit status is that of the error, 0 when the bundle is sealed."""
     give_way(NICENESS)
+    go_first()
     try:
         job = parse_job(sys.stdin.buffer.readline(MAX_LINE_BYTES))
         threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -1,14 +1,16 @@
 """Shuts a worker in before it touches a bundle: native code that reads foreign weights gets nothing else.
 
-As far as the kernel allows: no new privileges; no core files, no files written, few descriptors, not all of the
-memory, and the first to go when that runs out; Landlock (read what Python and the bundle need, write nothing, no TCP,
-no signals to others); seccomp (no sockets but UNIX ones, none of them connected, no new processes, no tracing, no
-mounts). What could not be had is left out and the level that was reached is reported, so that an old kernel still
+As far as the kernel allows: no new privileges; no core files, no files written, few descriptors and threads, not all of
+the memory, and the first to go when that runs out; Landlock (read what Python and the bundle need, write nothing, no
+TCP, no signals to others); seccomp (no sockets but UNIX ones, none of them connected or addressed, no new processes,
+nothing done to other processes or to the modes and times of files, no memory that is shared, no tracing, no mounts).
+What could not be had is left out and the level that was reached is reported, so that an old kernel still
 serves. Under systemd the unit does the same from outside.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -20,6 +22,7 @@ from pathlib import Path
 import agent
 import contract
 from agent.memory import total_memory
+from agent.priority import WORKER_TO_GO, go_first
 from agent.worker.seccomp import deny_program
 from contract.errors import StoreBroken
 
@@ -42,8 +45,8 @@ MAX_DESCRIPTORS = 256
 MEMORY_SHARE = 0.9
 """Of the RAM there is, for what a worker allocates (mapped weights do not count): the rest keeps the machine alive."""
 
-OOM_SCORE = 500
-"""When memory runs out all the same, a worker goes before the agent does."""
+MAX_THREADS = 128
+"""More than a worker's own that its account may have then; the runtime takes one for each core."""
 
 SYSTEM_PATHS = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"),
@@ -89,6 +92,7 @@ def _limit_resources(*, writes: bool) -> bool:
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
         resource.RLIMIT_DATA: int(total_memory() * MEMORY_SHARE),
+        resource.RLIMIT_NPROC: _tasks() + MAX_THREADS,
     }
     if not writes:
         limits[resource.RLIMIT_FSIZE] = 0
@@ -97,16 +101,19 @@ def _limit_resources(*, writes: bool) -> bool:
             _, hard = resource.getrlimit(kind)
             lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(kind, (lowest, lowest))
-        _go_first()
     except (OSError, ValueError, StoreBroken):
         return False
-    return True
+    return go_first(WORKER_TO_GO)
 
 
-def _go_first() -> None:
-    place = Path("/proc/self/oom_score_adj")
-    if int(place.read_text()) < OOM_SCORE:
-        place.write_text(str(OOM_SCORE))
+def _tasks() -> int:
+    """Threads of all processes of this account; the kernel counts them together."""
+    count = 0
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if place.name.isdigit() and place.stat().st_uid == os.getuid():
+                count += sum(1 for _ in (place / "task").iterdir())
+    return count
 
 
 def _python_paths() -> list[Path]:
@@ -153,7 +160,7 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
 
 def _seccomp(libc: ctypes.CDLL) -> bool:
     machine = os.uname().machine
-    program = deny_program(machine)
+    program = deny_program(machine, os.getpid())
     if program is None:
         return False
     buffer = ctypes.create_string_buffer(program, len(program))

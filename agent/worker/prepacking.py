@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from agent.priority import WEAKEST, give_way
+from agent.priority import WEAKEST, give_way, go_first
 from agent.worker.isolation import isolate
 from agent.worker.process import end_with_parent
 
@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
     graph, target = map(Path, arguments)
     end_with_parent()
     give_way(WEAKEST)  # somebody may be answering meanwhile
+    go_first()
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     isolate([graph.parent.resolve()], writable=[target.resolve()])
     prepack(graph, target)

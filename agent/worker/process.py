@@ -22,7 +22,7 @@ from pathlib import Path
 from agent.engine.stepping import READ_SLICE, Engine
 from agent.memory import own_anonymous_bytes
 from agent.notify import Notifier
-from agent.priority import WORKER_TO_GO, give_way
+from agent.priority import give_way
 from agent.worker.protocol import (
     Admit,
     Cancel,
@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.child:
         end_with_parent()
-        give_way(options.nice, WORKER_TO_GO)
+        give_way(options.nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides when to end
     with socket.socket(fileno=options.fd) as connection:
         return serve(connection, _open_engine, _isolate, Notifier.from_environment())

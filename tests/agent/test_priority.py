@@ -16,7 +16,7 @@ import pytest
 from agent.install.delivery import COMMAND as INSTALLER
 from agent.install.deriving import COMMAND as PREPACKING
 from agent.install.installer import NICENESS
-from agent.priority import FIRST_TO_GO, WEAKEST, WORKER_TO_GO
+from agent.priority import FIRST_TO_GO, WEAKEST
 
 SECONDS = 30.0
 
@@ -53,8 +53,9 @@ def test_an_installer_gives_way_to_what_answers() -> None:
 @pytest.mark.parametrize(("before", "wanted", "after"), [(0, 10, 10), (15, 10, 15), (5, 19, 19)])
 def test_nobody_gets_stronger_by_giving_way(before: int, wanted: int, after: int) -> None:
     text = (
-        "import os, sys; from agent.priority import give_way; os.setpriority(os.PRIO_PROCESS, 0, int(sys.argv[1]));"
-        "give_way(int(sys.argv[2]), 700); print(os.getpriority(os.PRIO_PROCESS, 0), end=' ');"
+        "import os, sys; from agent.priority import give_way, go_first;"
+        "os.setpriority(os.PRIO_PROCESS, 0, int(sys.argv[1]));"
+        "give_way(int(sys.argv[2])); go_first(700); go_first(600); print(os.getpriority(os.PRIO_PROCESS, 0), end=' ');"
         "print(open('/proc/self/oom_score_adj').read().strip())"
     )
     inherited = os.getpriority(os.PRIO_PROCESS, 0)
@@ -63,9 +64,11 @@ def test_nobody_gets_stronger_by_giving_way(before: int, wanted: int, after: int
     assert done.stdout.split() == [str(max(after, inherited)), "700"]
 
 
-def test_a_child_worker_is_ended_before_the_agent_and_after_both() -> None:
+def test_a_child_worker_takes_its_niceness_from_zero() -> None:
+    """Its place in the order of those to be ended it takes when it shuts itself in (``test_isolation.py``)."""
     inherited = os.getpriority(os.PRIO_PROCESS, 0)
     command = [sys.executable, "-P", "-m", "agent.worker.process", "--fd", "0", "--nice", "3", "--child"]
+    own = int(Path("/proc/self/oom_score_adj").read_text())
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert settles(command, max(3, inherited), WORKER_TO_GO, theirs)
+        assert settles(command, max(3, inherited), own, theirs)

@@ -7,6 +7,7 @@ import errno
 import json
 import mmap
 import os
+import resource
 import signal
 import socket
 import sys
@@ -32,6 +33,23 @@ def outcome(attempt: Callable[[], object]) -> str:
 def eat_memory() -> None:
     with mmap.mmap(-1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), flags=mmap.MAP_PRIVATE):
         pass
+
+
+def eat_shared_memory() -> None:
+    with mmap.mmap(-1, 1 << 20, flags=mmap.MAP_SHARED):
+        pass
+
+
+def unix_send(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as letters:
+        letters.sendto(b"hello", path)
+
+
+def unix_message() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        one.sendall(b"hello")
+        one.sendmsg([b"hello"])
 
 
 def fork_without_end() -> None:
@@ -79,12 +97,32 @@ if __name__ == "__main__":
         "eat memory": eat_memory,
         "signal the parent": lambda: os.kill(os.getppid(), signal.SIGWINCH),
         "unshare": unshare,
+        "kill the parent": lambda: os.kill(os.getppid(), 0),
+        "signal itself": lambda: signal.raise_signal(signal.SIGWINCH),
+        "mode of the secret": lambda: outside.chmod(0o644),
+        "mode of the bundle": lambda: bundle.chmod(0o000),
+        "owner of the bundle": lambda: os.chown(bundle, os.getuid(), os.getgid()),
+        "times of the bundle": lambda: os.utime(bundle, (1, 1)),
+        "attributes of the bundle": lambda: os.setxattr(bundle, "user.edge", b"1"),
+        "weaken the parent": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
+        "pin the parent": lambda: os.sched_setaffinity(os.getppid(), {0}),
+        "limit the parent": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0)),
+        "ask for its own limits": lambda: resource.getrlimit(resource.RLIMIT_NOFILE),
+        "write to an address": lambda: unix_send(str(listening)),
+        "write a message": unix_message,
+        "eat shared memory": eat_shared_memory,
+        "memory without a name": lambda: os.close(os.memfd_create("x")),
         "thread": thread,
     }
     level = isolate([bundle])
     score = Path("/proc/self/oom_score_adj").read_text().strip()
     print(
         json.dumps(
-            {"level": level, "oom score": score, **{name: outcome(attempt) for name, attempt in attempts.items()}}
+            {
+                "level": level,
+                "oom score": score,
+                "threads": str(resource.getrlimit(resource.RLIMIT_NPROC)[1]),
+                **{name: outcome(attempt) for name, attempt in attempts.items()},
+            }
         )
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.worker.seccomp import AUDIT_ARCH, DENIED, deny_program
+from agent.worker.isolation import MAX_THREADS
+from agent.worker.seccomp import AUDIT_ARCH, DENIED, EXAMINED, deny_program
 
 PROBE = Path(__file__).with_name("isolated_probe.py")
 
@@ -38,14 +39,30 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("needed", ["read the bundle", "list the bundle", "unix pair", "thread"])
+@pytest.mark.parametrize(
+    "needed",
+    ["read the bundle", "list the bundle", "unix pair", "thread", "signal itself", "ask for its own limits"],
+)
 def test_what_a_worker_needs_works(probed: dict[str, str], needed: str) -> None:
     assert probed[needed] == "done"
 
 
 @pytest.mark.parametrize(
     "denied",
-    ["tcp", "udp", "udp over ipv6", "netlink", "connect to a unix socket", "execute", "fork without end", "unshare"],
+    [
+        *(
+            "tcp",
+            "udp",
+            "udp over ipv6",
+            "netlink",
+            "connect to a unix socket",
+            "write to an address",
+            "write a message",
+        ),
+        *("execute", "fork without end", "unshare", "eat shared memory", "memory without a name"),
+        *("mode of the secret", "mode of the bundle", "owner of the bundle", "times of the bundle"),
+        *("attributes of the bundle", "kill the parent", "weaken the parent", "pin the parent", "limit the parent"),
+    ],
 )
 def test_seccomp_denies(probed: dict[str, str], denied: str) -> None:
     if "seccomp" not in probed["level"]:
@@ -70,6 +87,7 @@ def test_memory_ends_before_the_machines_does(probed: dict[str, str]) -> None:
     assert "rlimits" in probed["level"]
     assert probed["eat memory"] == "ENOMEM"
     assert int(probed["oom score"]) >= 500
+    assert MAX_THREADS < int(probed["threads"]) < 2**20
 
 
 def test_landlock_keeps_signals_in(probed: dict[str, str]) -> None:
@@ -80,7 +98,7 @@ def test_landlock_keeps_signals_in(probed: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("machine", sorted(AUDIT_ARCH))
 def test_the_program_is_whole_and_jumps_stay_inside(machine: str) -> None:
-    program = deny_program(machine)
+    program = deny_program(machine, 1)
     assert program is not None
     steps = list(struct.iter_unpack("=HBBI", program))
     assert len(steps) < 4096
@@ -91,11 +109,11 @@ def test_the_program_is_whole_and_jumps_stay_inside(machine: str) -> None:
 
 
 def test_an_unknown_machine_gets_no_program() -> None:
-    assert deny_program("riscv64") is None
+    assert deny_program("riscv64", 1) is None
 
 
 def test_each_number_is_denied_once() -> None:
     for column in (0, 1):
-        numbers = [pair[column] for pair in DENIED.values() if pair[column] is not None]
+        numbers = [pair[column] for pair in (*DENIED.values(), *EXAMINED.values()) if pair[column] is not None]
         assert len(numbers) == len(set(numbers))
-    assert os.uname().machine in AUDIT_ARCH or deny_program(os.uname().machine) is None
+    assert os.uname().machine in AUDIT_ARCH or deny_program(os.uname().machine, 1) is None
