@@ -65,6 +65,7 @@ class Gateway:
             on_up=self._on_up,
             on_down=self._on_down,
             on_delivered=lambda number: self.serving.on_delivered(number),  # noqa: PLW0108 # serving is set later
+            on_oversized=lambda number, most: self.serving.on_oversized(number, most),  # noqa: PLW0108 # likewise
             on_writable=lambda: self.serving.on_writable(),  # noqa: PLW0108
         )
 

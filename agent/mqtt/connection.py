@@ -58,6 +58,7 @@ class Connection:
         on_up: Callable[[bool], None] = lambda _present: None,
         on_down: Callable[[str], None] = lambda _why: None,
         on_delivered: Callable[[int], None] = lambda _number: None,
+        on_oversized: Callable[[int, int], None] = lambda _number, _most: None,
         on_writable: Callable[[], None] = lambda: None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -70,6 +71,7 @@ class Connection:
         self._on_up = on_up
         self._on_down = on_down
         self._on_delivered = on_delivered
+        self._on_oversized = on_oversized
         self._on_writable = on_writable
         self._outbox = Outbox()
         self._numbers = itertools.count(1)
@@ -268,7 +270,8 @@ class Connection:
                 # Sent all the same it would end every connection, for ever.
                 self.refused[message.topic] = f"the broker takes {link.max_packet:,} bytes at most"
                 log.error("%s is given up: the broker takes %s bytes at most", message.topic, f"{link.max_packet:,}")
-                self._on_delivered(message.number)
+                # Later: who publishes has to learn the number first.
+                asyncio.get_running_loop().call_soon(self._on_oversized, message.number, link.max_packet or 0)
                 continue
             info = link.client.publish(
                 message.topic,

@@ -40,7 +40,7 @@ class Replies:
         self._topics = topics
         self._ledger = ledger
         self._meter = meter
-        self._deliveries: dict[int, Key] = {}
+        self._deliveries: dict[int, tuple[Key, bytes | None]] = {}
         self._newest: dict[Key, int] = {}
 
     @property
@@ -58,7 +58,7 @@ class Replies:
     def deliver(self, key: Key, last: bytes, correlation: bytes | None) -> None:
         """Send a stored last frame, at least once."""
         number = self._outlet.publish(self.topic(key), last, correlation=correlation)
-        self._deliveries[number] = key
+        self._deliveries[number] = (key, correlation)
         self._newest[key] = number
 
     def repeat(self, key: Key, last: bytes, correlation: bytes | None) -> None:
@@ -69,11 +69,22 @@ class Replies:
 
     def delivered(self, number: int) -> None:
         """The broker has what :meth:`Outlet.publish` numbered."""
-        key = self._deliveries.pop(number, None)
+        key, _ = self._deliveries.pop(number, (None, None))
         # Of an older one says nothing of the newest: it may have turned the request away, and this be the answer.
         if key is not None and self._newest.get(key) == number:
             del self._newest[key]
             self._ledger.delivered(key)
+
+    def oversized(self, number: int, most: int) -> None:
+        """The broker does not take a last frame of that size: in its place its client is told so, whenever it asks."""
+        key, correlation = self._deliveries.get(number, (None, None))
+        self.delivered(number)
+        if key is not None:
+            text = (
+                f"the answer does not fit into the {most:,} bytes that this broker takes in a message: "
+                "ask under another id for fewer tokens or log-probabilities"
+            )
+            self.error(key, requests.Refusal(500, requests.ANSWER_TOO_LARGE, text), correlation)
 
     def refuse_control(self, key: Key, op: str, refusal: requests.Refusal) -> None:
         """Say why a control message did nothing; at QoS 0, as nothing was promised."""

@@ -276,6 +276,10 @@ class Serving:
         """The broker has what :meth:`Outlet.publish` numbered."""
         self._replies.delivered(number)
 
+    def on_oversized(self, number: int, most: int) -> None:
+        """The broker takes ``most`` bytes in a message, and what :meth:`Outlet.publish` numbered has more."""
+        self._replies.oversized(number, most)
+
     # -- swapping ------------------------------------------------------------------------------------------------------
 
     async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:

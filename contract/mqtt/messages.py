@@ -16,6 +16,9 @@ MAX_REQUEST_BYTES = 1 << 20
 MAX_DESIRED_BYTES = 16 << 10
 """A desired document: a few hundred bytes of policy at most."""
 
+DEFAULT_PRIORITY = 4
+"""In the middle of 0 to 9, and the highest that a device grants unless its operator allows more."""
+
 MAX_TOKENS = 1 << 20
 MAX_STOPS = 16
 MAX_MESSAGES = 1024
@@ -107,7 +110,7 @@ class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
     no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] = 0
     adapter: AdapterName | None = None
-    priority: Annotated[int, Meta(ge=0, le=9)] = 4
+    priority: Annotated[int, Meta(ge=0, le=9)] = DEFAULT_PRIORITY
     deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | UnsetType = UNSET
     supersede_key: Identifier | UnsetType = UNSET
 

@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 from agent.broker_settings import BrokerSettings, TlsSettings
 from agent.config import AgentConfig
 from agent.serving.settings import ServingSettings
-from tests.agent.device import Device
+from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto, free_port
 from tests.e2e.raw_client import RawClient
 
@@ -370,6 +370,30 @@ def test_correlation_data_that_fill_a_packet_do_not_keep_the_device_away(
     client.ask("q", "count 1")
     assert client.wait_answer("q", SECONDS).lasts[0]["error"]["type"] == "no_model"
     assert device.call(lambda: device.gateway.connection.connected)
+    client.close()
+    broker.stop()
+
+
+@needs_mosquitto
+@pytest.mark.broker
+def test_an_answer_that_no_message_holds_is_told_and_keeps_nothing_up(
+    tmp_path: Path, connect: Callable[..., Device]
+) -> None:
+    broker = Broker(tmp_path / "small", settings="max_packet_size 2000\n")
+    broker.start()
+    device = connect(broker.port)
+    device.until(lambda: device.gateway.connection.subscribed)
+    device.run(device.serving.swap(sealed(), "drain"))
+    client = RawClient(broker.port, "me", "box")
+    client.ask("long", "count 700", stream=False)
+    error = client.wait_answer("long", SECONDS).lasts[0]["error"]
+    assert (error["code"], error["type"]) == (500, "answer_too_large")
+    assert "2,000 bytes" in error["message"]
+    client.ask("short", "count 3", stream=False)
+    assert client.wait_answer("short", SECONDS).text == "0 1 2 "
+    client.ask("long", "count 700", stream=False)
+    again = client.wait_answer("long", SECONDS).lasts[0]["error"]
+    assert again["type"] == "answer_too_large", "whenever it asks"
     client.close()
     broker.stop()
 

@@ -10,6 +10,7 @@ import pytest
 
 from agent.clock import steady_clock
 from agent.serving.jobs import Job
+from agent.serving.settings import ServingSettings
 from agent.state import answer_writer
 from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS
 from tests.agent.device import Device, sealed
@@ -320,6 +321,12 @@ def test_who_waits_hears_where_and_for_how_long(make_device: MakeDevice, client:
     assert later["position"] == 3
     assert later["estimate_ms"] > news["estimate_ms"] > 0
     assert client.wait_answer("quiet").frames == []
+
+
+def test_nobody_is_more_urgent_than_others_unless_the_operator_says_so() -> None:
+    granted = ServingSettings(client_max_priority={"alarm": 9})
+    assert [granted.priority_of("anybody", asked) for asked in (0, 4, 9)] == [0, 4, 4]
+    assert granted.priority_of("alarm", 9) == 9
 
 
 def test_priority_is_capped_for_each_client(make_device: MakeDevice, client: RawClient, names: tuple[str, str]) -> None:
