@@ -181,7 +181,10 @@ class Driver:
         if state is State.IDLE:
             self._candidate = None
         failure = self._failure if state is State.ROLLBACK else None
-        self._store.enter(state.value, self._candidate, failure)
+        if state is State.COMMIT and self._candidate is not None:
+            self._store.enter_commit(state.value, self._candidate, back=self._wish is not None and self._wish.back)
+        else:
+            self._store.enter(state.value, self._candidate, failure)
         self._state = state
         self._reporter.phase(state)
         return actions
@@ -348,7 +351,8 @@ class Driver:
 
     def _commit(self) -> Event:
         assert self._candidate is not None
-        self._store.commit_candidate(self._candidate, back=self._wish is not None and self._wish.back)
+        # It is, already, unless an agent that did not do both at once was cut off in between.
+        self._store.commit_candidate(self._candidate)
         bundle = self._store.bundle(self._candidate)
         assert bundle is not None
         self._outcome = Outcome("active")

@@ -167,10 +167,15 @@ class InstallationState:
     def enter(self, phase: str, candidate: Digest | None, failure: Failure | None = None) -> None:
         """Record what is about to be done, before it is done."""
         with self._database.transaction(f"enter {phase}") as connection:
-            connection.execute(
-                "UPDATE installation SET phase = ?, candidate = ?, failure_reason = ?, failure_message = ?",
-                (phase, candidate, failure and failure.reason, failure and failure.message),
-            )
+            _enter(connection, phase, candidate, failure)
+
+    def enter_commit(self, phase: str, candidate: Digest, *, back: bool) -> None:
+        """Record that ``candidate`` is committed, and do it: what is known of the wish (``back``) is not there after a
+        restart.
+        """
+        with self._database.transaction(f"enter {phase}") as connection:
+            _enter(connection, phase, candidate, None)
+            _commit(connection, candidate, back=back)
 
     def desire(self, payload: bytes | None) -> None:
         """Remember the accepted ``desired`` document; None when nothing is desired any more."""
@@ -235,19 +240,7 @@ class InstallationState:
         Doing it twice changes nothing.
         """
         with self._database.transaction("commit candidate") as connection:
-            if connection.execute("SELECT 1 FROM adapters WHERE digest = ?", (digest,)).fetchone():
-                connection.execute(_COMMIT_ADAPTER, {"digest": digest})
-            else:
-                changed = connection.execute(
-                    "UPDATE installation SET previous = active, active = ? WHERE active IS NOT ?", (digest, digest)
-                )
-                if changed.rowcount:
-                    note_activation(connection, digest, back=back)
-            connection.execute(
-                "UPDATE installation SET epoch = max(epoch, (SELECT security_epoch FROM bundles WHERE digest = ?))",
-                (digest,),
-            )
-            connection.execute("DELETE FROM attempts WHERE digest = ?", (digest,))
+            _commit(connection, digest, back=back)
 
     # Adapters.
     def adapters(self) -> dict[Digest, tuple[Digest, bool]]:
@@ -351,6 +344,29 @@ class InstallationState:
     def epoch(self) -> int:
         """The highest security epoch ever committed."""
         return self.snapshot().epoch
+
+
+def _enter(connection: sqlite3.Connection, phase: str, candidate: Digest | None, failure: Failure | None) -> None:
+    connection.execute(
+        "UPDATE installation SET phase = ?, candidate = ?, failure_reason = ?, failure_message = ?",
+        (phase, candidate, failure and failure.reason, failure and failure.message),
+    )
+
+
+def _commit(connection: sqlite3.Connection, digest: Digest, *, back: bool) -> None:
+    if connection.execute("SELECT 1 FROM adapters WHERE digest = ?", (digest,)).fetchone():
+        connection.execute(_COMMIT_ADAPTER, {"digest": digest})
+    else:
+        changed = connection.execute(
+            "UPDATE installation SET previous = active, active = ? WHERE active IS NOT ?", (digest, digest)
+        )
+        if changed.rowcount:
+            note_activation(connection, digest, back=back)
+    connection.execute(
+        "UPDATE installation SET epoch = max(epoch, (SELECT security_epoch FROM bundles WHERE digest = ?))",
+        (digest,),
+    )
+    connection.execute("DELETE FROM attempts WHERE digest = ?", (digest,))
 
 
 def _bundle(row: sqlite3.Row) -> InstalledBundle:

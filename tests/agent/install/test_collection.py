@@ -20,7 +20,7 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.migrations import MIGRATIONS
 from contract.durable import Disk
-from contract.errors import EdgeBundleError, StoreFull, UsageError
+from contract.errors import EdgeBundleError, StoreBroken, StoreFull, UsageError
 from contract.names import Digest
 from contract.reasons import Reason
 from contract.trust.store import TrustStore
@@ -117,6 +117,28 @@ async def test_a_candidate_that_answers_already_is_what_a_rollback_leads_away_fr
             assert stage.serving.bundle is not None
             assert stage.serving.bundle.manifest.version == "1.1.0"
             assert coordinator.reported.revision is None, "what is active is nobody's answer to it"
+
+
+async def test_a_rollback_that_is_cut_off_while_it_is_committed_stays_one(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(market, *VERSIONS)
+    stage = stage_for(market, device, keep_previous=3)
+    async with stage.agent() as coordinator:
+        await follow(stage, coordinator, *VERSIONS[:3])
+
+        def cut_off(*_: object, **__: object) -> None:
+            raise StoreBroken("the power is gone")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stage.state, "commit_candidate", cut_off)
+            outcome = await coordinator.carry_out(rollback_wish(stage.state, stage.settings, allow_epoch=False))
+            assert outcome.kind == "later"
+    stage.restart()
+    async with stage.agent() as coordinator:
+        assert stage.serving.bundle is not None
+        assert stage.serving.bundle.manifest.version == "1.1.0"
+        assert await go_back(stage, coordinator) == "1.0.0", "and not to what was gone back from"
 
 
 async def test_what_was_wished_for_again_is_no_rollback(market: Market, device: Device) -> None:
