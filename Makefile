@@ -37,13 +37,14 @@ $(MODEL): | $(STAMP)
 demo: $(STAMP) $(MODEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
 
-# Two halves side by side, since the suite is meant for two cores and most tests use one.
+# Two halves side by side, since the suite is meant for two cores and most tests use one; tests/agent/serving makes them even.
 test: $(STAMP) $(MODEL) ## the test suite, no root
 	@mkdir -p build
-	@echo "tests/agent, written to build/test-agent.log, beside all other tests:"
-	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/agent >build/test-agent.log 2>&1 & agent=$$!; \
+	@echo "tests/agent, written to build/test-agent.log, beside all other tests; then tests/agent/serving:"
+	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent/serving tests/agent >build/test-agent.log 2>&1 & agent=$$!; \
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent tests; others=$$?; \
-	wait $$agent; agent=$$?; echo "tests/agent:"; cat build/test-agent.log; exit $$((agent | others))
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/agent/serving; serving=$$?; \
+	wait $$agent; agent=$$?; echo "tests/agent:"; cat build/test-agent.log; exit $$((agent | others | serving))
 
 test-root: $(STAMP) $(MODEL) ## the tests that need root: mounts, containers, namespaces
 	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }
