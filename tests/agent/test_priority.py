@@ -28,7 +28,7 @@ def settles(command: Sequence[str], niceness: int, to_go: int, given: int | sock
     deadline = time.monotonic() + SECONDS
     try:
         while time.monotonic() < deadline and process.poll() is None:
-            # One read: with a second, for the end of the file, a value that changes in between is read in pieces of both.
+            # One read: with a second, for the end of the file, a value that changes between them comes in pieces.
             with score.open("rb", buffering=0) as file:
                 now = int(file.read(16))
             if psutil.Process(process.pid).nice() == niceness and now == to_go:
