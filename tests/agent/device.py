@@ -29,6 +29,7 @@ from contract.manifest import (
 from contract.mqtt.messages import Health
 from contract.names import Digest
 from tests.agent.fake_worker import FakeWorkers
+from tests.agent.waiting import until
 
 T = TypeVar("T")
 
@@ -125,13 +126,7 @@ class Device:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` holds, looked at in the device's loop."""
-
-        async def inner() -> None:
-            async with asyncio.timeout(SECONDS - 5):
-                while not condition():
-                    await asyncio.sleep(0.005)
-
-        self.run(inner())
+        self.run(until(condition))
 
     def kill(self) -> None:
         """Vanish as a killed process does: nothing is finished, nothing said; what was committed stays."""

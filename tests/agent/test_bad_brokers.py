@@ -351,40 +351,41 @@ def test_our_own_certificate_that_expired_is_refused_by_the_broker_and_said(
     broker.stop()
 
 
-@needs_mosquitto
-@pytest.mark.broker
-def test_correlation_data_that_fill_a_packet_do_not_keep_the_device_away(
-    tmp_path: Path, connect: Callable[..., Device]
-) -> None:
-    """An error that repeats them would be larger than the request was, and break every connection."""
+@pytest.fixture
+def small(tmp_path: Path, connect: Callable[..., Device]) -> Iterator[tuple[Device, RawClient]]:
+    """A device and a client at a broker that takes 2,000 bytes in a message."""
     broker = Broker(tmp_path / "small", settings="max_packet_size 2000\n")
     broker.start()
     device = connect(broker.port)
     device.until(lambda: device.gateway.connection.subscribed)
-    filled = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    filled.CorrelationData = b"x" * 1900
     client = RawClient(broker.port, "me", "box")
-    client._client.publish("edge/v1/d/box/generate/me", b"{}", 1, properties=filled).wait_for_publish(SECONDS)
-    reply = "edge/v1/c/me/r/box/-"
-    device.until(lambda: reply in device.gateway.connection.refused)
-    client.ask("q", "count 1")
-    assert client.wait_answer("q", SECONDS).lasts[0]["error"]["type"] == "no_model"
-    assert device.call(lambda: device.gateway.connection.connected)
+    yield device, client
     client.close()
     broker.stop()
 
 
 @needs_mosquitto
 @pytest.mark.broker
-def test_an_answer_that_no_message_holds_is_told_and_keeps_nothing_up(
-    tmp_path: Path, connect: Callable[..., Device]
+def test_correlation_data_that_fill_a_packet_do_not_keep_the_device_away(
+    small: tuple[Device, RawClient],
 ) -> None:
-    broker = Broker(tmp_path / "small", settings="max_packet_size 2000\n")
-    broker.start()
-    device = connect(broker.port)
-    device.until(lambda: device.gateway.connection.subscribed)
+    """An error that repeats them would be larger than the request was, and break every connection."""
+    device, client = small
+    filled = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    filled.CorrelationData = b"x" * 1900
+    client._client.publish("edge/v1/d/box/generate/me", b"{}", 1, properties=filled).wait_for_publish(SECONDS)
+    reply = "edge/v1/c/me/r/box/-"
+    device.until(lambda: reply in device.gateway.connection.refused)
+    client.ask("q", "count 1")
+    assert client.wait_answer("q", SECONDS).lasts[0]["error"]["type"] == "no_model"
+    assert device.call(lambda: device.gateway.connection.connected)
+
+
+@needs_mosquitto
+@pytest.mark.broker
+def test_an_answer_that_no_message_holds_is_told_and_keeps_nothing_up(small: tuple[Device, RawClient]) -> None:
+    device, client = small
     device.run(device.serving.swap(sealed(), "drain"))
-    client = RawClient(broker.port, "me", "box")
     client.ask("long", "count 700", stream=False)
     error = client.wait_answer("long", SECONDS).lasts[0]["error"]
     assert (error["code"], error["type"]) == (500, "answer_too_large")
@@ -394,8 +395,6 @@ def test_an_answer_that_no_message_holds_is_told_and_keeps_nothing_up(
     client.ask("long", "count 700", stream=False)
     again = client.wait_answer("long", SECONDS).lasts[0]["error"]
     assert again["type"] == "answer_too_large", "whenever it asks"
-    client.close()
-    broker.stop()
 
 
 def test_a_password_file_that_is_gone_for_a_while_does_not_end_the_agent(

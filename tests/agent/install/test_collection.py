@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 from tests.agent.install.test_coordinator import active, failed
+from tests.agent.waiting import until
 
 VERSIONS = ("1.0.0", "1.1.0", "1.2.0", "1.3.0", "1.4.0")
 MIB = 1 << 20
@@ -107,9 +107,7 @@ async def test_a_candidate_that_answers_already_is_what_a_rollback_leads_away_fr
             assert now.phase == "IDLE"
             assert now.active is not None
             assert now.active.version == "1.1.0"
-            async with asyncio.timeout(30):
-                while len(device.names(lambda place: place.bundles)) > 2:
-                    await asyncio.sleep(0.02)
+            await until(lambda: len(device.names(lambda place: place.bundles)) <= 2)
         # It stays there: the wish is overridden.
         stage.restart()
         async with stage.agent() as coordinator:

@@ -23,6 +23,7 @@ from contract.mqtt.messages import Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
+from tests.agent.waiting import until
 
 YEAR = 365 * 86400.0
 SETTINGS = InstallSettings(probation_seconds=0, retry_first_seconds=0.01, retry_longest_seconds=0.02, swap="drain")
@@ -185,12 +186,6 @@ async def test_what_a_withdrawn_wish_left_is_removed(market: Market, device: Dev
         assert device.names(lambda place: place.inbox), "kept for the next attempt"
         coordinator.desire(b"")
         await until(lambda: not device.names(lambda place: place.inbox))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 async def test_wishes_that_change_their_mind_do_not_use_up_a_candidates_attempts(
@@ -511,9 +506,7 @@ async def test_a_rollback_to_what_does_not_load_just_now_is_tried_again(
         coordinator.desire(desired("1.1.0"))
         await stage.until(failed(Reason.ENGINE_FAILED))
         stage.serving.refuses.clear()
-        async with asyncio.timeout(30):
-            while stage.serving.swaps[-1][0] != "1.0.0":
-                await asyncio.sleep(0.01)
+        await until(lambda: stage.serving.swaps[-1][0] == "1.0.0")
         assert stage.serving.bundle is not None
         assert stage.serving.bundle.manifest.version == "1.0.0", "the old one answers again"
 
@@ -536,12 +529,6 @@ async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_ke
         looked += 1
         return stage.serving.seen
 
-    async def until_looked_at() -> None:
-        seen = looked
-        async with asyncio.timeout(30):
-            while looked < seen + 5:
-                await asyncio.sleep(0.005)
-
     async with stage.agent() as coordinator:
         coordinator.desire(desired("1.0.0"))
         await stage.until(active("1.0.0"))
@@ -551,7 +538,8 @@ async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_ke
         await asyncio.wait_for(stage.serving.swapped.wait(), 60)
         for jump in jumps:
             ahead += jump
-            await until_looked_at()
+            seen = looked
+            await until(lambda: looked >= seen + 5)  # noqa: B023 # awaited at once
             assert stage.reported[-1].phase == "PROBATION"
         stage.serving.seen = ServingCounters(7, 0, 0, None)
         await stage.until(active("1.1.0"))

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from agent.install.ports import Footprint, SwapMode
-from agent.serving.serving import Serving
 from agent.worker.protocol import Usage
 from tests.agent.device import sealed
 from tests.agent.fake_worker import FakeWorkers
@@ -54,7 +53,7 @@ def test_eight_clients_get_every_answer_once(
     assert [answer.lasts[0].get("error") for answer in answers] == [None] * len(answers)
     assert {report.mode for report in reports} == {mode}
     assert len({answer.bundle for answer in answers}) > 1, "some were answered by the old, some by the new"
-    assert len(device.run(_seats(device))) == 1, "those that were left have gone"
+    device.until(lambda: len(device.serving.seats) == 1)  # those that were left have gone
 
 
 def test_the_next_worker_plans_with_what_the_last_one_gives_back(
@@ -82,15 +81,17 @@ def test_what_steps_aside_for_a_candidate_loses_nothing(
     client.ask("long", "hold 9")
     device.until(lambda: device.serving.active == 1)
     if then == "cancel":
-        device.run(_begin_and_cancel(device.serving))
-        assert device.run(device.serving.come_back()) is not None
+        leaving = device.call(lambda: asyncio.create_task(device.serving.step_aside()))
+        client.ask("meanwhile", "count 4")
+        device.until(lambda: device.serving.queued == 1)  # though two places are free
+        device.run(_cancel(leaving))
         assert device.serving.active == 1, "nothing happened to what runs"
+        assert device.run(device.serving.come_back()) is not None
     else:
         device.run(device.serving.step_aside())
         assert device.serving.reasons == ["swapping"]
         assert [seat.worker for seat in device.serving.seats] == [None], "its memory is free"
-    client.ask("meanwhile", "count 4")
-    if then != "cancel":
+        client.ask("meanwhile", "count 4")
         device.until(lambda: device.serving.queued == 2)
     if then == "swap":
         hold_ms = device.run(device.serving.swap(sealed(version="2.0.0"), "drain")).hold_ms
@@ -109,20 +110,8 @@ def test_what_steps_aside_for_a_candidate_loses_nothing(
     assert device.run(device.serving.come_back()) is None, "it is back already"
 
 
-async def _begin_and_cancel(serving: Serving) -> None:
-    leaving = asyncio.create_task(serving.step_aside())
-    # Far enough to wait for what runs, which does not end by itself.
-    await asyncio.sleep(0.05)
-    assert not leaving.done()
+async def _cancel(leaving: asyncio.Task[None]) -> None:
+    assert not leaving.done(), "it waits for what runs, which does not end by itself"
     leaving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await leaving
-
-
-async def _seats(device: object) -> list[object]:
-
-    serving = device.serving  # type: ignore[attr-defined]
-    async with asyncio.timeout(20):
-        while len(serving.seats) > 1:
-            await asyncio.sleep(0.01)
-    return list(serving.seats)
