@@ -127,7 +127,7 @@ class Dispatch:
         self._on_health()
 
     def _on_lost(self, seat: Seat, why: str) -> None:
-        """A worker died (or its heir does not load): its requests get one more attempt each."""
+        """A worker died (or its heir does not load): requests of which no text went out get one more attempt."""
         lost = [job for number in list(seat.jobs) if (job := seat.release(number)) is not None]
         self._outcomes.crashed(current=seat is self.swapping.seat)
         for job in lost:
@@ -139,6 +139,10 @@ class Dispatch:
             elif job.crashes > 1:
                 text = f"the model's process ended twice while it answered ({why})"
                 self._outcomes.fail(job, Refusal(500, requests.ENGINE_FAILED, text))
+            elif job.frames.begun:
+                # As after a restart of the device: a text that changes half-way would be worse.
+                text = f"the model's process ended while it answered ({why}); ask again with another id"
+                self._outcomes.fail(job, Refusal(503, requests.INTERRUPTED, text))
             else:
                 self.run_again(job)
         self.pump()

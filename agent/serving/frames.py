@@ -50,6 +50,11 @@ class FrameStream:
         """Whether pieces are wanted at all."""
         return self._stream
 
+    @property
+    def begun(self) -> bool:
+        """Whether text of this attempt has gone out."""
+        return not self._fresh_attempt
+
     def begin(self, attempt: int, bundle: str, now: float) -> None:
         """An attempt starts on a worker; text of an earlier attempt is void."""
         self.attempt = attempt

@@ -73,7 +73,7 @@ def test_same_id_with_another_body_is_a_conflict(make_device: MakeDevice, client
 
 def test_killed_worker_is_replaced_and_its_requests_run_again(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device().start(sealed())
-    client.ask("shot", "hold 3")
+    client.ask("shot", "wait 3")
     device.until(lambda: bool(device.workers.current.admitted))
     device.call(device.workers.current.kill)
     device.until(lambda: len(device.workers.started) == 2 and bool(device.workers.current.admitted))
@@ -85,7 +85,7 @@ def test_killed_worker_is_replaced_and_its_requests_run_again(make_device: MakeD
 
 def test_request_that_ends_two_workers_gets_an_error(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device().start(sealed())
-    client.ask("poison", "hold 3")
+    client.ask("poison", "wait 3")
     for number in (1, 2):
         device.until(lambda n=number: len(device.workers.started) == n and bool(device.workers.current.admitted))
         device.call(device.workers.current.kill)
@@ -134,7 +134,7 @@ def test_a_request_that_waited_for_nothing_is_run_when_it_comes_again(
     """What says "try again" is no result: neither by the device that said it, nor after its restart."""
     workers = FakeWorkers()
     device = make_device(workers=workers).start(sealed())
-    client.ask("patient", "hold 2")
+    client.ask("patient", "wait 2")
     device.until(lambda: device.serving.active == 1)
     workers.failures = 1000
     device.call(workers.current.kill)
@@ -145,13 +145,13 @@ def test_a_request_that_waited_for_nothing_is_run_when_it_comes_again(
     client.answers["patient"] = Answer(0.0)
     client.publish(control, b'{"id": "patient", "op": "resume"}')
     assert client.wait_answer("patient").lasts[0]["error"] == error, "nothing else is known of it"
-    client.ask("patient", "hold 2")
+    client.ask("patient", "wait 2")
     assert client.wait_answer("patient").lasts[0]["error"]["type"] == "engine_unavailable"
     device.kill()
     again = make_device().start(sealed())
     client.ask("patient", "count 2")
     assert client.wait_answer("patient").lasts[0]["text"] == "0 1 ", "even another body: its id is free"
-    client.ask("patient", "hold 2")
+    client.ask("patient", "wait 2")
     assert client.wait_answer("patient").lasts[0]["error"]["code"] == 409, "now it has its result"
     assert len(again.workers.current.admitted) == 1
 
@@ -256,7 +256,7 @@ def test_the_last_answers_and_the_end_of_the_old_worker_are_no_evidence_on_the_n
 ) -> None:
     device = make_device(workers=FakeWorkers(slots=3), stream_interval_ms=0).start(sealed())
     for name in ("first", "second", "third"):
-        client.ask(name, "hold 3", stream=True)
+        client.ask(name, "hold 3", stream=name != "third")
         device.until(lambda name=name: any(job.key.id == name and job.frames.tokens for job in running(device)))  # type: ignore[misc]
     assert device.serving.counters().finished == 0
     old = device.workers.current
@@ -264,12 +264,13 @@ def test_the_last_answers_and_the_end_of_the_old_worker_are_no_evidence_on_the_n
     device.call(lambda: old.cancel(old.admitted[0].request))
     assert client.wait_answer("first").lasts[0]["finish_reason"] == "cancelled"
     device.call(old.kill)
+    assert client.wait_answer("second").lasts[0]["error"]["type"] == "interrupted"
     device.until(lambda: bool(device.workers.current.admitted))
     seen = device.call(device.serving.counters)
     assert (seen.finished, seen.failed, seen.crashes, seen.speed) == (0, 0, 0, None)
     device.call(device.workers.current.let_go)
     assert client.wait_answer("third").bundle == "toy@2.0.0"
-    device.until(lambda: device.serving.counters().finished == 2)
+    device.until(lambda: device.serving.counters().finished == 1)
     seen = device.call(device.serving.counters)
     assert (seen.failed, seen.crashes) == (0, 0)
     assert seen.speed is not None

@@ -97,16 +97,21 @@ def expected(agent: AgentProcess, prompt: str) -> str:
     return text
 
 
-def test_killed_worker_costs_one_attempt(agent: AgentProcess, asker: RawClient) -> None:
+def test_killed_worker_runs_what_was_silent_again_and_closes_what_had_begun(
+    agent: AgentProcess, asker: RawClient
+) -> None:
     ask(asker, "streamed", LONG)
     ask(asker, "silent", LONG, stream=False)
     wait_for_text(asker, "streamed")
     agent.kill_worker()
-    for request in ("streamed", "silent"):
-        (last,) = asker.wait_answer(request).lasts
-        assert (last["text"], last["attempt"]) == (expected(agent, LONG), 2)
-    begins = [frame for frame in asker.answers["streamed"].frames if "attempt" in frame]
-    assert [frame["attempt"] for frame in begins] == [1, 2], "the client hears that the text begins anew"
+    (last,) = asker.wait_answer("silent").lasts
+    assert (last["text"], last["attempt"]) == (expected(agent, LONG), 2)
+    (closed,) = asker.wait_answer("streamed").lasts
+    assert (closed["error"]["code"], closed["error"]["type"], closed["attempt"]) == (503, "interrupted", 1)
+    assert "killed by SIGKILL" in closed["error"]["message"]
+    assert "another id" in closed["error"]["message"]
+    ask(asker, "streamed", LONG)
+    assert asker.wait_answer("streamed").lasts == [closed]
 
 
 def test_request_that_kills_two_workers_is_closed_and_its_neighbours_are_answered(

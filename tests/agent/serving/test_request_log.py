@@ -68,7 +68,7 @@ def test_a_request_can_be_followed_from_its_topic_to_the_worker(
 
 def test_what_was_with_a_worker_that_crashed_is_named(make_device: MakeDevice, client: RawClient, log: Kept) -> None:
     device = make_device().start(sealed())
-    client.ask("q1", f"hold {SECRET}")
+    client.ask("q1", f"wait {SECRET}")
     device.until(lambda: bool(device.workers.started[0].admitted))
     first = device.workers.started[0]
     device.call(first.kill)
