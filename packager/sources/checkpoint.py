@@ -17,6 +17,8 @@ from packager.sources.safetensors_header import count_parameters
 MAX_JSON_BYTES = 64 * 2**20
 """Largest configuration file read: indexes of models with thousands of shards stay below 10 MB."""
 
+WHOLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 CARD_FILE = "README.md"
@@ -149,27 +151,51 @@ def _known_architecture(path: Path, config: dict[str, Any]) -> str:
 
 
 def find_shards(path: Path) -> list[Path]:
-    """The weight files, all of those that the index names.
+    """The weight files that transformers reads: all of those that the index names, else ``model.safetensors``.
 
     Raises:
         BuildRefused: there are none, or some of the index are missing.
     """
-    index = path / "model.safetensors.index.json"
+    whole, index = path / WHOLE_FILE, path / INDEX_FILE
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise BuildRefused(f"{index} has no weight map; fetch it again")
-        names = sorted(set(weight_map.values()))
-        missing = [name for name in names if "/" in name or not (path / name).is_file()]
-        if missing:
-            raise BuildRefused(f"{path} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}")
-        return [path / name for name in names]
-    found = sorted(path.glob("*.safetensors"))
+        return _indexed_shards(path, index)
+    if whole.is_file():
+        return [whole]
+    found = sorted(file.name for file in path.glob("*.safetensors"))
     if not found:
         raise BuildRefused(
             f"{path} has no safetensors weights; pickled ones (.bin, .pt) run code when they are read and are not taken"
         )
-    return found
+    if len(found) > 1:
+        raise BuildRefused(f"{path} has {len(found)} weight files and no {index.name}; fetch that too")
+    if found[0].startswith("consolidated"):
+        raise BuildRefused(
+            f"{path} has its weights as Mistral's own {found[0]!r} only; fetch model.safetensors as well"
+        )
+    raise BuildRefused(f"{path} has no model.safetensors; rename {found[0]!r} if that is the model")
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Weight to file, as an index says.
+
+    Raises:
+        BuildRefused: it has no such map.
+    """
+    document = read_json(index)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise BuildRefused(f"{index} has no weight map; fetch it again")
+    return weight_map
+
+
+def _indexed_shards(path: Path, index: Path) -> list[Path]:
+    names = sorted(set(read_weight_map(index).values()))
+    missing = [name for name in names if "/" in name or not (path / name).is_file()]
+    if missing:
+        raise BuildRefused(f"{path} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}")
+    if (path / WHOLE_FILE).is_file() and names != [WHOLE_FILE]:
+        raise BuildRefused(f"{path} holds {WHOLE_FILE} and an index of other files; remove one of the two")
+    return [path / name for name in names]
 
 
 def read_chat_template(path: Path) -> bytes | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.sources.weight_names import Mismatch, WeightFaults, drop_harmless, refuse_wrong_weights, shape_text
 
 STEPS = 5
 
@@ -20,12 +21,22 @@ def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     reporter.progress(1, STEPS)
     try:
         fields = GGUFReader(str(path)).fields
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype="float32")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(path.parent), gguf_file=path.name, dtype="float32", output_loading_info=True
+        )
         reporter.progress(2, STEPS)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except (ValueError, KeyError, IndexError, NotImplementedError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildRefused(f"{path.name} cannot be read as a language model: {reason}") from error
+    faults = WeightFaults(
+        missing=sorted(info["missing_keys"]),
+        unexpected=drop_harmless(info["unexpected_keys"]),
+        mismatched=[
+            Mismatch(name, shape_text(stored), shape_text(wanted)) for name, stored, wanted in info["mismatched_keys"]
+        ],
+    )
+    refuse_wrong_weights(type(model).__name__, faults)
     reporter.progress(3, STEPS)
     # A model that was loaded from GGUF refuses to be saved ("quantized with gguf"): a fresh one takes its weights.
     config = model.config

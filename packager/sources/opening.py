@@ -11,10 +11,12 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused, UsageError
+from packager.reference import read_reference
 from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
 from packager.sources.gguf import GGUF_MAGIC, convert_gguf
 from packager.sources.hub import fetch_from_hub, is_hub_id
+from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
 
 
@@ -72,6 +74,8 @@ def open_source(
         raise BuildRefused(
             f"{base.architecture} runs Python files of the checkpoint itself; read them, then add --trust-remote-code"
         )
+    if not base.needs_code:  # code of the checkpoint alone knows its weights; running it to compare comes later
+        check_weights(base, read_reference(base, cache, log))
     refuse_broken_numbers(find_shards(base.path), on_progress)
     if adapter is None:
         return opened

@@ -12,8 +12,8 @@ MAX_HEADER_BYTES = 100 * 2**20
 """The library's own limit."""
 
 
-def count_parameters(path: Path) -> int:
-    """Elements of all tensors in ``path``, after checking that the file has exactly the bytes that they need.
+def read_header(path: Path) -> bytes:
+    """The header's own bytes.
 
     Raises:
         BuildRefused: the file is truncated or is not a safetensors file.
@@ -23,7 +23,17 @@ def count_parameters(path: Path) -> int:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
             raise BuildRefused(f"{path.name} is truncated or is not a safetensors file; fetch it again")
-        header = file.read(length)
+        return file.read(length)
+
+
+def count_parameters(path: Path) -> int:
+    """Elements of all tensors in ``path``, after checking that the file has exactly the bytes that they need.
+
+    Raises:
+        BuildRefused: the file is truncated or is not a safetensors file.
+    """
+    size, header = path.stat().st_size, read_header(path)
+    length = len(header)
     try:
         document = strict_json.loads(header, max_bytes=MAX_HEADER_BYTES, what=path.name)
         tensors = {name: entry for name, entry in document.items() if name != "__metadata__"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from contract import strict_json
 from contract.errors import BuildRefused
-from packager.sources.safetensors_header import MAX_HEADER_BYTES
+from packager.sources.safetensors_header import MAX_HEADER_BYTES, read_header
 
 Array = npt.NDArray[Any]
 
@@ -40,9 +40,8 @@ class StoredTensor(Struct, frozen=True):
 
 def list_tensors(path: Path) -> list[StoredTensor]:
     """The tensors of a safetensors file whose header :func:`~packager.sources.safetensors_header` found to be whole."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = strict_json.loads(file.read(length), max_bytes=MAX_HEADER_BYTES, what=path.name)
+    data = read_header(path)
+    length, header = len(data), strict_json.loads(data, max_bytes=MAX_HEADER_BYTES, what=path.name)
     return [
         StoredTensor(
             name=name,
@@ -74,6 +73,49 @@ def refuse_broken_numbers(shards: list[Path], on_progress: Callable[[float, floa
                     )
                 done += tensor.end - tensor.start
                 on_progress(done, total)
+
+
+def find_zeros(tensors: Iterable[tuple[Path, StoredTensor]]) -> list[str]:
+    """Names of those that hold nothing but zeros."""
+    found = []
+    for path, tensor in tensors:
+        with path.open("rb") as file:
+            file.seek(tensor.start)
+            if not any(file.read(tensor.end - tensor.start)):
+                found.append(tensor.name)
+    return found
+
+
+def refuse_different_tie(first: tuple[Path, StoredTensor], second: tuple[Path, StoredTensor]) -> None:
+    """Refuse two weights of a file that the configuration says are one, unless they are.
+
+    transformers leaves them apart then, with a line in a log, and the model builder takes one for both.
+
+    Raises:
+        BuildRefused: they differ.
+    """
+    if not _same_bytes(first, second):
+        raise BuildRefused(
+            f"the files hold a {first[1].name!r} that differs from {second[1].name!r}, although tie_word_embeddings "
+            "says that they are one; set that to false in config.json if the model was trained with both, or remove "
+            f"{first[1].name!r}"
+        )
+
+
+def _same_bytes(first: tuple[Path, StoredTensor], second: tuple[Path, StoredTensor]) -> bool:
+    (one_path, one), (other_path, other) = first, second
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with one_path.open("rb") as left, other_path.open("rb") as right:
+        left.seek(one.start)
+        right.seek(other.start)
+        remaining = one.end - one.start
+        while remaining:
+            size = min(PIECE, remaining)
+            if left.read(size) != right.read(size):
+                return False
+            remaining -= size
+    return True
 
 
 def _pieces(data: mmap.mmap, tensor: StoredTensor) -> Iterator[Array]:

@@ -40,7 +40,10 @@ def copy(llama: Path, tmp_path: Path) -> Path:
 
 
 def opened(source: Path | str, tmp_path: Path, options: SourceOptions | None = None) -> OpenedSource:
-    return open_source(str(source), tmp_path / "cache", tmp_path / "log", lambda done, total: None, options)
+    # One cache for all tests: what is known of a checkpoint's small files is read in a process of its own.
+    return open_source(
+        str(source), tmp_path.parent / "shared-cache", tmp_path / "log", lambda done, total: None, options
+    )
 
 
 def refused(source: Path | str, tmp_path: Path, options: SourceOptions | None = None) -> str:

@@ -1,0 +1,74 @@
+"""What transformers makes of a checkpoint's small files and headers: what every later stage is held against.
+
+Known in seconds, from a process of its own and before a weight is read; kept by the bytes that it depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from packager import reference_process
+from packager.child import run_child
+from packager.shelf import held, make_once, sweep
+from packager.sources.checkpoint import Checkpoint, find_shards
+from packager.sources.safetensors_header import read_header
+
+FILE = "reference.json"
+
+
+class LoadFaults(Struct, frozen=True):
+    """By which names transformers' load of the files would differ from the model."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[tuple[str, list[int], list[int]]]
+
+
+class Reference(Struct, frozen=True):
+    """``config`` with every default filled in; ``weights`` with their shapes by name; ``tied`` ones by their source.
+
+    ``faults`` is None for weights that are quantised already.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, list[int]]
+    tied: dict[str, str]
+    faults: LoadFaults | None
+
+
+def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
+    """The reference of ``checkpoint``, from ``cache`` if it was read before.
+
+    Raises:
+        BuildRefused: transformers cannot make sense of the checkpoint.
+    """
+    shelf = cache / "references"
+    entry = shelf / _key(checkpoint)
+    sweep(shelf)
+
+    def make(staging: Path) -> None:
+        job = {"checkpoint": str(checkpoint.path)}
+        value = run_child("packager.reference_process", job, log, doing="reading the configuration")
+        (staging / FILE).write_text(json.dumps(value), "utf-8")
+
+    with held(entry):
+        make_once(entry, make, mark=FILE)
+        return msgspec.json.decode((entry / FILE).read_bytes(), type=Reference)
+
+
+def _key(checkpoint: Checkpoint) -> str:
+    whole = hashlib.sha256(inspect.getsource(reference_process).encode())
+    whole.update(importlib.metadata.version("transformers").encode())
+    for shard in find_shards(checkpoint.path):
+        whole.update(shard.name.encode() + b"\0" + read_header(shard))
+    for path in sorted(checkpoint.path.glob("*.json")):
+        whole.update(path.name.encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()[:32]

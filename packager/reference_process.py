@@ -1,0 +1,70 @@
+"""The process that reads a checkpoint's small files as transformers does; no weight is loaded.
+
+Models are made on the ``meta`` device, where tensors have shapes and no numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from contract.errors import BuildRefused
+from packager.child import Reporter, child_main
+
+FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, RuntimeError, NotImplementedError)
+"""What transformers raises at files that it cannot make sense of."""
+
+
+def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """The :class:`packager.reference.Reference` of ``job["checkpoint"]``."""
+    from transformers import AutoConfig
+
+    reporter.progress(0, 1)
+    try:
+        config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
+        weights = find_weights(job["checkpoint"], config)
+    except FAILURES as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BuildRefused(f"transformers cannot make a model of this config.json: {reason}") from error
+    reporter.progress(1, 1)
+    return {"config": json.loads(config.to_json_string(use_diff=False)), **weights}
+
+
+def find_weights(checkpoint: str, config: Any) -> dict[str, Any]:
+    """Names and shapes of the model's weights, which are tied, and what a load of the files would lack or leave out.
+
+    transformers maps the files' names to the model's itself, since that is what will be loaded; weights that are
+    quantised already are not its to read, and come without ``faults``.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    quantised = getattr(config, "quantization_config", None) is not None
+    if quantised:
+        del config.quantization_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    found: dict[str, Any] = {
+        "weights": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "tied": dict(tied),
+        "faults": None,
+    }
+    if not quantised:
+        # Weights that a class allows to be missing would be random all the same.
+        type(model)._keys_to_ignore_on_load_missing = None
+        _, info = type(model).from_pretrained(
+            checkpoint, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+        )
+        found["faults"] = {
+            "missing": sorted(info["missing_keys"]),
+            "unexpected": sorted(info["unexpected_keys"]),
+            "mismatched": sorted(
+                [name, list(stored), list(wanted)] for name, stored, wanted in info["mismatched_keys"]
+            ),
+        }
+    return found
+
+
+if __name__ == "__main__":
+    child_main(look)
