@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,26 +51,28 @@ class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{host}:{self.port}"
 
 
-def check_broker(settings: BrokerSettings) -> None:
-    """What the types cannot say.
-
-    Raises:
-        ConfigInvalid: ``field`` names the key.
-    """
+def broker_faults(settings: BrokerSettings) -> Iterator[ConfigInvalid]:
+    """What the types cannot say; ``field`` names the key."""
     if settings.tls is None and not settings.allow_plaintext and not is_loopback(settings.host):
-        raise ConfigInvalid(
+        yield ConfigInvalid(
             f"broker.host {settings.host!r} is another machine, and without TLS everybody on the way can read prompts: "
             "add a [broker.tls] table, or set broker.allow_plaintext = true",
             field="broker.tls",
         )
-    if settings.password_file is not None and settings.username is None:
-        raise ConfigInvalid("broker.password_file needs broker.username", field="broker.username")
+    if settings.password_file is not None:
+        if settings.username is None:
+            yield ConfigInvalid("broker.password_file needs broker.username", field="broker.username")
+        try:
+            read_password(settings)
+        except ConfigInvalid as error:
+            yield error
     if settings.tls is not None:
         if settings.tls.key is not None and settings.tls.cert is None:
-            raise ConfigInvalid("broker.tls.key needs broker.tls.cert", field="broker.tls.cert")
-        open_tls(settings)
-    if settings.password_file is not None:
-        read_password(settings)
+            yield ConfigInvalid("broker.tls.key needs broker.tls.cert", field="broker.tls.cert")
+        try:
+            open_tls(settings)
+        except ConfigInvalid as error:
+            yield error
 
 
 def is_loopback(host: str) -> bool:

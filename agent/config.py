@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-import types
-import typing
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from agent.broker_settings import BrokerSettings, check_broker
+from agent.broker_settings import BrokerSettings, broker_faults
+from agent.config_faults import Faults, line_of
 from agent.credentials import find_credential
 from agent.install.settings import InstallSettings
 from agent.serving.settings import ServingSettings
@@ -70,42 +69,37 @@ def load_config(path: Path) -> AgentConfig:
         raise ConfigInvalid(f"the configuration {path} is not UTF-8 text") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigInvalid(f"the configuration {path} is not TOML: {error}") from error
-    return read_config(document, path.absolute().parent)
+    try:
+        return read_config(document, path.absolute().parent)
+    except ConfigInvalid as error:
+        raise _with_lines(error, data.decode("utf-8")) from error
+
+
+def _with_lines(error: ConfigInvalid, text: str) -> ConfigInvalid:
+    """The same faults, each with the line that it is on, as far as that can be said."""
+    for fault in error.faults:
+        fault.line = line_of(text, fault.field or "")
+    return error
 
 
 def read_config(document: dict[str, Any], base: Path) -> AgentConfig:
     """Check a parsed document; relative paths are taken from ``base``.
 
     Raises:
-        ConfigInvalid: ``field`` names the key.
+        ConfigInvalid: ``field`` names the key; ``faults`` are all of them, where there are several.
     """
-    _refuse_unknown_keys(document, AgentConfig, "")
-    if "device" not in document:
-        raise ConfigInvalid('device is missing: name this device, for example device = "kitchen-1"', field="device")
-    try:
-        config = msgspec.convert(document, AgentConfig, dec_hook=_convert)
-    except msgspec.ValidationError as error:
-        text, _, where = str(error).partition(" - at `$.")
-        key = where.rstrip("`") or None
-        raise ConfigInvalid(f"{key or 'the configuration'}: {_in_plain_words(text)}", field=key) from error
-    _check(config)
-    return _resolve_paths(config, base)
-
-
-def _refuse_unknown_keys(table: dict[str, Any], type_: type[Struct], prefix: str) -> None:
-    known = {field.name: field.type for field in msgspec.structs.fields(type_)}
-    for key, value in table.items():
-        where = f"{prefix}{key}"
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.6)
-            raise ConfigInvalid(
-                f"{where} is not a key of the configuration: "
-                + (f"did you mean {prefix}{near[0]}?" if near else f"use one of {', '.join(sorted(known))}"),
-                field=where,
-            )
-        inner = _struct_of(known[key])
-        if inner is not None and isinstance(value, dict):
-            _refuse_unknown_keys(value, inner, f"{where}.")
+    faults = Faults(_convert)
+    config = faults.read(document, AgentConfig)
+    # Without a usable name the rest is looked at all the same.
+    config = config or Faults(_convert).read({**document, "device": "unnamed"}, AgentConfig)
+    assert config is not None
+    resolved = _resolve_paths(config, base)
+    faults.check(lambda: _topic_faults(resolved), "device", "topic_root")
+    faults.check(lambda: _name_faults("groups", resolved.groups), "groups")
+    faults.check(lambda: _source_faults(config.sources), "sources")
+    faults.check(lambda: broker_faults(resolved.broker), "broker.username", "broker.tls", "broker.allow_plaintext")
+    faults.raise_any()
+    return resolved
 
 
 def _convert(type_: type[Any], value: Any) -> Any:
@@ -119,35 +113,30 @@ def _convert(type_: type[Any], value: Any) -> Any:
     raise ValueError("expected a path")
 
 
-def _struct_of(annotation: Any) -> type[Struct] | None:
-    """The struct in an annotation such as ``X`` or ``X | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, Struct):
-        return annotation
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return next((found for part in typing.get_args(annotation) if (found := _struct_of(part))), None)
-    return None
+def _topic_faults(config: AgentConfig) -> Iterator[ConfigInvalid]:
+    """What the types cannot say of names that stand in topics."""
+    for device, root in ((config.device, DEFAULT_ROOT), ("unnamed", config.topic_root)):
+        try:
+            Topics(device, root)
+        except ConfigInvalid as error:
+            key = "topic_root" if error.field == "root" else error.field
+            yield ConfigInvalid(f"{key}: {error.message}", field=key)
 
 
-def _in_plain_words(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _name_faults(table: str, names: Iterable[str]) -> Iterator[ConfigInvalid]:
+    for name in names:
+        if not is_identifier(name):
+            yield ConfigInvalid(
+                f"{table}: {name!r} cannot be a name: use 1 to 64 of A-Z a-z 0-9 _ . -", field=f"{table}.{name}"
+            )
 
 
-def _check(config: AgentConfig) -> None:
-    try:
-        _ = config.topics
-    except ConfigInvalid as error:
-        key = "topic_root" if error.field == "root" else error.field
-        raise ConfigInvalid(f"{key}: {error.message}", field=key) from error
-    for kind, names in (("groups", config.groups), ("sources", list(config.sources))):
-        for name in names:
-            if not is_identifier(name):
-                raise ConfigInvalid(
-                    f"{kind}: {name!r} cannot be a name: use 1 to 64 of A-Z a-z 0-9 _ . -", field=f"{kind}.{name}"
-                )
-    for name, location in config.sources.items():
+def _source_faults(sources: Mapping[str, str]) -> Iterator[ConfigInvalid]:
+    yield from _name_faults("sources", sources)
+    for name, location in sources.items():
         if not location or not location.isprintable():
             wrong = "holds control characters" if location else "is empty"
-            raise ConfigInvalid(f"sources.{name} {wrong}: give a directory or a URL", field=f"sources.{name}")
+            yield ConfigInvalid(f"sources.{name} {wrong}: give a directory or a URL", field=f"sources.{name}")
 
 
 def _resolve_paths(config: AgentConfig, base: Path) -> AgentConfig:
@@ -163,7 +152,6 @@ def _resolve_paths(config: AgentConfig, base: Path) -> AgentConfig:
             broker,
             tls=msgspec.structs.replace(tls, ca=absolute(tls.ca), cert=absolute(tls.cert), key=absolute(tls.key)),
         )
-    check_broker(broker)
     sources = {
         name: location if "://" in location else str(base / location) for name, location in config.sources.items()
     }

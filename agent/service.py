@@ -34,7 +34,7 @@ from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
 from agent.state.database import Database
 from agent.state.installation import InstallationState
-from agent.state.layout import StateDirectory
+from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from agent.telemetry import home_assistant, prometheus
@@ -68,7 +68,10 @@ SAMPLE_SECONDS = 20.0
 """A sample on a box that swaps."""
 
 HEARTBEAT_SECONDS = 10.0
-"""The watchdog is fed at least this often, and health published when only its counts changed."""
+"""The watchdog is fed at least this often."""
+
+COUNTS_SECONDS = 1.0
+"""``health`` is published at most this often when only its counts changed: how many wait, how many are answered."""
 
 
 class Service:
@@ -84,6 +87,8 @@ class Service:
         self._stopped = asyncio.Event()
         self._notifier = Notifier.from_environment()
         self._health_said: Health | None = None
+        self._health_at = float("-inf")
+        self._counts_due: asyncio.TimerHandle | None = None
         self._progress = Progress()
 
     def stop(self) -> None:
@@ -93,7 +98,7 @@ class Service:
     async def run(self) -> None:
         """Serve until :meth:`stop`."""
         disk = Disk()
-        disk.make_directory(self._directory.root)
+        make_private(self._directory, disk)
         with FileLock(self._directory.lock, "another agent or command"):
             databases = [Database(self._directory.database, MIGRATIONS, disk.effects) for _ in range(2)]
             try:
@@ -117,7 +122,7 @@ class Service:
             load=self._load,
             meter=self._meter,
             on_health=self._say_health,
-            on_load=self._gateway.on_load,
+            on_load=self._on_load,
             wall=clock,
         )
         self._gateway.serving = self._serving
@@ -208,6 +213,8 @@ class Service:
         await self._gateway.close()
         mqtt.cancel()
         await asyncio.gather(mqtt, return_exceptions=True)
+        if self._counts_due is not None:
+            self._counts_due.cancel()
         await self._prometheus.close()
         await self._control.close()
         await self._ledger.close()
@@ -297,8 +304,20 @@ class Service:
             if seat.worker is not None and seat.worker.silence > STALLS_MISSED
         ]
 
+    def _on_load(self, queued: int) -> None:
+        """Requests came or went: let others of our groups know, and whoever reads ``health``."""
+        self._gateway.on_load(queued)
+        if self._counts_due is None:
+            loop = asyncio.get_running_loop()
+            wait = max(0.0, self._health_at + COUNTS_SECONDS - loop.time())
+            self._counts_due = loop.call_later(wait, self._say_health)
+
     def _say_health(self) -> None:
         """Publish ``health`` and ``info`` where they changed."""
+        self._health_at = asyncio.get_running_loop().time()
+        if self._counts_due is not None:
+            self._counts_due.cancel()
+            self._counts_due = None
         serving = self._serving.reasons
         if self._ledger.holding and STORE_UNAVAILABLE not in serving:
             serving.append(STORE_UNAVAILABLE)

@@ -105,9 +105,17 @@ class RequestInvalid(EdgeBundleError):
 
 
 class ConfigInvalid(EdgeBundleError):
-    """The configuration file cannot be used. 78 is EX_CONFIG of sysexits.h: systemd must not restart on it."""
+    """The configuration file cannot be used. 78 is EX_CONFIG of sysexits.h: systemd must not restart on it.
+
+    ``faults``: each by itself; ``line``: where it stands in the file, if that is known.
+    """
 
     exit_status: ClassVar[int] = 78
+
+    def __init__(self, message: str, *, field: str | None = None, faults: tuple[ConfigInvalid, ...] = ()) -> None:
+        super().__init__(message, field=field)
+        self.faults = faults or (self,)
+        self.line: int | None = None
 
 
 class BuildRefused(EdgeBundleError):

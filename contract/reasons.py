@@ -86,3 +86,6 @@ class Reason(StrEnum):
     STATE_LOCKED = "state_locked"
     ENGINE_FAILED = "engine_failed"
     INTERRUPTED = "interrupted"
+
+    # Not a fault: somebody wanted it so.
+    OPERATOR = "operator"

@@ -15,7 +15,7 @@ from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMo
 from agent.install.wishes import Wish
 from agent.state.database import Database
 from agent.state.installation import InstallationState
-from agent.state.layout import StateDirectory
+from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from agent.worker.settings import WorkerSettings
@@ -54,6 +54,9 @@ class NobodyServed:
     async def withdraw(self) -> None:
         self._bundle = None
 
+    def unavailable(self) -> None:
+        """Nobody asks."""
+
     def counters(self) -> ServingCounters:
         return ServingCounters(finished=0, failed=0, crashes=0, speed=None)
 
@@ -78,7 +81,7 @@ async def carry_out_alone(
         StoreBroken: STATE_LOCKED when an agent or another command uses the directory; StoreFull.
     """
     disk = Disk()
-    disk.make_directory(directory.root, 0o755)
+    make_private(directory, disk)
     settings = msgspec.structs.replace(
         wish.settings, probation_seconds=0.0, trust_refresh_seconds=0.0, on_revoked="keep"
     )

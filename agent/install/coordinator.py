@@ -165,7 +165,7 @@ class Coordinator:
         """
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._orders.append((wish, outcome))
-        self._driver.supersede()
+        self._driver.supersede("operator")
         self._changed.set()
         return await outcome
 
@@ -199,7 +199,7 @@ class Coordinator:
         self._store.desire(payload or None)
         self._follow(payload)
         self._withdrawn = not payload
-        self._driver.supersede()
+        self._driver.supersede("desired")
         self._changed.set()
 
     def _follow(self, payload: bytes) -> None:

@@ -24,7 +24,7 @@ from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
 from agent.install.telling import Telling
 from agent.install.trial import Candidate, Trial, remember_speed, swap_mode, watch
-from agent.install.wishes import Wish
+from agent.install.wishes import WantedBy, Wish
 from agent.state.audit import AuditLog, RefusalRation
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
 from agent.state.layout import StateDirectory
@@ -91,9 +91,13 @@ class Driver:
         self._wish: Wish | None = None
         self._outcome = Outcome("superseded")
         self._superseded = asyncio.Event()
+        self._superseded_by: WantedBy | None = None
+        self._progressed: Progressed | None = None
+        self._fetching_since = 0.0
         self._spared: Digest | None = None
         self._tried: Candidate | None = None
         self._predecessor_speed: Speed | None = None
+        self._clock = asyncio.get_running_loop().time
         self.restored = False
         self.damaged = False
 
@@ -112,7 +116,9 @@ class Driver:
         self._candidate = self._failure = self._tried = self._spared = None
         self._outcome = Outcome("superseded")
         self._superseded.clear()
+        self._superseded_by = self._progressed = None
         self._reporter.begin(wish.revision)
+        self._telling.wanted(wish)
         await self._drive(Event.WANTED)
         return self._outcome
 
@@ -158,8 +164,9 @@ class Driver:
         self._spared = None
         self._collect()
 
-    def supersede(self) -> None:
-        """Another wish waits: leave this one at the next place where that is safe."""
+    def supersede(self, by: WantedBy) -> None:
+        """Another wish of ``by`` waits: leave this one at the next place where that is safe."""
+        self._superseded_by = by
         self._superseded.set()
 
     async def _drive(self, event: Event | None) -> None:
@@ -259,8 +266,7 @@ class Driver:
             self._refuse(refused)
             return Event.REFUSED
         except EdgeBundleError as error:
-            self._outcome = Outcome("later", error)
-            self._reporter.error = reported_error(error)
+            self._postpone(error)
             return Event.UNAVAILABLE
         if not wish.operator:
             self._ration.spend()
@@ -270,11 +276,26 @@ class Driver:
         match line:
             case Resolved():
                 self._candidate = Digest(line.digest)
+                self._fetching_since = self._clock()
+                if self._wish is not None:
+                    self._telling.resolved(self._wish, line)
                 self._enter(Event.RESOLVED)
             case Reached(event) if event is not Event.SEALED:
+                if event is Event.RESERVED:
+                    self._fetching_since = self._clock()
+                if event in (Event.FETCHED, Event.PRESENT) and self._wish is not None:
+                    self._telling.fetched(self._wish, self._progressed, self._clock() - self._fetching_since)
                 self._enter(event)
             case Progressed():
+                self._progressed = line
                 self._reporter.progress(line)
+
+    def _postpone(self, error: EdgeBundleError) -> None:
+        """Nothing is wrong with the bundle: it is tried again later."""
+        self._outcome = Outcome("later", error)
+        self._reporter.error = reported_error(error)
+        if self._wish is not None:
+            self._telling.postponed(self._wish, error)
 
     def _refuse(self, refused: EdgeBundleError) -> None:
         wish = self._wish
@@ -296,8 +317,7 @@ class Driver:
                 error = EngineFailed(
                     f"{len(recent)} swaps in the last hour, {limit} are allowed", reason=Reason.SWAP_LIMIT
                 )
-                self._outcome = Outcome("later", error)
-                self._reporter.error = reported_error(error)
+                self._postpone(error)
                 return Event.UNAVAILABLE
         if self._store.count_attempt(digest) > self._settings.max_attempts:
             return self._fail(
@@ -306,16 +326,17 @@ class Driver:
                     f"it was tried {self._settings.max_attempts} times and never came through",
                 )
             )
+        began = self._clock()
         try:
             verdict = await self._trial.run_canary(digest, self._settings)
         except BundleRefused as refused:
             # This disk's fault, not the bundle's: it is obtained again.
-            self._outcome = Outcome("later", refused)
-            self._reporter.error = reported_error(refused)
+            self._postpone(refused)
             return Event.UNAVAILABLE
         if isinstance(verdict, Failure):
             return self._fail(verdict)
         self._tried = verdict
+        self._telling.canary_passed(verdict.new, verdict.passed, self._clock() - began)
         return Event.CANARY_PASSED
 
     def _fail(self, failure: Failure) -> Event:
@@ -346,6 +367,8 @@ class Driver:
         return Event.SWITCHED
 
     async def _watch(self) -> Event:
+        if self._tried is not None:
+            self._telling.on_probation(self._tried.new, self._settings)
         failure = await watch(self._serving, self._settings, self._predecessor_speed)
         return Event.HELD if failure is None else self._fail(failure)
 
@@ -357,7 +380,10 @@ class Driver:
         assert bundle is not None
         self._outcome = Outcome("active")
         self.restored, self.damaged = True, False
-        self._telling.committed(bundle)
+        previous = self._store.bundle(self._store.snapshot().previous)
+        # Nothing was counted for a bundle that does not answer now.
+        counters = self._serving.counters() if self._tried is not None else None
+        self._telling.committed(self._wish, bundle, previous, counters)
         return Event.COMMITTED
 
     # Going back.
@@ -392,7 +418,9 @@ class Driver:
             return None
         # A candidate that did not fail is tried again if anybody still wants it; its bytes need not come again then.
         self._spared = self._candidate if self._failure is None else None
-        self._telling.rolled_back(self._wish, active, self._failure)
+        left = self._store.bundle(self._candidate)
+        reference = self._wish.reference if self._wish is not None else None if left is None else left.reference
+        self._telling.rolled_back(reference, active, self._failure, self._superseded_by)
         return Event.RESTORED
 
     def _collect(self) -> None:

@@ -58,6 +58,8 @@ class Restoring:
             ):
                 with contextlib.suppress(BundleRefused, EngineFailed):
                     await self._serve(previous.digest)
+                    return error
+            self._serving.unavailable()
             return error
         return None
 

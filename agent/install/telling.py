@@ -1,10 +1,18 @@
-"""How an installation went, for those who follow it (events) and for those who look back (``audit.jsonl``)."""
+"""How an installation went, for those who follow it (events), for those who look back (``audit.jsonl``), and for those
+who read the log: one line for each step of a bundle's life, with the step's name and what was measured in its fields.
+"""
 
 from __future__ import annotations
 
-from agent.install.ports import SealedBundle, SwapReport
+import logging
+
+from agent.install.canary import CanaryPassed
+from agent.install.job import Progressed, Resolved
+from agent.install.ports import SealedBundle, ServingCounters, SwapReport
 from agent.install.reporting import Reporter
-from agent.install.wishes import Wish
+from agent.install.settings import InstallSettings
+from agent.install.wishes import WantedBy, Wish
+from agent.journal import fields
 from agent.state.audit import AuditLog
 from agent.state.installation import Failure, InstalledBundle
 from contract.errors import EdgeBundleError
@@ -12,44 +20,177 @@ from contract.mqtt.messages import ReportedError
 from contract.names import Digest
 from contract.reasons import Reason
 
+log = logging.getLogger("edge_agent.install")
+
 
 class Telling:
-    """One method for each way that a step can end."""
+    """One method for each step, and for each way that one can end."""
 
     def __init__(self, reporter: Reporter, audit: AuditLog) -> None:
         self._reporter = reporter
         self._audit = audit
 
+    def wanted(self, wish: Wish) -> None:
+        log.info(
+            "%s is wanted",
+            wish.reference,
+            extra=fields(step="wanted", bundle=wish.reference, by=wish.by, revision=wish.revision),
+        )
+
+    def resolved(self, wish: Wish, line: Resolved) -> None:
+        log.info(
+            "%s is listed and trusted",
+            wish.reference,
+            extra=fields(
+                step="resolved", bundle=wish.reference, digest=line.digest, epoch=line.security_epoch, bytes=line.bytes
+            ),
+        )
+
+    def fetched(self, wish: Wish, last: Progressed | None, seconds: float) -> None:
+        """``last``: the last progress that was heard of; without it, nothing had to come."""
+        log.info(
+            "%s is here",
+            wish.reference,
+            extra=fields(
+                step="fetched",
+                bundle=wish.reference,
+                bytes=0 if last is None else last.fetched,
+                reused=0 if last is None else last.reused,
+                seconds=f"{seconds:.1f}",
+            ),
+        )
+
+    def canary_passed(self, bundle: SealedBundle, passed: CanaryPassed, seconds: float) -> None:
+        log.info(
+            "%s passed its canary",
+            bundle.manifest.reference,
+            extra=fields(
+                step="canary",
+                bundle=bundle.manifest.reference,
+                drift=f"{passed.drift:.4f}",
+                peak_rss_bytes=passed.peak_rss_bytes,
+                seconds=f"{seconds:.1f}",
+            ),
+        )
+
     def refused(self, wish: Wish, refused: EdgeBundleError) -> None:
-        """The installer wrote it into the log."""
+        """The installer wrote it into ``audit.jsonl``."""
+        log.warning(
+            "%s is refused: %s",
+            wish.reference,
+            refused.message,
+            extra=fields(step="refused", bundle=wish.reference, reason=refused.reason, by=wish.by),
+        )
         self._reporter.event(
             "refused",
             {"bundle": wish.reference, "revision": wish.revision, "reason": refused.reason, "message": refused.message},
         )
 
+    def postponed(self, wish: Wish, error: EdgeBundleError) -> None:
+        """Nothing is wrong with it; it is tried again."""
+        log.warning(
+            "%s has to wait: %s",
+            wish.reference,
+            error.message,
+            extra=fields(step="postponed", bundle=wish.reference, reason=error.reason),
+        )
+
     def swapped(self, old: SealedBundle | None, new: SealedBundle, report: SwapReport) -> None:
+        before = None if old is None else old.manifest.reference
+        log.info(
+            "%s answers",
+            new.manifest.reference,
+            extra=fields(
+                step="swapped",
+                bundle=new.manifest.reference,
+                previous=before,
+                mode=report.mode,
+                pause_ms=f"{report.hold_ms:.1f}",
+            ),
+        )
         self._reporter.hold_ms = report.hold_ms
         self._reporter.event(
             "swap",
             {
                 "bundle": new.manifest.reference,
                 "digest": new.digest,
-                "from": None if old is None else old.manifest.reference,
+                "from": before,
                 "mode": report.mode,
                 "hold_ms": report.hold_ms,
             },
+        )
+
+    def on_probation(self, bundle: SealedBundle, settings: InstallSettings) -> None:
+        log.info(
+            "%s is on probation",
+            bundle.manifest.reference,
+            extra=fields(
+                step="probation",
+                bundle=bundle.manifest.reference,
+                seconds=f"{settings.probation_seconds:g}",
+                requests=settings.probation_requests or None,
+            ),
         )
 
     def came_back(self, hold_ms: float) -> None:
         """What had made room for a candidate answers again."""
         self._reporter.hold_ms = hold_ms
 
-    def committed(self, bundle: InstalledBundle) -> None:
-        self._audit.note(
-            "committed", bundle=bundle.reference, digest=bundle.digest, security_epoch=bundle.security_epoch
+    def committed(
+        self,
+        wish: Wish | None,
+        bundle: InstalledBundle,
+        previous: InstalledBundle | None,
+        counters: ServingCounters | None,
+    ) -> None:
+        """``wish``: None when the agent was started again since; ``counters`` are those of its probation."""
+        back = wish is not None and wish.back
+        speed = None if counters is None or counters.speed is None else f"{counters.speed.together:.1f}"
+        log.info(
+            "%s is committed",
+            bundle.reference,
+            extra=fields(
+                step="committed",
+                bundle=bundle.reference,
+                epoch=bundle.security_epoch,
+                by=None if wish is None else wish.by,
+                answered=None if counters is None else counters.finished,
+                failed=None if counters is None else counters.failed,
+                tokens_per_second=speed,
+            ),
         )
+        by = "operator" if wish is not None and wish.operator else None
+        self._audit.note(
+            "committed", bundle=bundle.reference, digest=bundle.digest, security_epoch=bundle.security_epoch, by=by
+        )
+        if back:
+            self._went_back(bundle, previous)
         self._reporter.event(
             "install", {"bundle": bundle.reference, "digest": bundle.digest, "security_epoch": bundle.security_epoch}
+        )
+
+    def _went_back(self, bundle: InstalledBundle, left: InstalledBundle | None) -> None:
+        """By order of this device's operator."""
+        before = None if left is None else left.reference
+        message = f"the operator of this device went back from {before or 'nothing'}"
+        log.info(
+            "rolled back to %s by the operator",
+            bundle.reference,
+            extra=fields(
+                step="rolled_back", bundle=bundle.reference, previous=before, reason=Reason.OPERATOR, by="operator"
+            ),
+        )
+        self._audit.note(
+            "rolled_back",
+            bundle=bundle.reference,
+            digest=bundle.digest,
+            reason=Reason.OPERATOR.value,
+            message=message,
+            by="operator",
+        )
+        self._reporter.event(
+            "rollback",
+            {"from": before, "to": bundle.reference, "reason": Reason.OPERATOR, "message": message, "by": "operator"},
         )
 
     def quarantined(self, digest: Digest, bundle: InstalledBundle | None, failure: Failure) -> None:
@@ -59,22 +200,28 @@ class Telling:
             "refused", bundle=reference, digest=digest, reason=failure.reason.value, message=failure.message
         )
 
-    def rolled_back(self, wish: Wish | None, active: InstalledBundle | None, failure: Failure | None) -> None:
+    def rolled_back(
+        self, left: str | None, active: InstalledBundle | None, failure: Failure | None, superseded_by: WantedBy | None
+    ) -> None:
+        """A candidate did not come through, or was given up: for another wish, or when the agent ended."""
+        reason = Reason.INTERRUPTED if failure is None else failure.reason
+        why = "the agent ended meanwhile" if superseded_by is None else "another bundle is wanted"
+        message = why if failure is None else failure.message
+        by = superseded_by if failure is None and superseded_by is not None else "automatic"
+        to = None if active is None else active.reference
+        log.warning(
+            "rolled back to %s: %s",
+            to or "nothing",
+            message,
+            extra=fields(step="rolled_back", bundle=to, previous=left, reason=reason, by=by),
+        )
         self._audit.note(
             "rolled_back",
-            bundle=None if active is None else active.reference,
+            bundle=to,
             digest=None if active is None else active.digest,
-            reason=str(Reason.INTERRUPTED if failure is None else failure.reason),
-            message=f"from {'an unknown bundle' if wish is None else wish.reference}",
+            reason=str(reason),
+            message=f"from {left or 'an unknown bundle'}",
         )
-        self._reporter.event(
-            "rollback",
-            {
-                "from": None if wish is None else wish.reference,
-                "to": None if active is None else active.reference,
-                "reason": Reason.INTERRUPTED if failure is None else failure.reason,
-                "message": "it was interrupted" if failure is None else failure.message,
-            },
-        )
+        self._reporter.event("rollback", {"from": left, "to": to, "reason": reason, "message": message, "by": by})
         if failure is not None:
             self._reporter.error = ReportedError(failure.reason, failure.message)

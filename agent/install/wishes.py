@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from msgspec import UNSET, Struct
 
@@ -13,6 +14,8 @@ from contract.errors import BundleRefused, UsageError
 from contract.mqtt.reading import parse_desired
 from contract.names import Digest
 from contract.reasons import Reason
+
+WantedBy = Literal["operator", "desired", "automatic"]
 
 
 class Wish(Struct, frozen=True):
@@ -34,6 +37,13 @@ class Wish(Struct, frozen=True):
     root: str | None = None
     urgent: bool = False
     back: bool = False
+
+    @property
+    def by(self) -> WantedBy:
+        """Who wants it: this device's operator, whoever publishes ``desired``, or the agent of itself."""
+        if self.operator:
+            return "operator"
+        return "automatic" if self.urgent or self.revision is None else "desired"
 
     @property
     def reference(self) -> str:

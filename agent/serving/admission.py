@@ -37,6 +37,8 @@ class Admission:
         self._arriving = arriving
         self.starting = True
         """Start-up is not over: a model may still come."""
+        self.unavailable = False
+        """A bundle is active, and does not load for now."""
 
     def closed(self) -> Refusal | None:
         """Why nobody's request can be answered now; None where it can, or will be after a swap or a start."""
@@ -44,7 +46,7 @@ class Admission:
         if self._swapping.holding:
             return None
         if seat is None:
-            return None if self.starting else NO_MODEL
+            return None if self.starting else ENGINE_UNAVAILABLE if self.unavailable else NO_MODEL
         return ENGINE_UNAVAILABLE if seat.hopeless else None
 
     def refusal(self, client: str, size: int) -> Refusal | None:

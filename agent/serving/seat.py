@@ -173,8 +173,14 @@ class Seat:
 
     async def _watch(self) -> None:
         backoff = Backoff(FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS, random.random)
+        lost: float | None = None
         while True:
             if self.worker is not None:
+                if lost is not None:
+                    seconds = f"{asyncio.get_running_loop().time() - lost:.1f}"
+                    back = fields(worker=self.worker.pid, seconds=seconds)
+                    log.info("the worker of %s is back", self.bundle.manifest.reference, extra=back)
+                    lost = None
                 self._on_ready(self)
                 started = asyncio.get_running_loop().time()
                 why = await self._ended(self.worker)
@@ -185,6 +191,7 @@ class Seat:
                     log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why, extra=ended)
                     self.worker = None
                     self._turn += 1
+                    lost = asyncio.get_running_loop().time()
                     if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:
                         backoff.reset()
                     self._on_lost(self, why)

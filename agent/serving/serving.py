@@ -155,7 +155,8 @@ class Serving:
         seat = self._swapping.seat
         if seat is None:
             waiting = self._admission.starting or self._swapping.holding
-            found.append("loading" if waiting else requests.NO_MODEL)
+            missing = requests.ENGINE_UNAVAILABLE if self._admission.unavailable else requests.NO_MODEL
+            found.append("loading" if waiting else missing)
         elif seat.worker is None and not seat.asleep:
             found.append("swapping" if self._swapping.holding else requests.ENGINE_UNAVAILABLE)
         if self._ledger_health.failing:
@@ -291,6 +292,7 @@ class Serving:
         try:
             hold = await self._swapping.swap(bundle, mode, self._dispatch.run_again)
             self._outcomes.count_anew()
+            self._admission.unavailable = False
             return SwapReport(mode, self._longest_wait(hold))
         finally:
             self._dispatch.pump()
@@ -319,5 +321,12 @@ class Serving:
     async def withdraw(self) -> None:
         """Serve nothing from now on; running answers may finish, those that wait are turned away."""
         await self._swapping.withdraw(self._dispatch.run_again)
+        self._admission.unavailable = False
+        self._dispatch.pump()
+        self._on_health()
+
+    def unavailable(self) -> None:
+        """A bundle is active and cannot be loaded for now; that is over with the next :meth:`swap` or withdrawal."""
+        self._admission.unavailable = True
         self._dispatch.pump()
         self._on_health()

@@ -38,6 +38,8 @@ RATION_SECONDS = 1200.0
 MAX_TEXT = 1000
 """Messages may quote what came from outside."""
 
+By = Literal["agent", "installer", "operator"]
+
 Decision = Literal[
     "accepted",  # signed metadata lists the bundle, and this device may run it
     "refused",
@@ -56,7 +58,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     """One decision; ``at`` is UTC by this device's clock, ``by`` who took it."""
 
     at: str
-    by: Literal["agent", "installer", "operator"]
+    by: By
     decision: Decision
     bundle: str | None = None
     digest: str | None = None
@@ -70,10 +72,10 @@ class Entry(Struct, frozen=True, omit_defaults=True):
 class AuditLog:
     """The log at ``path``; may be used by several processes at once."""
 
-    def __init__(self, path: Path, disk: Disk, by: Literal["agent", "installer", "operator"]) -> None:
+    def __init__(self, path: Path, disk: Disk, by: By) -> None:
         self._path = path
         self._disk = disk
-        self._by: Literal["agent", "installer", "operator"] = by
+        self._by: By = by
 
     def record(
         self,
@@ -87,15 +89,16 @@ class AuditLog:
         reason: str | None = None,
         message: str | None = None,
         field: str | None = None,
+        by: By | None = None,
     ) -> None:
-        """Write it down, durably.
+        """Write it down, durably; ``by`` if it was decided by somebody else than the one who writes.
 
         Raises:
             StoreBroken, StoreFull.
         """
         entry = Entry(
             at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            by=self._by,
+            by=by or self._by,
             decision=decision,
             bundle=bundle,
             digest=digest,

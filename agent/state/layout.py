@@ -1,9 +1,13 @@
-"""Where things lie in the state directory (``/var/lib/edge-agent``)."""
+"""Where things lie in the state directory (``/var/lib/edge-agent``), and that nobody else looks into it."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
+from contract.durable import Disk
+from contract.errors import StoreBroken, StoreFull
 from contract.names import Digest, check_digest
 
 
@@ -64,3 +68,18 @@ class StateDirectory:
 
     def derived_of(self, digest: Digest) -> Path:
         return self.derived / check_digest(digest)
+
+
+def make_private(directory: StateDirectory, disk: Disk) -> None:
+    """Make the state directory, open to nobody else: prompts and answers lie in it. Of one that is there only what it
+    grants to everybody is taken back; its group may be that of the workers.
+
+    Raises:
+        StoreBroken, StoreFull: it is not there and cannot be made.
+    """
+    disk.make_directory(directory.root, 0o700)
+    facts = directory.root.stat()
+    if facts.st_mode & 0o007 and facts.st_uid == os.geteuid():
+        # A disk that cannot be written keeps its permissions; doctor says so.
+        with contextlib.suppress(StoreBroken, StoreFull):
+            disk.set_mode(directory.root, facts.st_mode & 0o7770)

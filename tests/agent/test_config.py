@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import load_config
+from agent.config_faults import line_of
 from contract.errors import ConfigInvalid
 
 GOOD = 'device = "box"\n'
@@ -90,3 +92,86 @@ def test_check_config_ends_with_78_and_one_sentence(tmp_path: Path) -> None:
     assert bad.returncode == 78
     assert bad.stderr.count("\n") == 1
     assert "did you mean device?" in bad.stderr
+
+
+MANY = """\
+devise = "box"
+groups = ["a b", "hall"]
+
+[broker]
+hots = "example.org"
+port = 70000
+username = "u"
+password_file = "missing"
+
+[serving]
+queue_limit = 0
+store_results = "txt"
+
+[telemetry.prometheus]
+prot = 9100
+
+[sources]
+"d/e" = "x"
+depot = ""
+"""
+
+
+def test_all_faults_are_listed_at_once_with_their_lines(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(write(tmp_path, MANY))
+    assert {(fault.field, fault.line) for fault in caught.value.faults} == {
+        ("devise", 1),
+        ("groups.a b", 2),
+        ("broker.hots", 5),
+        ("broker.port", 6),
+        ("broker.password_file", 8),
+        ("serving.queue_limit", 11),
+        ("serving.store_results", 12),
+        ("telemetry.prometheus.prot", 15),
+        ("sources.d/e", 18),
+        ("sources.depot", 19),
+    }
+    message = caught.value.message
+    assert message.startswith("10 faults: ")
+    for hint in ("did you mean device?", "did you mean broker.host?", "did you mean telemetry.prometheus.port?"):
+        assert hint in message
+
+
+def test_check_config_lists_every_fault_where_an_editor_finds_it(tmp_path: Path) -> None:
+    path = write(tmp_path, MANY)
+    command = [sys.executable, "-m", "agent.cli", "check-config", str(path)]
+    bad = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert bad.returncode == 78
+    lines = bad.stderr.splitlines()
+    assert len(lines) == 10
+    assert f"{path}:6: broker.port: expected `int` <= 65535" in lines
+    said = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    found = json.loads(said.stdout)
+    assert found["ok"] is False
+    assert {key: value for key, value in found["error"]["faults"][1].items() if key != "message"} == {
+        "field": "broker.hots",
+        "line": 5,
+    }
+    running = subprocess.run(
+        [sys.executable, "-m", "agent.cli", "run", "--config", str(path)], capture_output=True, text=True, check=False
+    )
+    assert running.returncode == 78
+    assert running.stderr.count("\n") == 1
+    assert "10 faults" in running.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "line"),
+    [
+        ("device = 'x'\n[broker]\n\nport = 0\n", "broker.port", 4),
+        ("broker.port = 0\n", "broker.port", 1),
+        ("broker = { port = 0 }\n", "broker.port", 1),
+        ("device = 'x'\n[ broker ]\n", "broker.tls", 2),
+        ('[sources]\n"de pot" = ""\n', "sources.de pot", 2),
+        ("groups = [\n 7\n]\n", "groups[0]", 1),
+        ("device = 'x'\n", "broker.port", None),
+    ],
+)
+def test_a_line_is_found_where_a_key_is_written_one_way_or_another(text: str, field: str, line: int | None) -> None:
+    assert line_of(text, field) == line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def test_agent_without_a_model_lives_and_ends_in_order(tmp_path: Path, broker: B
         if health["reasons"] == ["loading"]:
             health = client.next_device_message("health", 30)
         assert health == {"ready": False, "reasons": ["no_model"], "queue": 0, "active": 0}
+        assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700, "prompts and answers lie in it"
         sample = client.next_device_message("telemetry/system", 30)
         (own,) = sample["processes"]
         assert own["pid"] == process.pid

@@ -138,6 +138,9 @@ class StandInServing:
         self.bundle = None
         self.swaps.append(("-", "drain"))
 
+    def unavailable(self) -> None:
+        self.moves.append("unavailable")
+
     def counters(self) -> ServingCounters:
         return self.seen
 

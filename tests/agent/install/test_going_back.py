@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +73,20 @@ def test_roots_order_counts_for_more_than_the_wish_that_came_before(scene: Scene
     scene.until(lambda: scene.answered() > before)
     assert scene.active == newer, "the retained wish comes again and is not followed"
     wish(scene, GOOD, "once more")
+
+
+def test_the_log_of_the_real_agent_has_one_line_for_each_step_of_each_bundle(scene: Scene) -> None:
+    """All of the above, as an operator reads it afterwards."""
+    text = (scene.world.root / "agent.log").read_text()
+    steps = [dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', line)) for line in text.splitlines() if " step=" in line]
+    life = ["wanted", "resolved", "fetched", "canary", "swapped", "probation", "committed"]
+    by = ["desired", "desired", "desired", "operator", "desired"]
+    expected = [(step, who) for who in by for step in [*life, *(["rolled_back"] if who == "operator" else [])]]
+    assert [line["step"] for line in steps] == [step for step, _ in expected]
+    told = [(line["step"], line["by"]) for line in steps if "by" in line]
+    assert told == [each for each in expected if each[0] in ("wanted", "committed", "rolled_back")]
+    assert [int(line["bytes"]) > 0 for line in steps if line["step"] == "fetched"] == [True, True, False, False, False]
+    canaries = [line for line in steps if line["step"] == "canary"]
+    assert all(float(line["drift"]) < 0.1 and int(line["peak_rss_bytes"]) > 1 << 20 for line in canaries)
+    swaps = [line for line in steps if line["step"] == "swapped"]
+    assert all(line["mode"] in ("overlap", "drain") and float(line["pause_ms"]) >= 0 for line in swaps)
