@@ -11,11 +11,12 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, cast
 
 from contract.errors import EdgeBundleError, UsageError
@@ -47,20 +48,11 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
 
     Returns the exit status; never lets a traceback out for an :class:`EdgeBundleError`.
     """
-    parser = argparse.ArgumentParser(prog=program, description=description)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Importing every command for --help of one would load runtimes that the command does not need.
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    modules: dict[str, Command] = {}
-    for name, (module_name, help_line) in commands.items():
-        subparser = subparsers.add_parser(
-            name, help=help_line, description=help_line, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        if name == chosen:
-            modules[name] = cast(Command, importlib.import_module(module_name))
-            modules[name].configure(subparser)
-            if "exit status" not in (subparser.epilog or "").lower():
-                subparser.epilog = f"{subparser.epilog or ''}\n\n{EXIT_STATUSES}".lstrip()
+    parser, subparsers, modules = build_parser(
+        program, description, commands, [name for name in commands if name == chosen]
+    )
     try:
         arguments, unknown = parser.parse_known_args(list(argv))
         if unknown:
@@ -86,6 +78,29 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def build_parser(
+    program: str, description: str, commands: Mapping[str, tuple[str, str]], configured: Collection[str]
+) -> tuple[argparse.ArgumentParser, argparse._SubParsersAction[argparse.ArgumentParser], dict[str, Command]]:
+    """The parser of ``program``, its sub-commands, and the modules of those in ``configured``, which alone have their
+    arguments: the others are only named.
+    """
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    version = importlib.metadata.version("edge-bundle")
+    parser.add_argument("--version", action="version", version=f"{program} {version}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    modules: dict[str, Command] = {}
+    for name, (module_name, help_line) in commands.items():
+        subparser = subparsers.add_parser(
+            name, help=help_line, description=help_line, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name in configured:
+            modules[name] = cast(Command, importlib.import_module(module_name))
+            modules[name].configure(subparser)
+            if "exit status" not in (subparser.epilog or "").lower():
+                subparser.epilog = f"{subparser.epilog or ''}\n\n{EXIT_STATUSES}".lstrip()
+    return parser, subparsers, modules
 
 
 def _unknown_argument(argument: str, parser: argparse.ArgumentParser) -> str:

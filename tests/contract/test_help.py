@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import sys
 from collections.abc import Callable
@@ -63,3 +64,14 @@ def test_the_program_lists_its_commands(
     for name, (_, what) in commands.items():
         assert re.search(rf"^    {name}\s", text, re.MULTILINE)
         assert what.split()[0] in text, program
+
+
+@pytest.mark.parametrize(("program", "main"), [each[:2] for each in PROGRAMS], ids=name_of)
+def test_the_program_says_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: str, main: Callable[[], int]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{program} {importlib.metadata.version('edge-bundle')}\n"
