@@ -10,12 +10,14 @@ import asyncio
 import datetime
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from agent.config import AgentConfig
 from agent.mqtt import Connection, Received, Will
 from agent.serving.intake import Arrival
 from agent.serving.serving import Serving
+from agent.serving.settlement import Settlement
 from contract.mqtt import messages
 from contract.mqtt.messages import Event, Health, Reported, Status
 from contract.mqtt.topics import EventType
@@ -103,34 +105,44 @@ class Gateway:
                 connection.listen(wanted)
 
     def _on_message(self, received: Received, connection: Connection | None = None) -> None:
-        def settle() -> None:
-            (connection or self.connection).acknowledge(received)
+        settlement = Settlement(
+            acknowledge=partial((connection or self.connection).acknowledge, received),
+            answer=partial(self._say_fault, received),
+        )
+        settlement.guarded(self._take)(received, settlement)
 
+    def _take(self, received: Received, settlement: Settlement) -> None:
         inbound = self._topics.parse(received.topic)
         if inbound is None:
-            settle()
+            settlement.settle()
         elif inbound.kind == "desired":
             # The coordinator stores it; a crash before that is healed by the retained message itself.
             self._on_desired(received.payload)
-            settle()
+            settlement.settle()
         elif inbound.client is None or received.retained:
             # A retained request would come again at every reconnect, for ever.
             log.warning("ignored a retained request on %s; publish requests without retain", received.topic)
-            settle()
+            settlement.settle()
         elif inbound.kind == "control":
-            self.serving.control(inbound.client, received.payload)
-            settle()
+            self.serving.control(inbound.client, received.payload, settlement)
+            settlement.settle()
         else:
             self.serving.request(
                 Arrival(
                     client=inbound.client,
                     payload=received.payload,
-                    settle=settle,
+                    settlement=settlement,
                     response_topic=received.response_topic,
                     correlation=received.correlation,
                     expiry_seconds=received.expiry_seconds,
                 )
             )
+
+    def _say_fault(self, received: Received) -> None:
+        """Tell the sender of a message that we failed at it."""
+        inbound = self._topics.parse(received.topic)
+        if inbound is not None and inbound.client is not None and not received.retained:
+            self.serving.say_fault(inbound.client, received.payload, received.correlation, inbound.kind == "control")
 
     # -- out -----------------------------------------------------------------------------------------------------------
 

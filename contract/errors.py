@@ -33,8 +33,9 @@ def printable(text: str) -> str:
 class EdgeBundleError(Exception):
     """One sentence for a person, a reason code for a program, an exit status for a shell.
 
-    ``field`` names the offending field of the input, if there is one. What cannot be printed is escaped in ``message``:
-    names and paths from outside stand in it, and must not draw on a terminal or break a line of a log.
+    ``field`` names the offending field of the input, if there is one. What cannot be printed is escaped in both: names
+    and paths from outside stand in them, and must not draw on a terminal, break a line of a log, or be half a
+    character.
     """
 
     exit_status: ClassVar[int] = 1
@@ -44,7 +45,7 @@ class EdgeBundleError(Exception):
         super().__init__(message)
         self.message = message
         self.reason = reason
-        self.field = field
+        self.field = None if field is None else printable(field)
 
 
 class BundleRefused(EdgeBundleError):

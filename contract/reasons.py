@@ -85,6 +85,7 @@ class Reason(StrEnum):
     STORE_BROKEN = "store_broken"
     STATE_LOCKED = "state_locked"
     ENGINE_FAILED = "engine_failed"
+    INTERNAL_ERROR = "internal_error"
     INTERRUPTED = "interrupted"
 
     # Not a fault: somebody wanted it so.

@@ -1,8 +1,9 @@
 """The only way JSON from outside gets in.
 
 ``json`` accepts duplicate keys (the last wins), NaN, numbers of any size and nesting until the interpreter's stack
-ends; each has been used to make two readers of one document disagree. Here all of them are refused with a reason
-code before anything else sees the document.
+ends; each has been used to make two readers of one document disagree. It also accepts half of a surrogate pair
+(``"\\ud83d"``, what JavaScript writes of a text that was cut within an emoji), which no later writer can encode. Here
+all of them are refused with a reason code before anything else sees the document.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,6 +31,11 @@ MAX_INTEGER = 2**63 - 1
 # request of 1 MiB would keep the device busy for hours.
 _STRUCTURE = re.compile(rb'"(?>[^"\\]*(?:\\.[^"\\]*)*)(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Only documents with such an escape can hold half of a pair: raw ones are no UTF-8."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def _check_depth(data: bytes, max_depth: int, what: str) -> None:
     depth = 0
@@ -40,6 +47,20 @@ def _check_depth(data: bytes, max_depth: int, what: str) -> None:
                 raise BundleRefused(Reason.TOO_DEEP, f"{what} is nested deeper than {max_depth} levels")
         elif first in b"]}":
             depth -= 1
+
+
+def _lone_surrogate(value: Any, path: str = "") -> str | None:
+    """The path of a text, or of the object with a key, that holds half of a surrogate pair."""
+    if isinstance(value, str):
+        return path if _SURROGATE.search(value) else None
+    members: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        if any(_SURROGATE.search(key) for key in value):
+            return path
+        members = ((f"{path}.{key}".lstrip("."), each) for key, each in value.items())
+    elif isinstance(value, list):
+        members = ((f"{path}[{number}]", each) for number, each in enumerate(value))
+    return next((found for at, each in members if (found := _lone_surrogate(each, at)) is not None), None)
 
 
 def loads(data: bytes, *, max_bytes: int, what: str, max_depth: int = MAX_DEPTH) -> Any:
@@ -79,11 +100,20 @@ def loads(data: bytes, *, max_bytes: int, what: str, max_depth: int = MAX_DEPTH)
         return value
 
     try:
-        return json.loads(
+        document = json.loads(
             text, object_pairs_hook=unique, parse_constant=constant, parse_int=integer, parse_float=number
         )
     except (ValueError, RecursionError) as error:
         raise BundleRefused(Reason.NOT_JSON, f"{what} is not JSON: {error}") from error
+    where = _lone_surrogate(document) if _SURROGATE_ESCAPE.search(text) else None
+    if where is not None:
+        at = f" at {where}" if where else ""
+        raise BundleRefused(
+            Reason.NOT_UTF8,
+            f"{what} contains half of a surrogate pair{at}: a text was cut within a character",
+            field=where or None,
+        )
+    return document
 
 
 def decode(data: bytes, type_: type[T], *, max_bytes: int, what: str, max_depth: int = MAX_DEPTH) -> T:

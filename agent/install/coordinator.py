@@ -28,8 +28,9 @@ from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.durable import Disk
-from contract.errors import BundleRefused, StoreBroken, StoreFull
+from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, StoreBroken, StoreFull
 from contract.mqtt.messages import Reported
+from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")
 
@@ -41,6 +42,9 @@ RECORD_SECONDS = 2.0
 
 RESTORE_SECONDS = 30.0
 """When the active bundle cannot be served or the state cannot be written: how long until it is tried again."""
+
+
+FAULT = EngineFailed("the device failed at this document; its log says why", reason=Reason.INTERNAL_ERROR)
 
 
 class Coordinator:
@@ -139,9 +143,22 @@ class Coordinator:
         """
         snapshot = self._store.snapshot()
         if snapshot.desired is not None and not snapshot.overridden:
-            self._reporter.revision = revision_of(snapshot.desired)
-            self._follow(snapshot.desired)
-        await self._restart()
+            try:
+                self._reporter.revision = revision_of(snapshot.desired)
+                self._follow(snapshot.desired)
+            except Exception as error:
+                if isinstance(error, StoreBroken | StoreFull):
+                    raise
+                # It is stored, so it would keep every start from coming through.
+                self._wish = None
+                self._say_fault()
+        try:
+            await self._restart()
+        except Exception as error:
+            if isinstance(error, EdgeBundleError):
+                raise
+            self._say_fault()
+            self._restore_at = asyncio.get_running_loop().time() + RESTORE_SECONDS
         active = self._store.bundle(self._store.snapshot().active)
         if self._driver.damaged and self._wish is None and active is not None:
             # Nobody asks for it just now, but it is what this device is meant to run.
@@ -184,7 +201,19 @@ class Coordinator:
                     self._reporter.error = reported_error(error)
                     self._reporter.tell()
                     await asyncio.sleep(RECORD_SECONDS)
+                except Exception:
+                    # The broker keeps the document and sends it again at every connection and every start.
+                    self._say_fault()
             await asyncio.sleep(WISH_SECONDS)
+
+    def _say_fault(self) -> None:
+        """Report the exception that is being handled, and go on."""
+        log.exception("the installation met a fault of this agent")
+        self._reporter.error = reported_error(FAULT)
+        try:
+            self._reporter.tell()
+        except Exception:
+            log.exception("it cannot be reported")
 
     def _consider(self, payload: bytes) -> None:
         if payload == (self._store.snapshot().desired or b""):
@@ -250,6 +279,10 @@ class Coordinator:
             except (StoreBroken, StoreFull) as error:
                 log.warning("the installation state cannot be written: %s", error.message)
                 self._restore_at = self._not_before = clock() + RESTORE_SECONDS
+            except Exception:
+                self._say_fault()
+                # Where it stands is recorded; it goes on from there, as after a restart, but not at once for ever.
+                self._restore_at = self._not_before = clock() + max(RESTORE_SECONDS, self._backoff())
             if self._orders:
                 continue
             due = min(self._restore_at, self._watch.due)
@@ -299,6 +332,7 @@ class Coordinator:
 
     async def _obey(self, order: Wish, future: asyncio.Future[Outcome]) -> None:
         older = self._wish
+        outcome = Outcome("later", FAULT)
         try:
             outcome = await self._pursue(order)
         except (StoreBroken, StoreFull) as error:

@@ -134,9 +134,14 @@ class Connection:
         link = self._link
         if link is None or owner is not link or packet_id == 0:
             return
-        for ready in link.ack_order.settle(packet_id):
-            link.client.ack(ready, 1)
-        link.watch_writes()
+        try:
+            for ready in link.ack_order.settle(packet_id):
+                link.client.ack(ready, 1)
+            link.watch_writes()
+        except Exception:
+            # What is not acknowledged comes again on another connection; on this one it would hold up the others.
+            log.exception("a message could not be acknowledged")
+            link.end("a message could not be acknowledged")
 
     def listen(self, filters: Sequence[str]) -> None:
         """Subscribe to exactly ``filters`` from now on."""
@@ -292,17 +297,26 @@ class Connection:
             if failed:
                 self.refused[message.topic] = reason
                 log.error("the broker refuses what we publish to %s: %s", message.topic, reason)
-            self._on_delivered(message.number)
+            try:
+                self._on_delivered(message.number)
+            except Exception:
+                log.exception("what the broker has taken could not be noted")
         if delivered:
             self._pump()
             if not len(self._outbox):
                 self._idle.set()
         arrived, link.arrived = link.arrived, []
         for message_in in arrived:
-            arrival = received(link, message_in)
-            if arrival.receipt[1]:
-                link.ack_order.arrived(arrival.receipt[1])
-            self._on_message(arrival)
+            try:
+                arrival = received(link, message_in)
+                if arrival.receipt[1]:
+                    link.ack_order.arrived(arrival.receipt[1])
+                self._on_message(arrival)
+            except Exception:
+                # Whoever takes messages answers for what goes wrong with them. This is for what never got there: the
+                # messages after it are not to be lost with it, and on the next connection it comes again.
+                log.exception("a message could not be handed on")
+                link.end("a message could not be handed on")
 
     def _drop(self, link: Link) -> None:
         link.close()

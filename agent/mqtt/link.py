@@ -12,12 +12,13 @@ from typing import Any
 
 from msgspec import Struct
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.broker_settings import BrokerSettings, read_password
 from agent.delivery import AckOrder
+from agent.mqtt.publications import read_publish
 from agent.mqtt.sockets import forget
 
 log = logging.getLogger("edge_agent.mqtt")
@@ -63,6 +64,16 @@ class _Paho(Client):
 
     def _create_socket(self) -> Any:
         return self.ready_socket
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        try:
+            return super()._handle_publish()
+        except Exception:
+            incoming = self._in_packet
+            message = read_publish(incoming["command"], bytes(incoming["packet"]), five=self._protocol == MQTTv5)
+            log.warning("a message on %r has properties that cannot be read", bytes(message._topic)[:100])
+            self._handle_on_message(message)
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
 class Link:

@@ -14,9 +14,10 @@ from agent.serving.intake import Intake
 from agent.serving.jobs import Job
 from agent.serving.replies import Replies
 from agent.serving.requests import Refusal
+from agent.serving.settlement import Settlement
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key, Verdict
-from contract.errors import RequestInvalid
+from contract.errors import EdgeBundleError, RequestInvalid
 from contract.mqtt import reading
 from contract.mqtt.messages import ControlRequest
 
@@ -45,8 +46,11 @@ class Controls:
         self._update = update
         self._now = now
 
-    def take(self, client: str, payload: bytes) -> None:
-        """A client acts on a request of its own; on anybody else's it has no effect, as its name is in the key."""
+    def take(self, client: str, payload: bytes, settlement: Settlement) -> None:
+        """A client acts on a request of its own; on anybody else's it has no effect, as its name is in the key.
+
+        What is done only later runs under ``settlement``, too.
+        """
         try:
             control = reading.parse_control(payload)
             changes = {} if control.set is UNSET else requests.check_changes(control.set)
@@ -56,15 +60,15 @@ class Controls:
             self._replies.refuse_control(Key(client, request_id), op, refusal)
             return
         key = Key(client, control.id)
-        act = partial(self._act, key, control, changes)
+        act = settlement.guarded(partial(self._act, key, control, changes, settlement))
         if not self._intake.defer(key, act):
             act()
 
-    def _act(self, key: Key, control: ControlRequest, changes: dict[str, Any]) -> None:
+    def _act(self, key: Key, control: ControlRequest, changes: dict[str, Any], settlement: Settlement) -> None:
         job = self._jobs.get(key)
         if job is None:
             future = self._ledger.look_up(key)
-            future.add_done_callback(partial(self._found, key, control.op))
+            future.add_done_callback(settlement.guarded(partial(self._found, key, control.op)))
         elif control.op == "cancel":
             self._cancel(job)
         elif control.op == "update":
@@ -74,7 +78,7 @@ class Controls:
 
     def _found(self, key: Key, op: str, done: asyncio.Future[Verdict]) -> None:
         """What the ledger knows of a request that is not at work here."""
-        if done.exception() is not None or key in self._jobs:
+        if isinstance(done.exception(), EdgeBundleError) or key in self._jobs:
             return
         verdict = done.result()
         if op != "resume":

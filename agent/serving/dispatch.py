@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable
 
 from agent.engine.stepping import FinishEvent, RejectEvent, StepEvent, TokenEvent
@@ -15,8 +16,11 @@ from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
 from agent.serving.seat import LoadWorker, Seat
 from agent.serving.settings import ServingSettings
+from agent.serving.settlement import FAULT
 from agent.serving.streams import Streams
 from agent.serving.swapping import Swapping
+
+log = logging.getLogger("edge_agent.serving")
 
 
 class Dispatch:
@@ -91,13 +95,23 @@ class Dispatch:
             seat.wake()
             self._on_health()
         while not self.stopping and (job := self._next(seat)) is not None:
-            job.running = True
-            self._outcomes.began(job)
-            job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
-            self._log.began(job, 0 if seat.worker is None else seat.worker.pid, seat.bundle.manifest.reference)
-            seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes))
+            try:
+                self._begin(job, seat)
+            except Exception:
+                # Whoever gives places away does it for all: one request must not keep the others waiting.
+                log.exception("a request could not be begun")
+                seat.release(job.number)
+                self._outcomes.fail(job, FAULT)
         self._on_load(len(self._queue))
         self._streams.schedule()
+
+    def _begin(self, job: Job, seat: Seat) -> None:
+        """Give ``job`` a place at ``seat``."""
+        job.running = True
+        self._outcomes.began(job)
+        job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
+        self._log.began(job, 0 if seat.worker is None else seat.worker.pid, seat.bundle.manifest.reference)
+        seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes))
 
     def limit_active(self, most: int | None) -> None:
         """At most so many answers at once from now on (None: as many as there are places); running ones go on."""

@@ -14,10 +14,11 @@ from agent.serving.queue import Room
 from agent.serving.replies import Replies
 from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
+from agent.serving.settlement import FAULT, Settlement
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key, Verdict
 from agent.telemetry.llm import LlmMeter
-from contract.errors import RequestInvalid
+from contract.errors import EdgeBundleError, RequestInvalid
 from contract.mqtt import reading
 from contract.mqtt.messages import GenerateRequest
 from contract.mqtt.topics import NO_ID
@@ -37,11 +38,11 @@ STORE = Refusal(
 
 
 class Arrival(Struct, frozen=True):
-    """A request as it came in; ``settle`` acknowledges it to the broker."""
+    """A request as it came in; ``settlement`` acknowledges it to the broker, whatever happens on its way."""
 
     client: str
     payload: bytes
-    settle: Callable[[], None]
+    settlement: Settlement
     response_topic: str | None = None
     correlation: bytes | None = None
     expiry_seconds: int | None = None
@@ -59,7 +60,8 @@ class Accepted(Struct, frozen=True):
 
 class Intake:
     """``refusal`` says why a new request of a client cannot be taken now, ``knows`` whether a request is here already;
-    ``on_accepted`` takes over what is committed, ``on_store`` hears how the ledger fares.
+    ``on_accepted`` takes over what is committed, ``on_failed`` ends what is committed and could not be taken over,
+    ``on_store`` hears how the ledger fares.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Intake:
         refusal: Callable[[str, int], Refusal | None],
         knows: Callable[[Key], bool],
         on_accepted: Callable[[Accepted], None],
+        on_failed: Callable[[Accepted, Refusal], None],
         on_store: Callable[[BaseException | None], None],
         wall: Callable[[], float],
         request_log: RequestLog,
@@ -81,6 +84,7 @@ class Intake:
         self._refusal = refusal
         self._knows = knows
         self._on_accepted = on_accepted
+        self._on_failed = on_failed
         self._on_store = on_store
         self._wall = wall
         self._log = request_log
@@ -129,7 +133,9 @@ class Intake:
             self._claims[key.client] += 1
             self._claimed_bytes[key.client] += arriving.claims
         accepted = Accepted(key, request, arrival.correlation, seconds, len(arrival.payload))
-        future.add_done_callback(partial(self._judged, accepted, arrival))
+        future.add_done_callback(arrival.settlement.guarded(partial(self._judged, accepted, arrival)))
+        # On its own, so that its room is given back whatever becomes of the verdict.
+        future.add_done_callback(arrival.settlement.guarded(partial(self._arrived, key)))
 
     def defer(self, key: Key, action: Callable[[], None]) -> bool:
         """If ``key`` is on its way through the ledger, do ``action`` when it is here; whether it is."""
@@ -140,18 +146,22 @@ class Intake:
         return True
 
     def _judged(self, accepted: Accepted, arrival: Arrival, future: asyncio.Future[Verdict]) -> None:
-        self._on_store(future.exception())
-        if future.exception() is not None:
+        error = future.exception()
+        self._on_store(error)
+        if isinstance(error, EdgeBundleError):
             self._refuse(accepted.key, arrival, STORE)
         else:
             self._obey(future.result(), accepted, arrival)
-        arriving = self._arriving[accepted.key]
+
+    def _arrived(self, key: Key, _future: asyncio.Future[Verdict]) -> None:
+        """One delivery of ``key`` was judged; after the last one, what its client wants done with it is done."""
+        arriving = self._arriving[key]
         arriving.count -= 1
         if not arriving.count:
-            del self._arriving[accepted.key]
+            del self._arriving[key]
             if arriving.claims:
-                self._claims -= Counter((accepted.key.client,))
-                self._claimed_bytes -= Counter({accepted.key.client: arriving.claims})
+                self._claims -= Counter((key.client,))
+                self._claimed_bytes -= Counter({key.client: arriving.claims})
             for control in arriving.controls:
                 control()
 
@@ -173,15 +183,16 @@ class Intake:
                 self._meter.redelivered += 1
             else:
                 # New; or known to the ledger only, because its answer could not be stored: then it is run again.
-                self._on_accepted(accepted)
-            arrival.settle()
+                failed = partial(self._on_failed, accepted, FAULT)
+                arrival.settlement.guarded(self._on_accepted, failed)(accepted)
+            arrival.settlement.settle()
 
     def _refuse(self, key: Key, arrival: Arrival, refusal: Refusal) -> None:
         """Turn a request away; nothing of it is kept, so that it may come again."""
         self._log.refused(key, refusal)
         self._replies.error(key, refusal, arrival.correlation)
         # On one connection the error frame goes out before the acknowledgement: it cannot be lost alone.
-        arrival.settle()
+        arrival.settlement.settle()
 
 
 class _Arriving:

@@ -19,9 +19,11 @@ class LedgerHealth:
 
     def note(self, error: BaseException | None) -> None:
         """One more thing was asked of the ledger; ``error`` is how it failed."""
-        failing = error is not None
-        if failing and not isinstance(error, EdgeBundleError):
+        if error is not None and not isinstance(error, EdgeBundleError):
+            # A fault of ours with one request says nothing of the disk.
             log.error("the ledger failed", exc_info=error)
+            return
+        failing = error is not None
         if failing != self.failing:
             self.failing = failing
             self._on_change()

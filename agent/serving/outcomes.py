@@ -13,6 +13,7 @@ from agent.serving.ledger_health import LedgerHealth
 from agent.serving.replies import Replies
 from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
+from agent.serving.settlement import FAULT
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
 from agent.telemetry.llm import LlmMeter
@@ -127,10 +128,13 @@ class Outcomes:
         future = store(job.key, payload)
 
         def stored(done: asyncio.Future[bytes]) -> None:
-            # What the disk does not take is held until it does: this future never fails.
-            self._health.note(None)
+            # What the disk does not take is held until it does: this future fails by a fault of ours alone.
+            self._health.note(done.exception())
             if self._jobs.get(job.key) is job:
                 del self._jobs[job.key]
-            self._replies.deliver(job.key, done.result(), job.correlation)
+            if done.exception() is None:
+                self._replies.deliver(job.key, done.result(), job.correlation)
+            else:
+                self._replies.error(job.key, FAULT, job.correlation)
 
         future.add_done_callback(stored)

@@ -28,14 +28,17 @@ from agent.serving.queue import RequestQueue
 from agent.serving.recovery import take_up
 from agent.serving.replies import Outlet, Replies
 from agent.serving.request_log import RequestLog
+from agent.serving.requests import Refusal
 from agent.serving.seat import LoadWorker, Seat
 from agent.serving.settings import ServingSettings
+from agent.serving.settlement import FAULT, Settlement
 from agent.serving.streams import Streams
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
 from agent.telemetry.llm import LlmMeter
+from contract.mqtt import reading
 from contract.mqtt.messages import GenerateRequest
-from contract.mqtt.topics import Topics
+from contract.mqtt.topics import NO_ID, Topics
 
 
 class Serving:
@@ -100,6 +103,7 @@ class Serving:
             refusal=self._admission.refusal,
             knows=lambda key: key in self._jobs,
             on_accepted=self._on_accepted,
+            on_failed=self._on_failed,
             on_store=health.note,
             wall=wall,
             request_log=self._log,
@@ -218,9 +222,32 @@ class Serving:
         """A request came in from the broker."""
         self._intake.take(arrival)
 
-    def control(self, client: str, payload: bytes) -> None:
+    def control(self, client: str, payload: bytes, settlement: Settlement) -> None:
         """A client acts on one of its requests."""
-        self._controls.take(client, payload)
+        self._controls.take(client, payload, settlement)
+
+    def say_fault(self, client: str, payload: bytes, correlation: bytes | None, control: bool) -> None:
+        """Tell the sender of a message, of which nothing is kept, that the device failed at it."""
+        if control:
+            op, request_id = reading.salvage_control(payload)
+            self._replies.refuse_control(Key(client, request_id), op, FAULT)
+        else:
+            request_id = reading.salvage_request_id(payload, correlation) or NO_ID
+            self._replies.error(Key(client, request_id), FAULT, correlation)
+
+    def _on_failed(self, accepted: Accepted, refusal: Refusal) -> None:
+        """A committed request could not be taken over: it ends here, with ``refusal`` for its one result."""
+        job = self._jobs.get(accepted.key)
+        if job is None:
+            job = self._jobs[accepted.key] = self._make_job(accepted.key, accepted.request, accepted.correlation)
+        if job.ended:
+            return
+        self._queue.remove(job.number)
+        if (seat := self._dispatch.seat_of(job)) is not None:
+            if seat.worker is not None:
+                seat.worker.cancel(job.number)
+            seat.release(job.number)
+        self._outcomes.fail(job, refusal)
 
     def _on_accepted(self, accepted: Accepted) -> None:
         job = self._make_job(accepted.key, accepted.request, accepted.correlation)

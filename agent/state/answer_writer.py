@@ -3,6 +3,9 @@
 A commit costs a flush of the disk (milliseconds, much more on an SD card). While one runs, everything that arrives
 collects and shares the next, so that the rate of requests is not bound to the rate of flushes.
 
+An operation that fails for a reason of its own (text that cannot be encoded, a fault of ours) fails alone: it is undone
+to its savepoint, and its neighbours are committed. The thread outlives whatever is raised in it.
+
 An answer that the disk does not take is held and tried again until it does: were it given out before, the request would
 be run again after a restart and answered twice. Meanwhile nothing else is taken either, so what is held is bounded by
 the requests that were accepted before.
@@ -44,6 +47,10 @@ RETRY_SECONDS = 1.0
 """Between two attempts to store the answers that are held."""
 
 
+_OWN_FAULTS = (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+"""Of SQLite's errors, those that are about one statement's values; all others are about the disk, and so about all."""
+
+
 class _Operation:
     """``patient``: it waits until the disk takes it."""
 
@@ -56,7 +63,8 @@ class _Operation:
 
 
 class AnswerWriter:
-    """Owns a :class:`Database` connection and a thread. Futures raise StoreFull or StoreBroken, an answer's never.
+    """Owns a :class:`Database` connection and a thread. Futures raise StoreFull or StoreBroken, an answer's never; and
+    whatever else went wrong with that one operation.
 
     With ``keep_text`` false no prompt and no answer is ever written: answers are kept in memory alone, as long and as
     many as promised, and are gone after a restart.
@@ -70,6 +78,9 @@ class AnswerWriter:
         self._queue: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._held: list[_Operation] = []
         self._failing = False
+        self._open = True
+        self._lazy: list[_Operation] = []
+        self._swept = float("-inf")
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
 
@@ -170,27 +181,44 @@ class AnswerWriter:
         await asyncio.to_thread(self._thread.join)
 
     def _work(self) -> None:
-        swept = float("-inf")
-        lazy: list[_Operation] = []
-        open_ = True
-        while open_:
-            patience = RETRY_SECONDS if self._held else SWEEP_SECONDS
-            fresh, open_ = self._collect(LAZY_SECONDS if lazy else patience)
-            group = lazy + fresh
-            lazy = []
-            if fresh and open_ and len(group) < MAX_GROUP and all(operation.future is None for operation in group):
-                lazy = group
-                continue
-            sweeping = time.monotonic() - swept >= SWEEP_SECONDS
-            if sweeping:
-                swept = time.monotonic()
-                group.append(_Operation(self._expire, None))
-            if group or self._held:
-                self._commit(self._held + group)
-            if sweeping:
-                # What cannot be tidied now is the next time; a disk that fails is noticed by what has to be stored.
-                with contextlib.suppress(EdgeBundleError):
-                    self._database.tidy()
+        while self._open:
+            taken: list[_Operation] = []
+            try:
+                self._round(taken)
+            except Exception as error:
+                # Whoever waits for one of them waits no longer, and the next ones are served.
+                log.exception("the writer of answers failed at %d operations", len(taken))
+                self._hand_over([(operation.future, None, error) for operation in taken])
+
+    def _round(self, taken: list[_Operation]) -> None:
+        """Wait for operations and commit them; ``taken`` are those whose callers are not answered yet."""
+        patience = RETRY_SECONDS if self._held else SWEEP_SECONDS
+        before = len(self._lazy)
+        taken += self._lazy
+        self._lazy = []
+        self._collect(taken, LAZY_SECONDS if before else patience)
+        fresh = len(taken) > before
+        if fresh and self._open and len(taken) < MAX_GROUP and all(each.future is None for each in taken):
+            self._lazy = list(taken)
+            return
+        sweeping = time.monotonic() - self._swept >= SWEEP_SECONDS
+        if sweeping:
+            self._swept = time.monotonic()
+            taken.append(_Operation(self._expire, None))
+        if taken or self._held:
+            self._commit(self._held + taken)
+        taken.clear()
+        if sweeping:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        try:
+            self._database.tidy()
+        except EdgeBundleError:
+            # Then it is the next time; a disk that fails is noticed by what has to be stored.
+            pass
+        except Exception:
+            log.exception("the store could not be tidied")
 
     def _expire(self, connection: sqlite3.Connection) -> None:
         now = self._clock()
@@ -200,26 +228,25 @@ class AnswerWriter:
             # From a time when texts were kept.
             answers.forget_texts(connection)
 
-    def _collect(self, timeout: float) -> tuple[list[_Operation], bool]:
-        """What waits now, in order (nothing after ``timeout`` seconds), and whether more may come."""
-        group: list[_Operation] = []
+    def _collect(self, taken: list[_Operation], timeout: float) -> None:
+        """Add what waits now, in order (nothing after ``timeout`` seconds), and note whether no more will come."""
+        limit = len(taken) + MAX_GROUP
         try:
             operation = self._queue.get(timeout=timeout)
             while operation is not None:
-                group.append(operation)
-                if len(group) >= MAX_GROUP:
-                    return group, True
+                taken.append(operation)
+                if len(taken) >= limit:
+                    return
                 operation = self._queue.get_nowait()
+            self._open = False
         except queue.Empty:
-            return group, True
-        return group, False
+            return
 
     def _commit(self, group: list[_Operation]) -> None:
-        results: list[tuple[asyncio.Future[Any] | None, Any, EdgeBundleError | None]] = []
+        results: list[_Result] = []
         try:
             with self._database.transaction("answers") as connection:
-                for operation in group:
-                    results.append((operation.future, operation.run(connection), None))
+                results.extend(_run_alone(connection, operation) for operation in group)
             self._held, self._failing = [], False
         except EdgeBundleError as error:
             self._held = [operation for operation in group if operation.patient]
@@ -227,16 +254,50 @@ class AnswerWriter:
                 log.warning("answers cannot be stored, %d wait for the disk: %s", len(self._held), error.message)
             self._failing = True
             results = [(operation.future, None, error) for operation in group if not operation.patient]
+        except Exception as error:
+            # Nobody knows whose fault it is: all of them hear of it, none is tried for ever.
+            log.exception("a group of %d operations failed", len(group))
+            self._held = []
+            results = [(operation.future, None, error) for operation in group]
+        self._hand_over(results)
+
+    def _hand_over(self, results: list[_Result]) -> None:
         # The loop may be closed already when the process is ending.
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(_resolve, results)
 
 
-def _resolve(results: list[tuple[asyncio.Future[Any] | None, Any, EdgeBundleError | None]]) -> None:
+_Result = tuple[asyncio.Future[Any] | None, Any, Exception | None]
+
+
+def _run_alone(connection: sqlite3.Connection, operation: _Operation) -> _Result:
+    """Run one operation of a transaction so that what is wrong with it alone concerns nobody else.
+
+    Raises:
+        sqlite3.Error: the disk, and so all of the transaction, failed.
+    """
+    connection.execute("SAVEPOINT operation")
+    try:
+        result = operation.run(connection)
+    except Exception as error:
+        if isinstance(error, sqlite3.Error) and not isinstance(error, _OWN_FAULTS):
+            raise
+        log.exception("an operation failed, the others of its group are stored")
+        connection.execute("ROLLBACK TO operation")
+        connection.execute("RELEASE operation")
+        return operation.future, None, error
+    connection.execute("RELEASE operation")
+    return operation.future, result, None
+
+
+def _resolve(results: list[_Result]) -> None:
     for future, result, error in results:
         if future is None or future.done():
             continue
-        if error is not None:
-            future.set_exception(error)
-        else:
+        if error is None:
             future.set_result(result)
+        elif isinstance(error, StopIteration):
+            # A future refuses this one.
+            future.set_exception(RuntimeError(repr(error)))
+        else:
+            future.set_exception(error)

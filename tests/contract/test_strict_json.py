@@ -31,6 +31,11 @@ def loads(data: bytes, max_bytes: int = 1 << 20) -> object:
         (b"[" + b"9" * 100_000 + b"]", Reason.NUMBER_RANGE),
         (b'["\xff"]', Reason.NOT_UTF8),
         (b'["\xed\xa0\x80"]', Reason.NOT_UTF8),
+        (b'["nice \\ud83d"]', Reason.NOT_UTF8),
+        (b'["\\uDE00\\uD83D"]', Reason.NOT_UTF8),
+        (b'{"a":{"\\udfff":1}}', Reason.NOT_UTF8),
+        (b'{"\\ud800":1,"\\ud800":2}', Reason.DUPLICATE_KEY),
+        (b'"\\ud83d\\\\ude00"', Reason.NOT_UTF8),
         (b"{", Reason.NOT_JSON),
         (b"", Reason.NOT_JSON),
         (b"[1] []", Reason.NOT_JSON),
@@ -60,6 +65,27 @@ def test_a_document_over_its_bound_is_refused_unread() -> None:
 def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     text = "[" * 1000 + '\\"' + "{" * 1000
     assert loads(json.dumps([text]).encode()) == [text]
+
+
+@given(st.recursive(
+    st.text(st.characters(exclude_categories=()), max_size=4) | st.integers(0, 9),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(st.characters(exclude_categories=()), max_size=2), inner, max_size=3),
+    max_leaves=10,
+))  # fmt: skip
+def test_whatever_is_read_can_be_written_again(value: object) -> None:
+    data = json.dumps(value).encode()
+    try:
+        value.encode() if isinstance(value, str) else json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        with pytest.raises(BundleRefused):
+            loads(data)
+    else:
+        assert msgspec.json.decode(msgspec.json.encode(loads(data))) == value
+
+
+def test_whole_pairs_and_what_only_looks_like_half_of_one_pass() -> None:
+    assert loads(b'["\\ud83d\\ude00", "\\\\ud83d", "\xf0\x9f\x98\x80"]') == ["\U0001f600", "\\ud83d", "\U0001f600"]
 
 
 def test_the_largest_integers_pass() -> None:

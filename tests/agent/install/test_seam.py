@@ -1,0 +1,173 @@
+"""Whatever fails while a ``desired`` document is taken in: it is reported, and the next one is followed. A broker keeps
+the document, so one that ends the agent would end it at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from agent.install import coordinator as module
+from agent.install.coordinator import Coordinator
+from contract.mqtt.messages import Reported
+from contract.reasons import Reason
+from tests.agent.install.market import Device, Market
+from tests.agent.install.stage import desired
+from tests.agent.install.test_coordinator import active, stage_for
+
+
+class Injected(Exception):
+    """What a step is made to raise."""
+
+
+class Watcher:
+    """Follows one document through ``root``, and makes one of the functions of ours that it calls fail."""
+
+    def __init__(self, root: CodeType) -> None:
+        self.root = root
+        self.steps: dict[CodeType, None] = {}
+        self.victim: CodeType | None = None
+
+    def __call__(self, frame: FrameType, event: str, _argument: Any) -> Watcher | None:
+        code = frame.f_code
+        if event == "call" and frame.f_globals.get("__name__", "").startswith(("agent.", "contract.")):
+            caller: FrameType | None = frame
+            while caller is not None and caller.f_code is not self.root:
+                caller = caller.f_back
+            if caller is not None:
+                self.steps[code] = None
+                if code is self.victim:
+                    self.victim = None
+                    raise Injected(code.co_qualname)
+        return None
+
+
+@contextlib.contextmanager
+def watched(root: CodeType) -> Iterator[Watcher]:
+    watcher = Watcher(root)
+    sys.settrace(watcher)
+    try:
+        yield watcher
+    finally:
+        sys.settrace(None)
+
+
+def over(revision: str) -> Any:
+    def holds(reported: Reported) -> bool:
+        return reported.revision == revision and reported.phase == "IDLE"
+
+    return holds
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WISH_SECONDS", 0.0)
+    monkeypatch.setattr(module, "RECORD_SECONDS", 0.0)
+    monkeypatch.setattr(module, "RESTORE_SECONDS", 0.0)
+
+
+async def test_whichever_step_of_taking_in_a_document_fails_the_next_one_is_followed(
+    market: Market, device: Device
+) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        with watched(Coordinator._consider.__code__) as watcher:
+            coordinator.desire(desired("1.0.0", "watched"))
+            await stage.until(over("watched"))
+        names = {step.co_qualname for step in watcher.steps}
+        assert {"read_desired", "InstallationState.desire", "Coordinator._follow", "Driver.supersede"} <= names
+        for number, step in enumerate(watcher.steps):
+            stage.reported.clear()
+            with watched(Coordinator._consider.__code__) as again:
+                again.victim = step
+                coordinator.desire(desired("1.0.0", f"bad{number}"))
+                await stage.until(
+                    lambda reported, number=number: (  # type: ignore[misc]
+                        over(f"bad{number}")(reported)
+                        or (reported.error is not None and reported.error.reason == Reason.INTERNAL_ERROR)
+                    )
+                )
+            assert again.victim is None, step.co_qualname
+            coordinator.desire(desired("1.0.0", f"good{number}"))
+            await stage.until(over(f"good{number}"))
+
+
+async def test_a_wish_whose_pursuit_meets_a_fault_is_tried_again(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        real = coordinator._driver.pursue
+
+        async def fail(_wish: object) -> object:
+            monkeypatch.setattr(coordinator._driver, "pursue", real)
+            raise Injected("pursue")
+
+        monkeypatch.setattr(coordinator._driver, "pursue", fail)
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(lambda reported: reported.error is not None and reported.error.reason == "internal_error")
+        reported = await stage.until(active("1.0.0"))
+        assert reported.error is None
+
+
+async def test_a_stored_document_at_which_every_start_fails_keeps_nobody_from_starting(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"more"})
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+    stage.restart()
+
+    def fail(_payload: bytes) -> str:
+        raise Injected("revision_of")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "revision_of", fail)
+        async with stage.agent():
+            assert stage.serving.swaps == [("1.0.0", "drain")]
+            await stage.until(lambda reported: reported.error is not None and reported.error.reason == "internal_error")
+    stage.restart()
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.1.0"))
+        await stage.until(active("1.1.0"))
+
+
+HALF = b'{"revision":"r\\ud83d","bundle":{"name":"tiny","version":"1.0.0"}}'
+
+
+async def test_half_a_character_in_a_document_is_reported(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(HALF)
+        reported = await stage.until(lambda reported: reported.error is not None)
+        assert reported.error is not None
+        assert (reported.error.reason, reported.error.field) == ("desired_invalid", "revision")
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+
+
+async def test_a_document_that_an_older_agent_stored_is_refused_now(market: Market, device: Device) -> None:
+    """What is refused today was accepted once: the agent starts, serves and says so."""
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+        stage.state.desire(HALF)
+    stage.restart()
+    async with stage.agent():
+        assert stage.serving.swaps == [("1.0.0", "drain")]
+        await stage.until(lambda reported: reported.error is not None and reported.error.reason == "desired_invalid")
