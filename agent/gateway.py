@@ -50,6 +50,8 @@ class Gateway:
         self._group_filters = [config.topics.group_filter(group) for group in config.groups]
         self._high_mark = config.serving.group_high_mark
         self._busy = False
+        self.connections = 0
+        """How often a broker accepted us."""
         self._ready = False
         client_id = config.broker.client_id or f"edge-{config.device}"
         self.group_connection: Connection | None = None
@@ -147,6 +149,7 @@ class Gateway:
     # -- out -----------------------------------------------------------------------------------------------------------
 
     def _on_up(self, _session_present: bool) -> None:
+        self.connections += 1
         self._retain(self._topics.status, messages.encode(Status(online=True, boot_id=self._boot_id)))
         for topic, payload in self._retained.items():
             self.connection.publish(topic, payload, retain=True)

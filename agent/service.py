@@ -23,6 +23,7 @@ from agent.clock import steady_clock
 from agent.config import AgentConfig
 from agent.control import ControlServer
 from agent.gateway import Gateway
+from agent.install.collection import used_bytes
 from agent.install.coordinator import Coordinator
 from agent.install.deriving import Deriving
 from agent.mqtt import LONGEST_TURN_SECONDS
@@ -37,7 +38,7 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
-from agent.telemetry import home_assistant, prometheus
+from agent.telemetry import home_assistant, metrics
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.prometheus import PrometheusEndpoint
 from agent.telemetry.samples import LlmSample, SystemSample
@@ -89,6 +90,7 @@ class Service:
         self._health_said: Health | None = None
         self._health_at = float("-inf")
         self._counts_due: asyncio.TimerHandle | None = None
+        self._trust_said: tuple[Mapping[str, int], bool] = {}, False
         self._progress = Progress()
 
     def stop(self) -> None:
@@ -128,7 +130,7 @@ class Service:
         self._gateway.serving = self._serving
         self._vitals = Vitals(
             config.telemetry,
-            SystemSampler(self._directory.root),
+            SystemSampler(self._directory.root, bundle_bytes=lambda: used_bytes(self._directory)),
             self._meter,
             self._serving,
             processes=self._processes,
@@ -276,8 +278,24 @@ class Service:
         self._gateway.event("throttle", detail)
         self._say_health()
 
-    def _page(self) -> str:
-        return prometheus.page(self._config.device, self._vitals.system, self._vitals.llm())
+    def _page(self, content_type: str) -> str:
+        # Where the store cannot be read, health says so; what it said last stands.
+        with contextlib.suppress(StoreBroken, StoreFull):
+            self._trust_said = self._coordinator.expiry, self._coordinator.revoked
+        expiry, revoked = self._trust_said
+        state = metrics.AgentState(
+            health=self._health(),
+            info=self._info(),
+            phase=self._coordinator.phase.value,
+            installs=self._coordinator.meter,
+            expiry=expiry,
+            revoked=revoked,
+            connected=self._gateway.connection.connected,
+            connections=self._gateway.connections,
+            undelivered=self._gateway.connection.undelivered,
+            throttle_level=self._vitals.limit.level,
+        )
+        return metrics.page(self._config.device, state, self._vitals.system, self._vitals.llm(), content_type)
 
     def _processes(self) -> dict[int, str]:
         found = {os.getpid(): "agent"}
@@ -312,12 +330,7 @@ class Service:
             wait = max(0.0, self._health_at + COUNTS_SECONDS - loop.time())
             self._counts_due = loop.call_later(wait, self._say_health)
 
-    def _say_health(self) -> None:
-        """Publish ``health`` and ``info`` where they changed."""
-        self._health_at = asyncio.get_running_loop().time()
-        if self._counts_due is not None:
-            self._counts_due.cancel()
-            self._counts_due = None
+    def _health(self) -> Health:
         serving = self._serving.reasons
         if self._ledger.holding and STORE_UNAVAILABLE not in serving:
             serving.append(STORE_UNAVAILABLE)
@@ -325,8 +338,18 @@ class Service:
         # A throttled device answers, only fewer at once; one whose model was unloaded answers once it is loaded.
         reasons = [*serving, *([UNLOADED] if self._serving.unloaded else []), *self._vitals.limit.reasons]
         warnings = self._coordinator.warnings or UNSET
-        self._gateway.health(Health(ready, reasons, self._serving.queued, self._serving.active, warnings))
+        return Health(ready, reasons, self._serving.queued, self._serving.active, warnings)
+
+    def _say_health(self) -> None:
+        """Publish ``health`` and ``info`` where they changed."""
+        self._health_at = asyncio.get_running_loop().time()
+        if self._counts_due is not None:
+            self._counts_due.cancel()
+            self._counts_due = None
+        health = self._health()
+        self._gateway.health(health)
         self._gateway.info(self._info())
+        ready, reasons = health.ready, health.reasons
         if reasons != (self._health_said.reasons if self._health_said else None):
             state = "ready" if ready else "not ready"
             self._notifier.status(f"{state}: {', '.join(reasons)}" if reasons else state)

@@ -90,3 +90,17 @@ class Reason(StrEnum):
 
     # Not a fault: somebody wanted it so.
     OPERATOR = "operator"
+
+
+class HealthReason(StrEnum):
+    """What ``health`` gives as a reason: why no prompt is answered now, or (the last three) why fewer are."""
+
+    LOADING = "loading"
+    NO_MODEL = "no_model"
+    SWAPPING = "swapping"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    STORE_UNAVAILABLE = "store_unavailable"
+    STOPPING = "stopping"
+    UNLOADED = "unloaded"
+    THROTTLED_TEMPERATURE = "throttled_temperature"
+    THROTTLED_MEMORY = "throttled_memory"

@@ -120,6 +120,7 @@ def _state_directory(arguments: argparse.Namespace) -> StateDirectory:
 
 
 def _provision(arguments: argparse.Namespace) -> int:
+    from agent.install.trusting import expiry_times
     from contract.trust.store import TrustStore
 
     root = _read(arguments.root)
@@ -136,6 +137,7 @@ def _provision(arguments: argparse.Namespace) -> int:
                 "reprovisioned" if arguments.replace else "provisioned",
                 message=f"{arguments.root} (root version {version})",
             )
+            floor.standing.note_expiry(expiry_times(store.load(floor)))
         finally:
             database.close()
     if arguments.json:

@@ -25,6 +25,7 @@ from agent.install.wishes import Wish, read_desired, revision_of
 from agent.state.audit import AuditLog, RefusalRation, unsaid_text
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
+from agent.telemetry.installs import InstallMeter
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.durable import Disk
@@ -120,6 +121,26 @@ class Coordinator:
     def warnings(self) -> list[str]:
         """Reason codes of what is not as it should be, and stops nothing."""
         return self._watch.reasons
+
+    @property
+    def phase(self) -> State:
+        """Where the installation stands."""
+        return self._driver.state
+
+    @property
+    def meter(self) -> InstallMeter:
+        """What became of bundles since the start."""
+        return self._reporter.meter
+
+    @property
+    def expiry(self) -> dict[str, int]:
+        """When the metadata of each role expires, Unix seconds. Raises StoreBroken."""
+        return self._store.standing.expiry()
+
+    @property
+    def revoked(self) -> bool:
+        """Whether what is active was revoked by its publisher. Raises StoreBroken."""
+        return self._store.snapshot().active in self._store.standing.revoked()
 
     @contextmanager
     def observed(self, observer: OnReported) -> Iterator[None]:
@@ -247,6 +268,7 @@ class Coordinator:
     def _reject(self, payload: bytes, refused: BundleRefused) -> None:
         """Say so; a wish that is being pursued goes on, since whoever sent this may not even be its author."""
         detail = {"reason": refused.reason, "message": refused.message, "revision": revision_of(payload)}
+        self._reporter.meter.failed(refused.reason)
         self._reporter.event("refused", detail)
         unsaid = self._ration.unsaid()
         self._ration.spend()

@@ -120,6 +120,8 @@ class Driver:
         self._reporter.begin(wish.revision)
         self._telling.wanted(wish)
         await self._drive(Event.WANTED)
+        if self._outcome.error is not None:
+            self._reporter.meter.failed(self._outcome.error.reason)
         return self._outcome
 
     async def restart(self) -> None:

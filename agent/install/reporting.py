@@ -10,6 +10,7 @@ from msgspec import UNSET
 from agent.install.job import Progressed
 from agent.install.machine import State
 from agent.state.installation import InstallationState, InstalledBundle
+from agent.telemetry.installs import InstallMeter
 from contract.errors import EdgeBundleError
 from contract.mqtt.messages import BundleState, Progress, Reported, ReportedError
 from contract.mqtt.topics import EventType
@@ -49,6 +50,7 @@ class Reporter:
         self._progress: Progress | None = None
         self._progress_told = float("-inf")
         self._told: Reported | None = None
+        self.meter = InstallMeter()
         self.observers: list[OnReported] = [on_reported]
         self.revision: str | None = None
         self.error: ReportedError | None = None

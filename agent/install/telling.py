@@ -144,6 +144,7 @@ class Telling:
         counters: ServingCounters | None,
     ) -> None:
         """``wish``: None when the agent was started again since; ``counters`` are those of its probation."""
+        self._reporter.meter.installed()
         back = wish is not None and wish.back
         speed = None if counters is None or counters.speed is None else f"{counters.speed.together:.1f}"
         log.info(
@@ -171,6 +172,7 @@ class Telling:
 
     def _went_back(self, bundle: InstalledBundle, left: InstalledBundle | None) -> None:
         """By order of this device's operator."""
+        self._reporter.meter.rolled_back(Reason.OPERATOR)
         before = None if left is None else left.reference
         message = f"the operator of this device went back from {before or 'nothing'}"
         log.info(
@@ -205,6 +207,7 @@ class Telling:
     ) -> None:
         """A candidate did not come through, or was given up: for another wish, or when the agent ended."""
         reason = Reason.INTERRUPTED if failure is None else failure.reason
+        self._reporter.meter.rolled_back(reason)
         why = "the agent ended meanwhile" if superseded_by is None else "another bundle is wanted"
         message = why if failure is None else failure.message
         by = superseded_by if failure is None and superseded_by is not None else "automatic"

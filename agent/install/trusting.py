@@ -5,6 +5,7 @@ tuf is loaded when that is asked, which happens in the installer process alone: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -176,6 +177,7 @@ class Trusting:
             for bundle in self._state.bundles():
                 if bundle.reference in revoked:
                     warn(Warned(Reason.REVOKED, bundle.digest, f"{bundle.reference} was revoked by its publisher"))
+        self._state.standing.note_expiry(expiry_times(files))
         expired = self._expired(files)
         if expired:
             warn(
@@ -212,6 +214,13 @@ class Trusting:
             + (OFFLINE_GRACE if role in ("timestamp", "snapshot") else OFFLINE_GRACE * 0)
             <= at
         ]
+
+
+def expiry_times(files: Mapping[str, bytes]) -> dict[str, int]:
+    """When the metadata of each role in ``files`` expires, Unix seconds."""
+    from contract.trust.signing import state_of
+
+    return {role: int(state_of(data, role).expires.timestamp()) for role, data in files.items()}
 
 
 def _read_root(path: Path) -> bytes:

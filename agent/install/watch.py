@@ -165,6 +165,7 @@ class Watch:
     def _tell_replaced(self, old: InstalledBundle, new: InstalledBundle | None) -> None:
         by = "nothing: no other bundle here is acceptable" if new is None else new.reference
         error = BundleRefused(Reason.REVOKED, f"{old.reference} was revoked by its publisher and replaced by {by}")
+        self._reporter.meter.rolled_back(error.reason)
         self._audit.note("replaced", bundle=old.reference, digest=old.digest, error=error)
         self._reporter.event(
             "rollback",

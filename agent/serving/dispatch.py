@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import weakref
 from collections.abc import Callable
 
 from agent.engine.stepping import FinishEvent, RejectEvent, StepEvent, TokenEvent
@@ -54,6 +55,7 @@ class Dispatch:
         self._now = now
         self._numbers = itertools.count(1)
         self._most_active: int | None = None
+        self._vacated: weakref.WeakSet[Seat] = weakref.WeakSet()
         self.swapping = Swapping(self._make_seat, settings.drain_seconds, now, on_health)
         self.stopping = False
 
@@ -132,11 +134,17 @@ class Dispatch:
             on_event=self._on_event,
             on_lost=self._on_lost,
             on_ready=self._on_ready,
-            on_asleep=self._on_ready,
+            on_asleep=lambda _seat: self._come_round(),
             idle_unload=self._settings.idle_unload,
         )
 
-    def _on_ready(self, _seat: Seat) -> None:
+    def _on_ready(self, seat: Seat) -> None:
+        if seat in self._vacated:
+            self._vacated.discard(seat)
+            self._outcomes.restarted()
+        self._come_round()
+
+    def _come_round(self) -> None:
         self.pump()
         self._on_health()
 
@@ -144,6 +152,7 @@ class Dispatch:
         """A worker died (or its heir does not load): requests of which no text went out get one more attempt."""
         lost = [job for number in list(seat.jobs) if (job := seat.release(number)) is not None]
         self._outcomes.crashed(current=seat is self.swapping.seat)
+        self._vacated.add(seat)
         for job in lost:
             self._log.lost(job)
             self._outcomes.stopped(job)

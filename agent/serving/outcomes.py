@@ -54,6 +54,10 @@ class Outcomes:
         self.counting.crashes += current
         self._meter.crashes += 1
 
+    def restarted(self) -> None:
+        """A worker took the place of one that had died."""
+        self._meter.restarts += 1
+
     def began(self, job: Job) -> None:
         """A worker has ``job`` now."""
         job.counting = self.counting

@@ -1,4 +1,5 @@
-"""What is not as it should be any more, though service goes on: revoked bundles, expired or unusable metadata.
+"""What is not as it should be any more, though service goes on: revoked bundles, expired or unusable metadata; and when
+the metadata will expire.
 
 The installer finds it out whenever it refreshes trust; it stays known across restarts, so that the agent, which reads
 no metadata itself, can report it and choose another bundle.
@@ -7,11 +8,12 @@ no metadata itself, can report it and choose another bundle.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
 from agent.state.database import Database
+from contract.layout import ROLES
 from contract.names import Digest
 from contract.reasons import Reason
 
@@ -25,6 +27,8 @@ CREATE TABLE warnings (
 ) STRICT
 """
 
+STANDING_2 = "CREATE TABLE metadata_expiry (role TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT"
+
 
 class Warned(Struct, frozen=True):
     """``digest``: the bundle that is meant, None when it is the metadata; ``at``: when it was noticed, Unix seconds."""
@@ -36,7 +40,7 @@ class Warned(Struct, frozen=True):
 
 
 class Standing:
-    """The table of warnings in ``state.db``.
+    """The tables of warnings and of expiry times in ``state.db``.
 
     Raises:
         StoreBroken, StoreFull: from every method.
@@ -55,6 +59,19 @@ class Standing:
         return frozenset(
             each.digest for each in self.warnings() if each.reason is Reason.REVOKED and each.digest is not None
         )
+
+    def expiry(self) -> dict[str, int]:
+        """When the metadata of each role expires, Unix seconds, as of the last refresh of trust."""
+        rows = self._database.query("SELECT role, at FROM metadata_expiry")
+        return {row["role"]: row["at"] for row in rows if row["role"] in ROLES}
+
+    def note_expiry(self, times: Mapping[str, int]) -> None:
+        """Remember ``times`` and nothing else."""
+        if times == self.expiry():
+            return
+        with self._database.transaction("metadata expiry") as connection:
+            connection.execute("DELETE FROM metadata_expiry")
+            connection.executemany("INSERT INTO metadata_expiry VALUES (?, ?)", list(times.items()))
 
     def replace(self, found: Collection[Warned]) -> list[Warned]:
         """Remember ``found`` and nothing else; those that are new."""

@@ -1,5 +1,6 @@
-"""Writes ``docs/TELEMETRY.md`` from the types of the samples: ``python -m agent.telemetry.document [--write]``.
+"""Writes ``docs/TELEMETRY.md`` from the types of the samples and the families of metrics.
 
+``python -m agent.telemetry.document [--write]``.
 Without ``--write`` it checks that the file says what the types say.
 """
 
@@ -15,6 +16,7 @@ import msgspec
 from msgspec import NODEFAULT, UNSET, Meta, Struct, UnsetType
 
 from agent.telemetry import throttling
+from agent.telemetry.families import FAMILIES
 from agent.telemetry.llm import SECONDS, TOKEN_SECONDS
 from agent.telemetry.samples import LlmSample, SystemSample
 from agent.telemetry.settings import TelemetrySettings
@@ -38,6 +40,7 @@ def text() -> str:
         parts.append(f"## {title}\n")
         parts += [_section(found) for found in _structs(type_)]
     parts.append(_buckets())
+    parts.append(_metrics())
     parts.append(_throttling())
     parts.append(_settings())
     return "\n".join(parts).rstrip() + "\n"
@@ -102,6 +105,24 @@ def _buckets() -> str:
         f"{', '.join(map(str, TOKEN_SECONDS))} for the time per output token,\n"
         f"{', '.join(map(str, SECONDS))} for everything else.\n"
     )
+
+
+def _metrics() -> str:
+    lines = [
+        "## Prometheus",
+        "",
+        "With `telemetry.prometheus.port` set, `http://HOST:PORT/metrics` has these, as text (0.0.4) or as",
+        "OpenMetrics (1.0), as the scraper prefers. Every sample has the label `device`; what a machine does not say",
+        "is absent. Labels take their values from bounded sets; counters begin at 0 with every known reason code when",
+        "the agent starts.",
+        "",
+        "| metric | type | labels | |",
+        "|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        labels = " ".join(f"`{label}`" for label in family.labels)
+        lines.append(f"| `{family.name}` | {family.kind} | {labels} | {family.help} |")
+    return "\n".join(lines) + "\n"
 
 
 def _throttling() -> str:

@@ -15,6 +15,13 @@ VIRTUAL_DISKS = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd")
 """They move bytes that a real disk (or memory) moves again."""
 
 
+VIRTUAL_INTERFACES = ("veth", "docker", "br-", "virbr", "vnet", "tap", "cali", "lxc", "cni", "flannel")
+"""Containers and virtual machines make and remove them under new names; what leaves the box is counted anyway."""
+
+MAX_INTERFACES = 32
+"""A switch board has a dozen; a sample stays a few kilobytes."""
+
+
 def cpu_times(stat: str) -> dict[str, tuple[int, int]]:
     """``(busy, all)`` ticks of ``cpu`` and each ``cpuN``. Waiting for a disk is not busy; stolen time is."""
     found = {}
@@ -61,13 +68,13 @@ def disk_bytes(diskstats: str, whole: set[str]) -> tuple[int, int] | None:
 
 
 def network_bytes(dev: str) -> dict[str, tuple[int, int]]:
-    """Bytes sent and received by interface, without the loopback."""
+    """Bytes sent and received by interface, without the loopback and those of containers."""
     found = {}
     for line in dev.splitlines()[2:]:
-        name, _, rest = line.rpartition(":")
-        fields = rest.split()
-        if name.strip() != "lo":
-            found[name.strip()] = (int(fields[8]), int(fields[0]))
+        words, _, rest = line.rpartition(":")
+        name, fields = words.strip(), rest.split()
+        if name != "lo" and not name.startswith(VIRTUAL_INTERFACES) and len(found) < MAX_INTERFACES:
+            found[name] = (int(fields[8]), int(fields[0]))
     return found
 
 

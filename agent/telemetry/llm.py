@@ -17,6 +17,12 @@ TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 """Bucket bounds of the time between tokens: 1 ms on a fast host, a second on a throttled one."""
 
 
+MAX_KINDS = 64
+"""Of errors and outcomes that are told apart: a few dozen exist, and what a worker sends as one is its own choice."""
+
+OTHER = "other"
+
+
 class Histogram:
     """Cumulative buckets: ``counts[i]`` observations were at most ``bounds[i]``."""
 
@@ -56,6 +62,7 @@ class LlmMeter:
         self.cached_tokens = 0
         self.frames = 0
         self.crashes = 0
+        self.restarts = 0
         self.swaps = 0
         self.redelivered = 0
         self.time_to_first_token = Histogram(SECONDS)
@@ -65,7 +72,7 @@ class LlmMeter:
 
     def refuse(self, kind: str) -> None:
         """A request was turned away with an error of this type."""
-        self.refused[kind] = self.refused.get(kind, 0) + 1
+        _count(self.refused, kind)
 
     def finish(
         self,
@@ -80,7 +87,7 @@ class LlmMeter:
         total_seconds: float = 0.0,
     ) -> None:
         """An accepted request ended: ``outcome`` is its finish reason or the type of its error."""
-        self.requests[outcome] = self.requests.get(outcome, 0) + 1
+        _count(self.requests, outcome)
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         self.cached_tokens += cached_tokens
@@ -104,6 +111,7 @@ class LlmMeter:
             redelivered=self.redelivered,
             frames=self.frames,
             crashes=self.crashes,
+            restarts=self.restarts,
             swaps=self.swaps,
             input_tokens=self.prompt_tokens,
             output_tokens=self.completion_tokens,
@@ -113,3 +121,8 @@ class LlmMeter:
             request_duration=self.request_duration.sample(),
             queue_duration=self.queue_time.sample(),
         )
+
+
+def _count(counts: dict[str, int], kind: str) -> None:
+    name = kind if kind in counts or len(counts) < MAX_KINDS else OTHER
+    counts[name] = counts.get(name, 0) + 1

@@ -46,6 +46,9 @@ class DiskUse(Struct, frozen=True):
 
     total: Bytes
     free: Annotated[int, Meta(description="bytes that the agent may still write")]
+    bundles: (
+        Annotated[int, Meta(description="bytes taken by bundles, prepacked weights and files on their way")] | UnsetType
+    ) = UNSET
     read_bytes: BytesSinceBoot | UnsetType = UNSET
     write_bytes: BytesSinceBoot | UnsetType = UNSET
     read_per_second: BytesPerSecond | UnsetType = UNSET
@@ -133,7 +136,8 @@ class LlmSample(Struct, frozen=True):
     refused: Annotated[dict[str, int], Meta(description="turned away, by error type")]
     redelivered: Count
     frames: Count
-    crashes: Count
+    crashes: Annotated[int, Meta(description="worker processes that ended by themselves or did not load")]
+    restarts: Annotated[int, Meta(description="worker processes that took the place of one that crashed")]
     swaps: Count
     input_tokens: Count = field(name="gen_ai.usage.input_tokens")
     output_tokens: Count = field(name="gen_ai.usage.output_tokens")

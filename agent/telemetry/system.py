@@ -39,19 +39,22 @@ class Told(NamedTuple):
 class SystemSampler:
     """Remembers what it needs for rates; the first sample has none.
 
-    ``proc`` and ``sys`` are where the kernel shows itself, ``clock`` never goes back, ``wall`` is Unix time.
+    ``bundle_bytes`` says what bundles take of the disk; ``proc`` and ``sys`` are where the kernel shows itself,
+    ``clock`` never goes back, ``wall`` is Unix time.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
+        bundle_bytes: Callable[[], int | None] = lambda: None,
         proc: Path = PROC,
         sys: Path = SYS,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._directory = directory
+        self._bundle_bytes = bundle_bytes
         self._proc = proc
         self._sys = sys
         self._clock = clock
@@ -131,11 +134,12 @@ class SystemSampler:
         with contextlib.suppress(OSError, ValueError, IndexError):
             whole = {entry.name for entry in (self._sys / "block").iterdir()}
             moved = kernel.disk_bytes(self._read("diskstats"), whole)
+        bundles = _or_unset(self._bundle_bytes)
         if moved is None:
-            return DiskUse(space.total, space.free)
+            return DiskUse(space.total, space.free, bundles)
         read, written = moved
         return DiskUse(
-            space.total, space.free, read, written,
+            space.total, space.free, bundles, read, written,
             self._rate("disk read", read, now), self._rate("disk write", written, now),
         )  # fmt: skip
 

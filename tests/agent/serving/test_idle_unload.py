@@ -36,6 +36,7 @@ def test_the_next_request_loads_the_model_again(make_device: MakeDevice, client:
         client.ask(f"q{turn}", "count 4")
         assert client.wait_answer(f"q{turn}").text == "0 1 2 3 "
     assert len(device.workers.started) == 4
+    assert (device.meter.crashes, device.meter.restarts) == (0, 0), "nothing went wrong"
 
 
 def test_it_stays_loaded_while_somebody_is_answered(make_device: MakeDevice, client: RawClient) -> None:

@@ -73,6 +73,8 @@ def test_what_was_with_a_worker_that_crashed_is_named(make_device: MakeDevice, c
     first = device.workers.started[0]
     device.call(first.kill)
     device.until(lambda: len(device.workers.started) == 2 and bool(device.workers.started[1].admitted))
+    device.until(lambda: device.meter.restarts == 1)
+    assert device.meter.crashes == 1
     (lost,) = log.fields("request was with a worker that ended")
     assert (lost["request"], lost["worker"]) == ("q1", str(first.pid))
     workers = [record.edge_fields for record in log.records if record.getMessage().startswith("the worker of")]  # type: ignore[attr-defined]

@@ -1,22 +1,28 @@
-"""Prometheus and Home Assistant switched on in a running agent: the page is scraped, the sensors' templates are filled
-with what the agent really publishes, as Home Assistant does it.
+"""Prometheus and Home Assistant switched on in a running agent that serves a bundle: the page is scraped, the sensors'
+templates are filled with what the agent really publishes, as Home Assistant does it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jinja2.sandbox
 import paho.mqtt.client as mqtt
 import pytest
 
-from tests.agent.telemetry.test_prometheus import parse
+from agent.telemetry import families
+from agent.telemetry.exposition import OPEN_METRICS, TEXT
+from tests.agent.install.market import Device, Market
+from tests.agent.telemetry.exposition_reader import official, parse
 from tests.broker import Broker, free_port
 
 SECONDS = 60.0
@@ -48,8 +54,11 @@ class Listener:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Broker, int]]:
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[tuple[Broker, int]]:
     directory = tmp_path_factory.mktemp("agent")
+    market, device = Market(directory / "market", tiny_bundle), Device(directory / "state")
+    market.publish("1.0.0", security_epoch=2)
+    device.activate(device.install(market.job(device.directory.root, "1.0.0")))
     broker, page = Broker(directory / "broker"), free_port()
     broker.start()
     config = directory / "agent.toml"
@@ -65,20 +74,66 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Broker, 
     broker.stop()
 
 
+def scrape(page: int, accept: str = "*/*") -> tuple[str, str]:
+    """Content type and text."""
+    request = urllib.request.Request(f"http://127.0.0.1:{page}/metrics", headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        return answer.headers["Content-Type"], answer.read().decode()
+
+
+def scrape_until_ready(page: int) -> str:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        with contextlib.suppress(OSError):
+            _, text = scrape(page)
+            if re.search(r"^edge_ready\{.*\} 1$", text, re.MULTILINE) and "edge_memory_total_bytes" in text:
+                return text
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+MACHINES_OWN = {
+    families.SWAP, families.SWAP_IN, families.SWAP_OUT, families.DISK_READ, families.DISK_WRITTEN, families.SENT,
+    families.RECEIVED, families.PRESSURE, families.TEMPERATURE, families.TEMPERATURE_LIMIT, families.FREQUENCY,
+    families.THROTTLE_EVENTS, families.THROTTLED, families.LOAD,
+}  # fmt: skip
+"""Not every machine has them."""
+
+
 def test_a_scraper_reads_the_page_of_a_running_agent(running: tuple[Broker, int]) -> None:
-    broker, page = running
-    listener = Listener(broker.port)
-    listener.until("edge/v1/d/box.7/telemetry/system")
-    listener.close()
-    with urllib.request.urlopen(f"http://127.0.0.1:{page}/metrics", timeout=SECONDS) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        families = parse(answer.read().decode())
-    assert {"edge_memory_available_bytes", "edge_requests_waiting", "gen_ai_server_request_duration_seconds"} <= set(
-        families
-    )
-    for _, samples in families.values():
+    _, page = running
+    text = scrape_until_ready(page)
+    found = parse(text)
+    assert {each.name for each in families.FAMILIES if each not in MACHINES_OWN} <= set(found)
+    for _, samples in found.values():
         for _, labels in samples:
             assert ("device", "box.7") in labels
+            assert not {"pid", "instance", "job"} & {name for name, _ in labels}
+    (bundle,) = found["edge_bundle_info"][1]
+    assert {("name", "tiny"), ("version", "1.0.0"), ("security_epoch", "2")} <= set(bundle[1])
+    expiry = {
+        dict(labels)["role"]: at for (_, labels), at in found["edge_trust_metadata_expiry_timestamp_seconds"][1].items()
+    }
+    assert expiry.keys() == {"root", "targets", "snapshot", "timestamp"}
+    assert all(at > time.time() for at in expiry.values())
+    assert sum(found["edge_health_reason"][1].values()) == 0
+    assert sum(found["edge_disk_bundles_bytes"][1].values()) > 0
+    deadline = time.monotonic() + SECONDS
+    while sum(parse(text)["edge_broker_connected"][1].values()) != 1:
+        assert time.monotonic() < deadline
+        text = scrape_until_ready(page)
+
+
+def test_the_official_client_reads_the_page_of_a_running_agent(running: tuple[Broker, int]) -> None:
+    _, page = running
+    scrape_until_ready(page)
+    kind, text = scrape(page)
+    assert kind == TEXT
+    plain, _ = official(text)
+    kind, text = scrape(page, "application/openmetrics-text; version=1.0.0")
+    assert kind == OPEN_METRICS
+    opened, _ = official(text, open_metrics=True)
+    assert {family.removesuffix("_info") for family in plain} == set(opened)
 
 
 def fill(template: str, payload: bytes) -> str:

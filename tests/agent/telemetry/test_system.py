@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from agent.telemetry import kernel
 from agent.telemetry.rates import Rates
 from agent.telemetry.samples import Frequency, Process, Swap
 from agent.telemetry.system import SystemSampler, Told
@@ -35,6 +36,14 @@ class Machine:
         self.now += 10
         found: dict[str, object] = msgspec.to_builtins(self.sampler.sample({7: "agent"}))
         return found
+
+
+def test_interfaces_of_containers_are_left_out() -> None:
+    names = ["lo", "eth0", "wlan0", "veth1a2b3c", "docker0", "br-0123abcd", "cali77", "enp1s0", "wwan0"]
+    text = "Inter-|\n face |\n" + "".join(f"{name}: 1 0 0 0 0 0 0 0 2 0 0\n" for name in names)
+    assert list(kernel.network_bytes(text)) == ["eth0", "wlan0", "enp1s0", "wwan0"]
+    many = "Inter-|\n face |\n" + "".join(f"tun{n}: 1 0 0 0 0 0 0 0 2 0 0\n" for n in range(500))
+    assert len(kernel.network_bytes(many)) == kernel.MAX_INTERFACES
 
 
 def test_sample_names_our_processes_and_this_machine(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Root
 
 from agent.cli import COMMANDS
+from agent.state.database import Database
+from agent.state.installation import InstallationState
+from agent.state.layout import StateDirectory
+from agent.state.migrations import MIGRATIONS
 from contract.command_line import main
 from tests.contract.source.servers import RangeHandler, serve
 from tests.contract.trust.publisher import Publisher
@@ -152,6 +156,10 @@ def test_provision_and_show(tmp_path: Path, site: Site, root: str, capsys: pytes
     assert trust("provision", str(tmp_path / "other.json"), *state) == 2
     assert trust("provision", str(tmp_path / "other.json"), *state, "--replace") == 0
     assert trust("provision", str(tmp_path / "missing"), *state) == 2
+    database = Database(StateDirectory(tmp_path / "state").database, MIGRATIONS)
+    expires = datetime.fromisoformat(json.loads((tmp_path / "other.json").read_bytes())["signed"]["expires"])
+    assert InstallationState(database).standing.expiry() == {"root": int(expires.timestamp())}
+    database.close()
     capsys.readouterr()
     assert trust("show", *state, "--json") == 0
     assert json.loads(capsys.readouterr().out)["roles"]["root"]["version"] == 1
