@@ -69,7 +69,7 @@ def disk_bytes(diskstats: str, whole: set[str]) -> tuple[int, int] | None:
 
 def network_bytes(dev: str) -> dict[str, tuple[int, int]]:
     """Bytes sent and received by interface, without the loopback and those of containers."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for line in dev.splitlines()[2:]:
         words, _, rest = line.rpartition(":")
         name, fields = words.strip(), rest.split()
