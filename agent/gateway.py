@@ -28,8 +28,8 @@ log = logging.getLogger("edge_agent.mqtt")
 class Gateway:
     """Owns the connection; ``serving`` is set once it is made, before :meth:`run`.
 
-    ``on_desired`` gets the payload of every desired document, ``on_change`` is called when the connection came or
-    went.
+    ``on_desired`` gets the payload of every desired document and whether it is the broker's retained copy,
+    ``on_change`` is called when the connection came or went.
     """
 
     serving: Serving
@@ -39,7 +39,7 @@ class Gateway:
         config: AgentConfig,
         boot_id: str,
         *,
-        on_desired: Callable[[bytes], None],
+        on_desired: Callable[[bytes, bool], None],
         on_change: Callable[[bool], None] = lambda _up: None,
     ) -> None:
         self._topics = config.topics
@@ -119,7 +119,7 @@ class Gateway:
             settlement.settle()
         elif inbound.kind == "desired":
             # The coordinator stores it; a crash before that is healed by the retained message itself.
-            self._on_desired(received.payload)
+            self._on_desired(received.payload, received.retained)
             settlement.settle()
         elif inbound.client is None or received.retained:
             # A retained request would come again at every reconnect, for ever.

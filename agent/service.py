@@ -156,8 +156,8 @@ class Service:
         )
         self._control = ControlServer(self._directory, self._coordinator, state, config.install)
 
-    def _desire(self, payload: bytes) -> None:
-        self._coordinator.desire(payload)
+    def _desire(self, payload: bytes, retained: bool) -> None:
+        self._coordinator.desire(payload, repeated=retained)
 
     async def _load(
         self,

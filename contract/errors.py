@@ -5,6 +5,7 @@
     EdgeBundleError
     ├── BundleRefused       the bundle, its metadata or its signatures: never retried until it changes
     ├── SourceUnavailable   the network or the medium: retried
+    │   └── SourceInvalid   it delivers what is not what was signed: retried, elsewhere and later
     ├── StoreFull           no room on this disk: retried when there is some
     ├── StoreBroken         this disk cannot be written or read: retried, reported
     ├── EngineFailed        ours: the runtime crashed, hung or could not load
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from contract.causes import Cause, cause_of
 from contract.reasons import Reason
 
 
@@ -49,22 +51,48 @@ class EdgeBundleError(Exception):
 
 
 class BundleRefused(EdgeBundleError):
-    """The bundle, its metadata or its signatures are not acceptable; ``reason`` is always set."""
+    """The bundle, its metadata or its signatures are not acceptable; ``reason`` is always set.
+
+    ``signed``: it is about what a trusted signature vouches for, so that no way of delivering it changes anything.
+    """
 
     exit_status: ClassVar[int] = 3
     reason: Reason
 
-    def __init__(self, reason: Reason, message: str, *, field: str | None = None) -> None:
+    def __init__(self, reason: Reason, message: str, *, field: str | None = None, signed: bool = False) -> None:
         super().__init__(message, reason=reason, field=field)
+        self.signed = signed
+
+    @property
+    def cause(self) -> Cause:
+        """Who brought it about."""
+        return cause_of(self.reason, signed=self.signed)
 
 
 class SourceUnavailable(EdgeBundleError):
-    """The source cannot be reached, stalled or broke off; worth trying again or elsewhere."""
+    """The source cannot be reached, stalled or broke off; worth trying again or elsewhere.
+
+    ``retry_after``: seconds that the source asks to be left alone for.
+    """
 
     exit_status: ClassVar[int] = 4
 
-    def __init__(self, message: str, *, reason: Reason = Reason.SOURCE_UNAVAILABLE) -> None:
-        super().__init__(message, reason=reason)
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason = Reason.SOURCE_UNAVAILABLE,
+        field: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, field=field)
+        self.retry_after = retry_after
+
+
+class SourceInvalid(SourceUnavailable):
+    """The source answers, with other bytes than were signed: a captive portal, an error page, a stale or hostile
+    mirror. ``reason`` says what is wrong with them.
+    """
 
 
 class StoreFull(EdgeBundleError):

@@ -1,4 +1,5 @@
-"""Decides what is to be done: the latest wish wins, what failed is retried later, what was refused is not.
+"""Decides what is to be done: the latest wish wins, what failed is retried for as long as it is wished for, what was
+refused is not.
 
 The doing is :mod:`agent.install.driving`'s. Whatever may be abandoned safely is abandoned when another wish arrives;
 a switch, a commit or a rollback is finished first.
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -106,8 +106,8 @@ class Coordinator:
         self._wish: Wish | None = None
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
         self._withdrawn = False
-        self._retries = 0
         self._not_before = float("-inf")
+        self._asked_again = False
         self._restore_at = float("inf")
         self._arrived = asyncio.Event()
         self._changed = asyncio.Event()
@@ -151,9 +151,14 @@ class Coordinator:
         finally:
             self._reporter.observers.remove(observer)
 
-    def desire(self, payload: bytes) -> None:
-        """A ``desired`` document arrived; only the latest counts."""
+    def desire(self, payload: bytes, *, repeated: bool = False) -> None:
+        """A ``desired`` document arrived; only the latest counts.
+
+        ``repeated``: the broker's retained copy, after a connection; somebody who publishes the same document again
+        wants it tried now.
+        """
         self._pending = payload
+        self._asked_again = self._asked_again or not repeated
         self._arrived.set()
 
     async def start_active(self) -> None:
@@ -212,12 +217,14 @@ class Coordinator:
             await self._arrived.wait()
             self._arrived.clear()
             payload, self._pending = self._pending, None
+            asked, self._asked_again = self._asked_again, False
             if payload is not None:
                 try:
-                    self._consider(payload)
+                    self._consider(payload, again=asked)
                 except (StoreBroken, StoreFull) as error:
                     log.warning("a desired document could not be recorded: %s", error.message)
                     self._pending = self._pending or payload
+                    self._asked_again = self._asked_again or asked
                     self._arrived.set()
                     self._reporter.error = reported_error(error)
                     self._reporter.tell()
@@ -236,9 +243,12 @@ class Coordinator:
         except Exception:
             log.exception("it cannot be reported")
 
-    def _consider(self, payload: bytes) -> None:
-        if payload == (self._store.snapshot().desired or b""):
-            # The broker's retained copy, again.
+    def _consider(self, payload: bytes, *, again: bool) -> None:
+        snapshot = self._store.snapshot()
+        if payload == (snapshot.desired or b""):
+            unfinished = self._wish is not None or self._reporter.error is not None
+            if again and unfinished and payload and not snapshot.overridden and self._driver.state is State.IDLE:
+                self._try_now(payload)
             self._reporter.tell()
             return
         try:
@@ -252,6 +262,16 @@ class Coordinator:
         self._driver.supersede("desired")
         self._changed.set()
 
+    def _try_now(self, payload: bytes) -> None:
+        """Somebody asks once more for what is wished for already: neither wait for the next attempt, nor take the last
+        refusal for final.
+        """
+        if self._wish is None:
+            self._follow(payload)
+        self._driver.backoff.reset()
+        self._not_before = float("-inf")
+        self._changed.set()
+
     def _follow(self, payload: bytes) -> None:
         """Make an accepted document the wish in force."""
         try:
@@ -261,7 +281,8 @@ class Coordinator:
             self._wish = None
             self._reject(payload, refused)
             return
-        self._retries, self._not_before = 0, float("-inf")
+        self._driver.backoff.reset()
+        self._not_before = float("-inf")
         if self._wish is None:
             self._reporter.begin(None)
 
@@ -304,7 +325,9 @@ class Coordinator:
             except Exception:
                 self._say_fault()
                 # Where it stands is recorded; it goes on from there, as after a restart, but not at once for ever.
-                self._restore_at = self._not_before = clock() + max(RESTORE_SECONDS, self._backoff())
+                self._restore_at = self._not_before = clock() + max(
+                    RESTORE_SECONDS, self._driver.backoff.after_failure()
+                )
             if self._orders:
                 continue
             due = min(self._restore_at, self._watch.due)
@@ -336,10 +359,10 @@ class Coordinator:
         if self._wish is not wish:
             return
         if outcome.kind == "later":
-            self._not_before = clock() + self._backoff()
+            self._not_before = clock() + outcome.retry_in
         elif outcome.kind != "superseded":
             self._wish = None
-            self._retries = 0
+            self._driver.backoff.reset()
             if outcome.kind == "active":
                 self._restore_at = float("inf")
             # With the wish out of the way, what was found revoked may have to go.
@@ -382,10 +405,3 @@ class Coordinator:
         if outcome.kind == "active":
             self._watch.mended(self._store.snapshot().active)
         return outcome
-
-    def _backoff(self) -> float:
-        """Doubled every time, with jitter so that a fleet does not come back at once."""
-        longest = self._settings.retry_longest_seconds
-        delay = min(longest, self._settings.retry_first_seconds * 2.0 ** min(self._retries, 30))
-        self._retries += 1
-        return delay * random.uniform(0.5, 1.0)  # noqa: S311 jitter needs no secrecy

@@ -9,7 +9,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from agent.install.job import MAX_LINE_BYTES, Failed, Job, Line, encode_line, parse_line
-from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, SourceUnavailable, StoreBroken, StoreFull
+from contract.errors import (
+    BundleRefused,
+    EdgeBundleError,
+    EngineFailed,
+    SourceInvalid,
+    SourceUnavailable,
+    StoreBroken,
+    StoreFull,
+)
 from contract.reasons import Reason
 
 COMMAND = (sys.executable, "-P", "-m", "agent.install.installer")
@@ -80,8 +88,10 @@ def as_error(failed: Failed) -> EdgeBundleError:
     match failed.fault:
         case "refused":
             return BundleRefused(reason, failed.message, field=failed.field)
+        case "invalid":
+            return SourceInvalid(failed.message, reason=reason, field=failed.field, retry_after=failed.retry_after)
         case "unavailable":
-            return SourceUnavailable(failed.message, reason=reason)
+            return SourceUnavailable(failed.message, reason=reason, retry_after=failed.retry_after)
         case "full":
             return StoreFull(failed.message)
         case "broken":

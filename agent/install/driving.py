@@ -13,13 +13,14 @@ from typing import Literal
 
 from msgspec import Struct
 
+from agent.install.backoff import Backoff
 from agent.install.collection import collect_bundles, collect_strays
 from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
 from agent.install.machine import Action, Event, State, step
 from agent.install.ports import Serving, Speed
-from agent.install.reporting import Reporter, reported_error
+from agent.install.reporting import Reporter, reported_error, retry_error
 from agent.install.restoring import Restoring
 from agent.install.settings import InstallSettings
 from agent.install.telling import Telling
@@ -30,8 +31,17 @@ from agent.state.installation import Failure, InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
+from contract.causes import Cause
 from contract.durable import Disk
-from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, StoreBroken, StoreFull
+from contract.errors import (
+    BundleRefused,
+    EdgeBundleError,
+    EngineFailed,
+    SourceInvalid,
+    SourceUnavailable,
+    StoreBroken,
+    StoreFull,
+)
 from contract.names import Digest
 from contract.reasons import Reason
 
@@ -41,14 +51,21 @@ HOUR = 3600
 
 
 class Outcome(Struct, frozen=True):
-    """How a wish ended. ``later``: nothing is wrong with it, try again; ``refused`` covers what was rolled back."""
+    """How a wish ended. ``later``: nothing is wrong with it, try again; ``refused`` covers what was rolled back.
+
+    ``retry_in``: the seconds after which to try again, for a wish that stands until it is fulfilled.
+    """
 
     kind: Literal["active", "refused", "later", "superseded"]
     error: EdgeBundleError | None = None
+    retry_in: float = 0.0
 
 
 class Driver:
-    """Owns the state; ``pursue`` and ``restart`` are called one after the other, ``supersede`` at any time."""
+    """Owns the state; ``pursue`` and ``restart`` are called one after the other, ``supersede`` at any time.
+
+    ``backoff`` counts the failures of the wish that is pursued.
+    """
 
     def __init__(
         self,
@@ -100,6 +117,8 @@ class Driver:
         self._clock = asyncio.get_running_loop().time
         self.restored = False
         self.damaged = False
+        self._received = False
+        self.backoff = Backoff(settings.retry_first_seconds, settings.retry_longest_seconds)
 
     @property
     def state(self) -> State:
@@ -111,14 +130,17 @@ class Driver:
         Raises:
             StoreBroken, StoreFull: the state cannot be recorded; ``restart`` goes on from what was.
         """
+        again = wish is self._wish and self._outcome.kind == "later"
         self._wish = wish
         self._settings = wish.settings
         self._candidate = self._failure = self._tried = self._spared = None
         self._outcome = Outcome("superseded")
         self._superseded.clear()
         self._superseded_by = self._progressed = None
-        self._reporter.begin(wish.revision)
-        self._telling.wanted(wish)
+        self._received = False
+        self._reporter.begin(wish.revision, again=again)
+        if not again:
+            self._telling.wanted(wish)
         await self._drive(Event.WANTED)
         if self._outcome.error is not None:
             self._reporter.meter.failed(self._outcome.error.reason)
@@ -265,14 +287,38 @@ class Driver:
         except BundleRefused as refused:
             if not wish.operator:
                 self._ration.spend()
+            if refused.cause is Cause.DEVICE:
+                return self._postpone(refused)
             self._refuse(refused)
             return Event.REFUSED
         except EdgeBundleError as error:
-            self._postpone(error)
-            return Event.UNAVAILABLE
+            if isinstance(error, SourceInvalid) and not wish.operator:
+                self._ration.spend()
+            return self._postpone(error)
         if not wish.operator:
             self._ration.spend()
+        # Whatever kept it away before is over.
+        self._reporter.error = None
         return Event.SEALED
+
+    def _postpone(self, error: EdgeBundleError) -> Event:
+        """Nothing is wrong with the bundle: it is tried again later."""
+        wish = self._wish
+        assert wish is not None
+        if wish.operator:
+            # Who asked decides whether to ask again.
+            self._outcome = Outcome("later", error)
+            self._reporter.error = reported_error(error)
+            self._telling.postponed(wish, error, None)
+            return Event.UNAVAILABLE
+        if self._received:
+            # It goes forward, if slowly.
+            self.backoff.reset()
+        delay = self.backoff.after_failure(error.retry_after if isinstance(error, SourceUnavailable) else None)
+        self._outcome = Outcome("later", error, delay)
+        self._reporter.error = retry_error(error, delay)
+        self._telling.postponed(wish, error, delay)
+        return Event.UNAVAILABLE
 
     def _hear(self, line: Line) -> None:
         match line:
@@ -290,14 +336,8 @@ class Driver:
                 self._enter(event)
             case Progressed():
                 self._progressed = line
+                self._received = self._received or line.fetched > 0
                 self._reporter.progress(line)
-
-    def _postpone(self, error: EdgeBundleError) -> None:
-        """Nothing is wrong with the bundle: it is tried again later."""
-        self._outcome = Outcome("later", error)
-        self._reporter.error = reported_error(error)
-        if self._wish is not None:
-            self._telling.postponed(self._wish, error)
 
     def _refuse(self, refused: EdgeBundleError) -> None:
         wish = self._wish
@@ -319,8 +359,7 @@ class Driver:
                 error = EngineFailed(
                     f"{len(recent)} swaps in the last hour, {limit} are allowed", reason=Reason.SWAP_LIMIT
                 )
-                self._postpone(error)
-                return Event.UNAVAILABLE
+                return self._postpone(error)
         if self._store.count_attempt(digest) > self._settings.max_attempts:
             return self._fail(
                 Failure(
@@ -333,8 +372,7 @@ class Driver:
             verdict = await self._trial.run_canary(digest, self._settings)
         except BundleRefused as refused:
             # This disk's fault, not the bundle's: it is obtained again.
-            self._postpone(refused)
-            return Event.UNAVAILABLE
+            return self._postpone(refused)
         if isinstance(verdict, Failure):
             return self._fail(verdict)
         self._tried = verdict

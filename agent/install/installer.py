@@ -27,7 +27,14 @@ from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from contract.durable import Disk
-from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable, StoreBroken, StoreFull
+from contract.errors import (
+    BundleRefused,
+    EdgeBundleError,
+    SourceInvalid,
+    SourceUnavailable,
+    StoreBroken,
+    StoreFull,
+)
 from contract.reasons import Reason
 
 NICENESS = 10
@@ -38,6 +45,7 @@ LOCK_SECONDS = 30.0
 
 _FAULTS: tuple[tuple[type[EdgeBundleError], Fault], ...] = (
     (BundleRefused, "refused"),
+    (SourceInvalid, "invalid"),
     (SourceUnavailable, "unavailable"),
     (StoreFull, "full"),
     (StoreBroken, "broken"),
@@ -108,7 +116,7 @@ def audited(job: Job, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedB
 
     try:
         yield accept
-    except BundleRefused as refused:
+    except (BundleRefused, SourceInvalid) as refused:
         if job.refusals_unsaid is not None:
             audit.note(
                 "refused",
@@ -124,7 +132,8 @@ def audited(job: Job, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedB
 def failure_line(error: EdgeBundleError) -> Failed:
     """What the agent is told about ``error``."""
     fault: Fault = next((name for kind, name in _FAULTS if isinstance(error, kind)), "internal")
-    return Failed(fault, error.reason or Reason.INTERRUPTED, error.message, error.field)
+    retry_after = error.retry_after if isinstance(error, SourceUnavailable) else None
+    return Failed(fault, error.reason or Reason.INTERRUPTED, error.message, error.field, retry_after)
 
 
 def _end_with_parent() -> None:

@@ -13,7 +13,7 @@ from contract.errors import EngineFailed
 MAX_LINE_BYTES = 64 << 10
 """The longest line is an error sentence; a job names a handful of sources."""
 
-Fault = Literal["refused", "unavailable", "full", "broken", "internal"]
+Fault = Literal["refused", "invalid", "unavailable", "full", "broken", "internal"]
 
 
 class Job(Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,6 +79,7 @@ class Failed(Struct, frozen=True, tag="failed"):
     reason: str
     message: str
     field: str | None = None
+    retry_after: float | None = None
 
 
 Line = Resolved | Reached | Progressed | Failed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
 from agent.install.job import Progressed
@@ -31,6 +32,29 @@ def reported_error(error: EdgeBundleError) -> ReportedError:
         message=error.message,
         field=UNSET if error.field is None else error.field,
     )
+
+
+def retry_error(error: EdgeBundleError, delay: float) -> ReportedError:
+    """The form in ``reported`` of an error after which the device tries again in ``delay`` seconds."""
+    return msgspec.structs.replace(
+        reported_error(error),
+        message=f"{error.message}; retrying in {_delay_text(delay)}",
+        retry_in_seconds=round(delay, 1),
+    )
+
+
+def _retried(error: ReportedError | None) -> ReportedError | None:
+    """``error`` while the next attempt is under way."""
+    if error is None or error.retry_in_seconds is UNSET:
+        return error
+    return msgspec.structs.replace(
+        error, message=error.message.rpartition("; retrying in ")[0] + "; retrying now", retry_in_seconds=0.0
+    )
+
+
+def _delay_text(seconds: float) -> str:
+    """A wait, for people."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 class Reporter:
@@ -76,10 +100,13 @@ class Reporter:
         bundle: InstalledBundle | None = self._store.bundle(digest)
         return None if bundle is None else bundle.reported
 
-    def begin(self, revision: str | None) -> None:
-        """A new wish is pursued: what was said of the one before is over."""
+    def begin(self, revision: str | None, *, again: bool = False) -> None:
+        """A wish is pursued, and what was said of the one before is over; ``again``: it is the same one, and why it
+        failed stays until that is over.
+        """
         self.revision = revision
-        self.error = self.hold_ms = self._progress = None
+        self.hold_ms = self._progress = None
+        self.error = _retried(self.error) if again else None
 
     def phase(self, state: State) -> None:
         """Another state was entered."""

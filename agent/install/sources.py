@@ -1,16 +1,25 @@
-"""Several places that hold the same repository: the next one is asked when one fails."""
+"""Several places that hold the same repository: the next one is asked when one fails.
+
+Here alone it is decided what a refusal of something that a source delivered means: what is signed and refused is final,
+anything else may come out right another time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from contract.errors import BundleRefused, SourceUnavailable
+from contract.causes import Cause
+from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable
+from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.directory import PIECE_BYTES
 from contract.source.opening import open_source
 
 T = TypeVar("T")
+
+MAX_MESSAGE = 1000
+"""Characters: a sentence for each of several sources, in a report that every broker takes."""
 
 
 class Mirrors:
@@ -31,26 +40,32 @@ class Mirrors:
         """The result of ``use`` with the first source for which it works; later calls begin with that one.
 
         Raises:
-            SourceUnavailable: at least one source could not be asked, and no other one worked: worth a retry.
-            BundleRefused: every source was asked and refused; the first refusal.
+            SourceUnavailable: at least one source could not be asked or delivered what was not signed, and no other
+                one worked: worth a retry.
+            BundleRefused: what every source has is signed and refused, or this device cannot judge; the first refusal.
         """
         refused: BundleRefused | None = None
-        unavailable: SourceUnavailable | None = None
+        failed: list[SourceUnavailable] = []
         for location in list(self._locations):
             try:
                 if location not in self._open:
                     self._open[location] = self._opener(location, self._piece_bytes)
                 result = use(self._open[location])
             except SourceUnavailable as error:
-                unavailable = unavailable or error
+                failed.append(error)
             except BundleRefused as error:
-                refused = refused or error
+                if error.cause is Cause.DEVICE:
+                    raise
+                if error.cause is Cause.DELIVERY:
+                    failed.append(_misdelivered(error, self._open.get(location), location))
+                else:
+                    refused = refused or error
             else:
                 self._locations.remove(location)
                 self._locations.insert(0, location)
                 return result
-        if unavailable is not None:
-            raise unavailable
+        if failed:
+            raise _all_failed(failed)
         if refused is not None:
             raise refused
         raise SourceUnavailable("no source is configured")
@@ -66,3 +81,27 @@ class Mirrors:
         for source in self._open.values():
             source.close()
         self._open.clear()
+
+
+def _misdelivered(refused: BundleRefused, source: BundleSource | None, location: str) -> SourceInvalid:
+    where = location if source is None else source.description
+    told = refused.message if where in refused.message else f"{where}: {refused.message}"
+    found = SourceInvalid(told, reason=refused.reason, field=refused.field)
+    found.__cause__ = refused
+    return found
+
+
+def _all_failed(failed: list[SourceUnavailable]) -> SourceUnavailable:
+    """One error for all of them: what was delivered wrong says more than what could not be reached."""
+    chief = next((each for each in failed if isinstance(each, SourceInvalid)), failed[0])
+    others = [each.message for each in failed if each is not chief]
+    # One that asks for patience must not hold up another that does not.
+    waits = [each.retry_after or 0.0 for each in failed]
+    combined = type(chief)(
+        "; ".join([chief.message, *others])[:MAX_MESSAGE],
+        reason=chief.reason or Reason.SOURCE_UNAVAILABLE,
+        field=chief.field,
+        retry_after=min(waits) or None,
+    )
+    combined.__cause__ = chief
+    return combined

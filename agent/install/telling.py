@@ -9,7 +9,7 @@ import logging
 from agent.install.canary import CanaryPassed
 from agent.install.job import Progressed, Resolved
 from agent.install.ports import SealedBundle, ServingCounters, SwapReport
-from agent.install.reporting import Reporter
+from agent.install.reporting import Reporter, retry_error
 from agent.install.settings import InstallSettings
 from agent.install.wishes import WantedBy, Wish
 from agent.journal import fields
@@ -86,13 +86,18 @@ class Telling:
             {"bundle": wish.reference, "revision": wish.revision, "reason": refused.reason, "message": refused.message},
         )
 
-    def postponed(self, wish: Wish, error: EdgeBundleError) -> None:
-        """Nothing is wrong with it; it is tried again."""
+    def postponed(self, wish: Wish, error: EdgeBundleError, delay: float | None) -> None:
+        """Nothing is wrong with it; it is tried again in ``delay`` seconds, or when the operator asks again."""
         log.warning(
             "%s has to wait: %s",
             wish.reference,
-            error.message,
-            extra=fields(step="postponed", bundle=wish.reference, reason=error.reason),
+            error.message if delay is None else retry_error(error, delay).message,
+            extra=fields(
+                step="postponed",
+                bundle=wish.reference,
+                reason=error.reason,
+                retry_seconds=None if delay is None else f"{delay:.1f}",
+            ),
         )
 
     def swapped(self, old: SealedBundle | None, new: SealedBundle, report: SwapReport) -> None:

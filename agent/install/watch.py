@@ -18,7 +18,7 @@ from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.standing import Warned
-from contract.errors import BundleRefused, EdgeBundleError
+from contract.errors import BundleRefused, EdgeBundleError, SourceInvalid
 from contract.names import Digest
 from contract.reasons import Reason
 
@@ -96,10 +96,9 @@ class Watch:
             if work.done():
                 work.result()
                 delay = self._period()
-        except BundleRefused as refused:
+        except (BundleRefused, SourceInvalid) as refused:
             # It stands among the warnings now.
             log.warning("trust could not be refreshed: %s", refused.message)
-            delay = self._period()
         except EdgeBundleError as error:
             log.info("trust could not be refreshed for now: %s", error.message)
         finally:

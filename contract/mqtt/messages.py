@@ -246,11 +246,15 @@ class BundleState(Struct, frozen=True):
 
 
 class ReportedError(Struct, frozen=True):
-    """``reason`` is one of :class:`contract.reasons.Reason`."""
+    """``reason`` is one of :class:`contract.reasons.Reason`.
+
+    ``retry_in_seconds``: it is not final, the device tries again by itself so long after this report.
+    """
 
     reason: str
     message: str
     field: str | UnsetType = UNSET
+    retry_in_seconds: float | UnsetType = UNSET
 
 
 Phase = Literal[

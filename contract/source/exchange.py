@@ -8,6 +8,8 @@ import http.client
 import re
 import socket
 import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -207,13 +209,33 @@ class Exchange:
         self.close()
         if raw.status == 416:
             raise SourceUnavailable(f"{address.shown} has less of the file than is listed")
-        raise SourceUnavailable(f"{address.shown} answered with status {raw.status}")
+        raise SourceUnavailable(
+            f"{address.shown} answered with status {raw.status}",
+            retry_after=seconds_to_wait(raw.getheader("Retry-After"), raw.getheader("Date")),
+        )
+
+
+def seconds_to_wait(retry_after: str | None, date: str | None) -> float | None:
+    """What ``Retry-After`` (RFC 9110, 10.2.3) asks for: seconds, or a date, which is held against the server's own
+    ``date``, since the clock of a device may stand at 1970; None if it asks for nothing that can be understood.
+    """
+    text = (retry_after or "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+        since = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return max(0.0, (until - since).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def _translate(error: Exception, address: Address) -> SourceUnavailable:
     if isinstance(error, SourceUnavailable):
         assert error.reason is not None
-        return SourceUnavailable(f"{address.shown}: {error.message}", reason=error.reason)
+        return SourceUnavailable(
+            f"{address.shown}: {error.message}", reason=error.reason, retry_after=error.retry_after
+        )
     if isinstance(error, ssl.SSLCertVerificationError):
         return SourceUnavailable(f"the certificate of {address.shown} is not accepted: {error.verify_message}")
     if isinstance(error, TimeoutError):

@@ -81,6 +81,6 @@ class Listing:
             raise BundleRefused(Reason.NOT_LISTED, f"{reference} is not listed in the repository's signed metadata")
         if set(target.hashes) != {"sha256"}:
             raise BundleRefused(
-                Reason.METADATA_INVALID, f"{reference} is listed without a SHA-256, or with other hashes"
+                Reason.METADATA_INVALID, f"{reference} is listed without a SHA-256, or with other hashes", signed=True
             )
         return Entry(check_digest(target.hashes["sha256"]), target.length)

@@ -89,7 +89,9 @@ def fetch_manifest(
     entry = listing.entry(name, version)
     path = manifest_path(name, version, entry.digest)
     if entry.size > MAX_MANIFEST_BYTES:
-        raise BundleRefused(Reason.TOO_LARGE, f"the manifest of {name}@{version} is larger than any manifest")
+        raise BundleRefused(
+            Reason.TOO_LARGE, f"the manifest of {name}@{version} is larger than any manifest", signed=True
+        )
     stored = source.read(path, entry.size)
     if stored is None:
         if isinstance(source, TarSource):
@@ -99,10 +101,17 @@ def fetch_manifest(
         raise BundleRefused(Reason.SIZE_MISMATCH, f"the manifest of {name}@{version} has not the size that is listed")
     if hashlib.sha256(stored).hexdigest() != entry.digest:
         raise BundleRefused(Reason.DIGEST_MISMATCH, f"the manifest of {name}@{version} is not the one that is listed")
-    manifest = parse_manifest(stored)
+    try:
+        manifest = parse_manifest(stored)
+    except BundleRefused as refused:
+        # These bytes are what was signed, by whichever way they came.
+        refused.signed = True
+        raise
     if (manifest.name, manifest.version) != (name, version):
         raise BundleRefused(
-            Reason.METADATA_MIXED, f"the manifest listed as {name}@{version} calls itself {manifest.reference}"
+            Reason.METADATA_MIXED,
+            f"the manifest listed as {name}@{version} calls itself {manifest.reference}",
+            signed=True,
         )
     if floor is not None:
         floor.raise_clock_floor(_seconds(manifest.created))

@@ -97,6 +97,7 @@ def _follow(session: BrokerSession, arguments: argparse.Namespace, devices: list
     waiting = {Topics(device, arguments.topic_root).reported: device for device in devices}
     refused: list[tuple[str, str, str]] = []
     said: dict[str, str] = {}
+    failing: dict[str, str] = {}
     end = time.monotonic() + arguments.timeout
     while waiting and time.monotonic() < end:
         for message in session.messages(min(1.0, max(0.0, end - time.monotonic()))):
@@ -113,7 +114,9 @@ def _follow(session: BrokerSession, arguments: argparse.Namespace, devices: list
             if said.get(device) != phase:
                 said[device] = phase
                 _say(arguments, {"device": device, "reported": msgspec.to_builtins(reported)}, phase)
-            if reported.error is not None and reported.phase == "IDLE":
+            if reported.error is not None and reported.error.retry_in_seconds is not UNSET:
+                failing[device] = reported.error.message
+            elif reported.error is not None and reported.phase == "IDLE":
                 refused.append((device, reported.error.reason, reported.error.message))
                 del waiting[message.topic]
             elif reported.phase == "IDLE" and _is_active(reported, arguments.bundle):
@@ -126,7 +129,10 @@ def _follow(session: BrokerSession, arguments: argparse.Namespace, devices: list
         more = f" (and {len(refused) - 1} more devices)" if len(refused) > 1 else ""
         raise BundleRefused(known, f"{device} refused it: {text}{more}")
     if waiting:
-        raise SourceUnavailable(f"not done within {arguments.timeout:.0f} s: {', '.join(sorted(waiting.values()))}")
+        last = "".join(f"; {device}: {failing[device]}" for device in sorted(waiting.values()) if device in failing)
+        raise SourceUnavailable(
+            f"not done within {arguments.timeout:.0f} s: {', '.join(sorted(waiting.values()))}{last}"
+        )
 
 
 def _is_active(reported: Reported, bundle: str) -> bool:
@@ -137,6 +143,8 @@ def _is_active(reported: Reported, bundle: str) -> bool:
 def _phase_text(reported: Reported) -> str:
     text = reported.phase.lower()
     if reported.phase == "IDLE":
+        if reported.error is not None and reported.error.retry_in_seconds is not UNSET:
+            return f"waiting: {reported.error.message} [{reported.error.reason}]"
         if reported.error is not None:
             return f"failed: {reported.error.message} [{reported.error.reason}]"
         text = "idle" if reported.active is None else f"active {reported.active.name}@{reported.active.version}"

@@ -73,7 +73,7 @@ class Device:
         self.state = state
         self.workers = workers or FakeWorkers()
         self.desired: list[bytes] = []
-        self.on_desired: Callable[[bytes], None] = self.desired.append
+        self.on_desired: Callable[[bytes, bool], None] = lambda payload, _retained: self.desired.append(payload)
         self.health_changes = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

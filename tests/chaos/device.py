@@ -68,7 +68,7 @@ def main(port: int, state: Path, directories: list[Path], *, real: bool) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: wishes.put(None))
     device = Device(config, state / "state.db", workers)
-    device.on_desired = wishes.put
+    device.on_desired = lambda payload, _retained: wishes.put(payload)
     device.start(connect=False, settle=False)
     # A worker may be killed while it loads: the first one, too.
     if not any(swap(device, bundle(directories, 0), "drain") for _ in range(10)):

@@ -30,6 +30,7 @@ _HERE = {
     "C": "tests/agent/install/test_coordinator.py",
     "V": "tests/agent/install/test_revocation.py",
     "X": "tests/agent/install/test_delivery.py",
+    "W": "tests/agent/install/test_poor_sources.py",
     "E": "tests/agent/install/test_settings.py",
     "A": "tests/agent/state/test_audit.py",
     "P": "tests/agent/test_host.py",
@@ -160,7 +161,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "slow retrieval: elsewhere",
         "X.another_source_takes_over_in_the_middle_of_a_range",
-        ("agent.install", "                unavailable = unavailable or error\n", "                raise\n"),
+        ("agent.install", "                failed.append(error)\n", "                raise\n"),
     ),
     _check(
         "slow retrieval: later",
@@ -224,6 +225,11 @@ CHECKS: tuple[Check, ...] = (
             '            return SourceUnavailable(f"{where} is not a complete repository: {error}")\n',
             "            pass\n",
         ),
+    ),
+    _check(
+        "malicious mirror: ends a deployment by what it delivers",
+        "W.whatever_is_sent_for_a_while_is_no_verdict_on_the_bundle",
+        ("agent.install.sources", "if error.cause is Cause.DELIVERY:", "if False:"),
     ),
     _check(
         "malicious mirror: breaks off",

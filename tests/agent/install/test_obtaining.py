@@ -15,7 +15,7 @@ from agent.install.inspection import find_faults, inspect_bundle
 from agent.install.job import Progressed, Resolved
 from agent.install.machine import Event
 from contract.durable import Disk, Effects
-from contract.errors import BundleRefused, SourceUnavailable, StoreBroken, StoreFull
+from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable, StoreBroken, StoreFull
 from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.reasons import Reason
 from packager.repository.archive import export
@@ -165,7 +165,7 @@ def test_a_changed_object_is_refused_and_nothing_of_it_kept(market: Market, devi
     data[len(data) // 2] ^= 1
     victim.chmod(0o644)
     victim.write_bytes(data)
-    with pytest.raises(BundleRefused) as refused:
+    with pytest.raises(SourceInvalid) as refused:
         device.install(market.job(device.directory.root, "1.0.0"))
     assert refused.value.reason is Reason.DIGEST_MISMATCH
     assert refused.value.field == "tokenizer.json"
@@ -194,7 +194,7 @@ def test_a_truncated_edgebundle_is_refused(market: Market, device: Device, tmp_p
     export(market.repository.path, "tiny", "1.0.0", file)
     with file.open("r+b") as handle:
         handle.truncate(file.stat().st_size - cut)
-    with pytest.raises(BundleRefused) as refused:
+    with pytest.raises(SourceInvalid) as refused:
         device.install(market.job(device.directory.root, "1.0.0", sources=[str(file)]))
     assert refused.value.reason is Reason.TAR_INVALID
     assert device.names(lambda place: place.bundles) == []

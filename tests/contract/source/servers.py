@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import http.server
 import re
 import socket
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -102,3 +104,85 @@ def hostile(script: Callable[[socket.socket, threading.Event], None]) -> Iterato
             listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join()
+
+
+Wrong = Callable[[http.server.BaseHTTPRequestHandler, bytes], None]
+"""Answers a request in place of the server, which would send these bytes."""
+
+
+def answer(status: int, body: bytes | None = None, **headers: str) -> Wrong:
+    """An answer of ``status`` with ``body``, or with what should have been sent."""
+
+    def give(handler: http.server.BaseHTTPRequestHandler, right: bytes) -> None:
+        data = right if body is None else body
+        handler.send_response(status)
+        for name, value in ({"Content-Length": str(len(data))} | headers).items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(data)
+
+    return give
+
+
+def changed(change: Callable[[bytes], bytes]) -> Wrong:
+    """Status 200 and other bytes than there are."""
+    return lambda handler, right: answer(200, change(right))(handler, right)
+
+
+def cut_off(handler: http.server.BaseHTTPRequestHandler, right: bytes) -> None:
+    """As much as was announced does not come."""
+    handler.close_connection = True
+    answer(200, right[: len(right) // 2], Content_Length=str(len(right)))(handler, right)
+
+
+LOGIN = b"<!DOCTYPE html><html><head><title>Welcome to Free WiFi</title></head><body>Please log in.</body></html>"
+
+WRONGS: dict[str, Wrong] = {
+    "portal": answer(200, LOGIN, Content_Type="text/html"),
+    "empty": answer(200, b""),
+    "other bytes": changed(lambda right: bytes(byte ^ 1 for byte in right)),
+    "one byte": changed(lambda right: right[:-1] + bytes([right[-1] ^ 1])),
+    "truncated": changed(lambda right: right[: len(right) // 2]),
+    "cut off": cut_off,
+    "gzip said": lambda handler, right: answer(200, gzip.compress(right), Content_Encoding="gzip")(handler, right),
+    "gzip unsaid": changed(gzip.compress),
+    "login redirect": answer(302, b"", Location="/login"),
+    "error page": answer(200, b'{"error": "upstream timed out"}', Content_Type="application/json"),
+    "forbidden": answer(403, LOGIN),
+    "not found": answer(404, LOGIN),
+    "log in first": answer(511, LOGIN),
+    "too many": answer(429, b"", Retry_After="0"),
+    "internal error": answer(500, LOGIN),
+    "bad gateway": answer(502, LOGIN),
+    "unavailable": answer(503, LOGIN, Retry_After="soon"),
+}
+"""What stands between a device and its source sends for some seconds."""
+
+
+class Troubled(RangeHandler):
+    """Static files, once ``trouble`` is over: the answers that the next requests below a folder get instead.
+
+    Made anew for every test.
+    """
+
+    trouble: ClassVar[dict[str, list[Wrong]]]
+    lock = threading.Lock()
+
+    def do_GET(self) -> None:
+        if self.path == "/login":
+            answer(200, LOGIN)(self, b"")
+            return
+        path = Path(self.translate_path(self.path))
+        with self.lock:
+            waiting = self.trouble.get(self.path.split("/")[1], []) if path.is_file() else []
+            wrong = waiting.pop(0) if waiting else None
+        if wrong is None:
+            super().do_GET()
+        else:
+            with contextlib.suppress(OSError):
+                wrong(self, path.read_bytes())
+
+
+def troubled(trouble: dict[str, list[Wrong]]) -> type[Troubled]:
+    """A handler for :func:`serve` with trouble of its own."""
+    return type("Handler", (Troubled,), {"trouble": trouble, "lock": threading.Lock()})

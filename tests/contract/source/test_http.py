@@ -14,6 +14,7 @@ import pytest
 
 from contract.errors import BundleRefused, SourceUnavailable
 from contract.reasons import Reason
+from contract.source.exchange import seconds_to_wait
 from contract.source.http import HttpSource
 from contract.source.pace import Pace
 from tests.contract.source.servers import RangeHandler, hostile, serve
@@ -237,3 +238,38 @@ def test_tls_is_verified_by_default_and_never_left_by_redirect(certificate: Path
     downgrade = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/x\r\nContent-Length: 0\r\n\r\n"
     with serve_tls(certificate, downgrade) as port, pytest.raises(SourceUnavailable, match="https to something else"):
         HttpSource(f"https://localhost:{port}", tls=trusting).read(PATH, 10)
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "date", "seconds"),
+    [
+        ("120", None, 120.0),
+        (" 0 ", None, 0.0),
+        ("Fri, 27 Nov 2026 12:02:00 GMT", "Fri, 27 Nov 2026 12:00:00 GMT", 120.0),
+        # A device whose clock stands at 1970 must not wait for half a century.
+        ("Fri, 27 Nov 2026 12:02:00 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", 1795780920.0),
+        ("Fri, 27 Nov 2026 11:00:00 GMT", "Fri, 27 Nov 2026 12:00:00 GMT", 0.0),
+        ("soon", None, None),
+        ("-5", None, None),
+        ("9" * 40, None, None),
+        ("Fri, 99 Nov 2026 12:02:00 GMT", None, None),
+        ("Fri, 27 Nov 2026 12:02:00", "Fri, 27 Nov 2026 12:00:00 GMT", None),
+        ("", None, None),
+        (None, None, None),
+    ],
+)
+def test_how_long_a_server_asks_to_be_left_alone(
+    retry_after: str | None, date: str | None, seconds: float | None
+) -> None:
+    assert seconds_to_wait(retry_after, date) == seconds
+
+
+def test_what_retry_after_asks_for_comes_with_the_error() -> None:
+    answer = b"HTTP/1.1 429 Slow down\r\nRetry-After: 77\r\nContent-Length: 0\r\n\r\n"
+    with hostile(lambda connection, over: connection.sendall(answer)) as url:
+        with pytest.raises(SourceUnavailable) as caught:
+            HttpSource(url).read(PATH, 100)
+        assert caught.value.retry_after == 77.0
+        with pytest.raises(SourceUnavailable) as caught:
+            list(HttpSource(url).stream(PATH, 0, 3))
+        assert caught.value.retry_after == 77.0

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from contract.causes import Cause
 from contract.errors import BundleRefused, SourceUnavailable
 from contract.reasons import Reason
 from contract.trust.signing import SigningKey
@@ -416,3 +417,27 @@ def test_attack_signature_tampering(publisher: Publisher, device: Device) -> Non
     ):
         assert with_signature(bad) is Reason.SIGNATURE_INVALID
     device.resolve(publisher.source)
+
+
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        (b"<html>", Reason.NOT_JSON),
+        (b'{"a": 1, "a": 2}', Reason.DUPLICATE_KEY),
+        (b'{"schema": "edge-bundle/1"}', Reason.SCHEMA_INVALID),
+    ],
+)
+def test_a_signed_manifest_that_is_refused_is_refused_for_good(
+    publisher: Publisher, device: Device, stored: bytes, reason: Reason
+) -> None:
+    """The same bytes that nobody signed may be a captive portal's, and come right another time."""
+    publisher.add("demo@9.0.0", stored=stored)
+    publisher.write_targets()
+    publisher.write_online()
+    with pytest.raises(BundleRefused) as caught:
+        device.resolve(publisher.source, "demo@9.0.0")
+    assert (caught.value.reason, caught.value.cause) == (reason, Cause.SIGNED)
+    publisher.files["metadata/timestamp.json"] = stored
+    with pytest.raises(BundleRefused) as caught:
+        device.resolve(publisher.source, "demo@9.0.0")
+    assert caught.value.cause is Cause.DELIVERY
