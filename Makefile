@@ -12,7 +12,7 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 
-.PHONY: help demo test test-root check format bench mutate sabotage crash-full chaos soak clean
+.PHONY: help demo test test-avx2 test-root check format bench mutate sabotage crash-full chaos soak clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ test: $(STAMP) $(MODEL) ## the test suite, no root
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent tests; others=$$?; \
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/agent/serving; serving=$$?; \
 	wait $$agent; agent=$$?; echo "tests/agent:"; cat build/test-agent.log; exit $$((agent | others | serving))
+
+test-avx2: $(STAMP) $(MODEL) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)
 
 test-root: $(STAMP) $(MODEL) ## the tests that need root: mounts, containers, namespaces
 	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }

@@ -29,7 +29,7 @@ from agent.install.wishes import Wish, rollback_wish
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.errors import EdgeBundleError, EngineFailed, StoreBroken, UsageError
-from contract.mqtt.messages import Reported
+from contract.mqtt.messages import EngineInfo, Reported
 from contract.names import check_bundle_name, check_version
 from contract.reasons import Reason
 
@@ -43,6 +43,9 @@ MAX_CLIENTS = 8
 
 ORDER_SECONDS = 10.0
 """A client that connects says what it wants."""
+
+STATUS_SECONDS = 20.0
+"""An agent on a box that swaps answers late; one that hangs does not, and whoever looks into that must not hang too."""
 
 
 class Order(Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +78,9 @@ Answer = Said | Ended
 
 
 class ControlServer:
-    """Answers orders with the help of ``coordinator``; ``start`` and ``close`` once each."""
+    """Answers orders with the help of ``coordinator``; ``start`` and ``close`` once each. ``engine`` says
+    what it is of the model that is loaded.
+    """
 
     def __init__(
         self,
@@ -83,11 +88,13 @@ class ControlServer:
         coordinator: Coordinator,
         state: InstallationState,
         settings: InstallSettings,
+        engine: Callable[[], EngineInfo | None] = lambda: None,
     ) -> None:
         self._directory = directory
         self._coordinator = coordinator
         self._store = state
         self._settings = settings
+        self._engine = engine
         self._server: asyncio.Server | None = None
         self._clients = 0
 
@@ -147,7 +154,8 @@ class ControlServer:
             return Ended(error=f"the agent does not understand this command: {error}", exit_status=2)
         except EdgeBundleError as error:
             return Ended(error=error.message, reason=error.reason, exit_status=error.exit_status)
-        return Ended(overview=survey(self._store, self._directory, self._coordinator.reported, running=True))
+        reported, engine = self._coordinator.reported, self._engine()
+        return Ended(overview=survey(self._store, self._directory, reported, running=True, engine=engine))
 
     async def _carry_out(self, order: Order, uid: int) -> None:
         if order.op == "install":
@@ -224,6 +232,7 @@ def call_agent(directory: StateDirectory, order: Order, on_said: Callable[[Repor
         except OSError as error:
             raise StoreBroken(f"the agent cannot be reached: {error.strerror}") from error
         try:
+            connection.settimeout(STATUS_SECONDS if order.op == "status" else None)
             connection.sendall(msgspec.json.encode(order) + b"\n")
             with connection.makefile("rb") as lines:
                 while text := lines.readline(MAX_LINE_BYTES):

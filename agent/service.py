@@ -154,7 +154,7 @@ class Service:
             disk=disk,
             deriver=Deriving(self._directory, disk, quota_bytes=config.install.quota_bytes),
         )
-        self._control = ControlServer(self._directory, self._coordinator, state, config.install)
+        self._control = ControlServer(self._directory, self._coordinator, state, config.install, self._engine)
 
     def _desire(self, payload: bytes, retained: bool) -> None:
         self._coordinator.desire(payload, repeated=retained)
@@ -355,11 +355,15 @@ class Service:
             self._notifier.status(f"{state}: {', '.join(reasons)}" if reasons else state)
         self._health_said = Health(ready, reasons, 0, 0)
 
+    def _engine(self) -> EngineInfo | None:
+        """Of the model that is loaded, if one is."""
+        seat = self._serving.seat
+        return None if seat is None else seat.engine
+
     def _info(self) -> Info:
         config = self._config
         seat = self._serving.seat
         bundle = seat.bundle if seat is not None else None
-        worker = seat.worker if seat is not None else None
         return Info(
             device=config.device,
             api=config.topic_root,
@@ -386,19 +390,7 @@ class Service:
             else BundleState(
                 bundle.manifest.name, bundle.manifest.version, bundle.digest, bundle.manifest.security_epoch
             ),
-            engine=None
-            if worker is None
-            else EngineInfo(
-                engine=worker.facts.engine,
-                why=worker.facts.why,
-                slots=worker.facts.slots,
-                context_length=worker.facts.context_length,
-                vocab_size=worker.facts.vocab_size,
-                capabilities=list(worker.facts.capabilities),
-                load_seconds=worker.facts.load_seconds,
-                isolation=worker.isolation,
-                adapters=[each.manifest.reference for each in bundle.adapters] if bundle and bundle.adapters else UNSET,
-            ),
+            engine=self._engine(),
         )
 
 

@@ -64,6 +64,8 @@ def show(overview: Overview) -> None:
         reused = size_text(reported.progress.reused)
         print(f"progress  {share} % ({size_text(done)} of {size_text(total)}, {reused} reused{tail})")
     print(f"desired   {desired_text(overview)}")
+    if overview.engine is not None:
+        print(f"engine    {overview.engine.summary}")
     print(f"epoch     {overview.security_epoch}")
     print(f"disk      {size_text(overview.used_bytes)} used")
     if reported.error is not None:

@@ -37,4 +37,5 @@ def _with(config: AgentConfig) -> Iterator[Finding]:
     yield from examine("clock", lambda: machine.clock(state.clock_floor(place)))
     yield from examine("trust", lambda: state.trust(place))
     yield from examine("bundle", lambda: state.active_bundle(place, config.install))
+    yield from examine("engine", lambda: state.engine(place))
     yield from examine("broker", lambda: broker.round_trip(config.broker, config.topics))

@@ -9,6 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 from agent import host, memory
+from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
@@ -136,6 +137,15 @@ def active_bundle(place: StateDirectory, settings: InstallSettings) -> Finding:
     if need > total:
         return Finding("bundle", "bad", f"{text}, of {total / 1e6:.0f} MB", "run a smaller model")
     return Finding("bundle", "ok", text)
+
+
+def engine(place: StateDirectory) -> list[Finding]:
+    """Which engine serves and why it is that one; nothing while no agent runs or no model is loaded."""
+    overview = call_agent(place, Order(op="status"), lambda reported: None) if place.control_socket.exists() else None
+    if overview is None or overview.engine is None:
+        return []
+    found = overview.engine
+    return [Finding("engine", "ok" if found.engine == "batched" else "note", found.summary)]
 
 
 def reset_clock_floor(place: StateDirectory) -> None:

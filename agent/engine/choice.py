@@ -24,13 +24,15 @@ def open_engine(
     derived_dir: Path | None = None,
     adapters: Mapping[str, Path] | None = None,
     processors: Sequence[str] = (),
+    reproducible: bool = False,
 ) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
 
     ``max_bytes`` is what keys, values and scratch may take (0: decided from the memory that is there, and
     ``leaving_bytes`` that soon will be). ``derived_dir`` holds prepacked weights for this processor, which the batched
     engine uses; genai does without. ``adapters`` are files by NAME@VERSION, which genai alone can switch between;
-    ``processors`` the names of logits processors that every token goes through.
+    ``processors`` the names of logits processors that every token goes through. ``reproducible``: what a request gets
+    must not depend by a bit on what else runs, though the batched engine may be slower for it.
 
     Raises:
         EngineFailed: no such engine, or the bundle cannot be loaded with it.
@@ -54,6 +56,7 @@ def open_engine(
                 leaving_bytes=leaving_bytes,
                 derived_dir=derived_dir,
                 processors=scoring,
+                reproducible=reproducible,
             )
         except Declined as declined:
             if engine == "batched":

@@ -87,6 +87,23 @@ class RejectEvent(Struct, frozen=True, tag="reject"):
 StepEvent = TokenEvent | FinishEvent | RejectEvent
 
 
+class Independence(Struct, frozen=True):
+    """Whether what a request gets is the same whatever else runs, and ``why``.
+
+    ``reproducible``: bit for bit; if not, its logits and probabilities at equal tokens are no further off than
+    ``logits`` and ``nats`` (Kullback-Leibler) say. ``pads``: a row that would run alone gets company.
+    """
+
+    reproducible: bool
+    why: str
+    logits: float = 0.0
+    nats: float = 0.0
+    pads: bool = False
+
+
+EACH_ALONE = Independence(True, "each request is computed apart from the others")
+
+
 class Facts(Struct, frozen=True):
     """What an engine says of itself once loaded. ``slots``: requests it advances at the same time."""
 
@@ -97,6 +114,7 @@ class Facts(Struct, frozen=True):
     vocab_size: int
     capabilities: tuple[str, ...]
     load_seconds: float
+    independence: Independence = EACH_ALONE
 
 
 class CanaryScore(Struct, frozen=True):

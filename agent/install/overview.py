@@ -8,7 +8,7 @@ from agent.install.collection import used_bytes
 from agent.state.installation import InstallationState, InstalledBundle, Quarantined, Snapshot
 from agent.state.layout import StateDirectory
 from contract.errors import BundleRefused
-from contract.mqtt.messages import BundleReference, Reported
+from contract.mqtt.messages import BundleReference, EngineInfo, Reported
 from contract.mqtt.reading import parse_desired
 
 
@@ -35,7 +35,7 @@ class Overview(Struct, frozen=True):
     """``running``: an agent answered; ``reported`` is what it says, or what was recorded last.
 
     ``desired``: NAME@VERSION of the document that was accepted last; ``overridden``: it is not followed any more, since
-    this device's operator chose another bundle after it.
+    this device's operator chose another bundle after it. ``engine``: of the model that an agent has loaded.
     """
 
     running: bool
@@ -45,9 +45,17 @@ class Overview(Struct, frozen=True):
     bundles: list[BundleLine]
     desired: str | None = None
     overridden: bool = False
+    engine: EngineInfo | None = None
 
 
-def survey(state: InstallationState, directory: StateDirectory, reported: Reported, *, running: bool) -> Overview:
+def survey(
+    state: InstallationState,
+    directory: StateDirectory,
+    reported: Reported,
+    *,
+    running: bool,
+    engine: EngineInfo | None = None,
+) -> Overview:
     """Put together what is recorded."""
     snapshot = state.snapshot()
     wanted = _wanted(snapshot)
@@ -59,6 +67,7 @@ def survey(state: InstallationState, directory: StateDirectory, reported: Report
         bundles=bundle_lines(state, directory),
         desired=None if wanted is None else f"{wanted.name}@{wanted.version}",
         overridden=snapshot.overridden,
+        engine=engine,
     )
 
 

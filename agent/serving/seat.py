@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from msgspec import UNSET
+
 from agent.delivery import Backoff
 from agent.engine.stepping import Generation, StepEvent
 from agent.install.loading import load_bundle
@@ -23,6 +25,7 @@ from agent.journal import fields
 from agent.serving.jobs import Job
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
+from contract.mqtt.messages import Deviation, EngineInfo
 
 log = logging.getLogger("edge_agent.serving")
 
@@ -116,6 +119,28 @@ class Seat:
         return Footprint(usage.anonymous_bytes, usage.rss_bytes - usage.anonymous_bytes)
 
     @property
+    def engine(self) -> EngineInfo | None:
+        """What the loaded worker says of its engine."""
+        if self.worker is None:
+            return None
+        facts = self.worker.facts
+        independence = facts.independence
+        return EngineInfo(
+            engine=facts.engine,
+            why=facts.why,
+            slots=facts.slots,
+            context_length=facts.context_length,
+            vocab_size=facts.vocab_size,
+            capabilities=list(facts.capabilities),
+            load_seconds=facts.load_seconds,
+            isolation=self.worker.isolation,
+            reproducible=independence.reproducible,
+            reproducible_why=independence.why,
+            deviation=UNSET if independence.reproducible else Deviation(independence.logits, independence.nats),
+            adapters=[each.manifest.reference for each in self.bundle.adapters] or UNSET,
+        )
+
+    @property
     def hopeless(self) -> bool:
         return self.worker is None and self.failures >= HOPELESS_FAILURES
 
@@ -170,6 +195,10 @@ class Seat:
 
         self.worker = await load_bundle(self.bundle, partial(self._load, leaving_bytes=leaving_bytes, on_event=deliver))
         self.failures = 0
+        facts = self.worker.facts
+        named = fields(worker=self.worker.pid, engine=facts.engine, reproducible=facts.independence.reproducible)
+        summary = self.engine.summary if self.engine is not None else ""
+        log.info("%s is loaded, engine %s", self.bundle.manifest.reference, summary, extra=named)
 
     async def _watch(self) -> None:
         backoff = Backoff(FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS, random.random)

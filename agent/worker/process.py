@@ -263,6 +263,7 @@ def _open_engine(load: Load) -> Engine:
         derived_dir=None if load.derived_dir is None else Path(load.derived_dir),
         adapters={reference: Path(path) for reference, path in load.adapters.items()},
         processors=load.processors,
+        reproducible=load.reproducible,
     )
 
 

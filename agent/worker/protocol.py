@@ -30,7 +30,7 @@ class Load(Struct, frozen=True, tag="load"):
     ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
     no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
     up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION, ``processors`` the
-    logits processors that every token goes through.
+    logits processors that every token goes through; ``reproducible`` as in the settings.
     """
 
     bundle_dir: str
@@ -44,6 +44,7 @@ class Load(Struct, frozen=True, tag="load"):
     adapters: dict[str, str] = {}
     processors: list[str] = []
     leaving_bytes: int = 0
+    reproducible: bool = False
 
 
 class Admit(Struct, frozen=True, tag="admit"):

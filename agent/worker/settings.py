@@ -16,7 +16,9 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     a slow device takes a second or two), ``nice`` is its scheduling weakness. ``socket``: where systemd starts a worker
     for every connection, in a sandbox and an account of its own; without it workers are children of the agent.
     ``logits_processors``: names from the entry-point group ``edge_bundle.logits_processors``, which see and may change
-    the scores of every token, in this order.
+    the scores of every token, in this order. ``reproducible``: what a request gets does not depend by a bit on what
+    else runs, which costs a lone request a third of its speed where the processor has another kernel for one row;
+    without, that kernel is taken and rounds differently (``info.engine`` says by how much).
     """
 
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
@@ -27,6 +29,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
     socket: Path | None = None
     logits_processors: Annotated[list[str], Meta(max_length=8)] = []
+    reproducible: bool = False
 
 
 def usable_threads(settings: WorkerSettings) -> int:

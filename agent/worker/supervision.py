@@ -324,4 +324,5 @@ def _load(
         adapters={reference: str(path) for reference, path in adapters.items()},
         processors=settings.logits_processors,
         leaving_bytes=leaving_bytes,
+        reproducible=settings.reproducible,
     )

@@ -298,8 +298,21 @@ class Status(Struct, frozen=True):
     boot_id: str
 
 
+class Deviation(Struct, frozen=True):
+    """A bound: how far the rounding of other kernels moves one token's logits, and its probabilities in nats
+    (Kullback-Leibler divergence).
+    """
+
+    logits: float
+    nats: float
+
+
 class EngineInfo(Struct, frozen=True):
-    """The loaded model's engine, why it was chosen, what it can do, and how far its process is locked in."""
+    """The loaded model's engine, why it was chosen, what it can do, and how far its process is locked in.
+
+    ``reproducible``: what a request gets is the same, bit for bit, whatever else runs; if not, ``deviation`` bounds the
+    difference. ``reproducible_why`` says what makes it so.
+    """
 
     engine: str
     why: str
@@ -309,7 +322,20 @@ class EngineInfo(Struct, frozen=True):
     capabilities: list[str]
     load_seconds: float
     isolation: str
+    reproducible: bool = True
+    reproducible_why: str = ""
+    deviation: Deviation | UnsetType = UNSET
     adapters: list[str] | UnsetType = UNSET
+
+    @property
+    def summary(self) -> str:
+        """Engine and reasons in one line, for a person."""
+        text = f"{self.engine}, {self.slots} at once ({self.why})"
+        if self.deviation is not UNSET:
+            text += f"; the same answers within {self.deviation.nats:.2g} nats a token whatever else runs"
+        elif self.reproducible:
+            text += "; the same answers bit for bit whatever else runs"
+        return f"{text}: {self.reproducible_why}" if self.reproducible_why else text
 
 
 class Limits(Struct, frozen=True):

@@ -174,6 +174,8 @@ def _device(view: DeviceView, now: float, spark: int) -> list[RenderableType]:
         facts.add_row("  warning", Text(line, WORTH_A_LOOK))
     if view.info is not None:
         facts.add_row("  what", Text(_identity(view), FAINT))
+    if view.info is not None and view.info.engine is not None:
+        facts.add_row("  engine", Text(printable(view.info.engine.summary), FAINT))
     if view.llm is not None:
         facts.add_row("  answered", _answered(view.llm))
     numbers = Table.grid(padding=(0, 1))
@@ -199,7 +201,8 @@ def _device(view: DeviceView, now: float, spark: int) -> list[RenderableType]:
 
 
 def _device_height(view: DeviceView) -> int:
-    return 17 + len(_warnings(view)) + (view.system is not None and view.system.hottest is not None)
+    engine = view.info is not None and view.info.engine is not None
+    return 17 + len(_warnings(view)) + 2 * engine + (view.system is not None and view.system.hottest is not None)
 
 
 def _bundles(view: DeviceView) -> Text:
@@ -241,7 +244,6 @@ def _identity(view: DeviceView) -> str:
     if isinstance(host.get("cores"), int) and isinstance(host.get("ram_bytes"), int):
         parts.append(f"{host.get('arch', '?')}, {host['cores']} cores, {host['ram_bytes'] / 2**30:.1f} GiB")
     if view.info.engine is not None:
-        parts.append(f"engine {view.info.engine.engine}, {view.info.engine.slots} places")
         parts.append(view.info.engine.isolation)
     if view.info.groups:
         parts.append("in " + ", ".join(view.info.groups))

@@ -101,6 +101,15 @@ class Story:
             raise StoryFailed(f"{' '.join(command)} ended with {done.returncode}: {done.stderr or ''}")
         return done.stdout or ""
 
+    def on_device(self, command: str) -> str:
+        """What a command of the operator's prints beside the running agent; a doctor finds much to say of this one."""
+        arguments = [sys.executable, "-m", "agent.cli", command, "--config", str(self.home / "agent.toml")]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False).stdout
+
+    def agent_log(self) -> str:
+        """What the agent wrote until now."""
+        return (self.home / "agent.log").read_text("utf-8", "replace")
+
     # -- 1. build and publish --------------------------------------------------------------------------------------
 
     def source(self) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from agent.engine.choice import open_engine
 from tests.e2e.narrator import Quiet
 from tests.e2e.raw_client import RawClient
 from tests.e2e.story import NAME, Story
@@ -59,9 +62,24 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     passer_by = RawClient(story.broker_port, "passer-by", story.device, story.broker_host)
     engine = passer_by.next_device_message("info")["engine"]
     passer_by.close()
-    assert (engine["engine"], "chat" in engine["capabilities"]) == ("batched", True)
-    assert engine["why"]
+    assert "chat" in engine["capabilities"]
     assert engine["isolation"]
+    # What this processor allows was measured there as it is here.
+    measured = open_engine(first, threads=len(os.sched_getaffinity(0)))
+    measured.release()
+    here = measured.facts
+    assert (engine["engine"], engine["why"]) == (here.engine, here.why)
+    assert (engine["reproducible"], engine["reproducible_why"]) == (
+        here.independence.reproducible,
+        here.independence.why,
+    )
+    assert ("deviation" in engine) == (not here.independence.reproducible)
+    assert here.engine == "batched" or "x86" not in platform.machine(), here.why
+
+    # So is the operator of the box: by its status, its doctor and its log.
+    for told in (story.on_device("status"), story.on_device("doctor"), story.agent_log()):
+        assert re.search(rf"engine +{here.engine}, \d at once \({re.escape(here.why)}\)", told), told
+        assert here.independence.why in told
 
     # A worker is shot in the middle of an answer: that request is retried or told so, the next one works.
     story.client.ask("shot", "Count from one to fifty in words.", max_tokens=200)

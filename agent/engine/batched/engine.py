@@ -3,8 +3,10 @@
 A step reads one slice of the oldest unread prompt, then gives every request that decodes one token in a single run.
 Slices always end at multiples of :data:`SLICE` from the beginning of a prompt, and wide ones are used only where the
 self-test found them equal bit by bit, so that what a request gets depends on nothing but its own tokens, parameters
-and seed. A model with two sets of rope factors takes the long ones for a request that may outgrow the short ones, from
-its first token on; such requests are run apart from the others.
+and seed: bit for bit where the processor's kernels are alike for one row and for many or a lone row is padded
+(``reproducible``), else but for the rounding of those kernels, which the self-test measured. A model with two sets of
+rope factors takes the long ones for a request that may outgrow the short ones, from its first token on; such requests
+are run apart from the others.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from agent.engine.answer import Answer, prepare, rejection
 from agent.engine.batched.graph import derived_graph, read_decoder
+from agent.engine.batched.independence import promise
 from agent.engine.batched.pool import Pool, plan_pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner, open_session
@@ -90,6 +93,7 @@ class BatchedEngine:
         why: str = "",
         derived_dir: Path | None = None,
         processors: Processors | None = None,
+        reproducible: bool = False,
     ) -> None:
         started = time.monotonic()
         self._processors = processors
@@ -111,12 +115,14 @@ class BatchedEngine:
         try:
             with native("it does not run as it should"):
                 self._runner = Runner(session, decoder, self._pool)
-                self._switch = prove_all(self._runner, self._pool, decoder, SLICE)
+                proof = prove_all(self._runner, self._pool, decoder, SLICE)
                 self._wide = exact_width(
                     self._runner, self._pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size
                 )
         except EngineFailed as error:
             raise Declined(error.message) from error
+        independence = promise(proof, slots, reproducible=reproducible)
+        self._switch, self._pads = proof.switch, independence.pads
         self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
         self._slots: Slots[_Sequence] = Slots(slots)
         self._reading: deque[_Sequence] = deque()
@@ -132,6 +138,7 @@ class BatchedEngine:
             vocab_size=decoder.vocab_size,
             capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[1:],
             load_seconds=time.monotonic() - started,
+            independence=independence,
         )
 
     @property
@@ -283,8 +290,11 @@ class BatchedEngine:
         first = 0
         for width, neighbours in groupby(sequences, key=lambda sequence: sequence.width):
             group = list(neighbours)
-            tokens = [sequence.answer.tokens[-1] for sequence in group]
-            rows = self._runner.decode(first, tokens, [sequence.filled for sequence in group], width)
+            tokens, filled = [one.answer.tokens[-1] for one in group], [one.filled for one in group]
+            if self._pads and len(group) == 1:
+                rows = self._runner.decode_padded(first, tokens[0], filled[0], width)
+            else:
+                rows = self._runner.decode(first, tokens, filled, width)
             for sequence, row in zip(group, rows, strict=True):
                 sequence.filled += 1
                 events.extend(sequence.answer.choose(row))

@@ -20,6 +20,9 @@ from agent.engine.batched.pool import Pool
 
 CPU = ("cpu", 0)
 
+PADDING = 0
+"""A token that every vocabulary has."""
+
 
 class Runner:
     """One session and its bindings; a binding is made once for each run of slots (making one costs half a ms).
@@ -59,6 +62,20 @@ class Runner:
         self._run(first, ids, mask, lengths, logits)
         found: NDArray[np.float32] = logits[:, 0]
         return found
+
+    def decode_padded(self, slot: int, token: int, past: int, width: int = 0) -> NDArray[np.float32]:
+        """As :meth:`decode` for one slot, but with the kernels of a batch: a row of no meaning runs beside it.
+
+        That row takes the first place of a neighbouring slot, whose contents are kept.
+        """
+        at = 0 if slot + 1 < self._pool.slots else 1
+        first, other = slot - at, slot + 1 - 2 * at
+        tokens, pasts = [PADDING] * 2, [0] * 2
+        tokens[at], pasts[at] = token, past
+        kept = self._pool.take(other, 1)
+        rows = self.decode(first, tokens, pasts, width)
+        self._pool.put(other, kept)
+        return rows[at : at + 1]
 
     def _probe(self) -> bool:
         """Whether the graph shows logits for every token: one with a pruned head computes the last ones only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import tarfile
@@ -9,20 +10,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.broker_settings import BrokerSettings
 from agent.cli import main
+from agent.control import Ended
 from agent.diagnosis import machine, state
 from agent.diagnosis.broker import round_trip
 from agent.diagnosis.finding import Finding, examine
 from agent.diagnosis.support import redacted_config
+from agent.install.overview import Overview
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from contract.errors import StoreBroken
+from contract.mqtt.messages import Deviation, EngineInfo, Reported
 from contract.mqtt.topics import Topics
 from tests.broker import Broker, find_mosquitto, free_port
 
@@ -54,6 +59,36 @@ def page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], co
     run(monkeypatch, "doctor", "--config", str(config), "--json")
     findings = json.loads(capsys.readouterr().out)["findings"]
     return {finding["check"]: Finding(**finding) for finding in findings}
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("batched", "ok"), ("genai", "note")])
+def test_the_engine_that_serves_and_why_it_is_that_one(place: StateDirectory, name: str, verdict: str) -> None:
+    """Asked of the running agent, of whatever model it has loaded."""
+    overview = Overview(
+        running=True,
+        reported=Reported(None, "IDLE", None, None, None, None),
+        security_epoch=0,
+        used_bytes=0,
+        bundles=[],
+        engine=EngineInfo(name, "rows depend on each other", 8, 512, 49152, [], 0.5, "seccomp", False, "it rounds",
+                          Deviation(3.0, 0.0221)),
+    )  # fmt: skip
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(msgspec.json.encode(Ended(overview=overview)) + b"\n")
+        writer.close()
+
+    async def look() -> Finding:
+        async with await asyncio.start_unix_server(serve, path=str(place.control_socket)):
+            [found] = await asyncio.to_thread(state.engine, place)
+            return found
+
+    assert state.engine(place) == [], "no agent runs"
+    finding = asyncio.run(look())
+    assert (finding.check, finding.verdict) == ("engine", verdict)
+    for words in (f"{name}, 8 at once", "rows depend on each other", "0.022 nats", "it rounds"):
+        assert words in finding.detail
 
 
 def test_a_page_for_a_device_without_state_or_broker(

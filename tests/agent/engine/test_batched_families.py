@@ -85,7 +85,7 @@ def assert_alone_and_together_alike(engine: Engine, generations: list[Generation
 @pytest.mark.parametrize("family", WINDOWED)
 def test_sliding_windows_hold_past_their_edge(build: Build, family: str) -> None:
     folder, model = build(family)
-    engine = open_engine(folder, threads=2)
+    engine = open_engine(folder, threads=2, reproducible=True)
     assert engine.facts.engine == "batched", engine.facts.why
     generations = [asked(1, 0, 150, 50), asked(2, 5, 30, 70), asked(3, 9, 90, 30), asked(4, 0, 160, 20)]
     found = assert_alone_and_together_alike(engine, generations)
@@ -100,7 +100,7 @@ def test_sliding_windows_hold_past_their_edge(build: Build, family: str) -> None
 def test_a_request_keeps_its_rope_factors_from_beginning_to_end(build: Build, family: str) -> None:
     """Short and long ones side by side, of one client with the same beginnings; long ones cross the switch."""
     folder, model = build(family)
-    engine = open_engine(folder, threads=2)
+    engine = open_engine(folder, threads=2, reproducible=True)
     assert engine.facts.engine == "batched", engine.facts.why
     short = [asked(1, 0, 60, 10), asked(3, 3, 40, 20), asked(5, 0, 60, 12)]
     long = [asked(2, 0, 60, 70), asked(4, 3, 40, 80), asked(6, 0, 200, 30)]
@@ -157,7 +157,9 @@ def test_keys_and_values_in_int8_serve_several_at_once(build: Build, tmp_path: P
     (tmp_path / "scales.json").write_text(json.dumps(scales))
     options = ("kv_cache_quant_scheme=int8_per_channel", f"kv_cache_scale_file={tmp_path / 'scales.json'}")
     build_here(plain.parent / "source", tmp_path / "graph", "fp32", options=options)
-    engine, other = (open_engine(tmp_path / "graph", engine=name, threads=2) for name in ("auto", "genai"))
+    engine, other = (
+        open_engine(tmp_path / "graph", engine=name, threads=2, reproducible=True) for name in ("auto", "genai")
+    )
     assert engine.facts.engine == "batched", engine.facts.why
     generations = [asked(1, 0, 150, 30), asked(2, 5, 30, 40), asked(3, 0, 160, 20)]
     found = assert_alone_and_together_alike(engine, generations)

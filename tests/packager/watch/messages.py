@@ -25,8 +25,9 @@ def info(*groups: str) -> dict[str, Any]:
          "results_kept_seconds", "results_kept_bytes"), 1,
     )  # fmt: skip
     engine = {
-        "engine": "batched", "why": "", "slots": 8, "context_length": 8192, "vocab_size": 49152, "capabilities": [],
-        "load_seconds": 0.5, "isolation": "seccomp",
+        "engine": "batched", "why": "every check passed", "slots": 8, "context_length": 8192, "vocab_size": 49152,
+        "capabilities": [], "load_seconds": 0.5, "isolation": "seccomp", "reproducible": False,
+        "reproducible_why": "a lone row is rounded", "deviation": {"logits": 3.0, "nats": 0.0221},
     }  # fmt: skip
     return {
         "device": "d", "api": ROOT, "groups": list(groups), "versions": {"agent": "0.1.0"},

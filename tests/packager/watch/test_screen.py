@@ -38,7 +38,8 @@ def test_one_device_in_full() -> None:
     text = picture(fleet, only="kitchen-1")
     for expected in (
         "1 of 1 online", "ready", "smollm2@1.0.0", "before: smollm2@0.9.0", "fetch 66 %", "60.0 of 90.0 MB",
-        "73.0", "3 wait, 8 active", "3.0 of 4.0 GiB", "59 °C cpu_thermal", "4.0 GB free", "engine batched, 8 places",
+        "73.0", "3 wait, 8 active", "3.0 of 4.0 GiB", "59 °C cpu_thermal", "4.0 GB free",
+        "batched, 8 at once (every check passed)", "within 0.022 nats", "a lone row is rounded",
         "14 s left", "03:04:05 install smollm2@1.0.0 is installed", "▃", "█",
     ):  # fmt: skip
         assert expected in text, f"{expected}\n{text}"

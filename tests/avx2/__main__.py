@@ -1,0 +1,25 @@
+"""``python -m tests.avx2 [PYTEST ARGUMENTS]``: pytest with the kernels of an AVX2 machine, or why it runs without."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tests.avx2 import environment, how
+from tests.conftest import CACHE
+
+ENGINE = ["tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/test_loading.py"]
+"""What runs on a model, without arguments."""
+
+
+def main(arguments: list[str]) -> int:
+    """Becomes pytest."""
+    kind, why = how()
+    print(f"kernels of AVX2: {kind}: {why}", flush=True)
+    if kind == "forcible":
+        os.environ.update(environment(CACHE / "avx2"))
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", *(arguments or ENGINE)])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
