@@ -204,6 +204,8 @@ class Service:
     async def _end(self, tasks: Sequence[asyncio.Task[object]]) -> None:
         self._notifier.stopping()
         log.info("stopping")
+        # Before the installation is cut off: while it loads a model, requests wait for that model.
+        self._serving.begin_stop()
         mqtt, *others = tasks
         for task in others:
             task.cancel()

@@ -37,13 +37,17 @@ class Admission:
         self._arriving = arriving
         self.starting = True
         """Start-up is not over: a model may still come."""
+        self.stopping = False
+        """The agent is being stopped: whatever waits is answered after the next start, with whatever model is there."""
         self.unavailable = False
         """A bundle is active, and does not load for now."""
 
     def closed(self) -> Refusal | None:
-        """Why nobody's request can be answered now; None where it can, or will be after a swap or a start."""
+        """Why nobody's request can be answered now; None where it can, or will be after a swap or the
+        next start.
+        """
         seat = self._swapping.seat
-        if self._swapping.holding:
+        if self.stopping or self._swapping.holding:
             return None
         if seat is None:
             return None if self.starting else ENGINE_UNAVAILABLE if self.unavailable else NO_MODEL

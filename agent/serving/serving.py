@@ -208,10 +208,14 @@ class Serving:
         self._dispatch.pump()
         self._on_health()
 
+    def begin_stop(self) -> None:
+        """Nothing is begun any more, nor turned away for want of a model: what waits is for the next start."""
+        self._dispatch.stopping = self._admission.stopping = True
+        self._on_health()
+
     async def stop(self) -> None:
         """Let running answers finish for a while, then end the workers; the ledger keeps what is left."""
-        self._dispatch.stopping = True
-        self._on_health()
+        self.begin_stop()
         await self._swapping.finish_running(self._settings.stop_seconds)
         self._streams.close()
         await self._swapping.close()
