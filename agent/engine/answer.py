@@ -133,7 +133,12 @@ class Answer:
         return entry
 
     def _named(self, token: int, score: float) -> dict[str, Any]:
-        return {"token": self._tokenizing.decode([token]), "id": token, "logprob": score}
+        return {
+            "token": self._tokenizing.decode([token]),
+            "id": token,
+            "logprob": score,
+            "bytes": self._tokenizing.bytes_of(token),
+        }
 
 
 def with_changes(generation: Generation, changes: dict[str, Any]) -> Generation | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.engine.stepping import ChatTurn, Generation
+from agent.engine.vocabulary import Vocabulary
 from contract.canary import join_canary
 from contract.errors import EngineFailed, RequestInvalid
 
@@ -43,6 +44,8 @@ class Tokenizing:
         controls = _control_texts(bundle_dir, template)
         self.chat = bool(template)
         self._control = re.compile("|".join(re.escape(text) for text in controls)) if controls else None
+        self._tokenizer_file = bundle_dir / "tokenizer.json"
+        self._vocabulary: Vocabulary | None = None
 
     def encode_generation(self, generation: Generation, pictures: Sequence[Sequence[int]] = ()) -> list[int]:
         """Prompt tokens of a request; ``pictures``: the tokens of each.
@@ -112,6 +115,16 @@ class Tokenizing:
         import numpy as np
 
         return str(self._tokenizer.decode(np.array(tokens, dtype=np.int32)))
+
+    def bytes_of(self, token: int) -> list[int] | None:
+        """The bytes of a token, which is part of a character where it is no text; None if they are not known."""
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self._tokenizer_file)
+        found = self._vocabulary.bytes_of(token)
+        if found is not None:
+            return list(found)
+        text = self.decode([token])
+        return None if "\ufffd" in text else list(text.encode("utf-8", "replace"))
 
     def stream(self) -> Any:
         """A new ``TokenizerStream``: its ``decode(id)`` gives text once its characters are complete."""

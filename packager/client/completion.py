@@ -18,17 +18,19 @@ class ChatMessage(Struct, frozen=True):
 
 
 class TopLogprob(Struct, frozen=True):
-    """``id`` is the token's number, which OpenAI does not tell."""
+    """``id`` is the token's number, which OpenAI does not tell; ``bytes`` are its own, None if they are not known."""
 
     token: str
     id: int
     logprob: float
+    bytes: list[int] | None = None
 
 
 class TokenLogprob(Struct, frozen=True):
     token: str
     id: int
     logprob: float
+    bytes: list[int] | None = None
     top_logprobs: list[TopLogprob] = []
 
 

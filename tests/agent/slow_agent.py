@@ -5,7 +5,6 @@ FILE``. As a worker (``--fd`` is among its arguments) it is one of them.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -37,7 +36,7 @@ async def serve_until_stopped(config: Path, stall: Path) -> None:
     from agent.service import Service
     from agent.worker.supervision import WorkerProcess
 
-    command = (sys.executable, os.path.abspath(__file__), str(config), str(stall))
+    command = (sys.executable, str(Path(__file__).resolve()), str(config), str(stall))
     workers: Any = partial(WorkerProcess.start, command=command)
     service = Service(load_config(config), workers)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, service.stop)

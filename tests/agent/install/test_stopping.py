@@ -34,9 +34,7 @@ class SlowAgent:
         self.stall = directory / "stall"
         self.loading = directory / "stall.loading"
         self._config = directory / "agent.toml"
-        self._config.write_text(
-            f'device = "box"\nstate_dir = "{state}"\n[broker]\nhost = "127.0.0.1"\nport = {port}\n'
-        )
+        self._config.write_text(f'device = "box"\nstate_dir = "{state}"\n[broker]\nhost = "127.0.0.1"\nport = {port}\n')
         self._log = (directory / "agent.log").open("w")
 
     def start(self) -> subprocess.Popen[bytes]:

@@ -114,6 +114,9 @@ def test_log_probabilities_belong_to_the_tokens(engine: Engine) -> None:
         (entry,) = event.logprobs
         assert entry["logprob"] <= 0
         assert len(entry["top_logprobs"]) == 3
+        for named in (entry, *entry["top_logprobs"]):
+            whole = "\ufffd" not in named["token"]
+            assert not whole or bytes(named["bytes"]).decode().removeprefix(" ") == named["token"].removeprefix(" ")
         assert entry["top_logprobs"][0]["id"] == entry["id"], "greedy takes the most probable"
 
 
