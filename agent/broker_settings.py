@@ -12,6 +12,8 @@ from msgspec import Meta, Struct
 
 from contract.errors import ConfigInvalid
 
+Protocol = Literal["5", "3.1.1"]
+
 NO_CONTROLS = r"^[^\x00-\x1f\x7f]+$(?!\n)"
 """Brokers cut whoever sends control characters in a name."""
 
@@ -35,7 +37,7 @@ class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     host: Annotated[str, Meta(pattern=r"^[^\x00-\x20\x7f]{1,253}$(?!\n)")] = "localhost"
     port: Annotated[int, Meta(ge=1, le=65535)] = 1883
-    protocol: Literal["5", "3.1.1"] = "5"
+    protocol: Protocol = "5"
     client_id: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=128)] | None = None
     username: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=256)] | None = None
     password_file: Path | None = None
@@ -43,6 +45,11 @@ class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     session_expiry_seconds: Annotated[int, Meta(ge=60, le=30 * 86400)] = 86400
     allow_plaintext: bool = False
     tls: TlsSettings | None = None
+
+    @property
+    def identity(self) -> str:
+        """What is found out about a broker holds for this."""
+        return f"{self.address} {self.protocol}"
 
     @property
     def address(self) -> str:

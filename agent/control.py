@@ -29,7 +29,7 @@ from agent.install.wishes import Wish, rollback_wish
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.errors import EdgeBundleError, EngineFailed, StoreBroken, UsageError
-from contract.mqtt.messages import EngineInfo, Reported
+from contract.mqtt.messages import BrokerState, EngineInfo, Reported
 from contract.names import check_bundle_name, check_version
 from contract.reasons import Reason
 
@@ -88,8 +88,11 @@ class ControlServer:
         coordinator: Coordinator,
         state: InstallationState,
         settings: InstallSettings,
+        *,
         engine: Callable[[], EngineInfo | None] = lambda: None,
+        broker: Callable[[], BrokerState | None] = lambda: None,
     ) -> None:
+        self._broker = broker
         self._directory = directory
         self._coordinator = coordinator
         self._store = state
@@ -154,8 +157,10 @@ class ControlServer:
             return Ended(error=f"the agent does not understand this command: {error}", exit_status=2)
         except EdgeBundleError as error:
             return Ended(error=error.message, reason=error.reason, exit_status=error.exit_status)
-        reported, engine = self._coordinator.reported, self._engine()
-        return Ended(overview=survey(self._store, self._directory, reported, running=True, engine=engine))
+        reported, engine, broker = self._coordinator.reported, self._engine(), self._broker()
+        return Ended(
+            overview=survey(self._store, self._directory, reported, running=True, engine=engine, broker=broker)
+        )
 
     async def _carry_out(self, order: Order, uid: int) -> None:
         if order.op == "install":

@@ -24,6 +24,10 @@ MESSAGE_BYTES = 256
 """What a waiting message takes besides topic, payload and correlation data."""
 
 
+LOSSES = 3
+"""A broker restarts, a link breaks: that happens once, perhaps twice, just when a certain message is on its way."""
+
+
 class Backoff:
     """Waiting times between attempts: doubling from ``first`` to ``ceiling`` seconds, half of each random.
 
@@ -57,17 +61,39 @@ class Outgoing(Struct, frozen=True):
     retain: bool = False
     correlation: bytes | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of a PUBLISH that are ours: topic, payload, correlation data."""
+        return publish_size(self.topic, self.payload, self.correlation)
+
+
+def publish_size(topic: str, payload: bytes, correlation: bytes | None = None) -> int:
+    """Bytes of a PUBLISH that are the caller's: topic, payload, correlation data."""
+    return len(topic.encode()) + len(payload) + len(correlation or b"")
+
 
 class Outbox:
     """QoS 1 messages until the broker has acknowledged them, in order, at most ``window`` in flight.
 
     A retained message that still waits is replaced by a newer one for the same topic: only the last one counts.
+
+    A connection may be lost because of a message. One that was in flight in all but one of :data:`LOSSES` losses is a
+    suspect: it is sent again *alone*, after what else waited. If the connection is lost then, too, the message is given
+    up: it would cut us off for ever.
     """
 
     def __init__(self, window: int = MAX_IN_FLIGHT) -> None:
         self.window = window
+        self.largest_acknowledged = 0
         self._waiting: deque[Outgoing] = deque()
+        self._suspects: deque[Outgoing] = deque()
         self._in_flight: dict[int, Outgoing] = {}
+        self._sent_at: dict[int, float] = {}
+        self._losses: dict[str | int, int] = {}
+        self._alone: Outgoing | None = None
+        self._newest = 0
+        self._first_turn: int | None = None
+        self._taken_here = 0
         self._waiting_bytes = 0
 
     @property
@@ -75,25 +101,63 @@ class Outbox:
         """Too much waits for one more message that nobody was promised."""
         return self._waiting_bytes >= MAX_EXPENDABLE_BYTES
 
+    @property
+    def suspicious(self) -> bool:
+        """A message is suspected to be what connections are lost for."""
+        return bool(self._losses)
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that the broker has not acknowledged on this connection."""
+        return len(self._in_flight)
+
+    @property
+    def oldest_sent(self) -> float | None:
+        """Since when the broker owes us an acknowledgement."""
+        return min(self._sent_at.values(), default=None)
+
+    @property
+    def largest_acknowledged_here(self) -> int:
+        """Of this connection, in bytes; 0 before the first."""
+        return self._taken_here
+
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._in_flight)
+        return len(self._waiting) + len(self._suspects) + len(self._in_flight)
 
     def put(self, message: Outgoing) -> None:
         """Add a message; it takes the place of a waiting retained one with the same topic."""
+        self._newest = max(self._newest, message.number)
         self._waiting_bytes += _size(message)
         if message.retain:
-            for index, waiting in enumerate(self._waiting):
-                if waiting.retain and waiting.topic == message.topic:
-                    self._waiting_bytes -= _size(waiting)
-                    self._waiting[index] = message
-                    return
+            for queue in (self._waiting, self._suspects):
+                for index, waiting in enumerate(queue):
+                    if waiting.retain and waiting.topic == message.topic:
+                        self._waiting_bytes -= _size(waiting)
+                        queue[index] = message
+                        return
         self._waiting.append(message)
 
     def take(self) -> Outgoing | None:
-        """The next message to send, if the window has room; must be followed by :meth:`sent` or :meth:`put_back`."""
-        if not self._waiting or len(self._in_flight) >= self.window:
+        """The next message to send, if there is one and the window has room; must be followed by :meth:`sent` or
+        :meth:`drop`.
+        """
+        if self._alone is not None or len(self._in_flight) >= self.window:
+            return None
+        if self._suspects and self._first_turn is not None:
+            # What had waited before goes first, so that a suspect delays nothing; then it, before what is new.
+            before = bool(self._waiting) and self._waiting[0].number <= self._first_turn
+            if not before:
+                return self._take_suspect()
+        if not self._waiting:
             return None
         message = self._waiting.popleft()
+        self._waiting_bytes -= _size(message)
+        return message
+
+    def _take_suspect(self) -> Outgoing | None:
+        if self._in_flight:
+            return None
+        self._alone = message = self._suspects.popleft()
         self._waiting_bytes -= _size(message)
         return message
 
@@ -101,20 +165,77 @@ class Outbox:
         """It could not be sent after all."""
         self._waiting.appendleft(message)
         self._waiting_bytes += _size(message)
+        if message is self._alone:
+            self._alone = None
 
-    def sent(self, message: Outgoing, packet_id: int) -> None:
-        """It is in flight as ``packet_id``."""
+    def sent(self, message: Outgoing, packet_id: int, at: float = 0.0) -> None:
+        """It is in flight as ``packet_id`` since ``at``."""
         self._in_flight[packet_id] = message
+        self._sent_at[packet_id] = at
 
-    def acknowledged(self, packet_id: int) -> Outgoing | None:
-        """The message that the broker now has; None for a packet id that is none of ours."""
-        return self._in_flight.pop(packet_id, None)
+    def drop(self, message: Outgoing) -> None:
+        """It is not sent after all, and never will be."""
+        self._forget(message)
 
-    def connection_lost(self) -> None:
-        """Everything in flight has to be sent again, before what waits, in the old order."""
-        self._waiting.extendleft(reversed(self._in_flight.values()))
-        self._waiting_bytes += sum(map(_size, self._in_flight.values()))
+    def acknowledged(self, packet_id: int, *, taken: bool = True) -> Outgoing | None:
+        """The message that the broker has answered (``taken``: it is the broker's now); None for a packet id that is
+        none of ours.
+        """
+        message = self._in_flight.pop(packet_id, None)
+        self._sent_at.pop(packet_id, None)
+        if message is not None:
+            self._forget(message)
+            if taken:
+                self._taken_here = max(self._taken_here, message.size)
+                self.largest_acknowledged = max(self.largest_acknowledged, message.size)
+        return message
+
+    def connected(self) -> None:
+        """What had to be said at the beginning of a connection waits now; suspects come after it."""
+        self._first_turn = self._newest
+
+    def connection_lost(self, *, blameless: bool = False, silent: bool = False) -> Outgoing | None:
+        """Everything in flight has to be sent again, in the old order; returns a message that is given up instead.
+
+        ``blameless``: the connection ended for a reason that no message of ours can be. ``silent``: nothing came any
+        more; then a message counts as suspect only beside a smaller one that was acknowledged on this connection.
+        """
+        lost, alone = list(self._in_flight.values()), self._alone
         self._in_flight.clear()
+        self._sent_at.clear()
+        self._alone = self._first_turn = None
+        again: list[Outgoing] = []
+        suspects: list[Outgoing] = []
+        given_up: Outgoing | None = None
+        for message in lost:
+            key = _key(message)
+            if not (blameless or (silent and not 0 < self._taken_here < message.size)):
+                self._losses[key] = self._losses.get(key, 0) + 1
+            losses = self._losses.get(key, 0)
+            if losses >= LOSSES and message is alone:
+                given_up = message
+            elif losses >= LOSSES - 1:
+                suspects.append(message)
+            else:
+                again.append(message)
+        self._waiting.extendleft(reversed(again))
+        # The smallest first: those at fault for nothing are soon gone, and prove that smaller ones are taken.
+        self._suspects = deque(sorted((*suspects, *self._suspects), key=lambda message: message.size))
+        self._waiting_bytes += sum(map(_size, (*again, *suspects)))
+        self._taken_here = 0
+        if given_up is not None:
+            self._forget(given_up)
+        return given_up
+
+    def _forget(self, message: Outgoing) -> None:
+        self._losses.pop(_key(message), None)
+        if message is self._alone:
+            self._alone = None
+
+
+def _key(message: Outgoing) -> str | int:
+    """A retained document stays the same suspect when a newer one takes its place."""
+    return message.topic if message.retain else message.number
 
 
 def _size(message: Outgoing) -> int:

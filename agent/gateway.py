@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import msgspec
+
+from agent.broker_health import BrokerHealth, another_at_work
+from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
-from agent.mqtt import Connection, Received, Will
+from agent.mqtt import Connection, FoundLimit, GivenUp, Received, SizeLimit, Will
 from agent.serving.intake import Arrival
 from agent.serving.serving import Serving
 from agent.serving.settlement import Settlement
+from agent.state.broker_memory import BrokerMemory
 from contract.mqtt import messages
-from contract.mqtt.messages import Event, Health, Reported, Status
+from contract.mqtt.messages import BrokerState, Event, Health, Reported, Status
 from contract.mqtt.topics import EventType
+from contract.reasons import BrokerReason
 
 log = logging.getLogger("edge_agent.mqtt")
 
@@ -29,7 +36,8 @@ class Gateway:
     """Owns the connection; ``serving`` is set once it is made, before :meth:`run`.
 
     ``on_desired`` gets the payload of every desired document and whether it is the broker's retained copy,
-    ``on_change`` is called when the connection came or went.
+    ``on_change`` is called when the connection came or went, ``on_broker`` when :attr:`broker` may have changed;
+    ``memory`` keeps what was found out about the broker.
     """
 
     serving: Serving
@@ -41,11 +49,16 @@ class Gateway:
         *,
         on_desired: Callable[[bytes, bool], None],
         on_change: Callable[[bool], None] = lambda _up: None,
+        on_broker: Callable[[], None] = lambda: None,
+        memory: BrokerMemory | None = None,
     ) -> None:
         self._topics = config.topics
         self._boot_id = boot_id
         self._on_desired = on_desired
         self._on_change = on_change
+        self._on_broker = on_broker
+        self._memory = memory
+        self._broker_health = BrokerHealth(config.topics, time.monotonic)
         self._retained: dict[str, bytes] = {}
         self._group_filters = [config.topics.group_filter(group) for group in config.groups]
         self._high_mark = config.serving.group_high_mark
@@ -69,9 +82,38 @@ class Gateway:
             on_up=self._on_up,
             on_down=self._on_down,
             on_delivered=lambda number: self.serving.on_delivered(number),  # noqa: PLW0108 # serving is set later
-            on_oversized=lambda number, most: self.serving.on_oversized(number, most),  # noqa: PLW0108 # likewise
+            on_given_up=self._on_given_up,
+            on_limit=self._on_limit,
             on_writable=lambda: self.serving.on_writable(),  # noqa: PLW0108
+            on_change=on_broker,
+            rival_at_work=lambda: self._look_for_rival(config.broker, f"{client_id}-{boot_id[:8]}"),
+            limit=SizeLimit(_remembered(memory)),
         )
+
+    @property
+    def broker(self) -> BrokerState:
+        """The broker as we find it now."""
+        return self._broker_health.state(self.connection)
+
+    async def _look_for_rival(self, settings: BrokerSettings, client_id: str) -> bool | None:
+        tell = None
+        if not self.connection.rival:
+            detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
+            tell = (self._topics.event("broker"), messages.encode(Event(_now(), detail)))
+        return await another_at_work(settings, client_id, self._topics, self._boot_id, tell)
+
+    def _on_given_up(self, number: int, given_up: GivenUp) -> None:
+        self.serving.on_oversized(number, given_up.why)
+        detail = self._broker_health.given_up(given_up)
+        # One that tells of itself would never end.
+        if detail is not None:
+            self.event("broker", detail)
+        self._on_broker()
+
+    def _on_limit(self, limit: FoundLimit | None) -> None:
+        if self._memory is not None:
+            self._memory.save(*((None,) if limit is None else (limit.refused_bytes, limit.found_at)))
+        self._on_broker()
 
     async def run(self) -> None:
         """Keep the connection; until cancelled."""
@@ -176,7 +218,12 @@ class Gateway:
         self._keep(self._topics.info, messages.encode(info))
 
     def health(self, health: Health) -> None:
-        """Whether prompts are answered now; only then do our groups get us."""
+        """Whether prompts are answered now; only then do our groups get us. ``broker`` is added here."""
+        warned = [each.reason for each in self.broker.warnings]
+        if warned:
+            health = msgspec.structs.replace(health, warnings=[*(health.warnings or []), *warned])
+        if self.connection.connected:
+            health = msgspec.structs.replace(health, broker=self.broker)
         self._ready = health.ready
         self._choose_groups()
         self._keep(self._topics.health, messages.encode(health))
@@ -188,8 +235,7 @@ class Gateway:
 
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:
         """Something happened; delivered once the broker is there."""
-        at = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        self.connection.publish(self._topics.event(kind), messages.encode(Event(at=at, detail=detail)))
+        self.connection.publish(self._topics.event(kind), messages.encode(Event(at=_now(), detail=detail)))
 
     def telemetry(self, system: bytes | None, llm: bytes | None) -> None:
         """One sample of each; gone if nobody can be told now."""
@@ -198,3 +244,12 @@ class Gateway:
                 self.connection.publish_once(self._topics.telemetry_system, system)
             if llm is not None:
                 self.connection.publish_once(self._topics.telemetry_llm, llm)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _remembered(memory: BrokerMemory | None) -> FoundLimit | None:
+    facts = None if memory is None else memory.load()
+    return None if facts is None or facts.refused_bytes is None else FoundLimit(facts.refused_bytes, facts.found_at)

@@ -33,6 +33,7 @@ from agent.serving.requests import STORE_UNAVAILABLE, UNLOADED
 from agent.serving.serving import Serving
 from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
+from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory, make_private
@@ -115,7 +116,10 @@ class Service:
         self._meter = LlmMeter(round(time.time(), 3))
         clock = steady_clock()
         self._ledger = AnswerWriter(answering, clock, keep_text=config.serving.store_results == "text")
-        self._gateway = Gateway(config, uuid.uuid4().hex, on_desired=self._desire)
+        self._gateway = Gateway(
+            config, uuid.uuid4().hex, on_desired=self._desire, on_broker=self._say_health,
+            memory=BrokerMemory(self._directory.broker, config.broker.identity, disk),
+        )  # fmt: skip
         self._serving = Serving(
             config.serving,
             config.topics,
@@ -154,7 +158,14 @@ class Service:
             disk=disk,
             deriver=Deriving(self._directory, disk, quota_bytes=config.install.quota_bytes),
         )
-        self._control = ControlServer(self._directory, self._coordinator, state, config.install, self._engine)
+        self._control = ControlServer(
+            self._directory,
+            self._coordinator,
+            state,
+            config.install,
+            engine=self._engine,
+            broker=lambda: self._gateway.broker,
+        )
 
     def _desire(self, payload: bytes, retained: bool) -> None:
         self._coordinator.desire(payload, repeated=retained)

@@ -92,6 +92,14 @@ class Reason(StrEnum):
     OPERATOR = "operator"
 
 
+class BrokerReason(StrEnum):
+    """What ``health`` warns of between a device and its broker; none of it stops the device."""
+
+    MESSAGE_TOO_LARGE = "message_too_large"
+    CLIENT_ID_TAKEN = "client_id_taken"
+    GROUPS_NOT_DELIVERED = "groups_not_delivered"
+
+
 class HealthReason(StrEnum):
     """What ``health`` gives as a reason: why no prompt is answered now, or (the last three) why fewer are."""
 

@@ -15,6 +15,7 @@ from agent.install.wishes import revision_of
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.migrations import MIGRATIONS
+from contract.mqtt.messages import BrokerState
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,8 @@ def show(overview: Overview) -> None:
     """A table that a person can read."""
     reported = overview.reported
     print(f"agent     {'running' if overview.running else 'not running'}")
+    if overview.broker is not None:
+        show_broker(overview.broker)
     print(f"phase     {reported.phase}")
     if reported.progress is not None:
         done, total = reported.progress.done, reported.progress.total
@@ -72,6 +75,16 @@ def show(overview: Overview) -> None:
         print(f"error     {reported.error.message} [{reported.error.reason}]")
     print()
     show_bundles(overview.bundles)
+
+
+def show_broker(broker: BrokerState) -> None:
+    """Where it is, and what is wrong with it."""
+    state = (
+        f"connected, MQTT {broker.protocol}" if broker.connected else f"no connection: {broker.problem or 'not yet'}"
+    )
+    print(f"broker    {broker.address}, {state}")
+    for warning in broker.warnings:
+        print(f"warning   {warning.message} [{warning.reason}]")
 
 
 def desired_text(overview: Overview) -> str:

@@ -8,7 +8,7 @@ from agent.install.collection import used_bytes
 from agent.state.installation import InstallationState, InstalledBundle, Quarantined, Snapshot
 from agent.state.layout import StateDirectory
 from contract.errors import BundleRefused
-from contract.mqtt.messages import BundleReference, EngineInfo, Reported
+from contract.mqtt.messages import BrokerState, BundleReference, EngineInfo, Reported
 from contract.mqtt.reading import parse_desired
 
 
@@ -35,7 +35,8 @@ class Overview(Struct, frozen=True):
     """``running``: an agent answered; ``reported`` is what it says, or what was recorded last.
 
     ``desired``: NAME@VERSION of the document that was accepted last; ``overridden``: it is not followed any more, since
-    this device's operator chose another bundle after it. ``engine``: of the model that an agent has loaded.
+    this device's operator chose another bundle after it. ``engine``: of the model that an agent has loaded,
+    ``broker``: as it finds it.
     """
 
     running: bool
@@ -46,6 +47,7 @@ class Overview(Struct, frozen=True):
     desired: str | None = None
     overridden: bool = False
     engine: EngineInfo | None = None
+    broker: BrokerState | None = None
 
 
 def survey(
@@ -55,6 +57,7 @@ def survey(
     *,
     running: bool,
     engine: EngineInfo | None = None,
+    broker: BrokerState | None = None,
 ) -> Overview:
     """Put together what is recorded."""
     snapshot = state.snapshot()
@@ -68,6 +71,7 @@ def survey(
         desired=None if wanted is None else f"{wanted.name}@{wanted.version}",
         overridden=snapshot.overridden,
         engine=engine,
+        broker=broker,
     )
 
 

@@ -2,10 +2,13 @@
 
 ``sockets`` connects, TLS included; ``link`` is one connection with a paho client of its own, so that an acknowledgement
 can never reach another connection than the one its message came from; ``connection`` keeps the session over as many
-links as it takes. paho encodes and decodes packets, and does nothing else for us.
+links as it takes; ``sending`` is what we want the broker to have. paho encodes and decodes packets, and does nothing
+else for us. ``size_limit``, ``filters`` and ``loss`` (all pure) conclude from lost connections what the broker does not
+take, which subscription it does not bear, and that another client uses our name.
 """
 
 from agent.mqtt.connection import LONGEST_TURN_SECONDS, Connection
 from agent.mqtt.link import Received, Will
+from agent.mqtt.size_limit import FoundLimit, GivenUp, SizeLimit
 
-__all__ = ["LONGEST_TURN_SECONDS", "Connection", "Received", "Will"]
+__all__ = ["LONGEST_TURN_SECONDS", "Connection", "FoundLimit", "GivenUp", "Received", "SizeLimit", "Will"]

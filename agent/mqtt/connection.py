@@ -1,6 +1,6 @@
 """A session with a broker that comes back by itself: what to send, what has arrived, what is owed.
 
-What survives a connection (unacknowledged messages, waiting times) lies in :mod:`agent.delivery`; each connection is a
+What survives a connection lies in :mod:`agent.mqtt.sending` and :mod:`agent.delivery`; each connection is a
 :class:`~agent.mqtt.link.Link` of its own.
 """
 
@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
+import math
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.broker_settings import BrokerSettings
-from agent.delivery import MAX_IN_FLIGHT, Backoff, Outbox, Outgoing
-from agent.mqtt.link import Link, Received, Will, lacks, make_client, publish_properties, received
+from agent.delivery import MAX_IN_FLIGHT, Backoff
+from agent.mqtt.filters import FilterSuspicion
+from agent.mqtt.link import Link, Received, Will, lacks, make_client, received
+from agent.mqtt.loss import Loss, Rivalry
+from agent.mqtt.sending import Sender
+from agent.mqtt.size_limit import FoundLimit, GivenUp, SizeLimit
 from agent.mqtt.sockets import open_socket
 from contract.errors import ConfigInvalid, SourceUnavailable
 
@@ -34,6 +38,21 @@ FLUSH_SECONDS = 3.0
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 60.0
 
+LASTING_SECONDS = 10.0
+"""A connection that was lost earlier counts as one more failure: whoever is cut off at once must not hammer."""
+
+STANDBY_SECONDS = 3600.0
+"""So long somebody else may have our name before we push it out again: what looks like one may be a leftover."""
+
+STANDBY_LOOK_SECONDS = 30.0
+"""Between two looks whether the other one is still there."""
+
+SUSPICIOUS_LOSSES = 2
+"""Losses in a row that look as if a rival had taken the connection: once is a coincidence."""
+
+RIVAL_FIRST_SECONDS = 2.0
+RIVAL_LONGEST_SECONDS = 300.0
+
 LONGEST_TURN_SECONDS = LONGEST_WAIT_SECONDS + CONNECT_SECONDS
 """One round of the connection's loop takes no longer, whatever the broker does."""
 
@@ -43,7 +62,10 @@ class Connection:
 
     ``on_message`` gets every message and must see to it that it is acknowledged; ``on_up`` is called after every
     CONNACK (with "session present"), ``on_down`` after every loss, ``on_delivered`` with the number that
-    :meth:`publish` gave, once the broker has the message. All are called in the event loop and must not block.
+    :meth:`publish` gave, once the broker has the message, ``on_given_up`` if it never will, ``on_limit`` with what
+    became known of the largest message that it takes, ``on_change`` when :attr:`rival` may have changed. All are called
+    in the event loop and must not block. ``rival_at_work`` finds out whether somebody else uses our client id at this
+    moment, None where that cannot be found out.
     """
 
     def __init__(
@@ -58,8 +80,12 @@ class Connection:
         on_up: Callable[[bool], None] = lambda _present: None,
         on_down: Callable[[str], None] = lambda _why: None,
         on_delivered: Callable[[int], None] = lambda _number: None,
-        on_oversized: Callable[[int, int], None] = lambda _number, _most: None,
+        on_given_up: Callable[[int, GivenUp], None] = lambda _number, _given_up: None,
+        on_limit: Callable[[FoundLimit | None], None] = lambda _limit: None,
         on_writable: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
+        rival_at_work: Callable[[], Awaitable[bool | None]] | None = None,
+        limit: SizeLimit | None = None,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
@@ -70,16 +96,17 @@ class Connection:
         self._on_message = on_message
         self._on_up = on_up
         self._on_down = on_down
-        self._on_delivered = on_delivered
-        self._on_oversized = on_oversized
         self._on_writable = on_writable
-        self._outbox = Outbox()
-        self._numbers = itertools.count(1)
+        self._on_change = on_change
+        self._rival_at_work = rival_at_work
+        self._sender = Sender(
+            on_delivered=on_delivered, on_given_up=on_given_up, on_limit=on_limit, limit=limit or SizeLimit()
+        )
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, uniform)
+        self._rival_backoff = Backoff(RIVAL_FIRST_SECONDS, RIVAL_LONGEST_SECONDS, uniform)
+        self._rivalry = Rivalry()
+        self._filters = FilterSuspicion()
         self._link: Link | None = None
-        self._idle = asyncio.Event()
-        self.refused: dict[str, str] = {}
-        """Topics the broker refused to let us publish or subscribe, and its reason."""
         self.turns = 0
         """Rises while :meth:`run` goes round, at least once in :data:`LONGEST_TURN_SECONDS`, connected or not."""
         self.problem = ""
@@ -88,6 +115,40 @@ class Connection:
     @property
     def connected(self) -> bool:
         return self._link is not None
+
+    @property
+    def client_id(self) -> str:
+        return self._client_id
+
+    @property
+    def address(self) -> str:
+        """Where the broker is, or is tried."""
+        return self._settings.address
+
+    @property
+    def protocol(self) -> str:
+        """The version of MQTT that is spoken, or tried."""
+        return self._settings.protocol
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Topics the broker refused to let us publish or subscribe, and its reason."""
+        return self._sender.refused
+
+    @property
+    def limit(self) -> FoundLimit | None:
+        """The smallest message that the broker was found not to take."""
+        return self._sender.limit.found
+
+    @property
+    def rival(self) -> str:
+        """One sentence about another client that uses our client id; empty while nothing speaks for one."""
+        verdict = self._rivalry.verdict(asyncio.get_running_loop().time())
+        return self.rival_text("" if verdict == "certain" else "probably ") if verdict else ""
+
+    def rival_text(self, probably: str) -> str:
+        """The sentence."""
+        return f"another client is {probably}connected as {self._client_id}: give each device a name of its own"
 
     @property
     def filters(self) -> list[str]:
@@ -107,26 +168,20 @@ class Connection:
     @property
     def full(self) -> bool:
         """So much waits for the broker that what nobody was promised should not be added."""
-        return self._outbox.full
+        return self._sender.outbox.full
 
     @property
     def undelivered(self) -> int:
         """QoS 1 messages that the broker has not acknowledged."""
-        return len(self._outbox)
+        return len(self._sender.outbox)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int:
         """Deliver at least once, now or after a reconnect; the number that ``on_delivered`` will say."""
-        number = next(self._numbers)
-        self._idle.clear()
-        self._outbox.put(Outgoing(number, topic, payload, retain, correlation))
-        self._pump()
-        return number
+        return self._sender.publish(topic, payload, retain=retain, correlation=correlation)
 
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None:
         """Send at QoS 0 if connected and the socket is not backed up for long; else it is gone."""
-        link = self._link
-        if link is not None and link.takes(topic, payload, correlation):
-            link.publish_once(topic, payload, publish_properties(self._settings, correlation))
+        self._sender.publish_once(topic, payload, correlation=correlation)
 
     def acknowledge(self, received: Received) -> None:
         """Tell the broker that ``received`` is ours now; without effect if that connection is gone."""
@@ -141,7 +196,7 @@ class Connection:
         except Exception:
             # What is not acknowledged comes again on another connection; on this one it would hold up the others.
             log.exception("a message could not be acknowledged")
-            link.end("a message could not be acknowledged")
+            link.end(Loss("a message could not be acknowledged", "ours"))
 
     def listen(self, filters: Sequence[str]) -> None:
         """Subscribe to exactly ``filters`` from now on."""
@@ -164,17 +219,49 @@ class Connection:
             try:
                 link = await self._connect()
             except (SourceUnavailable, ConfigInvalid, OSError) as error:
+                self._rivalry.failed()
                 self.problem = why = str(error)
             else:
-                self._backoff.reset()
-                self.problem = said = ""
+                self.problem = ""
                 why = await self._serve(link)
+                said = said if self._rivalry.losses else ""
             if why != said:
                 log.warning("no connection to the broker %s: %s", self._settings.address, why)
                 said = why
-            await asyncio.sleep(self._backoff.next())
+            await self._wait()
+
+    async def _wait(self) -> None:
+        """Before the next attempt: longer each time, and for long where somebody else is at work under our name."""
+        if self._rivalry.losses < SUSPICIOUS_LOSSES:
+            self._rival_backoff.reset()
+            await self._pause(self._backoff.next())
+            return
+        loop = asyncio.get_running_loop()
+        give_way_until = loop.time() + STANDBY_SECONDS
+        while True:
+            # First of all: whoever pushed us out has to say that it is there.
+            await self._pause(min(self._rival_backoff.next(), STANDBY_LOOK_SECONDS if self.problem else math.inf))
+            seen = None if self._rival_at_work is None else await self._rival_at_work()
+            if seen is False:
+                self._rivalry.disproved()
+            if not seen:
+                return
+            self._rivalry.seen(loop.time())
+            self.problem = self.rival
+            self._on_change()
+            if loop.time() > give_way_until:
+                return
+
+    async def _pause(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while (left := end - loop.time()) > 0:
+            self.turns += 1
+            await asyncio.sleep(min(left, LONGEST_WAIT_SECONDS))
 
     async def _serve(self, link: Link) -> str:
+        loop = asyncio.get_running_loop()
+        since = loop.time()
         try:
             while not link.lost.done():
                 self.turns += 1
@@ -183,18 +270,36 @@ class Connection:
                 )
                 if not link.lost.done():
                     link.guard(link.client.loop_misc)
-            return link.lost.result()
+                    if self._sender.overdue(link, loop.time()):
+                        link.end(Loss("it does not acknowledge what we publish", "silent"))
+            return self._look_back(link, link.lost.result(), loop.time() - since)
         finally:
             self._drop(link)
+
+    def _look_back(self, link: Link, loss: Loss, lived: float) -> str:
+        """Draw conclusions from how a connection ended; why it did, for people."""
+        if lived >= LASTING_SECONDS:
+            self._backoff.reset()
+        outstanding = [topic for asked in link.asked.values() for topic in asked]
+        if outstanding and not loss.blameless:
+            for topic in self._filters.lost(outstanding):
+                log.error("the broker ends the connection when we subscribe to %s: left out from now on", topic)
+        before = self.rival
+        now = asyncio.get_running_loop().time()
+        self._rivalry.lost(loss, lived, now, suspicious=bool(outstanding) or self._sender.suspicious)
+        if self.rival != before:
+            log.error("%s", self.rival)
+            self._on_change()
+        return self.rival if self.rival and self._rivalry.losses else loss.why
 
     async def close(self) -> None:
         """Deliver what the broker takes within :data:`FLUSH_SECONDS`, then say goodbye (no last will)."""
         link = self._link
         if link is None:
             return
-        if len(self._outbox):
+        if self.undelivered:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), FLUSH_SECONDS)
+                await asyncio.wait_for(self._sender.idle.wait(), FLUSH_SECONDS)
         link.guard(link.client.disconnect)
         self._drop(link)
 
@@ -224,15 +329,24 @@ class Connection:
             self._drop(link)
             raise SourceUnavailable(f"it offers no {missing}, which the device needs")
         link.max_packet = getattr(properties, "MaximumPacketSize", None)
-        self._outbox.window = max(1, min(MAX_IN_FLIGHT, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT)))
         link.up = True
         self._link = link
-        self.refused.clear()
+        log.info("connected to the broker %s", self._settings.address)
+
+        def begin() -> None:
+            self._sender.open(link, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
+            for topic in self._filters.left_out:
+                self.refused[topic] = "the broker ends the connection when we subscribe to it"
+            self._on_up(present)
+            self._sender.opened()
+
         if self._subscriptions:
             self._subscribe(link)
-        log.info("connected to the broker %s", self._settings.address)
-        self._on_up(present)
-        self._pump()
+        if self._subscriptions and self._filters.suspicious:
+            # Nothing else may be what the broker ends the connection for.
+            link.on_subscribed = begin
+        else:
+            begin()
         self._dispatch(link)
         return link
 
@@ -241,70 +355,58 @@ class Connection:
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if link.connack.done():
             return link.connack.result()
-        raise SourceUnavailable(f"it closed the connection: {link.lost.result()}")
+        raise SourceUnavailable(link.lost.result().why)
 
     def _open_link(self, sock: socket.socket) -> Link:
-        client = make_client(self._settings, self._client_id, clean=self._clean, will=self._will)
-        link = Link(client, sock, on_read=self._dispatch, on_writable=lambda _link: self._on_writable())
-        client.on_subscribe = lambda _c, _u, _mid, reasons, _p: self._on_subscribed(link, reasons)
+        client = make_client(
+            self._settings, self._client_id, self._settings.protocol, clean=self._clean, will=self._will
+        )
+        link = Link(
+            client, sock, self._settings.protocol,
+            on_read=self._dispatch, on_writable=lambda _link: self._on_writable(),
+        )  # fmt: skip
+        client.on_subscribe = lambda _c, _u, number, reasons, _p: self._on_subscribed(link, number, reasons)
         return link
 
     def _subscribe(self, link: Link) -> None:
-        # noLocal and the like do not apply to us; QoS 1 is what requests need.
-        if self._settings.protocol == "5":
-            link.client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
-        else:
-            link.client.subscribe([(topic, 1) for topic in self._subscriptions])
-        link.watch_writes()
+        link.to_ask = list(self._subscriptions)
+        self._ask(link)
 
-    def _on_subscribed(self, link: Link, reasons: list[Any]) -> None:
-        link.subscribed = True
-        for topic in self._subscriptions:
-            self.refused.pop(topic, None)
-        for topic, reason in zip(self._subscriptions, reasons, strict=False):
-            if reason.is_failure:
-                self.refused[topic] = str(reason)
-                log.error("the broker refuses the subscription to %s: %s", topic, reason)
-
-    def _pump(self) -> None:
-        link = self._link
-        if link is None:
+    def _ask(self, link: Link) -> None:
+        topics = self._filters.next(link.to_ask)
+        if not topics:
+            link.to_ask = []
+            if not link.asked:
+                self._all_subscribed(link)
             return
-        while (message := self._outbox.take()) is not None:
-            if not link.takes(message.topic, message.payload, message.correlation):
-                # Sent all the same it would end every connection, for ever.
-                self.refused[message.topic] = f"the broker takes {link.max_packet:,} bytes at most"
-                log.error("%s is given up: the broker takes %s bytes at most", message.topic, f"{link.max_packet:,}")
-                # Later: who publishes has to learn the number first.
-                asyncio.get_running_loop().call_soon(self._on_oversized, message.number, link.max_packet or 0)
-                continue
-            info = link.client.publish(
-                message.topic,
-                message.payload,
-                1,
-                message.retain,
-                publish_properties(self._settings, message.correlation),
-            )
-            self._outbox.sent(message, info.mid)
+        link.to_ask = [topic for topic in link.to_ask if topic not in topics]
+        # noLocal and the like do not apply to us; QoS 1 is what requests need.
+        if link.protocol == "5":
+            _, number = link.client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics])
+        else:
+            _, number = link.client.subscribe([(topic, 1) for topic in topics])
+        if number is not None:
+            link.asked[number] = topics
         link.watch_writes()
+
+    def _on_subscribed(self, link: Link, number: int, reasons: list[Any]) -> None:
+        for topic, reason in zip(link.asked.pop(number, []), reasons, strict=False):
+            self._filters.answered(topic)
+            self.refused.pop(topic, None)
+            if reason.is_failure:
+                self._sender.note_refusal(topic, str(reason))
+                log.error("the broker refuses the subscription to %s: %s", topic, reason)
+        self._ask(link)
+
+    def _all_subscribed(self, link: Link) -> None:
+        self._filters.complete()
+        link.subscribed = True
+        then, link.on_subscribed = link.on_subscribed, None
+        if then is not None:
+            then()
 
     def _dispatch(self, link: Link) -> None:
-        delivered, link.delivered = link.delivered, []
-        for packet_id, failed, reason in delivered:
-            message = self._outbox.acknowledged(packet_id)
-            if message is None:
-                continue
-            if failed:
-                self.refused[message.topic] = reason
-                log.error("the broker refuses what we publish to %s: %s", message.topic, reason)
-            try:
-                self._on_delivered(message.number)
-            except Exception:
-                log.exception("what the broker has taken could not be noted")
-        if delivered:
-            self._pump()
-            if not len(self._outbox):
-                self._idle.set()
+        self._sender.take_answers(link)
         arrived, link.arrived = link.arrived, []
         for message_in in arrived:
             try:
@@ -316,11 +418,11 @@ class Connection:
                 # Whoever takes messages answers for what goes wrong with them. This is for what never got there: the
                 # messages after it are not to be lost with it, and on the next connection it comes again.
                 log.exception("a message could not be handed on")
-                link.end("a message could not be handed on")
+                link.end(Loss("a message could not be handed on", "ours"))
 
     def _drop(self, link: Link) -> None:
         link.close()
         if self._link is link:
             self._link = None
-            self._outbox.connection_lost()
-            self._on_down(link.lost.result())
+            self._sender.lose(link, link.lost.result())
+            self._on_down(link.lost.result().why)

@@ -7,6 +7,7 @@ import functools
 import logging
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,11 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.broker_settings import BrokerSettings, read_password
-from agent.delivery import AckOrder
+from agent.broker_settings import BrokerSettings, Protocol, read_password
+from agent.delivery import AckOrder, publish_size
+from agent.mqtt.loss import Loss
 from agent.mqtt.publications import read_publish
+from agent.mqtt.size_limit import GivenUp
 from agent.mqtt.sockets import forget
 
 log = logging.getLogger("edge_agent.mqtt")
@@ -57,10 +60,16 @@ class Received(Struct, frozen=True):
     expiry_seconds: int | None = None
 
 
+PACKET_TOO_LARGE = 0x95
+_UNSPECIFIED = 0x80
+_PUBACK_REASONS = frozenset({0x00, 0x10, _UNSPECIFIED, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
+
+
 class _Paho(Client):
     """paho on a socket that is connected already: its own connect would block the event loop."""
 
     ready_socket: socket.socket
+    too_large: set[int]
 
     def _create_socket(self) -> Any:
         return self.ready_socket
@@ -75,21 +84,50 @@ class _Paho(Client):
             self._handle_on_message(message)
             return MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    def _handle_pubackcomp(self, cmd: Any) -> Any:
+        # mosquitto says PACKET_TOO_LARGE, which the standard does not have here; paho would end the connection.
+        packet = self._in_packet["packet"]
+        if self.protocol == MQTTv5 and len(packet) > 2 and packet[2] not in _PUBACK_REASONS:
+            if packet[2] == PACKET_TOO_LARGE:
+                self.too_large.add(int.from_bytes(packet[:2], "big"))
+            self._in_packet["packet"] = bytearray(packet[:2]) + bytes([_UNSPECIFIED]) + packet[3:]
+        return super()._handle_pubackcomp(cmd)
+
+
+class Answered(Struct, frozen=True):
+    """What the broker said to a QoS 1 message of ours; ``too_large``: it does not take so many bytes."""
+
+    packet_id: int
+    failed: bool
+    reason: str
+    too_large: bool
+
 
 class Link:
     """``on_read`` is called after data was read, ``on_writable`` when the socket takes data again."""
 
     def __init__(
-        self, client: _Paho, sock: socket.socket, on_read: Callable[[Link], None], on_writable: Callable[[Link], None]
+        self,
+        client: _Paho,
+        sock: socket.socket,
+        protocol: Protocol,
+        *,
+        on_read: Callable[[Link], None],
+        on_writable: Callable[[Link], None],
     ) -> None:
         loop = asyncio.get_running_loop()
         self.client = client
         self.sock = sock
+        self.protocol = protocol
+        self.to_ask: list[str] = []
+        self.asked: dict[int, list[str]] = {}
+        self.on_subscribed: Callable[[], None] | None = None
         self.ack_order = AckOrder()
         self.arrived: list[MQTTMessage] = []
-        self.delivered: list[tuple[int, bool, str]] = []
+        self.delivered: list[Answered] = []
         self.connack: asyncio.Future[tuple[bool, Any, Any]] = loop.create_future()
-        self.lost: asyncio.Future[str] = loop.create_future()
+        self.lost: asyncio.Future[Loss] = loop.create_future()
+        self.once = Unproven()
         self._holding = False
         self.writing = False
         self._backed_up = 0
@@ -99,10 +137,13 @@ class Link:
         self._on_read = on_read
         self._on_writable = on_writable
         client.ready_socket = sock
+        client.too_large = set()
         client.on_connect = lambda _c, _u, flags, reason, properties: (
             None if self.connack.done() else self.connack.set_result((flags.session_present, reason, properties))
         )
-        client.on_disconnect = lambda _c, _u, _f, reason, _p: self.end(str(reason))
+        client.on_disconnect = lambda _c, _u, flags, reason, _p: self.end(
+            _loss(reason, said=flags.is_disconnect_packet_from_server)
+        )
         client.on_message = lambda _c, _u, message: self.arrived.append(message)
         client.on_publish = self._acknowledged
         client.on_socket_close = lambda _c, _u, closing: forget(closing)  # type: ignore[arg-type] # paho's own socket
@@ -110,10 +151,12 @@ class Link:
         self.guard(client.reconnect)
         self.watch_writes()
 
-    def takes(self, topic: str, payload: bytes, correlation: bytes | None) -> bool:
-        """Whether the broker said that it takes packets of this size."""
-        size = len(topic.encode()) + len(payload) + len(correlation or b"") + PACKET_OVERHEAD
-        return self.max_packet is None or size <= self.max_packet
+    def too_large(self, topic: str, payload: bytes, correlation: bytes | None) -> GivenUp | None:
+        """Why a message is not to be sent: the broker said that it takes no packets of this size."""
+        size = publish_size(topic, payload, correlation)
+        if self.max_packet is None or size + PACKET_OVERHEAD <= self.max_packet:
+            return None
+        return GivenUp(topic, size, self.max_packet)
 
     def publish_once(self, topic: str, payload: bytes, properties: Properties | None) -> None:
         """Send at QoS 0, in one segment with all else that is sent in this turn of the loop.
@@ -135,7 +178,11 @@ class Link:
         self.watch_writes()
 
     def _acknowledged(self, _client: object, _data: object, packet_id: int, reason: Any, _properties: object) -> None:
-        self.delivered.append((packet_id, reason.is_failure, str(reason)))
+        too_large = packet_id in self.client.too_large
+        self.client.too_large.discard(packet_id)
+        self.delivered.append(
+            Answered(packet_id, reason.is_failure, "Packet too large" if too_large else str(reason), too_large)
+        )
 
     def _hold_segment(self) -> None:
         if not self._holding and self.sock.fileno() >= 0:
@@ -148,10 +195,10 @@ class Link:
         if self.sock.fileno() >= 0:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
-    def end(self, why: str) -> None:
+    def end(self, loss: Loss) -> None:
         """It is over; what was said first counts."""
         if not self.lost.done():
-            self.lost.set_result(why)
+            self.lost.set_result(loss)
 
     def guard(self, action: Callable[[], object]) -> None:
         """Run paho; whatever a broker's bytes make it raise ends this connection and nothing else."""
@@ -159,7 +206,7 @@ class Link:
             action()
         except Exception as error:
             log.debug("the connection broke in %r", action, exc_info=True)
-            self.end(f"it sent something that cannot be read ({type(error).__name__})")
+            self.end(Loss(f"it sent something that cannot be read ({type(error).__name__})", "unreadable"))
 
     def watch_writes(self) -> None:
         """Ask to be called when the socket takes more, exactly while something waits."""
@@ -175,7 +222,7 @@ class Link:
 
     def close(self) -> None:
         """Close the socket."""
-        self.end("closed")
+        self.end(Loss("closed", "ours"))
         # paho would report the socket again when it is collected, perhaps after the loop has ended.
         self.client.on_socket_close = None
         if self.sock.fileno() >= 0:
@@ -196,6 +243,51 @@ class Link:
         self.watch_writes()
         if self.up and not self.writing:
             self._on_writable(self)
+
+
+_KEEP_ALIVE, _PROTOCOL_ERROR = 0x8D, 0x82
+
+
+def _loss(reason: Any, *, said: bool) -> Loss:
+    """paho's reasons for an end, which for all but what a broker said are its own guesses."""
+    if said:
+        return Loss(f"it ended the connection: {reason}", "said", reason.value)
+    if reason.value == _KEEP_ALIVE:
+        return Loss("nothing came from it any more", "silent")
+    if reason.value == _PROTOCOL_ERROR:
+        return Loss("Protocol error: it sent something that cannot be right", "unreadable")
+    return Loss("it closed the connection", "closed")
+
+
+class Unproven:
+    """QoS 0 messages larger than any that was acknowledged: nobody says whether they arrived, but an acknowledgement of
+    what was sent after them does.
+    """
+
+    def __init__(self) -> None:
+        self._sent: deque[tuple[int, int, str]] = deque(maxlen=MAX_BACKED_UP)
+        self._turn = 0
+        self._turns: dict[int, int] = {}
+
+    def sent_once(self, size: int, topic: str) -> None:
+        self._turn += 1
+        self._sent.append((self._turn, size, topic))
+
+    def sent(self, packet_id: int) -> None:
+        """A QoS 1 message went out."""
+        if self._sent:
+            self._turns[packet_id] = self._turn
+
+    def acknowledged(self, packet_id: int) -> int:
+        """It was answered: what went before it has arrived; the largest of those in bytes, 0 if there were none."""
+        turn, largest = self._turns.pop(packet_id, 0), 0
+        while self._sent and self._sent[0][0] <= turn:
+            largest = max(largest, self._sent.popleft()[1])
+        return largest
+
+    def largest(self) -> tuple[int, str] | None:
+        """Size and topic of the largest that may not have arrived."""
+        return max(((size, topic) for _, size, topic in self._sent), default=None)
 
 
 def received(link: Link, message: MQTTMessage) -> Received:
@@ -224,9 +316,11 @@ def lacks(properties: object) -> str:
     return ""
 
 
-def make_client(settings: BrokerSettings, client_id: str, *, clean: bool, will: Will | None) -> _Paho:
+def make_client(
+    settings: BrokerSettings, client_id: str, protocol: Protocol, *, clean: bool, will: Will | None
+) -> _Paho:
     """A paho client that says what we want of a broker, and leaves all else to us."""
-    five = settings.protocol == "5"
+    five = protocol == "5"
     client = _Paho(
         CallbackAPIVersion.VERSION2,
         client_id,
@@ -251,9 +345,9 @@ def make_client(settings: BrokerSettings, client_id: str, *, clean: bool, will: 
     return client
 
 
-def publish_properties(settings: BrokerSettings, correlation: bytes | None) -> Properties | None:
+def publish_properties(protocol: Protocol, correlation: bytes | None) -> Properties | None:
     """MQTT 5 properties of a message, if it has any."""
-    return None if correlation is None or settings.protocol != "5" else _correlation_properties(correlation)
+    return None if correlation is None or protocol != "5" else _correlation_properties(correlation)
 
 
 @functools.lru_cache(64)

@@ -75,15 +75,12 @@ class Replies:
             del self._newest[key]
             self._ledger.delivered(key)
 
-    def oversized(self, number: int, most: int) -> None:
-        """The broker does not take a last frame of that size: in its place its client is told so, whenever it asks."""
+    def oversized(self, number: int, why: str) -> None:
+        """The broker does not take a last frame: in its place its client is told so, whenever it asks."""
         key, correlation = self._deliveries.get(number, (None, None))
         self.delivered(number)
         if key is not None:
-            text = (
-                f"the answer does not fit into the {most:,} bytes that this broker takes in a message: "
-                "ask under another id for fewer tokens or log-probabilities"
-            )
+            text = f"the answer was not delivered: {why}; ask under another id for fewer tokens or log-probabilities"
             self.error(key, requests.Refusal(500, requests.ANSWER_TOO_LARGE, text), correlation)
 
     def refuse_control(self, key: Key, op: str, refusal: requests.Refusal) -> None:

@@ -308,9 +308,9 @@ class Serving:
         """The broker has what :meth:`Outlet.publish` numbered."""
         self._replies.delivered(number)
 
-    def on_oversized(self, number: int, most: int) -> None:
-        """The broker takes ``most`` bytes in a message, and what :meth:`Outlet.publish` numbered has more."""
-        self._replies.oversized(number, most)
+    def on_oversized(self, number: int, why: str) -> None:
+        """The broker does not take what :meth:`Outlet.publish` numbered; ``why`` is a clause about it."""
+        self._replies.oversized(number, why)
 
     # -- swapping ------------------------------------------------------------------------------------------------------
 

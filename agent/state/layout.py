@@ -43,6 +43,11 @@ class StateDirectory:
         return self.root / "audit.jsonl"
 
     @property
+    def broker(self) -> Path:
+        """What was found out about the broker."""
+        return self.root / "broker.json"
+
+    @property
     def lock(self) -> Path:
         """Held (flock) by the one process that may change this directory."""
         return self.root / "lock"

@@ -363,14 +363,31 @@ class Info(Struct, frozen=True):
     engine: EngineInfo | None
 
 
+class BrokerState(Struct, frozen=True, omit_defaults=True):
+    """The broker as the device finds it. ``problem``: why there is no connection. ``warnings``: what is wrong with it
+    although there is one: it cuts whoever sends large messages, another client uses our client id, it delivers nothing
+    to groups.
+    """
+
+    address: str
+    protocol: str
+    connected: bool
+    problem: str = ""
+    warnings: list[ReportedError] = []
+
+
 class Health(Struct, frozen=True):
-    """Whether the device answers prompts now, and if not, why; ``warnings``: reason codes of what stops nothing."""
+    """Whether the device answers prompts now, and if not, why; ``warnings``: reason codes of what stops nothing.
+
+    ``broker``: which one this was published to, and what is wrong with it.
+    """
 
     ready: bool
     reasons: list[str]
     queue: int
     active: int
     warnings: list[str] | UnsetType = UNSET
+    broker: BrokerState | UnsetType = UNSET
 
 
 class Event(Struct, frozen=True):

@@ -14,7 +14,7 @@ DEFAULT_ROOT = "edge/v1"
 NO_ID = "-"
 """Stands for the id in the reply topic when a request carries none that can be read."""
 
-EventType = Literal["install", "swap", "rollback", "throttle", "refused"]
+EventType = Literal["install", "swap", "rollback", "throttle", "refused", "broker"]
 
 _ROOT = re.compile(r"[A-Za-z0-9_.-]{1,64}(?:/[A-Za-z0-9_.-]{1,64}){0,7}")
 

@@ -174,6 +174,9 @@ def describe_event(what: str, detail: dict[str, Any]) -> str:
         ),
         "rollback": lambda: f"{detail['from']} → {detail['to'] or 'nothing'}: {detail['message']} [{detail['reason']}]",
         "refused": lambda: f"{detail.get('bundle', 'a wish')}: {detail['message']} [{detail['reason']}]",
+        "broker": lambda: (
+            f"{detail['topic'] + ': ' if 'topic' in detail else ''}{detail['message']} [{detail['reason']}]"
+        ),
         "throttle": lambda: (
             f"at most {detail['active_limit']} at once: {', '.join(detail['reasons'])}"
             if detail["level"]

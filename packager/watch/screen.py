@@ -321,7 +321,14 @@ def _worry(percent: float | None) -> str:
     return BAD if percent > FULL else WORTH_A_LOOK if percent > NEARLY_FULL else ""
 
 
-_EVENT_STYLES = {"install": GOOD, "swap": GOOD, "rollback": BAD, "refused": BAD, "throttle": WORTH_A_LOOK}
+_EVENT_STYLES = {
+    "install": GOOD,
+    "swap": GOOD,
+    "rollback": BAD,
+    "refused": BAD,
+    "throttle": WORTH_A_LOOK,
+    "broker": BAD,
+}
 
 
 def _events(events: Iterable[Happening], room: int, *, show_device: bool) -> RenderableType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from agent.gateway import Gateway
 from agent.install.ports import SealedBundle
 from agent.serving.serving import Serving
 from agent.state.answer_writer import AnswerWriter
+from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
 from agent.state.migrations import MIGRATIONS
 from agent.telemetry.llm import LlmMeter
@@ -72,6 +74,7 @@ class Device:
         self._clock = clock
         self.state = state
         self.workers = workers or FakeWorkers()
+        self.boot_id = uuid.uuid4().hex
         self.desired: list[bytes] = []
         self.on_desired: Callable[[bytes, bool], None] = lambda payload, _retained: self.desired.append(payload)
         self.health_changes = 0
@@ -93,7 +96,10 @@ class Device:
 
     async def _start(self) -> None:
         self.meter = LlmMeter(time.time())
-        self.gateway = Gateway(self.config, "boot-1", on_desired=self.on_desired)
+        self.gateway = Gateway(
+            self.config, self.boot_id, on_desired=self.on_desired, on_broker=self._on_health,
+            memory=BrokerMemory(self.state.with_suffix(".broker"), self.config.broker.identity),
+        )  # fmt: skip
         self.database = Database(self.state, MIGRATIONS)
         self.ledger = AnswerWriter(self.database, self._clock, keep_text=self.config.serving.store_results == "text")
 

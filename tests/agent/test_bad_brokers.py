@@ -5,7 +5,6 @@ says why, tries again, and works once the broker does.
 from __future__ import annotations
 
 import datetime
-import logging
 import queue
 import socket
 import subprocess
@@ -17,9 +16,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.broker_settings import BrokerSettings, TlsSettings
-from agent.config import AgentConfig
-from agent.serving.settings import ServingSettings
+from agent.broker_settings import TlsSettings
 from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto, free_port
 from tests.e2e.raw_client import RawClient
@@ -131,30 +128,6 @@ class Liar:
 
     def close(self) -> None:
         self._server.close()
-
-
-@pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], str]]:
-    logger = logging.getLogger("edge_agent")
-    before, logger.propagate = logger.propagate, True
-    caplog.set_level(logging.INFO, "edge_agent")
-    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
-    logger.propagate = before
-
-
-@pytest.fixture
-def connect(tmp_path: Path) -> Iterator[Callable[..., Device]]:
-    made: list[Device] = []
-
-    def start(port: int, **broker: object) -> Device:
-        settings = BrokerSettings(host="127.0.0.1", port=port, **broker)  # type: ignore[arg-type]
-        config = AgentConfig(device="box", state_dir=tmp_path, broker=settings, serving=ServingSettings(stop_seconds=0))
-        made.append(Device(config, tmp_path / f"state{len(made)}.db"))
-        return made[-1].start(connect=False)
-
-    yield start
-    for device in made:
-        device.stop()
 
 
 @pytest.mark.parametrize(

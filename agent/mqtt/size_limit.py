@@ -1,0 +1,99 @@
+"""The largest message that the broker takes, where it does not say so but cuts whoever sends more. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from msgspec import Struct
+
+from agent.delivery import LOSSES
+
+TRY_AGAIN_SECONDS = 86400.0
+"""A broker's limit is a line of its configuration: once a day a larger message may try whether it still holds."""
+
+MAX_TOPICS = 64
+"""Retained documents and events of a device: a few dozen topics with Home Assistant."""
+
+
+class FoundLimit(Struct, frozen=True):
+    """Messages of ``refused_bytes`` and more cut connections; found at ``found_at`` (Unix seconds)."""
+
+    refused_bytes: int
+    found_at: float
+
+
+class GivenUp(Struct, frozen=True):
+    """A message that was not delivered, since the broker does not take it. ``announced``: the bytes it says it takes.
+
+    ``by_size``: smaller ones come through, as far as is known.
+    """
+
+    topic: str
+    size: int
+    announced: int | None = None
+    by_size: bool = True
+
+    @property
+    def why(self) -> str:
+        """One clause for people."""
+        if self.announced is not None:
+            return f"the broker takes {self.announced:,} bytes at most"
+        if self.by_size:
+            return f"it has {self.size:,} bytes, and the broker does not take so many in a message"
+        return f"the broker ends the connection when it gets it ({self.size:,} bytes)"
+
+
+class SizeLimit:
+    """What connections were lost for, and what is therefore not sent any more.
+
+    A limit for all messages is believed only where a smaller one was acknowledged on the connection that was lost for
+    a larger one; else the topic may be the reason, and only that is avoided.
+    """
+
+    def __init__(self, found: FoundLimit | None = None) -> None:
+        self.found = found
+        self.once: FoundLimit | None = None
+        self._once_lost: list[int] = []
+        self._topics: OrderedDict[str, int] = OrderedDict()
+
+    def judge(self, topic: str, size: int, now: float, *, once: bool = False) -> GivenUp | None:
+        """Why a message is not to be sent; None if it may."""
+        for limit in (self.found, self.once if once else None):
+            if limit is not None and size >= limit.refused_bytes and now - limit.found_at < TRY_AGAIN_SECONDS:
+                return GivenUp(topic, size)
+        if size >= self._topics.get(topic, size + 1):
+            return GivenUp(topic, size, by_size=False)
+        return None
+
+    def refused(self, topic: str, size: int, acknowledged: int, now: float) -> GivenUp:
+        """A message was given up on a connection that had acknowledged one of ``acknowledged`` bytes (0: none)."""
+        if 0 < acknowledged < size:
+            smallest = size if self.found is None else min(size, self.found.refused_bytes)
+            self.found = FoundLimit(smallest, now)
+            return GivenUp(topic, size)
+        self._topics.pop(topic, None)
+        self._topics[topic] = size
+        while len(self._topics) > MAX_TOPICS:
+            self._topics.popitem(last=False)
+        return GivenUp(topic, size, by_size=False)
+
+    def refused_once(self, size: int, now: float) -> bool:
+        """A connection was lost after a QoS 0 message of so many bytes, larger than any that was acknowledged, with
+        nothing else under way; whether that has now happened often enough to send none of that size any more.
+        """
+        self._once_lost.append(size)
+        if len(self._once_lost) < LOSSES:
+            return False
+        self.once = FoundLimit(min(self._once_lost), now)
+        self._once_lost.clear()
+        return True
+
+    def taken(self, size: int) -> bool:
+        """The broker took a message of ``size`` bytes; whether that disproves what was believed."""
+        self._once_lost = [lost for lost in self._once_lost if lost > size]
+        if self.once is not None and size >= self.once.refused_bytes:
+            self.once = None
+        if self.found is not None and size >= self.found.refused_bytes:
+            self.found = None
+            return True
+        return False

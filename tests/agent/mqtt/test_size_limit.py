@@ -1,0 +1,187 @@
+"""What is concluded from lost connections about the messages that were under way."""
+
+from __future__ import annotations
+
+from agent.delivery import LOSSES, Outbox, Outgoing
+from agent.mqtt.link import Unproven
+from agent.mqtt.size_limit import MAX_TOPICS, TRY_AGAIN_SECONDS, FoundLimit, SizeLimit
+
+
+def send_all(outbox: Outbox, limit: int) -> list[int]:
+    """One connection to a broker that takes fewer bytes than ``limit``: acknowledges in order until one is too large;
+    returns the numbers it acknowledged.
+    """
+    outbox.connected()
+    taken: list[int] = []
+    packet = 0
+    while True:
+        batch = []
+        while (message := outbox.take()) is not None:
+            packet += 1
+            outbox.sent(message, packet)
+            batch.append((packet, message))
+        if not batch:
+            return taken
+        for number, message in batch:
+            if message.size >= limit:
+                return taken
+            assert outbox.acknowledged(number) == message
+            taken.append(message.number)
+
+
+def test_the_message_that_connections_are_lost_for_is_given_up_at_the_third_loss_and_all_others_arrive() -> None:
+    outbox = Outbox()
+    for number in range(1, 7):
+        outbox.put(Outgoing(number, f"t{number}", b"x" * (5000 if number == 3 else 10)))
+    arrived: list[int] = []
+    lost = []
+    for _ in range(LOSSES):
+        arrived += send_all(outbox, 2000)
+        lost.append(outbox.connection_lost())
+    assert [message and message.number for message in lost] == [None, None, 3]
+    arrived += send_all(outbox, 2000)
+    assert sorted(arrived) == [1, 2, 4, 5, 6]
+    assert not len(outbox)
+
+
+def test_several_that_are_too_large_go_one_after_the_other() -> None:
+    outbox = Outbox()
+    for number in range(1, 8):
+        outbox.put(Outgoing(number, f"t{number}", b"x" * (5000 if number in (2, 4, 7) else 10)))
+    arrived, given_up, losses = [], [], 0
+    while len(outbox):
+        arrived += send_all(outbox, 2000)
+        if len(outbox):
+            losses += 1
+            if (message := outbox.connection_lost()) is not None:
+                given_up.append(message.number)
+    assert sorted(arrived) == [1, 3, 5, 6]
+    assert sorted(given_up) == [2, 4, 7]
+    assert losses <= 3 * LOSSES
+
+
+def test_a_suspect_delays_nothing_that_waited_and_is_not_starved_by_what_is_new() -> None:
+    outbox = Outbox()
+    outbox.put(Outgoing(1, "large", b"x" * 5000))
+    for _ in range(LOSSES - 1):
+        send_all(outbox, 2000)
+        outbox.connection_lost()
+    outbox.put(Outgoing(2, "waits", b""))
+    outbox.connected()
+    outbox.put(Outgoing(3, "new", b""))
+    first = outbox.take()
+    assert first is not None
+    assert first.number == 2
+    outbox.sent(first, 1)
+    assert outbox.take() is None, "the suspect is next"
+    outbox.acknowledged(1)
+    alone = outbox.take()
+    assert alone is not None
+    assert alone.number == 1
+    outbox.sent(alone, 3)
+    assert outbox.take() is None, "nothing beside a suspect"
+    outbox.acknowledged(3)
+    after = outbox.take()
+    assert after is not None
+    assert after.number == 3
+
+
+def test_a_retained_document_stays_the_same_suspect_when_a_newer_one_takes_its_place() -> None:
+    outbox = Outbox()
+    lost = None
+    for number in range(1, LOSSES + 1):
+        outbox.put(Outgoing(number, "info", b"x" * (5000 + number), retain=True))
+        send_all(outbox, 2000)
+        lost = outbox.connection_lost()
+    assert lost is not None
+    assert lost.topic == "info"
+    assert not len(outbox)
+
+
+def test_losses_that_no_message_can_be_the_reason_for_make_no_suspect() -> None:
+    outbox = Outbox()
+    outbox.put(Outgoing(1, "a", b"x"))
+    for _ in range(3 * LOSSES):
+        send_all(outbox, 0)
+        assert outbox.connection_lost(blameless=True) is None
+    for _ in range(3 * LOSSES):
+        send_all(outbox, 0)
+        assert outbox.connection_lost(silent=True) is None, "a dead link takes nothing, of any size"
+    assert len(outbox) == 1
+
+
+def test_a_link_that_goes_silent_at_large_messages_alone_has_the_large_one_given_up() -> None:
+    outbox = Outbox()
+    given_up = []
+    number = 1
+    outbox.put(Outgoing(number, "large", b"x" * 5000))
+    for _ in range(LOSSES):
+        number += 1
+        outbox.put(Outgoing(number, "status", b"small", retain=True))
+        outbox.connected()
+        while (message := outbox.take()) is not None:
+            outbox.sent(message, message.number)
+            if message.topic == "status":
+                outbox.acknowledged(message.number)
+        given_up.append(outbox.connection_lost(silent=True))
+    # In the first loss nothing smaller had been acknowledged before it was sent.
+    assert [message and message.number for message in given_up] == [None, None, 1]
+
+
+def test_a_limit_is_believed_where_a_smaller_message_was_acknowledged_on_the_same_connection() -> None:
+    limit = SizeLimit()
+    given_up = limit.refused("answer", 5000, 100, now=0.0)
+    assert given_up.by_size
+    assert limit.found == FoundLimit(5000, 0.0)
+    assert limit.judge("other", 4999, 1.0) is None
+    assert limit.judge("other", 5000, 1.0) is not None
+    limit.refused("answer", 4000, 100, now=2.0)
+    assert limit.found == FoundLimit(4000, 2.0)
+    limit.refused("answer", 4500, 100, now=3.0)
+    assert limit.found == FoundLimit(4000, 3.0)
+
+
+def test_a_topic_that_the_broker_does_not_bear_says_nothing_about_others() -> None:
+    limit = SizeLimit()
+    for acknowledged in (0, 3000):
+        given_up = limit.refused("event", 100, acknowledged, now=0.0)
+        assert not given_up.by_size
+        assert limit.found is None
+    assert limit.judge("event", 100, 1.0) is not None
+    assert limit.judge("event", 99, 1.0) is None
+    assert limit.judge("other", 5000, 1.0) is None
+    for number in range(2 * MAX_TOPICS):
+        limit.refused(f"reply/{number}", 100, 0, now=0.0)
+    assert len(limit._topics) == MAX_TOPICS
+
+
+def test_a_limit_is_forgotten_when_the_broker_takes_more_and_tried_again_once_a_day() -> None:
+    limit = SizeLimit(FoundLimit(2000, 100.0))
+    assert not limit.taken(1999)
+    assert limit.judge("a", 2500, 100.0 + TRY_AGAIN_SECONDS - 1) is not None
+    assert limit.judge("a", 2500, 100.0 + TRY_AGAIN_SECONDS) is None
+    assert limit.taken(2500)
+    assert limit.found is None
+    assert limit.judge("a", 2500, 101.0) is None
+
+
+def test_messages_that_nobody_acknowledges_are_left_out_after_three_losses_and_nothing_else() -> None:
+    limit = SizeLimit()
+    assert not limit.refused_once(2500, 0.0)
+    assert not limit.refused_once(2400, 1.0)
+    assert limit.refused_once(2600, 2.0)
+    assert limit.judge("telemetry", 2400, 3.0, once=True) is not None
+    assert limit.judge("answer", 2400, 3.0) is None
+    limit.taken(2400)
+    assert limit.judge("telemetry", 2400, 3.0, once=True) is None
+
+
+def test_an_acknowledgement_proves_what_went_before_it() -> None:
+    unproven = Unproven()
+    unproven.sent_once(3000, "telemetry")
+    unproven.sent(7)
+    unproven.sent_once(4000, "telemetry")
+    assert unproven.largest() == (4000, "telemetry")
+    assert unproven.acknowledged(7) == 3000
+    assert unproven.acknowledged(7) == 0
+    assert unproven.largest() == (4000, "telemetry")
