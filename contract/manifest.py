@@ -124,6 +124,35 @@ class License(Struct, frozen=True):
     file: str | None = None
 
 
+class GenerationDefaults(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What holds for a request that does not say it; names and ranges are those of requests.
+
+    None: the bundle says nothing, and what the device's documentation states applies. An unknown key refuses: a default
+    that is not understood would be another answer than the one that was signed.
+    """
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
+    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] | None = None
+    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=16)] | None = None
+
+
+class Behaviour(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Signed defaults of a bundle, which a request may override.
+
+    ``system_prompt`` stands before messages that bring no system message of their own. ``chat_template`` is the path of
+    the file in the bundle that replaced the source's template.
+    """
+
+    system_prompt: Annotated[str, Meta(min_length=1, max_length=65536)] | None = None
+    chat_template: str | None = None
+    generation: GenerationDefaults = GenerationDefaults()
+
+
 class Base(Struct, frozen=True, forbid_unknown_fields=True):
     """The bundle an adapter bundle belongs to, by name, version and manifest digest."""
 
@@ -149,6 +178,7 @@ class Manifest(Struct, frozen=True):
     license: License
     provenance: dict[str, Any]
     base: Base | None = None
+    behaviour: Behaviour | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -207,6 +237,11 @@ def parse_manifest(stored: bytes) -> Manifest:
         _check_adapter_bundle(manifest, manifest.base)
     if manifest.license.file is not None and all(entry.path != manifest.license.file for entry in manifest.files):
         raise BundleRefused(Reason.FILE_MISSING, "license.file is not among the files", field="license.file")
+    template = None if manifest.behaviour is None else manifest.behaviour.chat_template
+    if template is not None and all(entry.path != template for entry in manifest.files):
+        raise BundleRefused(
+            Reason.FILE_MISSING, "behaviour.chat_template is not among the files", field="behaviour.chat_template"
+        )
     return manifest
 
 

@@ -14,7 +14,8 @@ from typing import Any, Literal, cast
 from contract.adapter_slots import CAPABILITY
 from contract.durable import translate
 from contract.genai_config import GenaiFacts
-from contract.manifest import Budget, Canary, License, Manifest, Model, Requires
+from contract.manifest import Behaviour, Budget, Canary, License, Manifest, Model, Requires
+from packager.behaviour import complete_behaviour
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.calibration.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
 from packager.check import CheckResult
@@ -128,6 +129,7 @@ def build_bundle(
             quality=quality,
             staged=staged,
             provenance=short_provenance(source.describe()),
+            behaviour=complete_behaviour(plan.behaviour, checkpoint.path),
         )
         built = finish_bundle(staged, out, manifest)
         drop_graph(kept)
@@ -242,6 +244,7 @@ def compose_manifest(
     quality: dict[str, Any],
     staged: Path,
     provenance: dict[str, Any],
+    behaviour: Behaviour | None = None,
 ) -> Manifest:
     """The manifest of the finished folder ``staged``: measured and read back, not copied from what was asked for."""
     files = list_files(staged)
@@ -294,4 +297,5 @@ def compose_manifest(
         quality=quality,
         license=License(spdx=spdx, file="LICENSE" if (staged / "LICENSE").is_file() else None),
         provenance=provenance,
+        behaviour=behaviour,
     )

@@ -23,7 +23,7 @@ from packager.quality.text import EvalText
 from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint
 
-LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin")
+LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
 
 REPORT = "report.json"

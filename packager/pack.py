@@ -8,6 +8,7 @@ from pathlib import Path
 from contract.errors import BuildRefused, UsageError
 from contract.genai_config import GenaiFacts
 from contract.manifest import MANIFEST_FILE
+from packager.behaviour import complete_behaviour
 from packager.build import compose_manifest, default_cache, disk_errors, short_provenance
 from packager.bundle import BuiltBundle, finish_bundle, staging
 from packager.check import CheckResult, check_model
@@ -17,7 +18,7 @@ from packager.progress import BuildProgress, SilentProgress
 from packager.quality.text import reference_text
 from packager.readback import GraphFacts, read_back
 from packager.report import write_report
-from packager.sources.checkpoint import TOKENIZER_FILES, digest_directory
+from packager.sources.checkpoint import TEMPLATE_FILE, TOKENIZER_FILES, digest_directory
 from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 4
@@ -51,6 +52,8 @@ def pack_bundle(
         progress.stage(1, STAGES, "copying and reading the graph")
         config, graph = read_back(model_dir)
         copy_folder(model_dir, staged)
+        if plan.origin.chat_template is not None:
+            (staged / TEMPLATE_FILE).write_text(plan.origin.chat_template, "utf-8")
         runs = config.provider == "cpu"
         progress.stage(2, STAGES, "loading and generating" if runs else f"{NOT_RUN}: {config.provider}")
         checked = _check(staged, config, graph, log, progress)
@@ -79,6 +82,7 @@ def pack_bundle(
             quality=quality,
             staged=staged,
             provenance=provenance,
+            behaviour=complete_behaviour(plan.behaviour, staged),
         )
         return finish_bundle(staged, out, manifest)
 

@@ -13,6 +13,7 @@ from typing import Literal
 from msgspec import Struct
 
 from contract.errors import UsageError
+from contract.manifest import Behaviour
 from contract.names import check_bundle_name, check_version
 from packager.quality.gates import QualityPlan
 from packager.sources.checkpoint import Checkpoint
@@ -55,7 +56,8 @@ class BuildPlan(Struct, frozen=True):
     ``calibration`` is ``self`` or a text file, and counts for calibrated quantizers and for the scales of an INT8 cache
     (``kv``). ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
 
-    ``adapter_slots`` gives every product of a layer a place for adapters.
+    ``adapter_slots`` gives every product of a layer a place for adapters. ``behaviour`` are signed defaults; what it
+    leaves open, the source's own ``generation_config.json`` may say.
     """
 
     source: str
@@ -73,6 +75,7 @@ class BuildPlan(Struct, frozen=True):
     kv: str = "float"
     quality: QualityPlan = QualityPlan()
     origin: SourceOptions = SourceOptions()
+    behaviour: Behaviour = Behaviour()
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
 
     @property

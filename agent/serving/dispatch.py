@@ -113,7 +113,8 @@ class Dispatch:
         self._outcomes.began(job)
         job.frames.begin(job.attempt, seat.bundle.manifest.reference, self._now())
         self._log.began(job, 0 if seat.worker is None else seat.worker.pid, seat.bundle.manifest.reference)
-        seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes))
+        behaviour = seat.bundle.manifest.behaviour
+        seat.admit(job, requests.to_generation(job.number, job.key.client, job.request, job.changes, behaviour))
 
     def limit_active(self, most: int | None) -> None:
         """At most so many answers at once from now on (None: as many as there are places); running ones go on."""

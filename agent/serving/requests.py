@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct, structs
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from agent.engine.stepping import ChatTurn, Generation
 from contract.errors import RequestInvalid
+from contract.manifest import Behaviour
 from contract.mqtt.messages import ErrorBody, ErrorFrame, GenerateRequest, ImagePart, Message
 from contract.mqtt.pictures import picture_bytes
+
+T = TypeVar("T")
 
 NO_MODEL = "no_model"
 UNLOADED = "unloaded"
@@ -31,12 +34,19 @@ UPDATABLE = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_pen
 
 
 def to_generation(
-    number: int, client: str, request: GenerateRequest, changes: Mapping[str, Any] | None = None
+    number: int,
+    client: str,
+    request: GenerateRequest,
+    changes: Mapping[str, Any] | None = None,
+    behaviour: Behaviour | None = None,
 ) -> Generation:
     """The request as the engine sees it; ``number`` identifies it between agent and worker.
 
-    ``changes`` were asked for since it came in, as :func:`check_changes` gave them.
+    ``changes`` were asked for since it came in, as :func:`check_changes` gave them. ``behaviour`` are the defaults of
+    the bundle that is going to answer.
     """
+    signed = Behaviour() if behaviour is None else behaviour
+    defaults = signed.generation
     grammar: tuple[str, str] | None = None
     form = request.response_format
     if form is not None and form.type == "regex":
@@ -48,27 +58,43 @@ def to_generation(
     generation = Generation(
         request=number,
         client=client,
-        messages=None if request.messages is UNSET else [_turn(message) for message in request.messages],
+        messages=None if request.messages is UNSET else _turns(request.messages, signed.system_prompt),
         pictures=[] if request.messages is UNSET else _pictures(request.messages),
         prompt=None if request.prompt is UNSET else request.prompt,
-        max_tokens=None if request.max_tokens is UNSET else request.max_tokens,
+        max_tokens=defaults.max_tokens if request.max_tokens is UNSET else request.max_tokens,
         min_tokens=request.min_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
+        # Beam search is greedy, whatever the bundle's default for a single answer is.
+        temperature=_first(request.temperature, defaults.temperature if request.num_beams == 1 else None, 0.0),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        top_k=_first(request.top_k, defaults.top_k, 0),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
         seed=None if request.seed is UNSET else request.seed,
-        stops=request.stops,
+        stops=request.stops if request.stop is not UNSET else tuple(defaults.stop or ()),
         logprobs=request.logprobs,
         top_logprobs=request.top_logprobs,
         logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
         grammar=grammar,
         num_beams=request.num_beams,
-        repetition_penalty=request.repetition_penalty,
-        no_repeat_ngram_size=request.no_repeat_ngram_size,
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        no_repeat_ngram_size=_first(request.no_repeat_ngram_size, defaults.no_repeat_ngram_size, 0),
         adapter=request.adapter,
     )
     return structs.replace(generation, **changes) if changes else generation
+
+
+def _first(asked: T | UnsetType, signed: T | None, otherwise: T) -> T:
+    """What the request says, else what the bundle does."""
+    if asked is not UNSET:
+        return asked
+    return otherwise if signed is None else signed
+
+
+def _turns(messages: list[Message], system_prompt: str | None) -> list[ChatTurn]:
+    """The messages, after the bundle's system prompt where they bring none of their own."""
+    turns = [_turn(message) for message in messages]
+    if system_prompt is None or any(turn["role"] == "system" for turn in turns):
+        return turns
+    return [{"role": "system", "content": system_prompt}, *turns]
 
 
 def _turn(message: Message) -> ChatTurn:

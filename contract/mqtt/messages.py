@@ -84,7 +84,8 @@ AdapterName = Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}(@[0-9A-Za-z.+-]{1
 class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """A request for text; exactly one of ``messages`` and ``prompt``. Times in milliseconds.
 
-    ``prompt`` is taken as it is, ``messages`` go through the model's chat template.
+    ``prompt`` is taken as it is, ``messages`` go through the model's chat template. What the request leaves open, the
+    bundle's ``behaviour`` may say; else it is generated greedily, without penalties, up to the end of the context.
     """
 
     id: Identifier | UnsetType = UNSET
@@ -92,23 +93,24 @@ class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     prompt: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | UnsetType = UNSET
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0
-    temperature: Annotated[float, Meta(ge=0, le=2)] = 0.0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType = UNSET
+    top_p: Annotated[float, Meta(gt=0, le=1)] | UnsetType = UNSET
+    top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | UnsetType = UNSET
+    min_p: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
     seed: Annotated[int, Meta(ge=0, le=2**53)] | UnsetType = UNSET
     stop: (
         Annotated[str, Meta(min_length=1, max_length=256)]
         | Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)]
-    ) = []
+        | UnsetType
+    ) = UNSET
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] = {}
     response_format: ResponseFormat | None = None
     stream: bool = True
     num_beams: Annotated[int, Meta(ge=1, le=8)] = 1
-    repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] = 1.0
-    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] = 0
+    repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] | UnsetType = UNSET
+    no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] | UnsetType = UNSET
     adapter: AdapterName | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = DEFAULT_PRIORITY
     deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | UnsetType = UNSET
@@ -116,6 +118,8 @@ class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def stops(self) -> tuple[str, ...]:
+        if self.stop is UNSET:
+            return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 

@@ -57,7 +57,7 @@ def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str
     for token in request.logit_bias:
         if not token.isascii() or not token.isdigit() or len(token) > 8:
             raise RequestInvalid("logit_bias keys are token ids", field=f"logit_bias.{token[:32]}")
-    if request.num_beams > 1 and request.temperature > 0:
+    if request.num_beams > 1 and request.temperature is not UNSET and request.temperature > 0:
         raise RequestInvalid("beam search needs temperature 0", field="num_beams")
     return request_id, request
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import UsageError
+from contract.manifest import Behaviour
 from packager.adapter_bundle import build_adapter_bundle
+from packager.behaviour import FIELDS, read_generation, read_system_prompt, read_template
 from packager.build import build_bundle, default_cache
 from packager.bundle import BuiltBundle
 from packager.plan import BLOCK_SIZES, OFFERED, QUANTIZERS, BuildPlan
 from packager.progress import choose_progress
 from packager.quality.gates import QualityPlan
+from packager.sources.checkpoint import TEMPLATE_FILE
 from packager.sources.opening import SourceOptions
 
 EXAMPLES = """examples:
@@ -24,6 +27,8 @@ EXAMPLES = """examples:
   edge-packager build ./my-checkpoint --name assistant --version 2.1.1 --precision int8 --json
   edge-packager build ./my-checkpoint --name assistant --version 2.2.0 --adapter-slots --out assistant
   edge-packager build ./my-checkpoint --adapter ./my-lora --base assistant --name assistant-legal --version 1.0.0
+  edge-packager build ./my-checkpoint --name clerk --version 1.0.0 --system-prompt "Answer in one sentence." \\
+      --generation temperature=0.3,max_tokens=200
   edge-packager build ./my-checkpoint --name assistant --version 2.1.2 --eval manual.txt --behaviour cases.json
 
 exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 the disk, 130 interrupted
@@ -53,6 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapter-slots", action="store_true", help="give the graph places for adapter bundles")
     add_source_arguments(parser)
     add_quality_arguments(parser)
+    add_behaviour_arguments(parser)
     add_bundle_arguments(parser)
 
 
@@ -84,6 +90,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         revision=arguments.revision,
         hub_cache=arguments.hub_cache,
         adapter=arguments.adapter,
+        chat_template=template_of(arguments),
         trust_code=arguments.trust_remote_code,
     )
 
@@ -109,6 +116,38 @@ def quality_plan(arguments: argparse.Namespace) -> QualityPlan:
         max_perplexity_ratio=arguments.max_perplexity_ratio,
         accept=arguments.accept_quality,
     )
+
+
+def add_behaviour_arguments(parser: argparse.ArgumentParser) -> None:
+    """Signed defaults of the bundle."""
+    asked = parser.add_argument_group("behaviour: signed defaults, which a request may override")
+    asked.add_argument("--system-prompt", metavar="TEXT", help="stands before messages without one; @FILE reads a file")
+    asked.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja template in place of the source's")
+    asked.add_argument(
+        "--generation",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,…",
+        help=f"any of {', '.join(FIELDS)} (what the source's generation_config.json says)",
+    )
+
+
+def behaviour_of(arguments: argparse.Namespace) -> Behaviour:
+    """What :func:`add_behaviour_arguments` read.
+
+    Raises:
+        UsageError: a value that no request could have.
+    """
+    return Behaviour(
+        system_prompt=read_system_prompt(arguments.system_prompt),
+        chat_template=None if arguments.chat_template is None else TEMPLATE_FILE,
+        generation=read_generation(arguments.generation),
+    )
+
+
+def template_of(arguments: argparse.Namespace) -> str | None:
+    """The chat template that :func:`add_behaviour_arguments` was given."""
+    return None if arguments.chat_template is None else read_template(arguments.chat_template)
 
 
 def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,11 +180,18 @@ def run(arguments: argparse.Namespace) -> int:
         adapter_slots=arguments.adapter_slots,
         quality=quality_plan(arguments),
         origin=source_options(arguments),
+        behaviour=behaviour_of(arguments),
     )
     progress = choose_progress(quiet=arguments.json)
     out, cache = output_directory(arguments), arguments.cache or default_cache()
     try:
         if arguments.base is not None:
+            if plan.behaviour != Behaviour():
+                raise UsageError(
+                    "an adapter bundle has the behaviour of the bundle that it belongs to: leave --system-prompt, "
+                    "--chat-template and --generation out",
+                    field="behaviour",
+                )
             built = build_adapter_bundle(plan, arguments.base, out, progress, cache=cache)
         else:
             built = build_bundle(plan, out, progress, cache=cache)

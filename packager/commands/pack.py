@@ -5,10 +5,19 @@ from __future__ import annotations
 import argparse
 
 from packager.build import default_cache
-from packager.commands.build import add_bundle_arguments, end_on_terminate, output_directory, print_bundle
+from packager.commands.build import (
+    add_behaviour_arguments,
+    add_bundle_arguments,
+    behaviour_of,
+    end_on_terminate,
+    output_directory,
+    print_bundle,
+    template_of,
+)
 from packager.pack import pack_bundle
 from packager.plan import BuildPlan
 from packager.progress import choose_progress
+from packager.sources.opening import SourceOptions
 
 EXAMPLES = """examples:
   edge-packager pack ./phi-3.5-mini-int4-cpu --name phi-3.5-mini --version 1.0.0
@@ -22,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """See :class:`contract.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder with genai_config.json, graph and tokenizer")
+    add_behaviour_arguments(parser)
     add_bundle_arguments(parser)
 
 
@@ -34,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         version=arguments.version,
         epoch=arguments.epoch,
         license=arguments.license,
+        origin=SourceOptions(chat_template=template_of(arguments)),
+        behaviour=behaviour_of(arguments),
     )
     progress = choose_progress(quiet=arguments.json)
     try:

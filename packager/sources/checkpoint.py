@@ -22,6 +22,7 @@ INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 CARD_FILE = "README.md"
+TEMPLATE_FILE = "chat_template.jinja"
 QUANTIZED_METHODS = ("gptq", "awq")
 NEED_CODE = ("chatglm", "internlm2", "phi3small")
 """Families that transformers runs only with Python files out of the checkpoint."""
@@ -200,7 +201,7 @@ def _indexed_shards(path: Path, index: Path) -> list[Path]:
 
 def read_chat_template(path: Path) -> bytes | None:
     """The chat template's bytes, from its own file or from tokenizer_config.json; None for base models."""
-    own = path / "chat_template.jinja"
+    own = path / TEMPLATE_FILE
     if own.is_file():
         return own.read_bytes()
     config = path / "tokenizer_config.json"

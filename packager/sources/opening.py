@@ -16,12 +16,16 @@ from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
 from packager.sources.gguf import GGUF_MAGIC, convert_gguf
 from packager.sources.hub import fetch_from_hub, is_hub_id
+from packager.sources.template import replace_template
 from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
 
 
 class OpenedSource(Struct, frozen=True):
-    """A checkpoint and where it came from. ``label`` is a file or directory name, never a path of this host."""
+    """A checkpoint and where it came from. ``label`` is a file or directory name, never a path of this host.
+
+    ``chat_template`` is the SHA-256 of the template that took the place of the source's.
+    """
 
     kind: str
     label: str
@@ -29,25 +33,34 @@ class OpenedSource(Struct, frozen=True):
     checkpoint: Checkpoint
     revision: str | None = None
     adapter: dict[str, str] | None = None
+    chat_template: str | None = None
 
     @property
     def digest(self) -> str:
         """One digest of everything that went into ``checkpoint``."""
         parts = [self.sha256, *([self.adapter["sha256"]] if self.adapter else [])]
+        parts += [self.chat_template] if self.chat_template else []
         return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """For the manifest: what it was, and the digests of its files."""
         found = {"kind": self.kind, "name": self.label, "revision": self.revision, "sha256": self.sha256}
-        return {key: value for key, value in {**found, "adapter": self.adapter}.items() if value is not None}
+        return {
+            key: value
+            for key, value in {**found, "adapter": self.adapter, "chat_template": self.chat_template}.items()
+            if value is not None
+        }
 
 
 class SourceOptions(Struct, frozen=True):
-    """How a source is to be opened. ``adapter`` is merged; ``trust_code`` lets the checkpoint run Python of its own."""
+    """How a source is to be opened. ``adapter`` is merged; ``chat_template`` takes the place of the source's;
+    ``trust_code`` lets the checkpoint run Python of its own.
+    """
 
     revision: str | None = None
     hub_cache: Path | None = None
     adapter: Path | None = None
+    chat_template: str | None = None
     trust_code: bool = False
 
 
@@ -77,12 +90,15 @@ def open_source(
     if not base.needs_code:  # code of the checkpoint alone knows its weights; running it to compare comes later
         check_weights(base, read_reference(base, cache, log))
     refuse_broken_numbers(find_shards(base.path), on_progress)
-    if adapter is None:
-        return opened
-    check_base(adapter, base, text)
-    merged = merge_adapter(base, opened.sha256, adapter, cache=cache, log=log, on_progress=on_progress)
-    names = {"name": adapter.path.resolve().name, "sha256": adapter.sha256}
-    return msgspec.structs.replace(opened, checkpoint=merged, adapter=names)
+    if adapter is not None:
+        check_base(adapter, base, text)
+        merged = merge_adapter(base, opened.sha256, adapter, cache=cache, log=log, on_progress=on_progress)
+        names = {"name": adapter.path.resolve().name, "sha256": adapter.sha256}
+        opened = msgspec.structs.replace(opened, checkpoint=merged, adapter=names)
+    if options.chat_template is not None:
+        changed, sha256 = replace_template(opened.checkpoint, opened.digest, options.chat_template, cache)
+        opened = msgspec.structs.replace(opened, checkpoint=changed, chat_template=sha256)
+    return opened
 
 
 def _open_base(

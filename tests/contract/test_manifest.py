@@ -124,3 +124,27 @@ def test_any_changed_byte_is_read_or_refused_never_anything_else(data: st.DataOb
         assert refused.reason in Reason
     else:
         assert manifest.total_bytes >= 0
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ({"chat_template": "none.jinja"}, Reason.FILE_MISSING),
+        ({"chat_template": "../model.onnx"}, Reason.FILE_MISSING),
+        ({"generation": {"temprature": 1}}, Reason.SCHEMA_INVALID),
+        ({"generation": {"temperature": 3}}, Reason.SCHEMA_INVALID),
+        ({"tools": []}, Reason.SCHEMA_INVALID),
+        ({"system_prompt": ""}, Reason.SCHEMA_INVALID),
+    ],
+)
+def test_a_behaviour_that_is_not_understood_is_refused(behaviour: dict[str, Any], reason: Reason) -> None:
+    with pytest.raises(BundleRefused) as refused:
+        parse_manifest(json.dumps({**WELL_FORMED, "behaviour": behaviour}).encode())
+    assert refused.value.reason is reason
+
+
+def test_a_behaviour_survives_writing_and_reading() -> None:
+    behaviour = {"system_prompt": "Be brief.", "generation": {"temperature": 0.5, "stop": ["END"]}}
+    manifest = parse_manifest(json.dumps({**WELL_FORMED, "behaviour": behaviour}).encode())
+    assert manifest.behaviour is not None
+    assert json.loads(encode_manifest(manifest))["behaviour"] == behaviour
