@@ -181,9 +181,10 @@ def smollm2_bundle(smollm2_gguf: Path) -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
-    """With EDGE_REQUIRE_BROKER=1, a test marked ``broker`` that was skipped has failed."""
+    """With EDGE_REQUIRE_BROKER=1, a test marked ``broker`` or ``prometheus`` that was skipped has failed."""
     report = yield
-    if report.skipped and os.environ.get("EDGE_REQUIRE_BROKER") == "1" and item.get_closest_marker("broker"):
+    needed = item.get_closest_marker("broker") or item.get_closest_marker("prometheus")
+    if report.skipped and os.environ.get("EDGE_REQUIRE_BROKER") == "1" and needed:
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} needs a real broker and was skipped: {report.longrepr}"
+        report.longrepr = f"{item.nodeid} needs a real {needed.name} and was skipped: {report.longrepr}"
     return report

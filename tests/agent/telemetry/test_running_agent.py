@@ -4,13 +4,8 @@ templates are filled with what the agent really publishes, as Home Assistant doe
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +16,10 @@ import pytest
 
 from agent.telemetry import families
 from agent.telemetry.exposition import OPEN_METRICS, TEXT
-from tests.agent.install.market import Device, Market
 from tests.agent.telemetry.exposition_reader import official, parse
-from tests.broker import Broker, free_port
+from tests.agent.telemetry.running import MACHINES_OWN, SECONDS, running_agent, scrape, scrape_until_ready
+from tests.broker import Broker
 
-SECONDS = 60.0
 pytestmark = pytest.mark.broker
 
 
@@ -55,49 +49,8 @@ class Listener:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Path) -> Iterator[tuple[Broker, int]]:
-    directory = tmp_path_factory.mktemp("agent")
-    market, device = Market(directory / "market", tiny_bundle), Device(directory / "state")
-    market.publish("1.0.0", security_epoch=2)
-    device.activate(device.install(market.job(device.directory.root, "1.0.0")))
-    broker, page = Broker(directory / "broker"), free_port()
-    broker.start()
-    config = directory / "agent.toml"
-    config.write_text(
-        f'device = "box.7"\nstate_dir = "state"\n[broker]\nhost = "127.0.0.1"\nport = {broker.port}\n'
-        f"[telemetry]\ninterval_seconds = 0.3\n[telemetry.prometheus]\nport = {page}\n"
-        "[telemetry.home_assistant]\nenabled = true\n"
-    )
-    agent = subprocess.Popen([sys.executable, "-m", "agent.cli", "run", "--config", str(config)])
-    yield broker, page
-    agent.terminate()
-    assert agent.wait(SECONDS) == 0
-    broker.stop()
-
-
-def scrape(page: int, accept: str = "*/*") -> tuple[str, str]:
-    """Content type and text."""
-    request = urllib.request.Request(f"http://127.0.0.1:{page}/metrics", headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-        return answer.headers["Content-Type"], answer.read().decode()
-
-
-def scrape_until_ready(page: int) -> str:
-    deadline = time.monotonic() + SECONDS
-    while True:
-        with contextlib.suppress(OSError):
-            _, text = scrape(page)
-            if re.search(r"^edge_ready\{.*\} 1$", text, re.MULTILINE) and "edge_memory_total_bytes" in text:
-                return text
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-MACHINES_OWN = {
-    families.SWAP, families.SWAP_IN, families.SWAP_OUT, families.DISK_READ, families.DISK_WRITTEN, families.SENT,
-    families.RECEIVED, families.PRESSURE, families.TEMPERATURE, families.TEMPERATURE_LIMIT, families.FREQUENCY,
-    families.THROTTLE_EVENTS, families.THROTTLED, families.LOAD,
-}  # fmt: skip
-"""Not every machine has them."""
+    with running_agent(tmp_path_factory.mktemp("agent"), tiny_bundle) as found:
+        yield found
 
 
 def test_a_scraper_reads_the_page_of_a_running_agent(running: tuple[Broker, int]) -> None:
