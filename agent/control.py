@@ -122,11 +122,16 @@ class ControlServer:
         except OSError as error:
             raise StoreBroken(f"{path} cannot be listened on: {error.strerror}") from error
 
+    @property
+    def listening(self) -> bool:
+        return self._server is not None
+
     async def close(self) -> None:
         """Stop listening; orders that are being carried out are told nothing more."""
         if self._server is not None:
             self._server.close()
-            self._directory.control_socket.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._directory.control_socket.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients += 1

@@ -29,16 +29,15 @@ from agent.install.deriving import Deriving
 from agent.mqtt import LONGEST_TURN_SECONDS
 from agent.notify import Notifier
 from agent.progress import LAG_SECONDS, Progress
-from agent.serving.requests import STORE_UNAVAILABLE, UNLOADED
+from agent.serving.requests import STORE_READ_ONLY, STORE_UNAVAILABLE, UNLOADED
 from agent.serving.serving import Serving
 from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
 from agent.state.broker_memory import BrokerMemory
-from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import State
 from agent.telemetry import home_assistant, metrics
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.prometheus import PrometheusEndpoint
@@ -66,6 +65,8 @@ TURNS_MISSED = 3
 STALLS_MISSED = 2.0
 """A worker silent for so many times what it is allowed was not ended by whoever watches it: then we are at fault."""
 
+MEANWHILE = "what is active serves, results are kept in memory only and nothing is installed until that is over"
+
 SAMPLE_SECONDS = 20.0
 """A sample on a box that swaps."""
 
@@ -92,6 +93,7 @@ class Service:
         self._health_at = float("-inf")
         self._counts_due: asyncio.TimerHandle | None = None
         self._trust_said: tuple[Mapping[str, int], bool] = {}, False
+        self._restoring: asyncio.Task[None] | None = None
         self._progress = Progress()
 
     def stop(self) -> None:
@@ -103,19 +105,20 @@ class Service:
         disk = Disk()
         make_private(self._directory, disk)
         with FileLock(self._directory.lock, "another agent or command"):
-            databases = [Database(self._directory.database, MIGRATIONS, disk.effects) for _ in range(2)]
+            self._state = State(self._directory, disk.effects)
+            if self._state.unwritable is not None:
+                log.warning("%s: %s", self._state.unwritable.message, MEANWHILE)
             try:
-                await self._assemble(disk, *databases)
+                await self._assemble(disk)
                 await self._serve()
             finally:
-                for database in databases:
-                    database.close()
+                self._state.close()
 
-    async def _assemble(self, disk: Disk, installing: Database, answering: Database) -> None:
+    async def _assemble(self, disk: Disk) -> None:
         config = self._config
         self._meter = LlmMeter(round(time.time(), 3))
         clock = steady_clock()
-        self._ledger = AnswerWriter(answering, clock, keep_text=config.serving.store_results == "text")
+        self._ledger = AnswerWriter(self._state.answering, clock, keep_text=config.serving.store_results == "text")
         self._gateway = Gateway(
             config, uuid.uuid4().hex, on_desired=self._desire, on_broker=self._say_health,
             memory=BrokerMemory(self._directory.broker, config.broker.identity, disk),
@@ -144,7 +147,7 @@ class Service:
             on_turn=lambda: self._note("telemetry"),
         )
         self._prometheus = PrometheusEndpoint(config.telemetry.prometheus, self._page)
-        state = InstallationState(installing)
+        state = InstallationState(self._state.installing)
         self._coordinator = Coordinator(
             directory=self._directory,
             state=state,
@@ -192,7 +195,7 @@ class Service:
         await self._serving.recover()
         self._gateway.reported(self._coordinator.reported)
         self._say_health()
-        await self._control.start()
+        await self._listen_for_orders()
         await self._prometheus.start()
         now = asyncio.get_running_loop().time()
         self._progress.expect("mqtt", TURNS_MISSED * LONGEST_TURN_SECONDS, now)
@@ -218,6 +221,9 @@ class Service:
         # Before the installation is cut off: while it loads a model, requests wait for that model.
         self._serving.begin_stop()
         mqtt, *others = tasks
+        if self._restoring is not None:
+            # What runs in its thread ends by itself, with the file or with the copy.
+            await asyncio.gather(self._restoring, return_exceptions=True)
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
@@ -263,11 +269,39 @@ class Service:
             due = clock() + period
             await asyncio.sleep(period)
 
+    async def _listen_for_orders(self) -> None:
+        """Open the operator's door; a disk that has no room for it keeps nobody from being served."""
+        try:
+            await self._control.start()
+        except StoreBroken as error:
+            if self._state.unwritable is None:
+                raise
+            log.warning("commands on this device cannot reach the agent for now: %s", error.message)
+
     def _look_at_store(self) -> None:
         """A store that failed is tried again once a request fits."""
+        if self._state.unwritable is not None:
+            if self._restoring is None or self._restoring.done():
+                # Not in this task: a disk that hangs must not keep the watchdog from being fed.
+                self._restoring = asyncio.create_task(self._go_on_with_the_disk(), name="restoring the state")
+            return
         with contextlib.suppress(StoreBroken):
             if host.disk_available(self._directory.root) >= MAX_REQUEST_BYTES:
                 self._serving.look_at_store()
+
+    async def _go_on_with_the_disk(self) -> None:
+        """Record everything again, if that is possible now."""
+        try:
+            await asyncio.to_thread(self._state.restore)
+        except (StoreBroken, StoreFull) as error:
+            log.debug("the state cannot be written yet: %s", error.message)
+            return
+        log.info("the state can be written again: results are stored and wishes followed as usual")
+        if not self._control.listening:
+            await self._control.start()
+        await self._serving.recover_rest()
+        self._coordinator.recovered()
+        self._say_health()
 
     def _note(self, part: str) -> None:
         self._progress.beat(part, asyncio.get_running_loop().time())
@@ -348,8 +382,15 @@ class Service:
         if self._ledger.holding and STORE_UNAVAILABLE not in serving:
             serving.append(STORE_UNAVAILABLE)
         ready = not serving
-        # A throttled device answers, only fewer at once; one whose model was unloaded answers once it is loaded.
-        reasons = [*serving, *([UNLOADED] if self._serving.unloaded else []), *self._vitals.limit.reasons]
+        # A throttled device answers, only fewer at once; one whose model was unloaded answers once it is loaded; one
+        # that cannot write its state answers and keeps the results in memory.
+        unwritable = self._state.unwritable is not None
+        reasons = [
+            *serving,
+            *([UNLOADED] if self._serving.unloaded else []),
+            *([STORE_READ_ONLY] if unwritable else []),
+            *self._vitals.limit.reasons,
+        ]
         warnings = self._coordinator.warnings or UNSET
         return Health(ready, reasons, self._serving.queued, self._serving.active, warnings)
 

@@ -18,9 +18,8 @@ from agent.diagnosis.measuring import Measurement, measure
 from agent.diagnosis.state import is_running
 from agent.install.deriving import cpu_id, is_sound
 from agent.install.inspection import read_manifest
-from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 from agent.worker.supervision import WorkerProcess
 from contract.errors import UsageError
 from contract.manifest import Budget
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _bundles(place: Place) -> dict[str, InstalledBundle]:
     """``active`` and ``previous``, as far as there are any."""
-    database = Database(place.directory.database, MIGRATIONS)
+    database = open_to_read(place.directory)
     try:
         state = InstallationState(database)
         snapshot = state.snapshot()

@@ -9,9 +9,8 @@ import msgspec
 from agent.commands.place import add_place, existing_place
 from agent.commands.status import show_bundles
 from agent.install.overview import bundle_lines
-from agent.state.database import Database
 from agent.state.installation import InstallationState
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     place = existing_place(arguments)
-    database = Database(place.directory.database, MIGRATIONS)
+    database = open_to_read(place.directory)
     try:
         lines = bundle_lines(InstallationState(database), place.directory)
     finally:

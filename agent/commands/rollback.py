@@ -13,9 +13,8 @@ from agent.control import Order, call_agent, check_may_lower_epoch, raise_for
 from agent.install.alone import carry_out_alone
 from agent.install.overview import Overview
 from agent.install.wishes import Wish, rollback_wish
-from agent.state.database import Database
 from agent.state.installation import InstallationState
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +56,7 @@ def roll_back_alone(place: Place, order: Order, teller: Teller) -> str:
 
 
 def _read_wish(place: Place, order: Order) -> Wish:
-    database = Database(place.directory.database, MIGRATIONS)
+    database = open_to_read(place.directory)
     try:
         return rollback_wish(InstallationState(database), place.install, allow_epoch=order.allow_epoch)
     finally:

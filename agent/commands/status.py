@@ -12,9 +12,8 @@ from agent.control import Order, call_agent
 from agent.install.overview import BundleLine, Overview, survey
 from agent.install.reporting import Reporter
 from agent.install.wishes import revision_of
-from agent.state.database import Database
 from agent.state.installation import InstallationState
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 from contract.mqtt.messages import BrokerState
 
 
@@ -40,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def read_overview(place: Place) -> Overview:
     """What is recorded, while no agent runs."""
-    database = Database(place.directory.database, MIGRATIONS)
+    database = open_to_read(place.directory)
     try:
         state = InstallationState(database)
         snapshot = state.snapshot()

@@ -15,6 +15,7 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 from contract.command_line import report
 from contract.durable import Disk
 from contract.errors import EdgeBundleError, UsageError
@@ -155,7 +156,7 @@ def _show(arguments: argparse.Namespace) -> int:
     directory = _state_directory(arguments)
     if not directory.database.exists():
         raise UsageError(f"{directory.root} is not the state directory of an agent")
-    database = Database(directory.database, MIGRATIONS)
+    database = open_to_read(directory)
     try:
         files = TrustStore(directory.trust).load(InstallationState(database))
     finally:

@@ -11,9 +11,8 @@ from agent.install.adapters import check_fits
 from agent.install.contents import check_contents
 from agent.install.deriving import is_sound
 from agent.install.inspection import find_faults, read_manifest
-from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 from contract.errors import BundleRefused
 from contract.reasons import Reason
 
@@ -33,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     place = existing_place(arguments)
-    database = Database(place.directory.database, MIGRATIONS)
+    database = open_to_read(place.directory)
     try:
         bundles = InstallationState(database).bundles()
     finally:

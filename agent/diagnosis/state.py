@@ -18,6 +18,7 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 from contract.durable import Disk
 from contract.errors import StoreBroken
 from contract.manifest import MANIFEST_FILE, parse_manifest
@@ -64,7 +65,7 @@ def database(place: StateDirectory) -> Finding:
     if not place.database.is_file():
         check_not_lost(place)
         return Finding("database", "note", "nothing was installed here yet")
-    opened = Database(place.database, MIGRATIONS)
+    opened = open_to_read(place)
     try:
         verdict = str(opened.query("PRAGMA quick_check(1)")[0][0])
     finally:
@@ -107,7 +108,7 @@ def clock_floor(place: StateDirectory) -> int:
     """The latest time that this device has seen signed; 0 if there is no state."""
     if not place.database.is_file():
         return 0
-    opened = Database(place.database, MIGRATIONS)
+    opened = open_to_read(place)
     try:
         return InstallationState(opened).clock_floor()
     finally:
@@ -118,7 +119,7 @@ def active_bundle(place: StateDirectory, settings: InstallSettings) -> Finding:
     """What is served, and whether memory and disk still are what it needs."""
     if not place.database.is_file():
         return Finding("bundle", "note", "none is installed", "edge-agent install SOURCE NAME@VERSION")
-    opened = Database(place.database, MIGRATIONS)
+    opened = open_to_read(place)
     try:
         snapshot = InstallationState(opened).snapshot()
     finally:

@@ -26,10 +26,9 @@ import msgspec
 from agent.config import load_config
 from agent.diagnosis.finding import Finding
 from agent.install.overview import bundle_lines
-from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 from contract.durable import translate
 from contract.errors import EdgeBundleError
 
@@ -121,7 +120,7 @@ def _state(config_path: Path) -> dict[str, bytes]:
         place = StateDirectory(load_config(config_path).state_dir)
         if not place.database.is_file():
             return {}
-        opened = Database(place.database, MIGRATIONS)
+        opened = open_to_read(place)
         try:
             state = InstallationState(opened)
             snapshot, lines = state.snapshot(), bundle_lines(state, place)

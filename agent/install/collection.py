@@ -136,6 +136,16 @@ def collect_derived(state: InstallationState, directory: StateDirectory, disk: D
             disk.remove(path)
 
 
+def collect_parts(directory: StateDirectory, disk: Disk) -> None:
+    """Remove every file on its way: it can be fetched again.
+
+    Raises:
+        StoreBroken, StoreFull.
+    """
+    for path in _children(directory.inbox):
+        disk.remove(path)
+
+
 def used_bytes(directory: StateDirectory) -> int:
     """What the quota counts: sealed bundles, derived weights and files on their way."""
     return sum(tree_bytes(path) for path in (directory.bundles, directory.derived, directory.inbox))

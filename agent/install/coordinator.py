@@ -120,7 +120,9 @@ class Coordinator:
     @property
     def warnings(self) -> list[str]:
         """Reason codes of what is not as it should be, and stops nothing."""
-        return self._watch.reasons
+        unwritable = self._store.unwritable
+        own = [] if unwritable is None else [str(unwritable.reason)]
+        return sorted({*self._watch.reasons, *own})
 
     @property
     def phase(self) -> State:
@@ -178,6 +180,9 @@ class Coordinator:
                 # It is stored, so it would keep every start from coming through.
                 self._wish = None
                 self._say_fault()
+        if self._store.unwritable is not None:
+            await self._serve_recorded()
+            return
         try:
             await self._restart()
         except Exception as error:
@@ -194,6 +199,20 @@ class Coordinator:
         await self._driver.restart()
         now = asyncio.get_running_loop().time()
         self._restore_at = float("inf") if self._driver.restored else now + RESTORE_SECONDS
+
+    async def _serve_recorded(self) -> None:
+        """Nothing can be recorded: what is active answers, and nothing is begun."""
+        if self._store.unwritable is not None and self._store.unwritable.reason is Reason.STORE_FULL:
+            self._driver.make_room()
+        await self._driver.serve_recorded()
+        now = asyncio.get_running_loop().time()
+        self._restore_at = float("inf") if self._driver.restored else now + RESTORE_SECONDS
+
+    def recovered(self) -> None:
+        """What happens can be recorded again: go on as after a start."""
+        self._restore_at = float("-inf")
+        self._changed.set()
+        self._reporter.tell()
 
     async def run(self) -> None:
         """Follow wishes until cancelled."""
@@ -213,6 +232,7 @@ class Coordinator:
         return await outcome
 
     async def _take_in(self) -> None:
+        said = ""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -222,7 +242,9 @@ class Coordinator:
                 try:
                     self._consider(payload, again=asked)
                 except (StoreBroken, StoreFull) as error:
-                    log.warning("a desired document could not be recorded: %s", error.message)
+                    if error.message != said:
+                        log.warning("a desired document could not be recorded: %s", error.message)
+                    said = error.message
                     self._pending = self._pending or payload
                     self._asked_again = self._asked_again or asked
                     self._arrived.set()
@@ -309,6 +331,9 @@ class Coordinator:
         clock = asyncio.get_running_loop().time
         while True:
             self._changed.clear()
+            if self._store.unwritable is not None:
+                await self._hold_out(self._store.unwritable)
+                continue
             try:
                 if clock() >= self._restore_at:
                     await self._restart()
@@ -336,6 +361,18 @@ class Coordinator:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(None if due == float("inf") else due):
                     await self._changed.wait()
+
+    async def _hold_out(self, unwritable: StoreFull | StoreBroken) -> None:
+        """Until what happens can be recorded nothing is done, except that a model that does not load is tried again."""
+        for _, future in self._orders:
+            if not future.done():
+                future.set_result(Outcome("later", unwritable))
+        self._orders.clear()
+        if asyncio.get_running_loop().time() >= self._restore_at:
+            await self._serve_recorded()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(None if self._restore_at == float("inf") else self._restore_at):
+                await self._changed.wait()
 
     async def _next_step(self) -> None:
         clock = asyncio.get_running_loop().time

@@ -14,7 +14,7 @@ from typing import Literal
 from msgspec import Struct
 
 from agent.install.backoff import Backoff
-from agent.install.collection import collect_bundles, collect_strays
+from agent.install.collection import collect_bundles, collect_derived, collect_parts, collect_strays
 from agent.install.delivery import Installer
 from agent.install.deriving import Deriver
 from agent.install.job import Job, Line, Progressed, Reached, Resolved
@@ -160,6 +160,21 @@ class Driver:
             collect_strays(self._store, self._directory, self._disk, parts_kept=None)
         except EdgeBundleError as error:
             log.warning("strays could not be removed: %s", error.message)
+
+    async def serve_recorded(self) -> None:
+        """Serve the active bundle and record nothing, since the state cannot be written; ``restored`` and ``damaged``
+        as :meth:`restart` has them.
+        """
+        await self._serve_active()
+        self._reporter.tell()
+
+    def make_room(self) -> None:
+        """Remove what can be had again: nothing of it has to be recorded."""
+        try:
+            collect_parts(self._directory, self._disk)
+            collect_derived(self._store, self._directory, self._disk)
+        except EdgeBundleError as error:
+            log.debug("no room could be made: %s", error.message)
 
     async def retire(self) -> None:
         """Serve nothing from now on: what is active was revoked and there is nothing acceptable to go back to.
@@ -440,8 +455,18 @@ class Driver:
 
     async def _restore(self) -> Event | None:
         """Serve the active bundle unless it is being served; in ROLLBACK, say so."""
-        snapshot = self._store.snapshot()
-        active = self._store.bundle(snapshot.active)
+        active = await self._serve_active()
+        if self._state is not State.ROLLBACK:
+            return None
+        # A candidate that did not fail is tried again if anybody still wants it; its bytes need not come again then.
+        self._spared = self._candidate if self._failure is None else None
+        left = self._store.bundle(self._candidate)
+        reference = self._wish.reference if self._wish is not None else None if left is None else left.reference
+        self._telling.rolled_back(reference, active, self._failure, self._superseded_by)
+        return Event.RESTORED
+
+    async def _serve_active(self) -> InstalledBundle | None:
+        active = self._store.bundle(self._store.snapshot().active)
         if active is None:
             if self._serving.bundle is not None:
                 await self._serving.withdraw()
@@ -454,14 +479,7 @@ class Driver:
             if fault is not None:
                 self.damaged = isinstance(fault, BundleRefused)
                 self._reporter.error = reported_error(fault)
-        if self._state is not State.ROLLBACK:
-            return None
-        # A candidate that did not fail is tried again if anybody still wants it; its bytes need not come again then.
-        self._spared = self._candidate if self._failure is None else None
-        left = self._store.bundle(self._candidate)
-        reference = self._wish.reference if self._wish is not None else None if left is None else left.reference
-        self._telling.rolled_back(reference, active, self._failure, self._superseded_by)
-        return Event.RESTORED
+        return active
 
     def _collect(self) -> None:
         try:

@@ -93,8 +93,16 @@ class Reporter:
             adapters=[bundle.reported for bundle in self._store.adapters_of(snapshot.active)] or UNSET,
             error=self.error,
             hold_ms=UNSET if self.hold_ms is None else self.hold_ms,
-            warnings=[ReportedError(each.reason, each.message) for each in self._store.standing.warnings()] or UNSET,
+            warnings=self._warnings() or UNSET,
         )
+
+    def _warnings(self) -> list[ReportedError]:
+        found = [ReportedError(each.reason, each.message) for each in self._store.standing.warnings()]
+        unwritable = self._store.unwritable
+        if unwritable is not None:
+            text = "results are kept in memory only and nothing is installed until that is over"
+            found.append(ReportedError(unwritable.reason or Reason.STORE_BROKEN, f"{unwritable.message}: {text}"))
+        return found
 
     def _bundle(self, digest: Digest | None) -> BundleState | None:
         bundle: InstalledBundle | None = self._store.bundle(digest)

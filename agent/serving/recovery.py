@@ -26,11 +26,19 @@ class LeftOver(Struct, frozen=True):
 
 
 async def take_up(ledger: AnswerWriter, replies: Replies) -> list[LeftOver]:
-    """Deliver the answers that the broker may not have; what else was accepted, oldest first."""
+    """Deliver the answers that the broker may not have; what else was accepted, oldest first.
+
+    That waits while answers cannot be stored: it was promised one result, and each attempt has to be counted.
+    """
     for key, last, correlation in await ledger.undelivered():
         # Without its text, the client hears at least that there is nothing to wait for.
         known = last if last is not None else messages.encode(requests.error_frame(0, requests.GONE))
         replies.deliver(key, known, correlation)
+    return [] if ledger.volatile else await unfinished(ledger)
+
+
+async def unfinished(ledger: AnswerWriter) -> list[LeftOver]:
+    """What was accepted and has no answer, oldest first."""
     return [_judge(left) for left in await ledger.unfinished()]
 
 

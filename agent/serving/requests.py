@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 NO_MODEL = "no_model"
 UNLOADED = "unloaded"
+STORE_READ_ONLY = "store_read_only"
 QUEUE_FULL = "queue_full"
 ENGINE_FAILED = "engine_failed"
 INTERNAL_ERROR = "internal_error"

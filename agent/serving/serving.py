@@ -25,7 +25,7 @@ from agent.serving.jobs import Job
 from agent.serving.ledger_health import LedgerHealth
 from agent.serving.outcomes import Outcomes
 from agent.serving.queue import RequestQueue
-from agent.serving.recovery import take_up
+from agent.serving.recovery import LeftOver, take_up, unfinished
 from agent.serving.replies import Outlet, Replies
 from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
@@ -187,7 +187,15 @@ class Serving:
 
     async def recover(self) -> None:
         """Take up what an earlier run of the agent left behind; before the first request comes in."""
-        for left in await take_up(self._ledger, self._replies):
+        self._take_up(await take_up(self._ledger, self._replies))
+
+    async def recover_rest(self) -> None:
+        """Answers can be stored again: take up what had to wait for that."""
+        self._take_up([left for left in await unfinished(self._ledger) if left.of.key not in self._jobs])
+        self._dispatch.pump()
+
+    def _take_up(self, found: list[LeftOver]) -> None:
+        for left in found:
             job = self._make_job(left.of.key, left.request, left.of.correlation)
             job.attempt, job.size = left.of.attempt, len(left.of.request or b"")
             if left.of.deadline_at is not None:

@@ -90,6 +90,11 @@ class AnswerWriter:
         return future
 
     @property
+    def volatile(self) -> bool:
+        """Answers are kept in memory alone, since the disk cannot be written."""
+        return self._database.unwritable is not None
+
+    @property
     def holding(self) -> int:
         """Answers that the disk has not taken yet."""
         return len(self._held)

@@ -242,3 +242,30 @@ def expire(connection: sqlite3.Connection, *, now: float, keep_bytes: int = KEEP
         (_State.EXPIRED, _State.EXPIRED, KEEP_TRACES),
     )
     return count
+
+
+_TRACK = (
+    "CREATE TEMP TABLE changed (client TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (client, id))",
+    "CREATE TEMP TRIGGER added AFTER INSERT ON main.answers BEGIN "
+    "INSERT OR IGNORE INTO changed VALUES (NEW.client, NEW.id); END",
+    "CREATE TEMP TRIGGER altered AFTER UPDATE ON main.answers BEGIN "
+    "INSERT OR IGNORE INTO changed VALUES (NEW.client, NEW.id); END",
+    "CREATE TEMP TRIGGER removed AFTER DELETE ON main.answers BEGIN "
+    "INSERT OR IGNORE INTO changed VALUES (OLD.client, OLD.id); END",
+)
+
+
+def track_changes(connection: sqlite3.Connection) -> None:
+    """From now on note which rows of a copy in memory differ from the file."""
+    for statement in _TRACK:
+        connection.execute(statement)
+
+
+def carry_over(memory: sqlite3.Connection, file: sqlite3.Connection) -> None:
+    """Make the file say what the copy in memory says, as far as it was changed since :func:`track_changes`."""
+    for client, request in memory.execute("SELECT client, id FROM temp.changed").fetchall():
+        file.execute("DELETE FROM answers WHERE client = ? AND id = ?", (client, request))
+        row = memory.execute("SELECT * FROM answers WHERE client = ? AND id = ?", (client, request)).fetchone()
+        if row is not None:
+            names, places = ", ".join(row.keys()), ", ".join("?" * len(row))
+            file.execute(f"INSERT INTO answers ({names}) VALUES ({places})", tuple(row))  # noqa: S608 # our own names

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from agent.state.layout import StateDirectory
+from agent.state.wal import merge
 from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
+from contract.reasons import Reason
 
 FILE = "state.db"
 
 BUSY_TIMEOUT_SECONDS = 10.0
 """The installer writes from its own process; its transactions take milliseconds."""
+
+MODE = 0o600
+
+_DISK_FAULTS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 TIDY_PAGES = 2048
 """8 MiB at a time, so that commits do not wait long."""
@@ -29,25 +35,17 @@ class Database:
 
     ``migrations[n]`` brings the schema from version n to n + 1 and is never changed once released.
 
+    Where the disk cannot be written, :meth:`recall` gives a copy in memory; ``unwritable`` says why it is one, and is
+    None for the file itself.
+
     Raises:
         StoreBroken, StoreFull: from every method.
     """
 
     def __init__(self, path: Path, migrations: tuple[str, ...], effects: Effects | None = None) -> None:
-        self._effects = effects or Effects()
-        self._lock = threading.RLock()
+        self._begin(path, migrations, effects)
         try:
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            path.chmod(0o600)
-            self._connection.row_factory = sqlite3.Row
-            # What was deleted is overwritten, and its room goes back to the disk: see tidy. Only a new file heeds it.
-            self._connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            self._connection.execute("PRAGMA secure_delete=ON")
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            self._connection.execute("PRAGMA foreign_keys=ON")
+            self._connection = _connect(path)
         except (sqlite3.Error, OSError) as error:
             raise _translate(error) from error
         try:
@@ -55,6 +53,68 @@ class Database:
         except BaseException:
             self._connection.close()
             raise
+
+    def _begin(self, path: Path, migrations: tuple[str, ...], effects: Effects | None) -> None:
+        self._path = path
+        self._migrations = migrations
+        self._effects = effects or Effects()
+        self._lock = threading.RLock()
+        self._refuses = False
+        self.unwritable: StoreFull | StoreBroken | None = None
+
+    @classmethod
+    def recall(
+        cls, path: Path, migrations: tuple[str, ...], why: StoreFull | StoreBroken, effects: Effects | None = None
+    ) -> Database:
+        """A copy in memory of what is committed at ``path``, which takes writes and forgets them at its end.
+
+        Nobody may write the file meanwhile, in this process nobody may have it open.
+        """
+        found = cls.__new__(cls)
+        found._begin(path, migrations, effects)
+        found.unwritable = why
+        found._connection = _copy(path)
+        try:
+            found._migrate(path, migrations)
+        except BaseException:
+            found._connection.close()
+            raise
+        return found
+
+    def refusing_writes(self) -> Database:
+        """The same copy in memory, seen by somebody who must not forget: every transaction raises ``unwritable``."""
+        found = type(self).__new__(type(self))
+        found.__dict__.update(self.__dict__)
+        found._refuses = True
+        return found
+
+    def restore(self, carry: Callable[[sqlite3.Connection, sqlite3.Connection], None] | None = None) -> None:
+        """Go on with the file, if it can be written again; ``carry`` takes along what memory alone has (from, to).
+
+        Raises:
+            StoreBroken, StoreFull: it cannot, and nothing has changed.
+        """
+        with self._lock:
+            if self.unwritable is None:
+                return
+            file = Database(self._path, self._migrations, self._effects)
+            try:
+                file.probe()
+                if carry is not None:
+                    with file.transaction("carry over") as connection:
+                        carry(self._connection, connection)
+            except BaseException:
+                file.close()
+                raise
+            if not self._refuses:
+                self._connection.close()
+            self._connection, self._refuses, self.unwritable = file._connection, False, None
+
+    def probe(self) -> None:
+        """Write something that changes nothing."""
+        with self.transaction("probe") as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {int(version)}")
 
     def _migrate(self, path: Path, migrations: tuple[str, ...]) -> None:
         version = int(self.query("PRAGMA user_version")[0][0])
@@ -73,6 +133,8 @@ class Database:
     def transaction(self, name: str) -> Iterator[sqlite3.Connection]:
         """All or nothing, durable once the block is left; ``name`` identifies the commit to tests."""
         with self._lock:
+            if self._refuses and self.unwritable is not None:
+                raise again(self.unwritable)
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -127,6 +189,53 @@ def check_not_lost(directory: StateDirectory) -> None:
                 f"{FILE} is empty or missing although {place.name}/ beside it is not: it was lost; move the state "
                 "directory away, provision trust again and let the agent fetch its bundle anew"
             )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        if path.stat().st_mode & 0o777 != MODE:
+            path.chmod(MODE)
+        connection.row_factory = sqlite3.Row
+        # What was deleted is overwritten, and its room goes back to the disk: see tidy. Only a new file heeds it.
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _copy(path: Path) -> sqlite3.Connection:
+    try:
+        held = merge(*(file.read_bytes() if file.exists() else b"" for file in (path, path.with_name(f"{FILE}-wal"))))
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        if held:
+            connection.deserialize(held)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("PRAGMA foreign_keys=ON")
+    except (sqlite3.Error, OSError) as error:
+        raise _translate(error) from error
+    return connection
+
+
+def is_unwritable(error: StoreFull | StoreBroken) -> bool:
+    """Whether the disk is to blame that the file cannot be used, and not what is in the file or who has it open."""
+    cause = error.__cause__
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DISK_FAULTS
+    return isinstance(error, StoreFull) or isinstance(cause, OSError)
+
+
+def again(error: StoreFull | StoreBroken) -> StoreFull | StoreBroken:
+    """The same error, to be raised once more."""
+    if isinstance(error, StoreFull):
+        return StoreFull(error.message)
+    return StoreBroken(error.message, reason=error.reason or Reason.STORE_BROKEN)
 
 
 def _translate(error: Exception) -> StoreFull | StoreBroken:

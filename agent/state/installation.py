@@ -14,6 +14,7 @@ from msgspec import Struct
 from agent.state.database import Database
 from agent.state.history import History, note_activation
 from agent.state.standing import Standing
+from contract.errors import StoreBroken, StoreFull
 from contract.mqtt.messages import BundleState
 from contract.names import Digest
 from contract.reasons import Reason
@@ -149,6 +150,11 @@ class InstallationState:
         self._database = database
         self.standing = Standing(database)
         self.history = History(database)
+
+    @property
+    def unwritable(self) -> StoreFull | StoreBroken | None:
+        """Why nothing can be recorded now; None when it can."""
+        return self._database.unwritable
 
     def snapshot(self) -> Snapshot:
         row = self._database.query("SELECT * FROM installation")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -24,7 +25,7 @@ class FileLock:
     def __init__(self, path: Path, what: str, *, wait_seconds: float = 0.0) -> None:
         try:
             # Not inherited: a child that outlives us must not keep the lock.
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._handle = _open(path)
         except OSError as error:
             raise StoreBroken(f"{path} cannot be opened: {error.strerror}") from error
         end = time.monotonic() + wait_seconds
@@ -53,3 +54,13 @@ class FileLock:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EIO):
+            raise
+        # It is only held, never written: one that is there can be held on a disk that can only be read.
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

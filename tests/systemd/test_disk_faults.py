@@ -5,6 +5,7 @@ Needs root for mounts; every mount is taken away again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -94,6 +95,21 @@ def refused_by_the_store(scene: Scene, version: str) -> None:
     assert scene.world.agent.is_running()
 
 
+def use_up_inodes(place: Path) -> None:
+    """Leave room for bytes and none for one more file."""
+    with contextlib.suppress(OSError):
+        for number in range(100_000):
+            (place / f"filler-{number}").touch()
+
+
+def serves_from_memory(scene: Scene, why: Reason, before: int) -> None:
+    """What is active answers; ``reported`` says why no more is done."""
+    scene.until(lambda: scene.answered() > before + 3)
+    assert scene.active == GOOD
+    scene.until(lambda: [each["reason"] for each in scene.asker.reported.get("warnings", [])] == [why])
+    assert scene.world.run("status") == 0, "it still says how it is"
+
+
 def ends_well(scene: Scene, version: str) -> None:
     """Everything asked is answered once, the wish is fulfilled, every byte of it is right."""
     scene.until(lambda: scene.active == version)
@@ -148,8 +164,35 @@ def test_a_disk_that_can_only_be_read(tiny_bundle: Path, tmp_path: Path) -> None
             unmount(state)
             command("e2fsck", "-y", "-f", device, check=False)
             command("mount", "-o", "ro", device, state)
+            before = found.answered()
             found.world.start_agent()
-            assert found.world.agent.wait(60) == 5
+            serves_from_memory(found, Reason.STORE_BROKEN, before)
             command("mount", "-o", "remount,rw", state)
-            found.world.start_agent()
             ends_well(found, version)
+
+
+@pytest.mark.parametrize("what", ["bytes", "inodes", "bytes of ext4"])
+def test_a_start_on_a_full_disk(tiny_bundle: Path, tmp_path: Path, what: str) -> None:
+    """What is active serves, the device says why it does no more, and it goes on once there is room, by itself."""
+    backing, state = tmp_path / "backing", tmp_path / "world" / "state"
+    with mounted(backing, "-t", "tmpfs", "-o", "size=96M", "tmpfs"), disk(backing, 48) as device:
+        tmpfs = ("-t", "tmpfs", "-o", "size=24M,mode=700,nr_inodes=300", "tmpfs")
+        with (
+            mounted(state, *([device] if what == "bytes of ext4" else tmpfs)),
+            scene(tmp_path / "world", tiny_bundle) as found,
+        ):
+            # Ended in order it takes the log with it, and has to make it anew; killed, it leaves one to be read.
+            assert found.world.end_agent() == 0
+            if what == "inodes":
+                use_up_inodes(state)
+            else:
+                fill(state)
+            before = found.answered()
+            found.world.start_agent()
+            serves_from_memory(found, Reason.STORE_FULL, before)
+            version = found.world.publish()
+            refused_by_the_store(found, version)
+            for filler in state.glob("filler*"):
+                filler.unlink()
+            ends_well(found, version)
+            assert "Traceback" not in (found.world.root / "agent.log").read_text()

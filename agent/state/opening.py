@@ -1,0 +1,102 @@
+"""The state of a device whose disk may be full, read-only or broken: then a copy of it in memory, until there is room.
+
+What is active is served from it. Answers are kept in the copy alone, and carried over to the disk once that takes them;
+everything that must not be forgotten (what is installed, the floors of trust) is refused instead.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from agent import host
+from agent.state import answers
+from agent.state.database import Database, is_unwritable
+from agent.state.layout import StateDirectory
+from agent.state.migrations import MIGRATIONS
+from contract.durable import Effects
+from contract.errors import StoreBroken, StoreFull
+from contract.mqtt.messages import MAX_REQUEST_BYTES
+
+LEAST_BYTES = MAX_REQUEST_BYTES
+"""With less than one request fits into, the disk counts as full."""
+
+
+class State:
+    """``installing`` for what installation records, ``answering`` for the ledger of answers."""
+
+    def __init__(self, directory: StateDirectory, effects: Effects | None = None) -> None:
+        """Raises StoreBroken, StoreFull: it can be read neither from the disk nor into memory."""
+        self._directory = directory
+        opened: list[Database] = []
+        try:
+            for _ in range(2):
+                opened.append(Database(directory.database, MIGRATIONS, effects))
+            check_room(directory.root)
+            opened[0].probe()
+        except (StoreFull, StoreBroken) as error:
+            for database in opened:
+                database.close()
+            if not is_unwritable(error):
+                raise
+            self.answering = Database.recall(directory.database, MIGRATIONS, explain(directory.root, error), effects)
+            with self.answering.transaction("track changes") as connection:
+                answers.track_changes(connection)
+            self.installing = self.answering.refusing_writes()
+        else:
+            self.installing, self.answering = opened
+
+    @property
+    def unwritable(self) -> StoreFull | StoreBroken | None:
+        """Why this is a copy in memory; None when it is the disk."""
+        return self.answering.unwritable or self.installing.unwritable
+
+    def restore(self) -> None:
+        """Go on with the disk.
+
+        Raises:
+            StoreBroken, StoreFull: it cannot be written yet; what is in memory stays there.
+        """
+        check_room(self._directory.root)
+        self.installing.restore()
+        self.answering.restore(answers.carry_over)
+
+    def close(self) -> None:
+        self.installing.close()
+        self.answering.close()
+
+
+def open_to_read(directory: StateDirectory) -> Database:
+    """The state for somebody who only looks: also where the disk cannot be written.
+
+    Raises:
+        StoreBroken, StoreFull.
+    """
+    try:
+        return Database(directory.database, MIGRATIONS)
+    except (StoreFull, StoreBroken) as error:
+        if not is_unwritable(error):
+            raise
+        return Database.recall(directory.database, MIGRATIONS, explain(directory.root, error)).refusing_writes()
+
+
+def check_room(root: Path) -> None:
+    """Raises StoreFull when the disk has no room for a request."""
+    if host.disk_available(root) < LEAST_BYTES:
+        raise StoreFull(f"the disk of {root} is full")
+    facts = os.statvfs(root)
+    if facts.f_files and not facts.f_favail:
+        raise StoreFull(f"the disk of {root} has no inodes left")
+
+
+def explain(root: Path, error: StoreFull | StoreBroken) -> StoreFull | StoreBroken:
+    """What is behind ``error``: SQLite calls most of it a disk I/O error."""
+    try:
+        check_room(root)
+        if os.statvfs(root).f_flag & os.ST_RDONLY:
+            return StoreBroken(f"the disk of {root} can only be read")
+    except StoreFull as full:
+        return full
+    except (StoreBroken, OSError):
+        pass
+    return error
