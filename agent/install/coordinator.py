@@ -331,10 +331,10 @@ class Coordinator:
         clock = asyncio.get_running_loop().time
         while True:
             self._changed.clear()
-            if self._store.unwritable is not None:
-                await self._hold_out(self._store.unwritable)
-                continue
             try:
+                if self._store.unwritable is not None:
+                    await self._hold_out(self._store.unwritable)
+                    continue
                 if clock() >= self._restore_at:
                     await self._restart()
                 await self._next_step()
