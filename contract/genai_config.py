@@ -48,6 +48,12 @@ class GenaiFacts(Struct, frozen=True):
     sliding_window: dict[str, Any] | None
     provider: str = "cpu"
 
+    @property
+    def least_cache(self) -> int:
+        """Tokens that a key-value cache must hold however short the prompt: the window's, where layers keep no more."""
+        windowed = self.sliding_window or {}
+        return min(int(windowed.get("window_size", 0)), self.context_length) if windowed.get("layers") else 0
+
 
 def read_genai_config(data: bytes, files: Collection[str] | None = None) -> GenaiFacts:
     """Check a configuration against the list and take out the facts; ``files`` are the bundle's paths, if known.

@@ -37,6 +37,7 @@ from packager.proof import prove
 from packager.quality.assessment import Assessment, Exam, assess, hear_source, prepare_exam
 from packager.readback import GraphFacts, read_back
 from packager.report import write_report
+from packager.rope_check import compare_rope
 from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_template
 from packager.sources.opening import OpenedSource, open_source
 from packager.unrun import NOT_RUN, unrun_result
@@ -106,7 +107,8 @@ def build_bundle(
         )
         progress.stage(3, STAGES, "reading the graph back")
         config, graph = read_back(staged)
-        prove(plan, report.config, config, graph)
+        rope = None if source.reference is None else source.reference.rope
+        prove(plan, report.config, config, graph, () if rope is None else compare_rope(rope, config, staged))
         assessed = _assess(plan, exam, source, graph, staged=staged, cache=cache, log=log, progress=progress)
         checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, exam.text.name), **assessed.summary}
         progress.stage(6, STAGES, "writing the bundle")
@@ -144,6 +146,9 @@ def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progr
     estimate = estimate_build(plan, checkpoint.parameters, min(table, checkpoint.parameters))
     refuse_what_cannot_fit(estimate, places)
     progress.say(str(estimate))
+    if checkpoint.rowless:
+        named = ", ".join(checkpoint.rowless[:4]) + (" …" if len(checkpoint.rowless) > 4 else "")
+        progress.say(f"the model has no rows for the tokens {named}: the bundle's tokenizer does without them")
     if checkpoint.chat_template is None:
         progress.say("there is no chat template: a base model, whose prompts go in as they are")
 

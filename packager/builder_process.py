@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from contract.genai_config import CONFIG_FILE
 from packager.child import Reporter, child_main
 from packager.slots import add_slots
+from packager.sources.checkpoint import find_rowless_tokens
+from packager.sources.vocabulary import leave_out
 from packager.workarounds import mend
 
 STEPS = 3
@@ -30,10 +33,25 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     applied = mend(config, options, job.get("skip", ""))
     reporter.progress(2, STEPS)
     builder.create_model(*fixed, **options)
+    rows = config.get_text_config().vocab_size
+    left_out = find_rowless_tokens(Path(job["out"]), rows)
+    leave_out(Path(job["out"]), left_out)
+    if left_out:
+        _keep_padding_inside(Path(job["out"]) / CONFIG_FILE, rows)
     if job.get("adapter_slots"):
         add_slots(Path(job["out"]) / GRAPH_FILE)
     reporter.progress(3, STEPS)
     return {"config": resolved, "workarounds": applied}
+
+
+def _keep_padding_inside(file: Path, rows: int) -> None:
+    """A padding token that was left out is none of the model's: the end token pads, as where there never was one."""
+    document = json.loads(file.read_text("utf-8"))
+    model = document["model"]
+    if model.get("pad_token_id", 0) >= rows:
+        ends = model["eos_token_id"]
+        model["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
+        file.write_text(json.dumps(document, indent=4), "utf-8")
 
 
 if __name__ == "__main__":

@@ -75,9 +75,10 @@ class Runtime:
             return question
 
     def generator(self, length: int) -> Any:
-        """A greedy generator for at most ``length`` tokens."""
+        """A greedy generator for ``length`` tokens, or as many as its layers keep at least."""
         params = self._og.GeneratorParams(self._model)
-        params.set_search_options(max_length=min(length, self.facts.context_length), do_sample=False)
+        length = min(max(length, self.facts.least_cache), self.facts.context_length)
+        params.set_search_options(max_length=length, do_sample=False)
         generator = self._og.Generator(self._model, params)
         if self._adapters is not None:
             generator.set_active_adapter(self._adapters, ADAPTER)

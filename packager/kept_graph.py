@@ -15,12 +15,13 @@ from pathlib import Path
 
 import msgspec
 
-from packager import builder_process, plan, slots, workarounds
+from packager import builder_process, plan, rope, slots, workarounds
 from packager.builder import BuilderReport, build_graph
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
 from packager.quality.text import EvalText
 from packager.shelf import held, make_once, sweep
+from packager.sources import vocabulary
 from packager.sources.checkpoint import Checkpoint
 
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour")
@@ -38,7 +39,7 @@ def graph_key(build_plan: BuildPlan, digest: str) -> str:
         "choices": {name: value for name, value in choices.items() if name not in LABELS},
         "options": builder_options(build_plan),
         "tools": tool_versions(BUILD_TOOLS),
-        "code": [inspect.getsource(module) for module in (builder_process, plan, slots, workarounds)],
+        "code": [inspect.getsource(module) for module in (builder_process, plan, rope, slots, vocabulary, workarounds)],
     }
     return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()[:32]
 

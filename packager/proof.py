@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from contract.errors import BuildRefused
@@ -149,15 +150,17 @@ def expected_windows(source: dict[str, Any], layers: int) -> list[int]:
     return [window] * layers
 
 
-def prove(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts) -> None:
-    """Refuse a graph that is not what was asked for.
+def prove(
+    plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts, more: Sequence[str] = ()
+) -> None:
+    """Refuse a graph that is not what was asked for; ``more`` are differences found elsewhere.
 
     Raises:
         BuildRefused: naming the first differences.
     """
-    differences = compare(plan, source, config, graph)
+    differences = [*compare(plan, source, config, graph), *more]
     if differences:
-        more = f" and {len(differences) - MAX_REPORTED} more" if len(differences) > MAX_REPORTED else ""
+        rest = f" and {len(differences) - MAX_REPORTED} more" if len(differences) > MAX_REPORTED else ""
         raise BuildRefused(
-            f"the produced graph is not what was asked for: {'; '.join(differences[:MAX_REPORTED])}{more}"
+            f"the produced graph is not what was asked for: {'; '.join(differences[:MAX_REPORTED])}{rest}"
         )

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from packager import reference_process
+from packager import reference_process, rope
 from packager.child import run_child
+from packager.rope import RopeFacts
 from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint, find_shards
 from packager.sources.safetensors_header import read_header
@@ -35,13 +36,14 @@ class LoadFaults(Struct, frozen=True):
 class Reference(Struct, frozen=True):
     """``config`` with every default filled in; ``weights`` with their shapes by name; ``tied`` ones by their source.
 
-    ``faults`` is None for weights that are quantised already.
+    ``faults`` is None for weights that are quantised already, ``rope`` for a model that does not rotate.
     """
 
     config: dict[str, Any]
     weights: dict[str, list[int]]
     tied: dict[str, str]
     faults: LoadFaults | None
+    rope: RopeFacts | None
 
 
 def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
@@ -65,7 +67,7 @@ def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
 
 
 def _key(checkpoint: Checkpoint) -> str:
-    whole = hashlib.sha256(inspect.getsource(reference_process).encode())
+    whole = hashlib.sha256("".join(map(inspect.getsource, (reference_process, rope))).encode())
     whole.update(importlib.metadata.version("transformers").encode())
     for shard in find_shards(checkpoint.path):
         whole.update(shard.name.encode() + b"\0" + read_header(shard))

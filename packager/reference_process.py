@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.rope import Rotary
 
 FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, RuntimeError, NotImplementedError)
 """What transformers raises at files that it cannot make sense of."""
@@ -23,11 +26,20 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     try:
         config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
         weights = find_weights(job["checkpoint"], config)
+        rope = find_rope(config)
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildRefused(f"transformers cannot make a model of this config.json: {reason}") from error
     reporter.progress(1, 1)
-    return {"config": json.loads(config.to_json_string(use_diff=False)), **weights}
+    return {"config": json.loads(config.to_json_string(use_diff=False)), **weights, "rope": rope}
+
+
+def find_rope(config: Any) -> Any:
+    """The :class:`packager.rope.RopeFacts` of the model, None for one that does not rotate."""
+    try:
+        return msgspec.to_builtins(Rotary(config).facts())
+    except LookupError:
+        return None
 
 
 def find_weights(checkpoint: str, config: Any) -> dict[str, Any]:

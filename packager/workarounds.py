@@ -73,23 +73,45 @@ def _flatten_rope(config: Any, options: dict[str, Any]) -> None:
     config.rope_theta = config.rope_parameters["rope_theta"]
 
 
-def _scales_locals(config: Any) -> bool:
-    return _has_nested_rope(config) and _rope(config)["full_attention"].get("rope_type") == "linear"
+def _rotates(config: Any) -> bool:
+    from packager.rope import Rotary
+
+    try:
+        Rotary(config)
+    except (ValueError, LookupError, TypeError):  # code of the checkpoint's own, or no rotary embedding
+        return False
+    return True
 
 
-def _unscale_locals(config: Any, options: dict[str, Any]) -> None:
+def _take_own_tables(config: Any, options: dict[str, Any]) -> None:
+    import torch
     from onnxruntime_genai.models import builder
 
-    scaled = builder.Gemma3Model
+    from packager.rope import LONG, SHORT, SINGLE, Rotary
 
-    def make_both_caches(self: Any) -> None:
-        scaled.make_rotary_embedding_multi_cache(self)
-        self.rope_attrs.update(rescale_factors=1, create_caches=True)
-        self.make_rotary_embedding_caches(
-            cos_cache_name=self.cos_cache_local_name, sin_cache_name=self.sin_cache_local_name
-        )
+    rotary = Rotary(config)
 
-    builder.Gemma3Model = type("Gemma3Model", (scaled,), {"make_rotary_embedding_multi_cache": make_both_caches})
+    def make_tables(self: Any) -> tuple[Any, Any]:
+        role = getattr(self, "table_role", SINGLE)
+        if "multi_cache" in self.rope_attrs:
+            role = (
+                LONG if self.rope_attrs["rescale_factors"] is self.rope_attrs["multi_cache"]["long_factor"] else SHORT
+            )
+        tables: tuple[Any, Any] = rotary.tables(role, torch.arange(self.rope_attrs["cache_length"]))
+        return tables
+
+    def make_both(self: Any) -> None:
+        self.cos_cache_global_name, self.sin_cache_global_name = "cos_cache_global", "sin_cache_global"
+        self.cos_cache_local_name, self.sin_cache_local_name = "cos_cache_local", "sin_cache_local"
+        for self.table_role, end in (("full_attention", "global"), ("sliding_attention", "local")):
+            self.rope_attrs["create_caches"] = True
+            self.make_rotary_embedding_caches(cos_cache_name=f"cos_cache_{end}", sin_cache_name=f"sin_cache_{end}")
+
+    builder.Model.make_rotary_embedding_caches_from_scratch = make_tables
+    builder.Gemma3Model.make_rotary_embedding_multi_cache = make_both
+    if _rope(config).get("rope_type") in ("linear", "dynamic", "yarn", "llama3") and _model_type(config) != "gpt_oss":
+        # Scaled already: what else the builder would do with the kind of scaling, it would do once more.
+        config.rope_parameters = {**_rope(config), "rope_type": "default"}
 
 
 def _loses_window(config: Any) -> bool:
@@ -108,6 +130,74 @@ def _name_local_layers(config: Any, options: dict[str, Any]) -> None:
     options["windowed_kv_cache"] = False
 
 
+def _own_epsilon(config: Any) -> float | None:
+    if getattr(config, "rms_norm_eps", None) is not None or _model_type(config) == "lfm2":
+        return None
+    named = getattr(config, "layer_norm_eps", None) or getattr(config, "norm_eps", None)
+    # OLMo's is written in its code.
+    return float(named) if named else 1e-5 if _model_type(config) == "olmo" else None
+
+
+def _names_epsilon_otherwise(config: Any) -> bool:
+    return _own_epsilon(config) is not None
+
+
+def _name_epsilon(config: Any, options: dict[str, Any]) -> None:
+    config.rms_norm_eps = _own_epsilon(config)
+
+
+def _has_still_layers(config: Any) -> bool:
+    return _model_type(config) == "smollm3" and not all(getattr(config, "no_rope_layers", None) or [1])
+
+
+def _leave_still_layers(config: Any, options: dict[str, Any]) -> None:
+    from onnxruntime_genai.models import builder
+
+    plain = builder.SmolLM3Model
+
+    def make_attention(self: Any, layer_id: int, attention: Any, root_input: Any, **more: Any) -> None:
+        rotates = self.attention_attrs["rope"]
+        self.attention_attrs["rope"] = rotates and bool(self.no_rope_layers[layer_id])
+        try:
+            plain.make_attention(self, layer_id, attention, root_input, **more)
+        finally:
+            self.attention_attrs["rope"] = rotates
+
+    builder.SmolLM3Model = type("SmolLM3Model", (plain,), {"make_attention": make_attention})
+
+
+def _is_gemma(config: Any) -> bool:
+    return _model_type(config) in ("gemma", "gemma2", "gemma3_text")
+
+
+def _add_in_full(config: Any, options: dict[str, Any]) -> None:
+    import torch
+    from onnxruntime_genai.models import builder
+
+    load = builder.Model.load_weights
+
+    def load_weights(self: Any, input_path: str) -> Any:
+        model = load(self, input_path)
+        if isinstance(model, torch.nn.Module):
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.data = parameter.data.float()
+        self.embed_attrs["scale"] = float(self.hidden_size) ** 0.5
+        return model
+
+    builder.Model.load_weights = load_weights
+
+
+def _has_endless_window(config: Any) -> bool:
+    window = getattr(config, "sliding_window", None)
+    local = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    return local and isinstance(window, int) and window >= config.max_position_embeddings
+
+
+def _keep_whole_caches(config: Any, options: dict[str, Any]) -> None:
+    options["windowed_kv_cache"] = False
+
+
 def _model_type(config: Any) -> str:
     return str(getattr(config, "model_type", ""))
 
@@ -122,18 +212,19 @@ WORKAROUNDS = (
         mend=_name_package_commit,
     ),
     Workaround(
+        name="rope-tables",
+        symptom="linear scaling of a Llama is dropped, YaRN as Qwen documents it ends in ZeroDivisionError and is not "
+        "cut where it should be, the local layers of a scaled Gemma 3 (4B and larger) get the global layers' scaling",
+        fix="take all angles from transformers' own code",
+        applies=_rotates,
+        mend=_take_own_tables,
+    ),
+    Workaround(
         name="longrope-type",
         symptom="a Phi-3.5 or Phi-4-mini checkpoint saved by transformers 5 ends the builder with KeyError: 'type'",
         fix="name the kind of scaling under its older key as well",
         applies=_needs_rope_type,
         mend=_add_rope_type,
-    ),
-    Workaround(
-        name="gemma3-scaled-locals",
-        symptom="the local layers of a scaled Gemma 3 (4B and larger) are rotated with the global layers' scaling",
-        fix="make the local layers' rope tables again, without it",
-        applies=_scales_locals,
-        mend=_unscale_locals,
     ),
     Workaround(
         name="gemma3-nested-rope",
@@ -143,12 +234,41 @@ WORKAROUNDS = (
         mend=_flatten_rope,
     ),
     Workaround(
+        name="norm-epsilon",
+        symptom="Phi-2 and Nemotron name the epsilon of their norms otherwise than the builder does, which takes 1e-6",
+        fix="name it as the builder does",
+        applies=_names_epsilon_otherwise,
+        mend=_name_epsilon,
+    ),
+    Workaround(
+        name="gemma-rounding",
+        symptom="the norms of a Gemma in bfloat16 are rounded after one is added, and its embedding's scale to two "
+        "decimals: logits are off by several percent of their spread",
+        fix="hand norms over in fp32, and the whole scale",
+        applies=_is_gemma,
+        mend=_add_in_full,
+    ),
+    Workaround(
+        name="still-layers",
+        symptom="SmolLM3 ends the builder with KeyError: 'position_ids' at the first layer that does not rotate",
+        fix="say of such a layer that it has no rotary embedding at all",
+        applies=_has_still_layers,
+        mend=_leave_still_layers,
+    ),
+    Workaround(
         name="dropped-window",
         symptom="Mistral and Phi-3 attend over everything: the graph has no window, but the configuration sizes the "
         "cache by it, so that longer prompts are refused by the runtime",
         fix="name every layer as a local one, which the builder heeds",
         applies=_loses_window,
         mend=_name_local_layers,
+    ),
+    Workaround(
+        name="window-beyond-context",
+        symptom="caches are to be as long as a window that is longer than the context: the runtime refuses any prompt",
+        fix="keep caches as long as the context",
+        applies=_has_endless_window,
+        mend=_keep_whole_caches,
     ),
 )
 """In the order in which they are applied."""

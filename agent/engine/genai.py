@@ -26,7 +26,7 @@ from agent.engine.grammar import Grammars
 from agent.engine.memory import usable_bytes
 from agent.engine.native import native
 from agent.engine.processors import Processors
-from agent.engine.room import KV_GRANULE, Room, rounded
+from agent.engine.room import Room, rounded
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
 from agent.engine.sight import PLACES, Look, Seen, Sight
 from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, StepEvent
@@ -91,6 +91,7 @@ class GenaiEngine:
             self._sight = Sight(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
         budget = max_bytes or usable_bytes(mapped=mapped_bytes([bundle_dir]), leaving=leaving_bytes)
+        self._least_cache = config.least_cache
         self._room = Room(config, budget, self._shows_all_logits)
         self._waiting: deque[Turn] = deque()
         self._active: list[Turn] = []
@@ -198,7 +199,7 @@ class GenaiEngine:
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
         with native("the model failed on a canary"):
-            options = {"max_length": rounded(len(ids), self._facts.context_length)}
+            options = {"max_length": rounded(len(ids), self._facts.context_length, self._least_cache)}
             losses = generator_losses(self._generator(options, adapter), ids, first, SCORE_SLICE)
             if losses is None:
                 losses = generator_losses(self._generator(options, adapter), ids, first, 1) or [math.nan]
@@ -251,7 +252,7 @@ class GenaiEngine:
 
     def _shows_all_logits(self) -> bool:
         with native("the model cannot be tried"):
-            generator = self._generator({"max_length": min(KV_GRANULE, self._facts.context_length)})
+            generator = self._generator({"max_length": rounded(2, self._facts.context_length, self._least_cache)})
             generator.append_tokens(np.array([self._tokenizing.eos[0]] * 2, dtype=np.int32))
             return bool(generator.get_output("logits").shape[1] > 1)
 

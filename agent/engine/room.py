@@ -20,6 +20,7 @@ class Room:
 
     def __init__(self, config: GenaiFacts, budget: int, shows_all_logits: Callable[[], bool]) -> None:
         self._context = config.context_length
+        self._least = config.least_cache
         self._vocab_size = config.vocab_size
         self._shows_all_logits = shows_all_logits
         self.token_bytes = kv_bytes_per_token(config)
@@ -31,11 +32,11 @@ class Room:
         Raises:
             RequestInvalid: more than there is memory for.
         """
-        length = rounded(wanted, self._context)
+        length = rounded(wanted, self._context, self._least)
         room = self.budget // (self.token_bytes * generation.num_beams)
         if length <= room:
             return length
-        if generation.max_tokens is None and prompt < room:
+        if generation.max_tokens is None and max(prompt + 1, self._least) <= room:
             return room
         field = "max_tokens" if prompt < room else "prompt" if generation.messages is None else "messages"
         raise RequestInvalid(f"it needs {length} tokens of context and there is memory for {room} here", field=field)
@@ -53,6 +54,6 @@ class Room:
             raise RequestInvalid(text, field=field)
 
 
-def rounded(tokens: int, context_length: int) -> int:
-    """A Generator's size: a multiple of the granule, at most the context."""
-    return min(-(-tokens // KV_GRANULE) * KV_GRANULE, context_length)
+def rounded(tokens: int, context_length: int, least: int = 0) -> int:
+    """A Generator's size: a multiple of the granule, at least what its layers keep, at most the context."""
+    return min(max(-(-tokens // KV_GRANULE) * KV_GRANULE, least), context_length)

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from contract import strict_json
-from contract.errors import BuildRefused, BundleRefused
+from contract.errors import BuildRefused
 from packager.families import FAMILIES
 from packager.sources.safetensors_header import count_parameters
+from packager.sources.vocabulary import TOKENIZER_FILE, find_rowless
 
 MAX_JSON_BYTES = 64 * 2**20
 """Largest configuration file read: indexes of models with thousands of shards stay below 10 MB."""
 
 WHOLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json")
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 CARD_FILE = "README.md"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -44,7 +45,10 @@ class Quantization(Struct, frozen=True):
 
 
 class Checkpoint(Struct, frozen=True):
-    """A directory that the builder can read, and what is known of it. ``quantization`` None: plain weights."""
+    """A directory that the builder can read, and what is known of it. ``quantization`` None: plain weights.
+
+    ``rowless`` are tokens that the tokenizer has and the model does not; the bundle does without them.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -56,6 +60,7 @@ class Checkpoint(Struct, frozen=True):
     license_file: Path | None
     quantization: Quantization | None = None
     needs_code: bool = False
+    rowless: tuple[str, ...] = ()
 
 
 def inspect_checkpoint(path: Path) -> Checkpoint:
@@ -68,7 +73,7 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
     architecture = _known_architecture(path, config)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise BuildRefused(f"{path} has no tokenizer; put tokenizer.json beside config.json")
-    _check_vocabulary(path, config)
+    rows = config.get("vocab_size")
     license_file = next((path / name for name in LICENSE_FILES if (path / name).is_file()), None)
     return Checkpoint(
         path=path,
@@ -80,25 +85,29 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
         license_spdx=_read_license(path),
         license_file=license_file,
         quantization=_read_quantization(path, config),
+        rowless=find_rowless_tokens(path, rows) if isinstance(rows, int) else (),
         needs_code=FAMILIES[architecture] in NEED_CODE and "auto_map" in config,
     )
 
 
-def _check_vocabulary(path: Path, config: dict[str, Any]) -> None:
-    """A tokenizer with more tokens than the model has rows belongs to another model."""
-    file, size = path / "tokenizer.json", config.get("vocab_size")
-    if not file.is_file() or not isinstance(size, int):
-        return
-    document = read_json(file)
-    vocabulary = document.get("model", {}).get("vocab", {}) if isinstance(document, dict) else {}
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    ids += [token.get("id", 0) for token in document.get("added_tokens", [])]
-    highest = max((number for number in ids if isinstance(number, int)), default=-1)
-    if highest >= size:
-        raise BuildRefused(
-            f"the tokenizer has a token {highest}, the model only {size}: it belongs to another model; "
-            "put the right tokenizer.json beside config.json"
-        )
+def find_rowless_tokens(path: Path, rows: int) -> tuple[str, ...]:
+    """Texts of the tokens of ``path/tokenizer.json`` beyond the model's ``rows``; none of them is ever needed.
+
+    Raises:
+        BuildRefused: one may be needed, or the file is no tokenizer.
+    """
+    file = path / TOKENIZER_FILE
+    if not file.is_file():
+        return ()
+    document, settings = read_json(file), {}
+    if (path / "tokenizer_config.json").is_file():
+        settings = read_json(path / "tokenizer_config.json")
+    if not isinstance(document, dict) or not isinstance(settings, dict):
+        raise BuildRefused(f"{file} or its tokenizer_config.json is not a JSON object; fetch them again")
+    try:
+        return find_rowless(document, rows, settings, (read_chat_template(path) or b"").decode("utf-8", "replace"))
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        raise BuildRefused(f"{file} is not a tokenizer of the tokenizers library; fetch it again") from error
 
 
 def _read_quantization(path: Path, config: dict[str, Any]) -> Quantization | None:
@@ -128,15 +137,28 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
-    """A JSON file of a source.
+    """A JSON file of a source, read as transformers reads it: with ``json``, which takes integers of any size.
+
+    ``model_max_length`` of most tokenizers is an integer beyond 64 bits.
 
     Raises:
-        BuildRefused: it cannot be read strictly.
+        BuildRefused: it is too large, is not JSON, or says a thing twice.
     """
+    size = file.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise BuildRefused(f"{file} has {size} bytes, more than the {MAX_JSON_BYTES} of any configuration file")
     try:
-        return strict_json.loads(file.read_bytes(), max_bytes=MAX_JSON_BYTES, what=file.name)
-    except BundleRefused as error:
-        raise BuildRefused(f"{file}: {error.message}") from error
+        return json.loads(file.read_text("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # also an integer of more digits than int() takes
+        raise BuildRefused(f"{file} is not JSON: {error}; fetch it again") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {twice[:80]!r} is there twice")
+    return found
 
 
 def _known_architecture(path: Path, config: dict[str, Any]) -> str:

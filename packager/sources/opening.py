@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused, UsageError
-from packager.reference import read_reference
+from packager.reference import Reference, read_reference
 from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
 from packager.sources.gguf import GGUF_MAGIC, convert_gguf
@@ -25,6 +25,7 @@ class OpenedSource(Struct, frozen=True):
     """A checkpoint and where it came from. ``label`` is a file or directory name, never a path of this host.
 
     ``chat_template`` is the SHA-256 of the template that took the place of the source's.
+    ``reference`` is None for a checkpoint that runs code of its own.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class OpenedSource(Struct, frozen=True):
     revision: str | None = None
     adapter: dict[str, str] | None = None
     chat_template: str | None = None
+    reference: Reference | None = None
 
     @property
     def digest(self) -> str:
@@ -88,7 +90,9 @@ def open_source(
             f"{base.architecture} runs Python files of the checkpoint itself; read them, then add --trust-remote-code"
         )
     if not base.needs_code:  # code of the checkpoint alone knows its weights; running it to compare comes later
-        check_weights(base, read_reference(base, cache, log))
+        reference = read_reference(base, cache, log)
+        check_weights(base, reference)
+        opened = msgspec.structs.replace(opened, reference=reference)
     refuse_broken_numbers(find_shards(base.path), on_progress)
     if adapter is not None:
         check_base(adapter, base, text)

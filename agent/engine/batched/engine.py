@@ -111,6 +111,8 @@ class BatchedEngine:
         slots, length = plan_pool(int(budget * (1 - PREFIX_SHARE)), decoder.kv_bytes_per_token, decoder.context_length)
         if not slots:
             raise EngineFailed(f"{budget >> 20} MiB are too little memory for this model")
+        if length < found.least_cache:
+            raise Declined(f"there is memory for {length} tokens, and its window has {found.least_cache}")
         self._pool = Pool(decoder, slots, length)
         try:
             with native("it does not run as it should"):
