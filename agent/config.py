@@ -21,6 +21,7 @@ from agent.worker.settings import WorkerSettings
 from contract.errors import ConfigInvalid
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
 from contract.names import is_identifier
+from contract.source.access import FILES, Source, location_of, source_faults
 
 MAX_CONFIG_BYTES = 1 << 20
 """A configuration is a page of text."""
@@ -30,8 +31,8 @@ WORKER_SOCKET_VARIABLE = "EDGE_AGENT_WORKER_SOCKET"
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """All that an operator can say. ``sources`` names the places that bundles may come from (path or URL);
-    paths are absolute or relative to the configuration file.
+    """All that an operator can say. ``sources`` names the places that bundles may come from (path, URL, or a URL with
+    settings); paths are absolute or relative to the configuration file.
     """
 
     device: str
@@ -39,7 +40,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
     topic_root: str = DEFAULT_ROOT
     groups: list[str] = []
     broker: BrokerSettings = BrokerSettings()
-    sources: dict[str, str] = {}
+    sources: dict[str, Source] = {}
     install: InstallSettings = InstallSettings()
     worker: WorkerSettings = WorkerSettings()
     serving: ServingSettings = ServingSettings()
@@ -96,7 +97,7 @@ def read_config(document: dict[str, Any], base: Path) -> AgentConfig:
     resolved = _resolve_paths(config, base)
     faults.check(lambda: _topic_faults(resolved), "device", "topic_root")
     faults.check(lambda: _name_faults("groups", resolved.groups), "groups")
-    faults.check(lambda: _source_faults(config.sources), "sources")
+    faults.check(lambda: _source_faults(resolved.sources), "sources")
     faults.check(lambda: broker_faults(resolved.broker), "broker.username", "broker.tls", "broker.allow_plaintext")
     faults.raise_any()
     return resolved
@@ -131,12 +132,17 @@ def _name_faults(table: str, names: Iterable[str]) -> Iterator[ConfigInvalid]:
             )
 
 
-def _source_faults(sources: Mapping[str, str]) -> Iterator[ConfigInvalid]:
+def _source_faults(sources: Mapping[str, Source]) -> Iterator[ConfigInvalid]:
     yield from _name_faults("sources", sources)
-    for name, location in sources.items():
+    for name, source in sources.items():
+        location = location_of(source)
         if not location or not location.isprintable():
             wrong = "holds control characters" if location else "is empty"
             yield ConfigInvalid(f"sources.{name} {wrong}: give a directory or a URL", field=f"sources.{name}")
+            continue
+        for fault in source_faults(source):
+            field = f"sources.{name}.{fault.field}" if fault.field else f"sources.{name}"
+            yield ConfigInvalid(f"{field}: {fault.message}", field=field)
 
 
 def _resolve_paths(config: AgentConfig, base: Path) -> AgentConfig:
@@ -152,13 +158,18 @@ def _resolve_paths(config: AgentConfig, base: Path) -> AgentConfig:
             broker,
             tls=msgspec.structs.replace(tls, ca=absolute(tls.ca), cert=absolute(tls.cert), key=absolute(tls.key)),
         )
-    sources = {
-        name: location if "://" in location else str(base / location) for name, location in config.sources.items()
-    }
+    sources = {name: _absolute_source(source, base) for name, source in config.sources.items()}
     worker = msgspec.structs.replace(config.worker, socket=_worker_socket(config.worker, base))
     return msgspec.structs.replace(
         config, state_dir=base / config.state_dir, broker=broker, sources=sources, worker=worker
     )
+
+
+def _absolute_source(source: Source, base: Path) -> Source:
+    if isinstance(source, str):
+        return source if "://" in source or not source else str(base / source)
+    files = {name: str(find_credential(base / path, base)) for name in FILES if (path := getattr(source, name))}
+    return msgspec.structs.replace(source, **files)
 
 
 def _worker_socket(settings: WorkerSettings, base: Path) -> Path | None:

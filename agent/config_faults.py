@@ -64,18 +64,17 @@ class Faults:
             if key not in known:
                 meant |= self._unknown(where, prefix, key, list(known))
                 continue
+            each = _struct_of_values(known[key].type)
+            if each is not None and isinstance(value, dict):
+                values[key] = self._read_each(value, each, known[key].type, where)
+                continue
             inner = struct_of(known[key].type)
             if inner is not None and isinstance(value, dict):
                 made = self.read(value, inner, f"{where}.")
                 if made is not None:
                     values[key] = made
                 continue
-            try:
-                values[key] = msgspec.convert(value, known[key].type, dec_hook=self._convert)
-            except msgspec.ValidationError as error:
-                text, _, path = str(error).partition(" - at `$")
-                place = where + path.rstrip("`")
-                self.add(f"{place}: {text[:1].lower() + text[1:]}", place)
+            self._convert_to(known[key].type, value, where, values, key)
         for name, field in known.items():
             if field.required and name not in table and name not in meant:
                 self.add(f"{prefix}{name} is missing", f"{prefix}{name}")
@@ -84,6 +83,26 @@ class Faults:
         except TypeError:
             # A key that it cannot be without is wrong or missing, and noted.
             return None
+
+    def _convert_to(self, type_: Any, value: Any, where: str, values: dict[str, Any], key: str) -> None:
+        try:
+            values[key] = msgspec.convert(value, type_, dec_hook=self._convert)
+        except msgspec.ValidationError as error:
+            text, _, path = str(error).partition(" - at `$")
+            place = where + path.rstrip("`")
+            self.add(f"{place}: {text[:1].lower() + text[1:]}", place)
+
+    def _read_each(self, table: dict[str, Any], struct: type[Struct], type_: Any, where: str) -> dict[str, Any]:
+        """A table whose keys are names of the operator's own, each with a value or a table of ``struct``."""
+        found: dict[str, Any] = {}
+        for name, value in table.items():
+            if isinstance(value, dict):
+                made = self.read(value, struct, f"{where}.{name}.")
+                if made is not None:
+                    found[name] = made
+            else:
+                self._convert_to(typing.get_args(type_)[1], value, f"{where}.{name}", found, name)
+        return found
 
     def _unknown(self, where: str, prefix: str, key: str, known: list[str]) -> set[str]:
         """Note a key that there is not; the one that is meant, probably."""
@@ -100,6 +119,11 @@ def struct_of(annotation: Any) -> type[Struct] | None:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next((found for part in typing.get_args(annotation) if (found := struct_of(part))), None)
     return None
+
+
+def _struct_of_values(annotation: Any) -> type[Struct] | None:
+    """The struct in an annotation such as ``dict[str, X | Struct]``."""
+    return struct_of(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
 
 
 _HEADER = re.compile(r"\s*\[+\s*([^\]]*?)\s*\]+")

@@ -32,6 +32,7 @@ from contract.durable import Disk
 from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, StoreBroken, StoreFull
 from contract.mqtt.messages import Reported
 from contract.reasons import Reason
+from contract.source.access import Source
 
 log = logging.getLogger("edge_agent.install")
 
@@ -61,7 +62,7 @@ class Coordinator:
         directory: StateDirectory,
         state: InstallationState,
         settings: InstallSettings,
-        sources: Mapping[str, str],
+        sources: Mapping[str, Source],
         serving: Serving,
         workers: WorkerStarter,
         worker_settings: WorkerSettings,

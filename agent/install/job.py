@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from agent.install.machine import Event
 from contract.errors import EngineFailed
+from contract.source.access import Source
 
 MAX_LINE_BYTES = 64 << 10
 """The longest line is an error sentence; a job names a handful of sources."""
@@ -30,7 +31,7 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: str
     name: str
     version: str
-    sources: list[str]
+    sources: list[Source]
     quota_bytes: int = 0
     offline_grace: bool = True
     parallel_fetches: int = 1

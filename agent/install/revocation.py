@@ -9,15 +9,16 @@ from agent.install.wishes import Wish, read_desired
 from agent.state.installation import InstallationState, InstalledBundle
 from contract.errors import BundleRefused
 from contract.names import Digest
+from contract.source.access import Source
 
 
-def must_be_replaced(state: InstallationState, settings: InstallSettings, sources: Mapping[str, str]) -> bool:
+def must_be_replaced(state: InstallationState, settings: InstallSettings, sources: Mapping[str, Source]) -> bool:
     """Whether what is active was revoked, and the policy in force wants it out of service."""
     return state.snapshot().active in state.standing.revoked() and _replaces(state, settings, sources)
 
 
 def adapters_to_drop(
-    state: InstallationState, settings: InstallSettings, sources: Mapping[str, str]
+    state: InstallationState, settings: InstallSettings, sources: Mapping[str, Source]
 ) -> list[InstalledBundle]:
     """Adapters beside the active bundle that were revoked, if the policy in force wants them out of service."""
     revoked = state.standing.revoked()
@@ -25,7 +26,7 @@ def adapters_to_drop(
     return found if found and _replaces(state, settings, sources) else []
 
 
-def _replaces(state: InstallationState, settings: InstallSettings, sources: Mapping[str, str]) -> bool:
+def _replaces(state: InstallationState, settings: InstallSettings, sources: Mapping[str, Source]) -> bool:
     snapshot, policy = state.snapshot(), settings
     if snapshot.desired is not None and not snapshot.overridden:
         try:

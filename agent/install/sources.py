@@ -13,6 +13,7 @@ from contract.causes import Cause
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable
 from contract.reasons import Reason
 from contract.source import BundleSource
+from contract.source.access import Source, location_of
 from contract.source.directory import PIECE_BYTES
 from contract.source.opening import open_source
 
@@ -27,14 +28,14 @@ class Mirrors:
 
     def __init__(
         self,
-        locations: Sequence[str],
-        opener: Callable[[str, int], BundleSource] = open_source,
+        locations: Sequence[Source],
+        opener: Callable[[Source, int], BundleSource] = open_source,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
         self._locations = list(locations)
         self._opener = opener
         self._piece_bytes = piece_bytes
-        self._open: dict[str, BundleSource] = {}
+        self._open: dict[Source, BundleSource] = {}
 
     def first_working(self, use: Callable[[BundleSource], T]) -> T:
         """The result of ``use`` with the first source for which it works; later calls begin with that one.
@@ -83,8 +84,9 @@ class Mirrors:
         self._open.clear()
 
 
-def _misdelivered(refused: BundleRefused, source: BundleSource | None, location: str) -> SourceInvalid:
-    where = location if source is None else source.description
+def _misdelivered(refused: BundleRefused, source: BundleSource | None, location: Source) -> SourceInvalid:
+    # What cannot even be opened is no URL, and holds no credentials.
+    where = location_of(location) if source is None else source.description
     told = refused.message if where in refused.message else f"{where}: {refused.message}"
     found = SourceInvalid(told, reason=refused.reason, field=refused.field)
     found.__cause__ = refused

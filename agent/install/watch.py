@@ -21,6 +21,7 @@ from agent.state.standing import Warned
 from contract.errors import BundleRefused, EdgeBundleError, SourceInvalid
 from contract.names import Digest
 from contract.reasons import Reason
+from contract.source.access import Source
 
 log = logging.getLogger("edge_agent.install")
 
@@ -45,7 +46,7 @@ class Watch:
         state_dir: str,
         state: InstallationState,
         settings: InstallSettings,
-        sources: Mapping[str, str],
+        sources: Mapping[str, Source],
         installer: Installer,
         driver: Driver,
         reporter: Reporter,

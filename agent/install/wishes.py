@@ -14,6 +14,7 @@ from contract.errors import BundleRefused, UsageError
 from contract.mqtt.reading import parse_desired
 from contract.names import Digest
 from contract.reasons import Reason
+from contract.source.access import Source
 
 WantedBy = Literal["operator", "desired", "automatic"]
 
@@ -28,7 +29,7 @@ class Wish(Struct, frozen=True):
 
     name: str
     version: str
-    sources: tuple[str, ...]
+    sources: tuple[Source, ...]
     settings: InstallSettings
     revision: str | None = None
     digest: Digest | None = None
@@ -50,7 +51,7 @@ class Wish(Struct, frozen=True):
         return f"{self.name}@{self.version}"
 
 
-def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str, str]) -> Wish | None:
+def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str, Source]) -> Wish | None:
     """The wish in a ``desired`` document; None when it withdraws the one before.
 
     Raises:

@@ -1,8 +1,7 @@
-"""One HTTP GET: TLS, redirects, ranges, and one kind of error for everything that can go wrong on the way."""
+"""One HTTP GET: TLS, proxies, redirects, ranges, and one kind of error for everything that can go wrong on the way."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import re
@@ -11,10 +10,12 @@ import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from contract.errors import SourceUnavailable
+from contract.errors import ConfigInvalid, SourceUnavailable
+from contract.source.access import Access, Source, SourceSettings, other_tls, own_tls
 from contract.source.pace import Allowance, Pace, PacedSocket
+from contract.source.proxy import Proxy
 
 MAX_REDIRECTS = 5
 """Hops: a mirror director needs one or two."""
@@ -29,16 +30,33 @@ _MISSING = frozenset({403, 404, 410})
 
 
 class Address(NamedTuple):
-    """Where to connect, who we say we are, and what to call it in messages (never with credentials)."""
+    """A server, and what to call it in messages."""
 
     scheme: str
     host: str
     port: int
-    authorization: str | None
 
     @property
     def shown(self) -> str:
-        return f"{self.scheme}://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.name}"
+
+    @property
+    def name(self) -> str:
+        """Host and port, as they stand in URLs."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class Route(NamedTuple):
+    """A server and the way to it."""
+
+    address: Address
+    proxy: Proxy | None
+
+    @property
+    def shown(self) -> str:
+        """For messages."""
+        return self.address.shown if self.proxy is None else f"{self.address.shown} by the proxy {self.proxy.shown}"
 
 
 def parse_url(url: str) -> tuple[Address, str]:
@@ -54,14 +72,10 @@ def parse_url(url: str) -> tuple[Address, str]:
         raise SourceUnavailable("the address of the source is not a URL") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SourceUnavailable(f"{parts.scheme or 'that'!r} is not a kind of source: give an http or https URL")
-    authorization = None
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        authorization = "Basic " + base64.b64encode(pair.encode()).decode()
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if re.search(r"[\x00-\x20\x7f]", path):
         raise SourceUnavailable("the address of the source contains a space or control character")
-    return Address(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80), authorization), path
+    return Address(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)), path
 
 
 class Response(NamedTuple):
@@ -74,13 +88,16 @@ class Response(NamedTuple):
 class Exchange:
     """Connections to one server and wherever it redirects to; keeps the last one open.
 
-    ``tls`` is a context that verifies; the default one uses the system's certificates.
+    ``source`` says as whom and by which way; credentials and the client certificate are for its own server, never for
+    whomever that points to. ``tls`` is a context that verifies, in place of the one that ``source`` asks for.
     """
 
-    def __init__(self, pace: Pace | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, source: Source = "", pace: Pace | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._source = source
         self._pace = pace or Pace()
-        self._tls = tls
-        self._kept: tuple[Address, http.client.HTTPConnection] | None = None
+        self._tls: dict[bool, ssl.SSLContext] = {} if tls is None else {True: tls, False: tls}
+        self._access: Access | None = None
+        self._kept: tuple[Route, http.client.HTTPConnection] | None = None
         self._open: http.client.HTTPResponse | None = None
         self._allowance = Allowance()
 
@@ -93,16 +110,18 @@ class Exchange:
         headers = {"Accept-Encoding": "identity", "User-Agent": "edge-bundle"}
         if length is not None:
             headers["Range"] = f"bytes={start}-{start + length - 1}"
+        access = self._access = self._access or _read(self._source)
         first, _ = parse_url(url)
         for _ in range(MAX_REDIRECTS + 1):
             address, path = parse_url(url)
             own = dict(headers)
             # Credentials are for the configured server, not for whomever it points to.
-            if first.authorization and (address.host, address.port) == (first.host, first.port):
-                own["Authorization"] = first.authorization
-            raw = self._send(address, path, own)
+            if access.authorization and address == first:
+                own["Authorization"] = access.authorization
+            route = _route(access, address)
+            raw = self._send(route, path, own, ours=address == first)
             if raw.status not in _REDIRECTS:
-                return self._accept(raw, address, start, ranged=length is not None)
+                return self._accept(raw, route, start, ranged=length is not None)
             location = raw.getheader("Location")
             self.finish()
             if not location:
@@ -149,52 +168,76 @@ class Exchange:
         if kept is not None:
             kept[1].close()
 
-    def _send(self, address: Address, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _send(self, route: Route, path: str, headers: dict[str, str], *, ours: bool) -> http.client.HTTPResponse:
         self.finish()
-        reused = self._kept is not None and self._kept[0] == address
+        reused = self._kept is not None and self._kept[0] == route
         try:
-            return self._send_once(address, path, headers)
+            return self._send_once(route, path, headers, ours=ours)
         except (OSError, http.client.HTTPException, SourceUnavailable) as error:
             self.close()
             # A server may close an idle connection just when we use it: that says nothing about the server.
             stale = reused and not isinstance(error, (TimeoutError, SourceUnavailable))
             if not stale:
-                raise _translate(error, address) from error
+                raise _translate(error, route) from error
         try:
-            return self._send_once(address, path, headers)
+            return self._send_once(route, path, headers, ours=ours)
         except (OSError, http.client.HTTPException, SourceUnavailable) as error:
             self.close()
-            raise _translate(error, address) from error
+            raise _translate(error, route) from error
 
-    def _send_once(self, address: Address, path: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-        if self._kept is None or self._kept[0] != address:
+    def _send_once(self, route: Route, path: str, headers: dict[str, str], *, ours: bool) -> http.client.HTTPResponse:
+        self._allowance.left = Allowance().left
+        if self._kept is None or self._kept[0] != route:
             self.close()
-            self._kept = (address, self._connect(address))
+            self._kept = (route, self._connect(route, ours=ours))
         connection = self._kept[1]
         self._allowance.left = Allowance().left
+        if route.proxy is not None and route.address.scheme == "http":
+            # The proxy is told where to go with each request (RFC 9112, 3.2.2), and who we are to it.
+            path = f"http://{route.address.name}{path}"
+            headers |= _proxy_headers(route.proxy)
         connection.request("GET", path, headers=headers)
         raw = connection.getresponse()
         self._open = raw
         return raw
 
-    def _connect(self, address: Address) -> http.client.HTTPConnection:
+    def _connect(self, route: Route, *, ours: bool) -> http.client.HTTPConnection:
+        address, proxy = route
+        host, port = (address.host, address.port) if proxy is None else (proxy.host, proxy.port)
         if address.scheme == "https":
-            self._tls = self._tls or ssl.create_default_context()
             connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-                address.host, address.port, timeout=self._pace.connect_seconds, context=self._tls
+                host, port, timeout=self._pace.connect_seconds, context=self._tls_for(ours)
             )
+            if proxy is not None:
+                # What the server is to see stays out of what the proxy sees.
+                connection.set_tunnel(address.host, address.port, _proxy_headers(proxy))
         else:
-            connection = http.client.HTTPConnection(address.host, address.port, timeout=self._pace.connect_seconds)
+            connection = http.client.HTTPConnection(host, port, timeout=self._pace.connect_seconds)
         pace, allowance = self._pace, self._allowance
 
         def paced(sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> http.client.HTTPResponse:
             return http.client.HTTPResponse(PacedSocket(sock, pace, allowance), debuglevel, method)  # type: ignore[arg-type]
 
         connection.response_class = paced  # type: ignore[assignment]
-        connection.connect()
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
-    def _accept(self, raw: http.client.HTTPResponse, address: Address, start: int, *, ranged: bool) -> Response | None:
+    def _tls_for(self, ours: bool) -> ssl.SSLContext:
+        """``ours``: for the server that is configured."""
+        if ours not in self._tls:
+            special = ours and isinstance(self._source, SourceSettings)
+            try:
+                self._tls[ours] = own_tls(self._source) if special else other_tls(self._source)  # type: ignore[arg-type]
+            except ConfigInvalid as error:
+                raise SourceUnavailable(error.message) from error
+        return self._tls[ours]
+
+    def _accept(self, raw: http.client.HTTPResponse, route: Route, start: int, *, ranged: bool) -> Response | None:
+        address = route.address
         if raw.status in _MISSING:
             self.finish()
             return None
@@ -209,6 +252,10 @@ class Exchange:
         self.close()
         if raw.status == 416:
             raise SourceUnavailable(f"{address.shown} has less of the file than is listed")
+        if raw.status == 401:
+            raise SourceUnavailable(f"{address.shown} wants credentials, or others than it is given (status 401)")
+        if raw.status == 407 and route.proxy is not None:
+            raise SourceUnavailable(f"the proxy {route.proxy.shown} wants credentials, or others (status 407)")
         raise SourceUnavailable(
             f"{address.shown} answered with status {raw.status}",
             retry_after=seconds_to_wait(raw.getheader("Retry-After"), raw.getheader("Date")),
@@ -230,14 +277,31 @@ def seconds_to_wait(retry_after: str | None, date: str | None) -> float | None:
         return None
 
 
-def _translate(error: Exception, address: Address) -> SourceUnavailable:
+def _read(source: Source) -> Access:
+    try:
+        return Access.of(source)
+    except ConfigInvalid as error:
+        raise SourceUnavailable(error.message) from error
+
+
+def _route(access: Access, address: Address) -> Route:
+    try:
+        return Route(address, access.proxies.route(*address))
+    except ValueError as error:
+        raise SourceUnavailable(str(error)) from error
+
+
+def _proxy_headers(proxy: Proxy) -> dict[str, str]:
+    return {} if proxy.authorization is None else {"Proxy-Authorization": proxy.authorization}
+
+
+def _translate(error: Exception, route: Route) -> SourceUnavailable:
+    where = route.shown
     if isinstance(error, SourceUnavailable):
         assert error.reason is not None
-        return SourceUnavailable(
-            f"{address.shown}: {error.message}", reason=error.reason, retry_after=error.retry_after
-        )
+        return SourceUnavailable(f"{where}: {error.message}", reason=error.reason, retry_after=error.retry_after)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return SourceUnavailable(f"the certificate of {address.shown} is not accepted: {error.verify_message}")
+        return SourceUnavailable(f"the certificate of {where} is not accepted: {error.verify_message}")
     if isinstance(error, TimeoutError):
-        return SourceUnavailable(f"{address.shown} does not answer")
-    return SourceUnavailable(f"{address.shown} cannot be reached: {error or type(error).__name__}")
+        return SourceUnavailable(f"{where} does not answer")
+    return SourceUnavailable(f"{where} cannot be reached: {str(error)[:200] or type(error).__name__}")

@@ -9,13 +9,14 @@ from urllib.parse import quote
 from contract.errors import BundleRefused, SourceUnavailable
 from contract.names import check_path
 from contract.reasons import Reason
+from contract.source.access import Source, location_of
 from contract.source.directory import PIECE_BYTES
 from contract.source.exchange import Exchange, Response, parse_url
 from contract.source.pace import Pace
 
 
 class HttpSource:
-    """Reads files below ``url``, over one kept connection; one ``stream`` at a time, for one thread.
+    """Reads files below the URL of ``source``, over one kept connection; one ``stream`` at a time, for one thread.
 
     ``piece_bytes`` bounds what ``stream`` delivers at a time. ``whole_only``: the server was seen to send whole files
     where a range was asked for.
@@ -24,25 +25,26 @@ class HttpSource:
     kept and read on.
 
     Raises:
-        SourceUnavailable: ``url`` is not an http(s) URL, or has a query.
+        SourceUnavailable: that is not an http(s) URL, or has a query.
     """
 
     is_remote = True
 
     def __init__(
         self,
-        url: str,
+        source: Source,
         *,
         pace: Pace | None = None,
         tls: ssl.SSLContext | None = None,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
+        url = location_of(source)
         address, path = parse_url(url)
         if "?" in path:
             raise SourceUnavailable("the URL of a repository has no query")
         self._url = url.split("#", 1)[0].rstrip("/")
         self._description = f"{address.shown}{path.rstrip('/')}"
-        self._exchange: Exchange | None = Exchange(pace, tls)
+        self._exchange: Exchange | None = Exchange(source, pace, tls)
         self._held: tuple[str, Response, int] | None = None
         self._piece_bytes = piece_bytes
         self.whole_only = False

@@ -89,7 +89,7 @@ class Client:
     def __init__(self, metadata_dir: Path, *, any_key: bool = False, pace: Pace | None = None) -> None:
         self._directory = metadata_dir
         self._any_key = any_key
-        self._exchange = Exchange(pace)
+        self._exchange = Exchange(pace=pace)
 
     def init(self, root_json: bytes) -> None:
         """Trust ``root_json`` from now on and forget everything else."""

@@ -12,6 +12,7 @@ import pytest
 from agent.config import load_config
 from agent.config_faults import line_of
 from contract.errors import ConfigInvalid
+from contract.source.access import SourceSettings
 
 GOOD = 'device = "box"\n'
 
@@ -175,3 +176,66 @@ def test_check_config_lists_every_fault_where_an_editor_finds_it(tmp_path: Path)
 )
 def test_a_line_is_found_where_a_key_is_written_one_way_or_another(text: str, field: str, line: int | None) -> None:
     assert line_of(text, field) == line
+
+
+def test_a_source_may_have_settings_and_its_secrets_are_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """device = "box"
+[sources]
+stick = "stick.edgebundle"
+[sources.depot]
+url = "https://models.example.org"
+proxy = "http://proxy.example.org:3128"
+token_file = "credentials/depot-token"
+"""
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/depot-token").write_text("tok-1")
+    config = load_config(write(tmp_path, text))
+    assert config.sources["stick"] == str(tmp_path / "stick.edgebundle")
+    depot = config.sources["depot"]
+    assert isinstance(depot, SourceSettings)
+    assert depot.token_file == str(tmp_path / "credentials/depot-token")
+    handed = tmp_path / "handed"
+    handed.mkdir()
+    (handed / "edge_depot-token").write_text("tok-1")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(handed))
+    depot = load_config(tmp_path / "agent.toml").sources["depot"]
+    assert isinstance(depot, SourceSettings)
+    assert depot.token_file == str(handed / "edge_depot-token")
+
+
+def test_every_fault_of_a_source_is_said_with_its_line_and_without_secrets(tmp_path: Path) -> None:
+    text = """device = "box"
+[sources]
+presigned = "https://bucket.example/repo?X-Amz-Signature=5ecret"
+[sources.depot]
+url = "http://models.example.org"
+token_fiel = "credentials/depot-token"
+[sources.other]
+url = "http://models.example.org"
+username = "box"
+password_file = "gone"
+[sources.bare]
+proxy = "socks5://p"
+"""
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(write(tmp_path, text))
+    found = {fault.field: (fault.line, fault.message) for fault in caught.value.faults}
+    assert found["sources.depot.token_fiel"] == (
+        6,
+        "sources.depot.token_fiel is not a key of the configuration: did you mean sources.depot.token_file?",
+    )
+    assert found["sources.bare.url"] == (11, "sources.bare.url is missing")
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(write(tmp_path, text[: text.index("[sources.bare]")].replace("token_fiel", "token_file")))
+    found = {fault.field: (fault.line, fault.message) for fault in caught.value.faults}
+    assert {field: line for field, (line, _) in found.items()} == {
+        "sources.presigned": 3,
+        "sources.depot.url": 5,
+        "sources.depot.token_file": 6,
+        "sources.other.url": 8,
+        "sources.other.password_file": 10,
+    }
+    assert "opens a single file" in found["sources.presigned"][1]
+    assert "5ecret" not in caught.value.message

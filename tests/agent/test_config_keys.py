@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from agent.config import AgentConfig, read_config
 from contract.errors import ConfigInvalid
+from contract.source.access import SourceSettings
 
 BASE = Path("/nowhere")
 NOT_THIS = {
@@ -56,6 +57,11 @@ def wrong_values(annotation: Any) -> Iterator[Any]:
         if plain is type(None):
             continue
         origin = typing.get_origin(plain)
+        if plain is SourceSettings:
+            hints = typing.get_type_hints(plain, include_extras=True)
+            for name, hint in hints.items():
+                yield from ({"url": "https://x", name: value} for value in wrong_values(hint))
+            continue
         if origin is typing.Literal:
             yield from ["", "sideways", 7, True, []]
             continue

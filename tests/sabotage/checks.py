@@ -31,6 +31,7 @@ _HERE = {
     "V": "tests/agent/install/test_revocation.py",
     "X": "tests/agent/install/test_delivery.py",
     "W": "tests/agent/install/test_poor_sources.py",
+    "Y": "tests/contract/source/test_access.py",
     "E": "tests/agent/install/test_settings.py",
     "A": "tests/agent/state/test_audit.py",
     "P": "tests/agent/test_host.py",
@@ -250,9 +251,14 @@ CHECKS: tuple[Check, ...] = (
         "H.credentials_go_to_the_configured_server_only",
         (
             _HTTP,
-            "if first.authorization and (address.host, address.port) == (first.host, first.port):",
-            "if first.authorization:",
+            "if access.authorization and address == first:",
+            "if access.authorization:",
         ),
+    ),
+    _check(
+        "malicious mirror: asks for another server's client certificate",
+        "Y.a_client_certificate_is_shown_to_its_server_and_to_no_other",
+        (_HTTP, "            special = ours and isinstance(", "            special = isinstance("),
     ),
     _check(
         "malicious mirror: redirects in circles",

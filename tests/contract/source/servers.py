@@ -7,11 +7,14 @@ import gzip
 import http.server
 import re
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
@@ -60,19 +63,136 @@ class OldHandler(PlainHandler):
     protocol_version = "HTTP/1.0"
 
 
+class QuietServer(http.server.ThreadingHTTPServer):
+    """TLS if there is a context, in the thread of the connection; clients that leave are nobody's error."""
+
+    daemon_threads = True
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        if self.tls is not None:
+            try:
+                request = self.tls.wrap_socket(request, server_side=True)
+            except OSError:
+                return
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 @contextlib.contextmanager
-def serve(directory: Path, handler: type[RangeHandler] = RangeHandler) -> Iterator[str]:
+def serve(
+    directory: Path, handler: type[RangeHandler] = RangeHandler, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """Serve ``directory`` on a free port; its URL."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(directory)))
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), partial(handler, directory=str(directory)))
+    server.tls = tls
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class ProxyHandler(http.server.BaseHTTPRequestHandler):
+    """A forward proxy that finds every host at ``upstream`` and remembers what it was asked; new for every test."""
+
+    upstream: ClassVar[tuple[str, int]]
+    wanted: ClassVar[str | None]
+    asked: ClassVar[list[tuple[str, str, dict[str, str]]]]
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _let_in(self) -> bool:
+        self.asked.append((self.command, self.path, dict(self.headers)))
+        if self.wanted in (None, self.headers.get("Proxy-Authorization")):
+            return True
+        self.send_response(407)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return False
+
+    def do_GET(self) -> None:
+        if not self._let_in():
+            return
+        parts = urlsplit(self.path)
+        with socket.create_connection(self.upstream) as server:
+            lines = [f"{name}: {value}" for name, value in self.headers.items() if not name.startswith("Proxy-")]
+            request = "\r\n".join([f"GET {parts.path} HTTP/1.0", *lines, "", ""])
+            server.sendall(request.encode())
+            while data := server.recv(65536):
+                self.wfile.write(data)
+        self.close_connection = True
+
+    def do_CONNECT(self) -> None:
+        if not self._let_in():
+            return
+        with socket.create_connection(self.upstream) as server:
+            self.send_response(200)
+            self.end_headers()
+            back = threading.Thread(target=pump, args=(server, self.connection), daemon=True)
+            back.start()
+            pump(self.connection, server)
+            back.join()
+        self.close_connection = True
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Hand over bytes until one side is closed."""
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    with contextlib.suppress(OSError):
+        target.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def proxy(upstream: str, wanted: str | None = None) -> Iterator[tuple[str, list[tuple[str, str, dict[str, str]]]]]:
+    """A proxy before the server at the URL ``upstream``: ``HOST:PORT``, and method, target and headers of each request.
+
+    ``wanted``: the Proxy-Authorization without which it lets nobody in.
+    """
+    parts = urlsplit(upstream)
+    asked: list[tuple[str, str, dict[str, str]]] = []
+    address = (parts.hostname or "", parts.port or 0)
+    handler = type("Handler", (ProxyHandler,), {"upstream": address, "wanted": wanted, "asked": asked})
+    server = QuietServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def make_certificate(directory: Path, name: str) -> Path:
+    """A self-signed certificate for ``name`` (and 127.0.0.1) in PEM, with its key beside it as ``.key``."""
+    out = directory / f"{name}.crt"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name},IP:127.0.0.1", "-keyout",
+         str(out.with_suffix(".key")), "-out", str(out)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return out
+
+
+def server_tls(certificate: Path, clients: Path | None = None) -> ssl.SSLContext:
+    """For a server with ``certificate``, which lets in ``clients`` only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    if clients is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(clients)
+    return context
 
 
 @contextlib.contextmanager
