@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from msgspec import Struct
+
 from contract.adapter_slots import CAPABILITY
 from contract.durable import translate
+from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
 from contract.manifest import Behaviour, Budget, Canary, License, Manifest, Model, Requires
 from packager.behaviour import complete_behaviour
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.calibration.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
 from packager.check import CheckResult
-from packager.estimate import estimate_build, refuse_what_cannot_fit
+from packager.estimate import Estimate, estimate_build, refuse_what_cannot_fit
 from packager.evidence import (
     BUILD_TOOLS,
     EVIDENCE_DIR,
@@ -35,7 +38,9 @@ from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, ch
 from packager.progress import BuildProgress, SilentProgress
 from packager.proof import prove
 from packager.quality.assessment import Assessment, Exam, assess, hear_source, prepare_exam
+from packager.quality.text import EvalText
 from packager.readback import GraphFacts, read_back
+from packager.recipe import record_build
 from packager.report import write_report
 from packager.rope_check import compare_rope
 from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_template
@@ -82,19 +87,13 @@ def build_bundle(
         BundleRefused: what was built could not be installed anywhere.
         StoreFull, StoreBroken: the disk.
     """
-    check_plan(plan)
-    require_library(plan.quantizer)
-    exam = prepare_exam(plan.quality, plan.precision)
-    calibration = read_calibration(plan.calibration)
+    exam, calibration = _read_inputs(plan)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("building"), staging(out) as staged:
         log.unlink(missing_ok=True)
-        progress.stage(1, STAGES, "reading the source", cache)
-        source = open_source(plan.source, cache, log, progress.advance, plan.origin)
-        quantizer = check_source(plan, source.checkpoint)
+        source, quantizer, _ = _open(plan, out, cache, log, progress)
         buildable, key = source.checkpoint, source.digest
-        _announce(plan, source.checkpoint, [out.parent, cache], progress)
         progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}", cache)
         if plan.quantizer in CALIBRATED:
             buildable, key = calibrate_checkpoint(
@@ -138,7 +137,68 @@ def build_bundle(
         return built
 
 
-def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progress: BuildProgress) -> None:
+class DryRun(Struct, frozen=True):
+    """What a build would do; ``behaviour`` is what it would sign."""
+
+    source: dict[str, Any]
+    architecture: str
+    parameters: int
+    precision: str
+    quantizer: str
+    license: str
+    chat_template: bool
+    behaviour: Behaviour | None
+    estimate: Estimate
+
+
+def dry_run(plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *, cache: Path | None = None) -> DryRun:
+    """Do what :func:`build_bundle` does before it builds: check the options, open the source, estimate. Makes nothing.
+
+    Raises:
+        UsageError, BuildRefused, StoreFull, StoreBroken: what would be refused before the graph is built.
+    """
+    _read_inputs(plan)
+    progress, cache = progress or SilentProgress(), cache or default_cache()
+    log = cache / "logs" / f"{plan.name}-{plan.version}.log"
+    with disk_errors("reading the source"), staging(out):
+        source, quantizer, estimate = _open(plan, out, cache, log, progress)
+    checkpoint = source.checkpoint
+    return DryRun(
+        source=source.describe(),
+        architecture=checkpoint.architecture,
+        parameters=checkpoint.parameters,
+        precision=plan.precision,
+        quantizer=quantizer,
+        license=plan.license or checkpoint.license_spdx,
+        chat_template=checkpoint.chat_template is not None,
+        behaviour=complete_behaviour(plan.behaviour, checkpoint.path),
+        estimate=estimate,
+    )
+
+
+def _read_inputs(plan: BuildPlan) -> tuple[Exam, EvalText | None]:
+    """Check the options, and read the files that they name."""
+    check_plan(plan)
+    require_library(plan.quantizer)
+    return prepare_exam(plan.quality, plan.precision), read_calibration(plan.calibration)
+
+
+def _open(
+    plan: BuildPlan, out: Path, cache: Path, log: Path, progress: BuildProgress
+) -> tuple[OpenedSource, str, Estimate]:
+    """The source, the quantizer to put on record, and what the build will take; refuses what cannot become a bundle."""
+    progress.stage(1, STAGES, "reading the source", cache)
+    source = open_source(plan.source, cache, log, progress.advance, plan.origin)
+    if plan.source_sha256 is not None and source.sha256 != plan.source_sha256:
+        raise BuildRefused(
+            f"{source.label} is not the source of that build: its SHA-256 is {source.sha256[:12]}…, "
+            f"the source's was {plan.source_sha256[:12]}…"
+        )
+    quantizer = check_source(plan, source.checkpoint)
+    return source, quantizer, _announce(plan, source.checkpoint, [out.parent, cache], progress)
+
+
+def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
     config = checkpoint.config
     tied = config.get("tie_word_embeddings") and plan.precision == "int4"
@@ -151,6 +211,7 @@ def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progr
         progress.say(f"the model has no rows for the tokens {named}: the bundle's tokenizer does without them")
     if checkpoint.chat_template is None:
         progress.say("there is no chat template: a base model, whose prompts go in as they are")
+    return estimate
 
 
 def _assess(
@@ -202,6 +263,7 @@ def _write_extras(
             ),
             **({"kv": describe_scales(read_calibration(plan.calibration))} if plan.kv != "float" else {}),
         },
+        **record_build(plan, source.describe()),
         "workarounds": workarounds,
         "host": describe_host(),
     }

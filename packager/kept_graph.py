@@ -24,7 +24,7 @@ from packager.shelf import held, make_once, sweep
 from packager.sources import vocabulary
 from packager.sources.checkpoint import Checkpoint
 
-LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour")
+LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour", "source_sha256")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
 
 REPORT = "report.json"

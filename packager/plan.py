@@ -57,7 +57,7 @@ class BuildPlan(Struct, frozen=True):
     (``kv``). ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
 
     ``adapter_slots`` gives every product of a layer a place for adapters. ``behaviour`` are signed defaults; what it
-    leaves open, the source's own ``generation_config.json`` may say.
+    leaves open, the source's own ``generation_config.json`` may say. ``source_sha256`` is what the source must be.
     """
 
     source: str
@@ -76,6 +76,7 @@ class BuildPlan(Struct, frozen=True):
     quality: QualityPlan = QualityPlan()
     origin: SourceOptions = SourceOptions()
     behaviour: Behaviour = Behaviour()
+    source_sha256: str | None = None
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
 
     @property

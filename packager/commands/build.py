@@ -8,15 +8,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from contract.errors import UsageError
-from contract.manifest import Behaviour
+from contract.manifest import Behaviour, GenerationDefaults
 from packager.adapter_bundle import build_adapter_bundle
 from packager.behaviour import FIELDS, read_generation, read_system_prompt, read_template
-from packager.build import build_bundle, default_cache
+from packager.build import DryRun, build_bundle, default_cache, dry_run
 from packager.bundle import BuiltBundle
 from packager.plan import BLOCK_SIZES, OFFERED, QUANTIZERS, BuildPlan
 from packager.progress import choose_progress
 from packager.quality.gates import QualityPlan
+from packager.recipe import RecordedBuild, read_recipe, read_recorded_build, replay
 from packager.sources.checkpoint import TEMPLATE_FILE
 from packager.sources.opening import SourceOptions
 
@@ -31,6 +34,9 @@ EXAMPLES = """examples:
       --generation temperature=0.3,max_tokens=200
   edge-packager build ./my-checkpoint --name assistant --version 2.1.2 --eval manual.txt --behaviour cases.json
 
+  edge-packager build --recipe assistant.toml --dry-run
+  edge-packager build ./my-checkpoint --from assistant-2.1.0 --out again
+
 exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 the disk, 130 interrupted
 """
 
@@ -38,7 +44,9 @@ exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 t
 def configure(parser: argparse.ArgumentParser) -> None:
     """See :class:`contract.command_line.Command`."""
     parser.epilog = EXAMPLES
-    parser.add_argument("source", metavar="SOURCE", help="hub model (OWNER/MODEL), GGUF file or checkpoint directory")
+    parser.add_argument(
+        "source", metavar="SOURCE", nargs="?", help="hub model (OWNER/MODEL), GGUF file or checkpoint directory"
+    )
     parser.add_argument("--precision", default="int4", metavar="P", help=f"one of {', '.join(OFFERED['cuda'])} (int4)")
     parser.add_argument("--ep", default="cpu", metavar="EP", help=f"one of {', '.join(OFFERED)} (cpu)")
     parser.add_argument("--quantizer", default="rtn", metavar="Q", help=f"one of {', '.join(QUANTIZERS)} (rtn)")
@@ -59,7 +67,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_source_arguments(parser)
     add_quality_arguments(parser)
     add_behaviour_arguments(parser)
-    add_bundle_arguments(parser)
+    add_recipe_arguments(parser)
+    add_bundle_arguments(parser, named=False)
+    # Left out of the namespace where nothing is given, so that a recipe can be told from the command line.
+    parser.set_defaults(option_defaults={action.dest: action.default for action in parser._actions})
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the options come from, and whether they are only looked at."""
+    asked = parser.add_argument_group("recipe")
+    asked.add_argument("--recipe", type=Path, metavar="FILE", help="TOML file of options, with _ for - in their names")
+    asked.add_argument(
+        "--from",
+        dest="recorded",
+        type=Path,
+        metavar="FILE",
+        help="evidence/provenance.json of a bundle, or the bundle: make the same bytes again",
+    )
+    asked.add_argument("--dry-run", action="store_true", help="say what would be built and what it takes; make nothing")
+
+
+def complete(given: dict[str, Any], defaults: dict[str, Any]) -> tuple[argparse.Namespace, RecordedBuild | None]:
+    """The command line ``given``, a recipe where it names one, and the ``defaults``; and the build to make again.
+
+    Raises:
+        UsageError: a recipe that cannot be used, or no source, name or version.
+    """
+    recorded = None
+    if given.get("recipe") is not None and given.get("recorded") is not None:
+        raise UsageError("--recipe and --from exclude each other", field="from")
+    if given.get("recipe") is not None:
+        given = {**read_recipe(given["recipe"]), **given}
+    elif given.get("recorded") is not None:
+        recorded = read_recorded_build(given["recorded"])
+        given = replay(recorded, given)
+    for name, flag in (("source", "SOURCE"), ("name", "--name"), ("version", "--version")):
+        if given.get(name) is None:
+            raise UsageError(f"{flag} is required, on the command line or in a recipe", field=name)
+    for name in ("adapter", "base", "hub_cache", "cache", "out", "chat_template"):
+        if given.get(name) is not None:
+            given[name] = Path(given[name])
+    return argparse.Namespace(**{**defaults, **given}), recorded
 
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,7 +191,9 @@ def behaviour_of(arguments: argparse.Namespace) -> Behaviour:
     return Behaviour(
         system_prompt=read_system_prompt(arguments.system_prompt),
         chat_template=None if arguments.chat_template is None else TEMPLATE_FILE,
-        generation=read_generation(arguments.generation),
+        generation=arguments.generation
+        if isinstance(arguments.generation, GenerationDefaults)
+        else read_generation(arguments.generation),
     )
 
 
@@ -150,10 +202,10 @@ def template_of(arguments: argparse.Namespace) -> str | None:
     return None if arguments.chat_template is None else read_template(arguments.chat_template)
 
 
-def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
-    """What ``build`` and ``pack`` share."""
-    parser.add_argument("--name", required=True, metavar="N", help="name of the bundle")
-    parser.add_argument("--version", required=True, metavar="V", help="its version, MAJOR.MINOR.PATCH")
+def add_bundle_arguments(parser: argparse.ArgumentParser, *, named: bool = True) -> None:
+    """What ``build`` and ``pack`` share; ``named``: whether argparse asks for name and version."""
+    parser.add_argument("--name", required=named, metavar="N", help="name of the bundle")
+    parser.add_argument("--version", required=named, metavar="V", help="its version, MAJOR.MINOR.PATCH")
     parser.add_argument("--epoch", type=int, default=0, metavar="N", help="security epoch (0)")
     parser.add_argument("--license", metavar="SPDX", help="SPDX expression, if the source does not say it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="bundle directory to make (./NAME-VERSION)")
@@ -164,6 +216,8 @@ def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """See :class:`contract.command_line.Command`."""
     end_on_terminate()
+    given = vars(arguments)
+    arguments, recorded = complete(given, given.pop("option_defaults"))
     plan = BuildPlan(
         source=arguments.source,
         name=arguments.name,
@@ -181,8 +235,11 @@ def run(arguments: argparse.Namespace) -> int:
         quality=quality_plan(arguments),
         origin=source_options(arguments),
         behaviour=behaviour_of(arguments),
+        source_sha256=None if recorded is None else recorded.source.get("sha256"),
     )
     progress = choose_progress(quiet=arguments.json)
+    if recorded is not None and recorded.tools_changed:
+        progress.say(f"built with other versions, so its bytes may differ: {', '.join(recorded.tools_changed)}")
     out, cache = output_directory(arguments), arguments.cache or default_cache()
     try:
         if arguments.base is not None:
@@ -192,13 +249,31 @@ def run(arguments: argparse.Namespace) -> int:
                     "--chat-template and --generation out",
                     field="behaviour",
                 )
+            if arguments.dry_run:
+                raise UsageError("--dry-run is for bundles that stand alone: leave --base out", field="dry-run")
             built = build_adapter_bundle(plan, arguments.base, out, progress, cache=cache)
+        elif arguments.dry_run:
+            print_dry_run(plan, dry_run(plan, out, progress, cache=cache), as_json=arguments.json)
+            return 0
         else:
             built = build_bundle(plan, out, progress, cache=cache)
     finally:
         progress.close()
     print_bundle(built, as_json=arguments.json)
     return 0
+
+
+def print_dry_run(plan: BuildPlan, found: DryRun, *, as_json: bool) -> None:
+    """What would be built, for a person or a script."""
+    if as_json:
+        print(msgspec.json.encode({"bundle": f"{plan.name}@{plan.version}", **msgspec.to_builtins(found)}).decode())
+        return
+    print(f"{plan.name}@{plan.version} would be built from {found.source['kind']} {found.source['name']}")
+    print(f"  {found.architecture}, {found.parameters / 1e6:.1f} M parameters, {found.precision} by {found.quantizer}")
+    print(f"  licence {found.license}, {'with' if found.chat_template else 'without'} a chat template")
+    if found.behaviour is not None:
+        print(f"  signed defaults: {msgspec.json.encode(found.behaviour).decode()}")
+    print(f"  {found.estimate}")
 
 
 def output_directory(arguments: argparse.Namespace) -> Path:
