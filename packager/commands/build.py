@@ -120,6 +120,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--adapter", type=Path, metavar="DIR", help="LoRA adapter, with --merge-adapter or --base")
     asked.add_argument("--merge-adapter", action="store_true", help="add the adapter to the weights before building")
     asked.add_argument("--base", type=Path, metavar="BUNDLE", help="make the adapter a bundle of its own for this one")
+    asked.add_argument("--text-only", action="store_true", help="of a model that also sees, the one that reads")
     asked.add_argument("--trust-remote-code", action="store_true", help="run Python files that the checkpoint brings")
 
 
@@ -142,6 +143,7 @@ def source_options(arguments: argparse.Namespace) -> SourceOptions:
         adapter=arguments.adapter,
         chat_template=template_of(arguments),
         trust_code=arguments.trust_remote_code,
+        text_only=arguments.text_only,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from msgspec import Struct
 
 from contract.errors import BuildRefused
-from packager.families import FAMILIES
+from packager.families import check_architecture, family_of
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.vocabulary import TOKENIZER_FILE, find_rowless
 
@@ -79,14 +79,14 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
         path=path,
         config=config,
         architecture=architecture,
-        family=FAMILIES[architecture],
+        family=family_of(architecture),
         parameters=sum(count_parameters(shard) for shard in find_shards(path)),
         chat_template=read_chat_template(path),
         license_spdx=_read_license(path),
         license_file=license_file,
         quantization=_read_quantization(path, config),
         rowless=find_rowless_tokens(path, rows) if isinstance(rows, int) else (),
-        needs_code=FAMILIES[architecture] in NEED_CODE and "auto_map" in config,
+        needs_code=family_of(architecture) in NEED_CODE and "auto_map" in config,
     )
 
 
@@ -165,12 +165,7 @@ def _known_architecture(path: Path, config: dict[str, Any]) -> str:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise BuildRefused(f"{path}/config.json names no architecture; add its 'architectures' entry")
-    if architectures[0] not in FAMILIES:
-        raise BuildRefused(
-            f"the architecture {architectures[0][:80]!r} is not one that the model builder knows; "
-            f"it knows {', '.join(sorted(set(FAMILIES.values())))}"
-        )
-    return architectures[0]
+    return check_architecture(architectures[0])
 
 
 def find_shards(path: Path) -> list[Path]:
@@ -187,7 +182,7 @@ def find_shards(path: Path) -> list[Path]:
     found = sorted(file.name for file in path.glob("*.safetensors"))
     if not found:
         raise BuildRefused(
-            f"{path} has no safetensors weights; pickled ones (.bin, .pt) run code when they are read and are not taken"
+            f"{path} has no weights; it needs model.safetensors, shards with their index, or pytorch_model.bin"
         )
     if len(found) > 1:
         raise BuildRefused(f"{path} has {len(found)} weight files and no {index.name}; fetch that too")

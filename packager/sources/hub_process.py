@@ -9,12 +9,13 @@ from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.md", "LICENSE*", "NOTICE*", "*.tiktoken", "*.py"]
-UNWANTED = ["*/*"]
-"""Other formats of the same weights lie in subdirectories."""
+UNWANTED = ["*/*", "consolidated*"]
+"""Other formats of the same weights lie in subdirectories, and Mistral's own beside those of transformers."""
+PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Fetch what a build reads, never pickled weights, and say which commit it is."""
+    """Fetch what a build reads, pickled weights only where there are no others, and say which commit it is."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -31,6 +32,10 @@ def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         path = snapshot_download(
             model, revision=revision, cache_dir=job["cache"], allow_patterns=WANTED, ignore_patterns=UNWANTED
         )
+        if not any(Path(path).glob("*.safetensors")):
+            path = snapshot_download(
+                model, revision=revision, cache_dir=job["cache"], allow_patterns=[*WANTED, *PICKLED]
+            )
     except GatedRepoError as error:
         raise BuildRefused(f"{model} is gated; accept its terms on the hub and log in with `hf auth login`") from error
     except RevisionNotFoundError as error:

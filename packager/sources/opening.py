@@ -16,7 +16,9 @@ from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
 from packager.sources.gguf import GGUF_MAGIC, convert_gguf
 from packager.sources.hub import fetch_from_hub, is_hub_id
+from packager.sources.pickled import convert_pickled, find_pickled
 from packager.sources.template import replace_template
+from packager.sources.text_only import extract_text, find_sight
 from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
 
@@ -56,7 +58,7 @@ class OpenedSource(Struct, frozen=True):
 
 class SourceOptions(Struct, frozen=True):
     """How a source is to be opened. ``adapter`` is merged; ``chat_template`` takes the place of the source's;
-    ``trust_code`` lets the checkpoint run Python of its own.
+    ``trust_code`` lets the checkpoint run Python of its own; ``text_only`` takes the text model of one that also sees.
     """
 
     revision: str | None = None
@@ -64,6 +66,7 @@ class SourceOptions(Struct, frozen=True):
     adapter: Path | None = None
     chat_template: str | None = None
     trust_code: bool = False
+    text_only: bool = False
 
 
 def open_source(
@@ -105,18 +108,34 @@ def open_source(
     return opened
 
 
+def _open_directory(path: Path, digest: str, cache: Path, log: Path, options: SourceOptions) -> Checkpoint:
+    """The checkpoint in ``path``: its weights as safetensors, and of a model that also sees, the one that reads."""
+    pickled = find_pickled(path)
+    if pickled:
+        path = convert_pickled(path, pickled, digest, cache, log)
+    architecture = find_sight(path)
+    if architecture is not None and options.text_only:
+        path = extract_text(path, digest, architecture, cache, log)
+    elif options.text_only:
+        raise UsageError("--text-only is for models that also see; this one reads alone", field="text-only")
+    return inspect_checkpoint(path)
+
+
 def _open_base(
     text: str, cache: Path, log: Path, on_progress: Callable[[float, float], None], options: SourceOptions
 ) -> OpenedSource:
     if is_hub_id(text):
         found, commit = fetch_from_hub(text, options.revision, options.hub_cache, log, on_progress)
-        return OpenedSource("hub", text, digest_directory(found), inspect_checkpoint(found), revision=commit)
+        digest = digest_directory(found)
+        checkpoint = _open_directory(found, digest, cache, log, options)
+        return OpenedSource("hub", text, digest, checkpoint, revision=commit)
     if options.revision is not None:
         raise UsageError("--revision belongs to a model of the hub; a file or directory has none", field="revision")
     path = Path(text).expanduser()
     if path.is_dir():
-        checkpoint = inspect_checkpoint(path.resolve())
-        return OpenedSource("checkpoint", path.resolve().name, digest_directory(path), checkpoint)
+        digest = digest_directory(path)
+        checkpoint = _open_directory(path.resolve(), digest, cache, log, options)
+        return OpenedSource("checkpoint", path.resolve().name, digest, checkpoint)
     if not path.is_file():
         raise BuildRefused(
             f"{text!r} is neither a GGUF file, nor a directory with a Hugging Face checkpoint, "

@@ -1,0 +1,109 @@
+"""The text model of a checkpoint that also sees, as a checkpoint of its own: built, compared and run as any other.
+
+With text alone its positions are the same along every axis of a picture's rotary embedding, so what remains of that is
+the plain one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from contract.errors import BuildRefused
+from packager.child import run_child
+from packager.families import TEXT_OF
+from packager.shelf import held, make_once
+from packager.sources.checkpoint import find_shards, read_json
+from packager.sources.stored import rewrite_shards
+from packager.sources.weights import list_tensors
+
+REVISION = 1
+"""Raised whenever the conversion changes, so that older cache entries are not taken for its result."""
+
+SIGHT = re.compile(
+    r"^(?:model\.)?(?:vision_tower|multi_modal_projector|visual|vision_embed_tokens|embed_vision|audio_tower)\."
+)
+"""Names of the parts that see, and of what hands that on to the text model."""
+
+PREFIXES = (
+    (re.compile(r"^(?:model\.)?language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^model\.language_model\."), "model."),
+    (re.compile(r"^language_model\.model\."), "model."),
+)
+"""Where the text model lies in what different versions of transformers save."""
+
+KEPT = (".json", ".jinja", ".model", ".txt", ".md")
+RAW = {"Phi3VForCausalLM": ("embd_layer", "img_processor", "auto_map", "text_config")}
+"""Architectures that transformers runs only with code of the checkpoint, and the keys that are not text's."""
+
+
+def find_sight(path: Path) -> str | None:
+    """The architecture in ``path/config.json`` if it is one that also sees."""
+    file = path / "config.json"
+    config = read_json(file) if file.is_file() else None
+    found = config.get("architectures") if isinstance(config, dict) else None
+    name = found[0] if isinstance(found, list) and found else None
+    return name if isinstance(name, str) and name in TEXT_OF else None
+
+
+def extract_text(path: Path, digest: str, architecture: str, cache: Path, log: Path) -> Path:
+    """The directory of the text model of ``path`` (whose files have ``digest``), made once.
+
+    Raises:
+        BuildRefused: its text model is of no architecture that can be built.
+        StoreFull: no room for a copy of the weights.
+    """
+    entry = cache / "checkpoints" / f"{digest[:32]}-text-{REVISION}"
+
+    def make(staging: Path) -> None:
+        (staging / "config.json").write_text(json.dumps(_text_config(path, architecture, log), indent=1), "utf-8")
+        for file in path.iterdir():
+            if file.is_file() and (file.suffix in KEPT or "LICEN" in file.name) and not _left_out(file.name):
+                shutil.copyfile(file, staging / file.name)
+        shards = find_shards(path)
+        names = {tensor.name: _rename(tensor.name) for shard in shards for tensor in list_tensors(shard)}
+        rewrite_shards(shards, {old: new for old, new in names.items() if new is not None}, staging)
+
+    with held(entry):
+        make_once(entry, make)
+    return entry
+
+
+def _left_out(name: str) -> bool:
+    """Whether ``name`` is written anew or belongs to the part that sees."""
+    return name == "config.json" or name.endswith((".index.json", "processor_config.json"))
+
+
+def _rename(name: str) -> str | None:
+    if SIGHT.match(name):
+        return None
+    for pattern, start in PREFIXES:
+        if pattern.match(name):
+            return pattern.sub(start, name)
+    return name
+
+
+def _text_config(path: Path, architecture: str, log: Path) -> dict[str, Any]:
+    document = read_json(path / "config.json")
+    target, model_type = TEXT_OF[architecture]
+    if architecture in RAW:
+        config = {key: value for key, value in document.items() if key not in RAW[architecture]}
+    else:
+        job = {"checkpoint": str(path)}
+        config = run_child("packager.sources.text_config_process", job, log, doing="reading the configuration")
+        own = config.get("model_type", "")
+        if own not in (model_type, f"{model_type}_text") and not own.endswith(("vl_text",)):
+            raise BuildRefused(
+                f"the text model of this {architecture} is of the kind {own!r}, which cannot be built yet"
+            )
+        rope = {key: value for key, value in (config.get("rope_parameters") or {}).items() if "mrope" not in key}
+        config["rope_parameters"] = {**rope, "rope_type": "default"} if rope.get("rope_type") == "mrope" else rope
+        if "tie_word_embeddings" in document:
+            config["tie_word_embeddings"] = document["tie_word_embeddings"]
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype"):
+        if config.get(key) is None and document.get(key) is not None:
+            config[key] = document[key]
+    return {**config, "architectures": [target], "model_type": model_type}
