@@ -14,6 +14,8 @@ from contract.errors import ConfigInvalid
 
 Protocol = Literal["5", "3.1.1"]
 
+MAX_PORT = 65535
+
 NO_CONTROLS = r"^[^\x00-\x1f\x7f]+$(?!\n)"
 """Brokers cut whoever sends control characters in a name."""
 
@@ -30,14 +32,39 @@ class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True):
     alpn: list[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$(?!\n)")]] = []
 
 
+Host = Annotated[str, Meta(pattern=r"^[^\x00-\x20\x7f]{1,253}$(?!\n)")]
+
+DEFAULT_HOST = "localhost"
+MAX_HOSTS = 16
+"""Nodes of one cluster: a round through more of them takes minutes when all are silent."""
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a broker listens."""
+
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """Host and port, for people."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
 class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """``tls`` (even empty) turns TLS on. Without it only a broker on this machine is allowed, unless
-    ``allow_plaintext`` is true. ``password_file`` holds the password alone; it is read at every connect.
+    """``hosts`` (``HOST`` or ``HOST:PORT``) are nodes of one broker, in the order in which they are tried; ``host`` is
+    the same for a single one. ``tls`` (even empty) turns TLS on. Without it only a broker on this machine is allowed,
+    unless ``allow_plaintext`` is true. ``password_file`` holds the password alone; it is read at every connect.
+    ``protocol``: ``auto`` takes MQTT 5, and 3.1.1 where a broker knows no newer one. ``path`` is for websockets.
     """
 
-    host: Annotated[str, Meta(pattern=r"^[^\x00-\x20\x7f]{1,253}$(?!\n)")] = "localhost"
+    host: Host | None = None
+    hosts: list[Host] | None = None
     port: Annotated[int, Meta(ge=1, le=65535)] = 1883
-    protocol: Protocol = "5"
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    transport: Literal["tcp", "websockets"] = "tcp"
+    path: Annotated[str, Meta(pattern=r"^/[!-~]{0,1023}$(?!\n)")] = "/mqtt"
     client_id: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=128)] | None = None
     username: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=256)] | None = None
     password_file: Path | None = None
@@ -49,20 +76,58 @@ class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def identity(self) -> str:
         """What is found out about a broker holds for this."""
-        return f"{self.address} {self.protocol}"
+        return f"{self.address} {self.protocol} {self.transport}"
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where to connect to, the first choice first; entries that are wrong are left out."""
+        if self.hosts is None:
+            return (Endpoint(self.host or DEFAULT_HOST, self.port),)
+        found = [parse_endpoint(entry, self.port) for entry in self.hosts]
+        return tuple(endpoint for endpoint in found if endpoint is not None)
 
     @property
     def address(self) -> str:
-        """Host and port, for people."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        """Hosts and ports, for people."""
+        return ", ".join(endpoint.address for endpoint in self.endpoints)
+
+
+def parse_endpoint(text: str, port: int) -> Endpoint | None:
+    """``HOST``, ``HOST:PORT``, ``[IPv6]``, ``[IPv6]:PORT`` or a bare IPv6 address; None for anything else."""
+    if text.startswith("["):
+        host, closed, rest = text[1:].partition("]")
+        tail = rest.removeprefix(":")
+        if not closed or not _is_ipv6(host) or (rest and tail == rest):
+            return None
+    elif text.count(":") > 1:
+        return Endpoint(text, port) if _is_ipv6(text) else None
+    else:
+        host, _, tail = text.partition(":")
+        rest = text[len(host) :]
+    if not host or "/" in host or "@" in host:
+        return None
+    if not rest:
+        return Endpoint(host, port)
+    if not (tail.isascii() and tail.isdigit() and 1 <= int(tail[:6]) <= MAX_PORT):
+        return None
+    return Endpoint(host, int(tail))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def broker_faults(settings: BrokerSettings) -> Iterator[ConfigInvalid]:
     """What the types cannot say; ``field`` names the key."""
-    if settings.tls is None and not settings.allow_plaintext and not is_loopback(settings.host):
+    yield from _host_faults(settings)
+    far = next((endpoint.host for endpoint in settings.endpoints if not is_loopback(endpoint.host)), None)
+    if settings.tls is None and not settings.allow_plaintext and far is not None:
+        key = "broker.host" if settings.hosts is None else "broker.hosts:"
         yield ConfigInvalid(
-            f"broker.host {settings.host!r} is another machine, and without TLS everybody on the way can read prompts: "
+            f"{key} {far!r} is another machine, and without TLS everybody on the way can read prompts: "
             "add a [broker.tls] table, or set broker.allow_plaintext = true",
             field="broker.tls",
         )
@@ -80,6 +145,34 @@ def broker_faults(settings: BrokerSettings) -> Iterator[ConfigInvalid]:
             open_tls(settings)
         except ConfigInvalid as error:
             yield error
+
+
+def _host_faults(settings: BrokerSettings) -> Iterator[ConfigInvalid]:
+    hosts, field = settings.hosts, "broker.hosts"
+    if hosts is None:
+        if settings.host is not None and (":" in settings.host or "[" in settings.host) and not _is_ipv6(settings.host):
+            yield ConfigInvalid(
+                f"broker.host {settings.host!r} is no host name or address: the port goes into broker.port",
+                field="broker.host",
+            )
+        return
+    if settings.host is not None:
+        yield ConfigInvalid("broker.host and broker.hosts are both there: keep one of them", field=field)
+    if not 1 <= len(hosts) <= MAX_HOSTS:
+        yield ConfigInvalid(f"broker.hosts names {len(hosts)} hosts: name 1 to {MAX_HOSTS}", field=field)
+    seen: set[Endpoint] = set()
+    for entry in hosts:
+        endpoint = parse_endpoint(entry, settings.port)
+        if endpoint is None:
+            yield ConfigInvalid(
+                f"broker.hosts: {entry!r} is no host: write HOST or HOST:PORT, with a port from 1 to 65535, and an "
+                "IPv6 address with a port in brackets",
+                field=field,
+            )
+        elif endpoint in seen:
+            yield ConfigInvalid(f"broker.hosts names {endpoint.address} twice", field=field)
+        else:
+            seen.add(endpoint)
 
 
 def is_loopback(host: str) -> bool:

@@ -106,7 +106,9 @@ class Faults:
 
     def _unknown(self, where: str, prefix: str, key: str, known: list[str]) -> set[str]:
         """Note a key that there is not; the one that is meant, probably."""
-        near = difflib.get_close_matches(key, known, 1, 0.6)
+        near = difflib.get_close_matches(key, known, 3, 0.6)
+        # Two letters that changed places are the likeliest slip.
+        near = sorted(near, key=lambda name: sorted(name) != sorted(key))[:1]
         hint = f"did you mean {prefix}{near[0]}?" if near else f"use one of {', '.join(sorted(known))}"
         self.add(f"{where} is not a key of the configuration: {hint}", where)
         return set(near)

@@ -7,60 +7,161 @@ So a message goes there and has to come back, on a topic that only this device m
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable
+from typing import Literal
 
 from agent.broker_settings import BrokerSettings
+from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
-from agent.mqtt import Connection, Received
+from agent.mqtt import Connection, GivenUp, Received
+from agent.state.layout import StateDirectory
 from contract.mqtt.topics import Topics
+from contract.reasons import BrokerReason
 
 CONNECT_SECONDS = 20.0
 ROUND_TRIP_SECONDS = 10.0
 
+ROOMY_BYTES = 64 << 10
+"""An answer of 2,000 tokens with log-probabilities; a broker that takes as much is not asked for more."""
+
+CRAMPED_BYTES = 16 << 10
+"""An answer of 2,000 tokens without; what takes less loses ordinary answers."""
+
+CLOSE_ENOUGH_BYTES = 256
+"""To the limit that is looked for."""
+
 
 def round_trip(settings: BrokerSettings, topics: Topics) -> list[Finding]:
-    """Connect as this device (beside a running agent) and send ourselves a message."""
+    """Connect as this device (beside a running agent) and send ourselves messages."""
     return asyncio.run(_round_trip(settings, topics))
 
 
 async def _round_trip(settings: BrokerSettings, topics: Topics) -> list[Finding]:
-    token = os.urandom(12).hex().encode()
-    came = asyncio.Event()
-    answered = asyncio.Event()
-
-    def take(received: Received) -> None:
-        if received.payload == token:
-            came.set()
-        connection.acknowledge(received)
-
-    connection = Connection(
-        settings, f"{topics.device}-doctor-{os.getpid()}", subscriptions=[topics.doctor], clean=True,
-        on_message=take, on_delivered=lambda number: answered.set(),
-    )  # fmt: skip
-    task = asyncio.create_task(connection.run())
-    try:
-        if not await _until(lambda: connection.subscribed or bool(connection.problem), CONNECT_SECONDS) or (
-            not connection.subscribed
-        ):
-            why = connection.problem or "it does not answer"
+    async with _Visit(settings, topics) as visit:
+        if not await visit.arrive():
+            why = visit.connection.problem or "it does not answer"
             return [Finding("broker", "bad", f"{settings.address}: {why}", _mend(settings, why))]
-        how = "TLS" if settings.tls is not None else "without TLS"
-        reached = Finding("broker", "ok", f"{settings.address}, MQTT {settings.protocol}, {how}")
+        how = ("TLS" if settings.tls is not None else "without TLS") + (
+            ", websockets" if settings.transport == "websockets" else ""
+        )
+        reached = Finding("broker", "ok", f"{visit.connection.address}, MQTT {visit.connection.protocol}, {how}")
         since = time.monotonic()
-        connection.publish(topics.doctor, token)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(came.wait(), ROUND_TRIP_SECONDS)
-        if came.is_set():
-            took = (time.monotonic() - since) * 1000
-            return [reached, Finding("access", "ok", f"a message came back in {took:.1f} ms")]
-        return [reached, _silence(connection, topics, published=answered.is_set())]
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await connection.close()
+        fate = await visit.send(0, ROUND_TRIP_SECONDS)
+        if fate != "came":
+            return [reached, _silence(visit.connection, topics, published=fate == "swallowed")]
+        took = time.monotonic() - since
+        access = Finding("access", "ok", f"a message came back in {took * 1000:.1f} ms")
+        fate = await visit.send(ROOMY_BYTES, max(2.0, 20 * took))
+    return [reached, access, *(await _limit(settings, topics, fate, took) if fate != "came" else [])]
+
+
+Fate = Literal["came", "swallowed", "refused", "cut", "nothing"]
+
+
+class _Visit:
+    """A connection beside the agent's, and one message at a time on a topic that only this device uses."""
+
+    def __init__(self, settings: BrokerSettings, topics: Topics) -> None:
+        self._topic = topics.doctor
+        self._token = b""
+        self._came = asyncio.Event()
+        self._answered = asyncio.Event()
+        self._refused = False
+        self._cut = False
+        self.connection = Connection(
+            settings, f"{topics.device}-doctor-{os.getpid()}", subscriptions=[topics.doctor], clean=True,
+            on_message=self._take, on_delivered=lambda number: self._answered.set(),
+            on_given_up=self._on_given_up, on_down=self._on_down,
+        )  # fmt: skip
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> _Visit:
+        self._task = asyncio.create_task(self.connection.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self.connection.close()
+
+    def _take(self, received: Received) -> None:
+        if received.payload[: len(self._token)] == self._token:
+            self._came.set()
+        self.connection.acknowledge(received)
+
+    def _on_given_up(self, _number: int, _given_up: GivenUp) -> None:
+        self._refused = True
+
+    def _on_down(self, _why: str) -> None:
+        self._cut = True
+
+    async def arrive(self) -> bool:
+        """Whether the broker lets us in."""
+        connection = self.connection
+        await _until(lambda: connection.subscribed or bool(connection.problem), CONNECT_SECONDS)
+        return connection.subscribed
+
+    async def send(self, size: int, seconds: float) -> Fate:
+        """What becomes of a message of at least ``size`` bytes, ``seconds`` after the broker has it."""
+        self._token = os.urandom(12).hex().encode()
+        self._came.clear()
+        self._answered.clear()
+        self._refused = self._cut = False
+        self.connection.publish(self._topic, self._token.ljust(size, b"."))
+        over = self._came.is_set
+        await _until(lambda: over() or self._refused or self._cut or self._answered.is_set(), ROUND_TRIP_SECONDS)
+        await _until(lambda: over() or self._refused or self._cut or not self._answered.is_set(), seconds)
+        if self._came.is_set():
+            return "came"
+        if self._refused or self._cut:
+            return "refused" if self._refused else "cut"
+        return "swallowed" if self._answered.is_set() else "nothing"
+
+
+async def _limit(settings: BrokerSettings, topics: Topics, fate: Fate, took: float) -> list[Finding]:
+    """How large a message may be, and what the broker does with larger ones."""
+    seconds = min(ROUND_TRIP_SECONDS, max(0.5, 20 * took))
+    taken, lost = 0, ROOMY_BYTES
+    while lost - taken > CLOSE_ENOUGH_BYTES:
+        size = (taken + lost) // 2
+        async with _Visit(settings, topics) as visit:
+            if not await visit.arrive():
+                break
+            found = await visit.send(size, seconds)
+        taken, lost, fate = (size, lost, fate) if found == "came" else (taken, size, found)
+    does = {
+        "cut": "ends the connection at larger ones", "refused": "says that larger ones are too large",
+        "swallowed": "acknowledges larger ones and delivers nothing", "nothing": "does not answer larger ones",
+    }.get(fate, "")  # fmt: skip
+    text = f"the broker takes messages of {taken:,} bytes and {does}: longer answers are lost"
+    mend = "raise its limit (mosquitto: message_size_limit, max_packet_size) or a proxy's to 1 MiB"
+    return [Finding("messages", "bad" if taken < CRAMPED_BYTES else "note", text, mend)]
+
+
+def as_the_agent_finds_it(directory: StateDirectory) -> list[Finding]:
+    """What the running agent says of its broker; nothing while none runs."""
+    overview = call_agent(directory, Order(op="status"), lambda _reported: None)
+    if overview is None or overview.broker is None:
+        return []
+    broker = overview.broker
+    if not broker.connected:
+        why = broker.problem or "it has not been reached yet"
+        return [Finding("connection", "bad", f"the agent has no connection to the broker {broker.address}: {why}")]
+    found = [
+        Finding("connection", "bad", f"{warning.message} [{warning.reason}]", _MENDS.get(warning.reason, ""))
+        for warning in broker.warnings
+    ]
+    return found or [Finding("connection", "ok", f"the agent is connected to {broker.address}, MQTT {broker.protocol}")]
+
+
+_MENDS: dict[str, str] = {
+    BrokerReason.MESSAGE_TOO_LARGE: "raise the broker's limit (mosquitto: message_size_limit, max_packet_size)",
+    BrokerReason.CLIENT_ID_TAKEN: "give each device a device (and broker.client_id, if set) of its own",
+    BrokerReason.GROUPS_NOT_DELIVERED: "take a broker with shared subscriptions, or ask devices by their names",
+}
 
 
 def _silence(connection: Connection, topics: Topics, *, published: bool) -> Finding:
@@ -85,10 +186,12 @@ async def _until(holds: Callable[[], bool], seconds: float) -> bool:
 
 def _mend(settings: BrokerSettings, why: str) -> str:
     text = why.lower()
+    if "that port speaks" in text:
+        return "see above; `edge-agent check-config` looks at the keys, not at the network"
     if "certificate" in text or "ssl" in text or "tls" in text:
         return "check broker.tls.ca, the certificate's dates and names, and this device's clock"
     if "authori" in text or "password" in text or "refused the connection" in text:
         return "check broker.username and the password file, and the broker's account for this device"
-    if "connect call failed" in text:
+    if "connection refused" in text:
         return f"is a broker running there? check broker.host and broker.port ({settings.address})"
     return "check broker.host, broker.port and the network between"

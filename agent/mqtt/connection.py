@@ -11,26 +11,24 @@ import contextlib
 import logging
 import math
 import random
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from agent.broker_settings import BrokerSettings
+from agent.broker_settings import BrokerSettings, Protocol
 from agent.delivery import MAX_IN_FLIGHT, Backoff
+from agent.journal import fields
 from agent.mqtt.filters import FilterSuspicion
-from agent.mqtt.link import Link, Received, Will, lacks, make_client, received
+from agent.mqtt.link import Link, Received, Will, make_client, received
 from agent.mqtt.loss import Loss, Rivalry
+from agent.mqtt.opening import CONNECT_SECONDS, Opener
 from agent.mqtt.sending import Sender
 from agent.mqtt.size_limit import FoundLimit, GivenUp, SizeLimit
-from agent.mqtt.sockets import open_socket
+from agent.mqtt.sockets import Stream
 from contract.errors import ConfigInvalid, SourceUnavailable
 
 log = logging.getLogger("edge_agent.mqtt")
-
-CONNECT_SECONDS = 15.0
-"""TCP, TLS and CONNACK together; a mobile link takes seconds, a dead broker must not hold us for ever."""
 
 FLUSH_SECONDS = 3.0
 """What may still be delivered when we leave."""
@@ -106,6 +104,7 @@ class Connection:
         self._rival_backoff = Backoff(RIVAL_FIRST_SECONDS, RIVAL_LONGEST_SECONDS, uniform)
         self._rivalry = Rivalry()
         self._filters = FilterSuspicion()
+        self._opener = Opener(settings, self._make_link)
         self._link: Link | None = None
         self.turns = 0
         """Rises while :meth:`run` goes round, at least once in :data:`LONGEST_TURN_SECONDS`, connected or not."""
@@ -123,12 +122,12 @@ class Connection:
     @property
     def address(self) -> str:
         """Where the broker is, or is tried."""
-        return self._settings.address
+        return self._opener.endpoint.address
 
     @property
     def protocol(self) -> str:
         """The version of MQTT that is spoken, or tried."""
-        return self._settings.protocol
+        return self._opener.protocol
 
     @property
     def refused(self) -> dict[str, str]:
@@ -218,7 +217,9 @@ class Connection:
             self.turns += 1
             try:
                 link = await self._connect()
+                address = self.address
             except (SourceUnavailable, ConfigInvalid, OSError) as error:
+                address = self._settings.address
                 self._rivalry.failed()
                 self.problem = why = str(error)
             else:
@@ -226,7 +227,7 @@ class Connection:
                 why = await self._serve(link)
                 said = said if self._rivalry.losses else ""
             if why != said:
-                log.warning("no connection to the broker %s: %s", self._settings.address, why)
+                log.warning("no connection to the broker %s: %s", address, why, extra=fields(broker=address))
                 said = why
             await self._wait()
 
@@ -280,6 +281,8 @@ class Connection:
         """Draw conclusions from how a connection ended; why it did, for people."""
         if lived >= LASTING_SECONDS:
             self._backoff.reset()
+        else:
+            self._opener.turn()
         outstanding = [topic for asked in link.asked.values() for topic in asked]
         if outstanding and not loss.blameless:
             for topic in self._filters.lost(outstanding):
@@ -310,34 +313,18 @@ class Connection:
             SourceUnavailable, OSError: the broker cannot be reached or refuses us.
             ConfigInvalid: a file of ours cannot be read now; it could be when the agent started.
         """
-        try:
-            async with asyncio.timeout(CONNECT_SECONDS):
-                sock = await open_socket(self._settings)
-                link = self._open_link(sock)
-                try:
-                    present, reason, properties = await self._await_connack(link)
-                except BaseException:
-                    self._drop(link)
-                    raise
-        except TimeoutError as error:
-            raise SourceUnavailable(f"no answer within {CONNECT_SECONDS:.0f} s") from error
-        if reason.is_failure:
-            self._drop(link)
-            raise SourceUnavailable(f"it refused the connection: {reason}")
-        missing = lacks(properties)
-        if missing:
-            self._drop(link)
-            raise SourceUnavailable(f"it offers no {missing}, which the device needs")
+        opened = await self._opener.open(self._turn)
+        link, properties = opened.link, opened.properties
         link.max_packet = getattr(properties, "MaximumPacketSize", None)
         link.up = True
         self._link = link
-        log.info("connected to the broker %s", self._settings.address)
+        log.info("connected to the broker %s", self.address, extra=fields(broker=self.address, mqtt=link.protocol))
 
         def begin() -> None:
             self._sender.open(link, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
             for topic in self._filters.left_out:
-                self.refused[topic] = "the broker ends the connection when we subscribe to it"
-            self._on_up(present)
+                self._sender.note_refusal(topic, "the broker ends the connection when we subscribe to it")
+            self._on_up(opened.session_present)
             self._sender.opened()
 
         if self._subscriptions:
@@ -350,21 +337,12 @@ class Connection:
         self._dispatch(link)
         return link
 
-    async def _await_connack(self, link: Link) -> tuple[bool, Any, Any]:
-        waited: list[asyncio.Future[Any]] = [link.connack, link.lost]
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if link.connack.done():
-            return link.connack.result()
-        raise SourceUnavailable(link.lost.result().why)
+    def _turn(self) -> None:
+        self.turns += 1
 
-    def _open_link(self, sock: socket.socket) -> Link:
-        client = make_client(
-            self._settings, self._client_id, self._settings.protocol, clean=self._clean, will=self._will
-        )
-        link = Link(
-            client, sock, self._settings.protocol,
-            on_read=self._dispatch, on_writable=lambda _link: self._on_writable(),
-        )  # fmt: skip
+    def _make_link(self, sock: Stream, protocol: Protocol) -> Link:
+        client = make_client(self._settings, self._client_id, protocol, clean=self._clean, will=self._will)
+        link = Link(client, sock, protocol, on_read=self._dispatch, on_writable=lambda _link: self._on_writable())
         client.on_subscribe = lambda _c, _u, number, reasons, _p: self._on_subscribed(link, number, reasons)
         return link
 

@@ -22,7 +22,8 @@ from agent.delivery import AckOrder, publish_size
 from agent.mqtt.loss import Loss
 from agent.mqtt.publications import read_publish
 from agent.mqtt.size_limit import GivenUp
-from agent.mqtt.sockets import forget
+from agent.mqtt.sockets import Stream, forget
+from agent.mqtt.websocket import WebSocket
 
 log = logging.getLogger("edge_agent.mqtt")
 
@@ -68,7 +69,7 @@ _PUBACK_REASONS = frozenset({0x00, 0x10, _UNSPECIFIED, 0x83, 0x87, 0x90, 0x91, 0
 class _Paho(Client):
     """paho on a socket that is connected already: its own connect would block the event loop."""
 
-    ready_socket: socket.socket
+    ready_socket: Stream
     too_large: set[int]
 
     def _create_socket(self) -> Any:
@@ -109,7 +110,7 @@ class Link:
     def __init__(
         self,
         client: _Paho,
-        sock: socket.socket,
+        sock: Stream,
         protocol: Protocol,
         *,
         on_read: Callable[[Link], None],
@@ -212,7 +213,7 @@ class Link:
         """Ask to be called when the socket takes more, exactly while something waits."""
         if self.lost.done() or self.sock.fileno() < 0:
             return
-        wants = self.client.want_write()
+        wants = self.client.want_write() or (isinstance(self.sock, WebSocket) and self.sock.unsent)
         if wants and not self.writing:
             asyncio.get_running_loop().add_writer(self.sock, self._writable)
         elif self.writing and not wants:
@@ -232,13 +233,15 @@ class Link:
     def _readable(self) -> None:
         self.guard(self.client.loop_read)
         # TLS may hold decrypted packets that the socket no longer announces.
-        while not self.lost.done() and isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+        while not self.lost.done() and isinstance(self.sock, ssl.SSLSocket | WebSocket) and self.sock.pending():
             self.guard(self.client.loop_read)
         self.watch_writes()
         if self.up:
             self._on_read(self)
 
     def _writable(self) -> None:
+        if isinstance(self.sock, WebSocket):
+            self.guard(self.sock.flush)
         self.guard(self.client.loop_write)
         self.watch_writes()
         if self.up and not self.writing:
@@ -341,7 +344,8 @@ def make_client(
         properties.SessionExpiryInterval = 0 if clean else settings.session_expiry_seconds
         properties.ReceiveMaximum = MAX_UNACKNOWLEDGED
         properties.MaximumPacketSize = MAX_PACKET_BYTES
-    client.connect_async(settings.host, settings.port, settings.keepalive, clean_start=clean, properties=properties)
+    # Where to is decided already: see ready_socket.
+    client.connect_async("broker", 1883, settings.keepalive, clean_start=clean, properties=properties)
     return client
 
 

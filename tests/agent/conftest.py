@@ -11,6 +11,7 @@ import pytest
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.serving.settings import ServingSettings
+from tests.agent.certificates import Authority
 from tests.agent.device import Device
 
 
@@ -28,7 +29,8 @@ def connect(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     made: list[Device] = []
 
     def start(port: int, **broker: object) -> Device:
-        settings = BrokerSettings(host="127.0.0.1", port=port, **broker)  # type: ignore[arg-type]
+        where = {} if "hosts" in broker else {"host": "127.0.0.1", "port": port}
+        settings = BrokerSettings(**{**where, **broker})  # type: ignore[arg-type]
         config = AgentConfig(device="box", state_dir=tmp_path, broker=settings, serving=ServingSettings(stop_seconds=0))
         made.append(Device(config, tmp_path / f"state{len(made)}.db"))
         return made[-1].start(connect=False)
@@ -36,3 +38,16 @@ def connect(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     yield start
     for device in made:
         device.stop()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    made = Authority(tmp_path_factory.mktemp("authority"))
+    for name, start, end, host in (
+        ("good", -1, 30, "IP:127.0.0.1"),
+        ("expired", -30, -1, "IP:127.0.0.1"),
+        ("future", 1, 30, "IP:127.0.0.1"),
+        ("elsewhere", -1, 30, "DNS:example.org"),
+    ):
+        made.sign(name, start, end, host)
+    return made

@@ -239,3 +239,36 @@ proxy = "socks5://p"
     }
     assert "opens a single file" in found["sources.presigned"][1]
     assert "5ecret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("broker", "field", "words"),
+    [
+        ("host = 'localhost'\nhosts = ['127.0.0.1']", "broker.hosts", "keep one of them"),
+        ("hosts = []", "broker.hosts", "names 0 hosts"),
+        ("hosts = ['127.0.0.1', 'localhost', '127.0.0.1:1883']", "broker.hosts", "127.0.0.1:1883 twice"),
+        ("hosts = ['localhost:0']", "broker.hosts", "port from 1 to 65535"),
+        ("hosts = ['localhost:65536']", "broker.hosts", "port from 1 to 65535"),
+        ("hosts = ['localhost:']", "broker.hosts", "'localhost:' is no host"),
+        ("hosts = ['mqtt://localhost']", "broker.hosts", "'mqtt://localhost' is no host"),
+        ("hosts = ['[::1]1883']", "broker.hosts", "'[::1]1883' is no host"),
+        ("hosts = ['127.0.0.1', 'broker.example.org']", "broker.tls", "'broker.example.org' is another machine"),
+        ("host = 'localhost:1883'", "broker.host", "the port goes into broker.port"),
+        ("path = 'mqtt'", "broker.path", ""),
+        ("transport = 'websocket'", "broker.transport", ""),
+    ],
+)
+def test_hosts_that_cannot_be_are_named(tmp_path: Path, broker: str, field: str, words: str) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f"device = 'd1'\n[broker]\n{broker}\n")
+    with pytest.raises(ConfigInvalid) as caught:
+        load_config(path)
+    assert caught.value.field == field
+    assert words in caught.value.message
+
+
+def test_hosts_may_leave_out_the_port_and_be_ipv6(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text("device = 'd1'\n[broker]\nport = 1884\nhosts = ['localhost', '127.0.0.1:99', '::1', '[::1]:7']\n")
+    settings = load_config(path).broker
+    assert settings.address == "localhost:1884, 127.0.0.1:99, [::1]:1884, [::1]:7"

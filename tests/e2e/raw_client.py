@@ -35,9 +35,9 @@ class Answer:
 
 
 class RawClient:
-    """Asks devices over MQTT 5 and keeps whatever arrives; also records ``reported``, telemetry and events."""
+    """Asks devices over MQTT 5 (or 3.1.1) and keeps what arrives; also records ``reported``, telemetry and events."""
 
-    def __init__(self, port: int, name: str, device: str, host: str = "127.0.0.1") -> None:
+    def __init__(self, port: int, name: str, device: str, host: str = "127.0.0.1", protocol: str = "5") -> None:
         self.name = name
         self.device = device
         self.answers: dict[str, Answer] = {}
@@ -45,7 +45,8 @@ class RawClient:
         self.device_messages: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
         self._changed = threading.Condition()
         self._ready = threading.Event()
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5)
+        version = mqtt.MQTTv5 if protocol == "5" else mqtt.MQTTv311
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id=name, protocol=version)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self._ready.set()
         self._client.on_message = self._on_message
@@ -56,15 +57,19 @@ class RawClient:
 
     def _on_connect(self, client: mqtt.Client, *_: Any) -> None:
         device = f"edge/v1/d/{self.device}"
-        client.subscribe([
-            (f"edge/v1/c/{self.name}/r/+/+", mqtt.SubscribeOptions(qos=1)),
-            (f"{device}/reported", mqtt.SubscribeOptions(qos=1)),
-            (f"{device}/status", mqtt.SubscribeOptions(qos=1)),
-            (f"{device}/info", mqtt.SubscribeOptions(qos=1)),
-            (f"{device}/health", mqtt.SubscribeOptions(qos=1)),
-            (f"{device}/telemetry/+", mqtt.SubscribeOptions(qos=0)),
-            (f"{device}/event/+", mqtt.SubscribeOptions(qos=1)),
-        ])  # fmt: skip
+        wanted = {
+            f"edge/v1/c/{self.name}/r/+/+": 1,
+            f"{device}/reported": 1,
+            f"{device}/status": 1,
+            f"{device}/info": 1,
+            f"{device}/health": 1,
+            f"{device}/telemetry/+": 0,
+            f"{device}/event/+": 1,
+        }
+        if client.protocol == mqtt.MQTTv5:
+            client.subscribe([(topic, mqtt.SubscribeOptions(qos=qos)) for topic, qos in wanted.items()])
+        else:
+            client.subscribe(list(wanted.items()))
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         body = json.loads(message.payload) if message.payload else {}

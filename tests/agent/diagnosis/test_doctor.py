@@ -259,3 +259,31 @@ def test_a_configuration_that_is_not_one_is_no_obstacle(tmp_path: Path) -> None:
     assert redacted_config(tmp_path / "odd.toml") == {
         "password": "(left out)", "token": ["(left out)"], "url": "(left out)",
     }  # fmt: skip
+
+
+@pytest.mark.broker
+@needs_mosquitto
+@pytest.mark.parametrize(
+    ("settings", "protocol", "does"),
+    [
+        ("message_size_limit 2000", "5", "says that larger ones are too large"),
+        ("message_size_limit 2000", "3.1.1", "acknowledges larger ones and delivers nothing"),
+        ("max_packet_size 2000", "5", "says that larger ones are too large"),
+        ("max_packet_size 2000", "3.1.1", "ends the connection at larger ones"),
+    ],
+)
+def test_a_broker_that_takes_no_large_messages_is_found_out(
+    tmp_path: Path, settings: str, protocol: str, does: str
+) -> None:
+    broker = Broker(tmp_path / "broker", settings=f"{settings}\n")
+    broker.start()
+    try:
+        found = doctors_view(broker, protocol=protocol)
+    finally:
+        broker.stop()
+    assert found["access"].verdict == "ok"
+    limit = found["messages"]
+    assert limit.verdict == "bad"
+    assert does in limit.detail
+    taken = int(limit.detail.split("messages of ")[1].split(" bytes")[0].replace(",", ""))
+    assert 1600 < taken <= 2000
