@@ -186,7 +186,13 @@ class Gateway:
         """Tell the sender of a message that we failed at it."""
         inbound = self._topics.parse(received.topic)
         if inbound is not None and inbound.client is not None and not received.retained:
-            self.serving.say_fault(inbound.client, received.payload, received.correlation, inbound.kind == "control")
+            self.serving.say_fault(
+                inbound.client,
+                received.payload,
+                received.correlation,
+                received.response_topic,
+                control=inbound.kind == "control",
+            )
 
     # -- out -----------------------------------------------------------------------------------------------------------
 

@@ -19,10 +19,18 @@ Adapters raise only these, with the cause chained. "Could not check" is a :class
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from contract.causes import Cause, cause_of
 from contract.reasons import Reason
+
+
+class Fault(NamedTuple):
+    """One of the faults of an input: where, what, and what was probably meant."""
+
+    field: str | None
+    message: str
+    suggestion: str | None = None
 
 
 def printable(text: str) -> str:
@@ -37,10 +45,11 @@ class EdgeBundleError(Exception):
 
     ``field`` names the offending field of the input, if there is one. What cannot be printed is escaped in both: names
     and paths from outside stand in them, and must not draw on a terminal, break a line of a log, or be half a
-    character.
+    character. ``details`` are all the faults that were found in an input, the one that ``message`` tells first.
     """
 
     exit_status: ClassVar[int] = 1
+    details: tuple[Fault, ...] = ()
 
     def __init__(self, message: str, *, reason: Reason | None = None, field: str | None = None) -> None:
         message = printable(message)
@@ -59,9 +68,18 @@ class BundleRefused(EdgeBundleError):
     exit_status: ClassVar[int] = 3
     reason: Reason
 
-    def __init__(self, reason: Reason, message: str, *, field: str | None = None, signed: bool = False) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        field: str | None = None,
+        signed: bool = False,
+        details: tuple[Fault, ...] = (),
+    ) -> None:
         super().__init__(message, reason=reason, field=field)
         self.signed = signed
+        self.details = details
 
     @property
     def cause(self) -> Cause:
@@ -127,8 +145,17 @@ class RequestInvalid(EdgeBundleError):
 
     exit_status: ClassVar[int] = 2
 
-    def __init__(self, message: str, *, field: str | None = None, code: int = 400, kind: str = "invalid_request"):
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        code: int = 400,
+        kind: str = "invalid_request",
+        details: tuple[Fault, ...] = (),
+    ):
         super().__init__(message, field=field)
+        self.details = details
         self.code = code
         self.kind = kind
 

@@ -13,7 +13,15 @@ from agent.install.machine import State
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.telemetry.installs import InstallMeter
 from contract.errors import EdgeBundleError
-from contract.mqtt.messages import BundleState, Progress, Reported, ReportedError
+from contract.mqtt.messages import (
+    MAX_TOLD,
+    MAX_TOLD_FIELD,
+    BundleState,
+    Progress,
+    Reported,
+    ReportedError,
+    fault_details,
+)
 from contract.mqtt.topics import EventType
 from contract.names import Digest
 from contract.reasons import Reason
@@ -29,8 +37,9 @@ def reported_error(error: EdgeBundleError) -> ReportedError:
     """The form of an error in ``reported``."""
     return ReportedError(
         reason=error.reason or Reason.INTERRUPTED,
-        message=error.message,
-        field=UNSET if error.field is None else error.field,
+        message=error.message[:MAX_TOLD],
+        field=UNSET if error.field is None else error.field[:MAX_TOLD_FIELD],
+        details=fault_details(error.details),
     )
 
 

@@ -11,7 +11,7 @@ from agent.install.machine import State
 from agent.install.settings import InstallSettings, tighten
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
-from contract.mqtt.reading import parse_desired
+from contract.mqtt.reading import parse_desired, salvage_revision
 from contract.names import Digest
 from contract.reasons import Reason
 from contract.source.access import Source
@@ -61,7 +61,10 @@ def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str
         desired = parse_desired(payload)
     except BundleRefused as refused:
         raise BundleRefused(
-            Reason.DESIRED_INVALID, f"{refused.message} ({refused.reason})", field=refused.field
+            Reason.DESIRED_INVALID,
+            f"{refused.message} ({refused.reason})",
+            field=refused.field,
+            details=refused.details,
         ) from refused
     if desired is None:
         return None
@@ -120,5 +123,5 @@ def revision_of(payload: bytes) -> str | None:
     try:
         desired = parse_desired(payload)
     except BundleRefused:
-        return None
+        return salvage_revision(payload)
     return None if desired is None else desired.revision

@@ -53,11 +53,10 @@ class Controls:
         """
         try:
             control = reading.parse_control(payload)
-            changes = {} if control.set is UNSET else requests.check_changes(control.set)
+            changes = {} if control.set is UNSET else requests.read_changes(control.set)
         except RequestInvalid as error:
             op, request_id = reading.salvage_control(payload)
-            refusal = Refusal(error.code, error.kind, error.message, error.field)
-            self._replies.refuse_control(Key(client, request_id), op, refusal)
+            self._replies.refuse_control(Key(client, request_id), op, requests.refusal_of(error))
             return
         key = Key(client, control.id)
         act = settlement.guarded(partial(self._act, key, control, changes, settlement))

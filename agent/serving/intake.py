@@ -112,9 +112,9 @@ class Intake:
             if arrival.response_topic not in (None, "", reply):
                 raise RequestInvalid(f"the Response Topic must be {reply}", field="response_topic")
         except RequestInvalid as error:
-            request_id = reading.salvage_request_id(arrival.payload, arrival.correlation) or NO_ID
-            refusal = Refusal(error.code, error.kind, error.message, error.field)
-            self._refuse(Key(arrival.client, request_id), arrival, refusal)
+            reply_id = self._replies.id_in(arrival.client, arrival.response_topic)
+            request_id = reading.salvage_request_id(arrival.payload, arrival.correlation, reply_id) or NO_ID
+            self._refuse(Key(arrival.client, request_id), arrival, requests.refusal_of(error))
             return
         seconds = _deadline_seconds(request, arrival)
         may_insert = self._refusal(arrival.client, len(arrival.payload)) is None

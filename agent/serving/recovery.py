@@ -49,7 +49,7 @@ def _judge(left: Unfinished) -> LeftOver:
             _, request = reading.parse_request(left.request, left.correlation)
         except RequestInvalid as error:
             # An older agent accepted what this one does not.
-            return LeftOver(left, request, Refusal(error.code, error.kind, error.message, error.field))
+            return LeftOver(left, request, requests.refusal_of(error))
     if left.attempt > MAX_ATTEMPTS:
         refusal = _interrupted("the device restarted too often")
     elif left.streamed or left.request is None:

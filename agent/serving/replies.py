@@ -50,6 +50,11 @@ class Replies:
     def topic(self, key: Key) -> str:
         return self._topics.reply(key.client, key.id)
 
+    def id_in(self, client: str, topic: str | None) -> str | None:
+        """The last level of ``topic`` if it is a reply topic of ``client`` from this device."""
+        prefix = self._topics.reply(client, "")
+        return topic[len(prefix) :] if topic is not None and topic.startswith(prefix) else None
+
     def piece(self, job: Job, frame: Frame) -> None:
         """Send a piece at QoS 0: the last frame repeats it."""
         self._meter.frames += 1

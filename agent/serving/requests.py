@@ -9,9 +9,18 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
 from agent.engine.stepping import ChatTurn, Generation
-from contract.errors import RequestInvalid
+from contract.errors import Fault, RequestInvalid
 from contract.manifest import Behaviour
-from contract.mqtt.messages import ErrorBody, ErrorFrame, GenerateRequest, ImagePart, Message
+from contract.mqtt.messages import (
+    MAX_TOLD,
+    MAX_TOLD_FIELD,
+    ErrorBody,
+    ErrorFrame,
+    GenerateRequest,
+    ImagePart,
+    Message,
+    fault_details,
+)
 from contract.mqtt.pictures import picture_bytes
 
 T = TypeVar("T")
@@ -30,9 +39,6 @@ ID_CONFLICT = "id_conflict"
 EXPIRED = "expired"
 UNKNOWN_REQUEST = "unknown_request"
 
-UPDATABLE = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop"})
-"""What ``update`` may change while a request runs: sampling, and when it ends."""
-
 
 def to_generation(
     number: int,
@@ -43,7 +49,7 @@ def to_generation(
 ) -> Generation:
     """The request as the engine sees it; ``number`` identifies it between agent and worker.
 
-    ``changes`` were asked for since it came in, as :func:`check_changes` gave them. ``behaviour`` are the defaults of
+    ``changes`` were asked for since it came in, as :func:`read_changes` gave them. ``behaviour`` are the defaults of
     the bundle that is going to answer.
     """
     signed = Behaviour() if behaviour is None else behaviour
@@ -108,21 +114,9 @@ def _pictures(messages: list[Message]) -> list[bytes]:
     return [picture_bytes(part.image_url.url, "messages") for part in parts if isinstance(part, ImagePart)]
 
 
-def check_changes(changes: dict[str, Any]) -> dict[str, Any]:
-    """Read the ``set`` of an update with the rules of a request.
-
-    Raises:
-        RequestInvalid: ``field`` names the fault.
-    """
-    for name in changes:
-        if name not in UPDATABLE:
-            allowed = ", ".join(sorted(UPDATABLE))
-            raise RequestInvalid(f"{name!r} cannot be changed while it runs; these can: {allowed}", field=f"set.{name}")
-    try:
-        checked = msgspec.convert(changes, GenerateRequest)
-    except msgspec.ValidationError as error:
-        text, _, path = str(error).partition(" - at `$.")
-        raise RequestInvalid(f"the update is not valid: {text}", field=f"set.{path.rstrip('`')}") from error
+def read_changes(changes: dict[str, Any]) -> dict[str, Any]:
+    """The ``set`` of an update that :func:`contract.mqtt.reading.parse_control` took, as the engine sees it."""
+    checked = msgspec.convert(changes, GenerateRequest)
     result = {name: getattr(checked, name) for name in changes if name != "stop"}
     if "stop" in changes:
         result["stops"] = checked.stops
@@ -137,6 +131,12 @@ class Refusal(Struct, frozen=True):
     message: str
     field: str | None = None
     retry_after_ms: int | None = None
+    details: tuple[Fault, ...] = ()
+
+
+def refusal_of(error: RequestInvalid) -> Refusal:
+    """What the client is told of its fault."""
+    return Refusal(error.code, error.kind, error.message, error.field, details=error.details)
 
 
 GONE = Refusal(410, EXPIRED, "this request was answered, and its answer is no longer kept", "id")
@@ -147,9 +147,10 @@ def error_body(refusal: Refusal) -> ErrorBody:
     return ErrorBody(
         code=refusal.code,
         type=refusal.kind,
-        message=refusal.message,
-        field=UNSET if refusal.field is None else refusal.field,
+        message=refusal.message[:MAX_TOLD],
+        field=UNSET if refusal.field is None else refusal.field[:MAX_TOLD_FIELD],
         retry_after_ms=UNSET if refusal.retry_after_ms is None else refusal.retry_after_ms,
+        details=fault_details(refusal.details),
     )
 
 

@@ -238,13 +238,16 @@ class Serving:
         """A client acts on one of its requests."""
         self._controls.take(client, payload, settlement)
 
-    def say_fault(self, client: str, payload: bytes, correlation: bytes | None, control: bool) -> None:
+    def say_fault(
+        self, client: str, payload: bytes, correlation: bytes | None, response_topic: str | None, *, control: bool
+    ) -> None:
         """Tell the sender of a message, of which nothing is kept, that the device failed at it."""
         if control:
             op, request_id = reading.salvage_control(payload)
             self._replies.refuse_control(Key(client, request_id), op, FAULT)
         else:
-            request_id = reading.salvage_request_id(payload, correlation) or NO_ID
+            reply_id = self._replies.id_in(client, response_topic)
+            request_id = reading.salvage_request_id(payload, correlation, reply_id) or NO_ID
             self._replies.error(Key(client, request_id), FAULT, correlation)
 
     def _on_failed(self, accepted: Accepted, refusal: Refusal) -> None:

@@ -5,10 +5,13 @@ Sizes and ranges are bounds on outside input. Field names of requests are those 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
+
+from contract.errors import Fault, printable
 
 MAX_REQUEST_BYTES = 1 << 20
 """A request: a prompt of 128k tokens is about 512 KB of text."""
@@ -18,6 +21,9 @@ MAX_DESIRED_BYTES = 16 << 10
 
 DEFAULT_PRIORITY = 4
 """In the middle of 0 to 9, and the highest that a device grants unless its operator allows more."""
+
+MAX_REVISION = 128
+"""Characters."""
 
 MAX_TOKENS = 1 << 20
 MAX_STOPS = 16
@@ -149,7 +155,7 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True):
 class Desired(Struct, frozen=True, forbid_unknown_fields=True):
     """Which bundle the device should run. ``revision`` is opaque: echoed, never ordered."""
 
-    revision: Annotated[str, Meta(max_length=128)]
+    revision: Annotated[str, Meta(max_length=MAX_REVISION)]
     bundle: BundleReference
     source: Identifier | UnsetType = UNSET
     policy: Policy | UnsetType = UNSET
@@ -172,14 +178,25 @@ class Timing(Struct, frozen=True, kw_only=True):
     total_ms: float
 
 
+class FaultDetail(Struct, frozen=True):
+    """One of the faults of a body: the JSON path of the field, what is wrong, and the name that was probably meant."""
+
+    message: str
+    field: str | UnsetType = UNSET
+    suggestion: str | UnsetType = UNSET
+
+
 class ErrorBody(Struct, frozen=True):
-    """``code`` follows HTTP, ``type`` is stable for programs, ``message`` is one sentence for a person."""
+    """``code`` follows HTTP, ``type`` is stable for programs, ``message`` is one sentence for a person; ``details`` are
+    all the faults of a body, of which ``message`` and ``field`` tell the first.
+    """
 
     code: int
     type: str
     message: str
     field: str | UnsetType = UNSET
     retry_after_ms: int | UnsetType = UNSET
+    details: list[FaultDetail] | UnsetType = UNSET
 
 
 class Frame(Struct, frozen=True, omit_defaults=True):
@@ -250,7 +267,7 @@ class BundleState(Struct, frozen=True):
 
 
 class ReportedError(Struct, frozen=True):
-    """``reason`` is one of :class:`contract.reasons.Reason`.
+    """``reason`` is one of :class:`contract.reasons.Reason`; ``details`` are all the faults of a document.
 
     ``retry_in_seconds``: it is not final, the device tries again by itself so long after this report.
     """
@@ -259,6 +276,7 @@ class ReportedError(Struct, frozen=True):
     message: str
     field: str | UnsetType = UNSET
     retry_in_seconds: float | UnsetType = UNSET
+    details: list[FaultDetail] | UnsetType = UNSET
 
 
 Phase = Literal[
@@ -399,6 +417,25 @@ class Event(Struct, frozen=True):
 
     at: str
     detail: dict[str, Any]
+
+
+MAX_TOLD = 1000
+"""Characters of a message about a fault: what came from outside may stand in it."""
+
+MAX_TOLD_FIELD = 200
+
+
+def fault_details(details: Iterable[Fault]) -> list[FaultDetail] | UnsetType:
+    """All faults as they are told, none of them at length."""
+    found = [
+        FaultDetail(
+            message=printable(message[:MAX_TOLD]),
+            field=UNSET if field is None else printable(field[:MAX_TOLD_FIELD]),
+            suggestion=UNSET if suggestion is None else suggestion,
+        )
+        for field, message, suggestion in details
+    ]
+    return found or UNSET
 
 
 def encode(message: Struct) -> bytes:

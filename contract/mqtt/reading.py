@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, TypeVar
 
-from msgspec import UNSET, Struct, UnsetType
+import msgspec
+from msgspec import UNSET, Struct
 
 from contract import strict_json
-from contract.errors import BundleRefused, RequestInvalid
+from contract.errors import BundleRefused, Fault, RequestInvalid
 from contract.mqtt.messages import (
     MAX_DESIRED_BYTES,
     MAX_PICTURES,
     MAX_REQUEST_BYTES,
+    MAX_REVISION,
     ControlRequest,
     Desired,
     GenerateRequest,
@@ -20,54 +25,110 @@ from contract.mqtt.messages import (
     Message,
 )
 from contract.mqtt.pictures import picture_bytes
+from contract.mqtt.salvage import find_member
 from contract.mqtt.topics import NO_ID
 from contract.names import check_bundle_name, check_version, is_identifier
 from contract.reasons import Reason
+from contract.schema_faults import MAX_FAULTS, nearest, schema_faults
 
 _M = TypeVar("_M", bound=Struct)
 
+_More = Callable[[_M, Collection[str]], Iterator[tuple[Reason, Fault]]]
+"""Faults of a document that are no matter of types; the members that are there are named, sound or not."""
 
-def _decode(payload: bytes, type_: type[_M], max_bytes: int, what: str) -> _M:
+UPDATABLE = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop"})
+"""What ``update`` may change while a request runs: sampling, and when it ends."""
+
+
+def _read(payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M]) -> _M:
+    """``payload`` as a ``type_``.
+
+    Raises:
+        BundleRefused: with all its faults; those of values that are of the wrong type already are left out.
+    """
+    found = strict_json.examine(payload, type_, max_bytes=max_bytes, what=what)
+    if isinstance(found, strict_json.Examined):
+        faults = list(found.faults)
+        try:
+            sound = msgspec.convert(found.sound, type_)
+        except (msgspec.ValidationError, RecursionError):
+            raise strict_json.refused(what, faults) from None
+        faults += more(sound, found.members)
+        raise strict_json.refused(what, faults[:MAX_FAULTS])
+    faults = list(islice(more(found, _members(found)), MAX_FAULTS))
+    if faults:
+        reason, first = faults[0]
+        rest = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        details = tuple(fault for _, fault in faults)
+        raise BundleRefused(reason, first.message + rest, field=first.field, details=details)
+    return found
+
+
+def _members(found: Struct) -> list[str]:
+    return [name for name in found.__struct_fields__ if getattr(found, name) is not UNSET]
+
+
+def _read_request(payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M]) -> _M:
     try:
-        return strict_json.decode(payload, type_, max_bytes=max_bytes, what=what)
+        return _read(payload, type_, max_bytes, what, more)
     except BundleRefused as refused:
         code = 413 if refused.reason is Reason.TOO_LARGE else 400
-        raise RequestInvalid(refused.message, field=refused.field, code=code) from refused
+        raise RequestInvalid(refused.message, field=refused.field, code=code, details=refused.details) from refused
+
+
+def _fault(message: str, field: str, suggestion: str | None = None) -> tuple[Reason, Fault]:
+    return Reason.SCHEMA_INVALID, Fault(field, message, suggestion)
 
 
 def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str, GenerateRequest]:
     """Read a request; the id comes from the body or from MQTT 5 Correlation Data (they must agree).
 
     Raises:
-        RequestInvalid: ``field`` names the fault.
+        RequestInvalid: ``field`` names the fault, ``details`` all of them.
     """
-    request = _decode(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request")
-    request_id = _request_id(request.id, correlation)
-    if (request.messages is UNSET) == (request.prompt is UNSET):
-        raise RequestInvalid("give exactly one of messages and prompt", field="messages")
-    if request.messages is not UNSET:
-        _check_parts(request.messages)
+    more = partial(_request_faults, correlation=correlation)
+    request = _read_request(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request", more)
+    return (correlation.decode("ascii") if correlation is not None else str(request.id)), request
+
+
+def _request_faults(
+    request: GenerateRequest, members: Collection[str], correlation: bytes | None
+) -> Iterator[tuple[Reason, Fault]]:
+    yield from _id_faults(request, members, correlation)
+    if ("messages" in members) == ("prompt" in members):
+        yield _fault("give exactly one of messages and prompt", "messages")
+    elif request.messages is not UNSET:
+        yield from _part_faults(request.messages)
     if request.prompt is not UNSET and not request.prompt.strip():
-        raise RequestInvalid("the prompt is empty", field="prompt")
+        yield _fault("the prompt is empty", "prompt")
     form = request.response_format
     if form is not None and (form.json_schema is not None) != (form.type == "json_schema"):
-        raise RequestInvalid("json_schema goes with type json_schema", field="response_format.json_schema")
+        yield _fault("json_schema goes with type json_schema", "response_format.json_schema")
     if form is not None and (form.regex is not None) != (form.type == "regex"):
-        raise RequestInvalid("regex goes with type regex", field="response_format.regex")
+        yield _fault("regex goes with type regex", "response_format.regex")
     for token in request.logit_bias:
         if not token.isascii() or not token.isdigit() or len(token) > 8:
-            raise RequestInvalid("logit_bias keys are token ids", field=f"logit_bias.{token[:32]}")
+            yield _fault("logit_bias keys are token ids", f"logit_bias.{token[:32]}")
     if request.num_beams > 1 and request.temperature is not UNSET and request.temperature > 0:
-        raise RequestInvalid("beam search needs temperature 0", field="num_beams")
-    return request_id, request
+        yield _fault("beam search needs temperature 0", "num_beams")
 
 
-def _check_parts(messages: list[Message]) -> None:
-    """Something to read, and pictures that are some; their pixels are the worker's to look at.
+def _id_faults(
+    request: GenerateRequest, members: Collection[str], correlation: bytes | None
+) -> Iterator[tuple[Reason, Fault]]:
+    if correlation is None:
+        if "id" not in members:
+            yield _fault("give an id (or MQTT 5 Correlation Data)", "id")
+        return
+    text = correlation.decode("ascii", "replace")
+    if not is_identifier(text):
+        yield _fault("Correlation Data must be 1 to 64 of A-Z a-z 0-9 _ . -", "id")
+    elif request.id is not UNSET and request.id != text:
+        yield _fault("id and Correlation Data differ", "id")
 
-    Raises:
-        RequestInvalid: ``field`` names the part.
-    """
+
+def _part_faults(messages: list[Message]) -> Iterator[tuple[Reason, Fault]]:
+    """Something to read, and pictures that are some; their pixels are the worker's to look at."""
     pictures = 0
     said = False
     for number, message in enumerate(messages):
@@ -78,51 +139,41 @@ def _check_parts(messages: list[Message]) -> None:
             field = f"messages[{number}].content[{place}].image_url"
             pictures += 1
             if pictures > MAX_PICTURES:
-                raise RequestInvalid(f"a request takes {MAX_PICTURES} pictures at most", field=field)
-            if message.role != "user":
-                raise RequestInvalid("pictures belong to the role user", field=field)
-            picture_bytes(part.image_url.url, f"{field}.url")
+                yield _fault(f"a request takes {MAX_PICTURES} pictures at most", field)
+            elif message.role != "user":
+                yield _fault("pictures belong to the role user", field)
+            else:
+                try:
+                    picture_bytes(part.image_url.url, f"{field}.url")
+                except RequestInvalid as refused:
+                    yield _fault(refused.message, f"{field}.url")
     if not said and not pictures:
-        raise RequestInvalid("every message is empty", field="messages")
+        yield _fault("every message is empty", "messages")
 
 
-def _request_id(in_body: str | UnsetType, correlation: bytes | None) -> str:
-    if correlation is None:
-        if in_body is UNSET:
-            raise RequestInvalid("give an id (or MQTT 5 Correlation Data)", field="id")
-        return in_body
-    text = correlation.decode("ascii", "replace")
-    if not is_identifier(text):
-        raise RequestInvalid("Correlation Data must be 1 to 64 of A-Z a-z 0-9 _ . -", field="id")
-    if in_body is not UNSET and in_body != text:
-        raise RequestInvalid("id and Correlation Data differ", field="id")
-    return text
+def salvage_request_id(payload: bytes, correlation: bytes | None = None, reply_id: str | None = None) -> str | None:
+    """The id of a request that cannot be accepted, so that its error frame finds its way; None if there is none.
 
-
-def salvage_request_id(payload: bytes, correlation: bytes | None = None) -> str | None:
-    """The id of a request that cannot be accepted, so that its error frame finds its way; None if there is none."""
+    Correlation Data go first: they come back with the answer. Then the body's ``id``; then ``reply_id``, which stands
+    in a Response Topic that is the reply topic of this client and device.
+    """
     if correlation is not None:
         text = correlation.decode("ascii", "replace")
-        return text if is_identifier(text) else None
-    if len(payload) > MAX_REQUEST_BYTES:
-        return None
-    try:
-        document = strict_json.loads(payload, max_bytes=MAX_REQUEST_BYTES, what="the request")
-    except BundleRefused:
-        return None
-    found = document.get("id") if isinstance(document, dict) else None
-    return found if isinstance(found, str) and is_identifier(found) else None
+        if is_identifier(text):
+            return text
+    found = find_member(payload, "id", is_identifier)
+    return found or (reply_id if reply_id is not None and is_identifier(reply_id) else None)
 
 
 def salvage_control(payload: bytes) -> tuple[str, str]:
     """``op`` and id of a control message that is not valid, so that its author hears of it; ``NO_ID`` for none."""
-    request_id = salvage_request_id(payload) or NO_ID
-    try:
-        document = strict_json.loads(payload, max_bytes=MAX_DESIRED_BYTES, what="the control message")
-    except BundleRefused:
-        return "", request_id
-    found = document.get("op") if isinstance(document, dict) else None
-    return (found[:64] if isinstance(found, str) else ""), request_id
+    op = find_member(payload, "op", lambda text: len(text) <= 64 and text.isprintable())
+    return op or "", salvage_request_id(payload) or NO_ID
+
+
+def salvage_revision(payload: bytes) -> str | None:
+    """The revision of a desired document that is not valid, so that its author hears of it."""
+    return find_member(payload, "revision", lambda text: len(text) <= MAX_REVISION and text.isprintable())
 
 
 def request_fingerprint(payload: bytes) -> str:
@@ -134,23 +185,49 @@ def parse_control(payload: bytes) -> ControlRequest:
     """Read a control message.
 
     Raises:
-        RequestInvalid: ``field`` names the fault.
+        RequestInvalid: ``field`` names the fault, ``details`` all of them.
     """
-    control = _decode(payload, ControlRequest, MAX_DESIRED_BYTES, "the control message")
-    if (control.op == "update") != (control.set is not UNSET):
-        raise RequestInvalid("set goes with op update", field="set")
-    return control
+    return _read_request(payload, ControlRequest, MAX_DESIRED_BYTES, "the control message", _control_faults)
+
+
+def _control_faults(control: ControlRequest, members: Collection[str]) -> Iterator[tuple[Reason, Fault]]:
+    if "op" in members and (control.op == "update") != ("set" in members):
+        yield _fault("set goes with op update", "set")
+    elif control.set is not UNSET:
+        yield from _change_faults(control.set)
+
+
+def _change_faults(changes: dict[str, Any]) -> Iterator[tuple[Reason, Fault]]:
+    """Faults of the ``set`` of an update: the rules are those of a request."""
+    for name in changes:
+        if name not in UPDATABLE:
+            allowed = ", ".join(sorted(UPDATABLE))
+            near = nearest(name, sorted(UPDATABLE))
+            hint = "" if near is None else f"; did you mean `{near}`?"
+            message = f"{name!r} cannot be changed while it runs; these can: {allowed}{hint}"
+            yield _fault(message, f"set.{name}", near)
+    known = {name: value for name, value in changes.items() if name in UPDATABLE}
+    for fault in schema_faults(known, GenerateRequest, path="set"):
+        yield Reason.SCHEMA_INVALID, fault._replace(message=f"the update is not valid: {fault.message}")
 
 
 def parse_desired(payload: bytes) -> Desired | None:
     """Read a desired document; empty means: nothing is desired any more.
 
     Raises:
-        BundleRefused: with a reason code and, where one is at fault, the field.
+        BundleRefused: with a reason code and, where one is at fault, the field; ``details`` are all faults.
     """
     if not payload:
         return None
-    desired = strict_json.decode(payload, Desired, max_bytes=MAX_DESIRED_BYTES, what="the desired document")
-    check_bundle_name(desired.bundle.name)
-    check_version(desired.bundle.version)
-    return desired
+    return _read(payload, Desired, MAX_DESIRED_BYTES, "the desired document", _desired_faults)
+
+
+def _desired_faults(desired: Desired, _members: Collection[str]) -> Iterator[tuple[Reason, Fault]]:
+    for check, text, field in (
+        (check_bundle_name, desired.bundle.name, "bundle.name"),
+        (check_version, desired.bundle.version, "bundle.version"),
+    ):
+        try:
+            check(text)
+        except BundleRefused as refused:
+            yield refused.reason, Fault(field, refused.message)

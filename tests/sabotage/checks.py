@@ -497,7 +497,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "duplicate JSON keys",
         "S.ambiguous_or_hostile_documents_are_refused_with_their_reason M.attack_json_that_two_readers_read_differently",
-        (_JSON, "            if key in found:\n", "            if False:\n"),
+        (_JSON, "if len(found) < len(pairs):", "if False:"),
     ),
     _check(
         "NaN",
@@ -527,6 +527,11 @@ CHECKS: tuple[Check, ...] = (
         "invalid UTF-8",
         "S.ambiguous_or_hostile_documents_are_refused_with_their_reason M.attack_json_that_two_readers_read_differently",
         (_JSON, 'data.decode("utf-8")', 'data.decode("utf-8", "replace")'),
+    ),
+    _check(
+        "half a surrogate pair",
+        "S.ambiguous_or_hostile_documents_are_refused_with_their_reason S.whatever_is_read_can_be_written_again",
+        (_JSON, "_SURROGATE_ESCAPE.search(text) is not None", "False"),
     ),
     _check(
         "integers beyond 2^63",

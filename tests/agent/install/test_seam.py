@@ -159,6 +159,47 @@ async def test_half_a_character_in_a_document_is_reported(market: Market, device
         await stage.until(active("1.0.0"))
 
 
+BAD = [
+    (b'{"revision":"r7","bundle":{"name":"tiny","version":"1.0.0"},"policy":{"probation_seconds":1e400}}', "policy."),
+    (b'{"revision":"r7","bundle":{"name":"tiny","version":99999999999999999999}}', "bundle.version"),
+    (b'{"revision":"r7","bundle":{"name":"tiny","version":"1.0.0"},"bundle":{}}', "bundle"),
+    (b'{"revision":"r7","bundle":{"name":"tiny","version":"1.0.0"},}', ""),
+    (b'\xef\xbb\xbf{"revision":"r7","bundle":{"name":"tiny","version":"1.0.0"}}', ""),
+    (b'{"revision":"r7","bundle":{"name":"tiny","version":"1.0.0"}}\0', ""),
+    (b'{"revision":"r7","bundle":{"name":"tiny","vers', ""),
+    (b'{"revision":"r7","bundle":{"name":"\xe4","version":"1.0.0"}}', "bundle.name"),
+    (b'{"revision":"r7","bundle":' + b"[" * 40, "bundle"),
+    (b'{"bundel":{},"revision":"r7"}', "bundel"),
+]
+
+
+@pytest.mark.parametrize(("document", "field"), BAD)
+async def test_a_document_that_is_refused_is_reported_under_its_revision(
+    market: Market, device: Device, document: bytes, field: str
+) -> None:
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(document)
+        reported = await stage.until(lambda reported: reported.error is not None)
+    assert reported.error is not None
+    assert (reported.revision, reported.error.reason) == ("r7", "desired_invalid")
+    assert (reported.error.field or "").startswith(field)
+
+
+async def test_all_faults_of_a_document_are_reported(market: Market, device: Device) -> None:
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(
+            b'{"revision":"r7","bundle":{"name":"../x","version":"latest"},"policy":{"swapp":"drain"},"sources":"x"}'
+        )
+        reported = await stage.until(lambda reported: reported.error is not None)
+    assert reported.error is not None
+    found = {each.field: each.suggestion for each in reported.error.details}  # type: ignore[union-attr]
+    assert found["policy.swapp"] == "swap"
+    assert found["sources"] == "source"
+    assert {"bundle.name", "bundle.version"} <= found.keys()
+
+
 async def test_a_document_that_an_older_agent_stored_is_refused_now(market: Market, device: Device) -> None:
     """What is refused today was accepted once: the agent starts, serves and says so."""
     market.publish("1.0.0")

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from contract.mqtt.messages import MAX_REQUEST_BYTES
 from tests.agent.device import sealed
@@ -35,7 +37,30 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("priority", {"prompt": "a", "priority": 10}, "priority"),
     ("deadline", {"prompt": "a", "deadline_ms": 0}, "deadline_ms"),
     ("logit_bias", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x"),
-    ("NaN", b'{"id": "bad", "prompt": "a", "temperature": NaN}', None),
+    ("NaN", b'{"id": "bad", "prompt": "a", "temperature": NaN}', "temperature"),
+    ("infinity", b'{"id": "bad", "prompt": "a", "stop": ["a", -Infinity]}', "stop[1]"),
+    ("1e400", b'{"prompt": "a", "temperature": 1e400, "id": "bad"}', "temperature"),
+    ("big integer", b'{"id": "bad", "prompt": "a", "seed": 9999999999999999999999}', "seed"),
+    ("nested", b'{"id":"bad","prompt":"a","response_format":' + b"[" * 40 + b"]" * 40 + b"}", "response_format"),
+    ("nested before", b'{"response_format":' + b"[" * 40 + b"]" * 40 + b',"id":"bad","prompt":"a"}', "response_format"),
+    ("endless", b'{"id":"bad","prompt":"a","stop":' + b"[" * 100_000, "stop"),
+    ("trailing NUL", b'{"id": "bad", "prompt": "a"}\0', None),
+    ("BOM", b'\xef\xbb\xbf{"id": "bad", "prompt": "a"}', None),
+    ("UTF-16", '{"id": "bad", "prompt": "a"}'.encode("utf-16"), None),
+    ("latin-1", '{"id": "bad", "prompt": "für"}'.encode("latin-1"), "prompt"),
+    ("CESU-8", b'{"id": "bad", "prompt": "\xed\xa0\xbd\xed\xb8\x80"}', "prompt"),
+    ("half a pair", b'{"prompt": "nice \\ud83d", "id": "bad"}', "prompt"),
+    ("trailing comma", b'{"id": "bad", "prompt": "a",}', None),
+    ("truncated", b'{"id": "bad", "prompt": "once upon a', None),
+    ("truncated after it", b'{"prompt": "a", "id": "bad"', None),
+    ("single quotes", b"{'id': 'bad', 'prompt': 'a'}", None),
+    ("names without quotes", b'{id: "bad", prompt: "a"}', None),
+    ("encoded twice", json.dumps(json.dumps({"id": "bad", "prompt": "a"})).encode(), None),
+    ("in a list", b'[{"id": "bad", "prompt": "a"}]', None),
+    ("two documents", b'{"id": "bad", "prompt": "a"}{"id": "other"}', None),
+    ("escaped name", b'{"\\u0069d": "b\\u0061d", "prompt": "a", "x": 1}', "x"),
+    ("two ids", b'{"id": "first", "prompt": "a", "id": "bad"}', "id"),
+    ("a good one of two", b'{"id": "bad", "prompt": "a", "id": "a/b"}', "id"),
     ("twice", b'{"id": "bad", "prompt": "a", "prompt": "b"}', "prompt"),
 ]
 
@@ -48,8 +73,7 @@ def test_bad_request_gets_an_error_that_names_the_field(
     if isinstance(body, dict) and name != "no id":
         body = {"id": "bad", **body}
     payload = body if isinstance(body, bytes) else json.dumps(body).encode()
-    readable = isinstance(body, dict) and name != "no id"
-    request = "bad" if readable else "-"
+    request = "-" if name in ("not JSON", "an array", "no id") else "bad"
     client.answers[request] = Answer(0.0)
     client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", payload)
     error = client.wait_answer(request).lasts[0]["error"]
@@ -61,10 +85,10 @@ def test_bad_request_gets_an_error_that_names_the_field(
 
 def test_ten_megabytes_are_refused_and_the_next_request_works(make_device: MakeDevice, client: RawClient) -> None:
     make_device().start(sealed())
-    client.answers["-"] = Answer(0.0)
+    client.answers["huge"] = Answer(0.0)
     huge = json.dumps({"id": "huge", "prompt": "x" * (10 << 20)}).encode()
     client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", huge)
-    assert client.wait_answer("-").lasts[0]["error"]["code"] == 413
+    assert client.wait_answer("huge").lasts[0]["error"]["code"] == 413
     client.ask("next", "count 1")
     assert client.wait_answer("next").lasts[0]["text"] == "0 "
 
@@ -88,6 +112,89 @@ def test_topics_and_control_messages_of_any_kind_do_no_harm(make_device: MakeDev
     client.ask("next", "count 1")
     assert client.wait_answer("next").lasts[0]["text"] == "0 "
     assert device.gateway.connection.connected
+
+
+HERE = "edge/v1/c/{client.name}/r/{client.device}"
+
+
+@pytest.mark.parametrize(
+    ("correlation", "topic", "found"),
+    [
+        (b"c1", None, "c1"),
+        (b"c1", f"{HERE}/c2", "c1"),
+        (None, f"{HERE}/c2", "c2"),
+        (b"a/b", f"{HERE}/c2", "c2"),
+        (b"\xff", None, "-"),
+        (None, f"{HERE}/a/b", "-"),
+        (None, f"{HERE}/", "-"),
+        (None, "edge/v1/c/somebody/r/{client.device}/c2", "-"),
+        (None, "edge/v1/c/{client.name}/r/elsewhere/c2", "-"),
+    ],
+)
+def test_the_properties_of_a_broken_request_say_where_to_answer_but_only_its_own_client(
+    make_device: MakeDevice, client: RawClient, correlation: bytes | None, topic: str | None, found: str
+) -> None:
+    make_device().start(sealed())
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    if correlation is not None:
+        properties.CorrelationData = correlation
+    if topic is not None:
+        properties.ResponseTopic = topic.format(client=client)
+    generate = f"edge/v1/d/{client.device}/generate/{client.name}"
+    client._client.publish(generate, b'{"prompt": ', qos=1, properties=properties).wait_for_publish(20)
+    request, frame = client.frames.get(timeout=20)
+    assert (request, frame["error"]["code"]) == (found, 400)
+
+
+def test_all_faults_of_a_request_are_told_at_once(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    body = (
+        b'{"id": "bad", "messages": [{"role": "usr", "content": "a"}, {"role": "user", "contents": "b"}],'
+        b'"temprature": 1, "top_p": 7, "seed": 99999999999999999999, "num_beams": 2,'
+        b'"response_format": {"type": "regex"}}'
+    )
+    client.answers["bad"] = Answer(0.0)
+    client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", body)
+    error = client.wait_answer("bad").lasts[0]["error"]
+    found = {each["field"]: each.get("suggestion") for each in error["details"]}
+    assert found == {
+        "seed": None,
+        "messages[0].role": "user",
+        "messages[1].contents": "content",
+        "messages[1].content": None,
+        "temprature": "temperature",
+        "top_p": None,
+        "response_format.regex": None,
+    }
+    assert (error["field"], error["code"]) == ("seed", 400)
+    assert error["message"].endswith("(and 6 more)")
+    (unknown,) = (each for each in error["details"] if each["field"] == "temprature")
+    assert unknown["message"].endswith("did you mean `temperature`?")
+
+
+def test_all_faults_of_a_control_message_are_told_at_once(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    body = b'{"id": "x", "op": "update", "why": 1, "set": {"temprature": 1, "top_p": 7, "seed": 1}}'
+    client.publish(f"edge/v1/d/{client.device}/control/{client.name}", body)
+    request, frame = client.frames.get(timeout=20)
+    details = frame["control"]["error"]["details"]
+    assert request == "x"
+    assert {each["field"]: each.get("suggestion") for each in details} == {
+        "why": None,
+        "set.temprature": "temperature",
+        "set.seed": None,
+        "set.top_p": None,
+    }
+
+
+def test_what_is_told_of_a_body_is_bounded(make_device: MakeDevice, client: RawClient) -> None:
+    make_device().start(sealed())
+    body = {"id": "bad", "prompt": "a", **{f"{number}{'x' * 5000}": 1 for number in range(100)}}
+    client.answers["bad"] = Answer(0.0)
+    client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", json.dumps(body).encode())
+    error = client.wait_answer("bad").lasts[0]["error"]
+    assert len(error["details"]) == 16
+    assert len(json.dumps(error)) < 30_000
 
 
 def test_resume_of_an_unknown_request_is_a_404(make_device: MakeDevice, client: RawClient) -> None:
@@ -153,6 +260,10 @@ def test_update_of_a_waiting_request_holds_when_it_runs(make_device: MakeDevice,
         (b'{"id": "x", "op": "update", "set": {"top_p": 1}}', "x", "update", 404, "id"),
         (b'{"op": "cancel"}', "-", "cancel", 400, "id"),
         (b"{", "-", "", 400, None),
+        (b'{"id": "x", "op": "cancel", }', "x", "cancel", 400, None),
+        (b'{"id": "x", "op": "cancle"}', "x", "cancle", 400, "op"),
+        (b'{"id": "x", "op": "update", "set": {"top_p": 1e400}}', "x", "update", 400, "set.top_p"),
+        (b'\xef\xbb\xbf{"id": "x", "op": "update", "set": {}}', "x", "update", 400, None),
     ],
 )
 def test_wrong_control_messages_are_answered(

@@ -265,8 +265,10 @@ def test_half_an_emoji_is_a_400_however_often_it_comes(make_device: MakeDevice, 
     for number in range(120):
         body = f'{{"id":"p{number}","prompt":"{HALF}","max_tokens":5}}'.encode()
         client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", body)
-    for _ in range(120):
-        error = client.frames.get(timeout=20)[1]["error"]
+    for number in range(120):
+        request, frame = client.frames.get(timeout=20)
+        error = frame["error"]
+        assert request == f"p{number}"
         assert (error["code"], error["type"], error["field"]) == (400, "invalid_request", "prompt")
     device.until(lambda: settled(device))
     next_request_is_answered(client, "next")
@@ -277,8 +279,8 @@ def test_half_an_emoji_is_a_400_however_often_it_comes(make_device: MakeDevice, 
     [
         (f'{{"id":"p","messages":[{{"role":"user","content":"{HALF}"}}]}}', "messages[0].content"),
         (f'{{"id":"p","prompt":"x","stop":["a","{HALF}"]}}', "stop[1]"),
-        (f'{{"id":"p","prompt":"x","logit_bias":{{"{HALF}":1}}}}', "logit_bias"),
-        (f'{{"id":"p","prompt":"x","{HALF}":1}}', None),
+        (f'{{"id":"p","prompt":"x","logit_bias":{{"{HALF}":1}}}}', f"logit_bias.{HALF}"),
+        (f'{{"id":"p","prompt":"x","{HALF}":1}}', HALF),
         (f'{{"id":"p","prompt":"x","{HALF}":1,"{HALF}":1}}', "nice \\ud83d"),
         ('{"id":"p","prompt":"\\ude00\\ud83d","response_format":null}', "prompt"),
     ],
@@ -288,8 +290,8 @@ def test_half_a_character_is_found_wherever_it_stands(
 ) -> None:
     device = make_device().start(sealed())
     client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", body.encode())
-    _, frame = client.frames.get(timeout=20)
-    assert (frame["error"]["code"], frame["error"].get("field")) == (400, field)
+    request, frame = client.frames.get(timeout=20)
+    assert (request, frame["error"]["code"], frame["error"].get("field")) == ("p", 400, field)
     device.until(lambda: settled(device))
 
 
