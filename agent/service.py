@@ -337,7 +337,7 @@ class Service:
             installs=self._coordinator.meter,
             expiry=expiry,
             revoked=revoked,
-            connected=self._gateway.connection.connected,
+            broker=self._gateway.broker,
             connections=self._gateway.connections,
             undelivered=self._gateway.connection.undelivered,
             throttle_level=self._vitals.limit.level,

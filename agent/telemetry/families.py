@@ -35,8 +35,8 @@ BUNDLE_INFO = Family(
 ENGINE_INFO = Family(
     "edge_engine_info",
     "info",
-    "The engine of the loaded model and how its process is isolated.",
-    ("engine", "isolation"),
+    "The engine of the loaded model, how its process is isolated, and whether answers repeat bit for bit.",
+    ("engine", "isolation", "reproducible"),
 )
 ENGINE_SLOTS = Family("edge_engine_slots", "gauge", "Requests that the engine answers at once.")
 ENGINE_CONTEXT = Family("edge_engine_context_tokens", "gauge", "Longest prompt and answer together.")

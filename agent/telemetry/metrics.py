@@ -12,8 +12,8 @@ from agent.telemetry import families as f
 from agent.telemetry.exposition import TEXT, Exposition
 from agent.telemetry.installs import InstallMeter
 from agent.telemetry.samples import LlmSample, SystemSample
-from contract.mqtt.messages import Health, Info, Phase
-from contract.reasons import HealthReason, Reason
+from contract.mqtt.messages import BrokerState, Health, Info, Phase
+from contract.reasons import BrokerReason, HealthReason, Reason
 
 PHASES: tuple[str, ...] = get_args(Phase)
 OUTCOMES = ("stop", "length", "cancelled", "deadline")
@@ -25,7 +25,7 @@ REJECTIONS = (
 )
 """There from the start, at 0: the first one is an increase then."""
 
-WARNINGS = (Reason.REVOKED, Reason.EXPIRED, Reason.TRUST_STATE_LOST)
+WARNINGS: tuple[str, ...] = (Reason.REVOKED, Reason.EXPIRED, Reason.TRUST_STATE_LOST, *BrokerReason)
 
 
 class AgentState(Struct, frozen=True):
@@ -37,7 +37,7 @@ class AgentState(Struct, frozen=True):
     installs: InstallMeter
     expiry: Mapping[str, int]
     revoked: bool
-    connected: bool
+    broker: BrokerState
     connections: int
     undelivered: int
     throttle_level: int
@@ -65,9 +65,11 @@ def _agent(metrics: Exposition, state: AgentState, llm: LlmSample) -> None:
     metrics.set(f.START, llm.start)
     metrics.set(f.READY, int(state.health.ready))
     metrics.states(f.REASON, HealthReason, state.health.reasons)
-    metrics.states(f.WARNING, WARNINGS, state.health.warnings or ())
+    metrics.states(
+        f.WARNING, WARNINGS, [*(state.health.warnings or ()), *(each.reason for each in state.broker.warnings)]
+    )
     metrics.set(f.THROTTLE_LEVEL, state.throttle_level)
-    metrics.set(f.BROKER_CONNECTED, int(state.connected))
+    metrics.set(f.BROKER_CONNECTED, int(state.broker.connected))
     metrics.set(f.BROKER_CONNECTIONS, state.connections)
     metrics.set(f.BROKER_OUTBOX, state.undelivered)
 
@@ -78,7 +80,8 @@ def _bundles(metrics: Exposition, state: AgentState, llm: LlmSample) -> None:
         labels = {"name": bundle.name, "version": bundle.version, "digest": bundle.digest}
         metrics.add(f.BUNDLE_INFO, [({**labels, "security_epoch": str(bundle.security_epoch)}, 1)])
     if engine is not None:
-        metrics.set(f.ENGINE_INFO, 1, engine=engine.engine, isolation=engine.isolation)
+        repeats = str(engine.reproducible).lower()
+        metrics.set(f.ENGINE_INFO, 1, engine=engine.engine, isolation=engine.isolation, reproducible=repeats)
         metrics.set(f.ENGINE_SLOTS, engine.slots)
         metrics.set(f.ENGINE_CONTEXT, engine.context_length)
     metrics.set(f.REVOKED, int(state.revoked))

@@ -25,7 +25,7 @@ from agent.telemetry.llm import LlmMeter
 from agent.telemetry.metrics import OUTCOMES, PHASES, REJECTIONS, page
 from agent.telemetry.system import SystemSampler
 from contract.layout import ROLES
-from contract.reasons import HealthReason, Reason
+from contract.reasons import BrokerReason, HealthReason, Reason
 from tests.agent.telemetry.exposition_reader import official
 from tests.agent.telemetry.running import MACHINES_OWN, SECONDS, running_agent, scrape_until_ready
 from tests.agent.telemetry.test_metrics import STATE
@@ -140,7 +140,7 @@ def test_every_metric_and_label_that_is_asked_for_is_on_the_page_of_a_running_ag
 
 KNOWN_VALUES = {
     ("edge_health_reason", "reason"): {each.value for each in HealthReason},
-    ("edge_warning", "reason"): {each.value for each in Reason},
+    ("edge_warning", "reason"): {each.value for each in (*Reason, *BrokerReason)},
     ("edge_bundle_install_failures_total", "reason"): {each.value for each in Reason},
     ("edge_bundle_rollbacks_total", "reason"): {each.value for each in Reason},
     ("edge_trust_metadata_expiry_timestamp_seconds", "role"): set(ROLES),
@@ -272,6 +272,7 @@ WELL = {
     **{f'edge_health_reason{{reason="{each.value}"}}': "0+0x600" for each in HealthReason},
     'edge_warning{reason="revoked"}': "0+0x600",
     'edge_warning{reason="trust_state_lost"}': "0+0x600",
+    'edge_warning{reason="client_id_taken"}': "0+0x600",
     "edge_agent_start_time_seconds{}": "1000+0x600",
     "edge_broker_connected{}": "1+0x600",
     "edge_broker_connections_total{}": "1+0x600",
@@ -350,6 +351,7 @@ CASES = {
     "queue full once": Case({'edge_requests_rejected_total{error="queue_full"}': "0+0x5 9+0x600"}, 20, ()),
     "turned away for want of a model": Case({'edge_requests_rejected_total{error="no_model"}': "0+3x600"}, 20, ()),
     "trust lost": Case({'edge_warning{reason="trust_state_lost"}': "1+0x600"}, 15, ("EdgeDeviceWarning",)),
+    "two of one name, noticed": Case({'edge_warning{reason="client_id_taken"}': "1+0x600"}, 15, ("EdgeDeviceWarning",)),
     "warned for a moment": Case({'edge_warning{reason="trust_state_lost"}': "1+0x600"}, 8, ()),
 }  # fmt: skip
 

@@ -16,8 +16,8 @@ from agent.telemetry.llm import LlmMeter
 from agent.telemetry.metrics import AgentState, page
 from agent.telemetry.samples import Process, SystemSample
 from agent.telemetry.system import SystemSampler
-from contract.mqtt.messages import BundleState, EngineInfo, Health, Info, Limits
-from contract.reasons import HealthReason, Reason
+from contract.mqtt.messages import BrokerState, BundleState, EngineInfo, Health, Info, Limits, ReportedError
+from contract.reasons import BrokerReason, HealthReason, Reason
 from tests.agent.telemetry.exposition_reader import check_histogram, official, parse
 from tests.agent.telemetry.trees import BOARD, PC, plant
 
@@ -34,7 +34,7 @@ STATE = AgentState(
     installs=InstallMeter(),
     expiry={"root": 2_000_000_000, "timestamp": 1_900_000_000},
     revoked=False,
-    connected=True,
+    broker=BrokerState("127.0.0.1:1883", "5", connected=True),
     connections=2,
     undelivered=1,
     throttle_level=0,
@@ -145,13 +145,15 @@ def test_page_says_whether_the_device_is_ready_and_why_not() -> None:
     assert values(text, "edge_ready") == {(): 1}
     assert values(text, "edge_health_reason", "reason") == {(reason.value,): 0 for reason in HealthReason}
     health = Health(False, ["no_model", "made_up"], 0, 0, ["revoked"])
-    text = page("box", state(health=health, connected=False, throttle_level=2), None, sample)
+    broker = BrokerState("b", "5", False, "away", [ReportedError(BrokerReason.CLIENT_ID_TAKEN, "another one")])
+    text = page("box", state(health=health, broker=broker, throttle_level=2), None, sample)
     assert values(text, "edge_ready") == {(): 0}
     on = {reason for reason, value in values(text, "edge_health_reason", "reason").items() if value}
     assert on == {("no_model",), ("made_up",)}
     warnings = values(text, "edge_warning", "reason")
     assert warnings["revoked",] == 1
-    assert warnings["expired",] == 0
+    assert warnings["client_id_taken",] == 1
+    assert warnings["expired",] == warnings["message_too_large",] == 0
     assert values(text, "edge_broker_connected") == {(): 0}
     assert values(text, "edge_broker_connections_total") == {(): 2}
     assert values(text, "edge_broker_outbox_messages") == {(): 1}
@@ -167,7 +169,9 @@ def test_page_names_versions_bundle_and_engine() -> None:
     assert values(text, "edge_bundle_info", "name", "version", "digest", "security_epoch") == {
         ("toy", "1.0.0", "ab" * 32, "3"): 1
     }
-    assert values(text, "edge_engine_info", "engine", "isolation") == {("batched", "landlock"): 1}
+    assert values(text, "edge_engine_info", "engine", "isolation", "reproducible") == {
+        ("batched", "landlock", "true"): 1
+    }
     assert values(text, "edge_engine_slots") == {(): 8}
     assert values(text, "edge_trust_metadata_expiry_timestamp_seconds", "role") == {
         ("root",): 2_000_000_000, ("timestamp",): 1_900_000_000,
