@@ -39,6 +39,7 @@ from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
 from agent.state.opening import State
 from agent.telemetry import home_assistant, metrics
+from agent.telemetry.announcer import Announcer
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.prometheus import PrometheusEndpoint
 from agent.telemetry.samples import LlmSample, SystemSample
@@ -144,7 +145,17 @@ class Service:
             told=self._told,
             publish=self._tell,
             on_limit=self._say_limit,
-            on_turn=lambda: self._note("telemetry"),
+            on_turn=self._turned,
+        )
+        self._announcer = Announcer(
+            config.telemetry.home_assistant,
+            config.device,
+            config.topics,
+            version=_versions().get("agent", "0"),
+            record=self._directory.announced,
+            disk=disk,
+            publish=self._gateway.announce,
+            delivered=lambda: self._gateway.connection.connected and not self._gateway.connection.undelivered,
         )
         self._prometheus = PrometheusEndpoint(config.telemetry.prometheus, self._page)
         state = InstallationState(self._state.installing)
@@ -308,18 +319,14 @@ class Service:
 
     def _tell(self, system: SystemSample, llm: LlmSample) -> None:
         self._gateway.telemetry(msgspec.json.encode(system), msgspec.json.encode(llm))
-        settings = self._config.telemetry
-        if settings.home_assistant.enabled:
-            self._gateway.announce(
-                home_assistant.announcements(
-                    self._config.device,
-                    self._config.topics,
-                    system,
-                    prefix=settings.home_assistant.prefix,
-                    version=_versions().get("agent", "0"),
-                    interval=settings.interval_seconds,
-                )
-            )
+
+    def _turned(self) -> None:
+        """The telemetry loop went round."""
+        self._note("telemetry")
+        if self._vitals.system is not None:
+            interval = self._config.telemetry.interval_seconds
+            found = home_assistant.components(self._config.topics, self._vitals.system, interval=interval)
+            self._announcer.announce(found)
 
     def _say_limit(self, detail: dict[str, Any]) -> None:
         self._gateway.event("throttle", detail)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from msgspec import Struct
 
 from agent.install.collection import used_bytes
-from agent.state.installation import InstallationState, InstalledBundle, Quarantined, Snapshot
+from agent.state.installation import InstallationState, InstalledBundle, Quarantined
 from agent.state.layout import StateDirectory
-from contract.errors import BundleRefused
-from contract.mqtt.messages import BrokerState, BundleReference, EngineInfo, Reported
-from contract.mqtt.reading import parse_desired
+from contract.mqtt.messages import BrokerState, EngineInfo, Reported
 
 
 class BundleLine(Struct, frozen=True):
@@ -61,7 +59,7 @@ def survey(
 ) -> Overview:
     """Put together what is recorded."""
     snapshot = state.snapshot()
-    wanted = _wanted(snapshot)
+    wanted = snapshot.accepted
     return Overview(
         running=running,
         reported=reported,
@@ -73,14 +71,6 @@ def survey(
         engine=engine,
         broker=broker,
     )
-
-
-def _wanted(snapshot: Snapshot) -> BundleReference | None:
-    try:
-        document = None if snapshot.desired is None else parse_desired(snapshot.desired)
-    except BundleRefused:
-        return None
-    return None if document is None else document.bundle
 
 
 def bundle_lines(state: InstallationState, directory: StateDirectory) -> list[BundleLine]:

@@ -102,6 +102,7 @@ class Reporter:
             adapters=[bundle.reported for bundle in self._store.adapters_of(snapshot.active)] or UNSET,
             error=self.error,
             hold_ms=UNSET if self.hold_ms is None else self.hold_ms,
+            desired=snapshot.wanted or UNSET,
             warnings=self._warnings() or UNSET,
         )
 

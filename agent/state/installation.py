@@ -14,8 +14,9 @@ from msgspec import Struct
 from agent.state.database import Database
 from agent.state.history import History, note_activation
 from agent.state.standing import Standing
-from contract.errors import StoreBroken, StoreFull
-from contract.mqtt.messages import BundleState
+from contract.errors import BundleRefused, StoreBroken, StoreFull
+from contract.mqtt.messages import BundleReference, BundleState
+from contract.mqtt.reading import parse_desired
 from contract.names import Digest
 from contract.reasons import Reason
 
@@ -128,6 +129,20 @@ class Snapshot(Struct, frozen=True):
     desired: bytes | None
     overridden: bool
     epoch: int
+
+    @property
+    def accepted(self) -> BundleReference | None:
+        """The bundle of the ``desired`` document; None where there is none, or one that cannot be read any more."""
+        try:
+            document = None if self.desired is None else parse_desired(self.desired)
+        except BundleRefused:
+            return None
+        return None if document is None else document.bundle
+
+    @property
+    def wanted(self) -> BundleReference | None:
+        """That bundle, unless the operator chose another one since."""
+        return None if self.overridden else self.accepted
 
 
 _COMMIT_ADAPTER = """

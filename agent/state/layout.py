@@ -39,6 +39,11 @@ class StateDirectory:
         return self.root / "state.db"
 
     @property
+    def announced(self) -> Path:
+        """What Home Assistant was told of: it has to be told when that is gone."""
+        return self.root / "announced.json"
+
+    @property
     def audit(self) -> Path:
         return self.root / "audit.jsonl"
 

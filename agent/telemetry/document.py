@@ -32,6 +32,28 @@ and `…/telemetry/llm`. What is *optional* here is absent where the machine doe
 from the sample before; where a counter began anew there is no rate.
 """
 
+HOME_ASSISTANT = """## Home Assistant
+
+With `telemetry.home_assistant.enabled`, the device announces itself to Home Assistant (2024.11 or later) with one
+retained document on `PREFIX/device/DEVICE/config` (MQTT device discovery); what is not a letter, digit, `_` or `-`
+in the device's name is `_` there, with a digest behind. Its entities read the topics above and those of
+`docs/MQTT.md`, and are unavailable while `status` says that the device is offline:
+
+| entity | | reads |
+|---|---|---|
+| Ready | binary sensor; reasons and warnings as attributes | `health` |
+| Active bundle | `NAME@VERSION` or `none`; digest and security epoch as attributes | `reported` |
+| Bundle | update: what is active against what is desired, with progress; it shows, it does not install | `reported` |
+| Last error | reason code or `none`; the message as an attribute | `reported` |
+| Agent version | | `info` |
+| Requests waiting, active | | `health` |
+| Tokens generated | since the agent's start | `telemetry/llm` |
+| Processors, memory available, disk free, each temperature | where the machine says them | `telemetry/system` |
+
+Switched off again, or under another name or prefix, what was announced is removed; so is a sensor that the machine
+does not have any more.
+"""
+
 
 def text() -> str:
     """The whole page."""
@@ -41,6 +63,7 @@ def text() -> str:
         parts += [_section(found) for found in _structs(type_)]
     parts.append(_buckets())
     parts.append(_metrics())
+    parts.append(HOME_ASSISTANT)
     parts.append(_throttling())
     parts.append(_settings())
     return "\n".join(parts).rstrip() + "\n"

@@ -299,7 +299,8 @@ class Reported(Struct, frozen=True):
     """What the device does about ``desired``; ``revision`` echoes it (null when nothing is desired).
 
     ``warnings`` last as long as what they tell of, and stop nothing: an installed bundle that was revoked, metadata
-    that expired or cannot be trusted any more. ``adapters`` are loaded beside the active bundle.
+    that expired or cannot be trusted any more. ``adapters`` are loaded beside the active bundle. ``desired`` is the
+    bundle of the document that is followed; absent when none is, or this device's operator chose another one since.
     """
 
     revision: str | None
@@ -311,6 +312,7 @@ class Reported(Struct, frozen=True):
     hold_ms: float | UnsetType = UNSET
     warnings: list[ReportedError] | UnsetType = UNSET
     adapters: list[BundleState] | UnsetType = UNSET
+    desired: BundleReference | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True):

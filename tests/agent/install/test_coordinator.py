@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from agent.install import trial
 from agent.install.job import Job, Line, Reached, Resolved
@@ -19,7 +20,7 @@ from agent.install.settings import InstallSettings
 from agent.install.wishes import Wish
 from agent.state.installation import Failure
 from contract.errors import SourceUnavailable
-from contract.mqtt.messages import Reported
+from contract.mqtt.messages import BundleReference, Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
@@ -546,3 +547,26 @@ async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_ke
         # The log of swaps has times of three years now: that blocks nothing.
         coordinator.desire(desired("1.0.0", "back"))
         await stage.until(lambda each: each.revision == "back" and active("1.0.0")(each))
+
+
+async def test_what_is_followed_is_reported_by_name(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        assert coordinator.reported.desired is UNSET
+        coordinator.desire(desired("1.0.0"))
+        reported = await stage.until(active("1.0.0"))
+        assert reported.desired == BundleReference("tiny", "1.0.0")
+        stage.workers.drift = 9.0
+        coordinator.desire(desired("1.1.0"))
+        reported = await stage.until(failed(Reason.CANARY_DRIFT))
+        assert reported.desired == BundleReference("tiny", "1.1.0"), "it is still what somebody wants"
+        stage.workers.drift = 0.0
+        outcome = await coordinator.carry_out(Wish("tiny", "1.1.0", (market.location,), stage.settings, operator=True))
+        assert outcome.kind == "active"
+        await until(lambda: coordinator.reported.desired is UNSET)
+        coordinator.desire(desired("1.0.0", "another"))
+        await stage.until(lambda each: each.revision == "another" and active("1.0.0")(each))
+        coordinator.desire(b"")
+        await stage.until(lambda each: each.revision is None and each.desired is UNSET and each.active is not None)

@@ -1,22 +1,22 @@
-"""Prometheus and Home Assistant switched on in a running agent that serves a bundle: the page is scraped, the sensors'
+"""Prometheus and Home Assistant switched on in a running agent that serves a bundle: the page is scraped, the entities'
 templates are filled with what the agent really publishes, as Home Assistant does it.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jinja2.sandbox
 import paho.mqtt.client as mqtt
 import pytest
 
 from agent.telemetry import families
 from agent.telemetry.exposition import OPEN_METRICS, TEXT
 from tests.agent.telemetry.exposition_reader import official, parse
+from tests.agent.telemetry.home_assistant_schema import check_document, check_update, fill
 from tests.agent.telemetry.running import MACHINES_OWN, SECONDS, running_agent, scrape, scrape_until_ready
 from tests.broker import Broker
 
@@ -89,31 +89,40 @@ def test_the_official_client_reads_the_page_of_a_running_agent(running: tuple[Br
     assert {family.removesuffix("_info") for family in plain} == set(opened)
 
 
-def fill(template: str, payload: bytes) -> str:
-    """As Home Assistant does: Jinja2 in a sandbox, undefined names are errors."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(value_json=json.loads(payload))
-
-
-def test_home_assistant_finds_sensors_that_all_have_a_number(running: tuple[Broker, int]) -> None:
-    broker, _ = running
+def test_home_assistant_finds_entities_that_all_have_a_state(running: tuple[Broker, int]) -> None:
+    broker, page = running
+    scrape_until_ready(page)
     listener = Listener(broker.port)
     base = "edge/v1/d/box.7"
-    listener.until(*(f"{base}/{kind}" for kind in ("telemetry/system", "telemetry/llm", "health", "status")))
-    found: dict[str, Any] = {}
+    topics = ("telemetry/system", "telemetry/llm", "health", "status", "reported", "info")
+    listener.until(*(f"{base}/{kind}" for kind in topics))
     deadline = time.monotonic() + SECONDS
-    while len(found) < 5 and time.monotonic() < deadline:
-        found = {topic: payload for topic, (payload, _) in listener.last.items() if topic.startswith("homeassistant/")}
+    while not (found := [topic for topic in listener.last if topic.startswith("homeassistant/")]):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     listener.close()
-    assert len(found) >= 5
+    (topic,) = found
     late = Listener(broker.port)
     # Retained: Home Assistant may start after the device.
-    late.until(*found)
-    assert all(late.last[topic][1] for topic in found)
+    late.until(topic)
+    payload, retained = late.last[topic]
+    assert retained
     late.close()
-    for payload in found.values():
-        document = json.loads(payload)
-        value = fill(document["value_template"], listener.last[document["state_topic"]][0])
-        assert float(value) >= 0
-        assert fill(document["availability_template"], listener.last[document["availability_topic"]][0]) == "online"
+    components = check_document(topic, payload)
+    states = {
+        key: fill(each["value_template"], listener.last[each["state_topic"]][0]) for key, each in components.items()
+    }
+    for key, each in components.items():
+        if "state_class" in each:
+            assert float(states[key]) >= 0
+        if "json_attributes_template" in each:
+            text = fill(each["json_attributes_template"], listener.last[each["json_attributes_topic"]][0])
+            assert isinstance(json.loads(text), dict)
+    assert (states["ready"], states["bundle"], states["error"]) == ("ON", "tiny@1.0.0", "none")
+    assert states["version"] == importlib.metadata.version("edge-bundle")
+    assert check_update(states["update"]) == {
+        "installed_version": "tiny@1.0.0", "latest_version": "tiny@1.0.0", "in_progress": False,
+        "update_percentage": None,
+    }  # fmt: skip
+    document = json.loads(payload)
+    assert fill(document["availability_template"], listener.last[document["availability_topic"]][0]) == "online"
