@@ -320,14 +320,17 @@ CASES = {
     "snapshot expires": Case({expiry("snapshot"): f"{7 * DAY}+0x600"}, 70, ("EdgeTrustMetadataExpiring",)),
     "targets expires": Case({expiry("targets"): f"{30 * DAY}+0x600"}, 70, ("EdgeTrustMetadataExpiring",)),
     "root expires": Case({expiry("root"): f"{30 * DAY}+0x600"}, 70, ("EdgeTrustMetadataExpiring",)),
+    "timestamp was just renewed": Case({expiry("timestamp"): f"{2 * DAY}+0x600"}, 58, ()),
     "timestamp is renewed daily": Case({expiry("timestamp"): f"{3 * DAY}+0x600"}, 300, ()),
     "expired": Case(
         {expiry("timestamp"): "1200+0x600"}, 70, ("EdgeTrustMetadataExpiring", "EdgeTrustMetadataExpired")
     ),
+    "expired just now": Case({expiry("timestamp"): "3840+0x600"}, 70, ("EdgeTrustMetadataExpiring",)),
     "refused": Case({failures("digest_mismatch"): "0+0x5 1+0x600"}, 10, ("EdgeInstallFailed",)),
     "refused and mended": Case({failures("digest_mismatch"): "0+0x5 1+0x600"}, 90, ()),
     "first sample after a failure": Case({failures("digest_mismatch"): "1+0x600"}, 10, ()),
     "source away for a while": Case({failures("source_unavailable"): "0+0x5 1+0x1 2+0x600"}, 90, ()),
+    "source away for an hour": Case({failures("source_unavailable"): "0+0.1x600"}, 75, ()),
     "source away": Case({failures("source_unavailable"): "0+0.1x600"}, 150, ("EdgeInstallStuck",)),
     "canary failed": Case(
         {failures("canary_drift"): "0+0x5 1+0x600",
@@ -339,6 +342,7 @@ CASES = {
     "crashed once": Case({"edge_worker_crashes_total{}": "0+0x5 1+0x600"}, 10, ()),
     "disk nearly full": Case({"edge_disk_free_bytes{}": "3e9+0x600"}, 20, ("EdgeDiskNearlyFull",)),
     "disk full": Case({"edge_disk_free_bytes{}": "4096+0x600"}, 20, ("EdgeDiskNearlyFull", "EdgeDiskFull")),
+    "disk full for a moment": Case({"edge_disk_free_bytes{}": "4096+0x600"}, 4, ()),
     "small disk": Case(
         {"edge_disk_size_bytes{}": "500e6+0x600", "edge_disk_free_bytes{}": "60e6+0x600"}, 20, ("EdgeDiskFull",)
     ),
@@ -348,6 +352,9 @@ CASES = {
     "hot for some minutes": Case({'edge_health_reason{reason="throttled_temperature"}': "1+0x600"}, 28, ()),
     "unloaded": Case({'edge_health_reason{reason="unloaded"}': "1+0x600"}, 60, ()),
     "queue full": Case({'edge_requests_rejected_total{error="queue_full"}': "0+3x600"}, 20, ("EdgeQueueFull",)),
+    "queue full for some minutes": Case(
+        {'edge_requests_rejected_total{error="queue_full"}': "0+0x5 0+3x600"}, 14, ()
+    ),
     "queue full once": Case({'edge_requests_rejected_total{error="queue_full"}': "0+0x5 9+0x600"}, 20, ()),
     "turned away for want of a model": Case({'edge_requests_rejected_total{error="no_model"}': "0+3x600"}, 20, ()),
     "trust lost": Case({'edge_warning{reason="trust_state_lost"}': "1+0x600"}, 15, ("EdgeDeviceWarning",)),
