@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -28,10 +28,11 @@ from agent.install.settings import InstallSettings
 from agent.install.wishes import Wish, rollback_wish
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from contract.errors import EdgeBundleError, EngineFailed, StoreBroken, UsageError
+from contract.errors import EdgeBundleError, EngineFailed, SourceUnavailable, StoreBroken, UsageError
 from contract.mqtt.messages import BrokerState, EngineInfo, Reported
 from contract.names import check_bundle_name, check_version
 from contract.reasons import Reason
+from contract.source.access import Source, location_of, source_faults
 
 log = logging.getLogger("edge_agent.control")
 
@@ -49,9 +50,11 @@ STATUS_SECONDS = 20.0
 
 
 class Order(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the operator wants; ``source`` and ``root`` are absolute paths or URLs."""
+    """What the operator wants; ``source`` is an absolute path, a URL or the name of a configured source, ``root`` an
+    absolute path.
+    """
 
-    op: Literal["status", "install", "rollback"]
+    op: Literal["status", "install", "rollback", "refresh_trust"]
     name: str | None = None
     version: str | None = None
     source: str | None = None
@@ -72,6 +75,7 @@ class Ended(Struct, frozen=True, tag="ended", omit_defaults=True):
     error: str | None = None
     reason: str | None = None
     exit_status: int = 0
+    retry_after: float | None = None
 
 
 Answer = Said | Ended
@@ -161,15 +165,21 @@ class ControlServer:
         except msgspec.MsgspecError as error:
             return Ended(error=f"the agent does not understand this command: {error}", exit_status=2)
         except EdgeBundleError as error:
-            return Ended(error=error.message, reason=error.reason, exit_status=error.exit_status)
+            retry_after = error.retry_after if isinstance(error, SourceUnavailable) else None
+            return Ended(
+                error=error.message, reason=error.reason, exit_status=error.exit_status, retry_after=retry_after
+            )
         reported, engine, broker = self._coordinator.reported, self._engine(), self._broker()
         return Ended(
             overview=survey(self._store, self._directory, reported, running=True, engine=engine, broker=broker)
         )
 
     async def _carry_out(self, order: Order, uid: int) -> None:
+        if order.op == "refresh_trust":
+            await self._coordinator.refresh_trust(sources_to_ask(order.source, self._coordinator.sources))
+            return
         if order.op == "install":
-            wish = install_wish(order, self._settings)
+            wish = install_wish(order, self._settings, self._coordinator.sources)
         elif order.op == "rollback":
             check_may_lower_epoch(order, uid)
             wish = rollback_wish(self._store, self._settings, allow_epoch=order.allow_epoch)
@@ -196,8 +206,38 @@ def check_may_lower_epoch(order: Order, uid: int) -> None:
         log.warning("root allowed a rollback below the security epoch")
 
 
-def install_wish(order: Order, settings: InstallSettings) -> Wish:
-    """The wish behind an install order.
+def find_source(text: str, configured: Mapping[str, Source]) -> Source:
+    """The source that an operator means: a configured one by its name or URL, with its settings; a path; any URL.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    found: Source = next((each for each in configured.values() if location_of(each) == text), text)
+    if "://" not in text and "/" not in text:
+        if text not in configured:
+            known = ", ".join(sorted(configured)) or "none"
+            raise UsageError(f"{text!r} is neither here nor a configured source (configured: {known})")
+        found = configured[text]
+    for fault in source_faults(found):
+        raise UsageError(fault.message)
+    return found
+
+
+def sources_to_ask(text: str | None, configured: Mapping[str, Source]) -> list[Source]:
+    """The source that an operator names, or all that are configured.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if text is not None:
+        return [find_source(text, configured)]
+    if not configured:
+        raise UsageError("no source is configured: name one, or add it to [sources]")
+    return list(configured.values())
+
+
+def install_wish(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> Wish:
+    """The wish behind an install order; ``configured``: sources by their names.
 
     Raises:
         BundleRefused: UNSAFE_NAME. UsageError: something is missing.
@@ -207,7 +247,7 @@ def install_wish(order: Order, settings: InstallSettings) -> Wish:
     return Wish(
         name=check_bundle_name(order.name),
         version=check_version(order.version),
-        sources=(order.source,),
+        sources=(find_source(order.source, configured),),
         settings=settings,
         operator=True,
         root=order.root,
@@ -263,6 +303,7 @@ class AgentRefused(EdgeBundleError):
         reason = Reason(ended.reason) if ended.reason in set(Reason) else None
         super().__init__(ended.error or "the agent refused", reason=reason)
         self.exit_status = ended.exit_status  # type: ignore[misc]
+        self.retry_after = ended.retry_after
 
 
 def _overview(ended: Ended) -> Overview | None:

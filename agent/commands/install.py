@@ -6,44 +6,75 @@ import argparse
 import asyncio
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from agent.commands.place import act_as_owner, add_place, find_place, size_text
-from agent.control import Order, call_agent, install_wish, raise_for
+from agent.commands.place import Place, act_as_owner, add_place, find_place, size_text, source_text
+from agent.control import AgentRefused, Order, call_agent, install_wish, raise_for
 from agent.install.alone import carry_out_alone
+from agent.install.backoff import Backoff
+from agent.install.reporting import delay_text
+from contract.errors import EdgeBundleError, SourceUnavailable
 from contract.mqtt.messages import Reported
 from contract.names import parse_reference
+from contract.source.access import location_of
+
+TIMEOUT_SECONDS = 600.0
+"""How long a source that is out of reach is tried again: a captive portal is passed, a server restarted by then."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="an .edgebundle file, a repository directory or its URL")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="an .edgebundle file, a repository directory or its URL, or the name of a configured source",
+    )
     parser.add_argument("bundle", metavar="NAME@VERSION")
     add_place(parser)
     parser.add_argument(
         "--root", type=Path, metavar="ROOT_JSON", help="trust this root if the device trusts nobody yet"
     )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT_SECONDS,
+        metavar="SECONDS",
+        help=f"give up when the source could not be used for so long (default {TIMEOUT_SECONDS:.0f})",
+    )
+    parser.add_argument("--no-retry", action="store_true", help="give up at once")
     parser.add_argument("--json", action="store_true", help="print phases and outcome as JSON lines")
     parser.epilog = (
-        "The bundle is verified, tried in a worker of its own and made active; what failed before is tried again.\n\n"
+        "The bundle is verified, tried in a worker of its own and made active; what failed before is tried again.\n"
+        "A URL that cannot be reached, or that a captive portal or cache answers for, is tried again with growing\n"
+        "waits; a file or directory is not. What was fetched is kept.\n\n"
         "examples:\n"
         "  edge-agent install /media/usb/smollm2.edgebundle smollm2@1.1.0\n"
+        "  edge-agent install depot smollm2@1.1.0    # a source of the configuration, with its credentials\n"
         "  edge-agent install https://models.example.org smollm2@1.1.0 --config /etc/edge-agent/agent.toml\n"
-        "  edge-agent install ./repository smollm2@1.0.0 --state-dir ./state --root ./repository/metadata/1.root.json"
+        "  edge-agent install ./repository smollm2@1.0.0 --state-dir ./state --root ./repository/metadata/1.root.json\n"
+        "\n"
+        "exit status: 0 active, 2 the command line, 3 refused (final), 4 the source could not be used until the\n"
+        "timeout, 5 disk full or broken, 6 it did not pass its canary, 78 the configuration, 130 interrupted\n"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     name, version = parse_reference(arguments.bundle)
     place = find_place(arguments)
-    source = arguments.source if "://" in arguments.source else str(Path(arguments.source).absolute())
+    source = source_text(arguments.source)
     root = None if arguments.root is None else str(arguments.root.absolute())
     order = Order(op="install", name=name, version=version, source=source, root=root)
     teller = Teller(as_json=arguments.json)
+    # A stick that is not there, or not whole, stays so until somebody comes.
+    remote = not location_of(place.sources.get(source, source)).startswith("/")
     try:
-        if call_agent(place.directory, order, teller.tell) is None:
-            act_as_owner(place.directory)
-            wish = install_wish(order, place.install)
-            raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
+        retry(
+            lambda: _attempt(place, order, teller),
+            Backoff(place.install.retry_first_seconds, place.install.retry_longest_seconds),
+            timeout=arguments.timeout if remote and not arguments.no_retry else 0.0,
+            on_wait=teller.wait,
+        )
     finally:
         teller.finish()
     if arguments.json:
@@ -51,6 +82,42 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{arguments.bundle} is active")
     return 0
+
+
+def _attempt(place: Place, order: Order, teller: Teller) -> None:
+    if call_agent(place.directory, order, teller.tell) is None:
+        wish = install_wish(order, place.install, place.sources)
+        act_as_owner(place.directory)
+        raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
+
+
+def retry(
+    attempt: Callable[[], None],
+    backoff: Backoff,
+    *,
+    timeout: float,
+    on_wait: Callable[[EdgeBundleError, float], None],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Do ``attempt`` until it works, or a source could not be used for ``timeout`` seconds.
+
+    Raises:
+        EdgeBundleError: the last one, or the first that says nothing about a source.
+    """
+    end = clock() + timeout
+    while True:
+        try:
+            attempt()
+        except EdgeBundleError as error:
+            retry_after = error.retry_after if isinstance(error, SourceUnavailable | AgentRefused) else None
+            delay = backoff.after_failure(retry_after)
+            if error.exit_status != SourceUnavailable.exit_status or clock() + delay > end:
+                raise
+            on_wait(error, delay)
+            sleep(delay)
+        else:
+            return
 
 
 class Teller:
@@ -85,8 +152,19 @@ class Teller:
             print(reported.phase.lower(), file=sys.stderr, flush=True)
         self._phase = reported.phase
 
+    def wait(self, error: EdgeBundleError, delay: float) -> None:
+        """The source could not be used; the next attempt is ``delay`` seconds away."""
+        if self._json:
+            told = {"reason": error.reason, "message": error.message}
+            print(json.dumps({"phase": "IDLE", "error": told, "retry_in_seconds": round(delay, 1)}), flush=True)
+            return
+        self.finish()
+        print(f"{error.message}; retrying in {delay_text(delay)}", file=sys.stderr, flush=True)
+        self._phase = ""
+
     def finish(self) -> None:
         """Leave the terminal clean."""
         if self._terminal and self._width:
             sys.stderr.write("\r" + " " * self._width + "\r")
             sys.stderr.flush()
+            self._width = 0

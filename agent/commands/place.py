@@ -6,7 +6,7 @@ import argparse
 import os
 import pwd
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -15,6 +15,8 @@ from agent.install.settings import InstallSettings
 from agent.state.layout import StateDirectory
 from agent.worker.settings import WorkerSettings
 from contract.errors import UsageError
+from contract.names import is_identifier
+from contract.source.access import Source
 
 DEFAULT_CONFIG = Path("/etc/edge-agent/agent.toml")
 
@@ -25,6 +27,7 @@ class Place(Struct, frozen=True):
     directory: StateDirectory
     install: InstallSettings
     worker: WorkerSettings
+    sources: Mapping[str, Source] = {}
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +51,7 @@ def find_place(arguments: argparse.Namespace) -> Place:
     if arguments.config is None and not path.exists():
         raise UsageError(f"say where: --config FILE or --state-dir DIR ({path} does not exist)")
     config = load_config(path)
-    return Place(StateDirectory(config.state_dir), config.install, config.worker)
+    return Place(StateDirectory(config.state_dir), config.install, config.worker, config.sources)
 
 
 def existing_place(arguments: argparse.Namespace) -> Place:
@@ -79,6 +82,15 @@ def act_as_owner(directory: StateDirectory) -> None:
         os.setgroups([])
     os.setgid(owner.st_gid)
     os.setuid(owner.st_uid)
+
+
+def source_text(given: str) -> str:
+    """What the command line says of a source, so that it means the same from any directory: a path becomes absolute, a
+    URL or the name of a configured source stays.
+    """
+    return (
+        given if "://" in given or (is_identifier(given) and not Path(given).exists()) else str(Path(given).absolute())
+    )
 
 
 def size_text(count: int | None) -> str:

@@ -1,4 +1,6 @@
-"""``edge-agent trust``: provision a device, look at what it trusts, and the common TUF client command line."""
+"""``edge-agent trust``: provision a device, look at what it trusts, look what its sources say now, and the common TUF
+client command line.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.commands.place import act_as_owner
+from agent.commands.place import act_as_owner, add_place
+from agent.commands.trust_facts import read_facts
 from agent.state.audit import AuditLog
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
-from agent.state.opening import open_to_read
 from contract.command_line import report
 from contract.durable import Disk
 from contract.errors import EdgeBundleError, UsageError
@@ -25,6 +27,11 @@ examples:
   edge-agent trust provision root.json --config /etc/edge-agent/agent.toml
   edge-agent trust provision root.json --state-dir /var/lib/edge-agent --replace   # forget the old repository
   edge-agent trust show --state-dir /var/lib/edge-agent
+  sudo edge-agent trust refresh                           # look now what the sources say; by the agent, if it runs
+  edge-agent trust refresh /media/usb/smollm2.edgebundle  # or what a stick says
+
+exit status of refresh: 0 trust is up to date, whatever it says of what is installed; 2 the command line; 3 what the
+sources say is refused, or this device trusts nobody; 4 no source could be used; 5 disk full or broken; 78 configuration
 
 as a plain TUF client (exit status 0 on success, 1 on any failure):
   edge-agent trust --metadata-dir D init ROOT_JSON
@@ -33,7 +40,7 @@ as a plain TUF client (exit status 0 on success, 1 on any failure):
 """
 
 
-CLIENT_ACTIONS = ("init", "refresh", "download")
+CLIENT_ACTIONS = ("init", "download")
 
 
 def usage_status(argv: Sequence[str]) -> int:
@@ -66,7 +73,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true")
     init = actions.add_parser("init", help="TUF client: trust ROOT_JSON")
     init.add_argument("root", type=Path, metavar="ROOT_JSON")
-    actions.add_parser("refresh", help="TUF client: refresh metadata")
+    refresh = actions.add_parser(
+        "refresh",
+        help="look now what the sources say: revocations, new metadata",
+        description="Look now what the sources say. With --metadata-dir before it: the TUF client's refresh.",
+    )
+    refresh.add_argument("source", nargs="?", metavar="SOURCE", help="ask this one (default: all that are configured)")
+    add_place(refresh)
+    refresh.add_argument("--json", action="store_true")
     actions.add_parser("download", help="TUF client: download artifacts")
 
 
@@ -76,6 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
         return _provision(arguments)
     if arguments.action == "show":
         return _show(arguments)
+    if arguments.action == "refresh" and arguments.metadata_dir is None and arguments.metadata_url is None:
+        from agent.commands.trust_refresh import refresh_now
+
+        return refresh_now(arguments)
     try:
         _act_as_client(arguments)
     except EdgeBundleError as error:
@@ -149,35 +167,26 @@ def _provision(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from contract.trust.listing import Listing
-    from contract.trust.signing import state_of
-    from contract.trust.store import TrustStore
-
     directory = _state_directory(arguments)
     if not directory.database.exists():
         raise UsageError(f"{directory.root} is not the state directory of an agent")
-    database = open_to_read(directory)
-    try:
-        files = TrustStore(directory.trust).load(InstallationState(database))
-    finally:
-        database.close()
-    roles = {role: state_of(data, role) for role, data in files.items()}
-    listing = Listing.of(files["targets"]) if "targets" in files else None
+    facts = read_facts(directory)
     if arguments.json:
         document = {
             "roles": {
-                role: {"version": state.version, "expires": state.expires.isoformat()} for role, state in roles.items()
+                role: {"version": state.version, "expires": state.expires.isoformat()}
+                for role, state in facts.roles.items()
             },
-            "bundles": sorted(listing.bundles) if listing else [],
-            "revoked": listing.revoked if listing else [],
+            "bundles": facts.bundles,
+            "revoked": facts.revoked,
         }
         json.dump(document, sys.stdout)
         print()
         return 0
-    for role, state in roles.items():
+    for role, state in facts.roles.items():
         print(f"{role:<10} version {state.version:<6} expires {state.expires:%Y-%m-%d %H:%M}")
-    for reference in sorted(listing.bundles) if listing else []:
+    for reference in facts.bundles:
         print(f"bundle     {reference}")
-    for reference in listing.revoked if listing else []:
+    for reference in facts.revoked:
         print(f"revoked    {reference}")
     return 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agent.install.delivery import Installer, run_installer
@@ -20,7 +20,7 @@ from agent.install.machine import State
 from agent.install.ports import Serving
 from agent.install.reporting import OnEvent, OnReported, Reporter, reported_error
 from agent.install.settings import InstallSettings
-from agent.install.watch import Watch
+from agent.install.watch import Looked, Watch
 from agent.install.wishes import Wish, read_desired, revision_of
 from agent.state.audit import AuditLog, RefusalRation, unsaid_text
 from agent.state.installation import InstallationState, InstalledBundle
@@ -106,12 +106,18 @@ class Coordinator:
         self._pending: bytes | None = None
         self._wish: Wish | None = None
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
+        self._looks: list[tuple[tuple[Source, ...], asyncio.Future[EdgeBundleError | None]]] = []
         self._withdrawn = False
         self._not_before = float("-inf")
         self._asked_again = False
         self._restore_at = float("inf")
         self._arrived = asyncio.Event()
         self._changed = asyncio.Event()
+
+    @property
+    def sources(self) -> Mapping[str, Source]:
+        """The sources that are configured, by their names."""
+        return self._sources
 
     @property
     def reported(self) -> Reported:
@@ -232,6 +238,20 @@ class Coordinator:
         self._changed.set()
         return await outcome
 
+    async def refresh_trust(self, sources: Sequence[Source] = ()) -> None:
+        """Look now what the sources say, as soon as nothing is being installed; revoked bundles are dealt with as the
+        policy wants. ``sources``: others than those that are configured.
+
+        Raises:
+            EdgeBundleError: they could not be asked, or what they say is refused.
+        """
+        looked: asyncio.Future[EdgeBundleError | None] = asyncio.get_running_loop().create_future()
+        self._looks.append((tuple(sources), looked))
+        self._changed.set()
+        problem = await looked
+        if problem is not None:
+            raise problem
+
     async def _take_in(self) -> None:
         said = ""
         while True:
@@ -342,8 +362,8 @@ class Coordinator:
                 if not self._driver.restored:
                     # A rollback found that the old bundle does not load just now.
                     self._restore_at = min(self._restore_at, clock() + RESTORE_SECONDS)
-                if clock() >= self._watch.due and not self._orders:
-                    await self._watch.refresh(self._changed)
+                if not self._orders and (self._looks or clock() >= self._watch.due):
+                    await self._look()
                     self._changed.set()
             except (StoreBroken, StoreFull) as error:
                 log.warning("the installation state cannot be written: %s", error.message)
@@ -374,6 +394,21 @@ class Coordinator:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(None if self._restore_at == float("inf") else self._restore_at):
                 await self._changed.wait()
+
+    async def _look(self) -> None:
+        """Refresh trust, for whoever asked for it first or because it is time."""
+        sources, asked = self._looks[0] if self._looks else ((), None)
+        looked = Looked(True, FAULT)
+        try:
+            looked = await self._watch.refresh(self._changed, sources)
+        except EdgeBundleError as error:
+            looked = Looked(True, error)
+            raise
+        finally:
+            if asked is not None and looked.done:
+                self._looks.pop(0)
+                if not asked.done():
+                    asked.set_result(looked.problem)
 
     async def _next_step(self) -> None:
         clock = asyncio.get_running_loop().time

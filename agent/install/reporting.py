@@ -47,7 +47,7 @@ def retry_error(error: EdgeBundleError, delay: float) -> ReportedError:
     """The form in ``reported`` of an error after which the device tries again in ``delay`` seconds."""
     return msgspec.structs.replace(
         reported_error(error),
-        message=f"{error.message}; retrying in {_delay_text(delay)}",
+        message=f"{error.message}; retrying in {delay_text(delay)}",
         retry_in_seconds=round(delay, 1),
     )
 
@@ -61,7 +61,7 @@ def _retried(error: ReportedError | None) -> ReportedError | None:
     )
 
 
-def _delay_text(seconds: float) -> str:
+def delay_text(seconds: float) -> str:
     """A wait, for people."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 

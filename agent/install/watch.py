@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from agent.install.delivery import Installer
 from agent.install.driving import Driver
@@ -31,6 +32,25 @@ FIRST_REFRESH_SECONDS = 300.0
 
 def _is_damage(warned: Warned, digest: Digest) -> bool:
     return warned.digest == digest and warned.reason is not Reason.REVOKED
+
+
+class Looked(NamedTuple):
+    """How a look at the sources ended: ``done`` unless something else came first; ``problem`` is why it was in vain."""
+
+    done: bool
+    problem: EdgeBundleError | None
+
+
+def refresh_job(state_dir: str, sources: list[Source], settings: InstallSettings) -> Job:
+    """What the installer is given to refresh trust and no more."""
+    return Job(
+        state_dir=state_dir,
+        name="",
+        version="",
+        sources=sources,
+        offline_grace=settings.offline_grace,
+        refresh_only=True,
+    )
 
 
 class Watch:
@@ -79,29 +99,30 @@ class Watch:
         """Why there are warnings, each once."""
         return sorted({reason.value for reason, _ in self._told})
 
-    async def refresh(self, interrupted: asyncio.Event) -> None:
-        """Let the installer look what the sources say now; what ``interrupted`` announces goes first."""
-        job = Job(
-            state_dir=self._state_dir,
-            name="",
-            version="",
-            sources=list(self._sources.values()),
-            offline_grace=self._settings.offline_grace,
-            refresh_only=True,
-        )
+    async def refresh(self, interrupted: asyncio.Event, sources: Sequence[Source] = ()) -> Looked:
+        """Let the installer look what the sources say now; what ``interrupted`` announces goes first.
+
+        ``sources``: others than those that are configured.
+        """
+        job = refresh_job(self._state_dir, list(sources or self._sources.values()), self._settings)
+        done = True
+        problem: EdgeBundleError | None = None
         delay = min(self._period(), self._settings.retry_longest_seconds)
         work = asyncio.ensure_future(self._installer(job, lambda line: None))
         interruption = asyncio.create_task(interrupted.wait())
         try:
             await asyncio.wait({work, interruption}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
+            done = work.done()
+            if done:
                 work.result()
                 delay = self._period()
         except (BundleRefused, SourceInvalid) as refused:
             # It stands among the warnings now.
             log.warning("trust could not be refreshed: %s", refused.message)
+            problem = refused
         except EdgeBundleError as error:
             log.info("trust could not be refreshed for now: %s", error.message)
+            problem = error
         finally:
             for each in (work, interruption):
                 each.cancel()
@@ -110,6 +131,7 @@ class Watch:
             self._look_for_damage = True
         self.tell()
         self._reporter.tell()
+        return Looked(done, problem)
 
     def tell(self) -> None:
         """Say what was noticed since the last time."""
