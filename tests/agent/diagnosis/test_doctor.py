@@ -239,7 +239,8 @@ def test_the_support_file_holds_no_secret(
     config.write_text(
         f'device = "d1"\nstate_dir = "{place.root}"\n'
         f'[broker]\nport = {free_port()}\nusername = "d1"\npassword_file = "credentials/password"\n'
-        '[sources]\nweb = "https://user:hunter2@example.org/repository?key=hunter2"\n'
+        '[sources]\nweb = "https://user:hunter2@example.org/repository"\n'
+        '[sources.depot]\nurl = "https://example.org"\nusername = "d1"\npassword_file = "credentials/password"\n'
     )
     place.audit.write_text('{"decision": "accepted"}\n')
     out = tmp_path / "report.tar.gz"
@@ -255,9 +256,13 @@ def test_the_support_file_holds_no_secret(
 def test_a_configuration_that_is_not_one_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("= =")
     assert "unreadable" in redacted_config(tmp_path / "bad.toml")
-    (tmp_path / "odd.toml").write_text('password = "hunter2"\ntoken = ["hunter2"]\nurl = "http://[broken"\n')
+    (tmp_path / "odd.toml").write_text(
+        'password = "hunter2"\ntoken = ["hunter2"]\nurl = "http://[broken"\n'
+        'presigned = "https://user:hunter2@example.org/repository?key=hunter2"\n'
+    )
     assert redacted_config(tmp_path / "odd.toml") == {
         "password": "(left out)", "token": ["(left out)"], "url": "(left out)",
+        "presigned": "https://example.org/repository?(left out)",
     }  # fmt: skip
 
 
