@@ -35,6 +35,8 @@ class BrokerHealth:
         self._topics = topics
         self._clock = clock
         self._given_up: OrderedDict[str, tuple[float, GivenUp]] = OrderedDict()
+        self.groups = ""
+        """Why requests to our groups do not arrive; empty while nothing speaks against it."""
 
     def given_up(self, message: GivenUp) -> dict[str, Any] | None:
         """Note it; the detail of the event that tells of it, None for one that has been told or cannot be."""
@@ -61,8 +63,11 @@ class BrokerHealth:
             protocol=connection.protocol,
             connected=connection.connected,
             problem=connection.problem,
-            warnings=[*self._sizes(connection), *_rival(connection)],
+            warnings=[*self._sizes(connection), *_rival(connection), *self._groups()],
         )
+
+    def _groups(self) -> list[ReportedError]:
+        return [ReportedError(BrokerReason.GROUPS_NOT_DELIVERED, self.groups)] if self.groups else []
 
     def _sizes(self, connection: Connection) -> list[ReportedError]:
         now = self._clock()

@@ -7,6 +7,7 @@ lost its store must not leave a device that seems to have none.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import logging
 import time
@@ -19,6 +20,7 @@ import msgspec
 from agent.broker_health import BrokerHealth, another_at_work
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.group_probe import GroupVerdict, probe_groups
 from agent.mqtt import Connection, FoundLimit, GivenUp, Received, SizeLimit, Will
 from agent.serving.intake import Arrival
 from agent.serving.serving import Serving
@@ -28,6 +30,10 @@ from contract.mqtt import messages
 from contract.mqtt.messages import BrokerState, Event, Health, Reported, Status
 from contract.mqtt.topics import EventType
 from contract.reasons import BrokerReason
+
+PROBE_PAUSE_SECONDS = 30.0
+PROBE_SECONDS = 3600.0
+"""Between two looks whether the broker delivers to groups, while the connection lasts."""
 
 log = logging.getLogger("edge_agent.mqtt")
 
@@ -67,11 +73,17 @@ class Gateway:
         """How often a broker accepted us."""
         self._ready = False
         client_id = config.broker.client_id or f"edge-{config.device}"
+        self._config = config
+        self._group_up = asyncio.Event()
         self.group_connection: Connection | None = None
         if self._group_filters:
             # A session of its own that ends with the connection: a broker goes on feeding a member that is away.
             self.group_connection = Connection(
-                config.broker, f"{client_id}-groups", clean=True, on_message=self._on_group_message
+                config.broker,
+                f"{client_id}-groups",
+                clean=True,
+                on_message=self._on_group_message,
+                on_up=lambda _present: self._group_up.set(),
             )
         self.connection = Connection(
             config.broker,
@@ -100,7 +112,11 @@ class Gateway:
         if not self.connection.rival:
             detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
             tell = (self._topics.event("broker"), messages.encode(Event(_now(), detail)))
-        return await another_at_work(settings, client_id, self._topics, self._boot_id, tell)
+        try:
+            return await another_at_work(settings, client_id, self._topics, self._boot_id, tell)
+        except Exception:
+            log.exception("whether another client uses our name could not be found out")
+            return None
 
     def _on_given_up(self, number: int, given_up: GivenUp) -> None:
         self.serving.on_oversized(number, given_up.why)
@@ -121,6 +137,31 @@ class Gateway:
             group.create_task(self.connection.run())
             if self.group_connection is not None:
                 group.create_task(self.group_connection.run())
+                group.create_task(self._watch_groups(f"{self.group_connection.client_id}-{self._boot_id[:8]}"))
+
+    async def _watch_groups(self, client_id: str) -> None:
+        """Find out after a connect, and every hour, whether a request to a group would arrive."""
+        while True:
+            await self._group_up.wait()
+            self._group_up.clear()
+            try:
+                verdict = await probe_groups(self._config.broker, client_id, self._topics)
+            except Exception:
+                # A question that fails must not end what it asks about.
+                log.exception("whether requests to groups arrive could not be found out")
+                verdict = GroupVerdict(reached=False)
+            if verdict.reached and verdict.why != self._broker_health.groups:
+                self._broker_health.groups = verdict.why
+                if verdict.why:
+                    log.error("%s", verdict.why)
+                else:
+                    log.info("the broker delivers to shared subscriptions")
+                self._on_broker()
+            # Not at every connect of a broker that comes and goes.
+            await asyncio.sleep(PROBE_PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._group_up.wait(), PROBE_SECONDS)
+            self._group_up.set()
 
     async def close(self) -> None:
         """Say that we go, and go."""

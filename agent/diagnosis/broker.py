@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from agent.broker_settings import BrokerSettings
 from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
+from agent.group_probe import probe_groups
 from agent.mqtt import Connection, GivenUp, Received
 from agent.state.layout import StateDirectory
 from contract.mqtt.topics import Topics
@@ -55,6 +56,18 @@ async def _round_trip(settings: BrokerSettings, topics: Topics) -> list[Finding]
         access = Finding("access", "ok", f"a message came back in {took * 1000:.1f} ms")
         fate = await visit.send(ROOMY_BYTES, max(2.0, 20 * took))
     return [reached, access, *(await _limit(settings, topics, fate, took) if fate != "came" else [])]
+
+
+def group_round_trip(settings: BrokerSettings, topics: Topics, groups: Sequence[str]) -> list[Finding]:
+    """Whether requests to this device's groups arrive."""
+    if not groups:
+        return []
+    verdict = asyncio.run(probe_groups(settings, f"{topics.device}-doctor-{os.getpid()}-groups", topics))
+    if not verdict.reached:
+        return [Finding("groups", "note", "cannot be found out without a broker")]
+    if verdict.why:
+        return [Finding("groups", "bad", verdict.why, _MENDS[BrokerReason.GROUPS_NOT_DELIVERED])]
+    return [Finding("groups", "ok", f"a message came back through a shared subscription ({', '.join(groups)})")]
 
 
 Fate = Literal["came", "swallowed", "refused", "cut", "nothing"]

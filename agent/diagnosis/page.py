@@ -39,4 +39,5 @@ def _with(config: AgentConfig) -> Iterator[Finding]:
     yield from examine("bundle", lambda: state.active_bundle(place, config.install))
     yield from examine("engine", lambda: state.engine(place))
     yield from examine("broker", lambda: broker.round_trip(config.broker, config.topics))
+    yield from examine("groups", lambda: broker.group_round_trip(config.broker, config.topics, config.groups))
     yield from examine("connection", lambda: broker.as_the_agent_finds_it(place))

@@ -316,6 +316,7 @@ class Connection:
         opened = await self._opener.open(self._turn)
         link, properties = opened.link, opened.properties
         link.max_packet = getattr(properties, "MaximumPacketSize", None)
+        link.shares = getattr(properties, "SharedSubscriptionAvailable", 1) != 0
         link.up = True
         self._link = link
         log.info("connected to the broker %s", self.address, extra=fields(broker=self.address, mqtt=link.protocol))
@@ -327,6 +328,7 @@ class Connection:
             self._on_up(opened.session_present)
             self._sender.opened()
 
+        self.refused.clear()
         if self._subscriptions:
             self._subscribe(link)
         if self._subscriptions and self._filters.suspicious:
@@ -351,6 +353,11 @@ class Connection:
         self._ask(link)
 
     def _ask(self, link: Link) -> None:
+        if not link.shares:
+            for topic in [topic for topic in link.to_ask if topic.startswith("$share/")]:
+                # Asked all the same, the broker would have to end the connection.
+                self._sender.note_refusal(topic, "it says that it has none")
+                link.to_ask.remove(topic)
         topics = self._filters.next(link.to_ask)
         if not topics:
             link.to_ask = []

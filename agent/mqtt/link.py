@@ -134,6 +134,7 @@ class Link:
         self._backed_up = 0
         self.up = False
         self.max_packet: int | None = None
+        self.shares = True
         self.subscribed = False
         self._on_read = on_read
         self._on_writable = on_writable

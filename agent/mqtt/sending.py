@@ -76,7 +76,6 @@ class Sender:
     def open(self, link: Link, window: int) -> None:
         """``link`` is there; what waits goes out with the next :meth:`pump`."""
         self._link = link
-        self.refused.clear()
         self.outbox.window = max(1, min(MAX_IN_FLIGHT, window))
         if link.max_packet is not None and self.limit.taken(link.max_packet - PACKET_OVERHEAD):
             self._on_limit(None)

@@ -1,0 +1,118 @@
+"""Brokers without shared subscriptions, said or not: nobody is told that a group is served which hears nothing."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paho.mqtt.client as mqtt
+import pytest
+
+from agent.broker_settings import BrokerSettings
+from agent.config import AgentConfig
+from agent.diagnosis.broker import group_round_trip
+from contract.mqtt.topics import Topics
+from tests.agent.device import Device, sealed
+from tests.agent.test_bad_brokers import Liar, connack
+from tests.broker import Broker, find_mosquitto
+from tests.nats import Nats
+
+SECONDS = 30.0
+SHARED_SUBSCRIPTION_AVAILABLE = b"\x2a"
+
+needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Iterator[Callable[[int], Device]]:
+    made: list[Device] = []
+
+    def start(port: int) -> Device:
+        settings = BrokerSettings(host="127.0.0.1", port=port)
+        config = AgentConfig(device="box", state_dir=tmp_path, groups=["office"], broker=settings)
+        made.append(Device(config, tmp_path / "state.db").start(sealed()))
+        return made[-1]
+
+    yield start
+    for device in made:
+        device.stop()
+
+
+def warnings(device: Device) -> list[str]:
+    return device.call(lambda: [each.reason for each in device.gateway.broker.warnings])
+
+
+def test_a_broker_that_grants_shared_subscriptions_and_delivers_nothing(
+    tmp_path: Path, member: Callable[[int], Device], monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
+) -> None:
+    monkeypatch.setattr("agent.group_probe.DELIVERY_SECONDS", 0.5)
+    nats = Nats(tmp_path / "nats")
+    nats.start()
+    device = member(nats.port)
+    device.until(lambda: bool(device.gateway.broker.warnings))
+    assert warnings(device) == ["groups_not_delivered"]
+    assert "grants shared subscriptions and delivers nothing" in said()
+    health = device.call(lambda: device.gateway._retained["edge/v1/d/box/health"])
+    assert b'"warnings":["groups_not_delivered"]' in health
+    (found,) = group_round_trip(device.config.broker, Topics("box"), ["office"])
+    assert found.verdict == "bad"
+    assert "requests to groups do not arrive" in found.detail
+    nats.stop()
+
+
+@pytest.mark.broker
+@needs_mosquitto
+def test_a_broker_that_delivers_is_believed_and_no_member_sees_the_question(
+    tmp_path: Path, member: Callable[[int], Device], said: Callable[[], str]
+) -> None:
+    broker = Broker(tmp_path / "broker")
+    broker.start()
+    heard: queue.Queue[str] = queue.Queue()
+    other = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="other")
+    ready: queue.Queue[None] = queue.Queue()
+    other.on_connect = lambda client, *_: client.subscribe("$share/office/edge/v1/g/office/generate/+", 1)
+    other.on_subscribe = lambda *_: ready.put(None)
+    other.on_message = lambda _c, _u, message: heard.put(message.topic)
+    other.connect("127.0.0.1", broker.port)
+    other.loop_start()
+    ready.get(timeout=SECONDS)
+    device = member(broker.port)
+    (found,) = group_round_trip(device.config.broker, Topics("box"), ["office"])
+    assert found.verdict == "ok"
+    device.until(lambda: not device.gateway._group_up.is_set())
+    for number in range(20):
+        other.publish("edge/v1/g/office/generate/me", b"{}", 1).wait_for_publish(SECONDS)
+        if not heard.empty():
+            break
+        assert number < 19
+    assert heard.get(timeout=SECONDS) == "edge/v1/g/office/generate/me", "and nothing before"
+    assert warnings(device) == []
+    other.disconnect()
+    other.loop_stop()
+    device.stop()
+    broker.stop()
+
+
+def test_a_broker_that_says_that_it_has_none_is_not_asked_for_any(member: Callable[[int], Device]) -> None:
+    liar = Liar((connack(SHARED_SUBSCRIPTION_AVAILABLE + b"\0"), True))
+    device = member(liar.port)
+    device.until(lambda: bool(device.gateway.broker.warnings))
+    assert warnings(device) == ["groups_not_delivered"]
+    assert "it says that it has none" in device.call(lambda: device.gateway.broker.warnings[0].message)
+    group = device.gateway.group_connection
+    assert group is not None
+    assert list(group.refused) == ["$share/office/edge/v1/g/office/generate/+"]
+    liar.close()
+
+
+def test_where_not_even_a_plain_message_comes_back_it_is_said_that_nothing_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    liar = Liar((connack(), True))
+    settings = BrokerSettings(host="127.0.0.1", port=liar.port)
+    monkeypatch.setattr("agent.group_probe.DELIVERY_SECONDS", 0.3)
+    (found,) = group_round_trip(settings, Topics("box"), ["office"])
+    assert found.verdict == "bad"
+    assert "cannot be found out" in found.detail
+    liar.close()
