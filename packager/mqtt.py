@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import queue
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from msgspec import Struct
-from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from contract.errors import SourceUnavailable, UsageError
-from packager.client.broker import BrokerAddress
+from contract.mqtt.spoken import find_out
+from packager.client.broker import BrokerAddress, endpoint_name
 
 CONNECT_SECONDS = 15.0
 PUBLISH_SECONDS = 15.0
+Protocol = Literal["5", "3.1.1"]
+UNSUPPORTED = "Unsupported protocol version"
+"""As paho writes what a broker says that does not know MQTT 5."""
+
 MAX_WAITING = 10_000
 """Messages that the caller has not looked at; beyond, the oldest are dropped (last frames repeat everything)."""
 
@@ -30,10 +36,10 @@ class Message(Struct, frozen=True):
 
 
 class BrokerSession:
-    """A connection that comes back by itself; ``reconnects`` counts how often it did.
+    """A connection that comes back by itself, to the next node where one is gone; ``reconnects`` counts how often.
 
     Messages wait for :meth:`messages`, unless ``on_message`` takes them; it and ``on_reconnect`` are called in a thread
-    of the session and must not block.
+    of the session and must not block. ``protocol`` is the version of MQTT that is spoken.
 
     Raises (constructor): SourceUnavailable when the broker cannot be reached or refuses us; UsageError for TLS files.
     """
@@ -47,44 +53,108 @@ class BrokerSession:
         on_reconnect: Callable[[], object] = lambda: None,
     ) -> None:
         self.address = address
+        self.protocol = "5"
+        self.reconnects = -1
+        self._client_id = client_id
         self._listener = on_message
         self._on_reconnect = on_reconnect
-        self.reconnects = -1
         self._messages: queue.Queue[Message] = queue.Queue(MAX_WAITING)
         self._filters: list[str] = []
         self._granted: dict[int, threading.Event] = {}
         self._answered = threading.Event()
+        self._accepted = False
+        self._closed = False
         self._refused = ""
-        self._client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5)
-        self._client.on_connect = self._on_connect
-        self._client.on_message = self._on_message
-        self._client.on_subscribe = self._on_subscribe
-        self._client.reconnect_delay_set(1, 30)
-        if address.username:
-            self._client.username_pw_set(address.username, address.password)
-        if address.tls:
-            self._client.tls_set_context(_tls(address))
+        self._at = 0
+        self._tls = _tls(address) if address.tls else None
+        self._client = self._make_client("5")
         self._connect()
 
+    def _make_client(self, protocol: Protocol) -> Client:
+        address = self.address
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            self._client_id,
+            protocol=MQTTv5 if protocol == "5" else MQTTv311,
+            transport="websockets" if address.websockets else "tcp",
+        )
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_connect_fail = lambda failed, _data: self._turn(failed)
+        client.on_message = self._on_message
+        client.on_subscribe = self._on_subscribe
+        client.reconnect_delay_set(1, 30)
+        if address.username:
+            client.username_pw_set(address.username, address.password)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
+        if address.websockets:
+            client.ws_set_options(path=address.path)
+        return client
+
     def _connect(self) -> None:
-        try:
-            self._client.connect(self.address.host, self.address.port, keepalive=30)
-        except ssl.SSLCertVerificationError as error:
-            raise SourceUnavailable(
-                f"the broker {self.address.name} shows a certificate that is not accepted: {error.verify_message}"
-            ) from error
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise SourceUnavailable(
-                f"the broker {self.address.name} cannot be reached: {why}; name another with --broker"
-            ) from error
-        self._client.loop_start()
-        if not self._answered.wait(CONNECT_SECONDS):
-            self.close()
-            raise SourceUnavailable(f"the broker {self.address.name} does not answer")
-        if self._refused:
-            self.close()
-            raise SourceUnavailable(f"the broker {self.address.name} refuses us: {self._refused}")
+        reasons = []
+        for number, endpoint in enumerate(self.address.endpoints):
+            self._at = number
+            why = self._try(*endpoint)
+            if not why:
+                return
+            reasons.append(f"the broker {endpoint_name(*endpoint)} {why}")
+        raise SourceUnavailable("; ".join(reasons))
+
+    def _try(self, host: str, port: int) -> str:
+        """Connect; why not, if not."""
+        wanted = self.address.protocol
+        protocols: tuple[Protocol, ...] = ("5", "3.1.1") if wanted == "auto" else (wanted,)
+        why = ""
+        for self.protocol in protocols:
+            self._client = client = self._make_client(self.protocol)
+            self._answered.clear()
+            try:
+                client.connect(host, port, keepalive=30)
+            except ssl.SSLCertVerificationError as error:
+                return f"shows a certificate that is not accepted: {error.verify_message}"
+            except (OSError, ValueError) as error:
+                why = str(getattr(error, "strerror", None) or error)
+                spoken = "" if isinstance(error, ConnectionRefusedError | socket.gaierror) else self._spoken(host, port)
+                return f"cannot be reached: {spoken or why}; name another with --broker"
+            client.loop_start()
+            answered = self._answered.wait(CONNECT_SECONDS)
+            if self._accepted:
+                return ""
+            self._end()
+            if self._refused and not (self._refused == UNSUPPORTED and wanted == "auto"):
+                return f"refuses us: {self._refused}"
+            why = f"refuses us: {self._refused}" if self._refused else "does not answer"
+            if not answered:
+                break
+            # It closed the connection, or said that it knows no such version: the next one.
+        spoken = self._spoken(host, port)
+        return f"cannot be used: {spoken}" if spoken else why
+
+    def _spoken(self, host: str, port: int) -> str:
+        """What speaks there instead, and how to write that; empty if it is what was expected, or unknown."""
+        address = self.address
+        spoken = find_out(host, port, address.path)
+        right = spoken.tongue == ("websockets" if address.websockets else "mqtt") and spoken.tls == address.tls
+        if right or not spoken.name:
+            return ""
+        scheme = {"mqtt": "mqtt", "websockets": "ws", "": "mqtt"}.get(spoken.tongue)
+        advice = "" if scheme is None else f": write {scheme}{'s' if spoken.tls else ''}://{endpoint_name(host, port)}"
+        return f"that port speaks {spoken.name}{advice}"
+
+    def _turn(self, client: Client) -> None:
+        """Let the next attempt go to the next node."""
+        endpoints = self.address.endpoints
+        if self._accepted and not self._closed and len(endpoints) > 1:
+            self._at = (self._at + 1) % len(endpoints)
+            client.connect_async(*endpoints[self._at], keepalive=30)
+
+    def _on_disconnect(self, client: Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
+        if not self._accepted:
+            # Before it has answered: it will not.
+            self._answered.set()
+        self._turn(client)
 
     def __enter__(self) -> BrokerSession:
         return self
@@ -98,8 +168,17 @@ class BrokerSession:
         return bool(self._client.is_connected())
 
     def close(self) -> None:
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         self._client.disconnect()
         self._client.loop_stop()
+
+    def _subscribe(self, client: Client, filters: Sequence[str]) -> int | None:
+        if self.protocol == "5":
+            return client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in filters])[1]
+        return client.subscribe([(topic, 1) for topic in filters])[1]
 
     def subscribe(self, *filters: str) -> None:
         """Receive what matches; again by itself after a reconnect.
@@ -109,7 +188,7 @@ class BrokerSession:
         """
         self._filters += filters
         done = threading.Event()
-        _, mid = self._client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in filters])
+        mid = self._subscribe(self._client, filters)
         if mid is not None:
             self._granted[mid] = done
         if not done.wait(CONNECT_SECONDS):
@@ -148,9 +227,10 @@ class BrokerSession:
     def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         self._refused = str(reason) if reason.is_failure else ""
         if not reason.is_failure:
+            self._accepted = True
             self.reconnects += 1
             if self._filters and self.reconnects:
-                client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._filters])
+                self._subscribe(client, self._filters)
                 self._on_reconnect()
         self._answered.set()
 

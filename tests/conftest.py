@@ -24,6 +24,7 @@ from packager.build import build_bundle
 from packager.pack import pack_bundle
 from packager.plan import BuildPlan
 from packager.sources.opening import SourceOptions
+from tests.certificates import Authority
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that: those under test are
@@ -188,3 +189,16 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} needs a real {needed.name} and was skipped: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    made = Authority(tmp_path_factory.mktemp("authority"))
+    for name, start, end, host in (
+        ("good", -1, 30, "IP:127.0.0.1"),
+        ("expired", -30, -1, "IP:127.0.0.1"),
+        ("future", 1, 30, "IP:127.0.0.1"),
+        ("elsewhere", -1, 30, "DNS:example.org"),
+    ):
+        made.sign(name, start, end, host)
+    return made

@@ -17,7 +17,7 @@ from contract.mqtt.topics import Topics
 from contract.names import is_identifier
 from packager.client.broker import add_broker, find_broker
 from packager.mqtt import BrokerSession, Message
-from packager.watch.fleet import Fleet, describe_event, printable
+from packager.watch.fleet import CONTESTED, Fleet, describe_event, printable
 
 FOREVER_SECONDS = 10 * 365 * 86400.0
 DRAW_SECONDS = 0.5
@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
             for message in session.messages(arguments.seconds):
                 for each in fleet.feed(message, time.monotonic()):
                     print(line(each, arguments.topic_root, as_json=arguments.json), flush=True)
+                while fleet.contested:
+                    print(warning_line(fleet.contested.pop(0), CONTESTED, as_json=arguments.json), flush=True)
     return 0
 
 
@@ -103,6 +105,13 @@ def _show(session: BrokerSession, fleet: Fleet, arguments: argparse.Namespace, b
             screen.update(picture, refresh=True)
             for message in session.messages(min(DRAW_SECONDS, end - now)):
                 fleet.feed(message, time.monotonic())
+
+
+def warning_line(device: str, text: str, *, as_json: bool) -> str:
+    """What was noticed here, as a line."""
+    if as_json:
+        return json.dumps({"device": device, "kind": "warning", "body": {"message": text}, "retained": False})
+    return f"{datetime.datetime.now().astimezone().strftime('%H:%M:%S')} {device} warning: {text}"
 
 
 def line(message: Message, root: str, *, as_json: bool) -> str:

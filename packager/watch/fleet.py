@@ -22,6 +22,11 @@ MAX_EVENTS = 200
 MAX_HELD = 16
 """Messages of a device that has not said its groups yet: one of each kind, and a few events."""
 
+MAX_BOOTS = 8
+"""Restarts that are remembered, to know one that comes back."""
+
+CONTESTED = "two devices are connected under this name in turn: give each a name of its own"
+
 MAX_TEXT = 400
 
 
@@ -35,7 +40,10 @@ class Happening(Struct, frozen=True):
 
 
 class DeviceView:
-    """The last that a device said of each thing; None until it did. ``heard``: when it last said anything live."""
+    """The last that a device said of each thing; None until it did. ``heard``: when it last said anything live.
+
+    ``contested``: an earlier ``boot_id`` came online again, which no restart brings about: two devices have this name.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,6 +54,8 @@ class DeviceView:
         self.system: SystemReading | None = None
         self.llm: LlmReading | None = None
         self.heard: float | None = None
+        self.boots: deque[str] = deque(maxlen=MAX_BOOTS)
+        self.contested = False
         self.speed = Speed()
         self.queue = Series()
         self.temperature = Series()
@@ -67,6 +77,8 @@ class Fleet:
         self._others: set[str] = set()
         self.devices: dict[str, DeviceView] = {}
         self.events: deque[Happening] = deque(maxlen=MAX_EVENTS)
+        self.contested: list[str] = []
+        """Devices of which that became known, until it is taken note of."""
         self.unreadable = 0
 
     def feed(self, message: Message, now: float) -> list[Message]:
@@ -111,9 +123,13 @@ class Fleet:
         if kind.startswith("event/"):
             self._happen(device, kind.removeprefix("event/"), message.payload)
             return
+        contested = view.contested
         taken = _take_document(view, kind, message.payload) or _take_sample(view, kind, message.payload, now)
         if message.payload and not taken:
             self.unreadable += 1
+        if view.contested and not contested:
+            self.contested.append(device)
+            self.events.append(Happening("", device, "broker", CONTESTED))
 
     def _happen(self, device: str, what: str, payload: bytes) -> None:
         event = _decode(payload, Event)
@@ -128,6 +144,8 @@ class Fleet:
 def _take_document(view: DeviceView, kind: str, payload: bytes) -> bool:
     if kind == "status" and (status := _decode(payload, Status)) is not None:
         view.status = status
+        if status.online:
+            _note_boot(view, status.boot_id)
     elif kind == "health" and (health := _decode(payload, Health)) is not None:
         view.health = health
     elif kind == "reported" and (reported := _decode(payload, Reported)) is not None:
@@ -137,6 +155,13 @@ def _take_document(view: DeviceView, kind: str, payload: bytes) -> bool:
     else:
         return False
     return True
+
+
+def _note_boot(view: DeviceView, boot_id: str) -> None:
+    if view.boots and boot_id == view.boots[-1]:
+        return
+    view.contested = view.contested or boot_id in view.boots
+    view.boots.append(boot_id)
 
 
 def _take_sample(view: DeviceView, kind: str, payload: bytes, now: float) -> bool:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from packager.watch.fleet import DeviceView, Fleet, Happening, printable, reference
+from packager.watch.fleet import CONTESTED, DeviceView, Fleet, Happening, printable, reference
 from packager.watch.samples import LlmReading
 from packager.watch.series import Series, sparkline
 
@@ -232,9 +232,11 @@ def _progress(view: DeviceView) -> RenderableType:
 
 
 def _warnings(view: DeviceView) -> list[str]:
-    if view.reported is not None and view.reported.warnings is not UNSET:
-        return [printable(f"{each.message} [{each.reason}]") for each in view.reported.warnings]
-    return []
+    found = [] if view.reported is None or view.reported.warnings is UNSET else list(view.reported.warnings)
+    if view.health is not None and view.health.broker is not UNSET:
+        found += view.health.broker.warnings
+    lines = [printable(f"{each.message} [{each.reason}]") for each in found]
+    return [*lines, CONTESTED] if view.contested else lines
 
 
 def _identity(view: DeviceView) -> str:

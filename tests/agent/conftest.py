@@ -11,7 +11,6 @@ import pytest
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.serving.settings import ServingSettings
-from tests.agent.certificates import Authority
 from tests.agent.device import Device
 
 
@@ -38,16 +37,3 @@ def connect(tmp_path: Path) -> Iterator[Callable[..., Device]]:
     yield start
     for device in made:
         device.stop()
-
-
-@pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    made = Authority(tmp_path_factory.mktemp("authority"))
-    for name, start, end, host in (
-        ("good", -1, 30, "IP:127.0.0.1"),
-        ("expired", -30, -1, "IP:127.0.0.1"),
-        ("future", 1, 30, "IP:127.0.0.1"),
-        ("elsewhere", -1, 30, "DNS:example.org"),
-    ):
-        made.sign(name, start, end, host)
-    return made

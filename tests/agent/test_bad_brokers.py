@@ -15,9 +15,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.broker_settings import TlsSettings
-from tests.agent.certificates import Authority, tls_broker
 from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto
+from tests.certificates import Authority, tls_broker
 from tests.e2e.raw_client import RawClient
 
 SECONDS = 30.0

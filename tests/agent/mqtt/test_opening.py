@@ -14,9 +14,9 @@ import pytest
 from agent.broker_settings import BrokerSettings, TlsSettings
 from agent.mqtt.opening import explain
 from contract.mqtt.spoken import Spoken, find_out
-from tests.agent.certificates import Authority, tls_broker
 from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto, free_port
+from tests.certificates import Authority, tls_broker
 from tests.e2e.raw_client import RawClient
 from tests.nats import Nats
 

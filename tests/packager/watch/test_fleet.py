@@ -120,3 +120,22 @@ def test_nothing_that_is_published_breaks_the_view(messages: list[tuple[str, byt
     for number, (kind, payload) in enumerate(messages):
         fleet.feed(Message(f"{ROOT}/d/k/{kind}", payload, False), float(number))
     assert set(fleet.devices) <= {"k"}
+
+
+def test_a_boot_that_comes_back_after_another_one_means_two_devices_of_one_name() -> None:
+    fleet = Fleet("edge/v1")
+
+    def boot(boot_id: str, online: bool = True) -> None:
+        fleet.feed(message("box", "status", {"online": online, "boot_id": boot_id}), 1.0)
+
+    boot("a")
+    boot("a", online=False)
+    boot("b")
+    boot("b")
+    boot("a", online=False)
+    assert not fleet.devices["box"].contested, "a restart, and the will of the one before"
+    boot("a")
+    assert fleet.devices["box"].contested
+    assert fleet.contested == ["box"]
+    boot("b")
+    assert fleet.contested == ["box"], "said once"
