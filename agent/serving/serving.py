@@ -274,7 +274,8 @@ class Serving:
         self._jobs[accepted.key] = job
         self._dispatch.enqueue(job)
         self._dispatch.pump()
-        if not job.running and self._jobs.get(job.key) is job:
+        # Nothing is active any more, perhaps: then it was ended at once.
+        if not job.running and not job.ended and self._jobs.get(job.key) is job:
             self._streams.tell_position(job)
 
     def _make_job(self, key: Key, request: GenerateRequest, correlation: bytes | None) -> Job:

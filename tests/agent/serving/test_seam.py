@@ -23,9 +23,11 @@ from paho.mqtt.properties import Properties
 from agent.gateway import Gateway
 from agent.mqtt import Received
 from agent.mqtt.connection import Connection
+from agent.serving.intake import Accepted
 from agent.serving.settlement import Settlement
 from agent.state import answer_writer
 from agent.state.answers import Key
+from contract.mqtt import reading
 from tests.agent.device import Device, sealed
 from tests.agent.serving.conftest import MakeDevice
 from tests.e2e.raw_client import Answer, RawClient
@@ -317,3 +319,16 @@ def test_properties_that_paho_does_not_read_cut_nobody_off(
     assert client.wait_answer("p2").lasts[0]["error"]["field"] == "response_topic"
     device.until(lambda: settled(device))
     assert device.gateway.connection.problem == ""
+
+
+def test_a_request_that_is_accepted_as_the_model_goes_is_told_so_and_nothing_fails(
+    make_device: MakeDevice, client: RawClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = make_device().start()
+    client.answers["late"] = Answer(0.0)
+    request_id, request = reading.parse_request(b'{"id": "late", "prompt": "count 3"}')
+    accepted = Accepted(Key(client.name, request_id), request, None, None, 30)
+    # Its acceptance was on its way through the ledger while the last bundle was withdrawn.
+    device.call(lambda: device.serving._on_accepted(accepted))
+    assert client.wait_answer("late").lasts[0]["error"]["type"] == "no_model"
+    assert "Traceback" not in caplog.text
