@@ -78,8 +78,9 @@ class Outbox:
     A retained message that still waits is replaced by a newer one for the same topic: only the last one counts.
 
     A connection may be lost because of a message. One that was in flight in all but one of :data:`LOSSES` losses is a
-    suspect: it is sent again *alone*, after what else waited. If the connection is lost then, too, the message is given
-    up: it would cut us off for ever.
+    suspect: it is sent again *alone*, after what else waited, on a connection that lived on without it for a while
+    (:meth:`calm`). If that is lost then, too, the message is given up: it would cut us off for ever. A connection that
+    is lost anyway, by another device of our name or a bad link, says nothing against it.
     """
 
     def __init__(self, window: int = MAX_IN_FLIGHT) -> None:
@@ -93,6 +94,7 @@ class Outbox:
         self._alone: Outgoing | None = None
         self._newest = 0
         self._first_turn: int | None = None
+        self._calm = False
         self._taken_here = 0
         self._waiting_bytes = 0
 
@@ -155,7 +157,7 @@ class Outbox:
         return message
 
     def _take_suspect(self) -> Outgoing | None:
-        if self._in_flight:
+        if self._in_flight or not self._calm:
             return None
         self._alone = message = self._suspects.popleft()
         self._waiting_bytes -= _size(message)
@@ -194,6 +196,10 @@ class Outbox:
         """What had to be said at the beginning of a connection waits now; suspects come after it."""
         self._first_turn = self._newest
 
+    def calm(self) -> None:
+        """The connection has lasted for a while, with all that is not suspected."""
+        self._calm = True
+
     def connection_lost(self, *, blameless: bool = False, silent: bool = False) -> Outgoing | None:
         """Everything in flight has to be sent again, in the old order; returns a message that is given up instead.
 
@@ -204,6 +210,7 @@ class Outbox:
         self._in_flight.clear()
         self._sent_at.clear()
         self._alone = self._first_turn = None
+        self._calm = False
         again: list[Outgoing] = []
         suspects: list[Outgoing] = []
         given_up: Outgoing | None = None

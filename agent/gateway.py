@@ -128,7 +128,7 @@ class Gateway:
 
     def _on_limit(self, limit: FoundLimit | None) -> None:
         if self._memory is not None:
-            self._memory.save(*((None,) if limit is None else (limit.refused_bytes, limit.found_at)))
+            self._memory.save(*((None,) if limit is None else (limit.refused_bytes, limit.found_at, limit.times)))
         self._on_broker()
 
     async def run(self) -> None:
@@ -299,4 +299,6 @@ def _now() -> str:
 
 def _remembered(memory: BrokerMemory | None) -> FoundLimit | None:
     facts = None if memory is None else memory.load()
-    return None if facts is None or facts.refused_bytes is None else FoundLimit(facts.refused_bytes, facts.found_at)
+    if facts is None or facts.refused_bytes is None:
+        return None
+    return FoundLimit(facts.refused_bytes, facts.found_at, facts.times)

@@ -19,6 +19,9 @@ log = logging.getLogger("edge_agent.mqtt")
 ACKNOWLEDGE_SECONDS = 120.0
 """A broker, or a proxy before it, that lives and does not acknowledge a message for so long has lost it."""
 
+CALM_SECONDS = 2.0
+"""A suspect is sent on a connection that is as old: one that is contested, or on a bad link, is lost before."""
+
 MAX_REFUSED = 100
 """Topics that are remembered for their refusal; reply topics have no end."""
 
@@ -84,6 +87,12 @@ class Sender:
         """All that had to be said at the beginning has been handed over."""
         self.outbox.connected()
         self.pump()
+        asyncio.get_running_loop().call_later(CALM_SECONDS, self._calm, self._link)
+
+    def _calm(self, link: Link | None) -> None:
+        if link is not None and self._link is link:
+            self.outbox.calm()
+            self.pump()
 
     def pump(self) -> None:
         """Send what may be sent now."""

@@ -8,18 +8,34 @@ from msgspec import Struct
 
 from agent.delivery import LOSSES
 
-TRY_AGAIN_SECONDS = 86400.0
-"""A broker's limit is a line of its configuration: once a day a larger message may try whether it still holds."""
+FIRST_HOLD_SECONDS = 60.0
+LONGEST_HOLD_SECONDS = 86400.0
+"""A broker's limit is a line of its configuration, but a broken link may look like one: after a minute a larger message
+may try whether it holds, and each time that it does the next attempt is twice as far away, up to a day.
+"""
 
 MAX_TOPICS = 64
 """Retained documents and events of a device: a few dozen topics with Home Assistant."""
 
 
 class FoundLimit(Struct, frozen=True):
-    """Messages of ``refused_bytes`` and more cut connections; found at ``found_at`` (Unix seconds)."""
+    """Messages of ``refused_bytes`` and more cut connections: found ``times`` times, last at ``found_at`` (Unix
+    seconds).
+    """
 
     refused_bytes: int
     found_at: float
+    times: int = 1
+
+    def holds(self, size: int, now: float) -> bool:
+        """Whether a message of ``size`` bytes is not even tried."""
+        # 2**16 minutes are more than a day; larger powers would overflow a float in the end.
+        held = min(LONGEST_HOLD_SECONDS, FIRST_HOLD_SECONDS * 2.0 ** min(self.times - 1, 16))
+        return size >= self.refused_bytes and 0 <= now - self.found_at < held
+
+    def again(self, size: int, now: float) -> FoundLimit:
+        """Found once more, at a message of ``size`` bytes."""
+        return FoundLimit(min(size, self.refused_bytes), now, self.times + 1)
 
 
 class GivenUp(Struct, frozen=True):
@@ -54,25 +70,24 @@ class SizeLimit:
         self.found = found
         self.once: FoundLimit | None = None
         self._once_lost: list[int] = []
-        self._topics: OrderedDict[str, int] = OrderedDict()
+        self._topics: OrderedDict[str, FoundLimit] = OrderedDict()
 
     def judge(self, topic: str, size: int, now: float, *, once: bool = False) -> GivenUp | None:
         """Why a message is not to be sent; None if it may."""
         for limit in (self.found, self.once if once else None):
-            if limit is not None and size >= limit.refused_bytes and now - limit.found_at < TRY_AGAIN_SECONDS:
+            if limit is not None and limit.holds(size, now):
                 return GivenUp(topic, size)
-        if size >= self._topics.get(topic, size + 1):
+        if (avoided := self._topics.get(topic)) is not None and avoided.holds(size, now):
             return GivenUp(topic, size, by_size=False)
         return None
 
     def refused(self, topic: str, size: int, acknowledged: int, now: float) -> GivenUp:
         """A message was given up on a connection that had acknowledged one of ``acknowledged`` bytes (0: none)."""
         if 0 < acknowledged < size:
-            smallest = size if self.found is None else min(size, self.found.refused_bytes)
-            self.found = FoundLimit(smallest, now)
+            self.found = FoundLimit(size, now) if self.found is None else self.found.again(size, now)
             return GivenUp(topic, size)
-        self._topics.pop(topic, None)
-        self._topics[topic] = size
+        known = self._topics.pop(topic, None)
+        self._topics[topic] = FoundLimit(size, now) if known is None else known.again(size, now)
         while len(self._topics) > MAX_TOPICS:
             self._topics.popitem(last=False)
         return GivenUp(topic, size, by_size=False)

@@ -22,13 +22,14 @@ MAX_BYTES = 1 << 16
 
 
 class BrokerFacts(Struct, frozen=True):
-    """``broker``: which one, as configured. ``refused_bytes``: messages of this size cut connections, found at
-    ``found_at`` (Unix seconds).
+    """``broker``: which one, as configured. ``refused_bytes``: messages of this size cut connections, found ``times``
+    times, last at ``found_at`` (Unix seconds).
     """
 
     broker: str
     refused_bytes: int | None = None
     found_at: float = 0.0
+    times: int = 1
 
 
 class BrokerMemory:
@@ -46,12 +47,13 @@ class BrokerMemory:
                 found = msgspec.json.decode(file.read(MAX_BYTES), type=BrokerFacts)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return BrokerFacts(self._broker)
-        usable = found.broker == self._broker and (found.refused_bytes is None or found.refused_bytes > 0)
+        positive = found.times > 0 and (found.refused_bytes is None or found.refused_bytes > 0)
+        usable = found.broker == self._broker and positive
         return found if usable else BrokerFacts(self._broker)
 
-    def save(self, refused_bytes: int | None, found_at: float = 0.0) -> None:
+    def save(self, refused_bytes: int | None, found_at: float = 0.0, times: int = 1) -> None:
         """Remember it; what the disk does not take is found out again."""
-        facts = BrokerFacts(self._broker, refused_bytes, found_at)
+        facts = BrokerFacts(self._broker, refused_bytes, found_at, times)
         try:
             self._disk.write_file(self._path, msgspec.json.encode(facts), 0o600)
         except (StoreFull, StoreBroken) as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agent.delivery import LOSSES, Outbox, Outgoing
 from agent.mqtt.link import Unproven
-from agent.mqtt.size_limit import MAX_TOPICS, TRY_AGAIN_SECONDS, FoundLimit, SizeLimit
+from agent.mqtt.size_limit import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, MAX_TOPICS, FoundLimit, SizeLimit
 
 
 def send_all(outbox: Outbox, limit: int) -> list[int]:
@@ -12,6 +14,7 @@ def send_all(outbox: Outbox, limit: int) -> list[int]:
     returns the numbers it acknowledged.
     """
     outbox.connected()
+    outbox.calm()
     taken: list[int] = []
     packet = 0
     while True:
@@ -68,6 +71,7 @@ def test_a_suspect_delays_nothing_that_waited_and_is_not_starved_by_what_is_new(
         outbox.connection_lost()
     outbox.put(Outgoing(2, "waits", b""))
     outbox.connected()
+    outbox.calm()
     outbox.put(Outgoing(3, "new", b""))
     first = outbox.take()
     assert first is not None
@@ -119,6 +123,7 @@ def test_a_link_that_goes_silent_at_large_messages_alone_has_the_large_one_given
         number += 1
         outbox.put(Outgoing(number, "status", b"small", retain=True))
         outbox.connected()
+        outbox.calm()
         while (message := outbox.take()) is not None:
             outbox.sent(message, message.number)
             if message.topic == "status":
@@ -136,9 +141,9 @@ def test_a_limit_is_believed_where_a_smaller_message_was_acknowledged_on_the_sam
     assert limit.judge("other", 4999, 1.0) is None
     assert limit.judge("other", 5000, 1.0) is not None
     limit.refused("answer", 4000, 100, now=2.0)
-    assert limit.found == FoundLimit(4000, 2.0)
+    assert limit.found == FoundLimit(4000, 2.0, 2)
     limit.refused("answer", 4500, 100, now=3.0)
-    assert limit.found == FoundLimit(4000, 3.0)
+    assert limit.found == FoundLimit(4000, 3.0, 3)
 
 
 def test_a_topic_that_the_broker_does_not_bear_says_nothing_about_others() -> None:
@@ -155,14 +160,44 @@ def test_a_topic_that_the_broker_does_not_bear_says_nothing_about_others() -> No
     assert len(limit._topics) == MAX_TOPICS
 
 
-def test_a_limit_is_forgotten_when_the_broker_takes_more_and_tried_again_once_a_day() -> None:
+def test_a_limit_is_forgotten_when_the_broker_takes_more() -> None:
     limit = SizeLimit(FoundLimit(2000, 100.0))
     assert not limit.taken(1999)
-    assert limit.judge("a", 2500, 100.0 + TRY_AGAIN_SECONDS - 1) is not None
-    assert limit.judge("a", 2500, 100.0 + TRY_AGAIN_SECONDS) is None
+    assert limit.judge("a", 2500, 101.0) is not None
     assert limit.taken(2500)
     assert limit.found is None
     assert limit.judge("a", 2500, 101.0) is None
+
+
+@pytest.mark.parametrize("acknowledged", [100, 0])
+def test_what_was_found_is_tried_again_after_a_minute_and_less_often_each_time(acknowledged: int) -> None:
+    limit = SizeLimit()
+    held, now = FIRST_HOLD_SECONDS, 1000.0
+    for _ in range(20):
+        limit.refused("answer", 2000, acknowledged, now)
+        assert limit.judge("answer", 2500, now + held - 1) is not None
+        assert limit.judge("answer", 1999, now + held - 1) is None
+        assert limit.judge("answer", 2500, now + held) is None
+        now, held = now + held, min(2 * held, LONGEST_HOLD_SECONDS)
+    assert held == LONGEST_HOLD_SECONDS
+    # A clock that was set back must not make it last longer.
+    assert limit.judge("answer", 2500, now - 10 * LONGEST_HOLD_SECONDS) is None
+
+
+def test_a_connection_that_is_lost_anyway_says_nothing_against_a_message() -> None:
+    """Another device of our name takes the connection every time, a moment after the beginning."""
+    outbox = Outbox()
+    outbox.put(Outgoing(1, "answer", b"x" * 300))
+    for _ in range(5 * LOSSES):
+        outbox.connected()
+        if (message := outbox.take()) is not None:
+            outbox.sent(message, message.number)
+        assert outbox.connection_lost() is None
+    outbox.connected()
+    outbox.calm()
+    message = outbox.take()
+    assert message is not None
+    assert message.number == 1
 
 
 def test_messages_that_nobody_acknowledges_are_left_out_after_three_losses_and_nothing_else() -> None:
