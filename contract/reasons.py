@@ -101,7 +101,9 @@ class BrokerReason(StrEnum):
 
 
 class HealthReason(StrEnum):
-    """What ``health`` gives as a reason: why no prompt is answered now, or (the last three) why fewer are."""
+    """What ``health`` gives as a reason: why no prompt is answered now, or (from ``UNLOADED`` on) what holds
+    although the device is ready.
+    """
 
     LOADING = "loading"
     NO_MODEL = "no_model"
@@ -110,5 +112,6 @@ class HealthReason(StrEnum):
     STORE_UNAVAILABLE = "store_unavailable"
     STOPPING = "stopping"
     UNLOADED = "unloaded"
+    STORE_READ_ONLY = "store_read_only"
     THROTTLED_TEMPERATURE = "throttled_temperature"
     THROTTLED_MEMORY = "throttled_memory"

@@ -222,6 +222,15 @@ def test_every_alert_says_what_is_wrong_and_how_bad_it_is() -> None:
         assert used <= labels | SCRAPED | {"device"}
 
 
+def test_operators_are_told_what_to_do_about_every_alert() -> None:
+    text = (
+        (FOLDER.parents[1] / "docs" / "OPERATIONS.md").read_text().partition("### Monitoring")[2].partition("\n### ")[0]
+    )
+    named = re.findall(r"`(Edge\w+|…\w+)`", text)
+    names = {"EdgeTrustMetadata" + name[1:] if name.startswith("…") else name for name in named}
+    assert names == {alert["alert"] for alert in ALERTS}
+
+
 def known_labels(name: str) -> set[str]:
     return {label for each in FAMILIES if each.name == name for label in each.labels}
 
@@ -347,6 +356,8 @@ CASES = {
         {"edge_disk_size_bytes{}": "500e6+0x600", "edge_disk_free_bytes{}": "60e6+0x600"}, 20, ("EdgeDiskFull",)
     ),
     "disk full while a bundle arrives": Case({"edge_disk_free_bytes{}": "16e9+0x5 2e9+0x600"}, 19, ()),
+    "read only": Case({'edge_health_reason{reason="store_read_only"}': "1+0x600"}, 15, ("EdgeStoreReadOnly",)),
+    "read only for a moment": Case({'edge_health_reason{reason="store_read_only"}': "1+0x600"}, 8, ()),
     "hot": Case({'edge_health_reason{reason="throttled_temperature"}': "1+0x600"}, 35, ("EdgeDeviceThrottled",)),
     "short of memory": Case({'edge_health_reason{reason="throttled_memory"}': "1+0x600"}, 35, ("EdgeDeviceThrottled",)),
     "hot for some minutes": Case({'edge_health_reason{reason="throttled_temperature"}': "1+0x600"}, 28, ()),

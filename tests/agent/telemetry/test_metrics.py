@@ -160,6 +160,12 @@ def test_page_says_whether_the_device_is_ready_and_why_not() -> None:
     assert values(text, "edge_throttle_level") == {(): 2}
 
 
+def test_every_reason_that_operators_are_told_of_is_known_before_it_holds() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "OPERATIONS.md").read_text()
+    table = text.partition("### What `health` says")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {each.value for each in HealthReason}
+
+
 def test_page_names_versions_bundle_and_engine() -> None:
     sample = LlmMeter(0.0).sample(0, 0)
     text = page("box", STATE, None, sample)
