@@ -1,4 +1,8 @@
-"""The process that turns a GGUF file into a checkpoint directory; the only one that needs transformers' GGUF reader."""
+"""The process that turns a GGUF file into a checkpoint directory; the only one that needs transformers' GGUF reader.
+
+The file's fields are read and judged first, since dequantising takes minutes; transformers then names and dequantises
+the weights, and nothing else of what it makes is taken on trust.
+"""
 
 from __future__ import annotations
 
@@ -7,66 +11,149 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.sources.checkpoint import CARD_FILE
+from packager.sources.gguf_metadata import find_ends, read_config
+from packager.sources.gguf_tokenizer import CONTROL, settle_tokenizer
 from packager.sources.weight_names import Mismatch, WeightFaults, drop_harmless, refuse_wrong_weights, shape_text
 
 STEPS = 5
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+FAILURES = (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError, OSError)
 
 
 def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Dequantise ``job["gguf"]`` to fp32 and save model, tokenizer, template and special tokens to ``job["out"]``."""
-    from gguf import GGUFReader
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-
     path, out = Path(job["gguf"]), Path(job["out"])
     reporter.progress(1, STEPS)
     try:
-        fields = GGUFReader(str(path)).fields
-        model, info = AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype="float32", output_loading_info=True
-        )
+        kind, fields, factors = read_fields(path)
+        config = make_config(path, kind, fields, factors)
         reporter.progress(2, STEPS)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-    except (ValueError, KeyError, IndexError, NotImplementedError, OSError) as error:
+        write_tokenizer(path, out, kind, fields)
+        reporter.progress(3, STEPS)
+        write_model(path, config, fields, out)
+    except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildRefused(f"{path.name} cannot be read as a language model: {reason}") from error
+    reporter.progress(4, STEPS)
+    _write_card(fields, out / CARD_FILE)
+    reporter.progress(5, STEPS)
+    return {}
+
+
+def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]]]:
+    """The architecture, every field by its name, and the tensors that hold rotary factors.
+
+    Raises:
+        BuildRefused: it is one of several pieces.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(str(path))
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    pieces = fields.get("split.count", 1)
+    if pieces and pieces > 1:
+        raise BuildRefused(f"{path.name} is one of {pieces} pieces; join them with llama.cpp's gguf-split --merge")
+    factors = {
+        tensor.name: [float(value) for value in tensor.data.ravel()]
+        for tensor in reader.tensors
+        if tensor.name in FACTORS
+    }
+    return str(fields["general.architecture"]), fields, factors
+
+
+def make_config(path: Path, kind: str, fields: dict[str, Any], factors: dict[str, list[float]]) -> Any:
+    """transformers' configuration, every value of it that the file names as the file names it.
+
+    Raises:
+        BuildRefused: the file says what is not known here.
+    """
+    from transformers import AutoConfig
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    own = {name.removeprefix(f"{kind}."): value for name, value in fields.items() if name.startswith(f"{kind}.")}
+    said = read_config(kind, own, factors)
+    tokens = fields.get("tokenizer.ggml.tokens") or []
+    said.setdefault("vocab_size", len(tokens))
+    guessed = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
+    for key in ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"):
+        guessed.pop(key, None)
+    for name, key in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
+        said[key] = fields.get(f"tokenizer.ggml.{name}_token_id")
+    merged = {**guessed, **said}
+    config = AutoConfig.for_model(merged.pop("model_type"), **merged)
+    made = {key: getattr(config, key, None) for key in said.keys() - {"model_type", "architectures", "rope_parameters"}}
+    wrong = [f"{key} is {value} instead of {said[key]}" for key, value in made.items() if value != said[key]]
+    if wrong:
+        raise BuildRefused(f"{path.name} cannot be read for what it says: {'; '.join(wrong[:4])}")
+    return config
+
+
+def write_tokenizer(path: Path, out: Path, kind: str, fields: dict[str, Any]) -> None:
+    """The file's tokenizer and template."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(out)
+    settle_tokenizer(out, kind, fields)
+
+
+def write_model(path: Path, config: Any, fields: dict[str, Any], out: Path) -> None:
+    """The dequantised weights, all that the model has and nothing else.
+
+    Raises:
+        BuildRefused: with every weight that is missing, unexpected or mismatched.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    named = model
+    if config.model_type == "mistral":  # which llama.cpp calls a llama, and so does transformers' reader
+        with torch.device("meta"):
+            named = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **_shapes(config)))
+    loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=named)["tensors"]
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     faults = WeightFaults(
-        missing=sorted(info["missing_keys"]),
-        unexpected=drop_harmless(info["unexpected_keys"]),
+        missing=sorted(name for name in wanted.keys() - loaded.keys() if tied.get(name) not in loaded),
+        unexpected=drop_harmless(loaded.keys() - wanted.keys()),
         mismatched=[
-            Mismatch(name, shape_text(stored), shape_text(wanted)) for name, stored, wanted in info["mismatched_keys"]
+            Mismatch(name, shape_text(tensor.shape), shape_text(wanted[name]))
+            for name, tensor in loaded.items()
+            if name in wanted and tuple(tensor.shape) != wanted[name]
         ],
     )
     refuse_wrong_weights(type(model).__name__, faults)
-    reporter.progress(3, STEPS)
-    # A model that was loaded from GGUF refuses to be saved ("quantized with gguf"): a fresh one takes its weights.
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    fresh = type(model)(config)
-    fresh.load_state_dict(model.state_dict())
-    fresh.tie_weights()
-    ends = _end_tokens(fields, config.eos_token_id)
-    fresh.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=ends, pad_token_id=config.pad_token_id
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict({name: tensor.float() for name, tensor in loaded.items()}, strict=False, assign=True)
+    model.tie_weights()
+    tokens = fields["tokenizer.ggml.tokens"]
+    types = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    ends = find_ends(fields, tokens, [kind == CONTROL for kind in types])
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=ends[0] if len(ends) == 1 else ends or None,
+        pad_token_id=config.pad_token_id,
     )
-    reporter.progress(4, STEPS)
-    fresh.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    reporter.progress(5, STEPS)
-    return {"license": _text(fields, "general.license")}
+    model.save_pretrained(out)
 
 
-def _end_tokens(fields: Any, eos: Any) -> Any:
-    """The tokens that end an answer: chat models end a turn with another token than a text."""
-    ids = list(eos) if isinstance(eos, list) else [eos] if eos is not None else []
-    for key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"):
-        if key in fields and (token := int(fields[key].contents())) not in ids:
-            ids.append(token)
-    return ids[0] if len(ids) == 1 else ids or None
+def _shapes(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
 
 
-def _text(fields: Any, key: str) -> str | None:
-    return str(fields[key].contents()) if key in fields else None
+def _write_card(fields: dict[str, Any], file: Path) -> None:
+    """A model card out of the file's own words, with the licence where the hub's cards have it."""
+    lines = ["---"]
+    if isinstance(fields.get("general.license"), str):
+        lines.append(f"license: {' '.join(fields['general.license'].split())[:64]}")
+    lines.append("---")
+    for key in ("general.name", "general.description", "general.author", "general.organization"):
+        if isinstance(fields.get(key), str):
+            lines.append(f"{key.removeprefix('general.')}: {' '.join(fields[key].split())[:500]}")
+    file.write_text("\n".join(lines) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -60,11 +60,13 @@ def byte_level(specials: list[str], first: str | None = None) -> Callable[[], An
     return make
 
 
-def sentence_piece(leading: list[str], trailing: list[str], *, prefix: bool, first: str | None) -> Callable[[], Any]:
+def sentence_piece(
+    leading: list[str], trailing: list[str], *, prefix: bool, first: str | None, stripping: tuple[str, ...] = ()
+) -> Callable[[], Any]:
     """A BPE as SentencePiece makes it: bytes for what it lacks, a mark for spaces, ``prefix`` before every text.
 
     Llama 2, Mistral, Phi-3 and TinyLlama put the mark before a text, Gemma does not. ``leading`` are the first ids,
-    ``trailing`` the last.
+    ``trailing`` the last; those of ``stripping`` take the white space behind them, as Phi-3's do.
     """
 
     def make() -> Any:
@@ -85,7 +87,9 @@ def sentence_piece(leading: list[str], trailing: list[str], *, prefix: bool, fir
         tokenizer.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
         )
-        special = [AddedToken(text, special=True, normalized=False) for text in [*leading, *trailing]]
+        special = [
+            AddedToken(text, special=True, normalized=False, rstrip=text in stripping) for text in [*leading, *trailing]
+        ]
         tokenizer.add_special_tokens(special)
         if first is not None:
             tokenizer.post_processor = processors.TemplateProcessing(
@@ -169,7 +173,8 @@ PHI_3 = sentence_piece(
     ["<unk>", "<s>", "</s>"],
     ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
     prefix=True,
-    first=None,
+    first="<s>",
+    stripping=("</s>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
 )
 GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
 QWEN = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
@@ -268,7 +273,7 @@ PUBLISHED: dict[str, Layout] = {
     "phi-3-mini-4k": Layout(
         {**_PHI_3, "max_position_embeddings": 4096, "sliding_window": 2047, "rope_scaling": None},
         PHI_3,
-        generation={"bos_token_id": 1, "eos_token_id": "ends", "pad_token_id": 0},
+        generation={"bos_token_id": 1, "eos_token_id": [379, 380, 382], "pad_token_id": 379},
         **_PHI_3_ROW,
     ),
     "phi-3.5-mini": Layout(

@@ -11,9 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from contract.errors import BuildRefused
 from packager.child import Reporter
+from packager.reference_process import find_rope
 from packager.sources.checkpoint import inspect_checkpoint
 from packager.sources.gguf_process import convert
+from packager.sources.weight_check import check_weights
+from tests.packager.families import source_logits
+from tests.packager.gguf_files import write_published_gguf
+from tests.packager.published import PUBLISHED, write_layout
+from tests.packager.test_published import reference_of
 
 KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 """Those that the gguf package can write; transformers reads the k-quants, too."""
@@ -113,3 +120,86 @@ def test_every_quantisation_is_read_for_what_it_holds(tiny_checkpoint: Path, tmp
     text = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
     assert after(text)["input_ids"] == before(text)["input_ids"]
     assert (after.bos_token, after.eos_token) == ("<|im_start|>", "<|im_end|>")
+
+
+LAYOUTS = {
+    "llama-2": "llama", "llama-3": "llama", "llama-3.1": "llama", "llama-3.2": "llama", "tinyllama": "llama",
+    "longchat-linear": "llama", "smollm2": "llama", "mistral-7b-v0.1": "llama", "mistral-7b-v0.3": "llama",
+    "mistral-nemo": "llama", "phi-3-mini-4k": "phi3", "phi-3.5-mini": "phi3", "phi-4-mini": "phi3", "gemma-2": "gemma2",
+    "gemma-3-270m": "gemma3", "qwen2.5": "qwen2", "qwen2.5-yarn": "qwen2", "qwen3": "qwen3",
+    "deepseek-r1-distill-qwen": "qwen2",
+}  # fmt: skip
+"""What llama.cpp calls each of the published layouts."""
+
+TEXT = "Hello  there, été 東京 🙂\n\n\tx = 1 <|end|>  <|eot_id|> <end_of_turn>\n<|im_end|>x"
+ENDS = {
+    "llama-3.1": {321, 324, 325}, "phi-3-mini-4k": {2, 379, 382}, "phi-4-mini": {320, 322}, "gemma-3-270m": {1, 5},
+    "qwen2.5": {320, 322}, "tinyllama": {2},
+}  # fmt: skip
+
+
+def converted(path: Path, out: Path) -> Path:
+    out.mkdir()
+    convert({"gguf": str(path), "out": str(out)}, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    return out
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_published_layout_is_the_model_that_its_checkpoint_is(name: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = write_layout(tmp_path / "source", PUBLISHED[name], dtype="float32")
+    window = {"attention.sliding_window": 4096} if name == "mistral-7b-v0.1" else {}
+    write_published_gguf(tmp_path / "model.gguf", source, LAYOUTS[name], **window)
+    out = converted(tmp_path / "model.gguf", tmp_path / "out")
+    check_weights(inspect_checkpoint(out), reference_of(out))
+
+    models = [AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval() for place in (source, out)]
+    ids = np.random.default_rng(1).integers(6, 300, 60, dtype=np.int32)
+    first, second = (source_logits(model, ids) for model in models)
+    assert np.abs(first - second).max() < 1e-5
+    assert find_rope(models[0].config) == find_rope(models[1].config)
+    windows = [getattr(model.config, "sliding_window", None) for model in models]
+    context = models[0].config.max_position_embeddings
+    assert windows[0] == windows[1] or all(window is None or window >= context for window in windows)
+
+    theirs, ours = (AutoTokenizer.from_pretrained(place) for place in (source, out))
+    assert ours(TEXT)["input_ids"] == theirs(TEXT)["input_ids"]
+    assert ours.bos_token == theirs.bos_token or "qwen" in name
+    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    found = set(ends) if isinstance(ends, list) else {ends}
+    assert found >= ENDS.get(name, {ours.eos_token_id})
+
+
+class TestMetadata:
+    @pytest.fixture
+    def llama(self, tmp_path: Path) -> Path:
+        return write_layout(tmp_path / "source", PUBLISHED["llama-3.1"])
+
+    def refused(self, path: Path, tmp_path: Path) -> str:
+        with pytest.raises(BuildRefused) as caught:
+            converted(path, tmp_path / "out")
+        return caught.value.message
+
+    @pytest.mark.parametrize(
+        ("field", "value", "words"),
+        [
+            ("attention.temperature_scale", 0.1, "not known here: llama.attention.temperature_scale"),
+            ("rope.scaling.type", "su", "scales positions by 'su'"),
+            ("rope.dimension_count", 16, "rotates 16 of 32"),
+            ("rope.freq_base", 10000.0, "not those of Llama 3.1"),
+            ("block_count", 3, "missing in the files: model.layers.2."),
+            ("feed_forward_length", 128, "mismatched: model.layers.{0-1}.mlp."),
+        ],
+    )
+    def test_what_it_says_and_is_not_so(self, llama: Path, tmp_path: Path, field: str, value: Any, words: str) -> None:
+        factors = "rope" in field and "freq_base" not in field
+        if factors:
+            llama = write_layout(tmp_path / "plain", PUBLISHED["llama-3"])
+        write_published_gguf(tmp_path / "model.gguf", llama, "llama", **{field: value})
+        assert words in self.refused(tmp_path / "model.gguf", tmp_path)
+
+    def test_its_licence_is_on_the_card(self, llama: Path, tmp_path: Path) -> None:
+        write_published_gguf(tmp_path / "model.gguf", llama, "llama", license="apache-2.0")
+        assert inspect_checkpoint(converted(tmp_path / "model.gguf", tmp_path / "out")).license_spdx == "Apache-2.0"
