@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -90,11 +90,11 @@ def _rival(connection: Connection) -> list[ReportedError]:
 
 
 async def another_at_work(
-    settings: BrokerSettings, client_id: str, topics: Topics, boot_id: str, tell: tuple[str, bytes] | None = None
+    settings: BrokerSettings, client_id: str, topics: Topics, boot_id: str, tell: Mapping[str, bytes]
 ) -> bool | None:
     """Whether somebody else is online under our name, as the retained ``status`` says; asked with a client id that
     nobody else has, so that nobody is pushed out. None: it cannot be found out, where the broker's rules keep
-    ``status`` from us. If so, ``tell`` (topic and payload) is published: the other one knows nothing of us.
+    ``status`` from us. If so, ``tell`` (payloads by topic) is published: the other one knows nothing of us.
     """
     found: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
 
@@ -105,7 +105,7 @@ async def another_at_work(
             if not found.done():
                 found.set_result(status)
 
-    connection = Connection(settings, client_id, subscriptions=[topics.status], clean=True, on_message=take)
+    connection = Connection(settings, client_id, subscriptions=[topics.status], clean=True, on_message=take, quiet=True)
     task = asyncio.create_task(connection.run())
     try:
         looks = 0
@@ -117,8 +117,8 @@ async def another_at_work(
             return None
         status = found.result()
         seen = status.online and status.boot_id != boot_id
-        if seen and tell is not None:
-            connection.publish(*tell)
+        for topic, payload in tell.items() if seen else ():
+            connection.publish(topic, payload)
         return seen
     finally:
         await connection.close()

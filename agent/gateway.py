@@ -72,6 +72,7 @@ class Gateway:
         self.connections = 0
         """How often a broker accepted us."""
         self._ready = False
+        self._filters = [self._topics.generate_filter, self._topics.control_filter, self._topics.desired]
         client_id = config.broker.client_id or f"edge-{config.device}"
         self._config = config
         self._group_up = asyncio.Event()
@@ -89,7 +90,7 @@ class Gateway:
             config.broker,
             client_id,
             will=Will(self._topics.status, messages.encode(Status(online=False, boot_id=boot_id))),
-            subscriptions=[self._topics.generate_filter, self._topics.control_filter, self._topics.desired],
+            subscriptions=self._filters,
             on_message=self._on_message,
             on_up=self._on_up,
             on_down=self._on_down,
@@ -97,7 +98,7 @@ class Gateway:
             on_given_up=self._on_given_up,
             on_limit=self._on_limit,
             on_writable=lambda: self.serving.on_writable(),  # noqa: PLW0108
-            on_change=on_broker,
+            on_change=self._on_rivalry,
             rival_at_work=lambda: self._look_for_rival(config.broker, f"{client_id}-{boot_id[:8]}"),
             limit=SizeLimit(_remembered(memory)),
         )
@@ -108,15 +109,26 @@ class Gateway:
         return self._broker_health.state(self.connection)
 
     async def _look_for_rival(self, settings: BrokerSettings, client_id: str) -> bool | None:
-        tell = None
+        tell = {self._topics.doctor: messages.encode(Status(online=False, boot_id=self._boot_id))}
         if not self.connection.rival:
             detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
-            tell = (self._topics.event("broker"), messages.encode(Event(_now(), detail)))
+            tell[self._topics.event("broker")] = messages.encode(Event(_now(), detail))
         try:
             return await another_at_work(settings, client_id, self._topics, self._boot_id, tell)
         except Exception:
             log.exception("whether another client uses our name could not be found out")
             return None
+
+    def _on_rivalry(self) -> None:
+        # Whoever stays away because of us says so there.
+        if self.connection.contested and self._topics.doctor not in self.connection.filters:
+            self.connection.listen([*self._filters, self._topics.doctor])
+        self._on_broker()
+
+    def _hear_rival(self, payload: bytes) -> None:
+        with contextlib.suppress(msgspec.MsgspecError):
+            if msgspec.json.decode(payload, type=Status).boot_id != self._boot_id:
+                self.connection.note_rival()
 
     def _on_given_up(self, number: int, given_up: GivenUp) -> None:
         self.serving.on_oversized(number, given_up.why)
@@ -199,6 +211,8 @@ class Gateway:
     def _take(self, received: Received, settlement: Settlement) -> None:
         inbound = self._topics.parse(received.topic)
         if inbound is None:
+            if received.topic == self._topics.doctor:
+                self._hear_rival(received.payload)
             settlement.settle()
         elif inbound.kind == "desired":
             # The coordinator stores it; a crash before that is healed by the retained message itself.

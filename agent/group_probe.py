@@ -59,7 +59,7 @@ async def _comes_back(settings: BrokerSettings, client_id: str, topics: Topics, 
         if received.payload == token:
             came.set()
 
-    connection = Connection(settings, client_id, subscriptions=[topic], clean=True, on_message=take)
+    connection = Connection(settings, client_id, subscriptions=[topic], clean=True, on_message=take, quiet=True)
     task, waiting = asyncio.create_task(connection.run()), asyncio.create_task(came.wait())
     loop = asyncio.get_running_loop()
     try:

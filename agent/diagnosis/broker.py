@@ -86,7 +86,7 @@ class _Visit:
         self.connection = Connection(
             settings, f"{topics.device}-doctor-{os.getpid()}", subscriptions=[topics.doctor], clean=True,
             on_message=self._take, on_delivered=lambda number: self._answered.set(),
-            on_given_up=self._on_given_up, on_down=self._on_down,
+            on_given_up=self._on_given_up, on_down=self._on_down, quiet=True,
         )  # fmt: skip
         self._task: asyncio.Task[None] | None = None
 

@@ -63,7 +63,7 @@ class Connection:
     :meth:`publish` gave, once the broker has the message, ``on_given_up`` if it never will, ``on_limit`` with what
     became known of the largest message that it takes, ``on_change`` when :attr:`rival` may have changed. All are called
     in the event loop and must not block. ``rival_at_work`` finds out whether somebody else uses our client id at this
-    moment, None where that cannot be found out.
+    moment, None where that cannot be found out. ``quiet``: a passing visit, of which the log need not tell.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Connection:
         on_change: Callable[[], None] = lambda: None,
         rival_at_work: Callable[[], Awaitable[bool | None]] | None = None,
         limit: SizeLimit | None = None,
+        quiet: bool = False,
         uniform: Callable[[], float] = random.random,
     ) -> None:
         self._settings = settings
@@ -97,6 +98,7 @@ class Connection:
         self._on_writable = on_writable
         self._on_change = on_change
         self._rival_at_work = rival_at_work
+        self._level = logging.DEBUG if quiet else logging.INFO
         self._sender = Sender(
             on_delivered=on_delivered, on_given_up=on_given_up, on_limit=on_limit, limit=limit or SizeLimit()
         )
@@ -191,6 +193,7 @@ class Connection:
         try:
             for ready in link.ack_order.settle(packet_id):
                 link.client.ack(ready, 1)
+                link.once.settled(received.topic, asyncio.get_running_loop().time())
             link.watch_writes()
         except Exception:
             # What is not acknowledged comes again on another connection; on this one it would hold up the others.
@@ -227,9 +230,23 @@ class Connection:
                 why = await self._serve(link)
                 said = said if self._rivalry.losses else ""
             if why != said:
-                log.warning("no connection to the broker %s: %s", address, why, extra=fields(broker=address))
+                level = logging.WARNING if self._level == logging.INFO else logging.DEBUG
+                log.log(level, "no connection to the broker %s: %s", address, why, extra=fields(broker=address))
                 said = why
             await self._wait()
+
+    @property
+    def contested(self) -> bool:
+        """The last connection ended as if another client had taken it."""
+        return self._rivalry.losses > 0
+
+    def note_rival(self) -> None:
+        """Another client was seen at work under our name."""
+        before = self.rival
+        self._rivalry.seen(asyncio.get_running_loop().time())
+        if self.rival != before:
+            log.error("%s", self.rival)
+            self._on_change()
 
     async def _wait(self) -> None:
         """Before the next attempt: longer each time, and for long where somebody else is at work under our name."""
@@ -247,9 +264,8 @@ class Connection:
                 self._rivalry.disproved()
             if not seen:
                 return
-            self._rivalry.seen(loop.time())
+            self.note_rival()
             self.problem = self.rival
-            self._on_change()
             if loop.time() > give_way_until:
                 return
 
@@ -287,13 +303,20 @@ class Connection:
         if outstanding and not loss.blameless:
             for topic in self._filters.lost(outstanding):
                 log.error("the broker ends the connection when we subscribe to %s: left out from now on", topic)
-        before = self.rival
+        if self._level == logging.DEBUG:
+            return loss.why
+        before, losses = self.rival, self._rivalry.losses
         now = asyncio.get_running_loop().time()
-        self._rivalry.lost(loss, lived, now, suspicious=bool(outstanding) or self._sender.suspicious)
+        acknowledged = link.once.just_settled(now)
+        suspicious = bool(outstanding or acknowledged) or self._sender.suspicious
+        self._rivalry.lost(loss, lived, now, suspicious=suspicious)
         if self.rival != before:
             log.error("%s", self.rival)
+        if self.rival != before or self._rivalry.losses > losses:
             self._on_change()
-        return self.rival if self.rival and self._rivalry.losses else loss.why
+        if self.rival and self._rivalry.losses:
+            return self.rival
+        return f"{loss.why} after we acknowledged a message on {acknowledged}" if acknowledged else loss.why
 
     async def close(self) -> None:
         """Deliver what the broker takes within :data:`FLUSH_SECONDS`, then say goodbye (no last will)."""
@@ -319,7 +342,10 @@ class Connection:
         link.shares = getattr(properties, "SharedSubscriptionAvailable", 1) != 0
         link.up = True
         self._link = link
-        log.info("connected to the broker %s", self.address, extra=fields(broker=self.address, mqtt=link.protocol))
+        log.log(
+            self._level, "connected to the broker %s", self.address,
+            extra=fields(broker=self.address, mqtt=link.protocol),
+        )  # fmt: skip
 
         def begin() -> None:
             self._sender.open(link, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))

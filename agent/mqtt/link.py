@@ -7,7 +7,6 @@ import functools
 import logging
 import socket
 import ssl
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from agent.mqtt.loss import Loss
 from agent.mqtt.publications import read_publish
 from agent.mqtt.size_limit import GivenUp
 from agent.mqtt.sockets import Stream, forget
+from agent.mqtt.unproven import Unproven
 from agent.mqtt.websocket import WebSocket
 
 log = logging.getLogger("edge_agent.mqtt")
@@ -261,37 +261,6 @@ def _loss(reason: Any, *, said: bool) -> Loss:
     if reason.value == _PROTOCOL_ERROR:
         return Loss("Protocol error: it sent something that cannot be right", "unreadable")
     return Loss("it closed the connection", "closed")
-
-
-class Unproven:
-    """QoS 0 messages larger than any that was acknowledged: nobody says whether they arrived, but an acknowledgement of
-    what was sent after them does.
-    """
-
-    def __init__(self) -> None:
-        self._sent: deque[tuple[int, int, str]] = deque(maxlen=MAX_BACKED_UP)
-        self._turn = 0
-        self._turns: dict[int, int] = {}
-
-    def sent_once(self, size: int, topic: str) -> None:
-        self._turn += 1
-        self._sent.append((self._turn, size, topic))
-
-    def sent(self, packet_id: int) -> None:
-        """A QoS 1 message went out."""
-        if self._sent:
-            self._turns[packet_id] = self._turn
-
-    def acknowledged(self, packet_id: int) -> int:
-        """It was answered: what went before it has arrived; the largest of those in bytes, 0 if there were none."""
-        turn, largest = self._turns.pop(packet_id, 0), 0
-        while self._sent and self._sent[0][0] <= turn:
-            largest = max(largest, self._sent.popleft()[1])
-        return largest
-
-    def largest(self) -> tuple[int, str] | None:
-        """Size and topic of the largest that may not have arrived."""
-        return max(((size, topic) for _, size, topic in self._sent), default=None)
 
 
 def received(link: Link, message: MQTTMessage) -> Received:

@@ -78,6 +78,10 @@ def test_one_of_two_devices_of_one_name_stays_away_and_both_say_why(
     there.until(lambda: there.gateway.connection.subscribed)
     assert not away.gateway.connection.connected
     assert "another client is connected as edge-box" in away.gateway.connection.problem
+    # The one that serves hears of it from the one that stays away, and can tell.
+    there.until(lambda: bool(there.gateway.broker.warnings))
+    assert [each.reason for each in there.call(lambda: there.gateway.broker.warnings)] == ["client_id_taken"]
+    assert b'"warnings":["client_id_taken"]' in there.call(lambda: there.gateway._retained["edge/v1/d/box/health"])
     (event,) = listener.told
     assert event["detail"]["reason"] == "client_id_taken"
     assert "another client is connected as edge-box" in event["detail"]["message"]

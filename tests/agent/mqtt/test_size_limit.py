@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.delivery import LOSSES, Outbox, Outgoing
-from agent.mqtt.link import Unproven
 from agent.mqtt.size_limit import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, MAX_TOPICS, FoundLimit, SizeLimit
+from agent.mqtt.unproven import SETTLED_SECONDS, Unproven
 
 
 def send_all(outbox: Outbox, limit: int) -> list[int]:
@@ -220,3 +220,17 @@ def test_an_acknowledgement_proves_what_went_before_it() -> None:
     assert unproven.acknowledged(7) == 3000
     assert unproven.acknowledged(7) == 0
     assert unproven.largest() == (4000, "telemetry")
+
+
+def test_an_acknowledgement_of_ours_is_suspect_until_something_sent_after_it_was_answered_or_time_has_passed() -> None:
+    unproven = Unproven()
+    assert unproven.just_settled(1.0) == ""
+    unproven.sent(1)
+    unproven.settled("generate/me", 1.0)
+    assert unproven.just_settled(1.0 + SETTLED_SECONDS) == "generate/me"
+    assert unproven.just_settled(1.1 + SETTLED_SECONDS) == ""
+    unproven.acknowledged(1)
+    assert unproven.just_settled(2.0) == "generate/me", "it went out before"
+    unproven.sent(2)
+    unproven.acknowledged(2)
+    assert unproven.just_settled(2.0) == ""
