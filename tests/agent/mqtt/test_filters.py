@@ -5,8 +5,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-import pytest
-
 from agent.delivery import LOSSES
 from agent.mqtt.filters import ALONE_LOSSES, FilterSuspicion
 from tests.agent.device import Device
@@ -30,11 +28,6 @@ class Strict(Liar):
         super()._answer(connection, kind, flags, body)
         if kind == SUBSCRIBE and self._delivers:
             connection.sendall(self._delivers)
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.mqtt.connection.FIRST_WAIT_SECONDS", 0.02)
 
 
 def test_a_subscription_that_ends_the_connection_is_left_out_and_the_others_are_kept(
