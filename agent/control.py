@@ -233,7 +233,7 @@ def sources_to_ask(text: str | None, configured: Mapping[str, Source]) -> list[S
         return [find_source(text, configured)]
     if not configured:
         raise UsageError("no source is configured: name one, or add it to [sources]")
-    return list(configured.values())
+    return [find_source(name, configured) for name in configured]
 
 
 def install_wish(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> Wish:

@@ -86,8 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _attempt(place: Place, order: Order, teller: Teller) -> None:
     if call_agent(place.directory, order, teller.tell) is None:
-        wish = install_wish(order, place.install, place.sources)
+        # What only root can read, the account that does the work cannot: better said now than tried again.
         act_as_owner(place.directory)
+        wish = install_wish(order, place.install, place.sources)
         raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
 
 

@@ -107,6 +107,7 @@ class Coordinator:
         self._wish: Wish | None = None
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
         self._looks: list[tuple[tuple[Source, ...], asyncio.Future[EdgeBundleError | None]]] = []
+        self._unlisted_in: dict[str, int] | None = None
         self._withdrawn = False
         self._not_before = float("-inf")
         self._asked_again = False
@@ -326,6 +327,7 @@ class Coordinator:
             return
         self._driver.backoff.reset()
         self._not_before = float("-inf")
+        self._unlisted_in = None
         if self._wish is None:
             self._reporter.begin(None)
 
@@ -368,6 +370,7 @@ class Coordinator:
             except (StoreBroken, StoreFull) as error:
                 log.warning("the installation state cannot be written: %s", error.message)
                 self._restore_at = self._not_before = clock() + RESTORE_SECONDS
+                self._give_up_looks(error)
             except Exception:
                 self._say_fault()
                 # Where it stands is recorded; it goes on from there, as after a restart, but not at once for ever.
@@ -389,11 +392,18 @@ class Coordinator:
             if not future.done():
                 future.set_result(Outcome("later", unwritable))
         self._orders.clear()
+        self._give_up_looks(unwritable)
         if asyncio.get_running_loop().time() >= self._restore_at:
             await self._serve_recorded()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(None if self._restore_at == float("inf") else self._restore_at):
                 await self._changed.wait()
+
+    def _give_up_looks(self, error: EdgeBundleError) -> None:
+        for _, asked in self._looks:
+            if not asked.done():
+                asked.set_result(error)
+        self._looks.clear()
 
     async def _look(self) -> None:
         """Refresh trust, for whoever asked for it first or because it is time."""
@@ -409,6 +419,16 @@ class Coordinator:
                 self._looks.pop(0)
                 if not asked.done():
                     asked.set_result(looked.problem)
+        if self._unlisted_in is not None and self._unlisted_in != self._store.role_versions():
+            self._look_for_it_again()
+
+    def _look_for_it_again(self) -> None:
+        """What is desired was not listed, and newer metadata has come: a cache may have been behind the publisher."""
+        self._unlisted_in = None
+        desired = self._store.snapshot().desired
+        if self._wish is None and desired is not None and not self._store.snapshot().overridden:
+            self._follow(desired)
+            self._changed.set()
 
     async def _next_step(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -438,6 +458,9 @@ class Coordinator:
             self._driver.backoff.reset()
             if outcome.kind == "active":
                 self._restore_at = float("inf")
+            elif outcome.error is not None and outcome.error.reason is Reason.NOT_LISTED:
+                self._unlisted_in = self._store.role_versions()
+                self._watch.hurry()
             # With the wish out of the way, what was found revoked may have to go.
             self._changed.set()
 

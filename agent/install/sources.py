@@ -6,6 +6,7 @@ anything else may come out right another time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -16,6 +17,8 @@ from contract.source import BundleSource
 from contract.source.access import Source, location_of
 from contract.source.directory import PIECE_BYTES
 from contract.source.opening import open_source
+
+log = logging.getLogger("edge_agent.install")
 
 T = TypeVar("T")
 
@@ -62,6 +65,8 @@ class Mirrors:
                 else:
                     refused = refused or error
             else:
+                for each in failed:
+                    log.warning("%s; another source is used", each.message)
                 self._locations.remove(location)
                 self._locations.insert(0, location)
                 return result

@@ -94,6 +94,10 @@ class Watch:
         share = random.uniform(0.0 if first else 0.9, 1.0)  # noqa: S311 spreading needs no secrecy
         return share * (min(period, FIRST_REFRESH_SECONDS) if first else period)
 
+    def hurry(self) -> None:
+        """Look soon, once: something was not listed that may have been published a moment ago."""
+        self.due = min(self.due, self._clock() + min(self._period(), self._settings.retry_longest_seconds))
+
     @property
     def reasons(self) -> list[str]:
         """Why there are warnings, each once."""

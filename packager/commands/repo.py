@@ -18,12 +18,15 @@ from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, T
 from contract.errors import UsageError
 from contract.layout import ROLES
 from contract.names import parse_reference
+from contract.source.access import Source, SourceSettings, source_faults
 from contract.source.opening import open_source
 from contract.trust.signing import SigningKey
 from packager.repository import Outcome, Repository, report
 from packager.repository.keyring import KeyRing, read_public_key
 
 PASSPHRASE_VARIABLE = "EDGE_REPO_PASSPHRASE"  # noqa: S105 - the name of a variable, not a passphrase
+
+_SOURCE_OPTIONS = ("proxy", "ca", "cert", "key", "token_file", "username", "password_file")
 
 _EXAMPLES = """\
 examples:
@@ -92,6 +95,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     made = action("import", _import, "take an .edgebundle file or another repository into this mirror", keys=False)
     made.add_argument("source", metavar="FILE|DIR|URL")
     made.add_argument("--root", type=Path, metavar="ROOT_JSON", help="what an empty mirror shall trust")
+    made.add_argument("--proxy", metavar="URL", help="http://HOST:PORT, or direct (default: the environment's)")
+    made.add_argument("--ca", metavar="PEM", help="authorities that may sign the server's certificate")
+    made.add_argument("--cert", metavar="PEM", help="our own certificate")
+    made.add_argument("--key", metavar="PEM", help="the key of --cert")
+    made.add_argument("--token-file", metavar="FILE", help="a bearer token for the server")
+    made.add_argument("--username", metavar="U", help="for the server, with --password-file")
+    made.add_argument("--password-file", metavar="FILE")
     action("show", _show, "who signed what, and what expires when", keys=False)
     action("verify", _verify, "check everything that a device would check", keys=False)
 
@@ -236,13 +246,26 @@ def _import(arguments: argparse.Namespace) -> int:
     root = arguments.root.read_bytes() if arguments.root is not None and arguments.root.is_file() else None
     if arguments.root is not None and root is None:
         raise UsageError(f"{arguments.root} is not a file")
-    source = open_source(arguments.source)
+    source = open_source(_source(arguments))
     try:
         with _counted(arguments, "receiving") as on_bytes:
             received = _without_keys(arguments).receive(source, root, on_bytes)
     finally:
         source.close()
     return _say(arguments, f"received {', '.join(received) or 'no bundle, only metadata'}", received=received)
+
+
+def _source(arguments: argparse.Namespace) -> Source:
+    """Where to receive from, and as whom.
+
+    Raises:
+        UsageError: the options do not go together, or a file cannot be read.
+    """
+    given = {name: getattr(arguments, name) for name in _SOURCE_OPTIONS if getattr(arguments, name) is not None}
+    source = SourceSettings(arguments.source, **given) if given else arguments.source
+    for fault in source_faults(source):
+        raise UsageError(fault.message)
+    return source
 
 
 def _show(arguments: argparse.Namespace) -> int:

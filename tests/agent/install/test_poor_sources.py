@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
 from agent.install.delivery import run_installer
+from contract.durable import Disk
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable
 from contract.reasons import Reason
+from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
-from tests.agent.install.stage import desired
-from tests.agent.install.test_coordinator import active, stage_for
+from tests.agent.install.stage import Stage, desired
+from tests.agent.install.test_coordinator import SETTINGS, active, stage_for
 from tests.contract.source.servers import WRONGS, answer, serve, troubled
 
 PLACES = ("metadata", "manifests", "objects")
@@ -134,11 +137,48 @@ async def test_a_server_that_asks_to_be_left_alone_is(market: Market, device: De
     assert reported.error.message.endswith("; retrying in 2 min")
 
 
-async def test_a_source_that_lies_is_passed_over_for_one_that_does_not(market: Market, device: Device) -> None:
+async def test_what_a_cache_has_not_yet_is_looked_for_again(market: Market, device: Device, tmp_path: Path) -> None:
+    """Published a moment ago, and the device is served what was valid before."""
+    market.publish("1.0.0")
+    stale = shutil.copytree(market.location, tmp_path / "stale")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    fresh = Path(market.location)
+    stage = stage_for(market, device)
+    stage.sources = {"main": str(stale)}
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.1.0"))
+        reported = await stage.until(lambda each: each.error is not None and each.phase == "IDLE")
+        assert reported.error is not None
+        assert reported.error.reason == Reason.NOT_LISTED
+        assert reported.error.retry_in_seconds is UNSET
+        shutil.rmtree(stale)
+        fresh.rename(stale)
+        await stage.until(active("1.1.0"))
+    stale.rename(fresh)
+
+
+async def test_a_device_that_trusts_nobody_yet_begins_when_it_is_provisioned(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    stage = Stage(device.directory, {"main": market.location}, SETTINGS)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        reported = await stage.until(lambda each: each.error is not None and each.phase == "IDLE")
+        assert reported.error is not None
+        assert reported.error.reason == Reason.TRUST_STATE_LOST
+        assert reported.error.retry_in_seconds is not UNSET
+        TrustStore(device.directory.trust, Disk()).provision(market.root_json.read_bytes(), device.state())
+        await stage.until(active("1.0.0"))
+
+
+async def test_a_source_that_lies_is_passed_over_for_one_that_does_not(
+    market: Market, device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
     market.publish("1.0.0")
     lying = troubled({place: [WRONGS["one byte"]] * 1000 for place in PLACES})
     with serve(Path(market.location), lying) as first, serve(Path(market.location)) as second:
         device.install(market.job(device.directory.root, "1.0.0", sources=[first, second]))
+    told = [record.message for record in caplog.records]
+    assert any(first.removeprefix("http://") in text and text.endswith("; another source is used") for text in told)
 
 
 def test_what_is_signed_and_refused_is_final_from_every_source(market: Market, device: Device) -> None:

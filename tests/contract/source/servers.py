@@ -259,6 +259,7 @@ LOGIN = b"<!DOCTYPE html><html><head><title>Welcome to Free WiFi</title></head><
 
 WRONGS: dict[str, Wrong] = {
     "portal": answer(200, LOGIN, Content_Type="text/html"),
+    "long page": answer(200, LOGIN * 50_000, Content_Type="text/html"),
     "empty": answer(200, b""),
     "other bytes": changed(lambda right: bytes(byte ^ 1 for byte in right)),
     "one byte": changed(lambda right: right[:-1] + bytes([right[-1] ^ 1])),

@@ -10,6 +10,7 @@ import pytest
 from contract.command_line import main
 from contract.source.opening import open_source
 from packager.cli import COMMANDS
+from tests.contract.source.servers import RangeHandler, make_certificate, serve, server_tls
 from tests.contract.trust.samples import make_bundle
 
 
@@ -112,3 +113,38 @@ def test_long_work_counts_its_bytes_where_somebody_looks(
         assert "MB" in capsys.readouterr().err
     assert repo("verify", "--json") == 0
     assert capsys.readouterr().err == ""
+
+
+def test_a_mirror_is_filled_from_a_server_that_wants_a_token(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_bundle(here / "build")
+    assert repo("init") == 0
+    assert repo("publish", "build") == 0
+    asked: list[str | None] = []
+
+    class Recording(RangeHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            super().do_GET()
+
+    Path("token").write_text("tok-1\n")
+    certificate = make_certificate(here, "localhost")
+    with serve(here / "repository", Recording, server_tls(certificate)) as url:
+        order = (
+            "import",
+            url,
+            "--repo",
+            "mirror",
+            "--root",
+            "repository/metadata/1.root.json",
+            "--ca",
+            str(certificate),
+        )
+        assert repo(*order, "--token-file", "token") == 0
+    assert set(asked) == {"Bearer tok-1"}
+    assert "received demo@1.0.0" in capsys.readouterr().out
+    assert repo("import", "https://x/y?sig=5ecret", "--repo", "mirror") == 2
+    assert repo("import", "demo.edgebundle", "--repo", "mirror", "--token-file", "token") == 2
+    said = capsys.readouterr().err
+    assert "opens a single file" in said
+    assert "needs an http(s) URL" in said
+    assert "5ecret" not in said
