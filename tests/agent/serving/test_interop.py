@@ -162,3 +162,19 @@ def test_desired_documents_reach_the_installation(make_device: MakeDevice, clien
     device.until(lambda: device.desired == [b'{"kept": true}'])
     client.publish(f"edge/v1/d/{client.device}/desired", b"", retain=True)
     device.until(lambda: device.desired[-1] == b"")
+
+
+def test_the_brokers_copy_of_a_desired_document_is_told_from_one_that_is_published_again(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    """Who publishes it again wants it tried now; a reconnection says nothing of the kind."""
+    seen: list[tuple[bytes, bool]] = []
+    client.publish(f"edge/v1/d/{client.device}/desired", b'{"kept": true}', retain=True)
+    device = make_device()
+    device.on_desired = lambda payload, retained: seen.append((payload, retained))
+    device.start()
+    device.until(lambda: seen == [(b'{"kept": true}', True)])
+    client.publish(f"edge/v1/d/{client.device}/desired", b'{"kept": true}', retain=True)
+    device.until(lambda: seen[1:] == [(b'{"kept": true}', False)])
+    client.publish(f"edge/v1/d/{client.device}/desired", b"", retain=True)
+    device.until(lambda: len(seen) == 3)
