@@ -170,7 +170,7 @@ class Service:
             on_reported=self._gateway.reported,
             on_event=self._gateway.event,
             disk=disk,
-            deriver=Deriving(self._directory, disk, quota_bytes=config.install.quota_bytes),
+            deriver=Deriving(self._directory, disk, config.worker, quota_bytes=config.install.quota_bytes),
         )
         self._control = ControlServer(
             self._directory,

@@ -16,7 +16,7 @@ from agent.commands.place import Place, add_place, existing_place, print_table, 
 from agent.commands.verify import faults_of
 from agent.diagnosis.measuring import Measurement, measure
 from agent.diagnosis.state import is_running
-from agent.install.deriving import cpu_id, is_sound
+from agent.install.deriving import cpu_id, sound_weights
 from agent.install.inspection import read_manifest
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.opening import open_to_read
@@ -120,7 +120,7 @@ def _measure(place: Place, where: str, bundle: InstalledBundle, arguments: argpa
         WorkerProcess.start,
         place.worker,
         directory,
-        derived=derived if is_sound(derived) else None,
+        derived=sound_weights(derived),
         tokens=arguments.tokens,
         rounds=arguments.rounds,
         on_round=_progress(bundle.reference),

@@ -124,15 +124,18 @@ def collect_bundles(
     return removed
 
 
-def collect_derived(state: InstallationState, directory: StateDirectory, disk: Disk) -> None:
-    """Remove the prepacked weights of every bundle but the active one: they are made anew when it is served again.
+def collect_derived(
+    state: InstallationState, directory: StateDirectory, disk: Disk, *, kept: Collection[Digest] = ()
+) -> None:
+    """Remove the prepacked weights of all bundles but the active one and ``kept``; they are made anew when one is to be
+    served again.
 
     Raises:
         StoreBroken, StoreFull.
     """
     active = state.snapshot().active
     for path in _children(directory.derived):
-        if path.name != active:
+        if path.name != active and path.name not in kept:
             disk.remove(path)
 
 

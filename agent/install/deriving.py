@@ -3,6 +3,10 @@
 They lie in ``derived/<manifest-sha256>/<cpu-id>/``, apart from what was signed, and go with their bundle. Another
 processor or another runtime has another id, so what was made for the old one is made anew and the old one removed.
 Nothing depends on them: without room or memory, or when making them fails, the model is loaded from the bundle itself.
+
+Only what a worker maps is made or kept. Where the batched engine does not serve a bundle (``[worker] engine``,
+adapters, a graph that it declines) there is none; where its self-test declines this processor, that is found out before
+anything is written, and remembered as a record without files until processor, runtime or settings change.
 """
 
 from __future__ import annotations
@@ -21,12 +25,16 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from agent.engine.batched.graph import read_decoder
 from agent.engine.config import read_config
+from agent.engine.native import Declined
 from agent.host import disk_available, installed_version
 from agent.install.collection import used_bytes
 from agent.install.ports import SealedBundle
 from agent.memory import available_memory
 from agent.state.layout import StateDirectory
+from agent.worker.prepacking import DECLINED
+from agent.worker.settings import WorkerSettings, usable_threads
 from contract.durable import Disk
 from contract.errors import EdgeBundleError, EngineFailed
 
@@ -44,6 +52,8 @@ SPARE_BYTES = 256 << 20
 MEMORY_GROWTH = 2
 """Making them was measured to take 1.8 times the bytes of the weights, in memory that nobody shares."""
 
+ADAPTERS = "it is served with adapters, which another engine switches between"
+
 SECONDS = 900.0
 """Making them takes about as long as loading the model."""
 
@@ -55,11 +65,23 @@ class Deriver(Protocol):
         """Where they lie, verified, or None when there are none; never raises an error of ours."""
         ...
 
+    def discard(self, bundle: SealedBundle, why: str) -> None:
+        """Give back the room of what no worker maps any more. Raises StoreBroken, StoreFull."""
+        ...
+
 
 class DerivedFile(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     size: int
     sha256: str
+
+
+class Derived(Struct, frozen=True, forbid_unknown_fields=True):
+    """What was made for workers of this mode; without files, ``declined`` says why no worker would use any."""
+
+    reproducible: bool
+    files: list[DerivedFile] = []
+    declined: str = ""
 
 
 def cpu_id() -> str:
@@ -76,12 +98,15 @@ def cpu_id() -> str:
 
 
 class Deriving:
-    """``quota_bytes`` 0: as much as the disk has. ``identity`` names the processor and the runtime."""
+    """For workers of these settings. ``quota_bytes`` 0: as much as the disk has. ``identity`` names the processor and
+    the runtime.
+    """
 
     def __init__(
         self,
         directory: StateDirectory,
         disk: Disk,
+        worker: WorkerSettings | None = None,
         *,
         quota_bytes: int = 0,
         spare_bytes: int = SPARE_BYTES,
@@ -89,6 +114,7 @@ class Deriving:
     ) -> None:
         self._directory = directory
         self._disk = disk
+        self._worker = worker or WorkerSettings()
         self._quota = quota_bytes
         self._spare = spare_bytes
         self._identity = identity or cpu_id()
@@ -96,17 +122,42 @@ class Deriving:
     async def __call__(self, bundle: SealedBundle) -> Path | None:
         place = self._directory.derived_of(bundle.digest) / self._identity
         try:
-            if await asyncio.to_thread(is_sound, place):
-                return place
-            await asyncio.to_thread(self._clear, place.parent)
-            graph = await asyncio.to_thread(self._find_graph, bundle)
-            if graph is None:
+            if (why := await asyncio.to_thread(self._unused, bundle)) is not None:
+                await asyncio.to_thread(self.discard, bundle, why)
                 return None
-            await self._make(graph, place)
+            record = await asyncio.to_thread(sound_record, place)
+            if record is not None and record.reproducible == self._worker.reproducible:
+                return place if record.files else None
+            await asyncio.to_thread(self._clear, place.parent)
+            if not await asyncio.to_thread(self._has_room, bundle):
+                return None
+            return await self._make(bundle, place)
         except (EdgeBundleError, OSError) as error:
             log.warning("no prepacked weights for %s: %s", bundle.manifest.reference, error)
             return None
-        return place
+
+    def discard(self, bundle: SealedBundle, why: str) -> None:
+        """Give back the room of what no worker maps any more.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        derived = self._directory.derived_of(bundle.digest)
+        if derived.exists():
+            log.info("the prepacked weights of %s are removed: %s", bundle.manifest.reference, why)
+            self._clear(derived)
+
+    def _unused(self, bundle: SealedBundle) -> str | None:
+        """Why no worker would map any, as far as that is known without loading the model."""
+        if self._worker.engine == "genai":
+            return "the genai engine was asked for"
+        if bundle.adapters:
+            return ADAPTERS
+        try:
+            read_decoder(bundle.directory, read_config(bundle.directory))
+        except Declined as declined:
+            return str(declined)
+        return None
 
     def _clear(self, derived: Path) -> None:
         """Give back the room of what was made for another processor or runtime, is damaged, or was never finished:
@@ -115,51 +166,55 @@ class Deriving:
         if derived.exists():
             self._disk.remove(derived)
 
-    def _find_graph(self, bundle: SealedBundle) -> Path | None:
-        """The one graph of the bundle, if prepacking it makes sense and there is room for the result."""
-        facts = read_config(bundle.directory)
-        if facts.graphs != (facts.filename,) or facts.provider != "cpu":
-            return None
+    def _has_room(self, bundle: SealedBundle) -> bool:
+        """Whether they can be made, and there is room for the result."""
         weights = sum(entry.size for entry in bundle.manifest.files if entry.role == "model")
         if MEMORY_GROWTH * weights > available_memory():
             log.info("no memory to make prepacked weights of %s in", bundle.manifest.reference)
-            return None
+            return False
         needed = GROWTH * weights
         if needed + self._spare > disk_available(self._directory.root):
             log.info("no room for prepacked weights of %s", bundle.manifest.reference)
-            return None
+            return False
         if self._quota and used_bytes(self._directory) + needed > self._quota:
             log.info("the quota has no room for prepacked weights of %s", bundle.manifest.reference)
-            return None
-        return bundle.directory / facts.filename
+            return False
+        return True
 
-    async def _make(self, graph: Path, place: Path) -> None:
+    async def _make(self, bundle: SealedBundle, place: Path) -> Path | None:
         making = place.with_name(f".{place.name}.making")
         await asyncio.to_thread(self._disk.make_directory, making)
+        declined = ""
         try:
-            await _run(graph, making)
-            await asyncio.to_thread(self._seal, making, place)
+            try:
+                await _run(bundle.directory, making, self._worker)
+            except Declined as found:
+                declined = str(found)
+                log.info("no prepacked weights of %s, since none would be used: %s", bundle.manifest.reference, found)
+            await asyncio.to_thread(self._seal, making, place, declined)
         except BaseException:
             # The next attempt removes it otherwise; a wish that was withdrawn stays withdrawn.
             with contextlib.suppress(EdgeBundleError):
                 self._disk.remove(making)
             raise
+        return None if declined else place
 
-    def _seal(self, making: Path, place: Path) -> None:
+    def _seal(self, making: Path, place: Path, declined: str) -> None:
         files = []
         for path in sorted(making.iterdir()):
             files.append(DerivedFile(path.name, path.stat().st_size, _digest(path)))
             self._disk.set_mode(path, 0o444)
-        self._disk.write_file(making / RECORD_FILE, msgspec.json.encode(files), 0o444)
+        record = Derived(self._worker.reproducible, files, declined)
+        self._disk.write_file(making / RECORD_FILE, msgspec.json.encode(record), 0o444)
         self._disk.rename(making, place)
         self._disk.set_mode(place, 0o555)
 
 
-async def _run(graph: Path, target: Path) -> None:
+async def _run(bundle_dir: Path, target: Path, worker: WorkerSettings) -> None:
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
-        str(graph),
-        str(target),
+        *(str(bundle_dir), str(target), "--threads", str(usable_threads(worker))),
+        *(["--reproducible"] if worker.reproducible else []),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -176,20 +231,34 @@ async def _run(graph: Path, target: Path) -> None:
             await process.wait()
     if process.returncode != 0:
         words = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
+        if process.returncode == DECLINED:
+            raise Declined(words[0][:300])
         raise EngineFailed(f"prepacking ended with status {process.returncode}: {words[0][:300]}")
 
 
 def is_sound(place: Path) -> bool:
     """Whether ``place`` holds exactly what its record says, every byte read; anything else is as good as absent."""
+    return sound_record(place) is not None
+
+
+def sound_weights(place: Path) -> Path | None:
+    """``place``, if it is sound and has weights in it."""
+    record = sound_record(place)
+    return place if record is not None and record.files else None
+
+
+def sound_record(place: Path) -> Derived | None:
+    """The record of ``place``, if that holds exactly what it says, every byte read."""
     try:
-        files = msgspec.json.decode((place / RECORD_FILE).read_bytes(), type=list[DerivedFile])
+        record = msgspec.json.decode((place / RECORD_FILE).read_bytes(), type=Derived)
         names = {path.name for path in place.iterdir()} - {RECORD_FILE}
-        return names == {file.name for file in files} and all(
+        sound = names == {file.name for file in record.files} and all(
             (place / file.name).lstat().st_size == file.size and _digest(place / file.name) == file.sha256
-            for file in files
+            for file in record.files
         )
     except (OSError, msgspec.MsgspecError):
-        return False
+        return None
+    return record if sound else None
 
 
 def _digest(path: Path) -> str:

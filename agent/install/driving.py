@@ -158,6 +158,7 @@ class Driver:
         try:
             # What was being removed when the power went; bytes on their way stay.
             collect_strays(self._store, self._directory, self._disk, parts_kept=None)
+            self._collect_derived()
         except EdgeBundleError as error:
             log.warning("strays could not be removed: %s", error.message)
 
@@ -492,6 +493,14 @@ class Driver:
                 protected=() if self._spared is None else (self._spared,),
             )
             collect_strays(self._store, self._directory, self._disk, parts_kept=())
+            self._collect_derived()
         except EdgeBundleError as error:
             # Tidying up failed; what is active is not affected, and the next installation tries again.
             log.warning("old bundles could not be removed: %s", error.message)
+
+    def _collect_derived(self) -> None:
+        """Remove prepacked weights that no worker maps: a bundle that is gone back to by hand gets its own anew."""
+        serving = self._serving.bundle
+        serves = () if serving is None else (serving.digest,)
+        collect_derived(self._store, self._directory, self._disk, kept=serves)
+        self._restoring.tidy()

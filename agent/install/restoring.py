@@ -9,7 +9,7 @@ import logging
 import msgspec
 
 from agent.install.adapters import check_has_base, with_adapters, with_candidate
-from agent.install.deriving import Deriver
+from agent.install.deriving import ADAPTERS, Deriver
 from agent.install.inspection import inspect_bundle
 from agent.install.loading import mark_tree
 from agent.install.ports import SealedBundle, Serving
@@ -76,7 +76,18 @@ class Restoring:
         active = self._serving.bundle
         check_has_base(sealed.manifest, None if active is None else active.digest)
         assert active is not None
-        return with_candidate(active, sealed)
+        # Another engine switches between adapters, and maps no prepacked weights.
+        return msgspec.structs.replace(with_candidate(active, sealed), derived=None, derived_marks=None)
+
+    def tidy(self) -> None:
+        """Remove prepacked weights of what serves, if it has come to be served by an engine that maps none.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        serving = self._serving.bundle
+        if serving is not None and serving.adapters and self._deriver is not None:
+            self._deriver.discard(serving, ADAPTERS)
 
     async def _with_derived(self, sealed: SealedBundle) -> SealedBundle:
         """The bundle with its prepacked weights, verified or made now, where there can be any."""

@@ -1,22 +1,46 @@
-"""Writes a model's weights as this processor's kernels want them: ``python -m agent.worker.prepacking GRAPH DIR``.
+"""Writes a model's weights as this processor's kernels want them: ``python -m agent.worker.prepacking BUNDLE DIR``.
 
 A runtime that loads a plain model copies every weight into a layout of its own, in memory that nobody shares. Done
 once and kept on disk, the pages are mapped instead: shared between workers, and given up under pressure. It is native
 code reading foreign weights, so it runs in a process of its own that can write into ``DIR`` and nowhere else.
+
+The batched engine alone maps them, and whether it serves is decided by its self-test on this processor. So that is run
+first: where it declines nothing is written, and the process says why and ends with :data:`DECLINED`.
 """
 
 from __future__ import annotations
 
+import argparse
+import gc
 import os
 import sys
 from pathlib import Path
 
+from agent.engine.config import read_config
+from agent.engine.native import Declined
 from agent.priority import WEAKEST, give_way, go_first
 from agent.worker.isolation import isolate
-from agent.worker.process import end_with_parent
+from agent.worker.process import end_with_parent, release_freed_memory
+from contract.errors import EdgeBundleError
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+
+DECLINED = 10
+"""Exit status: no worker would use them; the reason is on standard error."""
+
+
+def prove(bundle: Path, threads: int, reproducible: bool) -> None:
+    """Load the bundle as a worker would, and give everything back.
+
+    Raises:
+        Declined: the batched engine does not serve it here. EngineFailed: it does not load.
+    """
+    from agent.engine.batched.engine import BatchedEngine
+
+    BatchedEngine(bundle, threads=threads, reproducible=reproducible).release()
+    gc.collect()
+    release_freed_memory()
 
 
 def prepack(graph: Path, target: Path) -> None:
@@ -34,13 +58,26 @@ def prepack(graph: Path, target: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Entry of the process."""
-    graph, target = map(Path, arguments)
+    parser = argparse.ArgumentParser(prog="agent.worker.prepacking", description="prepacked weights of one model")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--threads", type=int, default=1, help="as a worker gets them")
+    parser.add_argument("--reproducible", action="store_true", help="as a worker is asked to be")
+    given = parser.parse_args(arguments)
     end_with_parent()
     give_way(WEAKEST)  # somebody may be answering meanwhile
     go_first()
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    isolate([graph.parent.resolve()], writable=[target.resolve()])
-    prepack(graph, target)
+    isolate([given.bundle.resolve()], writable=[given.target.resolve()])
+    try:
+        prove(given.bundle, given.threads, given.reproducible)
+        prepack(given.bundle / read_config(given.bundle).filename, given.target)
+    except Declined as declined:
+        print(declined, file=sys.stderr)
+        return DECLINED
+    except EdgeBundleError as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_status
     return 0
 
 

@@ -41,10 +41,10 @@ def settles(command: Sequence[str], niceness: int, to_go: int, given: int | sock
 
 
 def test_making_prepacked_weights_gives_way_to_everything(tmp_path: Path) -> None:
-    # It waits for somebody to write the graph.
-    os.mkfifo(tmp_path / "model.onnx")
+    # It waits for somebody to write the bundle's configuration.
+    os.mkfifo(tmp_path / "genai_config.json")
     (tmp_path / "derived").mkdir()
-    assert settles([*PREPACKING, str(tmp_path / "model.onnx"), str(tmp_path / "derived")], WEAKEST, FIRST_TO_GO)
+    assert settles([*PREPACKING, str(tmp_path), str(tmp_path / "derived")], WEAKEST, FIRST_TO_GO)
 
 
 def test_an_installer_gives_way_to_what_answers() -> None:

@@ -92,7 +92,11 @@ def at_the_end(scenario: Scenario, life: Life, missing: int) -> Iterator[str]:
         for made in _children(path):
             if made.name != CPU or not is_sound(made):
                 yield f"unsound {made.name} derived for {path.name[:12]}"
-    if not (directory.derived_of(active.digest) / CPU).is_dir():
+    derived = (directory.derived_of(active.digest) / CPU).is_dir()
+    if state.adapters_of(active.digest):
+        if derived:
+            yield "something is derived for a bundle that is served with adapters, and no worker maps it"
+    elif not derived:
         yield "nothing is derived for the active bundle"
     for path in _children(directory.trust):
         if path.name != "trusted.json":

@@ -12,6 +12,7 @@ import msgspec
 
 from agent.engine.stepping import CanaryScore, Facts, Generation
 from agent.install.coordinator import Coordinator
+from agent.install.deriving import Deriver
 from agent.install.installer import run_job
 from agent.install.job import Job, Line
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
@@ -172,6 +173,7 @@ class Stage:
         self.serving = StandInServing()
         self.workers = StandInWorkers()
         self.installer: Any = install_in_thread
+        self.deriver: Deriver | None = None
         self.reported: list[Reported] = []
         self.events: list[tuple[EventType, dict[str, Any]]] = []
         self.news = asyncio.Event()
@@ -192,6 +194,7 @@ class Stage:
             on_reported=self._hear,
             on_event=lambda kind, detail: self.events.append((kind, detail)),
             installer=self.installer,
+            deriver=self.deriver,
         )
         await coordinator.start_active()
         running = asyncio.create_task(coordinator.run())

@@ -12,6 +12,7 @@ import pytest
 from agent.commands.place import Place
 from agent.commands.verify import faults_of
 from agent.install.coordinator import Coordinator
+from agent.install.deriving import Deriving
 from agent.install.overview import bundle_lines
 from agent.install.settings import InstallSettings
 from agent.worker.settings import WorkerSettings
@@ -114,6 +115,25 @@ async def test_adapters_join_their_base_one_after_the_other_and_come_back_after_
     shop.stage.workers = WorkerProcess.start  # type: ignore[assignment]
     async with shop.agent():
         assert shop.served == [BASE, "one@1.0.0", "two@1.0.0"]
+
+
+async def test_prepacked_weights_go_when_an_adapter_has_another_engine_serve(shop: Shop) -> None:
+    shop.stage.deriver = Deriving(shop.device.directory, Disk(), spare_bytes=0)
+
+    def made() -> list[Path]:
+        return [path for path in shop.device.directory.derived.rglob("*") if path.is_file()]
+
+    async with shop.agent() as coordinator:
+        await shop.want(coordinator, BASE)
+        assert made()
+        await shop.want(coordinator, "one@1.0.0")
+        assert shop.served == [BASE, "one@1.0.0"]
+        assert not made()
+    shop.stage.restart()
+    shop.stage.workers = WorkerProcess.start  # type: ignore[assignment]
+    async with shop.agent():
+        assert shop.served == [BASE, "one@1.0.0"]
+        assert not made()
 
 
 async def test_without_its_base_it_is_refused_before_a_byte_is_fetched(shop: Shop) -> None:

@@ -13,12 +13,14 @@ import pytest
 from msgspec import UNSET
 
 from agent.install import trial
+from agent.install.deriving import Deriving
 from agent.install.job import Job, Line, Reached, Resolved
 from agent.install.machine import Event, State
 from agent.install.ports import ServingCounters, Speed
 from agent.install.settings import InstallSettings
 from agent.install.wishes import Wish
 from agent.state.installation import Failure
+from contract.durable import Disk
 from contract.errors import SourceUnavailable
 from contract.mqtt.messages import BundleReference, Reported
 from contract.reasons import Reason
@@ -32,7 +34,6 @@ SETTINGS = InstallSettings(probation_seconds=0, retry_first_seconds=0.01, retry_
 
 def stage_for(market: Market, device: Device, **settings: Any) -> Stage:
     stage = Stage(device.directory, {"main": market.location}, msgspec.structs.replace(SETTINGS, **settings))
-    from contract.durable import Disk
     from contract.trust.store import TrustStore
 
     TrustStore(device.directory.trust, Disk()).provision(market.root_json.read_bytes(), device.state())
@@ -76,6 +77,26 @@ async def test_an_update_keeps_the_bundle_before_it_and_no_other(market: Market,
     assert reported.previous.version == "1.1.0"
     assert len(device.names(lambda place: place.bundles)) == 2
     assert device.names(lambda place: place.inbox) == []
+
+
+async def test_only_what_serves_keeps_prepacked_weights(market: Market, device: Device) -> None:
+    """Until the commit the predecessor's stay: it may have to serve again at once."""
+    for version in ("1.0.0", "1.1.0"):
+        market.publish(version)
+    stage = stage_for(market, device)
+    stage.deriver = Deriving(device.directory, Disk(), spare_bytes=0)
+    async with stage.agent() as coordinator:
+        for version in ("1.0.0", "1.1.0"):
+            coordinator.desire(desired(version))
+            reported = await stage.until(active(version))
+    assert reported.active is not None and reported.previous is not None
+    assert device.names(lambda place: place.bundles) == sorted([reported.active.digest, reported.previous.digest])
+    assert device.names(lambda place: place.derived) == [reported.active.digest]
+    stage.restart()
+    async with stage.agent():
+        assert stage.serving.bundle is not None
+        assert stage.serving.bundle.derived is not None
+    assert device.names(lambda place: place.derived) == [reported.active.digest]
 
 
 async def test_the_retained_document_again_changes_nothing(market: Market, device: Device) -> None:

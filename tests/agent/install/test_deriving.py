@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.commands.place import Place
@@ -16,7 +17,7 @@ from agent.engine.config import read_config
 from agent.engine.memory import RESERVE
 from agent.engine.stepping import FinishEvent, Generation, TokenEvent
 from agent.install.collection import collect_bundles
-from agent.install.deriving import MEMORY_GROWTH, RECORD_FILE, Deriving, cpu_id, is_sound
+from agent.install.deriving import MEMORY_GROWTH, RECORD_FILE, Deriving, cpu_id, is_sound, sound_weights
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
 from agent.memory import mapped_bytes
@@ -25,6 +26,7 @@ from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
+from tests.neighbours import LITTLE, MUCH, make_neighbourly
 
 
 def install(market: Market, device: Device) -> SealedBundle:
@@ -143,14 +145,81 @@ async def test_mapped_weights_are_no_room_for_keys_and_values(
     assert 0 < mapped <= (place / "model.onnx.data").stat().st_size
 
 
-async def test_a_graph_that_cannot_be_prepacked_leaves_nothing(market: Market, device: Device) -> None:
+@pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
+async def test_a_model_that_cannot_be_prepacked_leaves_nothing(market: Market, device: Device, file: str) -> None:
     bundle = install(market, device)
     bundle.directory.chmod(0o755)
-    graph = bundle.directory / "model.onnx"
-    graph.chmod(0o644)
-    graph.write_bytes(b"\x08\x07junk")
+    victim = bundle.directory / file
+    victim.chmod(0o644)
+    victim.write_bytes(b"\x08\x07junk")
     assert await Deriving(device.directory, Disk(), spare_bytes=0)(bundle) is None
-    assert list(device.directory.derived_of(bundle.digest).iterdir()) == []
+    assert files_below(device.directory.derived) == []
+
+
+def files_below(place: Path) -> list[str]:
+    return sorted(path.name for path in place.rglob("*") if path.is_file())
+
+
+def with_graph(bundle: SealedBundle, place: Path, share: float) -> SealedBundle:
+    """The bundle with a graph that batches only as far as ``share`` lets it."""
+    return msgspec.structs.replace(bundle, directory=make_neighbourly(bundle.directory, place, share))
+
+
+async def test_where_another_engine_is_asked_for_none_is_made_and_what_was_made_goes(
+    market: Market, device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = install(market, device)
+    genai = Deriving(device.directory, Disk(), WorkerSettings(engine="genai"), spare_bytes=0)
+    assert await genai(bundle) is None
+    assert files_below(device.directory.derived) == []
+    assert await Deriving(device.directory, Disk(), spare_bytes=0)(bundle) is not None
+    assert files_below(device.directory.derived) != []
+    with caplog.at_level("INFO"):
+        assert await genai(bundle) is None
+    assert files_below(device.directory.derived) == []
+    assert "are removed: the genai engine was asked for" in caplog.text
+
+
+async def test_with_adapters_there_are_none_and_what_was_made_goes(market: Market, device: Device) -> None:
+    bundle = install(market, device)
+    deriving = Deriving(device.directory, Disk(), spare_bytes=0)
+    assert await deriving(bundle) is not None
+    assert await deriving(msgspec.structs.replace(bundle, adapters=(bundle,))) is None
+    assert files_below(device.directory.derived) == []
+
+
+async def test_where_the_self_test_declines_nothing_is_written_and_that_is_remembered(
+    market: Market, device: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = with_graph(install(market, device), tmp_path / "odd", MUCH)
+    deriving = Deriving(device.directory, Disk(), spare_bytes=0)
+    with caplog.at_level("INFO"):
+        assert await deriving(bundle) is None
+    assert "none would be used: requests in one batch change each other here" in caplog.text
+    assert files_below(device.directory.derived) == [RECORD_FILE]
+    place = device.directory.derived_of(bundle.digest) / cpu_id()
+    before = tree(place)
+    assert await deriving(bundle) is None
+    assert tree(place) == before, "asked once, not at every start"
+    assert is_sound(place), "and no fault for verify to find"
+    assert sound_weights(place) is None, "but nothing to map"
+    engine = open_engine(bundle.directory, threads=1, derived_dir=place)
+    assert engine.facts.engine == "genai"
+    engine.release()
+
+
+async def test_a_mode_in_which_no_worker_maps_them_makes_them_go(
+    market: Market, device: Device, tmp_path: Path
+) -> None:
+    """Rows that round by the batch's size: within the bound as it comes, and not to be had bit for bit."""
+    bundle = with_graph(install(market, device), tmp_path / "odd", LITTLE)
+    strict = Deriving(device.directory, Disk(), WorkerSettings(reproducible=True), spare_bytes=0)
+    assert await Deriving(device.directory, Disk(), spare_bytes=0)(bundle) is not None
+    assert "model.onnx.data" in files_below(device.directory.derived)
+    assert await strict(bundle) is None
+    assert files_below(device.directory.derived) == [RECORD_FILE]
+    assert await Deriving(device.directory, Disk(), spare_bytes=0)(bundle) is not None
+    assert "model.onnx.data" in files_below(device.directory.derived)
 
 
 async def test_they_go_with_their_bundle(market: Market, device: Device) -> None:
