@@ -29,7 +29,7 @@ from agent.install.wishes import Wish, rollback_wish
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.errors import EdgeBundleError, EngineFailed, SourceUnavailable, StoreBroken, UsageError
-from contract.mqtt.messages import BrokerState, EngineInfo, Reported
+from contract.mqtt.messages import BrokerState, EngineInfo, Health, Reported
 from contract.names import check_bundle_name, check_version
 from contract.reasons import Reason
 from contract.source.access import Source, location_of, source_faults
@@ -95,8 +95,10 @@ class ControlServer:
         *,
         engine: Callable[[], EngineInfo | None] = lambda: None,
         broker: Callable[[], BrokerState | None] = lambda: None,
+        health: Callable[[], Health | None] = lambda: None,
     ) -> None:
         self._broker = broker
+        self._health = health
         self._directory = directory
         self._coordinator = coordinator
         self._store = state
@@ -169,9 +171,16 @@ class ControlServer:
             return Ended(
                 error=error.message, reason=error.reason, exit_status=error.exit_status, retry_after=retry_after
             )
-        reported, engine, broker = self._coordinator.reported, self._engine(), self._broker()
         return Ended(
-            overview=survey(self._store, self._directory, reported, running=True, engine=engine, broker=broker)
+            overview=survey(
+                self._store,
+                self._directory,
+                self._coordinator.reported,
+                running=True,
+                engine=self._engine(),
+                broker=self._broker(),
+                health=self._health(),
+            )
         )
 
     async def _carry_out(self, order: Order, uid: int) -> None:

@@ -179,6 +179,7 @@ class Service:
             config.install,
             engine=self._engine,
             broker=lambda: self._gateway.broker,
+            health=self._health,
         )
 
     def _desire(self, payload: bytes, retained: bool) -> None:

@@ -15,10 +15,10 @@ from msgspec import Struct
 from agent.commands.place import Place, add_place, existing_place, print_table, size_text
 from agent.commands.verify import faults_of
 from agent.diagnosis.measuring import Measurement, measure
-from agent.diagnosis.state import is_running
 from agent.install.deriving import cpu_id, sound_weights
 from agent.install.inspection import read_manifest
 from agent.state.installation import InstallationState, InstalledBundle
+from agent.state.lock import is_held
 from agent.state.opening import open_to_read
 from agent.worker.supervision import WorkerProcess
 from contract.errors import UsageError
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("no bundle is active on this device; install or deploy one first")
     if arguments.active_only:
         bundles.pop("previous", None)
-    running = is_running(place.directory)
+    running = is_held(place.directory.lock)
     if running and not arguments.json:
         print("the agent is running: what it does on the same cores counts against these numbers", file=sys.stderr)
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))

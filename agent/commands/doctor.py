@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,8 @@ EXAMPLES = """examples:
   sudo edge-agent doctor --reset-clock-floor       after a clock far in the future was believed; stop the agent first
 
 It changes nothing, may run beside the agent, and sends one message to itself through the broker.
-✓ good   ✗ bad, with the mend below   · worth knowing
+✓ good   ✗ bad, with the mend below   ! a warning: prompts are answered all the same   · worth knowing
+It is bad that prompts are not answered, for whatever reason.
 exit status: 0 nothing is bad, 1 something is
 """
 
@@ -46,8 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"ok": not bad, "findings": msgspec.to_builtins(findings)}))
     else:
-        print(f"\n{bad} of {len(findings)} checks are bad" if bad else f"\nall {len(findings)} checks passed")
+        print(f"\n{summary(findings)}")
     return 1 if bad else 0
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """The last line of the page."""
+    bad, warnings = (sum(each.verdict == verdict for each in findings) for verdict in ("bad", "warning"))
+    said = f"{warnings} warning{'s' if warnings > 1 else ''}; " if warnings else ""
+    if bad:
+        return f"{said}{bad} of {len(findings)} checks are bad"
+    return f"{said}none of {len(findings)} checks is bad" if said else f"all {len(findings)} checks passed"
 
 
 def _print(finding: Finding) -> None:

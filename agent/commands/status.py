@@ -14,7 +14,7 @@ from agent.install.reporting import Reporter
 from agent.install.wishes import revision_of
 from agent.state.installation import InstallationState
 from agent.state.opening import open_to_read
-from contract.mqtt.messages import BrokerState
+from contract.mqtt.messages import BrokerState, Health
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +55,8 @@ def show(overview: Overview) -> None:
     """A table that a person can read."""
     reported = overview.reported
     print(f"agent     {'running' if overview.running else 'not running'}")
+    if overview.health is not None:
+        print(f"health    {health_text(overview.health)}")
     if overview.broker is not None:
         show_broker(overview.broker)
     print(f"phase     {reported.phase}")
@@ -72,8 +74,18 @@ def show(overview: Overview) -> None:
     print(f"disk      {size_text(overview.used_bytes)} used")
     if reported.error is not None:
         print(f"error     {reported.error.message} [{reported.error.reason}]")
+    for warning in [] if reported.warnings is UNSET else reported.warnings:
+        print(f"warning   {warning.message} [{warning.reason}]")
     print()
     show_bundles(overview.bundles)
+
+
+def health_text(health: Health) -> str:
+    """Whether prompts are answered, and how many are."""
+    state = "ready" if health.ready else "not ready"
+    if health.reasons:
+        state += f": {', '.join(health.reasons)}"
+    return f"{state}; {health.active} being answered, {health.queue} waiting"
 
 
 def show_broker(broker: BrokerState) -> None:

@@ -9,12 +9,14 @@ from msgspec import Struct
 
 from contract.errors import EdgeBundleError
 
-Verdict = Literal["ok", "bad", "note"]
-SIGNS: dict[Verdict, str] = {"ok": "✓", "bad": "✗", "note": "·"}
+Verdict = Literal["ok", "bad", "warning", "note"]
+SIGNS: dict[Verdict, str] = {"ok": "✓", "bad": "✗", "warning": "!", "note": "·"}
 
 
 class Finding(Struct, frozen=True):
-    """``note``: neither good nor bad, or not to be found out here. ``mend`` says what to do about a bad one."""
+    """``warning``: prompts are answered all the same; ``note``: neither good nor bad, or not to be found out here.
+    ``mend`` says what to do about it.
+    """
 
     check: str
     verdict: Verdict

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from msgspec import UNSET
+
 from agent.config import AgentConfig, load_config
-from agent.diagnosis import broker, machine, service, state
+from agent.diagnosis import broker, machine, readiness, service, state
 from agent.diagnosis.finding import Finding, examine
+from agent.install.overview import Overview
 from agent.state.layout import StateDirectory
-from contract.errors import ConfigInvalid
+from contract.errors import ConfigInvalid, EdgeBundleError
 
 
 def examine_all(config_path: Path) -> Iterator[Finding]:
@@ -32,12 +35,27 @@ def examine_all(config_path: Path) -> Iterator[Finding]:
 
 def _with(config: AgentConfig) -> Iterator[Finding]:
     place = StateDirectory(config.state_dir)
-    yield from examine("state", lambda: state.directory(place))
+    overview: Overview | None = None
+    try:
+        overview = readiness.ask(place)
+    except EdgeBundleError as error:
+        yield Finding("ready", "bad", error.message, "run this as root or as the agent's account")
+        asked = False
+    else:
+        asked = True
+    told = overview.reported.warnings if overview is not None else UNSET
+    store = "; ".join(each.message for each in ([] if told is UNSET else told) if each.reason in readiness.LASTING)
+    yield from examine("state", lambda: state.directory(place, store or state.unwritable(place)))
     yield from examine("database", lambda: state.database(place))
     yield from examine("clock", lambda: machine.clock(state.clock_floor(place)))
     yield from examine("trust", lambda: state.trust(place))
     yield from examine("bundle", lambda: state.active_bundle(place, config.install))
-    yield from examine("engine", lambda: state.engine(place))
+    yield from examine("warnings", lambda: readiness.warnings(place, overview))
+    yield from examine("installation", lambda: readiness.last_failure(place, overview))
+    if asked:
+        yield from examine("engine", lambda: readiness.engine(overview))
     yield from examine("broker", lambda: broker.round_trip(config.broker, config.topics))
     yield from examine("groups", lambda: broker.group_round_trip(config.broker, config.topics, config.groups))
     yield from examine("connection", lambda: broker.as_the_agent_finds_it(place))
+    if asked:
+        yield from examine("ready", lambda: readiness.ready(place, overview))

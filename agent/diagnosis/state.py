@@ -7,31 +7,32 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from agent import host, memory
-from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
 from agent.state.database import Database, check_not_lost
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.lock import FileLock
+from agent.state.lock import FileLock, is_held
 from agent.state.migrations import MIGRATIONS
 from agent.state.opening import open_to_read
 from contract.durable import Disk
-from contract.errors import StoreBroken
+from contract.errors import BundleRefused, EdgeBundleError
 from contract.manifest import MANIFEST_FILE, parse_manifest
-from contract.reasons import Reason
 
 TRUST_SECONDS = 60.0
+BY_ITSELF = "An agent that runs serves on and needs no restart; edge-agent bundles lists what lies there"
+READ_ONLY = f"dmesg says what is wrong with the disk; check it and mount it for writing. {BY_ITSELF}"
 EXPIRY_WARNING = timedelta(days=14)
 LEAST_FREE_BYTES = 64 << 20
 """state.db, its log and audit.jsonl must always find room."""
 
 
-def directory(place: StateDirectory) -> Finding:
-    """Whether the account that owns it, or this one, can use it."""
+def directory(place: StateDirectory, told: str = "") -> Finding:
+    """Whether the account that owns it, or this one, can use it; ``told``: what the agent that runs here says of it."""
     if not place.root.is_dir():
         return Finding("state", "bad", f"{place.root} does not exist", "edge-agent setup")
     facts = place.root.stat()
@@ -39,26 +40,39 @@ def directory(place: StateDirectory) -> Finding:
         return Finding("state", "bad", f"{place.root} is open to everybody", f"chmod o= {place.root}")
     if os.geteuid() not in (0, facts.st_uid):
         return Finding("state", "note", f"{place.root} belongs to another account (uid {facts.st_uid})", "use sudo")
-    free = host.disk_available(place.root)
-    text = (
-        f"{place.root}, {free / 1e9:.1f} GB free, {'in use by a running agent' if is_running(place) else 'not in use'}"
-    )
-    if free < LEAST_FREE_BYTES:
-        return Finding(
-            "state", "bad", text, "free some space, or set install.quota_bytes; edge-agent bundles lists them"
-        )
-    return Finding("state", "ok", text)
+    used = "in use by a running agent" if is_held(place.lock) else "not in use"
+    text = f"{place.root}, {host.disk_available(place.root) / 1e9:.1f} GB free, {used}"
+    fault, mend = _disk_fault(place.root, told)
+    return Finding("state", "bad", f"{text}: {fault}", mend) if fault else Finding("state", "ok", text)
 
 
-def is_running(place: StateDirectory) -> bool:
-    """Whether an agent holds this state."""
-    if not place.lock.exists():
-        return False
+def unwritable(place: StateDirectory) -> str:
+    """Why the state can only be read; empty where it can be written, or what is wrong with it lies elsewhere."""
+    if not place.database.is_file():
+        return ""
     try:
-        FileLock(place.lock, "an agent").close()
-    except StoreBroken as error:
-        return error.reason is Reason.STATE_LOCKED
-    return False
+        opened = open_to_read(place)
+    except EdgeBundleError:
+        return ""
+    try:
+        return "" if opened.unwritable is None else opened.unwritable.message
+    finally:
+        opened.close()
+
+
+def _disk_fault(root: Path, told: str) -> tuple[str, str]:
+    """What is wrong with the disk and what to do about it; nothing where it can be written."""
+    disk = os.statvfs(root)
+    if disk.f_flag & os.ST_RDONLY:
+        return "the disk can only be read", READ_ONLY
+    if disk.f_files and not disk.f_favail:
+        return "the disk has no inodes left", f"remove files there. {BY_ITSELF}"
+    if (free := host.disk_available(root)) < LEAST_FREE_BYTES:
+        return (
+            f"the disk is full, or soon will be: {free / 1e6:.1f} MB are free",
+            f"free some space, or set install.quota_bytes. {BY_ITSELF}",
+        )
+    return told, READ_ONLY
 
 
 def database(place: StateDirectory) -> Finding:
@@ -84,8 +98,12 @@ def trust(place: StateDirectory) -> list[Finding]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=TRUST_SECONDS, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
+        # Only what is itself wrong is mended by beginning anew, which forgets what must not be accepted again.
+        lost = done.returncode == BundleRefused.exit_status
         mend = "edge-agent trust provision ROOT_JSON --replace, with a root.json that you know is the right one"
-        return [Finding("trust", "bad", said[-1] if said else "it cannot be read", mend)]
+        return [
+            Finding("trust", "bad", said[-1] if said else "it cannot be read", mend if lost else "see the lines above")
+        ]
     roles = json.loads(done.stdout)["roles"]
     return [_expiry(role, facts["version"], datetime.fromisoformat(facts["expires"])) for role, facts in roles.items()]
 
@@ -138,15 +156,6 @@ def active_bundle(place: StateDirectory, settings: InstallSettings) -> Finding:
     if need > total:
         return Finding("bundle", "bad", f"{text}, of {total / 1e6:.0f} MB", "run a smaller model")
     return Finding("bundle", "ok", text)
-
-
-def engine(place: StateDirectory) -> list[Finding]:
-    """Which engine serves and why it is that one; nothing while no agent runs or no model is loaded."""
-    overview = call_agent(place, Order(op="status"), lambda reported: None) if place.control_socket.exists() else None
-    if overview is None or overview.engine is None:
-        return []
-    found = overview.engine
-    return [Finding("engine", "ok" if found.engine == "batched" else "note", found.summary)]
 
 
 def reset_clock_floor(place: StateDirectory) -> None:

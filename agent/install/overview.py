@@ -7,7 +7,7 @@ from msgspec import Struct
 from agent.install.collection import used_bytes
 from agent.state.installation import InstallationState, InstalledBundle, Quarantined
 from agent.state.layout import StateDirectory
-from contract.mqtt.messages import BrokerState, EngineInfo, Reported
+from contract.mqtt.messages import BrokerState, EngineInfo, Health, Reported
 
 
 class BundleLine(Struct, frozen=True):
@@ -34,7 +34,7 @@ class Overview(Struct, frozen=True):
 
     ``desired``: NAME@VERSION of the document that was accepted last; ``overridden``: it is not followed any more, since
     this device's operator chose another bundle after it. ``engine``: of the model that an agent has loaded,
-    ``broker``: as it finds it.
+    ``broker``: as it finds it, ``health``: whether it answers prompts.
     """
 
     running: bool
@@ -46,6 +46,7 @@ class Overview(Struct, frozen=True):
     overridden: bool = False
     engine: EngineInfo | None = None
     broker: BrokerState | None = None
+    health: Health | None = None
 
 
 def survey(
@@ -56,6 +57,7 @@ def survey(
     running: bool,
     engine: EngineInfo | None = None,
     broker: BrokerState | None = None,
+    health: Health | None = None,
 ) -> Overview:
     """Put together what is recorded."""
     snapshot = state.snapshot()
@@ -70,6 +72,7 @@ def survey(
         overridden=snapshot.overridden,
         engine=engine,
         broker=broker,
+        health=health,
     )
 
 

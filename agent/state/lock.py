@@ -64,3 +64,14 @@ def _open(path: Path) -> int:
             raise
         # It is only held, never written: one that is there can be held on a disk that can only be read.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def is_held(path: Path) -> bool:
+    """Whether somebody holds the lock at ``path`` now."""
+    if not path.exists():
+        return False
+    try:
+        FileLock(path, "somebody").close()
+    except StoreBroken as error:
+        return error.reason is Reason.STATE_LOCKED
+    return False

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ threads = 1
 """
 
 
+def limit_files(full: bool) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
 class FullDevice:
     """``run`` starts a command without the limit, :meth:`start` the agent with it, :meth:`make_room` takes it away."""
 
@@ -59,16 +64,16 @@ class FullDevice:
         self.log: list[str] = []
         self.agent: subprocess.Popen[str] | None = None
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, full: bool = False) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "agent.cli", *words, "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=False, preexec_fn=partial(limit_files, full),
+        )  # fmt: skip
 
     def start(self, *, full: bool) -> None:
         command = [sys.executable, "-m", "agent.cli", "run", "--config", str(self.config)]
-        limit = 0 if full else resource.RLIM_INFINITY
         self.agent = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),  # noqa: PLW1509
+            command, stderr=subprocess.PIPE, text=True, preexec_fn=partial(limit_files, full),  # noqa: PLW1509
         )  # fmt: skip
         threading.Thread(target=self._read, args=[self.agent], daemon=True).start()
 
@@ -125,8 +130,13 @@ def wait(holds: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def doctor(device: FullDevice) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(device.run("doctor", "--json").stdout)
+def doctor(device: FullDevice) -> dict[str, list[dict[str, Any]]]:
+    """What it finds while it can write no more than the agent, by verdict."""
+    done = device.run("doctor", "--json", full=True)
+    assert done.stderr == ""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(done.stdout)["findings"]:
+        found.setdefault(finding["verdict"], []).append(finding)
     return found
 
 
@@ -166,8 +176,14 @@ def test_what_is_active_serves_says_why_and_recovers_without_a_restart(device: F
     refused = device.run("install", device.market.location, "tiny@1.1.0")
     assert (refused.returncode, "store_broken" in refused.stderr) == (5, True)
     assert refused.stderr.count("\n") == 1
-    status = device.run("status")
+    status = device.run("status", full=True)
     assert "tiny@1.0.0  active" in status.stdout
+    assert "health    ready: store_read_only" in status.stdout
+    found = doctor(device)
+    assert [each["check"] for each in found["bad"]] == ["state"], found["bad"]
+    assert "disk I/O error" in found["bad"][0]["detail"]
+    assert {each["check"] for each in found["warning"]} == {"ready", "installation"}
+    assert not any("--replace" in each["mend"] for verdict in found.values() for each in verdict)
 
     device.make_room()
     until(client, "health", ready=True, reasons=[])
@@ -206,3 +222,9 @@ def test_what_was_accepted_before_waits_for_room_and_is_answered_once(device: Fu
     answer = client.wait_answer("left")
     assert (answer.text, answer.lasts[0]["attempt"]) == (ANSWERS[QUESTION], 2)
     assert device.end() == 0
+
+
+def test_doctor_names_the_disk_once_where_no_agent_runs_either(device: FullDevice) -> None:
+    found = doctor(device)
+    assert [each["check"] for each in found["bad"]] == ["state", "ready"]
+    assert "nothing is answered" in found["bad"][1]["detail"]

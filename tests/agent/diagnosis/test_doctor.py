@@ -12,23 +12,32 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from agent.broker_settings import BrokerSettings
 from agent.cli import main
+from agent.commands.doctor import summary
 from agent.control import Ended
-from agent.diagnosis import machine, state
+from agent.diagnosis import machine, readiness, state
 from agent.diagnosis.broker import round_trip
-from agent.diagnosis.finding import Finding, examine
+from agent.diagnosis.finding import Finding, Verdict, examine
 from agent.diagnosis.support import redacted_config
 from agent.install.overview import Overview
+from agent.state.audit import AuditLog
 from agent.state.database import Database
-from agent.state.installation import InstallationState
+from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
+from agent.state.standing import Warned
+from contract.durable import Disk
 from contract.errors import StoreBroken
-from contract.mqtt.messages import Deviation, EngineInfo, Reported
+from contract.mqtt.messages import BrokerState, BundleState, Deviation, EngineInfo, Health, Reported, ReportedError
 from contract.mqtt.topics import Topics
+from contract.names import Digest
+from contract.reasons import Reason
+from tests.agent.device import sealed
+from tests.agent.running_service import running, settings
 from tests.broker import Broker, find_mosquitto, free_port
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -81,10 +90,12 @@ def test_the_engine_that_serves_and_why_it_is_that_one(place: StateDirectory, na
 
     async def look() -> Finding:
         async with await asyncio.start_unix_server(serve, path=str(place.control_socket)):
-            [found] = await asyncio.to_thread(state.engine, place)
+            [found] = readiness.engine(await asyncio.to_thread(readiness.ask, place))
             return found
 
-    assert state.engine(place) == [], "no agent runs"
+    assert readiness.ask(place) is None, "no agent runs"
+    [missing] = readiness.engine(None)
+    assert (missing.check, missing.verdict) == ("engine", "note")
     finding = asyncio.run(look())
     assert (finding.check, finding.verdict) == ("engine", verdict)
     for words in (f"{name}, 8 at once", "rows depend on each other", "0.022 nats", "it rounds"):
@@ -292,3 +303,128 @@ def test_a_broker_that_takes_no_large_messages_is_found_out(
     assert does in limit.detail
     taken = int(limit.detail.split("messages of ")[1].split(" bytes")[0].replace(",", ""))
     assert 1600 < taken <= 2000
+
+
+# -- readiness: what the agent says of itself ------------------------------------------------------------------------
+
+
+def overview(
+    *reasons: str, ready: bool = False, error: ReportedError | None = None, warned: tuple[ReportedError, ...] = ()
+) -> Overview:
+    active = BundleState("tiny", "1.0.0", "a" * 64, 0)
+    reported = Reported("r1", "IDLE", None, active, None, error, warnings=list(warned) or UNSET)
+    health = Health(ready, list(reasons), 0, 0)
+    return Overview(True, reported, 0, 0, [], desired="tiny@1.1.0", health=health)
+
+
+@pytest.mark.parametrize(
+    "reason", ["loading", "swapping", "no_model", "engine_unavailable", "store_unavailable", "stopping", "news"]
+)
+def test_a_device_that_does_not_answer_is_bad_and_its_reason_explained(place: StateDirectory, reason: str) -> None:
+    found = readiness.ready(place, overview(reason))
+    assert (found.verdict, found.check) == ("bad", "ready")
+    assert reason in found.detail
+    assert found.mend
+
+
+@pytest.mark.parametrize(
+    ("reason", "verdict"),
+    [("unloaded", "note"), ("throttled_memory", "note"), ("store_read_only", "warning"), ("", "ok")],
+)
+def test_a_device_that_answers_says_how(place: StateDirectory, reason: str, verdict: str) -> None:
+    found = readiness.ready(place, overview(*([reason] if reason else []), ready=True))
+    assert found.verdict == verdict
+    assert "answered by tiny@1.0.0" in found.detail
+
+
+def test_a_device_without_a_connection_answers_nobody(place: StateDirectory) -> None:
+    broker = BrokerState("somewhere:1883", "5", connected=False, problem="it refused the connection")
+    found = readiness.ready(place, msgspec.structs.replace(overview(ready=True), broker=broker))
+    assert (found.verdict, "it refused the connection" in found.detail) == ("bad", True)
+
+
+def test_without_an_agent_nothing_is_answered(place: StateDirectory) -> None:
+    assert readiness.ready(place, None).verdict == "bad"
+    with FileLock(place.lock, "an agent"):
+        found = readiness.ready(place, None)
+    assert (found.verdict, "cannot be asked" in found.detail) == ("warning", True)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_revoked_active_bundle_is_bad_whether_or_not_an_agent_runs(place: StateDirectory, running: bool) -> None:
+    database = Database(place.database, MIGRATIONS)
+    installed = InstallationState(database)
+    installed.add_bundle(InstalledBundle(Digest("a" * 64), "tiny", "1.0.0", 0, 1, 1))
+    installed.commit_candidate(Digest("a" * 64))
+    text = "tiny@1.0.0 was revoked by its publisher"
+    installed.standing.replace([Warned(Reason.REVOKED, Digest("a" * 64), text), Warned(Reason.EXPIRED, None, "old")])
+    database.close()
+    told = (ReportedError("revoked", text), ReportedError("expired", "old"), ReportedError("store_full", "see above"))
+    found = readiness.warnings(place, overview(ready=True, warned=told) if running else None)
+    found.sort(key=lambda each: each.check)
+    assert [(each.check, each.verdict) for each in found] == [("bundle", "bad"), ("trust", "warning")]
+    assert "on_revoked" in found[0].mend
+
+
+def test_the_last_failed_installation_is_named_by_the_agent_or_by_the_audit_log(place: StateDirectory) -> None:
+    assert readiness.last_failure(place, overview(ready=True)) == []
+    error = ReportedError("canary_drift", "canary 1 is far off")
+    (found,) = readiness.last_failure(place, overview(ready=True, error=error))
+    assert found.verdict == "warning"
+    assert "tiny@1.1.0: canary 1 is far off [canary_drift]" in found.detail
+    audit = AuditLog(place.audit, Disk(), "agent")
+    audit.record("refused", bundle="tiny@1.1.0", reason="canary_drift", message="canary 1 is far off")
+    audit.record("rolled_back", bundle="tiny@1.0.0", reason="canary_drift")
+    (found,) = readiness.last_failure(place, None)
+    assert "tiny@1.1.0: canary 1 is far off [canary_drift]" in found.detail
+    audit.record("committed", bundle="tiny@1.2.0")
+    assert readiness.last_failure(place, None) == [], "that is over"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (["ok", "note"], "all 2 checks passed"),
+        (["ok", "warning"], "1 warning; none of 2 checks is bad"),
+        (["bad", "warning", "warning"], "2 warnings; 1 of 3 checks are bad"),
+    ],
+)
+def test_the_last_line_never_says_that_all_is_well_beside_a_warning(verdicts: list[Verdict], said: str) -> None:
+    assert summary([Finding("x", verdict, "") for verdict in verdicts]) == said
+
+
+def test_trust_that_cannot_be_read_for_another_reason_is_not_to_be_given_anew(place: StateDirectory) -> None:
+    """Provisioning anew forgets what must not be accepted again."""
+    place.trust.mkdir()
+    (found,) = state.trust(place)
+    assert "--replace" in found.mend, "it is lost"
+    place.database.write_bytes(b"not a database" * 1000)
+    (found,) = state.trust(place)
+    assert (found.verdict, "--replace" in found.mend) == ("bad", False)
+
+
+@pytest.mark.broker
+@needs_mosquitto
+def test_doctor_fails_while_a_running_agent_answers_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All its other checks may pass; and with a model that answers it says so, with its engine."""
+    broker = Broker(tmp_path / "broker")
+    broker.start()
+    path = tmp_path / "agent.toml"
+    path.write_text(f'device = "box"\nstate_dir = "state"\n[broker]\nhost = "127.0.0.1"\nport = {broker.port}\n')
+    try:
+        with running(settings(tmp_path / "state", broker.port)) as found:
+            found.until(lambda: found.service._gateway.connection.connected)
+            found.until(lambda: "no_model" in found.service._serving.reasons)
+            assert run(monkeypatch, "doctor", "--config", str(path)) == 1
+            text = capsys.readouterr().out
+            assert "✗ ready" in text
+            assert "no_model: no bundle is active" in text
+            found.run(found.service._serving.swap(sealed(), "drain"))
+            findings = page(monkeypatch, capsys, path)
+            assert findings["ready"].verdict == "ok"
+            assert "fake" in findings["engine"].detail
+        assert page(monkeypatch, capsys, path)["ready"].verdict == "bad"
+    finally:
+        broker.stop()
