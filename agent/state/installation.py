@@ -338,9 +338,9 @@ class InstallationState:
 
     def raise_role_versions(self, versions: Mapping[str, int]) -> None:
         """Keep the higher one of what is known and what is given, for every role."""
-        known = self.role_versions()
-        if all(version <= known.get(role, -1) for role, version in versions.items()):
-            # Reading trust says it every time, also where nothing can be written.
+        known = self.role_versions() if self.unwritable is not None else {}
+        if self.unwritable is not None and all(version <= known.get(role, -1) for role, version in versions.items()):
+            # Whoever reads trust says it every time; where nothing can be written, nothing has to be.
             return
         with self._database.transaction("raise role versions") as connection:
             connection.executemany(
