@@ -26,6 +26,7 @@ from agent.gateway import Gateway
 from agent.install.collection import used_bytes
 from agent.install.coordinator import Coordinator
 from agent.install.deriving import Deriving
+from agent.journal import fields
 from agent.mqtt import LONGEST_TURN_SECONDS
 from agent.notify import Notifier
 from agent.progress import LAG_SECONDS, Progress
@@ -66,6 +67,9 @@ TURNS_MISSED = 3
 STALLS_MISSED = 2.0
 """A worker silent for so many times what it is allowed was not ended by whoever watches it: then we are at fault."""
 
+NO_TRUST = (
+    "no root of trust is provisioned, so nothing can be installed: edge-agent trust provision ROOT_JSON --config FILE"
+)
 MEANWHILE = "what is active serves, results are kept in memory only and nothing is installed until that is over"
 
 SAMPLE_SECONDS = 20.0
@@ -106,6 +110,9 @@ class Service:
         disk = Disk()
         make_private(self._directory, disk)
         with FileLock(self._directory.lock, "another agent or command"):
+            log.info("device %s starts", self._config.device, extra=fields(version=_versions().get("agent")))
+            if not self._directory.is_trust_provisioned:
+                log.warning(NO_TRUST)
             self._state = State(self._directory, disk.effects)
             if self._state.unwritable is not None:
                 log.warning("%s: %s", self._state.unwritable.message, MEANWHILE)

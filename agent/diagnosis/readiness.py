@@ -111,7 +111,8 @@ def last_failure(place: StateDirectory, overview: Overview | None) -> list[Findi
     """The last installation, if it failed: of this run of the agent, else as ``audit.jsonl`` has it."""
     if overview is not None and (error := overview.reported.error) is not None:
         wanted = overview.desired or "what was wanted last"
-        return [_failure(f"{wanted}: {error.message} [{error.reason}]")]
+        said = error.message if error.message.startswith(wanted) else f"{wanted}: {error.message}"
+        return [_failure(f"{said} [{error.reason}]")]
     entry = _last_outcome(read_audit(place.audit))
     if entry is None:
         return []

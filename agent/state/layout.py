@@ -22,6 +22,14 @@ class StateDirectory:
         return self.root / "trust"
 
     @property
+    def is_trust_provisioned(self) -> bool:
+        """Whether this device was given a root of trust; whether that is whole is for the installer to say."""
+        try:
+            return any(self.trust.iterdir())
+        except OSError:
+            return False
+
+    @property
     def inbox(self) -> Path:
         """Files on their way: ``<sha256 of the file>.part``, allocated to full size, resumed by re-verifying."""
         return self.root / "inbox"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import stat
 import subprocess
@@ -60,15 +61,22 @@ def test_agent_without_a_model_lives_and_ends_in_order(tmp_path: Path, broker: B
         client.close()
     finally:
         process.kill()
-        process.communicate()
+        _, log = process.communicate()
+    said = re.findall(r'level=(\w+) room=\w+ msg="?([^"=]*?)"?(?: \w+=|\n)', log)
+    assert said[:2] == [("info", "device box starts"), ("warning", said[1][1])]
+    assert "no root of trust is provisioned" in said[1][1]
+    connected = [number for number, (_, text) in enumerate(said) if text.startswith("connected to the broker")]
+    assert len(connected) == 1, "once, not for each attempt"
+    assert said[-1] == ("info", "stopping")
+    assert [line for line in said[connected[0] :] if line[0] != "info"] == [], "nothing is wrong with being stopped"
 
 
 def test_two_agents_do_not_share_a_state_directory(tmp_path: Path, broker: Broker) -> None:
     first = start_agent(tmp_path, broker.port)
     try:
-        # Its first line says that there is no broker: it holds the lock by then.
+        # It holds the lock by its first line.
         assert first.stderr is not None
-        assert "no connection to the broker" in first.stderr.readline()
+        assert "device box starts" in first.stderr.readline()
         second = start_agent(tmp_path, broker.port)
         _, words = second.communicate(timeout=30)
         assert second.returncode == 5

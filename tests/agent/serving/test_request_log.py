@@ -127,3 +127,19 @@ def test_a_picture_is_one_word_in_the_log(make_device: MakeDevice, client: RawCl
     device.stop()
     assert "EDGE_PROMPT=user: [a picture]count 2" in log.text
     assert url[30:60] not in log.text
+
+
+def test_a_worker_that_died_is_told_when_it_is_lost_and_when_it_is_back(
+    make_device: MakeDevice, client: RawClient, log: Kept
+) -> None:
+    device = make_device().start(sealed())
+    first = device.workers.started[-1]
+    device.call(first.kill)
+    device.until(lambda: bool(log.fields("the worker of toy@1.0.0 is back")))
+    client.ask("q1", "count 1")
+    client.wait_answer("q1", 30)
+    (lost,) = [record for record in log.records if " ended: " in record.getMessage()]
+    assert lost.edge_fields["worker"] == str(first.pid)  # type: ignore[attr-defined]
+    (back,) = log.fields("the worker of toy@1.0.0 is back")
+    assert back["worker"] == str(device.workers.started[-1].pid) != str(first.pid)
+    assert float(back["seconds"]) > 0
