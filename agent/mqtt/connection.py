@@ -295,6 +295,7 @@ class Connection:
 
     def _look_back(self, link: Link, loss: Loss, lived: float) -> str:
         """Draw conclusions from how a connection ended; why it did, for people."""
+        self._opener.lost()
         if lived >= LASTING_SECONDS:
             self._backoff.reset()
         else:

@@ -48,6 +48,7 @@ class Opener:
         self._at = 0
         self._protocols: dict[Endpoint, Protocol] = {}
         self._closed: dict[Endpoint, int] = {}
+        self._guessed: set[Endpoint] = set()
         self._asked: dict[Endpoint, tuple[float, Spoken]] = {}
 
     @property
@@ -63,6 +64,11 @@ class Opener:
     def turn(self) -> None:
         """The present host is no good: begin with the next one."""
         self._at = (self._at + 1) % len(self._endpoints)
+
+    def lost(self) -> None:
+        """The connection is gone: a version that was only guessed is guessed anew."""
+        if self.endpoint in self._guessed:
+            self._protocols.pop(self.endpoint, None)
 
     async def open(self, on_turn: Callable[[], None]) -> Opened:
         """Connect to the first host that accepts us, each tried once; ``on_turn`` is called before each.
@@ -88,9 +94,11 @@ class Opener:
         try:
             try:
                 return await self._attempt(endpoint)
-            except _OldBroker:
+            except _OldBroker as old:
                 self._protocols[endpoint] = "3.1.1"
                 opened = await self._attempt(endpoint)
+                if old.guessed:
+                    self._guessed.add(endpoint)
                 log.info("the broker %s does not know MQTT 5: taking 3.1.1", endpoint.address)
                 return opened
         except WrongTongue as error:
@@ -132,8 +140,9 @@ class Opener:
         loss = link.lost.result()
         if loss.kind == "closed" and self._may_fall_back(endpoint):
             self._closed[endpoint] = self._closed.get(endpoint, 0) + 1
-            if self._closed[endpoint] % (UNANSWERED_CONNECTS + 1) == UNANSWERED_CONNECTS:
-                raise _OldBroker
+            most = 1 if endpoint in self._guessed else UNANSWERED_CONNECTS
+            if self._closed[endpoint] % (most + 1) == most:
+                raise _OldBroker(guessed=True)
         elif loss.kind == "closed" and self._settings.protocol == "auto":
             # It was not the version.
             self._protocols.pop(endpoint, None)
@@ -160,7 +169,11 @@ class Opener:
 
 
 class _OldBroker(Exception):
-    """It does not know MQTT 5."""
+    """It does not know MQTT 5, says it, or (``guessed``) seems so."""
+
+    def __init__(self, *, guessed: bool = False) -> None:
+        super().__init__()
+        self.guessed = guessed
 
 
 def _close(link: Link | None) -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from agent.broker_settings import BrokerSettings, TlsSettings
+from agent.mqtt.loss import Loss
 from agent.mqtt.opening import explain
 from contract.mqtt.spoken import Spoken, find_out
 from tests.agent.device import Device, sealed
+from tests.agent.test_bad_brokers import CONNACK, CONNECT, Liar, packet
 from tests.broker import Broker, find_mosquitto, free_port
 from tests.certificates import Authority, tls_broker
 from tests.e2e.raw_client import RawClient
@@ -80,6 +82,44 @@ def test_where_mqtt_5_is_demanded_the_key_to_change_is_named(nats: Nats, connect
     device = connect(nats.port, protocol="5")
     device.until(lambda: bool(device.gateway.connection.problem))
     assert 'set broker.protocol = "auto"' in device.gateway.connection.problem
+
+
+def test_an_old_broker_that_closes_without_a_word_is_tried_in_3_1_1_and_5_is_not_given_up_for_good(
+    connect: Callable[..., Device],
+) -> None:
+    old = Old()
+    device = connect(old.port)
+    connection = device.gateway.connection
+    device.until(lambda: connection.connected)
+    assert old.levels == [5, 5, 5, 4]
+    device.call(lambda: connection._link and connection._link.end(Loss("the network was away", "closed")))
+    device.until(lambda: len(old.levels) >= 6 and connection.connected)
+    assert old.levels[4:6] == [5, 4]
+    old.close()
+
+
+class Old(Liar):
+    """Knows MQTT 3.1.1 alone, and closes the connection of whoever speaks another one."""
+
+    def __init__(self) -> None:
+        self.levels: list[int] = []
+        super().__init__((b"", True))
+
+    def _serve(self, connection: socket.socket, answer: bytes, go_on: bool) -> None:
+        with connection, connection.makefile("rb") as stream:
+            try:
+                kind, _, body = self._read(stream)
+                if kind != CONNECT or body[:6] != b"\0\4MQTT":
+                    return
+                if body.endswith(b"\0\0") and len(body) == 12:
+                    return  # asked what it speaks
+                self.levels.append(body[6])
+                if body[6] == 4:
+                    connection.sendall(packet(CONNACK, b"\0\0"))
+                    while True:
+                        self._read(stream)
+            except (OSError, EOFError, IndexError):
+                return
 
 
 @pytest.mark.parametrize("tls", [False, True])
