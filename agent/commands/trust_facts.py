@@ -6,10 +6,9 @@ from datetime import datetime
 
 from msgspec import Struct
 
-from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.opening import open_to_read
 
 
 class RoleFacts(Struct, frozen=True):
@@ -46,7 +45,7 @@ def read_facts(directory: StateDirectory) -> TrustFacts:
     from contract.trust.signing import state_of
     from contract.trust.store import TrustStore
 
-    database = Database(directory.database, MIGRATIONS)
+    database = open_to_read(directory)
     try:
         state = InstallationState(database)
         files = TrustStore(directory.trust).load(state)

@@ -112,6 +112,9 @@ def last_failure(place: StateDirectory, overview: Overview | None) -> list[Findi
     if overview is not None and (error := overview.reported.error) is not None:
         wanted = overview.desired or "what was wanted last"
         said = error.message if error.message.startswith(wanted) else f"{wanted}: {error.message}"
+        if error.retry_in_seconds is not UNSET:
+            mend = "what stands between this device and its source? edge-agent check-config, edge-agent trust refresh"
+            return [Finding("installation", "warning", f"one has to wait: {said} [{error.reason}]", mend)]
         return [_failure(f"{said} [{error.reason}]")]
     entry = _last_outcome(read_audit(place.audit))
     if entry is None:

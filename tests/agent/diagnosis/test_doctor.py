@@ -372,6 +372,10 @@ def test_the_last_failed_installation_is_named_by_the_agent_or_by_the_audit_log(
     (found,) = readiness.last_failure(place, overview(ready=True, error=error))
     assert found.verdict == "warning"
     assert "tiny@1.1.0: canary 1 is far off [canary_drift]" in found.detail
+    waits = ReportedError("not_json", "depot: it is not JSON; retrying in 5 s", retry_in_seconds=5.0)
+    (found,) = readiness.last_failure(place, overview(ready=True, error=waits))
+    assert found.verdict == "warning"
+    assert found.detail == "one has to wait: tiny@1.1.0: depot: it is not JSON; retrying in 5 s [not_json]"
     audit = AuditLog(place.audit, Disk(), "agent")
     audit.record("refused", bundle="tiny@1.1.0", reason="canary_drift", message="canary 1 is far off")
     audit.record("rolled_back", bundle="tiny@1.0.0", reason="canary_drift")
