@@ -28,7 +28,7 @@ def fill_part(
     Returns the SHA-256 of the whole, read back from there.
 
     Raises:
-        BundleRefused: DIGEST_MISMATCH, when every source delivers other bytes than were signed.
+        SourceInvalid: DIGEST_MISMATCH, when every source delivers other bytes than were signed.
         SourceUnavailable: the sources failed; what was written stays and is found by the next attempt.
         StoreBroken, StoreFull: this disk failed.
     """

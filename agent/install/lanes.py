@@ -94,7 +94,7 @@ class Lanes:
         When a run fails on every source, what has arrived of those behind it is handed over before the error is raised.
 
         Raises:
-            BundleRefused: DIGEST_MISMATCH, when every source delivers other bytes than were signed.
+            SourceInvalid: DIGEST_MISMATCH, when every source delivers other bytes than were signed.
             SourceUnavailable: no source could deliver.
         """
         waiting, under_way = deque(runs), deque[_Delivery]()

@@ -46,6 +46,17 @@ def test_whatever_is_sent_for_a_while_is_no_verdict_on_the_bundle(published: Mar
     assert all(url.removeprefix("http://") in failure.message for failure in failures)
 
 
+@pytest.mark.parametrize("kind", ["portal", "long page", "login redirect", "log in first", "empty", "unavailable"])
+def test_what_answers_for_everything_is_no_verdict_either(published: Market, device: Device, kind: str) -> None:
+    """A root of the next generation, which there is not, is the first thing that a device asks for."""
+    with serve(Path(published.location), troubled({"": [WRONGS[kind]] * 3})) as url:
+        job = published.job(device.directory.root, "1.0.0", sources=[url])
+        for _ in range(3):
+            with pytest.raises(SourceUnavailable):
+                device.install(job)
+        device.install(job)
+
+
 @pytest.mark.parametrize("place", PLACES)
 async def test_a_captive_portal_is_reported_and_waited_out(market: Market, device: Device, place: str) -> None:
     """With the real installer process."""

@@ -281,9 +281,8 @@ WRONGS: dict[str, Wrong] = {
 
 
 class Troubled(RangeHandler):
-    """Static files, once ``trouble`` is over: the answers that the next requests below a folder get instead.
-
-    Made anew for every test.
+    """Static files, once ``trouble`` is over: the answers that the next requests below a folder get instead, or below
+    "" whatever is asked for, there or not. Made anew for every test.
     """
 
     trouble: ClassVar[dict[str, list[Wrong]]]
@@ -295,13 +294,13 @@ class Troubled(RangeHandler):
             return
         path = Path(self.translate_path(self.path))
         with self.lock:
-            waiting = self.trouble.get(self.path.split("/")[1], []) if path.is_file() else []
+            waiting = self.trouble.get("") or (self.trouble.get(self.path.split("/")[1], []) if path.is_file() else [])
             wrong = waiting.pop(0) if waiting else None
         if wrong is None:
             super().do_GET()
         else:
             with contextlib.suppress(OSError):
-                wrong(self, path.read_bytes())
+                wrong(self, path.read_bytes() if path.is_file() else b"")
 
 
 def troubled(trouble: dict[str, list[Wrong]]) -> type[Troubled]:
