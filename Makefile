@@ -12,7 +12,7 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 
-.PHONY: help demo test test-avx2 test-root check format bench mutate sabotage crash-full chaos soak clean
+.PHONY: help demo test test-avx2 test-root check format bench mutate sabotage crash-full chaos soak siege clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ chaos: $(STAMP) ## ask REQUESTS=n requests while everything is killed and restar
 
 soak: $(STAMP) ## ask and swap for MINUTES=n while workers, agent, broker and server are killed; nothing is lost
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+siege: $(STAMP) ## send everything that breaks readers for MINUTES=n while everything is killed; SEED=s repeats a run
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.siege --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
 bench: $(STAMP) $(MODEL) ## the engine beside its peers: a table, JSON and a plot in build/bench
 	$(BIN)/python -m benchmarks.bench --gguf $(MODEL) --cache $(CACHE) --rounds $(ROUNDS)

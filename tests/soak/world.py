@@ -51,14 +51,12 @@ class Web:
 
     def __init__(self, directory: Path, root: str) -> None:
         self._directory = directory
-        self._port = free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self.location = f"http://127.0.0.1:{self._port}" if NGINX else root
+        self.location = f"http://127.0.0.1:{self.port}" if NGINX else root
         directory.mkdir()
         user = "user root;" if os.geteuid() == 0 else ""
-        (directory / "nginx.conf").write_text(
-            CONFIGURATION.format(dir=directory, port=self._port, root=root, user=user)
-        )
+        (directory / "nginx.conf").write_text(CONFIGURATION.format(dir=directory, port=self.port, root=root, user=user))
 
     def start(self) -> None:
         if NGINX is None:
@@ -70,7 +68,7 @@ class Web:
         )
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
                 return
             time.sleep(0.02)
         raise RuntimeError("nginx does not listen")
@@ -84,16 +82,19 @@ class Web:
 
 
 class World:
-    """Starts everything; each ``fault`` method breaks something and mends it."""
+    """Starts everything; each ``fault`` method breaks something and mends it.
 
-    def __init__(self, root: Path, bundle: Path) -> None:
+    ``settings``: the agent's configuration with places for ``port`` and ``source``; ``broker``: more of the broker's.
+    """
+
+    def __init__(self, root: Path, bundle: Path, settings: str = SETTINGS, broker: str = "") -> None:
         self.root = root
         self.market = Market(root / "market", bundle)
-        self.broker = Broker(root / "broker")
+        self.broker = Broker(root / "broker", settings=broker)
         self.web = Web(root / "web", self.market.location)
         self.version = 0
         self._agent: subprocess.Popen[bytes] | None = None
-        (root / "agent.toml").write_text(SETTINGS.format(port=self.broker.port, source=self.web.location))
+        (root / "agent.toml").write_text(settings.format(port=self.broker.port, source=self.web.location))
 
     def start(self) -> None:
         self.web.start()
