@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -65,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     source = source_text(arguments.source)
     root = None if arguments.root is None else str(arguments.root.absolute())
     order = Order(op="install", name=name, version=version, source=source, root=root)
+    # How it goes is told below, and how it ends; the log is for those who read a service's.
+    logging.getLogger("edge_agent").addHandler(logging.NullHandler())
     teller = Teller(as_json=arguments.json)
     # A stick that is not there, or not whole, stays so until somebody comes.
     remote = not location_of(place.sources.get(source, source)).startswith("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 
 from agent.commands.install import Teller
@@ -36,6 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     place = existing_place(arguments)
     order = Order(op="rollback", allow_epoch=arguments.allow_epoch)
+    # How it goes is told below, and how it ends; the log is for those who read a service's.
+    logging.getLogger("edge_agent").addHandler(logging.NullHandler())
     teller = Teller(as_json=arguments.json)
     try:
         overview = call_agent(place.directory, order, teller.tell)

@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from agent.commands.place import Place, add_place, existing_place, print_table, size_text
 from agent.control import Order, call_agent
+from agent.diagnosis.readiness import last_failure
 from agent.install.overview import BundleLine, Overview, survey
 from agent.install.reporting import Reporter
 from agent.install.wishes import revision_of
@@ -34,6 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(msgspec.json.encode(overview).decode())
     else:
         show(overview)
+        if overview.reported.error is None:
+            for finding in last_failure(place.directory, overview):
+                print(f"\n{finding.detail}")
     return 0
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.state.layout import StateDirectory
+from agent.state.room import explain
 from agent.state.wal import merge
 from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
@@ -47,9 +48,14 @@ class Database:
         try:
             self._connection = _connect(path)
         except (sqlite3.Error, OSError) as error:
-            raise _translate(error) from error
+            raise explain(path.parent, _translate(error)) from error
         try:
             self._migrate(path, migrations)
+        except (StoreFull, StoreBroken) as error:
+            self._connection.close()
+            if is_unwritable(error):
+                raise explain(path.parent, error) from error.__cause__
+            raise
         except BaseException:
             self._connection.close()
             raise

@@ -6,9 +6,11 @@ Needs root for mounts; every mount is taken away again.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +110,11 @@ def serves_from_memory(scene: Scene, why: Reason, before: int) -> None:
     assert scene.active == GOOD
     scene.until(lambda: [each["reason"] for each in scene.asker.reported.get("warnings", [])] == [why])
     assert scene.world.run("status") == 0, "it still says how it is"
+    doctor = [sys.executable, "-m", "agent.cli", "doctor", "--json", "--config", str(scene.world.root / "agent.toml")]
+    page = json.loads(subprocess.run(doctor, capture_output=True, text=True, timeout=120, check=False).stdout)
+    bad = [each for each in page["findings"] if each["verdict"] == "bad"]
+    assert [each["check"] for each in bad] == ["state"], bad
+    assert not any("--replace" in each["mend"] for each in page["findings"])
 
 
 def ends_well(scene: Scene, version: str) -> None:
