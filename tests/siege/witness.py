@@ -57,6 +57,8 @@ class Witness:
         self._client = make_client("5", "witness")
         self._client.on_connect = self._on_connect
         self._client.on_message = self._on_message
+        self.subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: self.subscribed.set()
         session = Properties(PacketTypes.CONNECT)
         session.SessionExpiryInterval = 3600
         self._client.connect("127.0.0.1", port, clean_start=False, properties=session)
