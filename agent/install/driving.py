@@ -117,7 +117,8 @@ class Driver:
         self._clock = asyncio.get_running_loop().time
         self.restored = False
         self.damaged = False
-        self._received = False
+        self._advanced = False
+        self._furthest = 0
         self.backoff = Backoff(settings.retry_first_seconds, settings.retry_longest_seconds)
 
     @property
@@ -137,7 +138,8 @@ class Driver:
         self._outcome = Outcome("superseded")
         self._superseded.clear()
         self._superseded_by = self._progressed = None
-        self._received = False
+        self._advanced = False
+        self._furthest = self._furthest if again else 0
         self._reporter.begin(wish.revision, again=again)
         if not again:
             self._telling.wanted(wish)
@@ -327,7 +329,7 @@ class Driver:
             self._reporter.error = reported_error(error)
             self._telling.postponed(wish, error, None)
             return Event.UNAVAILABLE
-        if self._received:
+        if self._advanced:
             # It goes forward, if slowly.
             self.backoff.reset()
         delay = self.backoff.after_failure(error.retry_after if isinstance(error, SourceUnavailable) else None)
@@ -352,7 +354,9 @@ class Driver:
                 self._enter(event)
             case Progressed():
                 self._progressed = line
-                self._received = self._received or line.fetched > 0
+                if line.done > self._furthest:
+                    # Not what was fetched: a source that is wrong in one place has the same bytes around it come again.
+                    self._furthest, self._advanced = line.done, True
                 self._reporter.progress(line)
 
     def _refuse(self, refused: EdgeBundleError) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from msgspec import UNSET
 
 from agent.install.delivery import run_installer
+from agent.install.job import Job, Line, Progressed
 from contract.durable import Disk
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable
 from contract.reasons import Reason
@@ -17,6 +19,7 @@ from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 from tests.agent.install.test_coordinator import SETTINGS, active, stage_for
+from tests.agent.waiting import until
 from tests.contract.source.servers import WRONGS, answer, serve, troubled
 
 PLACES = ("metadata", "manifests", "objects")
@@ -133,6 +136,27 @@ async def test_the_same_document_again_asks_once_more_for_what_was_refused(marke
         market.publish("1.1.0", {"README.md": b"1.1.0"})
         coordinator.desire(desired("1.1.0"))
         await stage.until(active("1.1.0"))
+
+
+@pytest.mark.parametrize("advances", [True, False])
+async def test_waits_grow_unless_there_was_progress(market: Market, device: Device, advances: bool) -> None:
+    """Bytes that come again are none: a source that is wrong in one place would be asked every few seconds for ever."""
+    market.publish("1.0.0")
+    stage = stage_for(market, device, retry_first_seconds=0.1, retry_longest_seconds=100.0)
+    attempts = 0
+
+    async def broken(job: Job, on_line: Callable[[Line], None]) -> None:
+        nonlocal attempts
+        attempts += 1
+        on_line(Progressed(done=100 * attempts if advances else 100, total=10_000, reused=0, fetched=100))
+        raise SourceUnavailable("it broke off")
+
+    stage.installer = broken
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await until(lambda: attempts == 5)
+    waits = [each.error.retry_in_seconds for each in stage.reported if each.error and each.phase == "IDLE"]
+    assert (max(wait for wait in waits if wait is not UNSET) > 0.1) is not advances
 
 
 async def test_a_server_that_asks_to_be_left_alone_is(market: Market, device: Device) -> None:
