@@ -12,10 +12,15 @@ import paho.mqtt.client as mqtt
 import pytest
 
 from agent.broker_settings import BrokerSettings
+from agent.commands.status import show
 from agent.config import AgentConfig
+from agent.control import Order, call_agent
+from agent.diagnosis.broker import as_the_agent_finds_it
 from agent.mqtt import connection as connections
 from agent.mqtt.loss import CALM_SECONDS, HEARD_SECONDS, SESSION_TAKEN_OVER, Loss, Rivalry
+from agent.state.layout import StateDirectory
 from tests.agent.device import Device
+from tests.agent.running_service import running, settings
 from tests.broker import Broker, find_mosquitto
 
 SECONDS = 30.0
@@ -64,9 +69,9 @@ def test_one_of_two_devices_of_one_name_stays_away_and_both_say_why(
     monkeypatch.setattr(connections, "RIVAL_FIRST_SECONDS", 0.2)
     monkeypatch.setattr(connections, "STANDBY_LOOK_SECONDS", 0.3)
     listener = Listener(broker.port)
-    settings = BrokerSettings(host="127.0.0.1", port=broker.port, protocol=protocol)  # type: ignore[arg-type]
+    where = BrokerSettings(host="127.0.0.1", port=broker.port, protocol=protocol)  # type: ignore[arg-type]
     devices = [
-        Device(AgentConfig(device="box", state_dir=tmp_path, broker=settings), tmp_path / f"{number}.db")
+        Device(AgentConfig(device="box", state_dir=tmp_path, broker=where), tmp_path / f"{number}.db")
         for number in range(2)
     ]
     for device in devices:
@@ -133,3 +138,24 @@ def test_without_a_reason_three_in_a_row_make_it_probable_and_all_else_disproves
         assert rivalry.losses == 0
     rivalry.seen(9.0)
     assert rivalry.verdict(9.0) == "certain"
+
+
+@pytest.mark.broker
+@pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
+def test_doctor_and_status_of_two_whole_agents_say_it(
+    tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connections, "RIVAL_FIRST_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "STANDBY_LOOK_SECONDS", 0.3)
+    places = [tmp_path / "one", tmp_path / "two"]
+    with running(settings(places[0], broker.port)) as one, running(settings(places[1], broker.port)) as two:
+        for agent in (one, two):
+            agent.until(lambda agent=agent: bool(agent.service._gateway.broker.warnings))  # type: ignore[misc]
+        for place in places:
+            (found,) = as_the_agent_finds_it(StateDirectory(place))
+            assert found.verdict == "bad"
+            assert "another client is connected as edge-box" in found.detail
+            overview = call_agent(StateDirectory(place), Order(op="status"), lambda _reported: None)
+            assert overview is not None
+            show(overview)
+            assert "[client_id_taken]" in capsys.readouterr().out
