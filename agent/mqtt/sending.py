@@ -22,6 +22,9 @@ ACKNOWLEDGE_SECONDS = 120.0
 CALM_SECONDS = 2.0
 """A suspect is sent on a connection that is as old: one that is contested, or on a bad link, is lost before."""
 
+NO_NUMBER = 0
+"""Of what is sent at most once: nobody waits for it."""
+
 MAX_REFUSED = 100
 """Topics that are remembered for their refusal; reply topics have no end."""
 
@@ -162,7 +165,9 @@ class Sender:
         elif nothing_else and not loss.blameless and (largest := link.once.largest()) is not None:
             size, topic = largest
             if size > outbox.largest_acknowledged and self.limit.refused_once(size, self._wall()):
-                self.note_refusal(topic, GivenUp(topic, size).why)
+                given_up = GivenUp(topic, size)
+                self.note_refusal(topic, given_up.why)
+                asyncio.get_running_loop().call_soon(self._on_given_up, NO_NUMBER, given_up)
                 log.warning(
                     "the broker ends the connection when it gets %s bytes on %s: left out from now on",
                     f"{size:,}", topic, extra=fields(topic=topic, bytes=size),

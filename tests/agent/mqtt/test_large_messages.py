@@ -139,6 +139,9 @@ def test_telemetry_that_is_too_large_is_left_out(tmp_path: Path, connect: Callab
     device.call(lambda: device.gateway.event("install", {"bundle": "m@1.0.0"}))
     device.until(lambda: connection.undelivered == 0)
     assert len(losses) == 3
+    (warning,) = device.call(lambda: device.gateway.broker.warnings)
+    assert warning.reason == "message_too_large"
+    assert "edge/v1/d/box/telemetry/system was not delivered: it has 3,0" in warning.message
     assert "edge/v1/d/box/telemetry/system" in device.call(lambda: connection.refused)
     device.stop()
     broker.stop()
