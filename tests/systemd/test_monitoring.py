@@ -352,6 +352,9 @@ CASES = {
     "disk nearly full": Case({"edge_disk_free_bytes{}": "3e9+0x600"}, 20, ("EdgeDiskNearlyFull",)),
     "disk full": Case({"edge_disk_free_bytes{}": "4096+0x600"}, 20, ("EdgeDiskNearlyFull", "EdgeDiskFull")),
     "disk full for a moment": Case({"edge_disk_free_bytes{}": "4096+0x600"}, 4, ()),
+    "large disk": Case(
+        {"edge_disk_free_bytes{}": "400e6+0x600"}, 20, ("EdgeDiskNearlyFull", "EdgeDiskFull")
+    ),
     "small disk": Case(
         {"edge_disk_size_bytes{}": "500e6+0x600", "edge_disk_free_bytes{}": "60e6+0x600"}, 20, ("EdgeDiskFull",)
     ),
