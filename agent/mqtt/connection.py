@@ -12,20 +12,17 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
-
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.broker_settings import BrokerSettings, Protocol
 from agent.delivery import MAX_IN_FLIGHT, Backoff
 from agent.journal import fields
-from agent.mqtt.filters import FilterSuspicion
 from agent.mqtt.link import Link, Received, Will, make_client, received
 from agent.mqtt.loss import Loss, Rivalry
 from agent.mqtt.opening import CONNECT_SECONDS, Opener
-from agent.mqtt.sending import Sender
+from agent.mqtt.sending import ACKNOWLEDGE_SECONDS, Sender
 from agent.mqtt.size_limit import FoundLimit, GivenUp, SizeLimit
 from agent.mqtt.sockets import Stream
+from agent.mqtt.subscribing import Subscriber
 from contract.errors import ConfigInvalid, SourceUnavailable
 
 log = logging.getLogger("edge_agent.mqtt")
@@ -90,7 +87,6 @@ class Connection:
         self._settings = settings
         self._client_id = client_id
         self._will = will
-        self._subscriptions = list(subscriptions)
         self._clean = clean
         self._on_message = on_message
         self._on_up = on_up
@@ -105,7 +101,7 @@ class Connection:
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, uniform)
         self._rival_backoff = Backoff(RIVAL_FIRST_SECONDS, RIVAL_LONGEST_SECONDS, uniform)
         self._rivalry = Rivalry()
-        self._filters = FilterSuspicion()
+        self._subscriber = Subscriber(subscriptions, self._sender)
         self._opener = Opener(settings, self._make_link)
         self._link: Link | None = None
         self.turns = 0
@@ -154,7 +150,7 @@ class Connection:
     @property
     def filters(self) -> list[str]:
         """What we subscribe to."""
-        return list(self._subscriptions)
+        return list(self._subscriber.wanted)
 
     @property
     def subscribed(self) -> bool:
@@ -202,16 +198,7 @@ class Connection:
 
     def listen(self, filters: Sequence[str]) -> None:
         """Subscribe to exactly ``filters`` from now on."""
-        dropped = [topic for topic in self._subscriptions if topic not in filters]
-        self._subscriptions = list(filters)
-        link = self._link
-        if link is None:
-            return
-        if dropped:
-            link.client.unsubscribe(dropped)
-        if self._subscriptions:
-            self._subscribe(link)
-        link.watch_writes()
+        self._subscriber.change(self._link, filters)
 
     async def run(self) -> None:
         """Connect, serve, reconnect; until cancelled."""
@@ -289,6 +276,8 @@ class Connection:
                     link.guard(link.client.loop_misc)
                     if self._sender.overdue(link, loop.time()):
                         link.end(Loss("it does not acknowledge what we publish", "silent"))
+                    if link.on_subscribed is not None and loop.time() - since > ACKNOWLEDGE_SECONDS:
+                        link.end(Loss("it does not answer our subscriptions", "silent"))
             return self._look_back(link, link.lost.result(), loop.time() - since)
         finally:
             self._drop(link)
@@ -300,16 +289,13 @@ class Connection:
             self._backoff.reset()
         else:
             self._opener.turn()
-        outstanding = [topic for asked in link.asked.values() for topic in asked]
-        if outstanding and not loss.blameless:
-            for topic in self._filters.lost(outstanding):
-                log.error("the broker ends the connection when we subscribe to %s: left out from now on", topic)
+        subscribing = self._subscriber.lost(link, blameless=loss.blameless)
         if self._level == logging.DEBUG:
             return loss.why
         before, losses = self.rival, self._rivalry.losses
         now = asyncio.get_running_loop().time()
         acknowledged = link.once.just_settled(now)
-        suspicious = bool(outstanding or acknowledged) or self._sender.suspicious
+        suspicious = subscribing or bool(acknowledged) or self._sender.suspicious
         self._rivalry.lost(loss, lived, now, suspicious=suspicious)
         if self.rival != before:
             log.error("%s", self.rival)
@@ -350,18 +336,15 @@ class Connection:
 
         def begin() -> None:
             self._sender.open(link, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
-            for topic in self._filters.left_out:
-                self._sender.note_refusal(topic, "the broker ends the connection when we subscribe to it")
             self._on_up(opened.session_present)
             self._sender.opened()
 
         self.refused.clear()
-        if self._subscriptions:
-            self._subscribe(link)
-        if self._subscriptions and self._filters.suspicious:
-            # Nothing else may be what the broker ends the connection for.
+        held_back = self._subscriber.suspicious
+        if held_back:
             link.on_subscribed = begin
-        else:
+        self._subscriber.begin(link)
+        if not held_back:
             begin()
         self._dispatch(link)
         return link
@@ -372,50 +355,8 @@ class Connection:
     def _make_link(self, sock: Stream, protocol: Protocol) -> Link:
         client = make_client(self._settings, self._client_id, protocol, clean=self._clean, will=self._will)
         link = Link(client, sock, protocol, on_read=self._dispatch, on_writable=lambda _link: self._on_writable())
-        client.on_subscribe = lambda _c, _u, number, reasons, _p: self._on_subscribed(link, number, reasons)
+        client.on_subscribe = lambda _c, _u, number, reasons, _p: self._subscriber.answer(link, number, reasons)
         return link
-
-    def _subscribe(self, link: Link) -> None:
-        link.to_ask = list(self._subscriptions)
-        self._ask(link)
-
-    def _ask(self, link: Link) -> None:
-        if not link.shares:
-            for topic in [topic for topic in link.to_ask if topic.startswith("$share/")]:
-                # Asked all the same, the broker would have to end the connection.
-                self._sender.note_refusal(topic, "it says that it has none")
-                link.to_ask.remove(topic)
-        topics = self._filters.next(link.to_ask)
-        if not topics:
-            link.to_ask = []
-            if not link.asked:
-                self._all_subscribed(link)
-            return
-        link.to_ask = [topic for topic in link.to_ask if topic not in topics]
-        # noLocal and the like do not apply to us; QoS 1 is what requests need.
-        if link.protocol == "5":
-            _, number = link.client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics])
-        else:
-            _, number = link.client.subscribe([(topic, 1) for topic in topics])
-        if number is not None:
-            link.asked[number] = topics
-        link.watch_writes()
-
-    def _on_subscribed(self, link: Link, number: int, reasons: list[Any]) -> None:
-        for topic, reason in zip(link.asked.pop(number, []), reasons, strict=False):
-            self._filters.answered(topic)
-            self.refused.pop(topic, None)
-            if reason.is_failure:
-                self._sender.note_refusal(topic, str(reason))
-                log.error("the broker refuses the subscription to %s: %s", topic, reason)
-        self._ask(link)
-
-    def _all_subscribed(self, link: Link) -> None:
-        self._filters.complete()
-        link.subscribed = True
-        then, link.on_subscribed = link.on_subscribed, None
-        if then is not None:
-            then()
 
     def _dispatch(self, link: Link) -> None:
         self._sender.take_answers(link)
