@@ -2,10 +2,10 @@
 
 ``sockets`` connects, TLS included; ``link`` is one connection with a paho client of its own, so that an acknowledgement
 can never reach another connection than the one its message came from; ``connection`` keeps the session over as many
-links as it takes, ``opening`` each of them; ``sending`` is what we want the broker to have, ``subscribing`` what from it.
-paho encodes and decodes packets, and does nothing else for us. ``size_limit``, ``unproven``, ``filters`` and ``loss``
-(all pure) conclude from lost connections what the broker does not take, which subscription it does not bear, and that
-another client uses our name.
+links as it takes, ``opening`` each of them; ``sending`` is what we want the broker to have, ``subscribing`` what from
+it. paho encodes and decodes packets, and does nothing else for us. ``size_limit``, ``unproven``, ``filters`` and
+``loss`` (all pure) conclude from lost connections what the broker does not take, which subscription it does not bear,
+and that another client uses our name.
 """
 
 from agent.mqtt.connection import LONGEST_TURN_SECONDS, Connection
