@@ -134,7 +134,9 @@ def _last_outcome(entries: list[Entry]) -> Entry | None:
 
 
 def _failure(text: str) -> Finding:
-    return Finding("installation", "warning", f"the last one failed: {text}", "edge-agent status, edge-agent bundles")
+    return Finding(
+        "installation", "warning", f"the last installation failed: {text}", "edge-agent status, edge-agent bundles"
+    )
 
 
 def engine(overview: Overview | None) -> list[Finding]:

@@ -16,6 +16,7 @@ from agent.install.job import Job
 from agent.install.reporting import Reporter, reported_error
 from agent.install.revocation import adapters_to_drop, must_be_replaced, successor, successor_wish
 from agent.install.settings import InstallSettings
+from agent.journal import fields
 from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.standing import Warned
@@ -145,6 +146,7 @@ class Watch:
                 bundle = self._store.bundle(each.digest)
                 detail = {"bundle": bundle and bundle.reference, "reason": each.reason, "message": each.message}
                 self._reporter.event("refused", detail)
+                log.warning("%s", each.message, extra=fields(reason=each.reason, bundle=detail["bundle"]))
         self._told = {(each.reason, each.digest) for each in warnings}
 
     def take_damaged(self) -> InstalledBundle | None:
@@ -193,13 +195,20 @@ class Watch:
         error = BundleRefused(Reason.REVOKED, f"{old.reference} was revoked by its publisher and replaced by {by}")
         self._reporter.meter.rolled_back(error.reason)
         self._audit.note("replaced", bundle=old.reference, digest=old.digest, error=error)
+        to = None if new is None else new.reference
+        log.warning(
+            "%s",
+            error.message,
+            extra=fields(step="rolled_back", bundle=to, previous=old.reference, reason=error.reason, by="automatic"),
+        )
         self._reporter.event(
             "rollback",
             {
                 "from": old.reference,
-                "to": None if new is None else new.reference,
+                "to": to,
                 "reason": error.reason,
                 "message": error.message,
+                "by": "automatic",
             },
         )
         self._reporter.error = reported_error(error)

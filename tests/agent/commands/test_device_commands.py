@@ -77,7 +77,9 @@ def test_a_candidate_that_drifts_is_refused_by_a_real_worker(market: Market, tmp
     state = tmp_path / "state"
     done = edge_agent("install", market.location, "tiny@1.0.0", "--state-dir", state, "--root", market.root_json)
     assert done.returncode == 6, done.stderr
-    assert "[canary_" in done.stderr
+    *phases, said = done.stderr.splitlines()
+    assert "[canary_" in said
+    assert {phase.upper() for phase in phases} <= set(State), "phases and one sentence, no log"
     assert "Traceback" not in done.stderr
     listed = json.loads(edge_agent("bundles", "--state-dir", state, "--json").stdout)
     assert [entry["place"] for entry in listed] == ["quarantined"]

@@ -15,6 +15,7 @@ from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 from tests.agent.install.test_coordinator import active, failed, stage_for
+from tests.agent.install.test_revocation import SOON, settle
 from tests.agent.waiting import until
 
 STEPS = ["wanted", "resolved", "fetched", "canary", "swapped", "probation", "committed"]
@@ -164,6 +165,28 @@ async def test_going_back_by_hand_is_the_operators_in_log_audit_and_event(
     assert (event["from"], event["to"], event["by"], event["reason"]) == (
         "tiny@1.1.0", "tiny@1.0.0", "operator", "operator",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("before", ["1.0.0", None])
+async def test_a_revoked_bundle_that_is_replaced_is_the_agents_own_doing(
+    market: Market, device: Device, lines: Lines, before: str | None
+) -> None:
+    stage = stage_for(market, device)
+    await settle(stage, market, *([before] if before else []), "1.1.0")
+    market.repository.revoke("tiny@1.1.0")
+    stage.settings = msgspec.structs.replace(stage.settings, trust_refresh_seconds=SOON, on_revoked="replace")
+    lines.steps.clear()
+    async with stage.agent():
+        await until(lambda: "rolled_back" in lines.named())
+    assert lines.named() == ([*STEPS, "rolled_back"] if before else ["rolled_back"])
+    assert {line["by"] for line in lines.steps if "by" in line} == {"automatic"}
+    back = lines.last("rolled_back")
+    assert (back.get("bundle"), back["previous"], back["reason"]) == (
+        before and f"tiny@{before}", "tiny@1.1.0", "revoked",
+    )  # fmt: skip
+    assert any("tiny@1.1.0" in said and "revoked" in said for said in lines.warnings), "told once when it was noticed"
+    (event,) = [detail for kind, detail in stage.events if kind == "rollback"]
+    assert event["by"] == "automatic"
 
 
 async def test_an_active_bundle_that_does_not_load_is_said_to_be_unavailable(market: Market, device: Device) -> None:
