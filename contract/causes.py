@@ -51,7 +51,7 @@ CAUSES: dict[Reason, Cause] = {
     **dict.fromkeys(
         (
             Reason.TRUST_STATE_LOST, Reason.SWAP_LIMIT, Reason.STORE_FULL, Reason.STORE_BROKEN, Reason.STATE_LOCKED,
-            Reason.ENGINE_FAILED, Reason.INTERRUPTED, Reason.INTERNAL_ERROR,
+            Reason.ENGINE_FAILED, Reason.INTERRUPTED, Reason.INTERNAL_ERROR, Reason.STORED_DATA_INVALID,
         ),
         Cause.DEVICE,
     ),

@@ -83,6 +83,7 @@ class Reason(StrEnum):
     SOURCE_TOO_SLOW = "source_too_slow"
     STORE_FULL = "store_full"
     STORE_BROKEN = "store_broken"
+    STORED_DATA_INVALID = "stored_data_invalid"
     STATE_LOCKED = "state_locked"
     ENGINE_FAILED = "engine_failed"
     INTERNAL_ERROR = "internal_error"

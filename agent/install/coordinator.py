@@ -130,7 +130,8 @@ class Coordinator:
         """Reason codes of what is not as it should be, and stops nothing."""
         unwritable = self._store.unwritable
         own = [] if unwritable is None else [str(unwritable.reason)]
-        return sorted({*self._watch.reasons, *own})
+        unread = [str(Reason.STORED_DATA_INVALID)] if self._store.set_aside() else []
+        return sorted({*self._watch.reasons, *own, *unread})
 
     @property
     def phase(self) -> State:
@@ -177,6 +178,7 @@ class Coordinator:
         Raises:
             StoreBroken, StoreFull.
         """
+        self._tell_set_aside()
         snapshot = self._store.snapshot()
         if snapshot.desired is not None and not snapshot.overridden:
             try:
@@ -277,6 +279,18 @@ class Coordinator:
                     # The broker keeps the document and sends it again at every connection and every start.
                     self._say_fault()
             await asyncio.sleep(WISH_SECONDS)
+
+    def _tell_set_aside(self) -> None:
+        """Say what of the state could not be read, once."""
+        try:
+            found = self._store.tell_set_aside()
+        except (StoreBroken, StoreFull):
+            # Then at a start when it can be noted that it was said.
+            return
+        for each in found:
+            text = f"{each.source} of state.db was set aside: {each.reason}"
+            log.warning("%s", text)
+            self._reporter.event("refused", {"bundle": None, "reason": Reason.STORED_DATA_INVALID, "message": text})
 
     def _say_fault(self) -> None:
         """Report the exception that is being handled, and go on."""

@@ -72,9 +72,11 @@ def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundl
             state = InstallationState(database)
             trusting = Trusting(job, directory, state, disk)
             if job.refresh_only:
+                state.check_floors()
                 trusting.refresh(mirrors)
                 return None
             with audited(job, AuditLog(directory.audit, disk, "installer"), state.epoch()) as accept:
+                state.check_floors(epoch=not job.allow_epoch)
                 obtaining = Obtaining(job, directory, state, disk, report)
                 if job.digest is not None:
                     sealed = obtaining.run_local(trusting.check_not_revoked)

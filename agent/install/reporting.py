@@ -112,6 +112,11 @@ class Reporter:
         if unwritable is not None:
             text = "results are kept in memory only and nothing is installed until that is over"
             found.append(ReportedError(unwritable.reason or Reason.STORE_BROKEN, f"{unwritable.message}: {text}"))
+        unread = self._store.set_aside()
+        if unread:
+            sources = ", ".join(sorted({each.source for each in unread}))
+            text = f"what could not be read of state.db was set aside, the rest goes on: {sources}"
+            found.append(ReportedError(Reason.STORED_DATA_INVALID, text))
         return found
 
     def _bundle(self, digest: Digest | None) -> BundleState | None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+
+import msgspec
 from msgspec import Struct
 
 from agent.serving import requests
 from agent.serving.replies import Replies
-from agent.serving.requests import Refusal
+from agent.serving.requests import Refusal, error_frame
+from agent.serving.settlement import FAULT
 from agent.state.answer_writer import AnswerWriter
-from agent.state.answers import Unfinished
+from agent.state.answers import Key, Unfinished
 from contract.errors import RequestInvalid
 from contract.mqtt import messages, reading
 from contract.mqtt.messages import GenerateRequest
 
+log = logging.getLogger("edge_agent.serving")
+
 MAX_ATTEMPTS = 3
 """Restarts that a request may survive: one that takes the agent down with it must not do so for ever."""
+
+
+LOST = Refusal(
+    500, requests.INTERNAL_ERROR, "the device cannot read what it stored of this request; ask again with another id"
+)
 
 
 class LeftOver(Struct, frozen=True):
@@ -30,16 +41,38 @@ async def take_up(ledger: AnswerWriter, replies: Replies) -> list[LeftOver]:
 
     That waits while answers cannot be stored: it was promised one result, and each attempt has to be counted.
     """
+    lost = await ledger.set_aside_unreadable()
+    for each in lost:
+        replies.error(Key(each.client, each.id), LOST, None)
     for key, last, correlation in await ledger.undelivered():
         # Without its text, the client hears at least that there is nothing to wait for.
-        known = last if last is not None else messages.encode(requests.error_frame(0, requests.GONE))
+        refusal = requests.GONE if last is None else None if _is_frame(last) else LOST
+        known = last if last is not None and refusal is None else messages.encode(error_frame(0, refusal or LOST))
         replies.deliver(key, known, correlation)
     return [] if ledger.volatile else await unfinished(ledger)
 
 
+def _is_frame(stored: bytes) -> bool:
+    """Whether ``stored`` is what we store: one JSON object."""
+    try:
+        return isinstance(msgspec.json.decode(stored), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 async def unfinished(ledger: AnswerWriter) -> list[LeftOver]:
     """What was accepted and has no answer, oldest first."""
-    return [_judge(left) for left in await ledger.unfinished()]
+    await ledger.set_aside_unreadable()
+    return [_judged(left) for left in await ledger.unfinished()]
+
+
+def _judged(left: Unfinished) -> LeftOver:
+    """As :func:`_judge`; a request at which that fails is stored, so it would keep every start from coming through."""
+    try:
+        return _judge(left)
+    except Exception:
+        log.exception("a request that was left behind cannot be taken up")
+        return LeftOver(left, GenerateRequest(), FAULT)
 
 
 def _judge(left: Unfinished) -> LeftOver:

@@ -27,6 +27,7 @@ from agent.state import answers
 from agent.state.answer_memory import AnswerMemory
 from agent.state.answers import Key, Unfinished, Verdict
 from agent.state.database import Database
+from agent.state.integrity import Lost, mend_answers
 from contract.errors import EdgeBundleError
 
 log = logging.getLogger("edge_agent.answers")
@@ -160,6 +161,10 @@ class AnswerWriter:
     def delivered(self, key: Key) -> None:
         """Noted with the next commit; losing the note costs one more delivery of the same bytes."""
         self._queue.put(_Operation(lambda connection: answers.mark_delivered(connection, key), None))
+
+    def set_aside_unreadable(self) -> asyncio.Future[list[Lost]]:
+        """:func:`integrity.mend_answers`, before anything else is read."""
+        return self._submit(mend_answers)
 
     def unfinished(self) -> asyncio.Future[list[Unfinished]]:
         return self._submit(answers.unfinished)

@@ -5,18 +5,22 @@ The only module that opens it. Each module with tables of its own lists the migr
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent.state import integrity
 from agent.state.layout import StateDirectory
 from agent.state.room import explain
 from agent.state.wal import merge
 from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
 from contract.reasons import Reason
+
+log = logging.getLogger("edge_agent.state")
 
 FILE = "state.db"
 
@@ -126,7 +130,7 @@ class Database:
         version = int(self.query("PRAGMA user_version")[0][0])
         if version == 0:
             check_not_lost(StateDirectory(path.parent))
-        if version > len(migrations):
+        if not 0 <= version <= len(migrations):
             raise StoreBroken(f"{FILE} was written by a newer agent (schema {version}); install that agent again")
         for number in range(version, len(migrations)):
             with self.transaction(f"migrate {number + 1}") as connection:
@@ -134,6 +138,29 @@ class Database:
                     if statement.strip():
                         connection.execute(statement)
                 connection.execute(f"PRAGMA user_version={number + 1}")
+        if self.query("SELECT 1 FROM sqlite_master WHERE name = 'set_aside'"):
+            self._mend(StateDirectory(path.parent))
+
+    def _mend(self, directory: StateDirectory) -> None:
+        """Set aside the rows that cannot be read, so that everybody who opens the file can go on with the rest."""
+        try:
+            if integrity.is_sound(self._connection):
+                return
+            # What refers to a row that goes is mended, too.
+            self._connection.execute("PRAGMA foreign_keys=OFF")
+            try:
+                with self.transaction("set aside") as connection:
+                    integrity.mend(connection, directory)
+            finally:
+                self._connection.execute("PRAGMA foreign_keys=ON")
+            log.error("%s has rows that cannot be read: they were set aside, `edge-agent doctor` tells more", FILE)
+        except (StoreFull, StoreBroken):
+            raise
+        except sqlite3.Error as error:
+            raise _translate(error) from error
+        except Exception:
+            # Whoever comes upon such a row fails at it, and at nothing else.
+            log.exception("the rows of %s could not be looked at", FILE)
 
     @contextmanager
     def transaction(self, name: str) -> Iterator[sqlite3.Connection]:

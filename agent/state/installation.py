@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from agent.state.database import Database
 from agent.state.history import History, note_activation
+from agent.state.integrity import EPOCH, FLOORS, UNKNOWN, SetAside, forget_floors
 from agent.state.standing import Standing
 from contract.errors import BundleRefused, StoreBroken, StoreFull
 from contract.mqtt.messages import BundleReference, BundleState
@@ -170,6 +171,36 @@ class InstallationState:
     def unwritable(self) -> StoreFull | StoreBroken | None:
         """Why nothing can be recorded now; None when it can."""
         return self._database.unwritable
+
+    def set_aside(self) -> list[SetAside]:
+        """What could not be read of the state, and is kept for diagnosis; the oldest first."""
+        rows = self._database.query("SELECT source, reason, at FROM set_aside ORDER BY number")
+        return [SetAside(row["source"], row["reason"], row["at"]) for row in rows]
+
+    def tell_set_aside(self) -> list[SetAside]:
+        """Those of them that nobody was told of yet; from now on somebody was."""
+        rows = self._database.query("SELECT source, reason, at FROM set_aside WHERE NOT told ORDER BY number")
+        if rows:
+            with self._database.transaction("told") as connection:
+                connection.execute("UPDATE set_aside SET told = 1")
+        return [SetAside(row["source"], row["reason"], row["at"]) for row in rows]
+
+    def check_floors(self, *, epoch: bool = True) -> None:
+        """Nothing may be installed while it is not known what trust may never fall below; ``epoch`` False: root said
+        that the security epoch does not matter.
+
+        Raises:
+            BundleRefused: TRUST_STATE_LOST.
+        """
+        lost = self._database.query("SELECT DISTINCT source FROM set_aside ORDER BY source")
+        known = {row["source"] for row in lost} - (set() if epoch else {EPOCH})
+        floors = sorted(known.intersection((*FLOORS, UNKNOWN)))
+        if floors:
+            raise BundleRefused(
+                Reason.TRUST_STATE_LOST,
+                f"{' and '.join(floors)} of state.db cannot be read, so what this device may never fall below is not "
+                "known; provision trust once more with `edge-agent trust provision ROOT_JSON --replace`",
+            )
 
     def snapshot(self) -> Snapshot:
         row = self._database.query("SELECT * FROM installation")[0]
@@ -353,6 +384,7 @@ class InstallationState:
         """Forget them all: the operator provisions this device anew."""
         with self._database.transaction("reset role versions") as connection:
             connection.execute("DELETE FROM role_versions")
+            forget_floors(connection, *FLOORS, UNKNOWN)
 
     def clock_floor(self) -> int:
         return int(self._database.query("SELECT clock_floor FROM installation")[0][0])
@@ -365,6 +397,7 @@ class InstallationState:
         """Forget the latest signed time: an operator says that it lay in the future."""
         with self._database.transaction("reset clock floor") as connection:
             connection.execute("UPDATE installation SET clock_floor = 0")
+            forget_floors(connection, "installation.clock_floor")
 
     def epoch(self) -> int:
         """The highest security epoch ever committed."""

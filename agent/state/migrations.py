@@ -8,6 +8,7 @@ from __future__ import annotations
 from agent.state.answers import ANSWERS_1
 from agent.state.history import HISTORY_1
 from agent.state.installation import INSTALLATION_1, INSTALLATION_2, INSTALLATION_3
+from agent.state.integrity import INTEGRITY_1
 from agent.state.standing import STANDING_1, STANDING_2
 
 MIGRATIONS: tuple[str, ...] = (
@@ -18,4 +19,5 @@ MIGRATIONS: tuple[str, ...] = (
     INSTALLATION_3,
     HISTORY_1,
     STANDING_2,
+    INTEGRITY_1,
 )
