@@ -231,7 +231,8 @@ def _assess(
     progress.stage(4, STAGES, "asking the source")
     heard = hear_source(exam, source.checkpoint, cache, log, progress)
     progress.stage(5, STAGES, "loading, generating and comparing")
-    return assess(exam, heard, staged, log, progress)
+    spellings = () if source.reference is None else source.reference.spellings
+    return assess(exam, heard, staged, log, progress, spellings=spellings)
 
 
 def _write_extras(

@@ -8,8 +8,9 @@ from typing import Any
 
 from contract.genai_config import CONFIG_FILE
 from packager.child import Reporter, child_main
+from packager.ends import find_turn_ends
 from packager.slots import add_slots
-from packager.sources.checkpoint import find_rowless_tokens
+from packager.sources.checkpoint import find_rowless_tokens, read_json
 from packager.sources.vocabulary import leave_out
 from packager.workarounds import mend
 
@@ -33,6 +34,7 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     applied = mend(config, options, job.get("skip", ""))
     reporter.progress(2, STEPS)
     builder.create_model(*fixed, **options)
+    _end_turns(Path(job["checkpoint"]), Path(job["out"]) / CONFIG_FILE)
     rows = config.get_text_config().vocab_size
     left_out = find_rowless_tokens(Path(job["out"]), rows)
     leave_out(Path(job["out"]), left_out)
@@ -42,6 +44,23 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         add_slots(Path(job["out"]) / GRAPH_FILE)
     reporter.progress(3, STEPS)
     return {"config": resolved, "workarounds": applied}
+
+
+def _end_turns(checkpoint: Path, file: Path) -> None:
+    """Let everything that ends a turn end an answer: in generation_config.json, and behind one in the template."""
+    from transformers import AutoTokenizer
+
+    document = json.loads(file.read_text("utf-8"))
+    known = document["model"]["eos_token_id"]
+    ends = list(known) if isinstance(known, list) else [known]
+    settings = checkpoint / "generation_config.json"
+    named = read_json(settings).get("eos_token_id") if settings.is_file() else None
+    more = named if isinstance(named, list) else [] if named is None else [named]
+    more = [*more, *find_turn_ends(AutoTokenizer.from_pretrained(checkpoint))]
+    ends += [token for token in dict.fromkeys(more) if token not in ends and token < document["model"]["vocab_size"]]
+    if len(ends) > 1:
+        document["model"]["eos_token_id"] = ends
+        file.write_text(json.dumps(document, indent=4), "utf-8")
 
 
 def _keep_padding_inside(file: Path, rows: int) -> None:

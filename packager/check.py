@@ -16,6 +16,7 @@ from msgspec import Struct
 from contract.errors import BuildRefused
 from packager.child import run_child
 from packager.quality.source import SourceView
+from packager.reference import Spelling
 
 CANARY_QUESTIONS = (
     "What is the capital of France?",
@@ -70,7 +71,8 @@ class Comparison(Struct, frozen=True):
 class CheckResult(Struct, frozen=True):
     """What loading and generating showed. ``perplexity`` is None when no text was given, ``compared`` when no source.
 
-    ``answers`` are those to the behaviour questions.
+    ``answers`` are those to the behaviour questions; ``respelled`` the texts that the runtime's tokenizer makes other
+    tokens of than the source's.
     """
 
     canaries: list[CanaryResult]
@@ -82,6 +84,7 @@ class CheckResult(Struct, frozen=True):
     perplexity_tokens: int = 0
     compared: Comparison | None = None
     answers: list[str] = []
+    respelled: list[str] = []
 
 
 def host_threads() -> int:
@@ -99,12 +102,14 @@ def check_model(
     source: SourceView | None = None,
     behaviour: Sequence[tuple[str, int]] = (),
     adapter: Path | None = None,
+    spellings: Sequence[Spelling] = (),
     on_progress: Callable[[float, float], None] | None = None,
 ) -> CheckResult:
     """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``.
 
     With a ``source`` the text is read at its very positions and compared; without, it only gives a perplexity.
-    ``behaviour`` are more questions, each with its token limit. With an ``adapter`` file all of it is done with that.
+    ``spellings`` are texts with the source's tokens. ``behaviour`` are more questions, each with its token limit. With
+    an ``adapter`` file all of it is done with that.
 
     Raises:
         BuildRefused: it does not load, crashes, or gives numbers that are not finite.
@@ -119,6 +124,7 @@ def check_model(
         "source": None if source is None else {**msgspec.structs.asdict(source), "rows": str(source.rows)},
         "behaviour": [list(question) for question in behaviour],
         "adapter": None if adapter is None else str(adapter),
+        "spellings": [list(spelling) for spelling in spellings],
     }
     value = run_child("packager.check_process", job, log, doing="loading the built model", on_progress=on_progress)
     try:

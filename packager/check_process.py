@@ -17,6 +17,7 @@ import numpy.typing as npt
 from contract.canary import join_canary
 from contract.errors import BuildRefused
 from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
+from contract.tokens import begin, compose, composes, read_beginning
 from packager.child import Reporter, child_main
 from packager.quality.divergence import Comparison, log_softmax
 
@@ -60,11 +61,25 @@ class Runtime:
             reason = " ".join(str(error).split())[:300]
             raise BuildRefused(f"the built model does not load: {reason}") from error
         self.load_seconds = time.perf_counter() - started
-        self.beginning = self.encode("")
+        self.beginning = read_beginning(self.tokenizer)
+        file = model_dir / "tokenizer.json"
+        self._composes = file.is_file() and composes(json.loads(file.read_bytes()))
+        self.chat = self._has_template()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, with whatever the tokenizer puts at a beginning."""
-        return [int(token) for token in self.tokenizer.encode(text)]
+        """Token ids of ``text`` as it is, without what stands before a text."""
+        return [int(token) for token in self.tokenizer.encode(compose(text) if self._composes else text)]
+
+    def start(self, prompt: str) -> list[int]:
+        """Token ids of a rendered conversation, or of a text for a model without a template, with its beginning."""
+        ids = self.encode(prompt)
+        return ids if self.chat else begin(ids, self.beginning)
+
+    def _has_template(self) -> bool:
+        try:
+            return bool(self.tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": "x"}])))
+        except Exception:  # base models have no template, which is allowed
+            return False
 
     def render(self, question: str) -> str:
         """``question`` in the model's chat template, or as it is when there is none."""
@@ -86,7 +101,7 @@ class Runtime:
 
     def answer(self, prompt: str, tokens: int) -> tuple[str, float, int]:
         """Greedy text after ``prompt``, decode seconds, decoded tokens."""
-        ids = self.encode(prompt)
+        ids = self.start(prompt)
         tokens = min(tokens, self.facts.context_length - len(ids) - 1)
         if tokens < 1:
             raise BuildRefused(f"the context of {self.facts.context_length} tokens is too short for a canary")
@@ -182,7 +197,18 @@ def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "perplexity_tokens": tokens,
         "compared": compared,
         "answers": answers,
+        "respelled": _respelled(runtime, job["spellings"]),
     }
+
+
+def _respelled(runtime: Runtime, spellings: list[tuple[str, list[int], list[int]]]) -> list[str]:
+    """Texts that the runtime makes other tokens of than the source's tokenizer, with or without a beginning."""
+    found = []
+    for text, plain, begun in spellings:
+        ids = runtime.encode(text)
+        if ids != plain or [*runtime.beginning, *ids] != begun:
+            found.append(text)
+    return found
 
 
 def _compare(runtime: Runtime, source: dict[str, Any], text: str | None) -> dict[str, Any]:
@@ -195,7 +221,7 @@ def _compare(runtime: Runtime, source: dict[str, Any], text: str | None) -> dict
             theirs = np.asarray(rows[at : at + len(logits)], dtype=np.float32)
             comparison.add(theirs, log_softmax(logits), tokens)
             at += len(logits)
-    expected = source["windows"][0][:lead] + [token for window in source["windows"] for token in window[lead:]]
+    expected = [token for window in source["windows"] for token in window[lead:]]
     return {
         **comparison.summary(),
         "kl_by_position": [float(f"{value:.3g}") for value in comparison.kl],
@@ -204,7 +230,7 @@ def _compare(runtime: Runtime, source: dict[str, Any], text: str | None) -> dict
 
 
 def _score(runtime: Runtime, prompt: str, text: str) -> dict[str, Any]:
-    ids, first = join_canary(runtime.encode(prompt), runtime.encode(text), runtime.beginning)
+    ids, first = join_canary(runtime.start(prompt), runtime.encode(text), runtime.beginning)
     if len(ids) <= first or len(ids) > runtime.facts.context_length:
         raise BuildRefused("a canary has no text, or more than the context holds")
     means = [float(np.mean(runtime.losses(ids, first, size))) for size in (SLICE, OTHER_SLICE)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from packager import builder_process, plan, rope, slots, workarounds
+from packager import builder_process, ends, plan, rope, slots, workarounds
 from packager.builder import BuilderReport, build_graph
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
@@ -26,6 +26,9 @@ from packager.sources.checkpoint import Checkpoint
 
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour", "source_sha256")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
+
+CODE = (builder_process, ends, plan, rope, slots, vocabulary, workarounds)
+"""What decides a graph's bytes beside the builder itself."""
 
 REPORT = "report.json"
 MODEL = "model"
@@ -39,7 +42,7 @@ def graph_key(build_plan: BuildPlan, digest: str) -> str:
         "choices": {name: value for name, value in choices.items() if name not in LABELS},
         "options": builder_options(build_plan),
         "tools": tool_versions(BUILD_TOOLS),
-        "code": [inspect.getsource(module) for module in (builder_process, plan, rope, slots, vocabulary, workarounds)],
+        "code": [inspect.getsource(module) for module in CODE],
     }
     return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()[:32]
 

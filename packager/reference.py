@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from packager import reference_process, rope
 from packager.child import run_child
+from packager.quality import corpus
 from packager.rope import RopeFacts
 from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint, find_shards
@@ -33,6 +34,10 @@ class LoadFaults(Struct, frozen=True):
     mismatched: list[tuple[str, list[int], list[int]]]
 
 
+Spelling = tuple[str, list[int], list[int]]
+"""A text and its tokens, without and with what the source's tokenizer puts at a beginning and an end."""
+
+
 class Reference(Struct, frozen=True):
     """``config`` with every default filled in; ``weights`` with their shapes by name; ``tied`` ones by their source.
 
@@ -44,6 +49,7 @@ class Reference(Struct, frozen=True):
     tied: dict[str, str]
     faults: LoadFaults | None
     rope: RopeFacts | None
+    spellings: list[Spelling] = []
 
 
 def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
@@ -67,7 +73,7 @@ def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
 
 
 def _key(checkpoint: Checkpoint) -> str:
-    whole = hashlib.sha256("".join(map(inspect.getsource, (reference_process, rope))).encode())
+    whole = hashlib.sha256("".join(map(inspect.getsource, (reference_process, rope, corpus))).encode())
     whole.update(importlib.metadata.version("transformers").encode())
     for shard in find_shards(checkpoint.path):
         whole.update(shard.name.encode() + b"\0" + read_header(shard))

@@ -12,6 +12,7 @@ import msgspec
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.quality.corpus import MAX_SPECIAL, TEXTS
 from packager.rope import Rotary
 
 FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, RuntimeError, NotImplementedError)
@@ -27,11 +28,28 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
         weights = find_weights(job["checkpoint"], config)
         rope = find_rope(config)
+        spellings = spell(job["checkpoint"], int(config.get_text_config().vocab_size))
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildRefused(f"transformers cannot make a model of this config.json: {reason}") from error
     reporter.progress(1, 1)
-    return {"config": json.loads(config.to_json_string(use_diff=False)), **weights, "rope": rope}
+    return {
+        "config": json.loads(config.to_json_string(use_diff=False)),
+        **weights,
+        "rope": rope,
+        "spellings": spellings,
+    }
+
+
+def spell(checkpoint: str, rows: int) -> list[tuple[str, list[int], list[int]]]:
+    """The texts of :mod:`packager.quality.corpus` and the tokenizer's own special tokens, with their tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    special = [token.content for number, token in tokenizer.added_tokens_decoder.items() if number < rows]
+    texts = [*TEXTS, *(f"a {text} b" for text in special[:MAX_SPECIAL])]
+    plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return [(text, ids, tokenizer(text)["input_ids"]) for text, ids in zip(texts, plain, strict=True)]
 
 
 def find_rope(config: Any) -> Any:

@@ -19,6 +19,7 @@ from agent.engine.stepping import ChatTurn, Generation
 from agent.engine.vocabulary import Vocabulary
 from contract.canary import join_canary
 from contract.errors import EngineFailed, RequestInvalid
+from contract.tokens import begin, compose, composes, read_beginning
 
 MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
 """Private-use characters; the mark is the first that occurs in no message, and is dropped from them if all occur."""
@@ -39,7 +40,8 @@ class Tokenizing:
     def __init__(self, tokenizer: Any, bundle_dir: Path, eos: tuple[int, ...] = ()) -> None:
         self._tokenizer = tokenizer
         self.eos = eos or tuple(int(token) for token in tokenizer.eos_token_ids)
-        self._beginning = [int(token) for token in tokenizer.encode("")]
+        self._beginning = read_beginning(tokenizer)
+        self._composes = _composes(bundle_dir)
         template = _chat_template(bundle_dir)
         controls = _control_texts(bundle_dir, template)
         self.chat = bool(template)
@@ -54,7 +56,7 @@ class Tokenizing:
             RequestInvalid: the text cannot be given to the tokenizer, or the template refuses the messages.
         """
         if generation.messages is None:
-            return self.encode(generation.prompt or "", "prompt")
+            return begin(self.encode(generation.prompt or "", "prompt"), self._beginning)
         if not self.chat:
             raise RequestInvalid("this model has no chat template: give a prompt", field="messages")
         mark = _free_mark(generation.messages, MARKS)
@@ -81,14 +83,14 @@ class Tokenizing:
         return ids
 
     def encode(self, text: str, field: str) -> list[int]:
-        """Token ids of a text that begins a sequence; control tokens written out in it become control tokens.
+        """Token ids of a text as it is, without what stands before a text; control tokens written out in it are such.
 
         Raises:
             RequestInvalid: a NUL, where the tokenizer would silently stop reading.
         """
         if "\0" in text:
             raise RequestInvalid("a NUL character cannot be given to a model", field=field)
-        return [int(token) for token in self._tokenizer.encode(text)]
+        return [int(token) for token in self._tokenizer.encode(compose(text) if self._composes else text)]
 
     def encode_more(self, text: str, field: str) -> list[int]:
         """Token ids of a text that goes on in a sequence: without the tokens that only a beginning has."""
@@ -106,7 +108,9 @@ class Tokenizing:
             EngineFailed: it cannot be given to the tokenizer.
         """
         try:
-            return join_canary(self.encode(prompt, "prompt"), self.encode(text, "text"), self._beginning)
+            ids = self.encode(prompt, "prompt")
+            ids = ids if self.chat else begin(ids, self._beginning)
+            return join_canary(ids, self.encode(text, "text"), self._beginning)
         except RequestInvalid as refused:
             raise EngineFailed(f"a canary is not text: {refused.message}") from refused
 
@@ -166,6 +170,14 @@ def _chat_template(bundle_dir: Path) -> str:
     except (OSError, ValueError, AttributeError):
         return ""
     return found if isinstance(found, str) else json.dumps(found) if found else ""
+
+
+def _composes(bundle_dir: Path) -> bool:
+    path = bundle_dir / "tokenizer.json"
+    try:
+        return path.stat().st_size <= MAX_TOKENIZER_BYTES and composes(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return False
 
 
 def _control_texts(bundle_dir: Path, template: str) -> list[str]:

@@ -156,6 +156,9 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--max-perplexity-ratio", type=float, metavar="X", help="largest perplexity over the source's (1.5, int8 1.1)"
     )
+    asked.add_argument(
+        "--min-agreement", type=float, metavar="X", help="least share of the source's top tokens (int4 0.4, int8 0.7)"
+    )
     asked.add_argument("--accept-quality", metavar="REASON", help="build in spite of these; the manifest says why")
 
 
@@ -166,6 +169,7 @@ def quality_plan(arguments: argparse.Namespace) -> QualityPlan:
         behaviour_file=arguments.behaviour,
         max_kl=arguments.max_kl,
         max_perplexity_ratio=arguments.max_perplexity_ratio,
+        min_agreement=arguments.min_agreement,
         accept=arguments.accept_quality,
     )
 
@@ -327,5 +331,7 @@ def print_bundle(built: BuiltBundle, *, as_json: bool) -> None:
             f"  against the source: KL {quality['kl']:.3f} nats, perplexity {quality['perplexity']['value']:.4g} for "
             f"{quality['source_perplexity']:.4g}, same top token {100 * quality['top1_agreement']:.1f} %"
         )
+        if quality.get("tokenizer_same") is False:
+            print("  its tokenizer makes other tokens of a text than the source's")
     for canary in manifest.canary[:1]:
         print(f"  asked: {canary.expected_text.strip()!r}")

@@ -16,6 +16,7 @@ from packager.quality.behaviour import Case, compare_behaviour, read_cases
 from packager.quality.gates import Limits, QualityPlan, check_reason, choose_limits, judge
 from packager.quality.source import DEFAULT_TOKENS, EVAL_TOKENS, SourceView, view_source
 from packager.quality.text import EvalText, read_text, reference_text
+from packager.reference import Spelling
 from packager.sources.checkpoint import Checkpoint
 
 PREQUANTISED = "the source is quantised already; transformers alone cannot run it as it is"
@@ -51,7 +52,7 @@ def prepare_exam(plan: QualityPlan, precision: str) -> Exam:
         text=read_text(Path(plan.eval_file), "--eval") if plan.eval_file is not None else reference_text(),
         tokens=EVAL_TOKENS if own else DEFAULT_TOKENS,
         cases=read_cases(Path(plan.behaviour_file)) if plan.behaviour_file is not None else [],
-        limits=choose_limits(precision, plan.max_kl, plan.max_perplexity_ratio),
+        limits=choose_limits(precision, plan.max_kl, plan.max_perplexity_ratio, plan.min_agreement),
         accepted=check_reason(plan.accept),
     )
 
@@ -82,8 +83,11 @@ def assess(
     progress: BuildProgress,
     *,
     adapter: Path | None = None,
+    spellings: Sequence[Spelling] = (),
 ) -> Assessment:
     """Load and measure the model folder ``staged``, with ``adapter`` if given, compare it with its source, and judge.
+
+    ``spellings`` are texts with the source's tokens.
 
     Raises:
         BuildRefused: it does not load or generate, or is beyond the limits and nobody accepted that.
@@ -95,11 +99,17 @@ def assess(
         source=heard,
         behaviour=[(case.prompt, case.tokens) for case in exam.cases] if heard is not None else (),
         adapter=adapter,
+        spellings=spellings,
         on_progress=progress.advance,
     )
     summary: dict[str, Any] = {"text": {"name": exam.text.name, "sha256": exam.text.sha256}}
     details: dict[str, Any] = {}
+    if checked.respelled:
+        texts = ", ".join(repr(text[:24]) for text in checked.respelled[:4])
+        progress.say(f"the runtime makes other tokens than the source of {len(checked.respelled)} texts: {texts}")
+        details["respelled"] = checked.respelled
     if heard is None or checked.compared is None:
+        summary["limits"] = judge(exam.limits, exam.accepted, None, None, checked.respelled)
         summary["compared"] = f"not compared: {PREQUANTISED}"
         return Assessment(checked, summary, details)
     numbers = msgspec.to_builtins(checked.compared)
@@ -111,7 +121,7 @@ def assess(
         behaviour = compare_behaviour(exam.cases, heard.answers[len(CANARY_QUESTIONS) :], checked.answers)
         details["behaviour"] = behaviour
         summary["behaviour"] = {"cases": len(exam.cases), **{key: behaviour[key] for key in BEHAVIOUR_KEYS}}
-    summary["limits"] = judge(exam.limits, exam.accepted, numbers, behaviour)
+    summary["limits"] = judge(exam.limits, exam.accepted, numbers, behaviour, checked.respelled)
     # The manifest's ``perplexity`` has these two, as it does where there is no source.
     del numbers["perplexity"], numbers["tokens"]
     summary |= {**numbers, "source_dtype": heard.dtype}

@@ -35,13 +35,24 @@ class Layout(Struct, frozen=True):
     files: dict[str, str] = {}
 
 
-def byte_level(specials: list[str], first: str | None = None) -> Callable[[], Any]:
+def byte_level(specials: list[str], first: str | None = None, *, composes: bool = False) -> Callable[[], Any]:
     """A byte-level BPE as Llama 3, Qwen and SmolLM have; ``first`` stands before every text. Specials come last."""
 
     def make() -> Any:
-        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+        from tokenizers import (
+            AddedToken,
+            Tokenizer,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+            processors,
+            trainers,
+        )
 
         tokenizer = Tokenizer(models.BPE())
+        if composes:
+            tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -70,10 +81,20 @@ def sentence_piece(
     """
 
     def make() -> Any:
-        from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+        from tokenizers import (
+            AddedToken,
+            Tokenizer,
+            decoders,
+            models,
+            normalizers,
+            pre_tokenizers,
+            processors,
+            trainers,
+        )
 
         trained = Tokenizer(models.BPE())
         trained.normalizer = normalizers.Replace(" ", "▁")
+        trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # a mark begins a piece or is none
         trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=120, show_progress=False))
         document = json.loads(trained.to_str())
         words = [*leading, *(f"<0x{number:02X}>" for number in range(256))]
@@ -177,7 +198,7 @@ PHI_3 = sentence_piece(
     stripping=("</s>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
 )
 GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-QWEN = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+QWEN = byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], composes=True)
 LLAMA_3 = byte_level(
     ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"],
     "<|begin_of_text|>",

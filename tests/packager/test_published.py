@@ -14,7 +14,9 @@ import pytest
 
 from contract.errors import BuildRefused
 from contract.manifest import MANIFEST_FILE
+from packager.check_process import Runtime, _respelled
 from packager.child import Reporter
+from packager.ends import find_turn_ends
 from packager.pack import pack_bundle
 from packager.plan import BuildPlan
 from packager.proof import compare
@@ -33,10 +35,19 @@ def reference_of(directory: Path) -> Reference:
     return msgspec.convert(value, Reference)
 
 
+def turn_ends(source: Path) -> list[int]:
+    """What ends an answer by generation_config.json, and what the template writes behind one."""
+    from transformers import AutoTokenizer
+
+    file = source / "generation_config.json"
+    named = json.loads(file.read_text()).get("eos_token_id", []) if file.is_file() else []
+    found = find_turn_ends(AutoTokenizer.from_pretrained(source))
+    assert found or not inspect_checkpoint(source).chat_template, "every template here ends a turn"
+    return [*(named if isinstance(named, list) else [named]), *found]
+
+
 def run_folder(folder: Path, ids: Any) -> Any:
     """Logits at every position, as the check reads them: by slices, in a cache no longer than it must be."""
-    from packager.check_process import Runtime
-
     runtime = Runtime(folder, 1)
     return np.concatenate([rows for _, rows in runtime.walk([*map(int, ids), 0], 1, 64)])
 
@@ -58,6 +69,9 @@ def test_it_is_opened_and_built_as_the_source(name: str, tmp_path: Path) -> None
     assert compare(plan, report["config"], config, graph) == []
     assert reference.rope is not None
     assert compare_rope(reference.rope, config, tmp_path / "fp32") == []
+    runtime = Runtime(tmp_path / "fp32", 1)
+    assert _respelled(runtime, reference.spellings) == []
+    assert set(config.eos_token_ids) >= set(turn_ends(source))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     spread = float(source_logits(model, np.arange(3, 40, dtype=np.int32)).std())
     for length in layout.lengths:

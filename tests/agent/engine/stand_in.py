@@ -32,6 +32,9 @@ class ByteTokenizer:
 
     eos_token_ids = (END,)
 
+    def update_options(self, *, add_special_tokens: bool) -> None:
+        """It has none that a text begins with."""
+
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
         for piece in re.split(r"(<\|im_start\|>|<\|im_end\|>)", text):

@@ -66,3 +66,21 @@ def test_limits_that_nothing_could_keep_are_refused(kl: float | None, ratio: flo
 
 def test_one_limit_can_be_chosen_alone() -> None:
     assert choose_limits("int4", 0.2, None) == Limits(0.2, DEFAULT_LIMITS["int4"].max_perplexity_ratio)
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.39, float("nan")])
+def test_a_small_divergence_does_not_excuse_other_top_tokens(agreement: float) -> None:
+    with pytest.raises(BuildRefused, match="its most likely token is the source's in"):
+        judge(Limits(0.5, 1.5), None, {**NUMBERS, "top1_agreement": agreement}, None)
+    assert judge(Limits(0.5, 1.5), None, {**NUMBERS, "top1_agreement": 0.4}, None)["min_agreement"] == 0.4
+    assert choose_limits("int4", None, None, 0.2).min_agreement == 0.2
+    with pytest.raises(UsageError, match="--min-agreement"):
+        choose_limits("int4", None, None, 1.1)
+
+
+def test_other_tokens_than_the_sources_are_refused_unless_accepted() -> None:
+    with pytest.raises(BuildRefused, match="makes other tokens of 2 texts, first 'one'"):
+        judge(Limits(0.5, 1.5), None, None, None, ["one", "two"])
+    with pytest.raises(BuildRefused, match="other tokens of the text that was read"):
+        judge(Limits(0.5, 1.5), None, {**NUMBERS, "tokenizer_same": False}, None)
+    assert judge(Limits(0.5, 1.5), "it is known", None, None, ["one"])["accepted"]["reason"] == "it is known"
