@@ -30,6 +30,17 @@ REVISION = 1
 """Raised whenever merging changes, so that older cache entries are not taken for its result."""
 
 
+EXTRAS = (
+    "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "use_qalora",
+    "layer_replication", "target_parameters", "alora_invocation_tokens", "trainable_token_indices", "arrow_config",
+)  # fmt: skip
+"""Entries of adapter_config.json that make an adapter more than ``scale * B A`` beside each product."""
+
+PLAIN_STARTS = (True, False, None, "gaussian", "eva")
+"""Ways to begin an adapter that leave the base as it is. PiSSA, OLoRA, LoftQ, CorDA and others take from the base what
+they put into the adapter, and peft does that again whenever it loads one."""
+
+
 class Adapter(Struct, frozen=True):
     """A LoRA adapter: ``pairs`` maps a weight of the base to the names of its A and B."""
 
@@ -69,9 +80,15 @@ def inspect_adapter(path: Path) -> Adapter:
 
 
 def _refuse_extras(path: Path, config: dict[str, Any]) -> None:
-    for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias"):
+    for key in EXTRAS:
         if config.get(key):
             raise BuildRefused(f"the adapter {path.name!r} uses {key}, which is not merged here; merge it with peft")
+    start = config.get("init_lora_weights", True)
+    if start not in PLAIN_STARTS:
+        raise BuildRefused(
+            f"the adapter {path.name!r} began as {str(start)[:40]!r} (init_lora_weights), which changes the base as "
+            "well; merge it with peft, or save it again there with path_initial_model_for_weight_conversion"
+        )
 
 
 def _pair(path: Path, tensors: dict[str, StoredTensor]) -> dict[str, tuple[str, str]]:

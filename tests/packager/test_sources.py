@@ -146,6 +146,11 @@ class TestAdapter:
             ({"use_dora": True}, "use_dora"),
             ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
             ({"r": None}, "no rank"),
+            ({"init_lora_weights": "pissa"}, "changes the base as well"),
+            ({"init_lora_weights": "pissa_niter_16"}, "changes the base as well"),
+            ({"init_lora_weights": "olora"}, "changes the base as well"),
+            ({"init_lora_weights": "loftq"}, "changes the base as well"),
+            ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ],
     )
     def test_what_is_not_plain_lora(self, llama: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
