@@ -72,13 +72,14 @@ class Invariants:
                 self._say(f"BROKEN: {line}")
 
     def at_the_end(self) -> None:
-        """Without a broker nobody is answered, and doctor says so; what is installed is whole."""
+        """Without a broker or an agent nobody is answered, and doctor says so; what is installed is whole."""
         self._field.world.broker.stop()
         self._doctor(False)
         self._field.world.broker.start()
         self._answers()
         if self._field.world.end_agent() != 0:
             self._broken.append("the agent did not end in order")
+        self._doctor(False)
         if self._field.world.run("verify") != 0:
             self._broken.append("what is installed does not verify")
 
