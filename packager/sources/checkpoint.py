@@ -121,6 +121,15 @@ def _read_quantization(path: Path, config: dict[str, Any]) -> Quantization | Non
             "or name the checkpoint that it was made from"
         )
     bits, group = entry.get("bits"), entry.get("group_size")
+    if method == "awq" and bits is None and "w_bit" in entry:
+        raise BuildRefused(
+            f"{path}/config.json has the older keys of AWQ; rename w_bit to bits and q_group_size to group_size in it"
+        )
+    if isinstance(group, int) and group < 1:
+        raise BuildRefused(
+            f"{path} is quantised with one scale for each whole column (group size {group}), which cannot be built; "
+            "name the checkpoint that it was made from, or one in groups of 32 or 128"
+        )
     if not isinstance(bits, int) or not isinstance(group, int):
         raise BuildRefused(f"{path}/config.json does not say the bits and the group size of its quantised weights")
     return Quantization(method=str(method), bits=bits, group_size=group)

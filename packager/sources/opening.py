@@ -16,6 +16,7 @@ from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
 from packager.sources.gguf import GGUF_MAGIC, convert_gguf
 from packager.sources.hub import fetch_from_hub, is_hub_id
+from packager.sources.naming import check_naming
 from packager.sources.pickled import convert_pickled, find_pickled
 from packager.sources.template import replace_template
 from packager.sources.text_only import extract_text, find_sight
@@ -84,6 +85,7 @@ def open_source(
         BuildRefused: it is none of these, or cannot become a bundle.
     """
     options = options or SourceOptions()
+    check_naming(text)
     # Before the base is fetched or converted, which takes long.
     adapter = None if options.adapter is None else inspect_adapter(options.adapter.expanduser())
     opened = _open_base(text, cache, log, on_progress, options)

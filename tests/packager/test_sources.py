@@ -299,3 +299,48 @@ class TestEstimate:
         with pytest.raises(StoreFull, match="are free in"):
             refuse_what_cannot_fit(Estimate(0, 2**60, 60), [tmp_path / "not" / "there"], memory=2**30)
         refuse_what_cannot_fit(Estimate(0, 0, 60), [tmp_path])
+
+
+class TestNaming:
+    """What people name instead of a source is answered with what to name."""
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("https://huggingface.co/owner/model", "name the model as owner/model"),
+            ("https://huggingface.co/owner/model/tree/v2", "owner/model --revision v2"),
+            ("hf.co/owner/model/blob/main/config.json", "name the model as owner/model"),
+            ("models/missing.gguf", "there is no file 'models/missing.gguf'"),
+            ("missing.gguf", "there is no file"),
+        ],
+    )
+    def test_addresses_and_files_that_are_not_there(self, text: str, words: str, tmp_path: Path) -> None:
+        assert words in refused(text, tmp_path)
+
+    def test_an_entry_of_the_hubs_cache(self, llama: Path, tmp_path: Path) -> None:
+        shutil.copytree(llama, tmp_path / "models--owner--model" / "snapshots" / COMMIT)
+        message = refused(tmp_path / "models--owner--model", tmp_path)
+        assert f"name its snapshot: {tmp_path}/models--owner--model/snapshots/{COMMIT}" in message
+
+    def test_an_adapter(self, tmp_path: Path) -> None:
+        assert "name the model that it was trained on" in refused(make_adapter(tmp_path / "adapter"), tmp_path)
+
+    def test_a_directory_of_gguf_files(self, tmp_path: Path) -> None:
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "a.gguf").write_bytes(b"GGUF")
+        assert f"name one of them: {tmp_path}/models/a.gguf" in refused(tmp_path / "models", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"group_size": -1}, "one scale for each whole column"),
+            ({"quant_method": "awq", "bits": None, "w_bit": 4}, "rename w_bit to bits"),
+        ],
+    )
+    def test_quantised_in_ways_that_cannot_be_built(
+        self, copy: Path, tmp_path: Path, changes: dict[str, Any], words: str
+    ) -> None:
+        config = json.loads((copy / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32, **changes}
+        (copy / "config.json").write_text(json.dumps(config))
+        assert words in refused(copy, tmp_path)
