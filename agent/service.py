@@ -289,12 +289,12 @@ class Service:
             await asyncio.sleep(period)
 
     async def _listen_for_orders(self) -> None:
-        """Open the operator's door; a disk that has no room for it keeps nobody from being served."""
+        """Open the operator's door; what keeps it shut (a full disk, a directory of its name) keeps nobody from being
+        served.
+        """
         try:
             await self._control.start()
         except StoreBroken as error:
-            if self._state.unwritable is None:
-                raise
             log.warning("commands on this device cannot reach the agent for now: %s", error.message)
 
     def _look_at_store(self) -> None:

@@ -256,7 +256,7 @@ def sound_record(place: Path) -> Derived | None:
             (place / file.name).lstat().st_size == file.size and _digest(place / file.name) == file.sha256
             for file in record.files
         )
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
         return None
     return record if sound else None
 

@@ -219,7 +219,9 @@ def read_audit(path: Path) -> list[Entry]:
     found: list[Entry] = []
     for number in range(FILES - 1, -1, -1):
         try:
-            lines = rotated(path, number).read_bytes().splitlines()
+            with rotated(path, number).open("rb") as file:
+                # A file of ours is never larger; of another one, as much as that.
+                lines = file.read(2 * MAX_BYTES).splitlines()
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -227,6 +229,6 @@ def read_audit(path: Path) -> list[Entry]:
         for line in lines:
             try:
                 found.append(msgspec.json.decode(line, type=Entry))
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, ValueError, RecursionError):
                 continue
     return found
