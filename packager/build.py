@@ -231,8 +231,10 @@ def _assess(
     progress.stage(4, STAGES, "asking the source")
     heard = hear_source(exam, source.checkpoint, cache, log, progress)
     progress.stage(5, STAGES, "loading, generating and comparing")
-    spellings = () if source.reference is None else source.reference.spellings
-    return assess(exam, heard, staged, log, progress, spellings=spellings)
+    known = source.reference
+    if known is None:
+        return assess(exam, heard, staged, log, progress)
+    return assess(exam, heard, staged, log, progress, spellings=known.spellings, renderings=known.renderings)
 
 
 def _write_extras(

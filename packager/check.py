@@ -16,7 +16,7 @@ from msgspec import Struct
 from contract.errors import BuildRefused
 from packager.child import run_child
 from packager.quality.source import SourceView
-from packager.reference import Spelling
+from packager.reference import Rendering, Spelling
 
 CANARY_QUESTIONS = (
     "What is the capital of France?",
@@ -72,7 +72,7 @@ class CheckResult(Struct, frozen=True):
     """What loading and generating showed. ``perplexity`` is None when no text was given, ``compared`` when no source.
 
     ``answers`` are those to the behaviour questions; ``respelled`` the texts that the runtime's tokenizer makes other
-    tokens of than the source's.
+    tokens of than the source's; ``rerendered`` the conversations that its template engine writes otherwise than Jinja.
     """
 
     canaries: list[CanaryResult]
@@ -85,6 +85,7 @@ class CheckResult(Struct, frozen=True):
     compared: Comparison | None = None
     answers: list[str] = []
     respelled: list[str] = []
+    rerendered: list[str] = []
 
 
 def host_threads() -> int:
@@ -103,6 +104,7 @@ def check_model(
     behaviour: Sequence[tuple[str, int]] = (),
     adapter: Path | None = None,
     spellings: Sequence[Spelling] = (),
+    renderings: Sequence[Rendering] = (),
     on_progress: Callable[[float, float], None] | None = None,
 ) -> CheckResult:
     """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``.
@@ -125,6 +127,7 @@ def check_model(
         "behaviour": [list(question) for question in behaviour],
         "adapter": None if adapter is None else str(adapter),
         "spellings": [list(spelling) for spelling in spellings],
+        "renderings": [list(rendering) for rendering in renderings],
     }
     value = run_child("packager.check_process", job, log, doing="loading the built model", on_progress=on_progress)
     try:

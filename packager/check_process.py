@@ -19,6 +19,7 @@ from contract.errors import BuildRefused
 from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from contract.tokens import begin, compose, composes, read_beginning
 from packager.child import Reporter, child_main
+from packager.quality.conversations import CONVERSATIONS
 from packager.quality.divergence import Comparison, log_softmax
 
 SLICE = 64
@@ -198,7 +199,22 @@ def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "compared": compared,
         "answers": answers,
         "respelled": _respelled(runtime, job["spellings"]),
+        "rerendered": _rerendered(runtime, job["renderings"]),
     }
+
+
+def _rerendered(runtime: Runtime, renderings: list[tuple[str, bool, str]]) -> list[str]:
+    """Conversations that the runtime's template engine writes otherwise than Jinja, or fails at."""
+    found = []
+    for name, asks, text in renderings:
+        try:
+            turns = json.dumps(CONVERSATIONS[name])
+            ours = str(runtime.tokenizer.apply_chat_template(turns, add_generation_prompt=asks))
+        except Exception:  # the binding raises bare RuntimeError and its own kinds alike
+            ours = None
+        if ours != text and name not in found:
+            found.append(name)
+    return found
 
 
 def _respelled(runtime: Runtime, spellings: list[tuple[str, list[int], list[int]]]) -> list[str]:

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from packager import reference_process, rope
 from packager.child import run_child
-from packager.quality import corpus
+from packager.quality import conversations, corpus
 from packager.rope import RopeFacts
 from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint, find_shards
@@ -38,6 +38,10 @@ Spelling = tuple[str, list[int], list[int]]
 """A text and its tokens, without and with what the source's tokenizer puts at a beginning and an end."""
 
 
+Rendering = tuple[str, bool, str]
+"""The name of a conversation, whether an answer is to follow, and what Jinja makes of it."""
+
+
 class Reference(Struct, frozen=True):
     """``config`` with every default filled in; ``weights`` with their shapes by name; ``tied`` ones by their source.
 
@@ -50,6 +54,7 @@ class Reference(Struct, frozen=True):
     faults: LoadFaults | None
     rope: RopeFacts | None
     spellings: list[Spelling] = []
+    renderings: list[Rendering] = []
 
 
 def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
@@ -73,7 +78,7 @@ def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
 
 
 def _key(checkpoint: Checkpoint) -> str:
-    whole = hashlib.sha256("".join(map(inspect.getsource, (reference_process, rope, corpus))).encode())
+    whole = hashlib.sha256("".join(map(inspect.getsource, (reference_process, rope, corpus, conversations))).encode())
     whole.update(importlib.metadata.version("transformers").encode())
     for shard in find_shards(checkpoint.path):
         whole.update(shard.name.encode() + b"\0" + read_header(shard))

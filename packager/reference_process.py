@@ -5,6 +5,7 @@ Models are made on the ``meta`` device, where tensors have shapes and no numbers
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.quality.conversations import CONVERSATIONS
 from packager.quality.corpus import MAX_SPECIAL, TEXTS
 from packager.rope import Rotary
 
@@ -38,6 +40,7 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         **weights,
         "rope": rope,
         "spellings": spellings,
+        "renderings": render(job["checkpoint"]),
     }
 
 
@@ -50,6 +53,22 @@ def spell(checkpoint: str, rows: int) -> list[tuple[str, list[int], list[int]]]:
     texts = [*TEXTS, *(f"a {text} b" for text in special[:MAX_SPECIAL])]
     plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return [(text, ids, tokenizer(text)["input_ids"]) for text, ids in zip(texts, plain, strict=True)]
+
+
+def render(checkpoint: str) -> list[tuple[str, bool, str]]:
+    """The conversations of :mod:`packager.quality.conversations` that the template takes, as Jinja renders them: which
+    one, whether an answer is to follow, and the text.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    found = []
+    for name, turns in CONVERSATIONS.items() if tokenizer.chat_template else ():
+        for asks in (True, False):
+            with contextlib.suppress(Exception):  # templates raise at conversations that they do not take
+                text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
+                found.append((name, asks, str(text)))
+    return found
 
 
 def find_rope(config: Any) -> Any:

@@ -16,7 +16,7 @@ from packager.quality.behaviour import Case, compare_behaviour, read_cases
 from packager.quality.gates import Limits, QualityPlan, check_reason, choose_limits, judge
 from packager.quality.source import DEFAULT_TOKENS, EVAL_TOKENS, SourceView, view_source
 from packager.quality.text import EvalText, read_text, reference_text
-from packager.reference import Spelling
+from packager.reference import Rendering, Spelling
 from packager.sources.checkpoint import Checkpoint
 
 PREQUANTISED = "the source is quantised already; transformers alone cannot run it as it is"
@@ -84,10 +84,11 @@ def assess(
     *,
     adapter: Path | None = None,
     spellings: Sequence[Spelling] = (),
+    renderings: Sequence[Rendering] = (),
 ) -> Assessment:
     """Load and measure the model folder ``staged``, with ``adapter`` if given, compare it with its source, and judge.
 
-    ``spellings`` are texts with the source's tokens.
+    ``spellings`` are texts with the source's tokens, ``renderings`` conversations as Jinja writes them.
 
     Raises:
         BuildRefused: it does not load or generate, or is beyond the limits and nobody accepted that.
@@ -100,6 +101,7 @@ def assess(
         behaviour=[(case.prompt, case.tokens) for case in exam.cases] if heard is not None else (),
         adapter=adapter,
         spellings=spellings,
+        renderings=renderings,
         on_progress=progress.advance,
     )
     summary: dict[str, Any] = {"text": {"name": exam.text.name, "sha256": exam.text.sha256}}
@@ -108,6 +110,9 @@ def assess(
         texts = ", ".join(repr(text[:24]) for text in checked.respelled[:4])
         progress.say(f"the runtime makes other tokens than the source of {len(checked.respelled)} texts: {texts}")
         details["respelled"] = checked.respelled
+    if checked.rerendered:
+        progress.say(f"the runtime renders the chat template otherwise than Jinja for {', '.join(checked.rerendered)}")
+        details["rerendered"] = checked.rerendered
     if heard is None or checked.compared is None:
         summary["limits"] = judge(exam.limits, exam.accepted, None, None, checked.respelled)
         summary["compared"] = f"not compared: {PREQUANTISED}"
