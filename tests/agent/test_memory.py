@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from agent import memory
 from agent.engine.memory import RESERVE, usable_bytes
-from agent.memory import available_memory, mapped_bytes, own_anonymous_bytes, total_memory
+from agent.memory import available_memory, mapped_bytes, total_memory
 from contract.errors import StoreBroken
 
 MIB = 1 << 20
@@ -91,7 +93,12 @@ def test_mapped_files_are_found_before_they_are_read(tmp_path: Path) -> None:
 
 
 def test_what_a_process_makes_for_itself_is_anonymous() -> None:
-    before = own_anonymous_bytes()
-    made = bytearray(64 * MIB)
-    assert own_anonymous_bytes() - before > 50 * MIB
-    assert len(made) == 64 * MIB
+    """In a process of its own: what others left behind in this one may be given back meanwhile."""
+    text = (
+        "from agent.memory import own_anonymous_bytes; before = own_anonymous_bytes();"
+        "made = bytearray(64 << 20); print(own_anonymous_bytes() - before, len(made))"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120, check=True)
+    grown, length = map(int, done.stdout.split())
+    assert 50 * MIB < grown < 80 * MIB
+    assert length == 64 * MIB

@@ -1,4 +1,7 @@
-"""``python -m tests.avx2 [PYTEST ARGUMENTS]``: pytest with the kernels of an AVX2 machine, or why it runs without."""
+"""``python -m tests.avx2 [PYTEST ARGUMENTS]``: pytest with the kernels of an AVX2 machine, or why it runs without.
+
+``python -m tests.avx2 -m MODULE …`` runs something else with them, a benchmark say.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,13 @@ ENGINE = ["tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests
 
 
 def main(arguments: list[str]) -> int:
-    """Becomes pytest."""
+    """Becomes what is to be run."""
     kind, why = how()
     print(f"kernels of AVX2: {kind}: {why}", flush=True)
     if kind == "forcible":
         os.environ.update(environment(CACHE / "avx2"))
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", *(arguments or ENGINE)])
+    command = arguments if arguments[:1] == ["-m"] else ["-m", "pytest", "-q", *(arguments or ENGINE)]
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from msgspec import structs
 
 from agent.engine.choice import open_engine
 from agent.engine.stepping import ChatTurn, Engine, Generation
@@ -26,7 +25,9 @@ def seeing(seeing_bundle: Path) -> Iterator[Engine]:
 
 
 def look(number: int, *content: str | bytes, max_tokens: int = 12, beams: int = 1, penalty: float = 1.0) -> Generation:
-    """A question with pictures where bytes stand."""
+    """A question with pictures where bytes stand. What the tiny model says of colours that it never saw depends on the
+    processor that trained it, and may be nothing at all: a token or two it says in any case.
+    """
     parts: list[str | None] = [part if isinstance(part, str) else None for part in content]
     turns: list[ChatTurn] = [{"role": "user", "content": parts}]
     pictures = [part for part in content if isinstance(part, bytes)]
@@ -36,6 +37,8 @@ def look(number: int, *content: str | bytes, max_tokens: int = 12, beams: int = 
         messages=turns,
         pictures=pictures,
         max_tokens=max_tokens,
+        min_tokens=min(2, max_tokens) if pictures and beams == 1 else 0,
+        logprobs=beams == 1,
         num_beams=beams,
         repetition_penalty=penalty,
     )
@@ -49,13 +52,13 @@ def test_a_model_that_sees_is_not_batched_and_says_so(seeing: Engine) -> None:
 
 def test_what_it_sees_decides_what_it_says(seeing: Engine) -> None:
     said = {
-        name: answer(seeing, look(1, colour, QUESTION)).text
+        name: scores(seeing, look(1, colour, QUESTION))
         for name, colour in {"red": RED, "green": GREEN, "blue": BLUE}.items()
     }
-    said["nothing"] = answer(seeing, look(1, QUESTION)).text
-    assert said["nothing"] == "The capital of France is Paris."
+    said["nothing"] = scores(seeing, look(1, QUESTION))
+    assert answer(seeing, look(1, QUESTION)).text == "The capital of France is Paris."
     assert len(set(said.values())) == 4, said
-    assert answer(seeing, look(1, RED, QUESTION)).text == said["red"]
+    assert scores(seeing, look(1, RED, QUESTION)) == said["red"]
 
 
 def test_pictures_count_as_the_tokens_they_are(seeing: Engine) -> None:
@@ -69,10 +72,15 @@ def test_pictures_count_as_the_tokens_they_are(seeing: Engine) -> None:
     assert [counts[1] - counts[0], counts[2] - counts[1]] == [PICTURE_TOKENS, PICTURE_TOKENS]
 
 
+def scores(seeing: Engine, generation: Generation) -> tuple[tuple[int, float], ...]:
+    """The tokens of an answer and how probable each was."""
+    told = [entry for event in answer(seeing, generation).tokens for entry in event.logprobs or []]
+    assert told
+    return tuple((entry["id"], entry["logprob"]) for entry in told)
+
+
 def first_score(seeing: Engine, *content: str | bytes) -> float:
-    entries = answer(seeing, structs.replace(look(1, *content, max_tokens=1), logprobs=True)).tokens[0].logprobs
-    assert entries
-    return float(entries[0]["logprob"])
+    return scores(seeing, look(1, *content, max_tokens=1))[0][1]
 
 
 def test_each_picture_stands_where_it_was_put(seeing: Engine) -> None:
