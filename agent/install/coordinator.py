@@ -30,7 +30,7 @@ from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.durable import Disk
 from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, StoreBroken, StoreFull
-from contract.mqtt.messages import Reported
+from contract.mqtt.messages import Reported, ReportedError
 from contract.reasons import Reason
 from contract.source.access import Source
 
@@ -108,6 +108,7 @@ class Coordinator:
         self._orders: list[tuple[Wish, asyncio.Future[Outcome]]] = []
         self._looks: list[tuple[tuple[Source, ...], asyncio.Future[EdgeBundleError | None]]] = []
         self._unlisted_in: dict[str, int] | None = None
+        self._rejected: tuple[str | None, ReportedError] | None = None
         self._withdrawn = False
         self._not_before = float("-inf")
         self._asked_again = False
@@ -303,10 +304,15 @@ class Coordinator:
 
     def _consider(self, payload: bytes, *, again: bool) -> None:
         snapshot = self._store.snapshot()
+        rejected, self._rejected = self._rejected, None
         if payload == (snapshot.desired or b""):
+            idle = self._driver.state is State.IDLE
             unfinished = self._wish is not None or self._reporter.error is not None
-            if again and unfinished and payload and not snapshot.overridden and self._driver.state is State.IDLE:
+            if (again or rejected is not None) and unfinished and payload and not snapshot.overridden and idle:
                 self._try_now(payload)
+            elif rejected is not None:
+                # What was wrong with the document before is over.
+                self._reporter.revision, self._reporter.error = revision_of(payload), None
             self._reporter.tell()
             return
         try:
@@ -362,7 +368,14 @@ class Coordinator:
         if self._driver.state is State.IDLE:
             self._reporter.begin(revision_of(payload))
         self._reporter.error = reported_error(refused)
+        self._rejected = (revision_of(payload), self._reporter.error)
         self._reporter.tell()
+
+    def _tell_rejected(self) -> None:
+        """The wish in force is fulfilled, but the broker keeps a later document that was refused."""
+        if self._rejected is not None:
+            self._reporter.revision, self._reporter.error = self._rejected
+            self._reporter.tell()
 
     async def _work(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -472,6 +485,7 @@ class Coordinator:
             self._driver.backoff.reset()
             if outcome.kind == "active":
                 self._restore_at = float("inf")
+                self._tell_rejected()
             elif outcome.error is not None and outcome.error.reason is Reason.NOT_LISTED:
                 self._unlisted_in = self._store.role_versions()
                 self._watch.hurry()

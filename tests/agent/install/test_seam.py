@@ -186,6 +186,38 @@ async def test_a_document_that_is_refused_is_reported_under_its_revision(
     assert (reported.error.field or "").startswith(field)
 
 
+async def test_a_refused_document_stays_reported_over_a_restart_until_it_is_gone(
+    market: Market, device: Device
+) -> None:
+    """The broker sends its copy at every start, before the wish that was stored is looked at."""
+    market.publish("1.0.0")
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+    stage.restart()
+    async with stage.agent() as coordinator:
+        coordinator.desire(BAD[3][0], repeated=True)
+        # An order of the operator's comes after what was wished for.
+        await coordinator.refresh_trust()
+        reported = stage.reported[-1]
+        assert reported.error is not None
+        assert (reported.revision, reported.error.reason) == ("r7", "desired_invalid")
+        stage.reported.clear()
+        coordinator.desire(desired("1.0.0"), repeated=True)
+        await stage.until(lambda reported: reported.error is None and reported.revision == "r1.0.0")
+
+
+async def test_a_refused_document_that_is_cleared_is_reported_no_longer(market: Market, device: Device) -> None:
+    stage = stage_for(market, device)
+    async with stage.agent() as coordinator:
+        coordinator.desire(BAD[0][0])
+        await stage.until(lambda reported: reported.error is not None and reported.revision == "r7")
+        stage.reported.clear()
+        coordinator.desire(b"")
+        await stage.until(lambda reported: reported.error is None and reported.revision is None)
+
+
 async def test_all_faults_of_a_document_are_reported(market: Market, device: Device) -> None:
     stage = stage_for(market, device)
     async with stage.agent() as coordinator:
