@@ -110,10 +110,13 @@ def _warning(warned: ReportedError, active: str | None) -> Finding:
 def last_failure(place: StateDirectory, overview: Overview | None) -> list[Finding]:
     """The last installation, if it failed: of this run of the agent, else as ``audit.jsonl`` has it."""
     if overview is not None and (error := overview.reported.error) is not None:
-        wanted = overview.desired or "what was wanted last"
+        document = error.reason == Reason.DESIRED_INVALID
+        wanted = (not document and overview.desired) or "what was wanted last"
         said = error.message if error.message.startswith(wanted) else f"{wanted}: {error.message}"
         if error.retry_in_seconds is not UNSET:
             mend = "what stands between this device and its source? edge-agent check-config, edge-agent trust refresh"
+            if error.reason == Reason.TRUST_STATE_LOST:
+                mend = "edge-agent trust provision ROOT_JSON --replace"
             return [Finding("installation", "warning", f"one has to wait: {said} [{error.reason}]", mend)]
         return [_failure(f"{said} [{error.reason}]")]
     entry = _last_outcome(read_audit(place.audit))

@@ -376,6 +376,12 @@ def test_the_last_failed_installation_is_named_by_the_agent_or_by_the_audit_log(
     (found,) = readiness.last_failure(place, overview(ready=True, error=waits))
     assert found.verdict == "warning"
     assert found.detail == "one has to wait: tiny@1.1.0: depot: it is not JSON; retrying in 5 s [not_json]"
+    lost = ReportedError("trust_state_lost", "the epoch cannot be read; retrying in 5 s", retry_in_seconds=5.0)
+    (found,) = readiness.last_failure(place, overview(ready=True, error=lost))
+    assert found.mend == "edge-agent trust provision ROOT_JSON --replace"
+    refused = ReportedError("desired_invalid", "the desired document is not JSON")
+    (found,) = readiness.last_failure(place, overview(ready=True, error=refused))
+    assert "tiny@1.1.0" not in found.detail, "nothing is wrong with the bundle that was wished for before"
     audit = AuditLog(place.audit, Disk(), "agent")
     audit.record("refused", bundle="tiny@1.1.0", reason="canary_drift", message="canary 1 is far off")
     audit.record("rolled_back", bundle="tiny@1.0.0", reason="canary_drift")
