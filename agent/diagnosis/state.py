@@ -105,7 +105,24 @@ def trust(place: StateDirectory) -> list[Finding]:
             Finding("trust", "bad", said[-1] if said else "it cannot be read", mend if lost else "see the lines above")
         ]
     roles = json.loads(done.stdout)["roles"]
-    return [_expiry(role, facts["version"], datetime.fromisoformat(facts["expires"])) for role, facts in roles.items()]
+    return [
+        *_lost_floors(place),
+        *(_expiry(role, facts["version"], datetime.fromisoformat(facts["expires"])) for role, facts in roles.items()),
+    ]
+
+
+def _lost_floors(place: StateDirectory) -> list[Finding]:
+    """Every installation is refused where it is not known what trust may never fall below: said before one is tried."""
+    if not place.database.is_file():
+        return []
+    opened = open_to_read(place)
+    try:
+        InstallationState(opened).check_floors()
+    except BundleRefused as refused:
+        return [Finding("trust", "bad", refused.message, "edge-agent trust provision ROOT_JSON --replace")]
+    finally:
+        opened.close()
+    return []
 
 
 def _expiry(role: str, version: int, expires: datetime) -> Finding:

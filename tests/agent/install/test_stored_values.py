@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from agent.diagnosis.state import trust as examine_trust
 from agent.install.overview import survey
 from agent.serving.recovery import take_up
 from agent.serving.replies import Replies
@@ -297,10 +298,14 @@ def test_a_floor_that_cannot_be_read_refuses_installation_until_trust_is_provisi
     assert reported.error is not None
     assert reported.error.reason == "trust_state_lost"
     assert "trust provision" in reported.error.message
+    assert [found.mend for found in examine_trust(filled.place) if found.verdict == "bad"] == [
+        "edge-agent trust provision ROOT_JSON --replace"
+    ], "doctor says so also before an installation is tried"
     state = InstallationState(Database(filled.place.database, MIGRATIONS))
     TrustStore(filled.place.trust, Disk()).reprovision(market.root_json.read_bytes(), state)
     state.check_floors()
     assert state.epoch() == 2
+    assert not [found for found in examine_trust(filled.place) if "--replace" in found.mend]
     state._database.close()
     filled.restart()
     assert asyncio.run(install()).active.version == "1.2.0"
