@@ -172,7 +172,8 @@ class Gateway:
             # Not at every connect of a broker that comes and goes.
             await asyncio.sleep(PROBE_PAUSE_SECONDS)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._group_up.wait(), PROBE_SECONDS)
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._group_up.wait()
             self._group_up.set()
 
     async def close(self) -> None:

@@ -311,8 +311,9 @@ class Connection:
         if link is None:
             return
         if self.undelivered:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._sender.idle.wait(), FLUSH_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self._sender.idle.wait()
         link.guard(link.client.disconnect)
         self._drop(link)
 

@@ -140,7 +140,8 @@ class Swapping:
     async def _empty(self, seat: Seat, run_again: Callable[[Job], None]) -> None:
         """Wait for the running answers; what takes too long is run again elsewhere."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(seat.idle.wait(), self._drain_seconds)
+            async with asyncio.timeout(self._drain_seconds):
+                await seat.idle.wait()
         for number in list(seat.jobs):
             if seat.worker is not None:
                 seat.worker.cancel(number)

@@ -35,6 +35,31 @@ END_SECONDS = 5.0
 READ_BYTES = 1 << 16
 
 
+class _LastWordsFirst(asyncio.StreamReaderProtocol):
+    """Where a worker has ended and something is written to it, asyncio closes the connection at once and forgets what
+    had come in and was not read yet, which is where the worker said why it ends.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, sock: socket.socket) -> None:
+        super().__init__(reader, loop=asyncio.get_running_loop())
+        self._left = reader, sock
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        reader, sock = self._left
+        with contextlib.suppress(OSError):  # nothing is left, or the error itself
+            while data := sock.recv(READ_BYTES):
+                reader.feed_data(data)
+        super().connection_lost(None)
+
+
+async def _open_streams(sock: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(loop=loop)
+    protocol = _LastWordsFirst(reader, sock)
+    transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
 class WorkerProcess:
     """A worker process of our own. Made by :meth:`start`, usable until :meth:`wait_closed` returns.
 
@@ -178,7 +203,8 @@ class WorkerProcess:
             self._writer.close()
         assert self._watch is not None
         try:
-            await asyncio.wait_for(asyncio.shield(self._watch), END_SECONDS)
+            async with asyncio.timeout(END_SECONDS):
+                await asyncio.shield(self._watch)
         except TimeoutError:
             self.kill()
             await self.wait_closed()
@@ -190,11 +216,12 @@ class WorkerProcess:
 
     async def _open(self, ours: socket.socket, load: protocol.Load, settings: WorkerSettings) -> None:
         ours.setblocking(False)
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        reader, self._writer = await _open_streams(ours)
         self._watch = asyncio.create_task(self._run(reader), name=f"worker {self.pid}")
         self._send(load)
         try:
-            await asyncio.wait_for(asyncio.shield(self._loaded), settings.load_seconds)
+            async with asyncio.timeout(settings.load_seconds):
+                await asyncio.shield(self._loaded)
         except TimeoutError:
             self._end(f"not loaded within {settings.load_seconds:g} s")
             self.kill()
@@ -221,7 +248,8 @@ class WorkerProcess:
         try:
             await listen
             try:
-                status = await asyncio.wait_for(self._process.wait(), END_SECONDS)
+                async with asyncio.timeout(END_SECONDS):
+                    status = await self._process.wait()
             except TimeoutError:
                 self.kill()
                 status = await self._process.wait()

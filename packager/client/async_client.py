@@ -143,7 +143,8 @@ class AsyncClient:
                     with contextlib.suppress(SourceUnavailable):
                         await asyncio.to_thread(session.publish, *asking.message(action))
                 try:
-                    message = await asyncio.wait_for(inbox.get(), max(0.0, asking.due_at() - now()))
+                    async with asyncio.timeout(max(0.0, asking.due_at() - now())):
+                        message = await inbox.get()
                 except TimeoutError:
                     continue
                 if message is None:

@@ -263,3 +263,31 @@ def test_no_worker_outlives_a_killed_agent(bundle: Path) -> None:
 def test_start_is_a_worker_starter() -> None:
     starter: WorkerStarter = WorkerProcess.start
     assert callable(starter)
+
+
+def test_a_start_that_is_cancelled_just_as_the_model_has_loaded_is_cancelled(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``asyncio.wait_for`` forgot it then, and an agent that was told to stop went on for ever."""
+    started: list[WorkerProcess] = []
+    opening = WorkerProcess._open
+
+    async def cancelled_when_loaded(self: WorkerProcess, *arguments: Any) -> None:
+        started.append(self)
+        task = asyncio.current_task()
+        assert task is not None
+        opened = asyncio.ensure_future(opening(self, *arguments))
+        # In the turn of the loop in which the start itself hears that it has loaded, before it is run again.
+        self._loaded.add_done_callback(lambda _: asyncio.get_running_loop().call_soon(opened.cancel))
+        self._loaded.add_done_callback(lambda _: opened.cancel())
+        await opened
+
+    monkeypatch.setattr(WorkerProcess, "_open", cancelled_when_loaded)
+
+    async def run() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await WorkerProcess.start(WorkerSettings(), bundle, on_event=Listener(), command=STAND_IN)
+        await closed(started[0])
+        assert not psutil.pid_exists(started[0].pid)
+
+    asyncio.run(run())
