@@ -52,6 +52,7 @@ def make_service(tmp_path: Path, silent: float) -> Service:
         SimpleNamespace(worker=None, bundle=sealed()),
     ]
     service._serving = SimpleNamespace(seats=seats, look_at_store=lambda: None)  # type: ignore[assignment]
+    service._state = SimpleNamespace(unwritable=None)  # type: ignore[assignment]
     service._gateway = SimpleNamespace(connection=SimpleNamespace(turns=0))  # type: ignore[assignment]
     return service
 
