@@ -38,13 +38,17 @@ demo: $(STAMP) $(MODEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
 
 # Two halves side by side, since the suite is meant for two cores and most tests use one; tests/agent/serving makes them even.
+# The whole way comes last, alone: a candidate that is tried at the lowest priority beside a model under load, as on a
+# device, would get nothing of cores that other tests take.
 test: $(STAMP) $(MODEL) ## the test suite, no root
 	@mkdir -p build
-	@echo "tests/agent, written to build/test-agent.log, beside all other tests; then tests/agent/serving:"
+	@echo "tests/agent, written to build/test-agent.log, beside all other tests and tests/agent/serving; then tests/e2e:"
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent/serving tests/agent >build/test-agent.log 2>&1 & agent=$$!; \
-	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent tests; others=$$?; \
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent --ignore=tests/e2e tests; others=$$?; \
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/agent/serving; serving=$$?; \
-	wait $$agent; agent=$$?; echo "tests/agent:"; cat build/test-agent.log; exit $$((agent | others | serving))
+	wait $$agent; agent=$$?; echo "tests/agent:"; cat build/test-agent.log; \
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/e2e; whole=$$?; \
+	exit $$((agent | others | serving | whole))
 
 test-avx2: $(STAMP) $(MODEL) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)
