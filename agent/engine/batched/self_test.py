@@ -1,7 +1,7 @@
 """Proves on this processor and graph what the batched engine relies on, before the first request.
 
 Processors differ in their kernels. Some compute a row alike whatever else is in the run (AVX-512 VNNI); many have one
-kernel for a single row and another for two and more (AVX2, ARM with dot product), whose sums differ in the last bit,
+kernel for a single row and another for two and more (AVX2, ARM without dot product), whose sums differ in the last bit,
 which rounding to INT8 makes more of. So two things are told apart: rows that depend on their neighbours, with which
 nothing can be batched, and a lone row that differs from the same row in company, which :class:`Proof` measures and the
 engine pads or allows.
