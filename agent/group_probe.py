@@ -64,7 +64,7 @@ async def _comes_back(settings: BrokerSettings, client_id: str, topics: Topics, 
     loop = asyncio.get_running_loop()
     try:
         end = loop.time() + CONNECT_SECONDS
-        while not connection.subscribed and not connection.problem and loop.time() < end:
+        while not connection.subscribed and not connection.unreachable and loop.time() < end:
             await asyncio.wait([waiting], timeout=GLANCE_SECONDS)
         if not connection.subscribed:
             return "unreached"

@@ -114,7 +114,7 @@ class _Visit:
     async def arrive(self) -> bool:
         """Whether the broker lets us in."""
         connection = self.connection
-        await _until(lambda: connection.subscribed or bool(connection.problem), CONNECT_SECONDS)
+        await _until(lambda: connection.subscribed or connection.unreachable, CONNECT_SECONDS)
         return connection.subscribed
 
     async def send(self, size: int, seconds: float) -> Fate:

@@ -145,7 +145,8 @@ class Driver:
             self._telling.wanted(wish)
         await self._drive(Event.WANTED)
         if self._outcome.error is not None:
-            self._reporter.meter.failed(self._outcome.error.reason)
+            meter = self._reporter.meter
+            (meter.retried if self._outcome.kind == "later" else meter.failed)(self._outcome.error.reason)
         return self._outcome
 
     async def restart(self) -> None:

@@ -110,6 +110,11 @@ class Connection:
         """Why there is no connection; empty while there is one."""
 
     @property
+    def unreachable(self) -> bool:
+        """There is no connection, and no other version of MQTT is about to be tried."""
+        return bool(self.problem) and not self._opener.trying_versions
+
+    @property
     def connected(self) -> bool:
         return self._link is not None
 

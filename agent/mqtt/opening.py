@@ -61,6 +61,11 @@ class Opener:
         """The version of MQTT that is spoken there."""
         return self._protocol_of(self.endpoint)
 
+    @property
+    def trying_versions(self) -> bool:
+        """A host closed the connection without a word, and may yet accept it in another version of MQTT."""
+        return any(self._before_fallback(endpoint) > 0 for endpoint in self._closed if self._may_fall_back(endpoint))
+
     def turn(self) -> None:
         """The present host is no good: begin with the next one."""
         self._at = (self._at + 1) % len(self._endpoints)
@@ -140,13 +145,17 @@ class Opener:
         loss = link.lost.result()
         if loss.kind == "closed" and self._may_fall_back(endpoint):
             self._closed[endpoint] = self._closed.get(endpoint, 0) + 1
-            most = 1 if endpoint in self._guessed else UNANSWERED_CONNECTS
-            if self._closed[endpoint] % (most + 1) == most:
+            if self._before_fallback(endpoint) == 0:
                 raise _OldBroker(guessed=True)
         elif loss.kind == "closed" and self._settings.protocol == "auto":
             # It was not the version.
             self._protocols.pop(endpoint, None)
         raise WrongTongue(f"{loss.why} instead of answering" if loss.kind == "closed" else loss.why)
+
+    def _before_fallback(self, endpoint: Endpoint) -> int:
+        """How many connections in MQTT 5 it may still close before 3.1.1 is tried."""
+        most = 1 if endpoint in self._guessed else UNANSWERED_CONNECTS
+        return most - self._closed.get(endpoint, 0) % (most + 1)
 
     def _protocol_of(self, endpoint: Endpoint) -> Protocol:
         configured = self._settings.protocol

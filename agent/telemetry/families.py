@@ -48,7 +48,13 @@ INSTALLS = Family("edge_bundle_installs_total", "counter", "Bundles that were co
 FAILURES = Family(
     "edge_bundle_install_failures_total",
     "counter",
-    "Attempts that ended without the wanted bundle being active, by reason code.",
+    "Attempts that ended for good without the wanted bundle being active, by reason code.",
+    ("reason",),
+)
+RETRIES = Family(
+    "edge_bundle_install_retries_total",
+    "counter",
+    "Attempts that ended without the wanted bundle being active and are followed by another, by reason code.",
     ("reason",),
 )
 ROLLBACKS = Family(

@@ -88,6 +88,7 @@ def _bundles(metrics: Exposition, state: AgentState, llm: LlmSample) -> None:
     metrics.states(f.PHASE, PHASES, [state.phase])
     metrics.set(f.INSTALLS, state.installs.installs)
     metrics.add(f.FAILURES, _counts("reason", state.installs.failures, Reason))
+    metrics.add(f.RETRIES, _counts("reason", state.installs.retries, Reason))
     metrics.add(f.ROLLBACKS, _counts("reason", state.installs.rollbacks, Reason))
     metrics.set(f.SWAPS, llm.swaps)
     metrics.add(f.EXPIRY, [({"role": role}, at) for role, at in sorted(state.expiry.items())])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pytest
 
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
-from agent.diagnosis.broker import group_round_trip
+from agent.diagnosis.broker import group_round_trip, round_trip
 from contract.mqtt.topics import Topics
 from tests.agent.device import Device, sealed
 from tests.agent.test_bad_brokers import Liar, connack
@@ -59,6 +62,57 @@ def test_a_broker_that_grants_shared_subscriptions_and_delivers_nothing(
     assert found.verdict == "bad"
     assert "requests to groups do not arrive" in found.detail
     nats.stop()
+
+
+class ClosesOnMqtt5(Liar):
+    """Hands connections on to the broker at ``behind``; closes those in MQTT 5 silently, as RabbitMQ 3.10 does."""
+
+    def __init__(self, behind: int) -> None:
+        self._behind = behind
+        super().__init__((b"", True))
+
+    def _serve(self, connection: socket.socket, _answer: bytes, _go_on: bool) -> None:
+        with connection, socket.create_connection(("127.0.0.1", self._behind)) as onward:
+            first = connection.recv(65536)
+            if first[2:8] != b"\0\4MQTT" or first[8] == 5:
+                return
+            onward.sendall(first)
+            threading.Thread(target=self._carry, args=(onward, connection), daemon=True).start()
+            self._carry(connection, onward)
+
+    @staticmethod
+    def _carry(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while received := source.recv(65536):
+                sink.sendall(received)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_an_old_broker_that_closes_without_a_word_is_asked_in_the_version_that_it_knows(
+    tmp_path: Path, member: Callable[[int], Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.group_probe.DELIVERY_SECONDS", 0.5)
+    nats = Nats(tmp_path / "nats")
+    nats.start()
+    old = ClosesOnMqtt5(nats.port)
+    device = member(old.port)
+    device.until(lambda: bool(device.gateway.broker.warnings))
+    assert warnings(device) == ["groups_not_delivered"]
+    (groups,) = group_round_trip(device.config.broker, Topics("box"), ["office"])
+    assert "grants shared subscriptions and delivers nothing" in groups.detail
+    found = {each.check: each for each in round_trip(device.config.broker, Topics("box"))}
+    assert (found["broker"].verdict, found["access"].verdict) == ("ok", "ok")
+    assert "MQTT 3.1.1" in found["broker"].detail
+    old.close()
+    nats.stop()
+
+
+def test_a_port_that_always_closes_is_given_up_once_every_version_was_tried() -> None:
+    closing = Liar((b"", False))
+    (found,) = group_round_trip(BrokerSettings(host="127.0.0.1", port=closing.port), Topics("box"), ["office"])
+    assert found.verdict == "note"
+    assert closing.connections >= 4
+    closing.close()
 
 
 @pytest.mark.broker

@@ -195,11 +195,13 @@ def test_page_counts_installations_by_reason_from_zero() -> None:
     text = page("box", state(installs=installs), None, sample)
     codes = {(reason.value,): 0.0 for reason in Reason}
     assert values(text, "edge_bundle_install_failures_total", "reason") == codes
+    assert values(text, "edge_bundle_install_retries_total", "reason") == codes
     assert values(text, "edge_bundle_rollbacks_total", "reason") == codes
     installs.installed()
     installs.failed(Reason.CANARY_DRIFT)
     installs.failed(Reason.CANARY_DRIFT)
     installs.failed(None)
+    installs.retried(Reason.NOT_JSON)
     installs.rolled_back(Reason.PROBATION_CRASHED)
     text = page("box", state(installs=installs, phase="FETCH", revoked=True), None, sample)
     assert values(text, "edge_bundle_installs_total") == {(): 1}
@@ -207,6 +209,8 @@ def test_page_counts_installations_by_reason_from_zero() -> None:
     assert {reason: count for reason, count in failures.items() if count} == {
         ("canary_drift",): 2, ("interrupted",): 1,
     }  # fmt: skip
+    retries = values(text, "edge_bundle_install_retries_total", "reason")
+    assert {reason: count for reason, count in retries.items() if count} == {("not_json",): 1}
     rollbacks = values(text, "edge_bundle_rollbacks_total", "reason")
     assert {reason: count for reason, count in rollbacks.items() if count} == {("probation_crashed",): 1}
     phases = values(text, "edge_install_phase", "phase")
