@@ -43,7 +43,7 @@ async def _round_trip(settings: BrokerSettings, topics: Topics) -> list[Finding]
     async with _Visit(settings, topics) as visit:
         if not await visit.arrive():
             why = visit.connection.problem or "it does not answer"
-            return [Finding("broker", "bad", f"{settings.address}: {why}", _mend(settings, why))]
+            return [Finding("broker", "bad", f"{settings.address}: {why}", _mend(settings.address, why))]
         how = ("TLS" if settings.tls is not None else "without TLS") + (
             ", websockets" if settings.transport == "websockets" else ""
         )
@@ -162,7 +162,8 @@ def as_the_agent_finds_it(directory: StateDirectory) -> list[Finding]:
     broker = overview.broker
     if not broker.connected:
         why = broker.problem or "it has not been reached yet"
-        return [Finding("connection", "bad", f"the agent has no connection to the broker {broker.address}: {why}")]
+        text = f"the agent has no connection to the broker {broker.address}: {why}"
+        return [Finding("connection", "bad", text, _mend(broker.address, why))]
     found = [
         Finding("connection", "bad", f"{warning.message} [{warning.reason}]", _MENDS.get(warning.reason, ""))
         for warning in broker.warnings
@@ -197,7 +198,7 @@ async def _until(holds: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
-def _mend(settings: BrokerSettings, why: str) -> str:
+def _mend(address: str, why: str) -> str:
     text = why.lower()
     if "that port speaks" in text:
         return "see above; `edge-agent check-config` looks at the keys, not at the network"
@@ -206,5 +207,5 @@ def _mend(settings: BrokerSettings, why: str) -> str:
     if "authori" in text or "password" in text or "refused the connection" in text:
         return "check broker.username and the password file, and the broker's account for this device"
     if "connection refused" in text:
-        return f"is a broker running there? check broker.host and broker.port ({settings.address})"
+        return f"is a broker running there? check broker.host and broker.port ({address})"
     return "check broker.host, broker.port and the network between"

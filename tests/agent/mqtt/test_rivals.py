@@ -19,8 +19,9 @@ from agent.diagnosis.broker import as_the_agent_finds_it
 from agent.mqtt import connection as connections
 from agent.mqtt.loss import CALM_SECONDS, HEARD_SECONDS, SESSION_TAKEN_OVER, Loss, Rivalry
 from agent.state.layout import StateDirectory
-from tests.agent.device import Device
+from tests.agent.device import Device, sealed
 from tests.agent.running_service import running, settings
+from tests.agent.test_bad_brokers import Liar, connack, packet
 from tests.broker import Broker, find_mosquitto
 
 SECONDS = 30.0
@@ -104,6 +105,20 @@ def test_one_of_two_devices_of_one_name_stays_away_and_both_say_why(
     assert [each.reason for each in warnings] == ["client_id_taken"]
     away.stop()
     listener.close()
+
+
+def test_a_broker_that_says_who_was_pushed_out_is_believed_at_once(tmp_path: Path) -> None:
+    taken_over = connack() + packet(14, b"\x8e\0")
+    liar = Liar((taken_over, False), (connack(), True))
+    config = AgentConfig(device="box", state_dir=tmp_path, broker=BrokerSettings(host="127.0.0.1", port=liar.port))
+    device = Device(config, tmp_path / "state.db").start(sealed())
+    device.until(lambda: bool(device.gateway.broker.warnings))
+    (warning,) = device.call(lambda: device.gateway.broker.warnings)
+    assert warning.reason == "client_id_taken"
+    assert "another client is connected as" in warning.message
+    device.until(lambda: device.gateway.connection.connected)
+    device.stop()
+    liar.close()
 
 
 def test_pushes_are_counted_until_a_connection_is_left_alone() -> None:
