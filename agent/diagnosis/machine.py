@@ -8,16 +8,22 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from agent import isa
 from agent.diagnosis.finding import Finding
 from agent.memory import available_memory, total_memory
+from agent.telemetry.sensors import Sensors
 
 IMPORT_SECONDS = 120.0
 """Importing 40 MB of libraries from a slow card."""
 
 FAST_SETS = {"x86_64": "avx2", "aarch64": "asimddp"}
 """Without these the runtime's INT4 kernels fall back to code that is several times slower."""
+
+MEMORY_CONTROLLER_MEND = (
+    "add cgroup_enable=memory to the kernel's command line (Raspberry Pi OS: /boot/firmware/cmdline.txt) and restart"
+)
 
 _IMPORT = """
 import json, onnxruntime, onnxruntime_genai
@@ -64,12 +70,35 @@ def isolation() -> Finding:
     return Finding("isolation", "note", reached, mend)
 
 
-def memory() -> Finding:
+def memory(sys_root: Path = Path("/sys")) -> Finding:
     total, free = total_memory(), available_memory()
     text = f"{free / 1e9:.1f} GB of {total / 1e9:.1f} GB available"
     if free < 200e6:
         return Finding("memory", "bad", text, "stop something else, or run a smaller model")
+    if not _bounds_memory(sys_root / "fs/cgroup"):
+        return Finding("memory", "warning", f"{text}; the kernel bounds no group's memory: limits of units and "
+                       "containers are without effect", MEMORY_CONTROLLER_MEND)  # fmt: skip
     return Finding("memory", "ok", text)
+
+
+def _bounds_memory(groups: Path) -> bool:
+    """Whether the kernel's memory controller is on; where no control groups can be seen, it is not said to be off."""
+    try:
+        return "memory" in (groups / "cgroup.controllers").read_text("ascii").split()
+    except OSError:
+        return (groups / "memory").is_dir() or not groups.is_dir() or not any(groups.iterdir())
+
+
+def power(sys_root: Path = Path("/sys")) -> list[Finding]:
+    """The supply of boards that measure it; others have no such line."""
+    low = Sensors(sys_root).undervoltage()
+    if low is None:
+        return []
+    if low:
+        return [Finding("power", "warning", "the supply's voltage is too low: the board slows down and may fail", (
+            "take the maker's power supply (a Raspberry Pi 5 needs 5 A) and a short cable; unplug what draws from USB"
+        ))]  # fmt: skip
+    return [Finding("power", "ok", "the supply's voltage is enough")]
 
 
 def clock(floor_seconds: int) -> Finding:

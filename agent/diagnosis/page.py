@@ -27,6 +27,7 @@ def examine_all(config_path: Path) -> Iterator[Finding]:
     yield from examine("processor", machine.processor)
     yield from examine("runtime", machine.runtime)
     yield from examine("memory", machine.memory)
+    yield from examine("power", machine.power)
     yield from examine("isolation", machine.isolation)
     yield from examine("service", service.unit)
     if config is not None:

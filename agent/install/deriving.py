@@ -84,16 +84,21 @@ class Derived(Struct, frozen=True, forbid_unknown_fields=True):
     declined: str = ""
 
 
-def cpu_id() -> str:
-    """Names this processor's instruction sets and this runtime: what prepacked weights are specific to."""
+def cpu_id(cpuinfo: str | None = None) -> str:
+    """Names this machine's instruction sets and this runtime: what prepacked weights are specific to.
+
+    ``cpuinfo``: what ``/proc/cpuinfo`` says. All cores count, since boards have two kinds and the kernel may start on
+    either; how many there are does not.
+    """
     facts = [platform.machine(), installed_version("onnxruntime") or ""]
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        text = ""
+    if cpuinfo is None:
+        try:
+            cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        except OSError:
+            cpuinfo = ""
     for key in ("flags", "Features", "model name", "CPU part"):
-        found = re.search(rf"^{key}\s*: (.*)$", text, re.MULTILINE)
-        facts.append(" ".join(sorted(found[1].split())) if found else "")
+        found = {" ".join(sorted(text.split())) for text in re.findall(rf"^{key}[ \t]*: (.*)$", cpuinfo, re.MULTILINE)}
+        facts.append("; ".join(sorted(found)))
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 

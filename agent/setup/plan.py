@@ -120,6 +120,17 @@ port = 1883
 """
 
 
+IMAGE_NAMES = frozenset((
+    "alarm", "archlinux", "armbian", "bananapi", "beaglebone", "buildroot", "coreelec", "debian", "dietpi", "fedora",
+    "hassio", "homeassistant", "host", "imx8mm", "imx8mp", "jetson", "jetson-nano", "khadas", "libreelec",
+    "linaro-alip", "linux", "localhost", "nanopi", "nixos", "nvidia-desktop", "odroid", "opensuse", "openwrt",
+    "orangepi", "orangepi5", "pine64", "poky", "radxa", "raspberry", "raspberrypi", "raspbian", "rock-5a", "rock-5b",
+    "rock64", "rockpi", "rockpi-4b", "rockpro64", "ubuntu", "ubuntu-server", "unassigned", "unknown", "volumio",
+    "yocto",
+))  # fmt: skip
+"""Host names that images come with: two devices of one name take the broker's connection from each other."""
+
+
 def name_device(text: str, device: str | None) -> str:
     """``text`` with a ``device`` in it: the one given, or the host's name where the file names none.
 
@@ -137,6 +148,11 @@ def name_device(text: str, device: str | None) -> str:
             )
         return text
     name = device or os.uname().nodename.partition(".")[0]
+    if device is None and name.lower() in IMAGE_NAMES:
+        raise UsageError(
+            f"this machine is called {name!r}, as every machine made from that image is: give --device NAME, or "
+            "give it a name of its own first (hostnamectl set-hostname NAME)"
+        )
     if not is_identifier(name):
         raise UsageError(f"{name!r} cannot be a device id: give --device NAME, 1 to 64 of A-Z a-z 0-9 _ . -")
     return f'device = "{name}"\n{text}'

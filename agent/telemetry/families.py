@@ -124,6 +124,7 @@ THROTTLE_EVENTS = Family(
     "edge_cpu_thermal_throttle_events_total", "counter", "Times that the cores slowed down to cool, since boot."
 )
 THROTTLED = Family("edge_cpu_thermal_throttled", "gauge", "1 while the cores are slowed down to cool.")
+UNDERVOLTAGE = Family("edge_power_undervoltage", "gauge", "1 while the power supply's voltage is too low.")
 
 FAMILIES: tuple[Family, ...] = tuple(each for each in list(globals().values()) if isinstance(each, Family))
 """All of them, in the order in which the page has them."""

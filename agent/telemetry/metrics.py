@@ -168,6 +168,7 @@ def _sensors(metrics: Exposition, sample: SystemSample) -> None:
         metrics.set(f.FREQUENCY, sample.frequency_mhz.current * 1_000_000)
     metrics.set(f.THROTTLE_EVENTS, sample.throttled)
     metrics.set(f.THROTTLED, UNSET if sample.throttling is UNSET else int(sample.throttling))
+    metrics.set(f.UNDERVOLTAGE, UNSET if sample.undervoltage is UNSET else int(sample.undervoltage))
 
 
 def _counts(label: str, counts: Mapping[str, int], known: Iterable[str]) -> Iterator[tuple[dict[str, str], int]]:

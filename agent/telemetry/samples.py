@@ -111,6 +111,9 @@ class SystemSample(Struct, frozen=True):
     throttling: Annotated[bool, Meta(description="the cores are slowed down now (cooling devices, firmware)")] | (
         UnsetType
     ) = UNSET
+    undervoltage: Annotated[bool, Meta(description="the supply's voltage is too low now (Raspberry Pi)")] | (
+        UnsetType
+    ) = UNSET
     processes: Annotated[list[Process], Meta(description="ours")] = []
 
 

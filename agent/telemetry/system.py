@@ -87,6 +87,7 @@ class SystemSampler:
             frequency_mhz=_or_unset(self._sensors.frequency),
             throttled=_or_unset(self._sensors.throttled),
             throttling=_or_unset(self._sensors.throttling),
+            undervoltage=_or_unset(self._sensors.undervoltage),
             processes=self._ours(pids, told or {}, now),
         )
         self._rates.end_round()

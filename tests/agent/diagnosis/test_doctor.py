@@ -38,6 +38,7 @@ from contract.names import Digest
 from contract.reasons import Reason
 from tests.agent.device import sealed
 from tests.agent.running_service import running, settings
+from tests.agent.telemetry.trees import plant
 from tests.broker import Broker, find_mosquitto, free_port
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -144,6 +145,32 @@ def test_a_runtime_that_dies_is_a_finding_and_not_our_end(tmp_path: Path, monkey
     assert "SIGILL" in found.detail
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('no wheel of that name')")
     assert machine.runtime().detail == "ImportError: no wheel of that name"
+
+
+@pytest.mark.parametrize(
+    ("files", "verdict"),
+    [
+        ({"fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n"}, "ok"),
+        ({"fs/cgroup/cgroup.controllers": "cpuset cpu io pids\n"}, "warning"),  # Raspberry Pi OS as it comes
+        ({"fs/cgroup/memory/memory.limit_in_bytes": "1"}, "ok"),
+        ({"fs/cgroup/cpu/cpu.shares": "1024"}, "warning"),
+        ({"power/state": ""}, "ok"),  # no control groups to be seen, as in some containers
+    ],
+)
+def test_a_kernel_that_bounds_no_memory_is_found(tmp_path: Path, files: dict[str, str], verdict: str) -> None:
+    found = machine.memory(plant(tmp_path, files))
+    assert found.verdict == verdict
+    assert ("cgroup_enable=memory" in found.mend) == (verdict == "warning")
+
+
+def test_a_weak_power_supply_is_found(tmp_path: Path) -> None:
+    assert machine.power(tmp_path) == []
+    alarm = "class/hwmon/hwmon3/in0_lcrit_alarm"
+    root = plant(tmp_path, {"class/hwmon/hwmon3/name": "rpi_volt", alarm: "0"})
+    assert [found.verdict for found in machine.power(root)] == ["ok"]
+    (low,) = machine.power(plant(root, {alarm: "1"}))
+    assert low.verdict == "warning"
+    assert "power supply" in low.mend
 
 
 def test_a_clock_in_the_past_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

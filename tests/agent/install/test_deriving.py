@@ -53,6 +53,16 @@ async def test_they_are_made_once_sealed_and_found_again(market: Market, device:
     assert tree(place) == before
 
 
+def test_a_processor_is_known_by_all_its_cores() -> None:
+    """Kernels start on whichever core the firmware chose: a small one, or a big one."""
+    small, big = "CPU part\t: 0xd03\nFeatures\t: asimd crc32\n", "CPU part\t: 0xd0b\nFeatures\t: asimddp asimd\n"
+    board = cpu_id(small * 4 + big * 2)
+    assert cpu_id(big * 2 + small * 4) == board
+    assert cpu_id(small + big) == board
+    assert len({board, cpu_id(small), cpu_id(big), cpu_id(big.replace("0xd0b", "0xd0d") + small)}) == 4
+    assert cpu_id("CPU part\t: 0xd03\nFeatures\t: crc32 asimd\n") == cpu_id(small)
+
+
 @pytest.mark.parametrize("how", ["changed", "cut", "extra", "gone", "no record"])
 async def test_what_was_tampered_with_is_not_used_but_made_anew(market: Market, device: Device, how: str) -> None:
     bundle = install(market, device)

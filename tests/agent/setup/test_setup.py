@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -142,6 +143,16 @@ def test_mistakes_are_one_sentence_and_change_nothing(setup: Setup, options: lis
     assert said in output
     assert output.count("\n") == 1
     assert setup.files() == {}
+
+
+@pytest.mark.parametrize("host", ["raspberrypi", "localhost", "localhost.localdomain", "Ubuntu", "orangepi"])
+def test_a_name_that_an_image_came_with_is_no_identity(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    uname = os.uname()
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((uname.sysname, host, *uname[2:])))
+    with pytest.raises(UsageError, match="give --device NAME"):
+        name_device("", None)
+    assert name_device("", "kitchen-1") == 'device = "kitchen-1"\n'
+    assert name_device('device = "x"\n', None) == 'device = "x"\n'
 
 
 def test_a_device_is_named_before_the_first_table() -> None:

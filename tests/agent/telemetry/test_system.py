@@ -16,7 +16,7 @@ from agent.telemetry import kernel
 from agent.telemetry.rates import Rates
 from agent.telemetry.samples import Frequency, Process, Swap
 from agent.telemetry.system import SystemSampler, Told
-from tests.agent.telemetry.trees import BOARD, LATER, NET, PC, plant
+from tests.agent.telemetry.trees import BOARD, LATER, NET, PC, RASPBERRY_PI_5, ROCK_5, plant
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICK = os.sysconf("SC_CLK_TCK")
@@ -101,10 +101,43 @@ def test_a_board_has_zones_and_says_that_it_throttles(tmp_path: Path) -> None:
     assert not sample.keys() & {"swap", "throttled", "network", "pressure", "load"}
 
 
-@pytest.mark.parametrize(("bits", "now"), [("50005", True), ("0x50000", False), ("0", False)])
-def test_firmware_of_a_raspberry_pi_tells_now_from_history(tmp_path: Path, bits: str, now: bool) -> None:
-    plant(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": bits})
-    assert Machine(tmp_path).sample()["throttling"] is now
+@pytest.mark.parametrize("soc", ["soc/soc", "soc@107c000000/soc@107c000000"])
+@pytest.mark.parametrize(
+    ("bits", "slowed", "low"),
+    [
+        ("50005", True, True),
+        ("0x50000", False, False),
+        ("0", False, False),
+        ("1", False, True),
+        ("2", True, False),
+        ("4", True, False),
+        ("80008", True, False),
+    ],
+)
+def test_firmware_of_a_raspberry_pi_tells_now_from_history(
+    tmp_path: Path, soc: str, bits: str, slowed: bool, low: bool
+) -> None:
+    plant(tmp_path, {f"sys/devices/platform/{soc}:firmware/get_throttled": bits})
+    sample = Machine(tmp_path).sample()
+    assert (sample["throttling"], sample["undervoltage"]) == (slowed, low)
+
+
+def test_everything_of_a_raspberry_pi_5_is_read(tmp_path: Path) -> None:
+    machine = Machine(plant(tmp_path, RASPBERRY_PI_5))
+    sample = machine.sample()
+    assert sample["temperatures"] == {"cpu_thermal.temp1": 61.3, "rp1_adc.temp1": 55.8}
+    assert sample["hot"] == {"cpu_thermal.temp1": 85.0}
+    assert (sample["throttling"], sample["undervoltage"]) == (False, False)
+    plant(tmp_path, {"sys/class/hwmon/hwmon3/in0_lcrit_alarm": "1"})
+    sample = machine.sample()
+    assert (sample["throttling"], sample["undervoltage"]) == (False, True)
+
+
+def test_zones_and_chips_are_read_together_and_twins_have_the_lower_limit(tmp_path: Path) -> None:
+    sample = Machine(plant(tmp_path, ROCK_5)).sample()
+    assert sample["temperatures"] == {"soc-thermal.0": 48.1, "bigcore0_thermal.temp1": 50.8, "nvme.Composite": 39.9}
+    assert sample["hot"] == {"bigcore0_thermal.temp1": 80.0, "nvme.Composite": 81.8}
+    assert "undervoltage" not in sample
 
 
 def test_a_machine_that_shows_nothing_gives_an_empty_sample(tmp_path: Path) -> None:

@@ -57,6 +57,52 @@ BOARD = {
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "600000",
 }
 
+RASPBERRY_PI_5 = {
+    "proc/stat": STAT,
+    "proc/meminfo": MEMINFO,
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
+    "sys/class/thermal/thermal_zone0/temp": "61300",
+    "sys/class/thermal/thermal_zone0/trip_point_0_type": "critical",
+    "sys/class/thermal/thermal_zone0/trip_point_0_temp": "110000",
+    "sys/class/thermal/thermal_zone0/trip_point_1_type": "hot",
+    "sys/class/thermal/thermal_zone0/trip_point_1_temp": "85000",
+    "sys/class/thermal/cooling_device0/type": "pwm-fan",
+    "sys/class/thermal/cooling_device0/cur_state": "2",
+    "sys/class/hwmon/hwmon0/name": "cpu_thermal",
+    "sys/class/hwmon/hwmon0/temp1_input": "61300",
+    "sys/class/hwmon/hwmon0/temp1_crit": "110000",
+    "sys/class/hwmon/hwmon1/name": "rp1_adc",
+    "sys/class/hwmon/hwmon1/in1_input": "1473",
+    "sys/class/hwmon/hwmon1/temp1_input": "55842",
+    "sys/class/hwmon/hwmon2/name": "pwmfan",
+    "sys/class/hwmon/hwmon2/fan1_input": "2981",
+    "sys/class/hwmon/hwmon3/name": "rpi_volt",
+    "sys/class/hwmon/hwmon3/in0_lcrit_alarm": "0",
+    "sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled": "0",
+    "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "2400000",
+    "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2400000",
+}
+"""Raspberry Pi OS with a kernel of 16k pages."""
+
+ROCK_5 = {
+    "proc/stat": STAT,
+    "proc/meminfo": MEMINFO,
+    "sys/class/thermal/thermal_zone0/type": "soc-thermal",
+    "sys/class/thermal/thermal_zone0/temp": "48076",
+    "sys/class/thermal/thermal_zone1/type": "bigcore0-thermal",
+    "sys/class/thermal/thermal_zone1/temp": "50846",
+    "sys/class/thermal/thermal_zone1/trip_point_0_type": "passive",
+    "sys/class/thermal/thermal_zone1/trip_point_0_temp": "85000",
+    "sys/class/hwmon/hwmon0/name": "bigcore0_thermal",
+    "sys/class/hwmon/hwmon0/temp1_input": "50846",
+    "sys/class/hwmon/hwmon0/temp1_crit": "80000",
+    "sys/class/hwmon/hwmon1/name": "nvme",
+    "sys/class/hwmon/hwmon1/temp1_input": "39850",
+    "sys/class/hwmon/hwmon1/temp1_label": "Composite",
+    "sys/class/hwmon/hwmon1/temp1_max": "81850",
+}
+"""A board whose thermal zones say more than its chips, beside a disk that only hwmon knows."""
+
 
 def plant(root: Path, *files: Mapping[str, str]) -> Path:
     """Write the files below ``root``."""
