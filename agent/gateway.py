@@ -22,7 +22,7 @@ from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.group_probe import GroupVerdict, probe_groups
 from agent.mqtt import Connection, FoundLimit, GivenUp, Received, SizeLimit, Will
-from agent.serving.intake import Arrival
+from agent.serving.intake import IncomingRequest
 from agent.serving.serving import Serving
 from agent.serving.settlement import Settlement
 from agent.state.broker_memory import BrokerMemory
@@ -228,7 +228,7 @@ class Gateway:
             settlement.settle()
         else:
             self.serving.request(
-                Arrival(
+                IncomingRequest(
                     client=inbound.client,
                     payload=received.payload,
                     settlement=settlement,
@@ -242,7 +242,7 @@ class Gateway:
         """Tell the sender of a message that we failed at it."""
         inbound = self._topics.parse(received.topic)
         if inbound is not None and inbound.client is not None and not received.retained:
-            self.serving.say_fault(
+            self.serving.report_fault(
                 inbound.client,
                 received.payload,
                 received.correlation,

@@ -126,7 +126,9 @@ class Service:
         config = self._config
         self._meter = LlmMeter(round(time.time(), 3))
         clock = steady_clock()
-        self._ledger = AnswerWriter(self._state.answering, clock, keep_text=config.serving.store_results == "text")
+        self._result_store = AnswerWriter(
+            self._state.answering, clock, keep_text=config.serving.store_results == "text"
+        )
         self._gateway = Gateway(
             config, uuid.uuid4().hex, on_desired=self._desire, on_broker=self._say_health,
             memory=BrokerMemory(self._directory.broker, config.broker.identity, disk),
@@ -135,12 +137,12 @@ class Service:
             config.serving,
             config.topics,
             self._gateway.connection,
-            ledger=self._ledger,
+            result_store=self._result_store,
             load=self._load,
             meter=self._meter,
             on_health=self._say_health,
             on_load=self._on_load,
-            wall=clock,
+            now_unix=clock,
         )
         self._gateway.serving = self._serving
         self._vitals = Vitals(
@@ -238,7 +240,7 @@ class Service:
         self._notifier.stopping()
         log.info("stopping")
         # Before the installation is cut off: while it loads a model, requests wait for that model.
-        self._serving.begin_stop()
+        self._serving.begin_shutdown()
         mqtt, *others = tasks
         if self._restoring is not None:
             # What runs in its thread ends by itself, with the file or with the copy.
@@ -246,10 +248,10 @@ class Service:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._serving.stop()
+        await self._serving.shutdown()
         # What the disk does not take is answered after the next start.
         with contextlib.suppress(StoreBroken, StoreFull):
-            await self._ledger.flush()
+            await self._result_store.flush()
         await self._gateway.close()
         mqtt.cancel()
         await asyncio.gather(mqtt, return_exceptions=True)
@@ -257,14 +259,14 @@ class Service:
             self._counts_due.cancel()
         await self._prometheus.close()
         await self._control.close()
-        await self._ledger.close()
+        await self._result_store.close()
 
     async def _install(self) -> None:
         """Serve the active bundle, then follow what is desired."""
         try:
             await self._coordinator.start_active()
         finally:
-            self._serving.settled()
+            self._serving.startup_finished()
         await self._coordinator.run()
 
     async def _beat(self) -> None:
@@ -306,7 +308,7 @@ class Service:
             return
         with contextlib.suppress(StoreBroken):
             if host.disk_available(self._directory.root) >= MAX_REQUEST_BYTES:
-                self._serving.look_at_store()
+                self._serving.probe_store()
 
     async def _go_on_with_the_disk(self) -> None:
         """Record everything again, if that is possible now."""
@@ -361,27 +363,27 @@ class Service:
 
     def _processes(self) -> dict[int, str]:
         found = {os.getpid(): "agent"}
-        for seat in self._serving.seats:
-            if seat.worker is not None:
-                found[seat.worker.pid] = f"worker {seat.bundle.manifest.reference}"
+        for replica in self._serving.replicas:
+            if replica.worker is not None:
+                found[replica.worker.pid] = f"worker {replica.bundle.manifest.reference}"
         return found
 
     def _told(self) -> dict[int, Told]:
         """Workers in an account of their own, which only they themselves can look at."""
         found = {}
-        for seat in self._serving.seats:
-            if seat.worker is not None and seat.worker.usage is not None:
-                usage, at = seat.worker.usage
-                name = f"worker {seat.bundle.manifest.reference}"
+        for replica in self._serving.replicas:
+            if replica.worker is not None and replica.worker.usage is not None:
+                usage, at = replica.worker.usage
+                name = f"worker {replica.bundle.manifest.reference}"
                 found[usage.pid] = Told(name, usage.rss_bytes, usage.pss_bytes, usage.cpu_seconds, at)
         return found
 
     def _stalled_workers(self) -> list[str]:
         """Those that should have been ended for their silence long ago, and were not."""
         return [
-            f"the worker of {seat.bundle.manifest.reference}"
-            for seat in self._serving.seats
-            if seat.worker is not None and seat.worker.silence > STALLS_MISSED
+            f"the worker of {replica.bundle.manifest.reference}"
+            for replica in self._serving.replicas
+            if replica.worker is not None and replica.worker.silence > STALLS_MISSED
         ]
 
     def _on_load(self, queued: int) -> None:
@@ -394,7 +396,7 @@ class Service:
 
     def _health(self) -> Health:
         serving = self._serving.reasons
-        if self._ledger.holding and STORE_UNAVAILABLE not in serving:
+        if self._result_store.holding and STORE_UNAVAILABLE not in serving:
             serving.append(STORE_UNAVAILABLE)
         ready = not serving
         # A throttled device answers, only fewer at once; one whose model was unloaded answers once it is loaded; one
@@ -426,13 +428,13 @@ class Service:
 
     def _engine(self) -> EngineInfo | None:
         """Of the model that is loaded, if one is."""
-        seat = self._serving.seat
-        return None if seat is None else seat.engine
+        replica = self._serving.replica
+        return None if replica is None else replica.engine
 
     def _info(self) -> Info:
         config = self._config
-        seat = self._serving.seat
-        bundle = seat.bundle if seat is not None else None
+        replica = self._serving.replica
+        bundle = replica.bundle if replica is not None else None
         return Info(
             device=config.device,
             api=config.topic_root,

@@ -84,7 +84,7 @@ class Vitals:
         after = self._throttle.update(judge(sample, self._throttled), now)
         self._throttled = self._throttled if sample.throttled is UNSET else sample.throttled
         most = after.concurrency(self._places) if after.level else None
-        self._serving.limit_active(most)
+        self._serving.limit_concurrency(most)
         if after == before:
             return
         detail = {"level": after.level, "reasons": list(after.reasons), "active_limit": most}
@@ -99,5 +99,5 @@ class Vitals:
 
     @property
     def _places(self) -> int:
-        seat = self._serving.seat
-        return 1 if seat is None or seat.worker is None else seat.worker.facts.slots
+        replica = self._serving.replica
+        return 1 if replica is None or replica.worker is None else replica.worker.facts.slots

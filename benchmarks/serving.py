@@ -102,7 +102,7 @@ def serve(port: int, root: Path, bundle: Path) -> None:
     device = Device(config, root / "state.db", workers)
     device.start(settle=False)
     device.run(device.serving.swap(msgspec.structs.replace(sealed(), directory=bundle), "drain"), LOAD_SECONDS)
-    device.call(device.serving.settled)
+    device.call(device.serving.startup_finished)
     stopped.wait()
     device.stop()
 

@@ -257,7 +257,8 @@ def measure(root: Path, bundle: Path, mode: str, arguments: argparse.Namespace) 
             print(
                 f"{swap['mode']}: token gap p50/p99/largest {_ms(calm)} ms without, "
                 f"{_ms([gap for gap, _ in during])} ms with a swap of {end - start:.1f} s (largest in {phase}); "
-                f"p99 {ratio:.2f}×; hold {swap['hold_ms']:.0f} ms (reported {crowd.reported.get('hold_ms', 0):.0f})",
+                f"p99 {ratio:.2f}×; pause {swap['queue_pause_ms']:.0f} ms "
+                f"(reported {crowd.reported.get('queue_pause_ms', 0):.0f})",
                 flush=True,
             )
             if arguments.phases:

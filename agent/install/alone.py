@@ -43,18 +43,18 @@ class NobodyServed:
 
     async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:
         self._bundle = bundle
-        return SwapReport(mode=mode, hold_ms=0.0)
+        return SwapReport(mode=mode, queue_pause_ms=0.0)
 
-    async def step_aside(self) -> None:
+    async def suspend(self) -> None:
         """Nobody is loaded."""
 
-    async def come_back(self) -> float | None:
+    async def resume(self) -> float | None:
         return None
 
-    async def withdraw(self) -> None:
+    async def stop(self) -> None:
         self._bundle = None
 
-    def unavailable(self) -> None:
+    def mark_unavailable(self) -> None:
         """Nobody asks."""
 
     def counters(self) -> ServingCounters:

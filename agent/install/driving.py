@@ -187,7 +187,7 @@ class Driver:
             StoreBroken, StoreFull.
         """
         self._store.retire_active()
-        await self._serving.withdraw()
+        await self._serving.stop()
         self.restored, self.damaged = True, False
         self._reporter.tell()
 
@@ -221,7 +221,7 @@ class Driver:
                     event = await self._perform(action) or event
         except (StoreBroken, StoreFull):
             # A candidate that cannot be switched to must not keep what made room for it from answering.
-            await self._serving.come_back()
+            await self._serving.resume()
             raise
         # The last action may have brought news.
         self._reporter.tell()
@@ -475,7 +475,7 @@ class Driver:
         active = self._store.bundle(self._store.snapshot().active)
         if active is None:
             if self._serving.bundle is not None:
-                await self._serving.withdraw()
+                await self._serving.stop()
             self.restored = True
         elif self._restoring.serves(active):
             self.restored = True

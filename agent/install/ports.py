@@ -39,10 +39,10 @@ class SealedBundle(Struct, frozen=True):
 
 
 class SwapReport(Struct, frozen=True):
-    """How a swap went: ``hold_ms`` is the longest time that accepted requests had to wait because of it."""
+    """How a swap went: ``queue_pause_ms`` is the longest time that accepted requests had to wait because of it."""
 
     mode: SwapMode
-    hold_ms: float
+    queue_pause_ms: float
 
 
 class Footprint(Struct, frozen=True):
@@ -98,21 +98,21 @@ class Serving(Protocol):
         """
         ...
 
-    async def step_aside(self) -> None:
+    async def suspend(self) -> None:
         """Give the model's memory back for a candidate that would not fit beside it; accepted requests wait until
-        :meth:`swap` or :meth:`come_back`. Cancelled halfway, it needs :meth:`come_back` as well.
+        :meth:`swap` or :meth:`resume`. Cancelled halfway, it needs :meth:`resume` as well.
         """
         ...
 
-    async def come_back(self) -> float | None:
+    async def resume(self) -> float | None:
         """Serve again what stepped aside; the longest time in ms that a request waited, None if nothing had."""
         ...
 
-    async def withdraw(self) -> None:
+    async def stop(self) -> None:
         """Serve nothing from now on: the first bundle did not hold and there is none to go back to."""
         ...
 
-    def unavailable(self) -> None:
+    def mark_unavailable(self) -> None:
         """A bundle is active and cannot be loaded for now; that is over with the next :meth:`swap` or withdrawal."""
         ...
 

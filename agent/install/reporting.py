@@ -87,7 +87,7 @@ class Reporter:
         self.observers: list[OnReported] = [on_reported]
         self.revision: str | None = None
         self.error: ReportedError | None = None
-        self.hold_ms: float | None = None
+        self.queue_pause_ms: float | None = None
 
     @property
     def current(self) -> Reported:
@@ -101,7 +101,7 @@ class Reporter:
             previous=self._bundle(snapshot.previous),
             adapters=[bundle.reported for bundle in self._store.adapters_of(snapshot.active)] or UNSET,
             error=self.error,
-            hold_ms=UNSET if self.hold_ms is None else self.hold_ms,
+            queue_pause_ms=UNSET if self.queue_pause_ms is None else self.queue_pause_ms,
             desired=snapshot.wanted or UNSET,
             warnings=self._warnings() or UNSET,
         )
@@ -128,7 +128,7 @@ class Reporter:
         failed stays until that is over.
         """
         self.revision = revision
-        self.hold_ms = self._progress = None
+        self.queue_pause_ms = self._progress = None
         self.error = _retried(self.error) if again else None
 
     def phase(self, state: State) -> None:

@@ -59,7 +59,7 @@ class Restoring:
                 with contextlib.suppress(BundleRefused, EngineFailed):
                     await self._serve(previous.digest)
                     return error
-            self._serving.unavailable()
+            self._serving.mark_unavailable()
             return error
         return None
 

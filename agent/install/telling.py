@@ -110,10 +110,10 @@ class Telling:
                 bundle=new.manifest.reference,
                 previous=before,
                 mode=report.mode,
-                pause_ms=f"{report.hold_ms:.1f}",
+                pause_ms=f"{report.queue_pause_ms:.1f}",
             ),
         )
-        self._reporter.hold_ms = report.hold_ms
+        self._reporter.queue_pause_ms = report.queue_pause_ms
         self._reporter.event(
             "swap",
             {
@@ -121,7 +121,7 @@ class Telling:
                 "digest": new.digest,
                 "from": before,
                 "mode": report.mode,
-                "hold_ms": report.hold_ms,
+                "queue_pause_ms": report.queue_pause_ms,
             },
         )
 
@@ -137,9 +137,9 @@ class Telling:
             ),
         )
 
-    def came_back(self, hold_ms: float) -> None:
+    def came_back(self, queue_pause_ms: float) -> None:
         """What had made room for a candidate answers again."""
-        self._reporter.hold_ms = hold_ms
+        self._reporter.queue_pause_ms = queue_pause_ms
 
     def committed(
         self,

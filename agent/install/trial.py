@@ -93,7 +93,7 @@ class Trial:
         try:
             if alone:
                 log.info("memory has no room for %s beside what serves, which waits meanwhile", manifest.reference)
-                await self._serving.step_aside()
+                await self._serving.suspend()
             loaded = await self._restoring.complete(new)
             adapter = None if manifest.base is None else new
             verdict = await self._examine(loaded, adapter, settings, alone=alone)
@@ -103,8 +103,8 @@ class Trial:
             candidate = Candidate(loaded if adapter is None else new, loaded, marks, verdict, alone)
             return candidate
         finally:
-            if candidate is None and (hold_ms := await self._serving.come_back()) is not None:
-                self._telling.came_back(hold_ms)
+            if candidate is None and (queue_pause_ms := await self._serving.resume()) is not None:
+                self._telling.came_back(queue_pause_ms)
 
     async def _examine(
         self, loaded: SealedBundle, adapter: SealedBundle | None, settings: InstallSettings, *, alone: bool

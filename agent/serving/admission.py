@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.serving import requests
-from agent.serving.counting import Counting
-from agent.serving.jobs import Job
-from agent.serving.queue import RequestQueue, Room
+from agent.serving.active_request import ActiveRequest
+from agent.serving.queue import RequestQueue, Reservation
 from agent.serving.requests import Refusal
-from agent.serving.swapping import Swapping
+from agent.serving.statistics import Statistics
+from agent.serving.switchover import Switchover
 
 RETRY_ENGINE_MS = 10_000
 RETRY_NO_MODEL_MS = 30_000
@@ -22,19 +22,19 @@ ENGINE_UNAVAILABLE = Refusal(
 
 
 class Admission:
-    """``arriving`` says what (of a client, or of all) the ledger has not judged yet: it needs room, too."""
+    """``reserved`` says what (of a client, or of all) the result store has not judged yet: it needs room, too."""
 
     def __init__(
         self,
-        queue: RequestQueue[Job],
-        swapping: Swapping,
-        counting: Callable[[], Counting],
-        arriving: Callable[[str | None], Room],
+        queue: RequestQueue[ActiveRequest],
+        switchover: Switchover,
+        statistics: Callable[[], Statistics],
+        reserved: Callable[[str | None], Reservation],
     ) -> None:
         self._queue = queue
-        self._swapping = swapping
-        self._counting = counting
-        self._arriving = arriving
+        self._switchover = switchover
+        self._statistics = statistics
+        self._reserved = reserved
         self.starting = True
         """Start-up is not over: a model may still come."""
         self.stopping = False
@@ -46,18 +46,18 @@ class Admission:
         """Why nobody's request can be answered now; None where it can, or will be after a swap or the
         next start.
         """
-        seat = self._swapping.seat
-        if self.stopping or self._swapping.holding:
+        replica = self._switchover.replica
+        if self.stopping or self._switchover.paused:
             return None
-        if seat is None:
+        if replica is None:
             return None if self.starting else ENGINE_UNAVAILABLE if self.unavailable else NO_MODEL
-        return ENGINE_UNAVAILABLE if seat.hopeless else None
+        return ENGINE_UNAVAILABLE if replica.unavailable else None
 
     def refusal(self, client: str, size: int) -> Refusal | None:
         """Why a new request of ``client`` with ``size`` bytes cannot be taken now."""
         closed = self.closed()
-        arriving, own = self._arriving(None), self._arriving(client)
-        if closed is None and not self._queue.has_room(client, size, arriving=arriving, own=own):
+        reserved, own = self._reserved(None), self._reserved(client)
+        if closed is None and not self._queue.has_room(client, size, reserved=reserved, own=own):
             # By then about half of them are through.
             wait = max(SHORTEST_RETRY_SECONDS, self.estimate(len(self._queue) // 2))
             text = "too many requests wait; try again later"
@@ -66,5 +66,7 @@ class Admission:
 
     def estimate(self, ahead: int) -> float:
         """Seconds until a request begins that ``ahead`` others of the queue come before."""
-        slots = sum(seat.worker.facts.slots for seat in self._swapping.seats if seat.worker is not None) or 1
-        return self._counting().seconds_each * (ahead + 1) / slots
+        slots = (
+            sum(replica.worker.facts.slots for replica in self._switchover.replicas if replica.worker is not None) or 1
+        )
+        return self._statistics().seconds_each * (ahead + 1) / slots

@@ -10,8 +10,8 @@ from typing import Any
 from msgspec import UNSET
 
 from agent.serving import requests
+from agent.serving.active_request import ActiveRequest
 from agent.serving.intake import Intake
-from agent.serving.jobs import Job
 from agent.serving.replies import Replies
 from agent.serving.requests import Refusal
 from agent.serving.settlement import Settlement
@@ -29,18 +29,18 @@ class Controls:
 
     def __init__(
         self,
-        jobs: dict[Key, Job],
+        active: dict[Key, ActiveRequest],
         intake: Intake,
-        ledger: AnswerWriter,
+        result_store: AnswerWriter,
         replies: Replies,
         *,
-        cancel: Callable[[Job], None],
-        update: Callable[[Job, dict[str, Any]], None],
+        cancel: Callable[[ActiveRequest], None],
+        update: Callable[[ActiveRequest, dict[str, Any]], None],
         now: Callable[[], float],
     ) -> None:
-        self._jobs = jobs
+        self._requests = active
         self._intake = intake
-        self._ledger = ledger
+        self._result_store = result_store
         self._replies = replies
         self._cancel = cancel
         self._update = update
@@ -64,20 +64,20 @@ class Controls:
             act()
 
     def _act(self, key: Key, control: ControlRequest, changes: dict[str, Any], settlement: Settlement) -> None:
-        job = self._jobs.get(key)
-        if job is None:
-            future = self._ledger.look_up(key)
+        request = self._requests.get(key)
+        if request is None:
+            future = self._result_store.look_up(key)
             future.add_done_callback(settlement.guarded(partial(self._found, key, control.op)))
         elif control.op == "cancel":
-            self._cancel(job)
+            self._cancel(request)
         elif control.op == "update":
-            self._update(job, changes)
-        elif job.running and job.marked == "yes" and job.frames.text and self._replies.writable:
-            self._replies.piece(job, job.frames.snapshot(self._now()))
+            self._update(request, changes)
+        elif request.running and request.stream_mark == "yes" and request.frames.text and self._replies.writable:
+            self._replies.piece(request, request.frames.snapshot(self._now()))
 
     def _found(self, key: Key, op: str, done: asyncio.Future[Verdict]) -> None:
-        """What the ledger knows of a request that is not at work here."""
-        if isinstance(done.exception(), EdgeBundleError) or key in self._jobs:
+        """What the result store knows of a request that is not at work here."""
+        if isinstance(done.exception(), EdgeBundleError) or key in self._requests:
             return
         verdict = done.result()
         if op != "resume":

@@ -29,7 +29,7 @@ class FrameStream:
         self.attempt = 1
         self.bundle = ""
         self.position = 0
-        self.told: int | None = None
+        self.last_position: int | None = None
 
     @property
     def text(self) -> str:
@@ -70,7 +70,7 @@ class FrameStream:
     def waiting(self, position: int, estimate: float) -> Frame:
         """No text yet: so many come before it, and it may begin in about ``estimate`` seconds."""
         frame = Frame(s=self._sequence, d="", n=0, position=position, estimate_ms=_milliseconds(estimate))
-        self.told = position
+        self.last_position = position
         self._sequence += 1
         return frame
 

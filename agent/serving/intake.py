@@ -1,4 +1,4 @@
-"""From a message to an accepted request: parsed, judged by the ledger, acknowledged, in this order."""
+"""From a message to an accepted request: parsed, judged by the result store, acknowledged, in this order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from msgspec import UNSET, Struct
 
 from agent.serving import requests
-from agent.serving.queue import Room
+from agent.serving.queue import Reservation
 from agent.serving.replies import Replies
 from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
@@ -37,7 +37,7 @@ STORE = Refusal(
 )
 
 
-class Arrival(Struct, frozen=True):
+class IncomingRequest(Struct, frozen=True):
     """A request as it came in; ``settlement`` acknowledges it to the broker, whatever happens on its way."""
 
     client: str
@@ -48,7 +48,7 @@ class Arrival(Struct, frozen=True):
     expiry_seconds: int | None = None
 
 
-class Accepted(Struct, frozen=True):
+class AcceptedRequest(Struct, frozen=True):
     """A request that is ours now; ``deadline_seconds`` counts from its acceptance, ``size`` in bytes as it came."""
 
     key: Key
@@ -61,24 +61,24 @@ class Accepted(Struct, frozen=True):
 class Intake:
     """``refusal`` says why a new request of a client cannot be taken now, ``knows`` whether a request is here already;
     ``on_accepted`` takes over what is committed, ``on_failed`` ends what is committed and could not be taken over,
-    ``on_store`` hears how the ledger fares.
+    ``on_store`` hears how the result store fares.
     """
 
     def __init__(
         self,
-        ledger: AnswerWriter,
+        result_store: AnswerWriter,
         replies: Replies,
         meter: LlmMeter,
         *,
         refusal: Callable[[str, int], Refusal | None],
         knows: Callable[[Key], bool],
-        on_accepted: Callable[[Accepted], None],
-        on_failed: Callable[[Accepted, Refusal], None],
+        on_accepted: Callable[[AcceptedRequest], None],
+        on_failed: Callable[[AcceptedRequest, Refusal], None],
         on_store: Callable[[BaseException | None], None],
-        wall: Callable[[], float],
+        now_unix: Callable[[], float],
         request_log: RequestLog,
     ) -> None:
-        self._ledger = ledger
+        self._result_store = result_store
         self._replies = replies
         self._meter = meter
         self._refusal = refusal
@@ -86,118 +86,120 @@ class Intake:
         self._on_accepted = on_accepted
         self._on_failed = on_failed
         self._on_store = on_store
-        self._wall = wall
+        self._now_unix = now_unix
         self._log = request_log
-        self._arriving: dict[Key, _Arriving] = {}
-        # Places in the queue that arrivals may take; one that will be turned away must not keep others out.
-        self._claims: Counter[str] = Counter()
-        self._claimed_bytes: Counter[str] = Counter()
+        self._pending: dict[Key, _Pending] = {}
+        # Slots of the queue that incoming requests may take; one that will be turned away must not keep others out.
+        self._reserved_count: Counter[str] = Counter()
+        self._reserved_bytes: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        """Requests that the ledger has not judged yet."""
-        return len(self._arriving)
+        """Requests that the result store has not judged yet."""
+        return len(self._pending)
 
-    def arriving(self, client: str | None) -> Room:
-        """Those of them that may take a place in the queue, of ``client`` only unless it is None."""
+    def reserved(self, client: str | None) -> Reservation:
+        """Those of them that may enter the queue, of ``client`` only unless it is None."""
         if client is None:
-            return Room(self._claims.total(), self._claimed_bytes.total())
-        return Room(self._claims[client], self._claimed_bytes[client])
+            return Reservation(self._reserved_count.total(), self._reserved_bytes.total())
+        return Reservation(self._reserved_count[client], self._reserved_bytes[client])
 
-    def take(self, arrival: Arrival) -> None:
+    def take(self, incoming: IncomingRequest) -> None:
         """A request came in from the broker."""
         try:
-            request_id, request = reading.parse_request(arrival.payload, arrival.correlation)
-            key = Key(arrival.client, request_id)
+            request_id, request = reading.parse_request(incoming.payload, incoming.correlation)
+            key = Key(incoming.client, request_id)
             reply = self._replies.topic(key)
-            if arrival.response_topic not in (None, "", reply):
+            if incoming.response_topic not in (None, "", reply):
                 raise RequestInvalid(f"the Response Topic must be {reply}", field="response_topic")
         except RequestInvalid as error:
-            reply_id = self._replies.id_in(arrival.client, arrival.response_topic)
-            request_id = reading.salvage_request_id(arrival.payload, arrival.correlation, reply_id) or NO_ID
-            self._refuse(Key(arrival.client, request_id), arrival, requests.refusal_of(error))
+            reply_id = self._replies.id_in(incoming.client, incoming.response_topic)
+            request_id = reading.salvage_request_id(incoming.payload, incoming.correlation, reply_id) or NO_ID
+            self._refuse(Key(incoming.client, request_id), incoming, requests.refusal_of(error))
             return
-        seconds = _deadline_seconds(request, arrival)
-        may_insert = self._refusal(arrival.client, len(arrival.payload)) is None
-        future = self._ledger.accept(
+        seconds = _deadline_seconds(request, incoming)
+        may_insert = self._refusal(incoming.client, len(incoming.payload)) is None
+        future = self._result_store.accept(
             key,
-            reading.request_fingerprint(arrival.payload),
-            arrival.payload,
-            deadline_at=None if seconds is None else self._wall() + seconds,
-            correlation=arrival.correlation,
+            reading.request_fingerprint(incoming.payload),
+            incoming.payload,
+            deadline_at=None if seconds is None else self._now_unix() + seconds,
+            correlation=incoming.correlation,
             may_insert=may_insert,
         )
-        arriving = self._arriving.setdefault(key, _Arriving())
-        arriving.count += 1
-        if may_insert and not arriving.claims:
-            arriving.claims = len(arrival.payload)
-            self._claims[key.client] += 1
-            self._claimed_bytes[key.client] += arriving.claims
-        accepted = Accepted(key, request, arrival.correlation, seconds, len(arrival.payload))
-        future.add_done_callback(arrival.settlement.guarded(partial(self._judged, accepted, arrival)))
+        pending = self._pending.setdefault(key, _Pending())
+        pending.count += 1
+        if may_insert and not pending.claims:
+            pending.claims = len(incoming.payload)
+            self._reserved_count[key.client] += 1
+            self._reserved_bytes[key.client] += pending.claims
+        accepted = AcceptedRequest(key, request, incoming.correlation, seconds, len(incoming.payload))
+        future.add_done_callback(incoming.settlement.guarded(partial(self._on_recorded, accepted, incoming)))
         # On its own, so that its room is given back whatever becomes of the verdict.
-        future.add_done_callback(arrival.settlement.guarded(partial(self._arrived, key)))
+        future.add_done_callback(incoming.settlement.guarded(partial(self._release_reservation, key)))
 
     def defer(self, key: Key, action: Callable[[], None]) -> bool:
-        """If ``key`` is on its way through the ledger, do ``action`` when it is here; whether it is."""
-        arriving = self._arriving.get(key)
-        if arriving is None:
+        """If ``key`` is on its way through the result store, do ``action`` when it is here; whether it is."""
+        pending = self._pending.get(key)
+        if pending is None:
             return False
-        arriving.controls.append(action)
+        pending.controls.append(action)
         return True
 
-    def _judged(self, accepted: Accepted, arrival: Arrival, future: asyncio.Future[Verdict]) -> None:
+    def _on_recorded(
+        self, accepted: AcceptedRequest, incoming: IncomingRequest, future: asyncio.Future[Verdict]
+    ) -> None:
         error = future.exception()
         self._on_store(error)
         if isinstance(error, EdgeBundleError):
-            self._refuse(accepted.key, arrival, STORE)
+            self._refuse(accepted.key, incoming, STORE)
         else:
-            self._obey(future.result(), accepted, arrival)
+            self._apply_verdict(future.result(), accepted, incoming)
 
-    def _arrived(self, key: Key, _future: asyncio.Future[Verdict]) -> None:
+    def _release_reservation(self, key: Key, _future: asyncio.Future[Verdict]) -> None:
         """One delivery of ``key`` was judged; after the last one, what its client wants done with it is done."""
-        arriving = self._arriving[key]
-        arriving.count -= 1
-        if not arriving.count:
-            del self._arriving[key]
-            if arriving.claims:
-                self._claims -= Counter((key.client,))
-                self._claimed_bytes -= Counter({key.client: arriving.claims})
-            for control in arriving.controls:
+        pending = self._pending[key]
+        pending.count -= 1
+        if not pending.count:
+            del self._pending[key]
+            if pending.claims:
+                self._reserved_count -= Counter((key.client,))
+                self._reserved_bytes -= Counter({key.client: pending.claims})
+            for control in pending.controls:
                 control()
 
-    def _obey(self, verdict: Verdict, accepted: Accepted, arrival: Arrival) -> None:
-        """Do what the ledger's verdict asks for."""
+    def _apply_verdict(self, verdict: Verdict, accepted: AcceptedRequest, incoming: IncomingRequest) -> None:
+        """Do what the result store's verdict asks for."""
         if verdict.kind == "conflict":
-            self._refuse(accepted.key, arrival, CONFLICT)
+            self._refuse(accepted.key, incoming, CONFLICT)
         elif verdict.kind == "gone":
-            self._refuse(accepted.key, arrival, requests.GONE)
+            self._refuse(accepted.key, incoming, requests.GONE)
         elif verdict.kind == "refused":
             # What kept it out may have passed meanwhile.
             again = Refusal(429, requests.QUEUE_FULL, "too many requests wait; try again", retry_after_ms=RETRY_FULL_MS)
-            self._refuse(accepted.key, arrival, self._refusal(arrival.client, len(arrival.payload)) or again)
+            self._refuse(accepted.key, incoming, self._refusal(incoming.client, len(incoming.payload)) or again)
         else:
             if verdict.kind == "answered" and verdict.last is not None:
                 self._meter.redelivered += 1
-                self._replies.repeat(accepted.key, verdict.last, arrival.correlation)
+                self._replies.repeat(accepted.key, verdict.last, incoming.correlation)
             elif self._knows(accepted.key):
                 self._meter.redelivered += 1
             else:
-                # New; or known to the ledger only, because its answer could not be stored: then it is run again.
+                # New; or known to the result store only, because its answer could not be stored: then it is run again.
                 failed = partial(self._on_failed, accepted, FAULT)
-                arrival.settlement.guarded(self._on_accepted, failed)(accepted)
-            arrival.settlement.settle()
+                incoming.settlement.guarded(self._on_accepted, failed)(accepted)
+            incoming.settlement.settle()
 
-    def _refuse(self, key: Key, arrival: Arrival, refusal: Refusal) -> None:
+    def _refuse(self, key: Key, incoming: IncomingRequest, refusal: Refusal) -> None:
         """Turn a request away; nothing of it is kept, so that it may come again."""
         self._log.refused(key, refusal)
-        self._replies.error(key, refusal, arrival.correlation)
+        self._replies.error(key, refusal, incoming.correlation)
         # On one connection the error frame goes out before the acknowledgement: it cannot be lost alone.
-        arrival.settlement.settle()
+        incoming.settlement.settle()
 
 
-class _Arriving:
-    """Deliveries of one request that the ledger has not judged yet, and what its client wants done with it; ``claims``
-    are the bytes that it may bring into the queue.
+class _Pending:
+    """Deliveries of one request that the result store has not judged yet, and what its client wants done with it;
+    ``claims`` are the bytes that it may bring into the queue.
     """
 
     def __init__(self) -> None:
@@ -206,8 +208,8 @@ class _Arriving:
         self.controls: list[Callable[[], None]] = []
 
 
-def _deadline_seconds(request: GenerateRequest, arrival: Arrival) -> float | None:
+def _deadline_seconds(request: GenerateRequest, incoming: IncomingRequest) -> float | None:
     limits = [] if request.deadline_ms is UNSET else [request.deadline_ms / 1000]
-    if arrival.expiry_seconds is not None:
-        limits.append(float(arrival.expiry_seconds))
+    if incoming.expiry_seconds is not None:
+        limits.append(float(incoming.expiry_seconds))
     return min(limits, default=None)

@@ -39,14 +39,14 @@ class Waiting(Struct, Generic[T], frozen=True):
     size: int = 0
 
 
-class Room(Struct, frozen=True):
+class Reservation(Struct, frozen=True):
     """What is on its way in: so many requests with so many bytes."""
 
     count: int = 0
     size: int = 0
 
 
-NOTHING = Room()
+NOTHING = Reservation()
 
 
 class RequestQueue(Generic[T]):
@@ -71,12 +71,14 @@ class RequestQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return iter([waiting.item for waiting in self._waiting.values()])
 
-    def has_room(self, client: str, size: int = 0, *, arriving: Room = NOTHING, own: Room = NOTHING) -> bool:
-        """Whether one more of ``client`` may wait, beside all that is ``arriving`` and its ``own`` among that."""
+    def has_room(
+        self, client: str, size: int = 0, *, reserved: Reservation = NOTHING, own: Reservation = NOTHING
+    ) -> bool:
+        """Whether one more of ``client`` may wait, beside all that is ``reserved`` and its ``own`` among that."""
         return (
-            len(self._waiting) + arriving.count < self.limit
+            len(self._waiting) + reserved.count < self.limit
             and self._by_client.get(client, 0) + own.count < self.client_limit
-            and sum(self._bytes.values()) + arriving.size + size <= self.max_bytes
+            and sum(self._bytes.values()) + reserved.size + size <= self.max_bytes
             and self._bytes.get(client, 0) + own.size + size <= self.max_bytes // 2
         )
 

@@ -28,7 +28,7 @@ LOST = Refusal(
 )
 
 
-class LeftOver(Struct, frozen=True):
+class PendingRequest(Struct, frozen=True):
     """``request`` is run again, unless ``refusal`` says why that cannot be."""
 
     of: Unfinished
@@ -36,20 +36,20 @@ class LeftOver(Struct, frozen=True):
     refusal: Refusal | None
 
 
-async def take_up(ledger: AnswerWriter, replies: Replies) -> list[LeftOver]:
+async def recover(result_store: AnswerWriter, replies: Replies) -> list[PendingRequest]:
     """Deliver the answers that the broker may not have; what else was accepted, oldest first.
 
     That waits while answers cannot be stored: it was promised one result, and each attempt has to be counted.
     """
-    lost = await ledger.set_aside_unreadable()
+    lost = await result_store.set_aside_unreadable()
     for each in lost:
         replies.error(Key(each.client, each.id), LOST, None)
-    for key, last, correlation in await ledger.undelivered():
+    for key, last, correlation in await result_store.undelivered():
         # Without its text, the client hears at least that there is nothing to wait for.
         refusal = requests.GONE if last is None else None if _is_frame(last) else LOST
         known = last if last is not None and refusal is None else messages.encode(error_frame(0, refusal or LOST))
         replies.deliver(key, known, correlation)
-    return [] if ledger.volatile else await unfinished(ledger)
+    return [] if result_store.volatile else await pending_requests(result_store)
 
 
 def _is_frame(stored: bytes) -> bool:
@@ -60,34 +60,34 @@ def _is_frame(stored: bytes) -> bool:
         return False
 
 
-async def unfinished(ledger: AnswerWriter) -> list[LeftOver]:
+async def pending_requests(result_store: AnswerWriter) -> list[PendingRequest]:
     """What was accepted and has no answer, oldest first."""
-    await ledger.set_aside_unreadable()
-    return [_judged(left) for left in await ledger.unfinished()]
+    await result_store.set_aside_unreadable()
+    return [_on_recorded(left) for left in await result_store.unfinished()]
 
 
-def _judged(left: Unfinished) -> LeftOver:
+def _on_recorded(left: Unfinished) -> PendingRequest:
     """As :func:`_judge`; a request at which that fails is stored, so it would keep every start from coming through."""
     try:
         return _judge(left)
     except Exception:
         log.exception("a request that was left behind cannot be taken up")
-        return LeftOver(left, GenerateRequest(), FAULT)
+        return PendingRequest(left, GenerateRequest(), FAULT)
 
 
-def _judge(left: Unfinished) -> LeftOver:
+def _judge(left: Unfinished) -> PendingRequest:
     request, refusal = GenerateRequest(), None
     if left.request is not None:
         try:
             _, request = reading.parse_request(left.request, left.correlation)
         except RequestInvalid as error:
             # An older agent accepted what this one does not.
-            return LeftOver(left, request, requests.refusal_of(error))
+            return PendingRequest(left, request, requests.refusal_of(error))
     if left.attempt > MAX_ATTEMPTS:
         refusal = _interrupted("the device restarted too often")
     elif left.streamed or left.request is None:
         refusal = _interrupted("the device restarted while it answered")
-    return LeftOver(left, request, refusal)
+    return PendingRequest(left, request, refusal)
 
 
 def _interrupted(why: str) -> Refusal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from agent.serving import requests
-from agent.serving.jobs import Job
+from agent.serving.active_request import ActiveRequest
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
 from agent.telemetry.llm import LlmMeter
@@ -33,12 +33,12 @@ class Outlet(Protocol):
 
 
 class Replies:
-    """Publishes, and notes in the ledger what the broker has taken over."""
+    """Publishes, and notes in the result store what the broker has taken over."""
 
-    def __init__(self, outlet: Outlet, topics: Topics, ledger: AnswerWriter, meter: LlmMeter) -> None:
+    def __init__(self, outlet: Outlet, topics: Topics, result_store: AnswerWriter, meter: LlmMeter) -> None:
         self._outlet = outlet
         self._topics = topics
-        self._ledger = ledger
+        self._result_store = result_store
         self._meter = meter
         self._deliveries: dict[int, tuple[Key, bytes | None]] = {}
         self._newest: dict[Key, int] = {}
@@ -55,10 +55,10 @@ class Replies:
         prefix = self._topics.reply(client, "")
         return topic[len(prefix) :] if topic is not None and topic.startswith(prefix) else None
 
-    def piece(self, job: Job, frame: Frame) -> None:
+    def piece(self, request: ActiveRequest, frame: Frame) -> None:
         """Send a piece at QoS 0: the last frame repeats it."""
         self._meter.frames += 1
-        self._outlet.publish_once(self.topic(job.key), messages.encode(frame), correlation=job.correlation)
+        self._outlet.publish_once(self.topic(request.key), messages.encode(frame), correlation=request.correlation)
 
     def deliver(self, key: Key, last: bytes, correlation: bytes | None) -> None:
         """Send a stored last frame, at least once."""
@@ -78,7 +78,7 @@ class Replies:
         # Of an older one says nothing of the newest: it may have turned the request away, and this be the answer.
         if key is not None and self._newest.get(key) == number:
             del self._newest[key]
-            self._ledger.delivered(key)
+            self._result_store.delivered(key)
 
     def oversized(self, number: int, why: str) -> None:
         """The broker does not take a last frame: in its place its client is told so, whenever it asks."""

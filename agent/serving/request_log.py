@@ -12,7 +12,7 @@ import re
 from msgspec import UNSET
 
 from agent.journal import fields
-from agent.serving.jobs import Job
+from agent.serving.active_request import ActiveRequest
 from agent.serving.requests import Refusal
 from agent.state.answers import Key
 from contract.mqtt.messages import GenerateRequest, ImagePart, Message
@@ -26,8 +26,10 @@ class RequestLog:
     def __init__(self, *, prompts: bool) -> None:
         self._prompts = prompts
 
-    def accepted(self, job: Job) -> None:
-        log.debug("request accepted", extra=fields(client=job.key.client, request=job.key.id, attempt=job.attempt))
+    def accepted(self, request: ActiveRequest) -> None:
+        log.debug(
+            "request accepted", extra=fields(client=request.key.client, request=request.key.id, attempt=request.attempt)
+        )
 
     def refused(self, key: Key, refusal: Refusal) -> None:
         """Never with the refusal's sentence, and of its field only a name of ours: both may quote what was sent."""
@@ -36,43 +38,51 @@ class RequestLog:
         found = fields(client=key.client, request=key.id, code=refusal.code, error=refusal.kind, field=known)
         log.info("request refused", extra=found)
 
-    def began(self, job: Job, worker: int, bundle: str) -> None:
-        job.worker = worker
-        found = fields(client=job.key.client, request=job.key.id, number=job.number, worker=worker, bundle=bundle)
+    def began(self, request: ActiveRequest, worker: int, bundle: str) -> None:
+        request.worker = worker
+        found = fields(
+            client=request.key.client, request=request.key.id, number=request.number, worker=worker, bundle=bundle
+        )
         log.debug("request given to a worker", extra=found)
 
-    def lost(self, job: Job) -> None:
+    def lost(self, request: ActiveRequest) -> None:
         found = fields(
-            client=job.key.client, request=job.key.id, number=job.number, worker=job.worker, attempt=job.attempt
+            client=request.key.client,
+            request=request.key.id,
+            number=request.number,
+            worker=request.worker,
+            attempt=request.attempt,
         )
         log.warning("request was with a worker that ended", extra=found)
 
-    def ended(self, job: Job, outcome: str, seconds: float, *, tokens: int = 0, error: str | None = None) -> None:
+    def ended(
+        self, request: ActiveRequest, outcome: str, seconds: float, *, tokens: int = 0, error: str | None = None
+    ) -> None:
         private = {}
         if self._prompts:
-            private = {"prompt": _asked(job.request), "answer": job.frames.text}
+            private = {"prompt": _prompt_of(request.params), "answer": request.frames.text}
         found = fields(
             private,
-            client=job.key.client,
-            request=job.key.id,
+            client=request.key.client,
+            request=request.key.id,
             outcome=outcome,
             tokens=tokens,
             seconds=f"{seconds:.3f}",
-            number=job.number,
-            worker=job.worker,
-            bundle=job.frames.bundle or None,
-            attempt=job.attempt,
+            number=request.number,
+            worker=request.worker,
+            bundle=request.frames.bundle or None,
+            attempt=request.attempt,
             error=error,
         )
         log.info("request ended", extra=found)
 
 
-def _asked(request: GenerateRequest) -> str:
+def _prompt_of(request: GenerateRequest) -> str:
     if request.prompt is not UNSET:
         return request.prompt
     turns = [] if request.messages is UNSET else request.messages
-    return "\n".join(f"{turn.role}: {_said(turn)}" for turn in turns)
+    return "\n".join(f"{turn.role}: {_text_of(turn)}" for turn in turns)
 
 
-def _said(turn: Message) -> str:
+def _text_of(turn: Message) -> str:
     return "".join("[a picture]" if isinstance(part, ImagePart) else part.text for part in turn.parts)

@@ -1,8 +1,8 @@
-"""Requests in, one answer each out: ledger, queue, worker, frames.
+"""Requests in, one answer each out: result store, queue, worker, frames.
 
-The order of things is what the guarantee rests on: a request is committed to the ledger, then acknowledged to the
-broker, then queued; pieces of the answer leave only once the ledger knows that they may have; the last frame leaves
-only once its bytes are committed. Whatever is cut in between, the next start or redelivery goes on from there.
+The order of things is what the guarantee rests on: a request is committed to the result store, then acknowledged to
+the broker, then queued; pieces of the answer leave only once the result store knows that they may have; the last frame
+leaves only once its bytes are committed. Whatever is cut in between, the next start or redelivery goes on from there.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from msgspec import UNSET
 
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.serving import requests
+from agent.serving.active_request import ActiveRequest
 from agent.serving.admission import Admission
+from agent.serving.completion import Completion
 from agent.serving.controls import Controls
 from agent.serving.dispatch import Dispatch
 from agent.serving.frames import FrameStream
-from agent.serving.intake import Accepted, Arrival, Intake
-from agent.serving.jobs import Job
-from agent.serving.ledger_health import LedgerHealth
-from agent.serving.outcomes import Outcomes
+from agent.serving.intake import AcceptedRequest, IncomingRequest, Intake
 from agent.serving.queue import RequestQueue
-from agent.serving.recovery import LeftOver, take_up, unfinished
+from agent.serving.recovery import PendingRequest, pending_requests, recover
+from agent.serving.replica import LoadWorker, Replica
 from agent.serving.replies import Outlet, Replies
 from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
-from agent.serving.seat import LoadWorker, Seat
 from agent.serving.settings import ServingSettings
 from agent.serving.settlement import FAULT, Settlement
-from agent.serving.streams import Streams
+from agent.serving.store_health import StoreHealth
+from agent.serving.stream_sender import StreamSender
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
 from agent.telemetry.llm import LlmMeter
@@ -50,70 +50,72 @@ class Serving:
         topics: Topics,
         outlet: Outlet,
         *,
-        ledger: AnswerWriter,
+        result_store: AnswerWriter,
         load: LoadWorker,
         meter: LlmMeter,
         on_health: Callable[[], None] = lambda: None,
         on_load: Callable[[int], None] = lambda _queued: None,
-        wall: Callable[[], float] = time.time,
+        now_unix: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._ledger = ledger
+        self._result_store = result_store
         self._on_health = on_health
-        self._wall = wall
+        self._now_unix = now_unix
         self._now = now = asyncio.get_running_loop().time
-        self._jobs: dict[Key, Job] = {}
-        self._queue: RequestQueue[Job] = RequestQueue(settings.queue_limit, settings.client_queue_limit)
-        self._replies = replies = Replies(outlet, topics, ledger, meter)
-        self._ledger_health = health = LedgerHealth(on_health)
+        self._requests: dict[Key, ActiveRequest] = {}
+        self._queue: RequestQueue[ActiveRequest] = RequestQueue(settings.queue_limit, settings.client_queue_limit)
+        self._replies = replies = Replies(outlet, topics, result_store, meter)
+        self._store_health = health = StoreHealth(on_health)
         self._log = RequestLog(prompts=settings.log_prompts)
-        self._outcomes = Outcomes(self._jobs, ledger, replies, meter, health=health, now=now, request_log=self._log)
-        self._streams = Streams(
+        self._completion = Completion(
+            self._requests, result_store, replies, meter, health=health, now=now, request_log=self._log
+        )
+        self._sender = StreamSender(
             self._queue,
-            ledger,
+            result_store,
             replies,
             health,
-            seats=lambda: self._swapping.seats,
+            replicas=lambda: self._switchover.replicas,
             estimate=lambda ahead: self._admission.estimate(ahead),  # noqa: PLW0108 # made below
-            on_deadline=lambda job: self._end_early(job, "deadline"),
+            on_deadline=lambda request: self._end_early(request, "deadline"),
         )
         self._dispatch = Dispatch(
             settings,
             load,
             self._queue,
-            self._outcomes,
-            self._streams,
+            self._completion,
+            self._sender,
             request_log=self._log,
             closed=lambda: self._admission.closed(),  # noqa: PLW0108 # made below
             on_health=on_health,
             on_load=on_load,
             now=now,
         )
-        self._swapping = self._dispatch.swapping
+        self._switchover = self._dispatch.switchover
         self._admission = Admission(
             self._queue,
-            self._swapping,
-            lambda: self._outcomes.counting,
-            lambda client: self._intake.arriving(client),  # noqa: PLW0108 # made below
+            self._switchover,
+            lambda: self._completion.statistics,
+            lambda client: self._intake.reserved(client),  # noqa: PLW0108 # made below
         )
         self._intake = Intake(
-            ledger,
+            result_store,
             replies,
             meter,
             refusal=self._admission.refusal,
-            knows=lambda key: key in self._jobs,
+            knows=lambda key: key in self._requests,
             on_accepted=self._on_accepted,
             on_failed=self._on_failed,
             on_store=health.note,
-            wall=wall,
+            now_unix=now_unix,
             request_log=self._log,
         )
         self._controls = Controls(
-            self._jobs,
+            self._requests,
             self._intake,
-            ledger,
+            result_store,
             replies,
-            cancel=lambda job: self._end_early(job, "cancelled"),
+            cancel=lambda request: self._end_early(request, "cancelled"),
             update=self._update,
             now=now,
         )
@@ -122,22 +124,22 @@ class Serving:
 
     @property
     def bundle(self) -> SealedBundle | None:
-        seat = self._swapping.seat
-        return None if seat is None else seat.bundle
+        replica = self._switchover.replica
+        return None if replica is None else replica.bundle
 
     @property
     def footprint(self) -> Footprint:
-        seat = self._swapping.seat
-        return Footprint() if seat is None else seat.footprint
+        replica = self._switchover.replica
+        return Footprint() if replica is None else replica.footprint
 
     @property
-    def seat(self) -> Seat | None:
-        return self._swapping.seat
+    def replica(self) -> Replica | None:
+        return self._switchover.replica
 
     @property
-    def seats(self) -> list[Seat]:
-        """Every place with a worker: the current one, and one that finishes its last answers."""
-        return self._swapping.seats
+    def replicas(self) -> list[Replica]:
+        """Every replica: the current one, and one that finishes its last answers."""
+        return self._switchover.replicas
 
     @property
     def queued(self) -> int:
@@ -150,20 +152,22 @@ class Serving:
     @property
     def generating(self) -> int:
         """Tokens so far of the answers that are under way."""
-        return sum(job.frames.tokens for seat in self._swapping.seats for job in seat.jobs.values())
+        return sum(
+            request.frames.tokens for replica in self._switchover.replicas for request in replica.running.values()
+        )
 
     @property
     def reasons(self) -> list[str]:
         """Why requests are not being answered now; empty when they are."""
         found = []
-        seat = self._swapping.seat
-        if seat is None:
-            waiting = self._admission.starting or self._swapping.holding
+        replica = self._switchover.replica
+        if replica is None:
+            waiting = self._admission.starting or self._switchover.paused
             missing = requests.ENGINE_UNAVAILABLE if self._admission.unavailable else requests.NO_MODEL
             found.append("loading" if waiting else missing)
-        elif seat.worker is None and not seat.asleep:
-            found.append("swapping" if self._swapping.holding else requests.ENGINE_UNAVAILABLE)
-        if self._ledger_health.failing:
+        elif replica.worker is None and not replica.unloaded:
+            found.append("swapping" if self._switchover.paused else requests.ENGINE_UNAVAILABLE)
+        if self._store_health.failing:
             found.append(requests.STORE_UNAVAILABLE)
         if self._dispatch.stopping:
             found.append("stopping")
@@ -172,73 +176,75 @@ class Serving:
     @property
     def unloaded(self) -> bool:
         """The model was idle for long and is not in memory; the next request loads it."""
-        seat = self._swapping.seat
-        return seat is not None and seat.asleep and seat.worker is None
+        replica = self._switchover.replica
+        return replica is not None and replica.unloaded and replica.worker is None
 
-    def look_at_store(self) -> None:
+    def probe_store(self) -> None:
         """After a failure: try whether it works again, since nobody asks a device that is not ready."""
-        if self._ledger_health.failing:
-            self._ledger.probe().add_done_callback(lambda done: self._ledger_health.note(done.exception()))
+        if self._store_health.failing:
+            self._result_store.probe().add_done_callback(lambda done: self._store_health.note(done.exception()))
 
     def counters(self) -> ServingCounters:
-        return self._outcomes.counting.counters(self._now())
+        return self._completion.statistics.counters(self._now())
 
     # -- starting and stopping -----------------------------------------------------------------------------------------
 
     async def recover(self) -> None:
         """Take up what an earlier run of the agent left behind; before the first request comes in."""
-        self._take_up(await take_up(self._ledger, self._replies))
+        self._resume_pending(await recover(self._result_store, self._replies))
 
     async def recover_rest(self) -> None:
         """Answers can be stored again: take up what had to wait for that."""
-        self._take_up([left for left in await unfinished(self._ledger) if left.of.key not in self._jobs])
-        self._dispatch.pump()
+        self._resume_pending(
+            [left for left in await pending_requests(self._result_store) if left.of.key not in self._requests]
+        )
+        self._dispatch.dispatch_waiting()
 
-    def _take_up(self, found: list[LeftOver]) -> None:
+    def _resume_pending(self, found: list[PendingRequest]) -> None:
         for left in found:
-            job = self._make_job(left.of.key, left.request, left.of.correlation)
-            job.attempt, job.size = left.of.attempt, len(left.of.request or b"")
+            request = self._make_request(left.of.key, left.request, left.of.correlation)
+            request.attempt, request.size = left.of.attempt, len(left.of.request or b"")
             if left.of.deadline_at is not None:
                 # Never longer than it was: the clock may have been set back.
-                left_seconds = left.of.deadline_at - max(self._wall(), left.of.accepted_at)
-                job.deadline = self._now() + left_seconds
-            self._jobs[job.key] = job
+                left_seconds = left.of.deadline_at - max(self._now_unix(), left.of.accepted_at)
+                request.deadline = self._now() + left_seconds
+            self._requests[request.key] = request
             if left.refusal is None:
-                self._dispatch.enqueue(job)
+                self._dispatch.enqueue(request)
             else:
-                job.frames.attempt = job.attempt
-                self._outcomes.fail(job, left.refusal)
-        self._streams.schedule()
+                request.frames.attempt = request.attempt
+                self._completion.fail(request, left.refusal)
+        self._sender.schedule()
 
-    def settled(self) -> None:
+    def startup_finished(self) -> None:
         """Start-up is over: without a model, requests are turned away from now on."""
         self._admission.starting = False
-        self._dispatch.pump()
+        self._dispatch.dispatch_waiting()
         self._on_health()
 
-    def begin_stop(self) -> None:
+    def begin_shutdown(self) -> None:
         """Nothing is begun any more, nor turned away for want of a model: what waits is for the next start."""
         self._dispatch.stopping = self._admission.stopping = True
         self._on_health()
 
-    async def stop(self) -> None:
-        """Let running answers finish for a while, then end the workers; the ledger keeps what is left."""
-        self.begin_stop()
-        await self._swapping.finish_running(self._settings.stop_seconds)
-        self._streams.close()
-        await self._swapping.close()
+    async def shutdown(self) -> None:
+        """Let running answers finish for a while, then end the workers; the result store keeps what is left."""
+        self.begin_shutdown()
+        await self._switchover.finish_running(self._settings.stop_seconds)
+        self._sender.close()
+        await self._switchover.close()
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
-    def request(self, arrival: Arrival) -> None:
+    def request(self, incoming: IncomingRequest) -> None:
         """A request came in from the broker."""
-        self._intake.take(arrival)
+        self._intake.take(incoming)
 
     def control(self, client: str, payload: bytes, settlement: Settlement) -> None:
         """A client acts on one of its requests."""
         self._controls.take(client, payload, settlement)
 
-    def say_fault(
+    def report_fault(
         self, client: str, payload: bytes, correlation: bytes | None, response_topic: str | None, *, control: bool
     ) -> None:
         """Tell the sender of a message, of which nothing is kept, that the device failed at it."""
@@ -250,71 +256,77 @@ class Serving:
             request_id = reading.salvage_request_id(payload, correlation, reply_id) or NO_ID
             self._replies.error(Key(client, request_id), FAULT, correlation)
 
-    def _on_failed(self, accepted: Accepted, refusal: Refusal) -> None:
+    def _on_failed(self, accepted: AcceptedRequest, refusal: Refusal) -> None:
         """A committed request could not be taken over: it ends here, with ``refusal`` for its one result."""
-        job = self._jobs.get(accepted.key)
-        if job is None:
-            job = self._jobs[accepted.key] = self._make_job(accepted.key, accepted.request, accepted.correlation)
-        if job.ended:
+        request = self._requests.get(accepted.key)
+        if request is None:
+            request = self._requests[accepted.key] = self._make_request(
+                accepted.key, accepted.request, accepted.correlation
+            )
+        if request.ended:
             return
-        self._queue.remove(job.number)
-        if (seat := self._dispatch.seat_of(job)) is not None:
-            if seat.worker is not None:
-                seat.worker.cancel(job.number)
-            seat.release(job.number)
-        self._outcomes.fail(job, refusal)
+        self._queue.remove(request.number)
+        if (replica := self._dispatch.replica_of(request)) is not None:
+            if replica.worker is not None:
+                replica.worker.cancel(request.number)
+            replica.release(request.number)
+        self._completion.fail(request, refusal)
 
-    def _on_accepted(self, accepted: Accepted) -> None:
-        job = self._make_job(accepted.key, accepted.request, accepted.correlation)
-        job.size = accepted.size
+    def _on_accepted(self, accepted: AcceptedRequest) -> None:
+        request = self._make_request(accepted.key, accepted.request, accepted.correlation)
+        request.size = accepted.size
         if accepted.deadline_seconds is not None:
-            job.deadline = job.accepted + accepted.deadline_seconds
-        self._log.accepted(job)
-        self._supersede(job)
-        self._jobs[accepted.key] = job
-        self._dispatch.enqueue(job)
-        self._dispatch.pump()
+            request.deadline = request.accepted + accepted.deadline_seconds
+        self._log.accepted(request)
+        self._supersede(request)
+        self._requests[accepted.key] = request
+        self._dispatch.enqueue(request)
+        self._dispatch.dispatch_waiting()
         # Nothing is active any more, perhaps: then it was ended at once.
-        if not job.running and not job.ended and self._jobs.get(job.key) is job:
-            self._streams.tell_position(job)
+        if not request.running and not request.ended and self._requests.get(request.key) is request:
+            self._sender.send_position(request)
 
-    def _make_job(self, key: Key, request: GenerateRequest, correlation: bytes | None) -> Job:
+    def _make_request(self, key: Key, params: GenerateRequest, correlation: bytes | None) -> ActiveRequest:
         now = self._now()
-        frames = FrameStream(self._settings.stream_interval_ms / 1000, stream=request.stream, now=now)
-        return Job(key, request, frames, accepted=now, deadline=None, correlation=correlation)
+        frames = FrameStream(self._settings.stream_interval_ms / 1000, stream=params.stream, now=now)
+        return ActiveRequest(key, params, frames, accepted=now, deadline=None, correlation=correlation)
 
-    def _supersede(self, newer: Job) -> None:
+    def _supersede(self, newer: ActiveRequest) -> None:
         """The newer request with the same key wins over older ones of its client."""
-        name = newer.request.supersede_key
+        name = newer.params.supersede_key
         if name is UNSET:
             return
-        for job in list(self._jobs.values()):
-            if job.key.client == newer.key.client and job.request.supersede_key == name:
-                self._end_early(job, "cancelled")
+        for request in list(self._requests.values()):
+            if request.key.client == newer.key.client and request.params.supersede_key == name:
+                self._end_early(request, "cancelled")
 
-    def _end_early(self, job: Job, why: str) -> None:
+    def _end_early(self, request: ActiveRequest, why: str) -> None:
         """End ``job`` wherever it is; ``why`` is ``cancelled`` or ``deadline``."""
-        if job.ending is not None or job.ended:
+        if request.ending is not None or request.ended:
             return
-        job.ending = "deadline" if why == "deadline" else "cancelled"
-        if not job.running:
-            self._queue.remove(job.number)
-            self._outcomes.end_early(job, "" if self.bundle is None else self.bundle.manifest.reference)
-        elif (seat := self._dispatch.seat_of(job)) is not None and seat.worker is not None:
-            seat.worker.cancel(job.number)
+        request.ending = "deadline" if why == "deadline" else "cancelled"
+        if not request.running:
+            self._queue.remove(request.number)
+            self._completion.end_early(request, "" if self.bundle is None else self.bundle.manifest.reference)
+        elif (replica := self._dispatch.replica_of(request)) is not None and replica.worker is not None:
+            replica.worker.cancel(request.number)
 
-    def _update(self, job: Job, changes: dict[str, Any]) -> None:
-        job.changes |= changes
-        if job.running and (seat := self._dispatch.seat_of(job)) is not None and seat.worker is not None:
-            seat.worker.update(job.number, changes)
+    def _update(self, request: ActiveRequest, changes: dict[str, Any]) -> None:
+        request.changes |= changes
+        if (
+            request.running
+            and (replica := self._dispatch.replica_of(request)) is not None
+            and replica.worker is not None
+        ):
+            replica.worker.update(request.number, changes)
 
-    def limit_active(self, most: int | None) -> None:
-        """At most so many answers at once from now on (None: as many as there are places); running ones go on."""
-        self._dispatch.limit_active(most)
+    def limit_concurrency(self, most: int | None) -> None:
+        """At most so many answers at once from now on (None: as many as there are slots); running ones go on."""
+        self._dispatch.limit_concurrency(most)
 
     def on_writable(self) -> None:
         """The connection takes frames again."""
-        self._streams.on_writable()
+        self._sender.on_writable()
 
     def on_delivered(self, number: int) -> None:
         """The broker has what :meth:`Outlet.publish` numbered."""
@@ -333,43 +345,43 @@ class Serving:
             EngineFailed: the new model does not load or crashed while loading.
         """
         try:
-            hold = await self._swapping.swap(bundle, mode, self._dispatch.run_again)
-            self._outcomes.count_anew()
+            hold = await self._switchover.swap(bundle, mode, self._dispatch.requeue)
+            self._completion.start_new_statistics()
             self._admission.unavailable = False
             return SwapReport(mode, self._longest_wait(hold))
         finally:
-            self._dispatch.pump()
+            self._dispatch.dispatch_waiting()
             self._on_health()
 
-    async def step_aside(self) -> None:
-        """Give the model's memory back for a candidate; requests wait until :meth:`swap` or :meth:`come_back`."""
-        await self._swapping.step_aside(self._dispatch.run_again)
+    async def suspend(self) -> None:
+        """Give the model's memory back for a candidate; requests wait until :meth:`swap` or :meth:`resume`."""
+        await self._switchover.suspend(self._dispatch.requeue)
 
-    async def come_back(self) -> float | None:
-        """Serve again what stepped aside; the longest time in ms that requests waited, None if nothing had."""
+    async def resume(self) -> float | None:
+        """Serve again what was suspended; the longest time in ms that requests waited, None if nothing had."""
         try:
-            hold = await self._swapping.come_back()
+            hold = await self._switchover.resume()
             return None if hold is None else self._longest_wait(hold)
         finally:
-            self._dispatch.pump()
+            self._dispatch.dispatch_waiting()
             self._on_health()
 
     def _longest_wait(self, hold: float | None) -> float:
         """Milliseconds that those who wait now have waited since ``hold`` (None: nobody had to)."""
         if hold is None:
             return 0.0
-        waited = max((self._now() - max(hold, job.accepted) for job in self._queue), default=0.0)
+        waited = max((self._now() - max(hold, request.accepted) for request in self._queue), default=0.0)
         return round(waited * 1000, 3)
 
-    async def withdraw(self) -> None:
+    async def stop(self) -> None:
         """Serve nothing from now on; running answers may finish, those that wait are turned away."""
-        await self._swapping.withdraw(self._dispatch.run_again)
+        await self._switchover.stop(self._dispatch.requeue)
         self._admission.unavailable = False
-        self._dispatch.pump()
+        self._dispatch.dispatch_waiting()
         self._on_health()
 
-    def unavailable(self) -> None:
+    def mark_unavailable(self) -> None:
         """A bundle is active and cannot be loaded for now; that is over with the next :meth:`swap` or withdrawal."""
         self._admission.unavailable = True
-        self._dispatch.pump()
+        self._dispatch.dispatch_waiting()
         self._on_health()

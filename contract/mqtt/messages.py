@@ -309,7 +309,7 @@ class Reported(Struct, frozen=True):
     active: BundleState | None
     previous: BundleState | None
     error: ReportedError | None
-    hold_ms: float | UnsetType = UNSET
+    queue_pause_ms: float | UnsetType = UNSET
     warnings: list[ReportedError] | UnsetType = UNSET
     adapters: list[BundleState] | UnsetType = UNSET
     desired: BundleReference | UnsetType = UNSET

@@ -151,8 +151,8 @@ def _phase_text(reported: Reported) -> str:
     if reported.progress is not None and reported.progress.total and reported.phase == "FETCH":
         # In steps of ten, so that a log does not drown.
         text += f" {100 * reported.progress.done // reported.progress.total // 10 * 10} %"
-    if reported.hold_ms is not UNSET and reported.phase in ("PROBATION", "COMMIT"):
-        text += f" (requests were held {reported.hold_ms:.0f} ms)"
+    if reported.queue_pause_ms is not UNSET and reported.phase in ("PROBATION", "COMMIT"):
+        text += f" (requests waited {reported.queue_pause_ms:.0f} ms)"
     return text
 
 

@@ -195,7 +195,7 @@ def describe_event(what: str, detail: dict[str, Any]) -> str:
         "install": lambda: f"{detail['bundle']} is installed",
         "swap": lambda: (
             f"{detail['from'] or 'nothing'} → {detail['bundle']}, {detail['mode']}, "
-            f"requests held {detail['hold_ms']:.0f} ms"
+            f"requests waited {detail['queue_pause_ms']:.0f} ms"
         ),
         "rollback": lambda: f"{detail['from']} → {detail['to'] or 'nothing'}: {detail['message']} [{detail['reason']}]",
         "refused": lambda: f"{detail.get('bundle', 'a wish')}: {detail['message']} [{detail['reason']}]",

@@ -91,7 +91,7 @@ class Device:
         if bundle is not None:
             self.run(self.serving.swap(bundle, "drain"))
         if settle:
-            self.call(self.serving.settled)
+            self.call(self.serving.startup_finished)
         return self
 
     async def _start(self) -> None:
@@ -101,15 +101,17 @@ class Device:
             memory=BrokerMemory(self.state.with_suffix(".broker"), self.config.broker.identity),
         )  # fmt: skip
         self.database = Database(self.state, MIGRATIONS)
-        self.ledger = AnswerWriter(self.database, self._clock, keep_text=self.config.serving.store_results == "text")
+        self.result_store = AnswerWriter(
+            self.database, self._clock, keep_text=self.config.serving.store_results == "text"
+        )
 
         async def load(bundle_dir: Path, *, on_event: Any, **places: Any) -> Worker:
             return await self.workers(self.config.worker, bundle_dir, on_event=on_event, **places)
 
         self.serving = Serving(
             self.config.serving, self.config.topics, self.gateway.connection,
-            ledger=self.ledger, load=load, meter=self.meter, on_health=self._on_health,
-            on_load=self.gateway.on_load, wall=self._clock,
+            result_store=self.result_store, load=load, meter=self.meter, on_health=self._on_health,
+            on_load=self.gateway.on_load, now_unix=self._clock,
         )  # fmt: skip
         self.gateway.serving = self.serving
         await self.serving.recover()
@@ -143,9 +145,9 @@ class Device:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            for seat in self.serving.seats:
-                await seat.close()
-            await self.ledger.close()
+            for replica in self.serving.replicas:
+                await replica.close()
+            await self.result_store.close()
             self.database.close()
 
         self.run(inner())
@@ -157,12 +159,12 @@ class Device:
             return
 
         async def inner() -> None:
-            await self.serving.stop()
+            await self.serving.shutdown()
             await self.gateway.close()
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self.ledger.close()
+            await self.result_store.close()
             self.database.close()
 
         self.run(inner())

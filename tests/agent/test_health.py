@@ -58,12 +58,12 @@ def test_an_active_bundle_that_does_not_load_is_no_missing_model(tmp_path: Path,
     with running(settings(tmp_path / "state", broker.port)) as found:
         client = RawClient(broker.port, "me", "box")
         next_health(client, reasons=["no_model"])
-        found.call(found.service._serving.unavailable)
+        found.call(found.service._serving.mark_unavailable)
         next_health(client, ready=False, reasons=["engine_unavailable"])
         client.ask("q", "count 1")
         assert client.wait_answer("q", 30).lasts[0]["error"]["type"] == "engine_unavailable"
         found.run(found.service._serving.swap(sealed(), "drain"))
         next_health(client, ready=True, reasons=[])
-        found.run(found.service._serving.withdraw())
+        found.run(found.service._serving.stop())
         next_health(client, ready=False, reasons=["no_model"])
         client.close()

@@ -47,11 +47,11 @@ async def feeds(service: Service, manager: socket.socket, beats: int) -> int:
 
 def make_service(tmp_path: Path, silent: float) -> Service:
     service = Service(AgentConfig(device="d", state_dir=tmp_path))
-    seats = [
+    replicas = [
         SimpleNamespace(worker=SimpleNamespace(silence=silent), bundle=sealed()),
         SimpleNamespace(worker=None, bundle=sealed()),
     ]
-    service._serving = SimpleNamespace(seats=seats, look_at_store=lambda: None)  # type: ignore[assignment]
+    service._serving = SimpleNamespace(replicas=replicas, probe_store=lambda: None)  # type: ignore[assignment]
     service._state = SimpleNamespace(unwritable=None)  # type: ignore[assignment]
     service._gateway = SimpleNamespace(connection=SimpleNamespace(turns=0))  # type: ignore[assignment]
     return service

@@ -73,7 +73,7 @@ def main(port: int, state: Path, directories: list[Path], *, real: bool) -> None
     # A worker may be killed while it loads: the first one, too.
     if not any(swap(device, bundle(directories, 0), "drain") for _ in range(10)):
         sys.exit("the first bundle does not load")
-    device.call(device.serving.settled)
+    device.call(device.serving.startup_finished)
     turn = 0
     while (wish := wishes.get()) is not None:
         turn += 1

@@ -78,7 +78,7 @@ def _tell(story: Story, teller: Teller) -> None:
     story.publish(second)
     swap = story.swap_under_load()
     teller.say(f"{swap.asked} questions, {swap.lost} lost, {swap.duplicated} answered twice, {swap.failed} failed")
-    held = "" if swap.hold_ms is None else f"; requests were held {swap.hold_ms:.0f} ms"
+    held = "" if swap.queue_pause_ms is None else f"; requests waited {swap.queue_pause_ms:.0f} ms"
     teller.say(f"longest wait {swap.longest_wait_seconds:.1f} s{held}; answered by {' and '.join(swap.bundles)}")
     _hold(not (swap.lost or swap.duplicated or swap.failed), "an answer was lost, doubled or failed")
     _hold(set(swap.bundles) == {f"{NAME}@1.0.0", f"{NAME}@1.1.0"}, f"only {swap.bundles} answered")

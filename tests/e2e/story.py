@@ -51,7 +51,7 @@ class Swap:
     failed: int
     longest_wait_seconds: float
     bundles: tuple[str, ...]
-    hold_ms: float | None
+    queue_pause_ms: float | None
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ class Story:
                     continue
                 progress = report["progress"] or {"done": 0, "total": 0}
                 self.tell.progress(report["phase"], progress["done"], progress["total"])
-                hold = report.get("hold_ms", hold)
+                hold = report.get("queue_pause_ms", hold)
                 if report["error"]:
                     raise StoryFailed(f"the second version was not activated: {report['error']}")
                 active = report["active"] or {}
@@ -291,7 +291,7 @@ class Story:
             failed=sum("error" in last for answer in answers for last in answer.lasts),
             longest_wait_seconds=max(answer.seconds for answer in answers),
             bundles=tuple(dict.fromkeys(answer.bundle for answer in answers if answer.bundle)),
-            hold_ms=hold,
+            queue_pause_ms=hold,
         )
 
     # -- 6. telemetry and a refusal --------------------------------------------------------------------------------

@@ -113,11 +113,11 @@ class StandInServing:
         self.moves: list[str] = []
         self.footprint = Footprint()
 
-    async def step_aside(self) -> None:
+    async def suspend(self) -> None:
         self.aside = True
         self.moves.append("aside")
 
-    async def come_back(self) -> float | None:
+    async def resume(self) -> float | None:
         if not self.aside:
             return None
         self.aside = False
@@ -133,13 +133,13 @@ class StandInServing:
         self.seen = self.after_swap
         self.swaps.append((bundle.manifest.version, mode))
         self.swapped.set()
-        return SwapReport(mode=mode, hold_ms=12.5)
+        return SwapReport(mode=mode, queue_pause_ms=12.5)
 
-    async def withdraw(self) -> None:
+    async def stop(self) -> None:
         self.bundle = None
         self.swaps.append(("-", "drain"))
 
-    def unavailable(self) -> None:
+    def mark_unavailable(self) -> None:
         self.moves.append("unavailable")
 
     def counters(self) -> ServingCounters:

@@ -57,7 +57,7 @@ async def test_a_desired_bundle_becomes_active_phase_by_phase(market: Market, de
         coordinator.desire(desired("1.0.0"))
         reported = await stage.until(active("1.0.0"))
     assert reported.revision == "r1.0.0"
-    assert reported.hold_ms == 12.5
+    assert reported.queue_pause_ms == 12.5
     assert stage.phases == ["IDLE", *list(State)[1:11], "IDLE"]
     assert stage.serving.swaps == [("1.0.0", "drain")]
     assert stage.workers.niceness == [19]

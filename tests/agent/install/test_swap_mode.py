@@ -104,7 +104,7 @@ async def test_it_comes_back_when_the_candidate_fails_its_canary(tight: Tight) -
         coordinator.desire(desired("1.1.0"))
         reported = await stage.until(failed(Reason.CANARY_DRIFT))
     assert stage.serving.moves == ["swap", "aside", "back"]
-    assert reported.hold_ms == 34.5
+    assert reported.queue_pause_ms == 34.5
 
 
 async def test_it_comes_back_when_another_bundle_is_wished_for_meanwhile(tight: Tight) -> None:
@@ -174,13 +174,13 @@ def test_real_workers_take_turns_where_both_do_not_fit(scene: Scene) -> None:
         assert most == (2 if mode == "overlap" else 1)
         said = scene.asker.last_swap
         assert (said["bundle"], said["mode"]) == (f"tiny@{version}", mode)
-        assert mode == "drain" or said["hold_ms"] == 0
+        assert mode == "drain" or said["queue_pause_ms"] == 0
     # One that fails makes it wait for nothing, and it answers again.
     weights = (scene.world.market.base / "model.onnx.data").read_bytes()
     scene.world.market.publish("3.0.0", {"model.onnx.data": b"\xff" * len(weights)})
     before = scene.answered()
     scene.asker.desire("3.0.0")
     scene.until(lambda: (scene.asker.reported.get("error") or {}).get("reason") == Reason.CANARY_NOT_FINITE)
-    assert scene.asker.reported["hold_ms"] > 0
+    assert scene.asker.reported["queue_pause_ms"] > 0
     scene.until(lambda: scene.answered() > before)
     assert scene.active == version

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.clock import steady_clock
-from agent.serving.jobs import Job
+from agent.serving.active_request import ActiveRequest
 from agent.serving.settings import ServingSettings
 from agent.state import answer_writer
 from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS
@@ -257,7 +257,9 @@ def test_the_last_answers_and_the_end_of_the_old_worker_are_no_evidence_on_the_n
     device = make_device(workers=FakeWorkers(slots=3), stream_interval_ms=0).start(sealed())
     for name in ("first", "second", "third"):
         client.ask(name, "hold 3", stream=name != "third")
-        device.until(lambda name=name: any(job.key.id == name and job.frames.tokens for job in running(device)))  # type: ignore[misc]
+        device.until(
+            lambda name=name: any(request.key.id == name and request.frames.tokens for request in running(device))
+        )  # type: ignore[misc]
     assert device.serving.counters().finished == 0
     old = device.workers.current
     device.run(device.serving.swap(sealed(version="2.0.0"), "overlap"))
@@ -276,8 +278,8 @@ def test_the_last_answers_and_the_end_of_the_old_worker_are_no_evidence_on_the_n
     assert seen.speed is not None
 
 
-def running(device: Device) -> list[Job]:
-    return [job for seat in device.serving.seats for job in seat.jobs.values()]
+def running(device: Device) -> list[ActiveRequest]:
+    return [request for replica in device.serving.replicas for request in replica.running.values()]
 
 
 def test_restart_runs_what_was_accepted_and_closes_what_had_begun(make_device: MakeDevice, client: RawClient) -> None:
@@ -314,7 +316,7 @@ def test_who_waits_hears_where_and_for_how_long(make_device: MakeDevice, client:
     client.ask("quiet", "count 1", stream=False)
     client.ask("third", "count 1")
     device.until(lambda: device.serving.queued == 3)
-    device.run(device.ledger.flush())
+    device.run(device.result_store.flush())
     device.call(device.workers.current.let_go)
     news = client.wait_answer("next").frames[0]
     assert (news["s"], news["d"], news["n"], news["position"]) == (0, "", 0, 1)
@@ -339,7 +341,7 @@ def test_priority_is_capped_for_each_client(make_device: MakeDevice, client: Raw
     other = f"edge/v1/d/{client.device}/generate/{client.name}x"
     client.publish(other, b'{"id": "modest", "prompt": "count 1", "priority": 3}')
     device.until(lambda: device.serving.queued == 2)
-    device.run(device.ledger.flush())
+    device.run(device.result_store.flush())
     device.call(device.workers.current.let_go)
     client.wait_answer("pushy")
     assert [generation.client for generation in device.workers.current.admitted[1:]] == [names[1] + "x", names[1]]
@@ -419,7 +421,7 @@ def test_an_answer_can_be_asked_for_as_long_as_promised(
 
     def ask() -> dict[str, Any]:
         # What is too old goes with the commit before.
-        device.run(device.ledger.flush())
+        device.run(device.result_store.flush())
         client.ask("old", "count 3")
         return client.wait_answer("old").lasts[0]
 
@@ -460,7 +462,7 @@ def test_a_clock_that_is_set_forward_and_back_changes_nothing_for_what_waits_run
     for jump in (YEAR, -2 * YEAR, -55 * YEAR, 56 * YEAR):
         wall += jump
         for _ in range(2):
-            device.run(device.ledger.flush())
+            device.run(device.result_store.flush())
         client.ask("kept", "count 3")
         assert client.wait_answer("kept").lasts == [kept]
         device.until(lambda: (device.serving.active, device.serving.queued) == (1, 1))

@@ -305,7 +305,7 @@ def test_large_requests_wait_in_a_bounded_room(
     assert {(error["code"], error["type"]) for error in refused} == {(429, "queue_full")}
     assert len(refused) == 4
     device.run(device.serving.swap(sealed(), "drain"))
-    device.call(device.serving.settled)
+    device.call(device.serving.startup_finished)
     assert other.wait_answer("small").lasts[0]["finish_reason"]
     for number in range(16):
         assert client.wait_answer(f"q{number}").lasts[0]["finish_reason"]

@@ -22,7 +22,7 @@ def test_a_store_that_has_room_again_is_noticed_without_a_request(make_device: M
     assert (error["code"], error["type"]) == (503, "store_unavailable")
     assert device.call(lambda: device.serving.reasons) == ["store_unavailable"]
     device.database.query("PRAGMA max_page_count = 1000000")
-    device.call(device.serving.look_at_store)
+    device.call(device.serving.probe_store)
     device.until(lambda: not device.serving.reasons)
     assert device.health_changes >= 2
     client.ask("big", "count 1 " + "x" * 500_000)
@@ -42,7 +42,7 @@ def test_an_answer_is_not_given_before_it_is_stored_and_so_never_twice(
     device.database.query("PRAGMA query_only = 1")
     for worker in device.workers.started:
         device.call(worker.let_go)
-    device.until(lambda: device.ledger.holding == 2)
+    device.until(lambda: device.result_store.holding == 2)
     client.ask("newer", "count 1")
     assert client.wait_answer("newer").lasts[0]["error"]["type"] == "store_unavailable"
     assert sorted(client.unanswered()) == ["silent", "streamed"]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from agent.config import AgentConfig
-from agent.serving.seat import Seat
+from agent.serving.replica import Replica
 from agent.worker.supervision import WorkerProcess
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorker, FakeWorkers
@@ -23,9 +23,9 @@ pytestmark = pytest.mark.broker
 MakeDevice = Callable[..., Device]
 
 
-def seat_of(device: Device) -> Seat:
-    assert device.serving.seat is not None
-    return device.serving.seat
+def replica_of(device: Device) -> Replica:
+    assert device.serving.replica is not None
+    return device.serving.replica
 
 
 def test_the_next_request_loads_the_model_again(make_device: MakeDevice, client: RawClient) -> None:
@@ -42,11 +42,11 @@ def test_the_next_request_loads_the_model_again(make_device: MakeDevice, client:
 def test_it_stays_loaded_while_somebody_is_answered(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device(workers=FakeWorkers(), idle_unload=0.05).start(sealed())
     client.send("long", "hold 2")
-    device.until(lambda: bool(seat_of(device).jobs))
+    device.until(lambda: bool(replica_of(device).running))
     worker = device.workers.current
     client.ask("short", "count 1")
     client.wait_answer("short")
-    held = device.call(lambda: seat_of(device).worker)
+    held = device.call(lambda: replica_of(device).worker)
     assert held is worker
     device.call(worker.let_go)
     client.wait_answer("long")
@@ -116,7 +116,7 @@ def test_all_memory_comes_back_because_the_process_ends(
     device.start(msgspec.structs.replace(sealed(), directory=tiny_bundle))
     client.ask("one", "Say hello.", max_tokens=4)
     first = client.wait_answer("one").text
-    worker = device.call(lambda: seat_of(device).worker)
+    worker = device.call(lambda: replica_of(device).worker)
     device.until(lambda: device.serving.unloaded)
     assert worker is not None
     assert not psutil.pid_exists(worker.pid)

@@ -68,10 +68,10 @@ def test_what_the_picture_shows_decides_the_answer(client: RawClient) -> None:
 
 
 def test_info_says_that_it_sees(device: Device) -> None:
-    seat = device.serving.seat
-    assert seat is not None
-    assert seat.worker is not None
-    assert "vision" in seat.worker.facts.capabilities
+    replica = device.serving.replica
+    assert replica is not None
+    assert replica.worker is not None
+    assert "vision" in replica.worker.facts.capabilities
 
 
 def test_texts_alone_are_one_text(client: RawClient) -> None:
@@ -81,17 +81,17 @@ def test_texts_alone_are_one_text(client: RawClient) -> None:
 
 
 def test_broken_pictures_are_answered_and_the_worker_lives(client: RawClient, device: Device) -> None:
-    seat = device.serving.seat
-    assert seat is not None
-    assert seat.worker is not None
-    worker = seat.worker.pid
+    replica = device.serving.replica
+    assert replica is not None
+    assert replica.worker is not None
+    worker = replica.worker.pid
     for broken in (b"\xff\xd8\xff\xe0nonsense", photo((1, 2, 3))[:-200], png(1, 2, 3)[:50], b"\xff\xd8\xff\xd9"):
         error = last_of(client, messages=look(broken))["error"]
         assert (error["code"], error["field"]) == (400, "messages")
     wrong = [{"type": "image_url", "image_url": {"url": "http://127.0.0.1/cat.png"}}]
     error = last_of(client, messages=[{"role": "user", "content": wrong}])["error"]
     assert (error["code"], error["field"]) == (400, "messages[0].content[0].image_url.url")
-    assert seat.worker.pid == worker
+    assert replica.worker.pid == worker
 
 
 def test_as_large_as_a_request_may_be(client: RawClient) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.serving.queue import AGING_SECONDS, RequestQueue, Room, Waiting
+from agent.serving.queue import AGING_SECONDS, RequestQueue, Reservation, Waiting
 
 
 def waiting(
@@ -100,11 +100,11 @@ def test_room_is_bounded_in_all_and_for_each_client() -> None:
     queue.put(waiting(1))
     assert not queue.has_room("a")
     assert queue.has_room("b")
-    assert not queue.has_room("b", arriving=Room(1))
-    assert not queue.has_room("b", own=Room(2))
+    assert not queue.has_room("b", reserved=Reservation(1))
+    assert not queue.has_room("b", own=Reservation(2))
     queue.remove(0)
     assert queue.has_room("a")
-    assert not queue.has_room("a", own=Room(1))
+    assert not queue.has_room("a", own=Reservation(1))
 
 
 def test_bytes_are_bounded_in_all_and_for_each_client() -> None:
@@ -112,11 +112,11 @@ def test_bytes_are_bounded_in_all_and_for_each_client() -> None:
     queue.put(Waiting("a", 0, 4, 0.0, 0, size=400))
     assert queue.has_room("a", 100)
     assert not queue.has_room("a", 101), "half of all, for one client"
-    assert not queue.has_room("a", 100, own=Room(1, 1))
+    assert not queue.has_room("a", 100, own=Reservation(1, 1))
     queue.put(Waiting("b", 1, 4, 0.0, 1, size=450))
     assert queue.has_room("c", 150)
     assert not queue.has_room("c", 151)
-    assert not queue.has_room("c", 150, arriving=Room(1, 1))
+    assert not queue.has_room("c", 150, reserved=Reservation(1, 1))
     queue.remove(0)
     assert queue.has_room("a", 500)
 

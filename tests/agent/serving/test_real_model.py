@@ -120,10 +120,10 @@ def test_user_text_does_not_become_a_turn(tiny: RawClient) -> None:
 
 
 def test_prompts_at_the_end_of_the_context(tiny: RawClient, tiny_device: Device) -> None:
-    seat = tiny_device.serving.seat
-    assert seat is not None
-    assert seat.worker is not None
-    context = seat.worker.facts.context_length
+    replica = tiny_device.serving.replica
+    assert replica is not None
+    assert replica.worker is not None
+    context = replica.worker.facts.context_length
     # "~" never occurred when the tokenizer was trained: it is a token of its own.
     extra = last_of(tiny, prompt="~" * 10, max_tokens=1)["usage"]["prompt_tokens"] - 10
     for over, tokens in ((-1, 2), (0, 1)):

@@ -23,7 +23,7 @@ from paho.mqtt.properties import Properties
 from agent.gateway import Gateway
 from agent.mqtt import Received
 from agent.mqtt.connection import Connection
-from agent.serving.intake import Accepted
+from agent.serving.intake import AcceptedRequest
 from agent.serving.settlement import Settlement
 from agent.state import answer_writer
 from agent.state.answers import Key
@@ -82,7 +82,7 @@ def trace(device: Device, function: Watcher | None) -> None:
 
     async def set_in_both() -> None:
         sys.settrace(function)
-        await device.ledger._submit(set_in_writer)
+        await device.result_store._submit(set_in_writer)
 
     device.run(set_in_both())
 
@@ -129,10 +129,10 @@ def test_a_request_is_answered_and_acknowledged_whichever_step_fails(
     assert {
         "parse_request",
         "Intake.take",
-        "Intake._judged",
+        "Intake._on_recorded",
         "accept",
         "Serving._on_accepted",
-        "Dispatch.pump",
+        "Dispatch.dispatch_waiting",
     } <= names
     for number, step in enumerate(steps):
         caplog.clear()
@@ -233,7 +233,7 @@ def test_an_acknowledgement_that_fails_is_made_good_on_a_new_connection(
 
 def test_a_poisoned_operation_of_a_group_commit_fails_alone(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device().start(sealed())
-    ledger = device.ledger
+    result_store = device.result_store
 
     def poison(connection: Any) -> None:
         connection.execute("INSERT INTO answers (client) VALUES (?)", ("\ud83d",))
@@ -243,11 +243,11 @@ def test_a_poisoned_operation_of_a_group_commit_fails_alone(make_device: MakeDev
 
     async def submit_together() -> list[object]:
         futures = [
-            ledger.accept(Key("c", "1"), "f", b"", deadline_at=None, correlation=None, may_insert=True),
-            ledger._submit(poison),
-            ledger._submit(fault),
-            ledger.answered(Key("c", "1"), b"{}"),
-            ledger.accept(Key("c", "2"), "f", b"", deadline_at=None, correlation=None, may_insert=True),
+            result_store.accept(Key("c", "1"), "f", b"", deadline_at=None, correlation=None, may_insert=True),
+            result_store._submit(poison),
+            result_store._submit(fault),
+            result_store.answered(Key("c", "1"), b"{}"),
+            result_store.accept(Key("c", "2"), "f", b"", deadline_at=None, correlation=None, may_insert=True),
         ]
         return list(await asyncio.gather(*futures, return_exceptions=True))
 
@@ -327,7 +327,7 @@ def test_a_request_that_is_accepted_as_the_model_goes_is_told_so_and_nothing_fai
     device = make_device().start()
     client.answers["late"] = Answer(0.0)
     request_id, request = reading.parse_request(b'{"id": "late", "prompt": "count 3"}')
-    accepted = Accepted(Key(client.name, request_id), request, None, None, 30)
+    accepted = AcceptedRequest(Key(client.name, request_id), request, None, None, 30)
     # Its acceptance was on its way through the ledger while the last bundle was withdrawn.
     device.call(lambda: device.serving._on_accepted(accepted))
     assert client.wait_answer("late").lasts[0]["error"]["type"] == "no_model"

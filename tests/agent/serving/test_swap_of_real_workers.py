@@ -26,22 +26,22 @@ def test_every_answer_comes_once_while_the_worker_is_replaced(
     device = serve(shared_broker, tmp_path, tiny_bundle, names[0], threads=1, max_bytes=8 << 20)
     client = RawClient(shared_broker.port, names[1], names[0])
     try:
-        old = device.serving.seat
+        old = device.serving.replica
         assert old is not None
         assert old.worker is not None
         asked = [f"q{number}" for number in range(old.worker.facts.slots + WAITING)]
         for name in asked:
             client.send(name, "Say hello.", max_tokens=48, min_tokens=48)
         # Those that came first run, the last one waits: so it must be for either to say anything about the swap.
-        device.until(lambda: bool(old.jobs) and device.serving.queued > 0)
+        device.until(lambda: bool(old.running) and device.serving.queued > 0)
         client.send("late", "Say hello.", max_tokens=48, deadline_ms=1)
         newer = msgspec.structs.replace(sealed(version="2.0.0"), directory=tiny_bundle)
         report = device.run(device.serving.swap(newer, mode))
         client.send("after", "Say hello.", max_tokens=4)
         answers = [client.wait_answer(name) for name in asked]
         late, after = client.wait_answer("late"), client.wait_answer("after")
-        device.until(lambda: len(device.serving.seats) == 1)
-        [new] = device.serving.seats
+        device.until(lambda: len(device.serving.replicas) == 1)
+        [new] = device.serving.replicas
     finally:
         client.close()
         device.stop()
@@ -54,7 +54,7 @@ def test_every_answer_comes_once_while_the_worker_is_replaced(
     assert new.bundle.manifest.version == "2.0.0"
     assert report.mode == mode
     if mode == "overlap":
-        assert report.hold_ms == 0
+        assert report.queue_pause_ms == 0
     else:
-        assert 0 < report.hold_ms < SECONDS * 1000
+        assert 0 < report.queue_pause_ms < SECONDS * 1000
         assert answers[-1].bundle == "toy@2.0.0", "it waited for the new one"

@@ -53,7 +53,7 @@ def test_eight_clients_get_every_answer_once(
     assert [answer.lasts[0].get("error") for answer in answers] == [None] * len(answers)
     assert {report.mode for report in reports} == {mode}
     assert len({answer.bundle for answer in answers}) > 1, "some were answered by the old, some by the new"
-    device.until(lambda: len(device.serving.seats) == 1)  # those that were left have gone
+    device.until(lambda: len(device.serving.replicas) == 1)  # those that were left have gone
 
 
 def test_the_next_worker_plans_with_what_the_last_one_gives_back(
@@ -81,24 +81,24 @@ def test_what_steps_aside_for_a_candidate_loses_nothing(
     client.ask("long", "hold 9")
     device.until(lambda: device.serving.active == 1)
     if then == "cancel":
-        leaving = device.call(lambda: asyncio.create_task(device.serving.step_aside()))
+        leaving = device.call(lambda: asyncio.create_task(device.serving.suspend()))
         client.ask("meanwhile", "count 4")
         device.until(lambda: device.serving.queued == 1)  # though two places are free
         device.run(_cancel(leaving))
         assert device.serving.active == 1, "nothing happened to what runs"
-        assert device.run(device.serving.come_back()) is not None
+        assert device.run(device.serving.resume()) is not None
     else:
-        device.run(device.serving.step_aside())
+        device.run(device.serving.suspend())
         assert device.serving.reasons == ["swapping"]
-        assert [seat.worker for seat in device.serving.seats] == [None], "its memory is free"
+        assert [replica.worker for replica in device.serving.replicas] == [None], "its memory is free"
         client.ask("meanwhile", "count 4")
         device.until(lambda: device.serving.queued == 2)
     if then == "swap":
-        hold_ms = device.run(device.serving.swap(sealed(version="2.0.0"), "drain")).hold_ms
-        assert hold_ms > 0
+        queue_pause_ms = device.run(device.serving.swap(sealed(version="2.0.0"), "drain")).queue_pause_ms
+        assert queue_pause_ms > 0
     elif then == "come back":
-        hold_ms = device.run(device.serving.come_back())
-        assert hold_ms > 0
+        queue_pause_ms = device.run(device.serving.resume())
+        assert queue_pause_ms > 0
     device.until(lambda: device.serving.active == 1 and device.serving.queued == 0)
     device.call(device.workers.started[-1].let_go)
     answers = [client.wait_answer(name) for name in ("long", "meanwhile")]
@@ -107,7 +107,7 @@ def test_what_steps_aside_for_a_candidate_loses_nothing(
     assert [answer.lasts[0]["attempt"] for answer in answers] == [1 if then == "cancel" else 2, 1]
     assert {answer.bundle for answer in answers} == {f"toy@{'2.0.0' if then == 'swap' else '1.0.0'}"}
     assert device.serving.reasons == []
-    assert device.run(device.serving.come_back()) is None, "it is back already"
+    assert device.run(device.serving.resume()) is None, "it is back already"
 
 
 async def _cancel(leaving: asyncio.Task[None]) -> None:

@@ -78,7 +78,7 @@ def test_errors_of_a_device_are_ours(device: Device, address: BrokerAddress) -> 
         assert caught.value.field == "temperature"
         with pytest.raises(SourceUnavailable, match="is it online"):
             client.complete(device="nobody", messages=USER, seconds=0.2)
-        device.run(device.serving.withdraw())
+        device.run(device.serving.stop())
         with pytest.raises(SourceUnavailable, match="no model"):
             client.complete(device="box", messages=USER, seconds=30, retry=False)
 

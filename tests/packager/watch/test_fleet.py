@@ -86,10 +86,10 @@ def test_names_without_end_do_not_fill_the_memory() -> None:
 
 def test_events_are_told_in_words() -> None:
     fleet = Fleet(ROOT)
-    swap = event(bundle="m@2.0.0", **{"from": "m@1.0.0"}, mode="overlap", hold_ms=12.4)
+    swap = event(bundle="m@2.0.0", **{"from": "m@1.0.0"}, mode="overlap", queue_pause_ms=12.4)
     fleet.feed(message("k", "event/swap", swap), 0.0)
     (happened,) = fleet.events
-    assert happened.text == "m@1.0.0 → m@2.0.0, overlap, requests held 12 ms"
+    assert happened.text == "m@1.0.0 → m@2.0.0, overlap, requests waited 12 ms"
     assert describe_event("throttle", {"level": 2, "active_limit": 2, "reasons": ["throttled_memory"]}) == (
         "at most 2 at once: throttled_memory"
     )

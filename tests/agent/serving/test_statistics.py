@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.install.ports import ServingCounters, Speed
 from agent.install.probation import judge
 from agent.install.settings import InstallSettings
-from agent.serving.counting import Counting
+from agent.serving.statistics import Statistics
 from agent.state.installation import Failure
 
 SETTINGS = InstallSettings(probation_seconds=60)
@@ -24,10 +24,10 @@ def serve(
     tokens: int = 50,
     speed: float = 20.0,
     idle: float = 0.0,
-    counting: Counting | None = None,
+    statistics: Statistics | None = None,
 ) -> ServingCounters:
     """``answers`` by a worker that gives one ``speed`` tokens a second and batches; ``idle`` seconds between rounds."""
-    counting = counting or Counting()
+    statistics = statistics or Statistics()
     now, number = 100.0, 0
     while number < answers:
         batch = range(number, min(number + streams, answers))
@@ -35,13 +35,13 @@ def serve(
         for token in range(1, tokens + 1):
             now += step
             for each in batch:
-                counting.heard(each, token, now)
+                statistics.record_tokens(each, token, now)
         for each in batch:
-            counting.ended(each, now, tokens)
-            counting.finished += 1
+            statistics.record_end(each, now, tokens)
+            statistics.finished += 1
         number = batch.stop
         now += idle
-    return counting.counters(now)
+    return statistics.counters(now)
 
 
 def speed_of(counters: ServingCounters) -> Speed:
@@ -80,46 +80,48 @@ def test_a_third_of_the_speed_goes_back(streams: int) -> None:
 
 
 def test_answers_that_are_not_over_count_as_far_as_they_are() -> None:
-    counting = Counting()
+    statistics = Statistics()
     for token in range(1, 102):
-        counting.heard(1, token, token / 10)
-        counting.heard(2, token, token / 10)
-    assert speed_of(counting.counters(10.1)) == Speed(pytest.approx(20.0), pytest.approx(10.0))
+        statistics.record_tokens(1, token, token / 10)
+        statistics.record_tokens(2, token, token / 10)
+    assert speed_of(statistics.counters(10.1)) == Speed(pytest.approx(20.0), pytest.approx(10.0))
 
 
 def test_one_that_hangs_makes_it_slow() -> None:
-    counting = Counting()
+    statistics = Statistics()
     for token in range(1, 12):
-        counting.heard(1, token, token / 10)
-    assert speed_of(counting.counters(10.1)).together == pytest.approx(1.0)
+        statistics.record_tokens(1, token, token / 10)
+    assert speed_of(statistics.counters(10.1)).together == pytest.approx(1.0)
 
 
 def test_an_answer_that_lost_its_worker_takes_no_more_time() -> None:
-    counting = Counting()
+    statistics = Statistics()
     for token in range(1, 12):
-        counting.heard(1, token, token / 10)
-    counting.ended(1, 1.1)
-    assert speed_of(counting.counters(100.0)).together == pytest.approx(10.0)
+        statistics.record_tokens(1, token, token / 10)
+    statistics.record_end(1, 1.1)
+    assert speed_of(statistics.counters(100.0)).together == pytest.approx(10.0)
 
 
 def test_what_never_gave_a_token_is_no_speed() -> None:
-    counting = Counting()
-    counting.ended(1, 5.0, 7)
-    counting.heard(2, 1, 6.0)
-    counting.ended(2, 9.0, 1)
-    assert counting.counters(10.0).speed is None
+    statistics = Statistics()
+    statistics.record_end(1, 5.0, 7)
+    statistics.record_tokens(2, 1, 6.0)
+    statistics.record_end(2, 9.0, 1)
+    assert statistics.counters(10.0).speed is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9), st.floats(0, 3), st.booleans()), max_size=60))
 def test_no_more_busy_time_than_there_was_and_no_less_each_than_fits(
     events: list[tuple[int, int, float, bool]],
 ) -> None:
-    counting, now, heard = Counting(), 0.0, dict.fromkeys(range(6), 0)
+    statistics, now, totals = Statistics(), 0.0, dict.fromkeys(range(6), 0)
     for answer, tokens, seconds, ends in events:
         now += seconds
-        heard[answer] += tokens
-        (counting.ended if ends else lambda a, at, n: counting.heard(a, n, at))(answer, now, heard[answer])
-    counters = counting.counters(now)
+        totals[answer] += tokens
+        (statistics.record_end if ends else lambda a, at, n: statistics.record_tokens(a, n, at))(
+            answer, now, totals[answer]
+        )
+    counters = statistics.counters(now)
     assert 0 <= counters.busy_seconds <= now + 1e-9
     if counters.speed is not None:
         assert 0 < counters.speed.each <= counters.speed.together * (1 + 1e-9)

@@ -1,7 +1,7 @@
-"""A place where a worker sits: loads the bundle, watches the worker, puts a new one in when it dies.
+"""One worker process with a bundle loaded: starts it, watches it, starts another when it dies.
 
 A worker that had nothing to do for long enough is ended, since only the end of a process gives its memory back for
-sure; the place is then ``asleep`` until somebody calls :meth:`Seat.wake`.
+sure; the replica is then ``unloaded`` until somebody calls :meth:`Replica.load`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.engine.stepping import Generation, StepEvent
 from agent.install.loading import load_bundle
 from agent.install.ports import Footprint, SealedBundle
 from agent.journal import fields
-from agent.serving.jobs import Job
+from agent.serving.active_request import ActiveRequest
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
 from contract.mqtt.messages import Deviation, EngineInfo
@@ -33,7 +33,7 @@ FIRST_RESTART_SECONDS = 0.2
 LONGEST_RESTART_SECONDS = 30.0
 """A worker that dies at once is not restarted in a tight loop: loading a model takes all cores."""
 
-HOPELESS_FAILURES = 3
+UNAVAILABLE_AFTER_FAILURES = 3
 """After so many failed loads in a row, waiting requests are told instead of left waiting."""
 
 
@@ -51,9 +51,9 @@ class LoadWorker(Protocol):
     ) -> Worker: ...
 
 
-class Seat:
+class Replica:
     """``on_event`` gets the events of the current worker only; ``on_lost`` is called when it died, ``on_ready`` when
-    one sits here (again), ``on_asleep`` when it was idle for ``idle_unload`` seconds (0: never) and is gone; none of
+    one is loaded (again), ``on_unloaded`` when it was idle for ``idle_unload`` seconds (0: never) and is gone; none of
     them may block.
     """
 
@@ -62,10 +62,10 @@ class Seat:
         bundle: SealedBundle,
         load: LoadWorker,
         *,
-        on_event: Callable[[Seat, StepEvent], None],
-        on_lost: Callable[[Seat, str], None],
-        on_ready: Callable[[Seat], None],
-        on_asleep: Callable[[Seat], None] = lambda _seat: None,
+        on_event: Callable[[Replica, StepEvent], None],
+        on_lost: Callable[[Replica, str], None],
+        on_ready: Callable[[Replica], None],
+        on_unloaded: Callable[[Replica], None] = lambda _start_worker: None,
         idle_unload: float = 0.0,
     ) -> None:
         self.bundle = bundle
@@ -73,16 +73,16 @@ class Seat:
         self._on_event = on_event
         self._on_lost = on_lost
         self._on_ready = on_ready
-        self._on_asleep = on_asleep
+        self._on_unloaded = on_unloaded
         self._idle_unload = idle_unload
         self._used = 0.0
-        self._wanted = asyncio.Event()
-        self._wanted.set()
+        self._load_wanted = asyncio.Event()
+        self._load_wanted.set()
         self._ending = False
         self._watcher: asyncio.Task[None] | None = None
         self._turn = 0
         self.worker: Worker | None = None
-        self.jobs: dict[int, Job] = {}
+        self.running: dict[int, ActiveRequest] = {}
         self.failures = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -90,25 +90,27 @@ class Seat:
     @property
     def free(self) -> int:
         """How many more requests it can advance at once; none while it ends, even if somebody woke it up meanwhile."""
-        if self.worker is None or self.asleep or self._ending:
+        if self.worker is None or self.unloaded or self._ending:
             return 0
-        return max(0, self.worker.facts.slots - len(self.jobs))
+        return max(0, self.worker.facts.slots - len(self.running))
 
-    def takes(self, job: Job) -> bool:
+    def takes(self, request: ActiveRequest) -> bool:
         """Whether ``job`` may run here now. One that lost a worker runs alone: were it to blame, and took the next one
         down as well, its neighbours would pay for it a second time.
         """
-        alone = not self.jobs
-        return self.free > 0 and (alone or not (job.crashes or any(other.crashes for other in self.jobs.values())))
+        alone = not self.running
+        return self.free > 0 and (
+            alone or not (request.crashes or any(other.crashes for other in self.running.values()))
+        )
 
     @property
-    def asleep(self) -> bool:
+    def unloaded(self) -> bool:
         """Unloaded for want of requests; :meth:`wake` loads it again."""
-        return not self._wanted.is_set()
+        return not self._load_wanted.is_set()
 
-    def wake(self) -> None:
+    def load(self) -> None:
         """Somebody waits: load the bundle again. Nothing happens to one that is awake."""
-        self._wanted.set()
+        self._load_wanted.set()
 
     @property
     def footprint(self) -> Footprint:
@@ -141,8 +143,8 @@ class Seat:
         )
 
     @property
-    def hopeless(self) -> bool:
-        return self.worker is None and self.failures >= HOPELESS_FAILURES
+    def unavailable(self) -> bool:
+        return self.worker is None and self.failures >= UNAVAILABLE_AFTER_FAILURES
 
     async def open(self, *, leaving_bytes: int = 0) -> None:
         """Load the bundle; ``leaving_bytes`` are free once the worker ends whose place this one takes.
@@ -150,28 +152,28 @@ class Seat:
         Raises:
             EngineFailed: it does not load; nothing is left running.
         """
-        await self._seat(leaving_bytes)
-        self._watcher = asyncio.create_task(self._watch(), name=f"seat {self.bundle.manifest.reference}")
+        await self._start_worker(leaving_bytes)
+        self._watcher = asyncio.create_task(self._watch(), name=f"replica {self.bundle.manifest.reference}")
 
-    def open_later(self) -> None:
+    def open_in_background(self) -> None:
         """Load the bundle in the background, trying until it works."""
-        self._watcher = asyncio.create_task(self._watch(), name=f"seat {self.bundle.manifest.reference}")
+        self._watcher = asyncio.create_task(self._watch(), name=f"replica {self.bundle.manifest.reference}")
 
-    def admit(self, job: Job, generation: Generation) -> None:
-        """Run ``job`` here; the caller saw that a place is free."""
+    def admit(self, request: ActiveRequest, generation: Generation) -> None:
+        """Run ``job`` here; the caller saw that a slot is free."""
         assert self.worker is not None
-        self.jobs[generation.request] = job
+        self.running[generation.request] = request
         self.idle.clear()
         self._used = asyncio.get_running_loop().time()
         self.worker.admit(generation)
 
-    def release(self, number: int) -> Job | None:
+    def release(self, number: int) -> ActiveRequest | None:
         """``number`` is over here."""
-        job = self.jobs.pop(number, None)
-        if not self.jobs:
+        request = self.running.pop(number, None)
+        if not self.running:
             self.idle.set()
             self._used = asyncio.get_running_loop().time()
-        return job
+        return request
 
     async def close(self) -> None:
         """End the worker."""
@@ -184,7 +186,7 @@ class Seat:
         if worker is not None:
             await worker.close()
 
-    async def _seat(self, leaving_bytes: int = 0) -> None:
+    async def _start_worker(self, leaving_bytes: int = 0) -> None:
         self._turn += 1
         turn = self._turn
 
@@ -214,7 +216,7 @@ class Seat:
                 started = asyncio.get_running_loop().time()
                 why = await self._ended(self.worker)
                 if why is None:
-                    await self._sleep(self.worker)
+                    await self._unload(self.worker)
                 else:
                     ended = fields(worker=self.worker.pid)
                     log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why, extra=ended)
@@ -228,7 +230,7 @@ class Seat:
             else:
                 await asyncio.sleep(backoff.next())
             try:
-                await self._seat()
+                await self._start_worker()
             except EngineFailed as error:
                 self.failures += 1
                 log.error("the worker of %s cannot be replaced: %s", self.bundle.manifest.reference, error.message)  # noqa: TRY400
@@ -243,7 +245,7 @@ class Seat:
             while True:
                 left = None
                 if self._idle_unload:
-                    left = self._idle_unload if self.jobs else self._used + self._idle_unload - now()
+                    left = self._idle_unload if self.running else self._used + self._idle_unload - now()
                     if left <= 0:
                         return None
                 await asyncio.wait([end], timeout=left)
@@ -252,10 +254,10 @@ class Seat:
         finally:
             end.cancel()
 
-    async def _sleep(self, worker: Worker) -> None:
+    async def _unload(self, worker: Worker) -> None:
         """End the worker and wait until somebody wants one."""
         log.info("%s is unloaded until somebody asks", self.bundle.manifest.reference, extra=fields(worker=worker.pid))
-        self._wanted.clear()
+        self._load_wanted.clear()
         self._turn += 1
         self._ending = True
         try:
@@ -263,5 +265,5 @@ class Seat:
         finally:
             self._ending = False
         self.worker = None
-        self._on_asleep(self)
-        await self._wanted.wait()
+        self._on_unloaded(self)
+        await self._load_wanted.wait()

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from agent.serving.counting import Counting
 from agent.serving.frames import FrameStream
+from agent.serving.statistics import Statistics
 from agent.state.answers import Key
 from contract.mqtt.messages import GenerateRequest
 
-QUEUED_AGAIN = 10
+REQUEUED_PRIORITY = 10
 """Above every priority that a client can ask for: it had its turn already and lost it through no fault of its own."""
 
 
-class Job:
+class ActiveRequest:
     """``number`` is new for each attempt, so that events of a dead worker can never be taken for those of its heir.
 
-    ``ending`` is set once it is decided that it ends early, and why, ``ended`` once it has its result. ``marked`` says
-    whether the ledger knows that pieces of the answer may have left: no frame goes out before. ``changes`` are what
-    ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``worker``: the process that
-    has it, or had it last. ``size``: its bytes as it came in. ``counting``: where what its worker does with it counts.
+    ``ending`` is set once it is decided that it ends early, and why, ``ended`` once it has its result. ``stream_mark``
+    says whether the result store knows that pieces of the answer may have left: no frame goes out before. ``changes``
+    are what ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``worker``: the
+    process that has it, or had it last. ``size``: its bytes as it came in. ``statistics``: where what its worker does
+    with it counts.
     """
 
     def __init__(
         self,
         key: Key,
-        request: GenerateRequest,
+        params: GenerateRequest,
         frames: FrameStream,
         *,
         accepted: float,
@@ -33,7 +34,7 @@ class Job:
         correlation: bytes | None,
     ) -> None:
         self.key = key
-        self.request = request
+        self.params = params
         self.frames = frames
         self.accepted = accepted
         self.deadline = deadline
@@ -42,19 +43,19 @@ class Job:
         self.size = 0
         self.number = 0
         self.worker: int | None = None
-        self.counting: Counting | None = None
+        self.statistics: Statistics | None = None
         self.crashes = 0
         self.running = False
         self.ended = False
         self.ending: Literal["cancelled", "deadline"] | None = None
-        self.marked: Literal["no", "asked", "yes"] = "no"
+        self.stream_mark: Literal["no", "asked", "yes"] = "no"
         self.logprobs: list[dict[str, Any]] = []
         self.changes: dict[str, Any] = {}
 
-    def begin_again(self) -> None:
+    def prepare_retry(self) -> None:
         """Back to the queue for another attempt."""
         self.attempt += 1
         self.running = False
-        self.counting = None
-        self.marked = "no"
+        self.statistics = None
+        self.stream_mark = "no"
         self.logprobs.clear()

@@ -1,4 +1,4 @@
-"""Whether the ledger works: what fails there is said once, and heard of in ``health``."""
+"""Whether the result store works: what fails there is said once, and heard of in ``health``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contract.errors import EdgeBundleError
 log = logging.getLogger("edge_agent.serving")
 
 
-class LedgerHealth:
+class StoreHealth:
     """``on_change`` is called whenever ``failing`` changed."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -18,10 +18,10 @@ class LedgerHealth:
         self.failing = False
 
     def note(self, error: BaseException | None) -> None:
-        """One more thing was asked of the ledger; ``error`` is how it failed."""
+        """One more thing was asked of the result store; ``error`` is how it failed."""
         if error is not None and not isinstance(error, EdgeBundleError):
             # A fault of ours with one request says nothing of the disk.
-            log.error("the ledger failed", exc_info=error)
+            log.error("the result store failed", exc_info=error)
             return
         failing = error is not None
         if failing != self.failing:

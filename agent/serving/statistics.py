@@ -8,7 +8,7 @@ DEFAULT_SECONDS_EACH = 2.0
 """Assumed for a request until some were answered."""
 
 
-class Counting:
+class Statistics:
     """``seconds_each`` is a moving average of how long a request ran; it outlives swaps.
 
     An answer counts as being generated from its first token, which belongs to the prompt, to its end. Time in which
@@ -26,7 +26,7 @@ class Counting:
         self._since = 0.0
         self._answers: dict[int, int] = {}
 
-    def heard(self, answer: int, tokens: int, now: float) -> None:
+    def record_tokens(self, answer: int, tokens: int, now: float) -> None:
         """``answer`` has ``tokens`` now."""
         before = self._answers.get(answer)
         if before is None:
@@ -35,13 +35,13 @@ class Counting:
             self._tokens += tokens - before
         self._answers[answer] = tokens
 
-    def ended(self, answer: int, now: float, tokens: int = 0) -> None:
+    def record_end(self, answer: int, now: float, tokens: int = 0) -> None:
         """``answer`` is not generated any more; with ``tokens`` in all, if that is known."""
         self._advance(now)
         before = self._answers.pop(answer, tokens)
         self._tokens += max(0, tokens - before)
 
-    def took(self, seconds: float) -> None:
+    def record_duration(self, seconds: float) -> None:
         """A request ran for so long."""
         self.seconds_each += 0.1 * (seconds - self.seconds_each)
 
