@@ -34,9 +34,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(found)
 
 
-def test_wheel_holds_exactly_the_three_packages(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_exactly_the_four_packages(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
-    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"agent", "contract", "packager"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {
+        "agent",
+        "contract",
+        "fleet",
+        "packager",
+    }
 
 
 def test_wheel_brings_the_unit_files_that_setup_installs(wheel: zipfile.ZipFile) -> None:
@@ -47,7 +52,7 @@ def test_wheel_brings_the_unit_files_that_setup_installs(wheel: zipfile.ZipFile)
 
 def test_wheel_holds_every_module_and_the_type_markers(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for package in ("agent", "contract", "packager"):
+    for package in ("agent", "contract", "fleet", "packager"):
         assert f"{package}/py.typed" in names
         for module in (ROOT / package).rglob("*.py"):
             assert str(module.relative_to(ROOT)) in names

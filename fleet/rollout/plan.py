@@ -1,0 +1,94 @@
+"""From a specification and the devices that it selects to a draft: what is shown before is what is stored."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from contract.errors import RequestInvalid
+from fleet.rollout.model import CONTROL_WAVE, HELD_OUT, Bundle, Rollout, Target, Wave
+from fleet.rollout.selector import Traits, parse_selector
+from fleet.rollout.spec import Spec
+from fleet.rollout.states import TargetState
+from fleet.rollout.waves import Candidate, assign
+
+MAX_TARGETS = 100_000
+"""Ten times the largest fleet that this is meant for."""
+
+
+def draft(spec: Spec, devices: Sequence[Traits], *, number: int, bundle: Bundle, by: str, now: float) -> Rollout:
+    """The rollout ``number`` as it would be; its targets are frozen here.
+
+    Raises:
+        RequestInvalid: the selection is empty, or larger than a fleet.
+    """
+    chosen = parse_selector(spec.where).select(devices)
+    if not chosen:
+        raise RequestInvalid(
+            f"the selection {spec.where!r} matches none of the {len(devices)} devices that are known; "
+            "`edge-fleet devices` shows them",
+            field="where",
+        )
+    if len(chosen) > MAX_TARGETS:
+        raise RequestInvalid(f"{len(chosen):,} devices are selected, {MAX_TARGETS:,} at most", field="where")
+    by_name = {each.device: each for each in chosen}
+    candidates = [Candidate(each.device, each.hardware, each.site) for each in chosen]
+    assigned = assign(str(number), candidates, spec.waves, spec.holdout)
+    targets = {
+        device: Target(device=device, wave=wave, hardware=by_name[device].hardware, site=by_name[device].site)
+        for wave, members in enumerate(assigned.waves, 1)
+        for device in members
+    }
+    for device in assigned.holdout:
+        targets[device] = Target(
+            device=device,
+            wave=CONTROL_WAVE,
+            hardware=by_name[device].hardware,
+            site=by_name[device].site,
+            state=TargetState.SKIPPED,
+            reason=HELD_OUT,
+        )
+    waves = tuple(Wave(wave) for wave in range(1, len(assigned.waves) + 1))
+    return Rollout(id=number, bundle=bundle, spec=spec, created_by=by, created_at=now, waves=waves, targets=targets)
+
+
+class WavePlan(NamedTuple):
+    """``bytes``: at most, since devices fetch only what they have not; None where the bundle's size is not known.
+    ``hours``: of baking alone, and at most, when every device takes its whole deadline.
+    """
+
+    number: int
+    devices: tuple[str, ...]
+    sites: Mapping[str, int]
+    hardware: Mapping[str, int]
+    offline: int
+    bytes: int | None
+    hours_least: float
+    hours_most: float
+
+
+def describe(rollout: Rollout, devices: Mapping[str, Traits], bundle_bytes: int | None) -> list[WavePlan]:
+    """Every wave of ``rollout``."""
+    spec = rollout.spec
+    found = []
+    for wave in rollout.waves:
+        members = list(rollout.wave_targets(wave.number))
+        sites = Counter(target.site for target in members)
+        rounds = math.ceil(len(members) / spec.max_in_progress)
+        if spec.slots_per_site:
+            rounds = max(rounds, math.ceil(max(sites.values()) / spec.slots_per_site))
+        found.append(
+            WavePlan(
+                wave.number,
+                tuple(target.device for target in members),
+                sites,
+                Counter(target.hardware for target in members),
+                sum(not devices[target.device].online for target in members if target.device in devices),
+                None if bundle_bytes is None else bundle_bytes * len(members),
+                spec.bake / 3600,
+                (rounds * spec.deadline + spec.bake) / 3600,
+            )
+        )
+    return found

@@ -1,0 +1,92 @@
+"""Maintenance windows in IANA time zones: when a device may be asked. Clocks of zones change, so they are looked up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from msgspec import Struct
+
+from contract.schema_faults import nearest
+
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+_TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
+
+
+class Window(Struct, frozen=True):
+    """From ``start`` to ``end``, minutes after midnight in ``zone``; over midnight where the end is earlier.
+
+    ``days`` are those on which it begins.
+    """
+
+    start: int
+    end: int
+    zone: str
+    days: tuple[Day, ...] = DAYS
+
+
+def parse_time(text: str) -> int:
+    """Minutes after midnight.
+
+    Raises:
+        ValueError: it is not HH:MM.
+    """
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text[:20]!r} is not a time of day: write it as HH:MM, from 00:00 to 23:59")
+    return int(match[1]) * 60 + int(match[2])
+
+
+def check_zone(name: str) -> str:
+    """``name``, if it is a time zone.
+
+    Raises:
+        ValueError: it is none.
+    """
+    known = available_timezones()
+    if name in known:
+        return name
+    by_lower = {each.lower(): each for each in known}
+    near = by_lower.get(nearest(name, sorted(by_lower)) or "")
+    hint = "" if near is None else f"; did you mean `{near}`?"
+    raise ValueError(f"{name[:64]!r} is not a time zone of the IANA database, such as Europe/Oslo{hint}")
+
+
+def is_open(windows: Sequence[Window], now: float) -> bool:
+    """Whether one of ``windows`` is open; without any it always is. ``now`` in Unix seconds."""
+    return not windows or any(_is_open(window, now) for window in windows)
+
+
+def _is_open(window: Window, now: float) -> bool:
+    local = datetime.fromtimestamp(now, ZoneInfo(window.zone))
+    minute = local.hour * 60 + local.minute
+    if window.start < window.end:
+        return DAYS[local.weekday()] in window.days and window.start <= minute < window.end
+    # Over midnight: it began today, or yesterday.
+    if minute >= window.start:
+        return DAYS[local.weekday()] in window.days
+    return minute < window.end and DAYS[(local.weekday() - 1) % 7] in window.days
+
+
+def next_opening(windows: Sequence[Window], now: float, *, horizon_days: int = 8) -> float | None:
+    """When one opens next (now, if one is open); None if none does within ``horizon_days``."""
+    if is_open(windows, now):
+        return now
+    # Openings are whole minutes of local time, which are whole minutes of UTC in all zones of today.
+    at = datetime.fromtimestamp(now, UTC).replace(second=0, microsecond=0)
+    candidates: list[float] = []
+    for window in windows:
+        zone = ZoneInfo(window.zone)
+        for day in range(-1, horizon_days):
+            local = (at.astimezone(zone) + timedelta(days=day)).replace(
+                hour=window.start // 60, minute=window.start % 60, fold=0
+            )
+            when = local.timestamp()
+            if when > now and is_open([window], when):
+                candidates.append(when)
+    return min(candidates, default=None)
