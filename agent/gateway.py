@@ -94,10 +94,10 @@ class Gateway:
             on_message=self._on_message,
             on_up=self._on_up,
             on_down=self._on_down,
-            on_delivered=lambda number: self.serving.on_delivered(number),  # noqa: PLW0108 # serving is set later
+            on_delivered=lambda number: self.serving.replies.delivered(number),  # noqa: PLW0108 # serving is set later
             on_given_up=self._on_given_up,
             on_limit=self._on_limit,
-            on_writable=lambda: self.serving.on_writable(),  # noqa: PLW0108
+            on_writable=lambda: self.serving.loop.on_writable(),  # noqa: PLW0108
             on_change=self._on_rivalry,
             rival_at_work=lambda: self._look_for_rival(config.broker, f"{client_id}-{boot_id[:8]}"),
             limit=SizeLimit(_remembered(memory)),
@@ -131,7 +131,7 @@ class Gateway:
                 self.connection.note_rival()
 
     def _on_given_up(self, number: int, given_up: GivenUp) -> None:
-        self.serving.on_oversized(number, given_up.why)
+        self.serving.replies.oversized(number, given_up.why)
         detail = self._broker_health.given_up(given_up)
         # One that tells of itself would never end.
         if detail is not None:
@@ -224,10 +224,10 @@ class Gateway:
             log.warning("ignored a retained request on %s; publish requests without retain", received.topic)
             settlement.settle()
         elif inbound.kind == "control":
-            self.serving.control(inbound.client, received.payload, settlement)
+            self.serving.controls.receive(inbound.client, received.payload, settlement)
             settlement.settle()
         else:
-            self.serving.request(
+            self.serving.intake.receive(
                 IncomingRequest(
                     client=inbound.client,
                     payload=received.payload,
@@ -242,7 +242,7 @@ class Gateway:
         """Tell the sender of a message that we failed at it."""
         inbound = self._topics.parse(received.topic)
         if inbound is not None and inbound.client is not None and not received.retained:
-            self.serving.report_fault(
+            self.serving.replies.report_fault(
                 inbound.client,
                 received.payload,
                 received.correlation,
@@ -257,7 +257,7 @@ class Gateway:
         self._retain(self._topics.status, messages.encode(Status(online=True, boot_id=self._boot_id)))
         for topic, payload in self._retained.items():
             self.connection.publish(topic, payload, retain=True)
-        self.serving.on_writable()
+        self.serving.loop.on_writable()
         self._on_change(True)
 
     def _on_down(self, _why: str) -> None:

@@ -30,8 +30,9 @@ from agent.journal import fields
 from agent.mqtt import LONGEST_TURN_SECONDS
 from agent.notify import Notifier
 from agent.progress import LAG_SECONDS, Progress
+from agent.serving.loop import Observers
 from agent.serving.requests import STORE_READ_ONLY, STORE_UNAVAILABLE, UNLOADED
-from agent.serving.serving import Serving
+from agent.serving.serving import Serving, Surroundings
 from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
 from agent.state.broker_memory import BrokerMemory
@@ -135,14 +136,15 @@ class Service:
         )  # fmt: skip
         self._serving = Serving(
             config.serving,
-            config.topics,
-            self._gateway.connection,
-            result_store=self._result_store,
-            load=self._load,
-            meter=self._meter,
-            on_health=self._say_health,
-            on_load=self._on_load,
-            now_unix=clock,
+            Surroundings(
+                topics=config.topics,
+                outlet=self._gateway.connection,
+                result_store=self._result_store,
+                load=self._load,
+                meter=self._meter,
+                now_unix=clock,
+            ),
+            Observers(on_health=self._say_health, on_load=self._on_load),
         )
         self._gateway.serving = self._serving
         self._vitals = Vitals(

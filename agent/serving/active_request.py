@@ -1,7 +1,14 @@
-"""What is known of one accepted request while it waits and runs."""
+"""What is known of one accepted request while it waits and runs, and the states of its life. Pure.
+
+The table is the only truth about the life: nothing else says that a request waits, runs or is over, and a step that the
+table does not have raises and changes nothing.
+"""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from agent.serving.frames import FrameStream
@@ -9,18 +16,67 @@ from agent.serving.statistics import Statistics
 from agent.state.answers import Key
 from contract.mqtt.messages import GenerateRequest
 
-REQUEUED_PRIORITY = 10
-"""Above every priority that a client can ask for: it had its turn already and lost it through no fault of its own."""
+EarlyEnd = Literal["cancelled", "deadline"]
+
+
+class State(enum.Enum):
+    """Where an accepted request is."""
+
+    QUEUED = "queued"
+    """It waits for its turn."""
+    RUNNING = "running"
+    """A replica is at work on it."""
+    CANCELLING = "cancelling"
+    """It is to end early, and its replica was told so."""
+    COMPLETING = "completing"
+    """Its one result is decided, and is being stored."""
+    DONE = "done"
+    """Its result is stored, and on its way to the client."""
+
+
+class Step(enum.Enum):
+    """What can happen to it."""
+
+    START = "start"
+    CANCEL = "cancel"
+    REQUEUE = "requeue"
+    COMPLETE = "complete"
+    STORE = "store"
+
+
+TRANSITIONS: Mapping[tuple[State, Step], State] = MappingProxyType(
+    {
+        (State.QUEUED, Step.START): State.RUNNING,
+        (State.QUEUED, Step.COMPLETE): State.COMPLETING,
+        (State.RUNNING, Step.CANCEL): State.CANCELLING,
+        (State.RUNNING, Step.REQUEUE): State.QUEUED,
+        (State.RUNNING, Step.COMPLETE): State.COMPLETING,
+        (State.CANCELLING, Step.COMPLETE): State.COMPLETING,
+        (State.COMPLETING, Step.STORE): State.DONE,
+    }
+)
+"""One that is to end early is never queued again: without its replica it ends at once."""
+
+
+class IllegalStep(Exception):
+    """A fault of ours: the request is not where it would have to be for this."""
+
+
+class StreamState(enum.Enum):
+    """Whether pieces of an answer may leave: no sooner than the result store knows that they may have."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    OPEN = "open"
 
 
 class ActiveRequest:
     """``number`` is new for each attempt, so that events of a dead worker can never be taken for those of its heir.
 
-    ``ending`` is set once it is decided that it ends early, and why, ``ended`` once it has its result. ``stream_mark``
-    says whether the result store knows that pieces of the answer may have left: no frame goes out before. ``changes``
-    are what ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``worker``: the
-    process that has it, or had it last. ``size``: its bytes as it came in. ``statistics``: where what its worker does
-    with it counts.
+    ``deadline`` and ``accepted`` on the clock of the scheduler; ``size``: its bytes as it came in. ``changes`` are what
+    ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``ending``: why it ends early,
+    once that is decided. ``worker``: the process that has it, or had it last. ``statistics``: where what its worker
+    does with it counts.
     """
 
     def __init__(
@@ -45,17 +101,38 @@ class ActiveRequest:
         self.worker: int | None = None
         self.statistics: Statistics | None = None
         self.crashes = 0
-        self.running = False
-        self.ended = False
-        self.ending: Literal["cancelled", "deadline"] | None = None
-        self.stream_mark: Literal["no", "asked", "yes"] = "no"
+        self.ending: EarlyEnd | None = None
+        self.stream = StreamState.CLOSED
         self.logprobs: list[dict[str, Any]] = []
         self.changes: dict[str, Any] = {}
+        self._state = State.QUEUED
 
-    def prepare_retry(self) -> None:
-        """Back to the queue for another attempt."""
-        self.attempt += 1
-        self.running = False
-        self.statistics = None
-        self.stream_mark = "no"
-        self.logprobs.clear()
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def running(self) -> bool:
+        """A replica has it."""
+        return self._state is State.RUNNING or self._state is State.CANCELLING
+
+    @property
+    def completed(self) -> bool:
+        """Its result is decided: nothing can change it any more."""
+        return self._state is State.COMPLETING or self._state is State.DONE
+
+    def advance(self, step: Step) -> None:
+        """Go on to the next state.
+
+        Raises:
+            IllegalStep: the table does not have this; nothing has changed.
+        """
+        after = TRANSITIONS.get((self._state, step))
+        if after is None:
+            raise IllegalStep(f"a request that is {self._state.value} cannot {step.value}")
+        self._state = after
+        if step is Step.REQUEUE:
+            self.attempt += 1
+            self.statistics = None
+            self.stream = StreamState.CLOSED
+            self.logprobs.clear()

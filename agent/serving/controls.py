@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from msgspec import UNSET
 
 from agent.serving import requests
-from agent.serving.active_request import ActiveRequest
+from agent.serving.active_request import ActiveRequest, StreamState
+from agent.serving.events import CancelRequested, UpdateRequested
 from agent.serving.intake import Intake
+from agent.serving.loop import Loop
 from agent.serving.replies import Replies
 from agent.serving.requests import Refusal
+from agent.serving.scheduler import Scheduler
 from agent.serving.settlement import Settlement
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key, Verdict
@@ -25,28 +27,19 @@ UNKNOWN = Refusal(404, requests.UNKNOWN_REQUEST, "no request with this id is kno
 
 
 class Controls:
-    """``cancel`` ends a request wherever it is, ``update`` changes one that runs."""
+    """``cancel`` ends a request wherever it is, ``update`` changes it, ``resume`` sends all of its text again."""
 
     def __init__(
-        self,
-        active: dict[Key, ActiveRequest],
-        intake: Intake,
-        result_store: AnswerWriter,
-        replies: Replies,
-        *,
-        cancel: Callable[[ActiveRequest], None],
-        update: Callable[[ActiveRequest, dict[str, Any]], None],
-        now: Callable[[], float],
+        self, loop: Loop, scheduler: Scheduler, intake: Intake, result_store: AnswerWriter, replies: Replies
     ) -> None:
-        self._requests = active
+        self._loop = loop
+        self._scheduler = scheduler
         self._intake = intake
         self._result_store = result_store
         self._replies = replies
-        self._cancel = cancel
-        self._update = update
-        self._now = now
+        self._now = asyncio.get_running_loop().time
 
-    def take(self, client: str, payload: bytes, settlement: Settlement) -> None:
+    def receive(self, client: str, payload: bytes, settlement: Settlement) -> None:
         """A client acts on a request of its own; on anybody else's it has no effect, as its name is in the key.
 
         What is done only later runs under ``settlement``, too.
@@ -64,20 +57,25 @@ class Controls:
             act()
 
     def _act(self, key: Key, control: ControlRequest, changes: dict[str, Any], settlement: Settlement) -> None:
-        request = self._requests.get(key)
+        request = self._scheduler.requests.get(key)
         if request is None:
             future = self._result_store.look_up(key)
             future.add_done_callback(settlement.guarded(partial(self._found, key, control.op)))
         elif control.op == "cancel":
-            self._cancel(request)
+            self._loop.handle(CancelRequested(request))
         elif control.op == "update":
-            self._update(request, changes)
-        elif request.running and request.stream_mark == "yes" and request.frames.text and self._replies.writable:
+            self._loop.handle(UpdateRequested(request, changes))
+        elif self._can_resume(request):
             self._replies.piece(request, request.frames.snapshot(self._now()))
+
+    def _can_resume(self, request: ActiveRequest) -> bool:
+        """There is text that may leave now."""
+        streams = request.running and request.stream is StreamState.OPEN
+        return streams and bool(request.frames.text) and self._replies.writable
 
     def _found(self, key: Key, op: str, done: asyncio.Future[Verdict]) -> None:
         """What the result store knows of a request that is not at work here."""
-        if isinstance(done.exception(), EdgeBundleError) or key in self._requests:
+        if isinstance(done.exception(), EdgeBundleError) or key in self._scheduler.requests:
             return
         verdict = done.result()
         if op != "resume":

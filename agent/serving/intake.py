@@ -10,14 +10,16 @@ from functools import partial
 from msgspec import UNSET, Struct
 
 from agent.serving import requests
+from agent.serving.active_request import ActiveRequest
+from agent.serving.events import RequestAccepted, RequestFailed
+from agent.serving.loop import Instruments, Loop
 from agent.serving.queue import Reservation
 from agent.serving.replies import Replies
-from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
+from agent.serving.scheduler import Scheduler
 from agent.serving.settlement import FAULT, Settlement
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key, Verdict
-from agent.telemetry.llm import LlmMeter
 from contract.errors import EdgeBundleError, RequestInvalid
 from contract.mqtt import reading
 from contract.mqtt.messages import GenerateRequest
@@ -52,42 +54,36 @@ class AcceptedRequest(Struct, frozen=True):
     """A request that is ours now; ``deadline_seconds`` counts from its acceptance, ``size`` in bytes as it came."""
 
     key: Key
-    request: GenerateRequest
+    params: GenerateRequest
     correlation: bytes | None
     deadline_seconds: float | None
     size: int
 
 
 class Intake:
-    """``refusal`` says why a new request of a client cannot be taken now, ``knows`` whether a request is here already;
-    ``on_accepted`` takes over what is committed, ``on_failed`` ends what is committed and could not be taken over,
-    ``on_store`` hears how the result store fares.
+    """Asks the scheduler for room, the result store to record a request, and hands over to the loop what is recorded;
+    ``now_unix`` is the clock that deadlines over restarts go by.
     """
 
     def __init__(
         self,
+        loop: Loop,
+        scheduler: Scheduler,
         result_store: AnswerWriter,
         replies: Replies,
-        meter: LlmMeter,
+        instruments: Instruments,
         *,
-        refusal: Callable[[str, int], Refusal | None],
-        knows: Callable[[Key], bool],
-        on_accepted: Callable[[AcceptedRequest], None],
-        on_failed: Callable[[AcceptedRequest, Refusal], None],
-        on_store: Callable[[BaseException | None], None],
         now_unix: Callable[[], float],
-        request_log: RequestLog,
     ) -> None:
+        self._loop = loop
+        self._scheduler = scheduler
         self._result_store = result_store
         self._replies = replies
-        self._meter = meter
-        self._refusal = refusal
-        self._knows = knows
-        self._on_accepted = on_accepted
-        self._on_failed = on_failed
-        self._on_store = on_store
+        self._meter = instruments.meter
+        self._log = instruments.request_log
+        self._store_health = instruments.store_health
         self._now_unix = now_unix
-        self._log = request_log
+        self._now = asyncio.get_running_loop().time
         self._pending: dict[Key, _Pending] = {}
         # Slots of the queue that incoming requests may take; one that will be turned away must not keep others out.
         self._reserved_count: Counter[str] = Counter()
@@ -97,13 +93,16 @@ class Intake:
         """Requests that the result store has not judged yet."""
         return len(self._pending)
 
-    def reserved(self, client: str | None) -> Reservation:
-        """Those of them that may enter the queue, of ``client`` only unless it is None."""
-        if client is None:
-            return Reservation(self._reserved_count.total(), self._reserved_bytes.total())
-        return Reservation(self._reserved_count[client], self._reserved_bytes[client])
+    def _refusal(self, client: str, size: int) -> Refusal | None:
+        """Why a new request cannot be taken now, beside those that the result store has not judged yet."""
+        return self._scheduler.refusal(
+            client,
+            size,
+            reserved=Reservation(self._reserved_count.total(), self._reserved_bytes.total()),
+            own=Reservation(self._reserved_count[client], self._reserved_bytes[client]),
+        )
 
-    def take(self, incoming: IncomingRequest) -> None:
+    def receive(self, incoming: IncomingRequest) -> None:
         """A request came in from the broker."""
         try:
             request_id, request = reading.parse_request(incoming.payload, incoming.correlation)
@@ -149,7 +148,7 @@ class Intake:
         self, accepted: AcceptedRequest, incoming: IncomingRequest, future: asyncio.Future[Verdict]
     ) -> None:
         error = future.exception()
-        self._on_store(error)
+        self._store_health.note(error)
         if isinstance(error, EdgeBundleError):
             self._refuse(accepted.key, incoming, STORE)
         else:
@@ -181,13 +180,31 @@ class Intake:
             if verdict.kind == "answered" and verdict.last is not None:
                 self._meter.redelivered += 1
                 self._replies.repeat(accepted.key, verdict.last, incoming.correlation)
-            elif self._knows(accepted.key):
+            elif accepted.key in self._scheduler.requests:
                 self._meter.redelivered += 1
             else:
                 # New; or known to the result store only, because its answer could not be stored: then it is run again.
-                failed = partial(self._on_failed, accepted, FAULT)
-                incoming.settlement.guarded(self._on_accepted, failed)(accepted)
+                accept = incoming.settlement.guarded(self._accept, partial(self._abort, accepted))
+                accept(accepted)
             incoming.settlement.settle()
+
+    def _accept(self, accepted: AcceptedRequest) -> None:
+        request = self._make_request(accepted)
+        self._log.accepted(request)
+        self._loop.handle(RequestAccepted(request))
+
+    def _abort(self, accepted: AcceptedRequest) -> None:
+        """A stored request could not be taken over: it ends here, with that for its one result."""
+        request = self._scheduler.requests.get(accepted.key) or self._make_request(accepted)
+        self._loop.handle(RequestFailed(request, FAULT))
+
+    def _make_request(self, accepted: AcceptedRequest) -> ActiveRequest:
+        now = self._now()
+        request = self._scheduler.new_request(accepted.key, accepted.params, accepted.correlation, now)
+        request.size = accepted.size
+        if accepted.deadline_seconds is not None:
+            request.deadline = now + accepted.deadline_seconds
+        return request
 
     def _refuse(self, key: Key, incoming: IncomingRequest, refusal: Refusal) -> None:
         """Turn a request away; nothing of it is kept, so that it may come again."""

@@ -29,10 +29,10 @@ LOST = Refusal(
 
 
 class PendingRequest(Struct, frozen=True):
-    """``request`` is run again, unless ``refusal`` says why that cannot be."""
+    """``params`` are run again, unless ``refusal`` says why that cannot be."""
 
     of: Unfinished
-    request: GenerateRequest
+    params: GenerateRequest
     refusal: Refusal | None
 
 

@@ -23,6 +23,14 @@ from agent.install.loading import load_bundle
 from agent.install.ports import Footprint, SealedBundle
 from agent.journal import fields
 from agent.serving.active_request import ActiveRequest
+from agent.serving.events import (
+    ReplicaClosed,
+    ReplicaLost,
+    ReplicaReady,
+    ReplicaUnloaded,
+    ReplicaUnloading,
+)
+from agent.serving.slots import Slots
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
 from contract.mqtt.messages import Deviation, EngineInfo
@@ -32,9 +40,6 @@ log = logging.getLogger("edge_agent.serving")
 FIRST_RESTART_SECONDS = 0.2
 LONGEST_RESTART_SECONDS = 30.0
 """A worker that dies at once is not restarted in a tight loop: loading a model takes all cores."""
-
-UNAVAILABLE_AFTER_FAILURES = 3
-"""After so many failed loads in a row, waiting requests are told instead of left waiting."""
 
 
 class LoadWorker(Protocol):
@@ -51,65 +56,55 @@ class LoadWorker(Protocol):
     ) -> Worker: ...
 
 
-class Replica:
-    """``on_event`` gets the events of the current worker only; ``on_lost`` is called when it died, ``on_ready`` when
-    one is loaded (again), ``on_unloaded`` when it was idle for ``idle_unload`` seconds (0: never) and is gone; none of
-    them may block.
-    """
+class ReplicaEvents(Protocol):
+    """Who hears what happens to a replica, in the event loop; nothing of it may block."""
 
-    def __init__(
-        self,
-        bundle: SealedBundle,
-        load: LoadWorker,
-        *,
-        on_event: Callable[[Replica, StepEvent], None],
-        on_lost: Callable[[Replica, str], None],
-        on_ready: Callable[[Replica], None],
-        on_unloaded: Callable[[Replica], None] = lambda _start_worker: None,
-        idle_unload: float = 0.0,
-    ) -> None:
+    def attach(self, replica: Replica) -> None:
+        """A worker is loaded: commands for the replica's slots go to it from now on."""
+        ...
+
+    def detach(self, replica: Replica) -> None:
+        """It is closed."""
+        ...
+
+    def handle(
+        self, event: ReplicaReady | ReplicaLost | ReplicaUnloading | ReplicaUnloaded | ReplicaClosed
+    ) -> None: ...
+
+    def on_worker_event(self, replica: Replica, event: StepEvent) -> None:
+        """The current worker's, never one's from before."""
+        ...
+
+
+class Replica:
+    """``idle_unload``: after so many seconds without a request the worker is ended (0: never)."""
+
+    def __init__(self, bundle: SealedBundle, load: LoadWorker, events: ReplicaEvents, idle_unload: float = 0.0) -> None:
         self.bundle = bundle
+        self.slots = Slots(bundle.manifest.reference)
         self._load = load
-        self._on_event = on_event
-        self._on_lost = on_lost
-        self._on_ready = on_ready
-        self._on_unloaded = on_unloaded
+        self._events = events
         self._idle_unload = idle_unload
         self._used = 0.0
         self._load_wanted = asyncio.Event()
-        self._load_wanted.set()
-        self._ending = False
         self._watcher: asyncio.Task[None] | None = None
         self._turn = 0
         self.worker: Worker | None = None
-        self.running: dict[int, ActiveRequest] = {}
-        self.failures = 0
         self.idle = asyncio.Event()
         self.idle.set()
 
     @property
-    def free(self) -> int:
-        """How many more requests it can advance at once; none while it ends, even if somebody woke it up meanwhile."""
-        if self.worker is None or self.unloaded or self._ending:
-            return 0
-        return max(0, self.worker.facts.slots - len(self.running))
-
-    def takes(self, request: ActiveRequest) -> bool:
-        """Whether ``job`` may run here now. One that lost a worker runs alone: were it to blame, and took the next one
-        down as well, its neighbours would pay for it a second time.
-        """
-        alone = not self.running
-        return self.free > 0 and (
-            alone or not (request.crashes or any(other.crashes for other in self.running.values()))
-        )
+    def running(self) -> Mapping[int, ActiveRequest]:
+        """The requests that it has, by number."""
+        return self.slots.running
 
     @property
     def unloaded(self) -> bool:
-        """Unloaded for want of requests; :meth:`wake` loads it again."""
-        return not self._load_wanted.is_set()
+        """For want of requests; :meth:`load` loads it again."""
+        return self.slots.unloaded
 
     def load(self) -> None:
-        """Somebody waits: load the bundle again. Nothing happens to one that is awake."""
+        """Somebody waits: load the bundle again."""
         self._load_wanted.set()
 
     @property
@@ -142,10 +137,6 @@ class Replica:
             adapters=[each.manifest.reference for each in self.bundle.adapters] or UNSET,
         )
 
-    @property
-    def unavailable(self) -> bool:
-        return self.worker is None and self.failures >= UNAVAILABLE_AFTER_FAILURES
-
     async def open(self, *, leaving_bytes: int = 0) -> None:
         """Load the bundle; ``leaving_bytes`` are free once the worker ends whose place this one takes.
 
@@ -159,21 +150,17 @@ class Replica:
         """Load the bundle in the background, trying until it works."""
         self._watcher = asyncio.create_task(self._watch(), name=f"replica {self.bundle.manifest.reference}")
 
-    def admit(self, request: ActiveRequest, generation: Generation) -> None:
-        """Run ``job`` here; the caller saw that a slot is free."""
+    def admit(self, generation: Generation) -> None:
+        """Give the worker a request; the scheduler saw that a slot is free."""
         assert self.worker is not None
-        self.running[generation.request] = request
         self.idle.clear()
         self._used = asyncio.get_running_loop().time()
         self.worker.admit(generation)
 
-    def release(self, number: int) -> ActiveRequest | None:
-        """``number`` is over here."""
-        request = self.running.pop(number, None)
-        if not self.running:
-            self.idle.set()
-            self._used = asyncio.get_running_loop().time()
-        return request
+    def note_idle(self) -> None:
+        """Nothing runs here any more."""
+        self.idle.set()
+        self._used = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
         """End the worker."""
@@ -183,8 +170,10 @@ class Replica:
                 await self._watcher
         worker, self.worker = self.worker, None
         self._turn += 1
+        self._events.handle(ReplicaClosed(self.slots))
         if worker is not None:
             await worker.close()
+        self._events.detach(self)
 
     async def _start_worker(self, leaving_bytes: int = 0) -> None:
         self._turn += 1
@@ -193,14 +182,15 @@ class Replica:
         def deliver(event: StepEvent) -> None:
             # What an earlier worker still says is of no interest: its requests are elsewhere.
             if turn == self._turn:
-                self._on_event(self, event)
+                self._events.on_worker_event(self, event)
 
         self.worker = await load_bundle(self.bundle, partial(self._load, leaving_bytes=leaving_bytes, on_event=deliver))
-        self.failures = 0
         facts = self.worker.facts
         named = fields(worker=self.worker.pid, engine=facts.engine, reproducible=facts.independence.reproducible)
         summary = self.engine.summary if self.engine is not None else ""
         log.info("%s is loaded, engine %s", self.bundle.manifest.reference, summary, extra=named)
+        self._events.attach(self)
+        self._events.handle(ReplicaReady(self.slots, facts.slots))
 
     async def _watch(self) -> None:
         backoff = Backoff(FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS, random.random)
@@ -212,7 +202,6 @@ class Replica:
                     back = fields(worker=self.worker.pid, seconds=seconds)
                     log.info("the worker of %s is back", self.bundle.manifest.reference, extra=back)
                     lost = None
-                self._on_ready(self)
                 started = asyncio.get_running_loop().time()
                 why = await self._ended(self.worker)
                 if why is None:
@@ -225,16 +214,15 @@ class Replica:
                     lost = asyncio.get_running_loop().time()
                     if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:
                         backoff.reset()
-                    self._on_lost(self, why)
+                    self._events.handle(ReplicaLost(self.slots, why))
                     await asyncio.sleep(backoff.next())
             else:
                 await asyncio.sleep(backoff.next())
             try:
                 await self._start_worker()
             except EngineFailed as error:
-                self.failures += 1
                 log.error("the worker of %s cannot be replaced: %s", self.bundle.manifest.reference, error.message)  # noqa: TRY400
-                self._on_lost(self, error.message)
+                self._events.handle(ReplicaLost(self.slots, error.message, load_failed=True))
 
     async def _ended(self, worker: Worker) -> str | None:
         """Wait until the worker has ended, and say why; None when it has been idle for long enough instead."""
@@ -245,7 +233,7 @@ class Replica:
             while True:
                 left = None
                 if self._idle_unload:
-                    left = self._idle_unload if self.running else self._used + self._idle_unload - now()
+                    left = self._idle_unload if self.slots.running else self._used + self._idle_unload - now()
                     if left <= 0:
                         return None
                 await asyncio.wait([end], timeout=left)
@@ -259,11 +247,8 @@ class Replica:
         log.info("%s is unloaded until somebody asks", self.bundle.manifest.reference, extra=fields(worker=worker.pid))
         self._load_wanted.clear()
         self._turn += 1
-        self._ending = True
-        try:
-            await worker.close()
-        finally:
-            self._ending = False
+        self._events.handle(ReplicaUnloading(self.slots))
+        await worker.close()
         self.worker = None
-        self._on_unloaded(self)
+        self._events.handle(ReplicaUnloaded(self.slots))
         await self._load_wanted.wait()

@@ -6,12 +6,13 @@ from typing import Protocol
 
 from agent.serving import requests
 from agent.serving.active_request import ActiveRequest
+from agent.serving.settlement import FAULT
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
 from agent.telemetry.llm import LlmMeter
-from contract.mqtt import messages
+from contract.mqtt import messages, reading
 from contract.mqtt.messages import ControlFault, ControlRefused, Frame
-from contract.mqtt.topics import Topics
+from contract.mqtt.topics import NO_ID, Topics
 
 
 class Outlet(Protocol):
@@ -93,6 +94,18 @@ class Replies:
         self._meter.refuse("control")
         body = requests.error_body(refusal)
         self._outlet.publish_once(self.topic(key), messages.encode(ControlRefused(ControlFault(op, body))))
+
+    def report_fault(
+        self, client: str, payload: bytes, correlation: bytes | None, response_topic: str | None, *, control: bool
+    ) -> None:
+        """Tell the sender of a message, of which nothing is kept, that the device failed at it."""
+        if control:
+            op, request_id = reading.salvage_control(payload)
+            self.refuse_control(Key(client, request_id), op, FAULT)
+        else:
+            reply_id = self.id_in(client, response_topic)
+            request_id = reading.salvage_request_id(payload, correlation, reply_id) or NO_ID
+            self.error(Key(client, request_id), FAULT, correlation)
 
     def error(self, key: Key, refusal: requests.Refusal, correlation: bytes | None) -> None:
         """Send an error that is nobody's stored result; nothing where the broker takes nothing: who hears nothing asks

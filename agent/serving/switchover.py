@@ -9,48 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 
-from agent.install.ports import SealedBundle, SwapMode
-from agent.serving.active_request import ActiveRequest
-from agent.serving.replica import Replica
+from agent.install.ports import SealedBundle, SwapMode, SwapReport
+from agent.serving.events import DrainEnded, DrainTimedOut, Paused, Resumed, Stopped, Switched
+from agent.serving.loop import Loop
+from agent.serving.replica import LoadWorker, Replica
+from agent.serving.scheduler import Scheduler
+from agent.serving.settings import ServingSettings
 from contract.errors import EngineFailed
 
 
 class Switchover:
-    """Holds the current replica and those that are draining; ``on_pause`` hears when requests begin to wait."""
+    """Holds the current replica and those that are draining; what it decides, the scheduler hears through ``loop``."""
 
-    def __init__(
-        self,
-        make_replica: Callable[[SealedBundle], Replica],
-        drain_seconds: float,
-        now: Callable[[], float],
-        on_pause: Callable[[], None],
-    ) -> None:
-        self._make_replica = make_replica
-        self._drain_seconds = drain_seconds
-        self._now = now
-        self._on_pause = on_pause
+    def __init__(self, settings: ServingSettings, loop: Loop, scheduler: Scheduler, load: LoadWorker) -> None:
+        self._settings = settings
+        self._loop = loop
+        self._scheduler = scheduler
+        self._load = load
+        self._now = asyncio.get_running_loop().time
         self._lock = asyncio.Lock()
         self._draining: dict[Replica, asyncio.Task[None]] = {}
-        self._paused_since: float | None = None
         self._parked: Replica | None = None
         self.replica: Replica | None = None
-
-    @property
-    def paused(self) -> bool:
-        """New requests wait: no worker may take any now."""
-        return self._paused_since is not None
 
     @property
     def replicas(self) -> list[Replica]:
         """The current one and those that finish their last answers."""
         return [*([] if self.replica is None else [self.replica]), *self._draining]
 
-    async def swap(
-        self, bundle: SealedBundle, mode: SwapMode, requeue: Callable[[ActiveRequest], None]
-    ) -> float | None:
-        """Make ``bundle`` the current one; since when requests had to wait for it (None: they had not).
+    async def swap(self, bundle: SealedBundle, mode: SwapMode) -> SwapReport:
+        """Make ``bundle`` the current one, losing no accepted request.
 
         Raises:
             EngineFailed: the new model does not load; the old one is the current one again.
@@ -60,26 +49,30 @@ class Switchover:
             if mode == "overlap" and old is not None and old.worker is not None:
                 replica = self._make_replica(bundle)
                 await replica.open(leaving_bytes=old.footprint.anonymous_bytes)
+                self._drain_in_background(old)
                 self.replica = replica
-                self._draining[old] = asyncio.create_task(self._drain_and_close(old, requeue))
-                return None
-            since = self._pause()
+                self._loop.handle(Switched(replica.slots, old.slots))
+                return SwapReport(mode, 0.0)
+            self._loop.handle(Paused())
             try:
                 if old is not None:
-                    await self._drain(old, requeue)
+                    await self._drain(old)
                     await old.close()
-                await self._open_or_return(self._make_replica(bundle), old)
-                return since
+                replica = self._make_replica(bundle)
+                await self._open_or_return(replica, old)
+                pause = self._pause_ms()
+                self._loop.handle(Switched(replica.slots))
+                return SwapReport(mode, pause)
             finally:
-                self._paused_since = self._parked = None
+                self._end_pause()
 
-    async def suspend(self, requeue: Callable[[ActiveRequest], None]) -> None:
+    async def suspend(self) -> None:
         """End the current worker and let requests wait, until ``swap`` or ``resume``."""
         async with self._lock:
             if self.replica is None:
                 return
-            self._pause()
-            await self._drain(self.replica, requeue)
+            self._loop.handle(Paused())
+            await self._drain(self.replica)
             # Half closed it could neither serve nor be opened again; the end of a worker is a matter of seconds.
             closing, self._parked = asyncio.ensure_future(self.replica.close()), self.replica
             try:
@@ -89,10 +82,12 @@ class Switchover:
                 raise
 
     async def resume(self) -> float | None:
-        """Serve again what was suspended; since when requests had to wait (None: nothing had been suspended)."""
+        """Serve again what was suspended; the longest time in ms that requests waited (None: nothing had been
+        suspended).
+        """
         async with self._lock:
-            since, old = self._paused_since, self.replica
-            if since is None or old is None:
+            old = self.replica
+            if self._scheduler.paused_since is None or old is None:
                 return None
             try:
                 if old is self._parked:
@@ -102,24 +97,32 @@ class Switchover:
                     except EngineFailed:
                         # It ran a moment ago: it is loaded again in the background, until that works.
                         self.replica.open_in_background()
-                return since
+                return self._pause_ms()
             finally:
-                self._paused_since = self._parked = None
+                self._end_pause()
 
-    async def stop(self, requeue: Callable[[ActiveRequest], None]) -> None:
+    async def stop(self) -> None:
         """Let the current one finish and put nothing in its place."""
         async with self._lock:
-            old, self.replica, self._paused_since, self._parked = self.replica, None, None, None
+            old, self.replica, self._parked = self.replica, None, None
             if old is not None:
-                self._draining[old] = asyncio.create_task(self._drain_and_close(old, requeue))
+                self._drain_in_background(old)
+            self._loop.handle(Stopped(None if old is None else old.slots))
+            if old is not None:
                 await asyncio.wait([self._draining[old]])
 
-    def _pause(self) -> float:
-        """Let requests wait from now on, if they do not yet; since when they do."""
-        if self._paused_since is None:
-            self._paused_since = self._now()
-            self._on_pause()
-        return self._paused_since
+    def _make_replica(self, bundle: SealedBundle) -> Replica:
+        return Replica(bundle, self._load, self._loop, self._settings.idle_unload)
+
+    def _pause_ms(self) -> float:
+        now = self._now()
+        return round(self._scheduler.longest_wait(self._scheduler.paused_since, now) * 1000, 3)
+
+    def _end_pause(self) -> None:
+        """Unless that was said already, the model is the one from before."""
+        self._parked = None
+        if self._scheduler.paused_since is not None:
+            self._loop.handle(Resumed(None if self.replica is None else self.replica.slots))
 
     async def _open_or_return(self, replica: Replica, old: Replica | None) -> None:
         try:
@@ -132,24 +135,24 @@ class Switchover:
             raise
         self.replica = replica
 
-    async def _drain_and_close(self, replica: Replica, requeue: Callable[[ActiveRequest], None]) -> None:
+    def _drain_in_background(self, replica: Replica) -> None:
+        self._draining[replica] = asyncio.create_task(self._drain_and_close(replica))
+
+    async def _drain_and_close(self, replica: Replica) -> None:
         try:
-            await self._drain(replica, requeue)
+            await self._drain(replica)
             await replica.close()
         finally:
             self._draining.pop(replica, None)
+            self._loop.handle(DrainEnded(replica.slots))
 
-    async def _drain(self, replica: Replica, requeue: Callable[[ActiveRequest], None]) -> None:
+    async def _drain(self, replica: Replica) -> None:
         """Wait for the running answers; what takes too long is run again elsewhere."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._drain_seconds):
+            async with asyncio.timeout(self._settings.drain_seconds):
                 await replica.idle.wait()
-        for number in list(replica.running):
-            if replica.worker is not None:
-                replica.worker.cancel(number)
-            request = replica.release(number)
-            if request is not None:
-                requeue(request)
+        if replica.running:
+            self._loop.handle(DrainTimedOut(replica.slots))
 
     async def finish_running(self, seconds: float) -> None:
         """Wait up to ``seconds`` until nothing runs anywhere."""

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from agent.config import AgentConfig
 from agent.gateway import Gateway
 from agent.install.ports import SealedBundle
-from agent.serving.serving import Serving
+from agent.serving.loop import Observers
+from agent.serving.serving import Serving, Surroundings
 from agent.state.answer_writer import AnswerWriter
 from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
@@ -109,10 +110,10 @@ class Device:
             return await self.workers(self.config.worker, bundle_dir, on_event=on_event, **places)
 
         self.serving = Serving(
-            self.config.serving, self.config.topics, self.gateway.connection,
-            result_store=self.result_store, load=load, meter=self.meter, on_health=self._on_health,
-            on_load=self.gateway.on_load, now_unix=self._clock,
-        )  # fmt: skip
+            self.config.serving,
+            Surroundings(self.config.topics, self.gateway.connection, self.result_store, load, self.meter, self._clock),
+            Observers(self._on_health, self.gateway.on_load),
+        )
         self.gateway.serving = self.serving
         await self.serving.recover()
         self._tasks.append(asyncio.create_task(self.gateway.run()))

@@ -128,11 +128,13 @@ def test_a_request_is_answered_and_acknowledged_whichever_step_fails(
     names = {code.co_qualname for code in steps}
     assert {
         "parse_request",
-        "Intake.take",
+        "Intake.receive",
         "Intake._on_recorded",
         "accept",
-        "Serving._on_accepted",
-        "Dispatch.dispatch_waiting",
+        "Intake._accept",
+        "Loop.handle",
+        "Scheduler.handle",
+        "Scheduler._dispatch",
     } <= names
     for number, step in enumerate(steps):
         caplog.clear()
@@ -164,7 +166,7 @@ def test_a_control_message_is_answered_and_acknowledged_whichever_step_fails(
             pass
 
     steps = steps_of(device, lambda: send("first"))
-    assert {"parse_control", "Controls.take", "Controls._act"} <= {code.co_qualname for code in steps}
+    assert {"parse_control", "Controls.receive", "Controls._act"} <= {code.co_qualname for code in steps}
     for number, step in enumerate(steps):
         with watched(device, Watcher()) as watcher:
             watcher.victim = step
@@ -205,7 +207,7 @@ def test_a_deferred_control_message_that_fails_takes_nobody_with_it(
         ):
             device.gateway._on_message(Received(topic, json.dumps(body).encode(), False, (None, 0)))
 
-    monkeypatch.setattr(device.serving._controls, "_cancel", fail)
+    monkeypatch.setattr(device.serving.scheduler, "_end_early", fail)
     client.answers["held"] = Answer(0.0)
     device.run(deliver_together())
     assert client.wait_answer("held").lasts[0]["text"] == "0 1 "
@@ -329,6 +331,6 @@ def test_a_request_that_is_accepted_as_the_model_goes_is_told_so_and_nothing_fai
     request_id, request = reading.parse_request(b'{"id": "late", "prompt": "count 3"}')
     accepted = AcceptedRequest(Key(client.name, request_id), request, None, None, 30)
     # Its acceptance was on its way through the ledger while the last bundle was withdrawn.
-    device.call(lambda: device.serving._on_accepted(accepted))
+    device.call(lambda: device.serving.intake._accept(accepted))
     assert client.wait_answer("late").lasts[0]["error"]["type"] == "no_model"
     assert "Traceback" not in caplog.text

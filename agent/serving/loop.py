@@ -1,0 +1,257 @@
+"""The one loop of serving: tells the scheduler what happened, and carries out what it orders."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from agent.engine.stepping import StepEvent, TokenEvent
+from agent.serving import requests
+from agent.serving.active_request import ActiveRequest
+from agent.serving.completion import Completion, Stored
+from agent.serving.events import (
+    CancelRun,
+    Command,
+    CountCrash,
+    CountRestart,
+    EndCommand,
+    EndEarly,
+    Event,
+    Fail,
+    Finish,
+    LoadModel,
+    LogLost,
+    NoteIdle,
+    Report,
+    ReportFault,
+    ReportHealth,
+    RequestFailed,
+    ResultStored,
+    RunCommand,
+    RunEnded,
+    SendPosition,
+    Start,
+    TimePassed,
+    UpdateRun,
+)
+from agent.serving.replica import Replica
+from agent.serving.request_log import RequestLog
+from agent.serving.scheduler import Scheduler
+from agent.serving.settlement import FAULT
+from agent.serving.slots import Slots
+from agent.serving.store_health import StoreHealth
+from agent.serving.stream_sender import StreamSender
+from agent.telemetry.llm import LlmMeter
+
+log = logging.getLogger("edge_agent.serving")
+
+POSITION_UPDATE_INTERVAL = 3.0
+"""Seconds between two positions told to a request that waits: often enough for a person, and 128 that wait cost next to
+nothing.
+"""
+
+
+class Observers(Struct, frozen=True):
+    """Who hears of serving: ``on_health`` when what it says of itself may have changed, ``on_load`` how many requests
+    wait. Neither may block.
+    """
+
+    on_health: Callable[[], None] = lambda: None
+    on_load: Callable[[int], None] = lambda _queued: None
+
+
+class Instruments(Struct, frozen=True):
+    """Where it is written down what happens to requests."""
+
+    meter: LlmMeter
+    request_log: RequestLog
+    store_health: StoreHealth
+
+
+class Loop:
+    """All methods run in the event loop; none blocks."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        completion: Completion,
+        sender: StreamSender,
+        instruments: Instruments,
+        observers: Observers,
+    ) -> None:
+        self._scheduler = scheduler
+        self._completion = completion
+        self._sender = sender
+        self._meter = instruments.meter
+        self._log = instruments.request_log
+        self._store_health = instruments.store_health
+        self._observers = observers
+        self._replicas: dict[Slots, Replica] = {}
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_positions: float | None = None
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event) -> None:
+        """``event`` happened: do what the scheduler makes of it."""
+        for command in self._scheduler.handle(event, self._now()):
+            try:
+                self._carry_out(command)
+            except Exception:
+                # One request must not keep the others waiting.
+                log.exception("a request could not be dealt with")
+                self._give_up(command)
+        self._observers.on_load(len(self._scheduler.queue))
+        self._schedule()
+
+    def on_worker_event(self, replica: Replica, event: StepEvent) -> None:
+        """The worker of ``replica`` has something to say of a request."""
+        if not isinstance(event, TokenEvent):
+            self.handle(RunEnded(replica.slots, event))
+            return
+        request = self._scheduler.add_tokens(replica.slots, event, self._now())
+        if request is not None:
+            due = self._sender.flush(request)
+            if due is not None:
+                self._wake_by(due)
+
+    def on_writable(self) -> None:
+        """The connection takes frames again."""
+        for request in self._scheduler.running:
+            self._sender.flush(request)
+        if any(request.frames.last_position is None for request in self._scheduler.queue):
+            self._sender.send_positions()
+        self._schedule()
+
+    def attach(self, replica: Replica) -> None:
+        """Commands for the slots of ``replica`` go to it from now on."""
+        self._replicas[replica.slots] = replica
+
+    def detach(self, replica: Replica) -> None:
+        """It is closed."""
+        self._replicas.pop(replica.slots, None)
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: Command) -> None:
+        if isinstance(command, RunCommand):
+            self._tell_replica(command)
+        elif isinstance(command, EndCommand):
+            self._complete(command)
+        else:
+            self._report(command)
+
+    def _tell_replica(self, command: RunCommand) -> None:
+        replica = self._replicas.get(command.slots)
+        if replica is None:
+            # Closed: what ran there is elsewhere, or over.
+            if isinstance(command, Start):
+                raise LookupError(f"{command.slots.reference} is closed")
+            return
+        match command:
+            case Start(request):
+                self._start(request, replica)
+            case CancelRun(_, number):
+                if replica.worker is not None:
+                    replica.worker.cancel(number)
+            case UpdateRun(_, number, changes):
+                if replica.worker is not None:
+                    replica.worker.update(number, changes)
+            case LoadModel():
+                replica.load()
+            case NoteIdle():
+                replica.note_idle()
+
+    def _complete(self, command: EndCommand) -> None:
+        match command:
+            case Finish(request, event):
+                stored = self._completion.finish(request, event)
+            case EndEarly(request, reason):
+                stored = self._completion.end_early(request, reason)
+            case Fail(request, refusal):
+                stored = self._completion.fail(request, refusal)
+        self._when_stored(request, stored)
+
+    def _report(self, command: Report) -> None:
+        match command:
+            case SendPosition(request):
+                self._sender.send_position(request)
+            case ReportFault(request, error):
+                log.error("a request could not be started", exc_info=error)
+                self.handle(RequestFailed(request, FAULT))
+            case LogLost(request):
+                self._log.lost(request)
+            case CountCrash():
+                self._meter.crashes += 1
+            case CountRestart():
+                self._meter.restarts += 1
+            case ReportHealth():
+                self._observers.on_health()
+
+    def _start(self, request: ActiveRequest, replica: Replica) -> None:
+        """Give ``request`` to the worker of ``replica``."""
+        manifest = replica.bundle.manifest
+        self._log.began(request, 0 if replica.worker is None else replica.worker.pid, manifest.reference)
+        replica.admit(
+            requests.to_generation(
+                request.number, request.key.client, request.params, request.changes, manifest.behaviour
+            )
+        )
+
+    def _give_up(self, command: Command) -> None:
+        """``command`` could not be carried out: whose request it is about hears so."""
+        match command:
+            case Finish(request) | EndEarly(request) | Fail(request):
+                # Its end is decided already; what failed is how it was to be told.
+                self._when_stored(request, self._completion.fail(request, FAULT))
+            case Start(request) | SendPosition(request):
+                self.handle(RequestFailed(request, FAULT))
+
+    def _when_stored(self, request: ActiveRequest, stored: Stored) -> None:
+        def on_stored(done: Stored) -> None:
+            self._store_health.note(done.exception())
+            try:
+                self.handle(ResultStored(request))
+            finally:
+                self._completion.deliver(request, done)
+
+        stored.add_done_callback(on_stored)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """Wake up for the next frame, position or deadline."""
+        if len(self._scheduler.queue) and self._next_positions is None:
+            self._next_positions = self._now() + POSITION_UPDATE_INTERVAL
+        times = (self._scheduler.next_deadline(), self._sender.next_due(), self._next_positions)
+        due = min((when for when in times if when is not None), default=None)
+        if due is not None:
+            self._wake_by(due)
+
+    def _wake_by(self, due: float) -> None:
+        timer = self._timer
+        if timer is not None:
+            if timer.when() <= due:
+                return
+            timer.cancel()
+        self._timer = self._loop.call_at(due, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.handle(TimePassed())
+        for request in self._scheduler.running:
+            self._sender.flush(request)
+        if self._next_positions is not None and self._now() >= self._next_positions:
+            self._next_positions = None
+            self._sender.send_positions()
+        self._schedule()
+
+    def close(self) -> None:
+        """Wake up no more."""
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,37 @@
+"""A replica as the scheduler sees it. Pure."""
+
+from __future__ import annotations
+
+from agent.serving.active_request import ActiveRequest
+
+UNAVAILABLE_AFTER_FAILURES = 3
+"""After so many failed loads in a row, waiting requests are told instead of left waiting."""
+
+
+class Slots:
+    """``reference`` names the bundle (NAME@VERSION); ``capacity`` requests are advanced at once, 0 while nothing is
+    loaded. Only the scheduler changes it.
+    """
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+        self.capacity = 0
+        self.running: dict[int, ActiveRequest] = {}
+        self.failures = 0
+        self.lost = False
+        """Its worker ended, and there is no other yet."""
+        self.unloaded = False
+        """For want of requests."""
+
+    @property
+    def unavailable(self) -> bool:
+        """It was tried often enough: nobody should wait for it."""
+        return not self.capacity and self.failures >= UNAVAILABLE_AFTER_FAILURES
+
+    def takes(self, request: ActiveRequest) -> bool:
+        """Whether ``request`` may run here now. One that lost a worker runs alone: were it to blame, and took the next
+        one down as well, its neighbours would pay for it a second time.
+        """
+        if len(self.running) >= self.capacity:
+            return False
+        return not self.running or not (request.crashes or any(other.crashes for other in self.running.values()))
