@@ -19,7 +19,7 @@ import pytest
 
 from agent.diagnosis.state import trust as examine_trust
 from agent.install.overview import survey
-from agent.serving.recovery import take_up
+from agent.serving.recovery import recover
 from agent.serving.replies import Replies
 from agent.state.answer_writer import AnswerWriter
 from agent.state.answers import Key
@@ -214,7 +214,7 @@ async def read_all(place: StateDirectory) -> tuple[InstallationState, dict[str, 
     outlet = Outlet()
     ledger = AnswerWriter(database)
     replies = Replies(outlet, Topics("box"), ledger, LlmMeter(0.0))
-    left = await take_up(ledger, replies)
+    left = await recover(ledger, replies)
     assert all(isinstance(each.of.key, Key) for each in left)
     await ledger.close()
     return state, outlet.published
