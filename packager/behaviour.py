@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from contract.chat.files import DEFAULT, ChatFiles
+from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, UsageError
 from contract.manifest import Behaviour, GenerationDefaults
 from packager.sources.checkpoint import read_json
@@ -84,17 +86,10 @@ def read_template(path: Path) -> str:
     Raises:
         UsageError: it cannot be read, or is no Jinja template.
     """
-    import jinja2
-
     text = read_text_file(path, "chat-template")
-    try:
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)  # noqa: S701 - prompts are no HTML
-    except jinja2.TemplateSyntaxError as error:
-        # ``{% generation %}`` marks training spans; transformers knows it, Jinja alone does not.
-        if "generation" not in str(error.message):
-            raise UsageError(
-                f"--chat-template: {path}, line {error.lineno}: {error.message}", field="chat-template"
-            ) from error
+    fault = ChatTemplate(ChatFiles({DEFAULT: text}, {})).fault
+    if fault is not None:
+        raise UsageError(f"--chat-template: {path}: {fault.message}", field="chat-template")
     return text
 
 

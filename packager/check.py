@@ -15,8 +15,9 @@ from msgspec import Struct
 
 from contract.errors import BuildRefused
 from packager.child import run_child
+from packager.quality.conversations import Rendering
 from packager.quality.source import SourceView
-from packager.reference import Rendering, Spelling
+from packager.reference import Spelling
 
 CANARY_QUESTIONS = (
     "What is the capital of France?",
@@ -72,7 +73,7 @@ class CheckResult(Struct, frozen=True):
     """What loading and generating showed. ``perplexity`` is None when no text was given, ``compared`` when no source.
 
     ``answers`` are those to the behaviour questions; ``respelled`` the texts that the runtime's tokenizer makes other
-    tokens of than the source's; ``rerendered`` the conversations that its template engine writes otherwise than Jinja.
+    tokens of than the source's; ``rerendered`` the conversations that devices would render otherwise than transformers.
     """
 
     canaries: list[CanaryResult]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.canary import join_canary
-from contract.errors import BuildRefused
+from contract.chat.files import read_chat_files
+from contract.chat.template import ChatTemplate
+from contract.errors import BuildRefused, RequestInvalid
 from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from contract.tokens import begin, compose, composes, read_beginning
 from packager.child import Reporter, child_main
-from packager.quality.conversations import CONVERSATIONS
+from packager.quality.conversations import DAY, Rendering, differing
 from packager.quality.divergence import Comparison, log_softmax
 
 SLICE = 64
@@ -65,7 +67,8 @@ class Runtime:
         self.beginning = read_beginning(self.tokenizer)
         file = model_dir / "tokenizer.json"
         self._composes = file.is_file() and composes(json.loads(file.read_bytes()))
-        self.chat = self._has_template()
+        self._template = ChatTemplate(read_chat_files(model_dir), now=lambda: DAY)
+        self.chat = self._template.exists
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text`` as it is, without what stands before a text."""
@@ -76,19 +79,18 @@ class Runtime:
         ids = self.encode(prompt)
         return ids if self.chat else begin(ids, self.beginning)
 
-    def _has_template(self) -> bool:
-        try:
-            return bool(self.tokenizer.apply_chat_template(json.dumps([{"role": "user", "content": "x"}])))
-        except Exception:  # base models have no template, which is allowed
-            return False
-
     def render(self, question: str) -> str:
         """``question`` in the model's chat template, or as it is when there is none."""
-        messages = json.dumps([{"role": "user", "content": question}])
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-        except Exception:  # base models have no template, which is allowed
+        if not self.chat:
             return question
+        try:
+            return self._template.render([{"role": "user", "content": question}])
+        except RequestInvalid as refused:
+            raise BuildRefused(f"a question cannot be asked: {refused.message}") from refused
+
+    def rerendered(self, renderings: Sequence[Rendering]) -> list[str]:
+        """Conversations that a device would render otherwise than transformers."""
+        return differing(self._template, renderings)
 
     def generator(self, length: int) -> Any:
         """A greedy generator for ``length`` tokens, or as many as its layers keep at least."""
@@ -199,22 +201,8 @@ def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "compared": compared,
         "answers": answers,
         "respelled": _respelled(runtime, job["spellings"]),
-        "rerendered": _rerendered(runtime, job["renderings"]),
+        "rerendered": runtime.rerendered([(name, asks, text) for name, asks, text in job["renderings"]]),
     }
-
-
-def _rerendered(runtime: Runtime, renderings: list[tuple[str, bool, str]]) -> list[str]:
-    """Conversations that the runtime's template engine writes otherwise than Jinja, or fails at."""
-    found = []
-    for name, asks, text in renderings:
-        try:
-            turns = json.dumps(CONVERSATIONS[name])
-            ours = str(runtime.tokenizer.apply_chat_template(turns, add_generation_prompt=asks))
-        except Exception:  # the binding raises bare RuntimeError and its own kinds alike
-            ours = None
-        if ours != text and name not in found:
-            found.append(name)
-    return found
 
 
 def _respelled(runtime: Runtime, spellings: list[tuple[str, list[int], list[int]]]) -> list[str]:

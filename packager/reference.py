@@ -15,9 +15,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from contract.chat.files import MORE_TEMPLATES
 from packager import reference_process, rope
 from packager.child import run_child
 from packager.quality import conversations, corpus
+from packager.quality.conversations import Rendering
 from packager.rope import RopeFacts
 from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint, find_shards
@@ -38,14 +40,11 @@ Spelling = tuple[str, list[int], list[int]]
 """A text and its tokens, without and with what the source's tokenizer puts at a beginning and an end."""
 
 
-Rendering = tuple[str, bool, str]
-"""The name of a conversation, whether an answer is to follow, and what Jinja makes of it."""
-
-
 class Reference(Struct, frozen=True):
     """``config`` with every default filled in; ``weights`` with their shapes by name; ``tied`` ones by their source.
 
     ``faults`` is None for weights that are quantised already, ``rope`` for a model that does not rotate.
+    ``special_tokens`` are what a chat template is given.
     """
 
     config: dict[str, Any]
@@ -55,6 +54,7 @@ class Reference(Struct, frozen=True):
     rope: RopeFacts | None
     spellings: list[Spelling] = []
     renderings: list[Rendering] = []
+    special_tokens: dict[str, str] = {}
 
 
 def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
@@ -82,6 +82,7 @@ def _key(checkpoint: Checkpoint) -> str:
     whole.update(importlib.metadata.version("transformers").encode())
     for shard in find_shards(checkpoint.path):
         whole.update(shard.name.encode() + b"\0" + read_header(shard))
-    for path in sorted(checkpoint.path.glob("*.json")):
-        whole.update(path.name.encode() + b"\0" + path.read_bytes())
+    for pattern in ("*.json", "*.jinja", f"{MORE_TEMPLATES}/*.jinja"):
+        for path in sorted(checkpoint.path.glob(pattern)):
+            whole.update(path.name.encode() + b"\0" + path.read_bytes())
     return whole.hexdigest()[:32]

@@ -6,6 +6,7 @@ Models are made on the ``meta`` device, where tensors have shapes and no numbers
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
-from packager.quality.conversations import CONVERSATIONS
+from packager.quality.conversations import CONVERSATIONS, DAY
 from packager.quality.corpus import MAX_SPECIAL, TEXTS
 from packager.rope import Rotary
 
@@ -40,7 +41,7 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         **weights,
         "rope": rope,
         "spellings": spellings,
-        "renderings": render(job["checkpoint"]),
+        **render(job["checkpoint"]),
     }
 
 
@@ -55,20 +56,35 @@ def spell(checkpoint: str, rows: int) -> list[tuple[str, list[int], list[int]]]:
     return [(text, ids, tokenizer(text)["input_ids"]) for text, ids in zip(texts, plain, strict=True)]
 
 
-def render(checkpoint: str) -> list[tuple[str, bool, str]]:
-    """The conversations of :mod:`packager.quality.conversations` that the template takes, as Jinja renders them: which
-    one, whether an answer is to follow, and the text.
+def render(checkpoint: str) -> dict[str, Any]:
+    """What transformers makes of the conversations of :mod:`packager.quality.conversations`, and the special tokens
+    that it gives their template.
     """
+    import transformers.utils.chat_template_utils as templates
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    found = []
-    for name, turns in CONVERSATIONS.items() if tokenizer.chat_template else ():
+    templates.datetime = _OneDay
+    found: list[tuple[str, bool, str | None]] = []
+    for name, given in CONVERSATIONS.items() if tokenizer.chat_template else ():
         for asks in (True, False):
+            text = None
             with contextlib.suppress(Exception):  # templates raise at conversations that they do not take
-                text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks)
-                found.append((name, asks, str(text)))
-    return found
+                text = str(
+                    tokenizer.apply_chat_template(
+                        given.messages, given.tools, tokenize=False, add_generation_prompt=asks, **given.variables
+                    )
+                )
+            found.append((name, asks, text))
+    return {"renderings": found, "special_tokens": dict(tokenizer.special_tokens_map)}
+
+
+class _OneDay(datetime.datetime):
+    """What ``strftime_now`` of transformers looks at."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> _OneDay:
+        return cls.fromtimestamp(DAY.timestamp(), tz)
 
 
 def find_rope(config: Any) -> Any:

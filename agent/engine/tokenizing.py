@@ -3,8 +3,9 @@
 User text must not become control tokens: the tokenizer turns ``<|im_end|>`` into the end-of-turn token wherever it
 stands. So every control token's text inside a message is broken by a private mark before the chat template is
 rendered, and the rendered text is cut at the marks and encoded piece by piece. The model reads exactly the user's
-characters, as ordinary tokens; only the template makes control tokens. ``prompt`` is taken as it is: whoever gives
-one writes the control tokens himself.
+characters, as ordinary tokens; only the template makes control tokens. What the model itself said earlier is left
+whole where the template looks into it, as for the end of a thought. ``prompt`` is taken as it is: whoever gives one
+writes the control tokens himself.
 """
 
 from __future__ import annotations
@@ -18,11 +19,19 @@ from typing import Any
 from agent.engine.stepping import ChatTurn, Generation
 from agent.engine.vocabulary import Vocabulary
 from contract.canary import join_canary
+from contract.chat.files import read_chat_files
+from contract.chat.limits import Allowance
+from contract.chat.template import FAILED, ChatTemplate
 from contract.errors import EngineFailed, RequestInvalid
 from contract.tokens import begin, compose, composes, read_beginning
 
 MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
 """Private-use characters; the mark is the first that occurs in no message, and is dropped from them if all occur."""
+
+SPOKEN = "assistant"
+"""The role of what the model itself said."""
+
+NONE: frozenset[str] = frozenset()
 
 PICTURE_MARKS = "\ue0f4\ue0f5\ue0f6\ue0f7"
 """Likewise, for where a picture stands."""
@@ -42,9 +51,12 @@ class Tokenizing:
         self.eos = eos or tuple(int(token) for token in tokenizer.eos_token_ids)
         self._beginning = read_beginning(tokenizer)
         self._composes = _composes(bundle_dir)
-        template = _chat_template(bundle_dir)
-        controls = _control_texts(bundle_dir, template)
-        self.chat = bool(template)
+        files = read_chat_files(bundle_dir)
+        controls = _control_texts(bundle_dir, files.default)
+        self._template = ChatTemplate(files)
+        # What a template does not write, it cannot look for.
+        self._looked_for = [text for text in controls if text in files.default]
+        self.chat = self._template.exists
         self._control = re.compile("|".join(re.escape(text) for text in controls)) if controls else None
         self._tokenizer_file = bundle_dir / "tokenizer.json"
         self._vocabulary: Vocabulary | None = None
@@ -61,16 +73,13 @@ class Tokenizing:
             raise RequestInvalid("this model has no chat template: give a prompt", field="messages")
         mark = _free_mark(generation.messages, MARKS)
         picture = _free_mark(generation.messages, PICTURE_MARKS)
-        broken = [
-            {"role": turn["role"], "content": picture.join(self._break(text, mark, picture) for text in _texts(turn))}
+        turns = [
+            {"role": str(turn["role"]), "content": picture.join(_clean(text, mark, picture) for text in _texts(turn))}
             for turn in generation.messages
         ]
-        if any("\0" in turn["content"] for turn in broken):
+        if any("\0" in turn["content"] for turn in turns):
             raise RequestInvalid("a NUL character cannot be given to a model", field="messages")
-        try:
-            rendered = self._tokenizer.apply_chat_template(json.dumps(broken), add_generation_prompt=True)
-        except Exception as error:
-            raise RequestInvalid(f"the chat template refuses these messages: {error}", field="messages") from error
+        rendered = self._render(turns, mark)
         if rendered.count(picture) != len(pictures):
             raise RequestInvalid("the chat template of this model loses pictures", field="messages")
         left = iter(pictures)
@@ -134,11 +143,49 @@ class Tokenizing:
         """A new ``TokenizerStream``: its ``decode(id)`` gives text once its characters are complete."""
         return self._tokenizer.create_stream()
 
-    def _break(self, text: str, mark: str, picture: str) -> str:
-        text = text.replace(mark, "").replace(picture, "")
+    def _render(self, turns: list[dict[str, str]], mark: str) -> str:
+        """What the template makes of ``turns``, with a mark in every control token's text that was in them.
+
+        A template looks for some of them in what was said, and takes a thought out of it. There it must find them:
+        those that change what it writes are left whole, in the model's own turns alone.
+
+        Raises:
+            RequestInvalid: the template refuses them, or fails.
+        """
+        allowance = Allowance()
+
+        def render(whole: frozenset[str]) -> str:
+            broken = [
+                {**turn, "content": self._break(turn["content"], mark, whole if turn["role"] == SPOKEN else NONE)}
+                for turn in turns
+            ]
+            return self._template.render(broken, allowance=allowance)
+
+        said = "\n".join(turn["content"] for turn in turns if turn["role"] == SPOKEN)
+        whole = frozenset(text for text in self._looked_for if text in said)
+        best = render(whole)
+        wanted = best.replace(mark, "")
+        for text in sorted(whole):
+            try:
+                tried = render(whole - {text})
+            except RequestInvalid as refused:
+                if refused.kind == FAILED:
+                    raise
+                continue
+            if tried.replace(mark, "") == wanted:
+                whole, best = whole - {text}, tried
+        return best
+
+    def _break(self, text: str, mark: str, whole: frozenset[str]) -> str:
         if self._control is None:
             return text
-        return self._control.sub(lambda found: found[0][0] + mark + found[0][1:], text)
+        return self._control.sub(
+            lambda found: found[0] if found[0] in whole else found[0][0] + mark + found[0][1:], text
+        )
+
+
+def _clean(text: str, mark: str, picture: str) -> str:
+    return text.replace(mark, "").replace(picture, "")
 
 
 def _texts(turn: ChatTurn) -> list[str]:
@@ -158,18 +205,6 @@ def _texts(turn: ChatTurn) -> list[str]:
 def _free_mark(messages: list[ChatTurn], marks: str) -> str:
     used = {char for turn in messages for text in _texts(turn) for char in text if char in marks}
     return next((mark for mark in marks if mark not in used), marks[0])
-
-
-def _chat_template(bundle_dir: Path) -> str:
-    try:
-        return (bundle_dir / "chat_template.jinja").read_text("utf-8")
-    except OSError:
-        pass
-    try:
-        found = json.loads((bundle_dir / "tokenizer_config.json").read_bytes()).get("chat_template")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return found if isinstance(found, str) else json.dumps(found) if found else ""
 
 
 def _composes(bundle_dir: Path) -> bool:

@@ -13,10 +13,11 @@ from contract.errors import BuildRefused
 from packager.check import CANARY_QUESTIONS, CANARY_TOKENS, CheckResult, check_model
 from packager.progress import BuildProgress
 from packager.quality.behaviour import Case, compare_behaviour, read_cases
+from packager.quality.conversations import Rendering
 from packager.quality.gates import Limits, QualityPlan, check_reason, choose_limits, judge
 from packager.quality.source import DEFAULT_TOKENS, EVAL_TOKENS, SourceView, view_source
 from packager.quality.text import EvalText, read_text, reference_text
-from packager.reference import Rendering, Spelling
+from packager.reference import Spelling
 from packager.sources.checkpoint import Checkpoint
 
 PREQUANTISED = "the source is quantised already; transformers alone cannot run it as it is"
@@ -88,7 +89,7 @@ def assess(
 ) -> Assessment:
     """Load and measure the model folder ``staged``, with ``adapter`` if given, compare it with its source, and judge.
 
-    ``spellings`` are texts with the source's tokens, ``renderings`` conversations as Jinja writes them.
+    ``spellings`` are texts with the source's tokens, ``renderings`` conversations as transformers does them.
 
     Raises:
         BuildRefused: it does not load or generate, or is beyond the limits and nobody accepted that.
@@ -111,8 +112,10 @@ def assess(
         progress.say(f"the runtime makes other tokens than the source of {len(checked.respelled)} texts: {texts}")
         details["respelled"] = checked.respelled
     if checked.rerendered:
-        progress.say(f"the runtime renders the chat template otherwise than Jinja for {', '.join(checked.rerendered)}")
-        details["rerendered"] = checked.rerendered
+        raise BuildRefused(
+            "devices would render the chat template otherwise than transformers, since the built tokenizer's files say "
+            f"something else than the source's: {', '.join(checked.rerendered)}"
+        )
     if heard is None or checked.compared is None:
         summary["limits"] = judge(exam.limits, exam.accepted, None, None, checked.respelled)
         summary["compared"] = f"not compared: {PREQUANTISED}"

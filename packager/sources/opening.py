@@ -18,7 +18,7 @@ from packager.sources.gguf import GGUF_MAGIC, convert_gguf
 from packager.sources.hub import fetch_from_hub, is_hub_id
 from packager.sources.naming import check_naming
 from packager.sources.pickled import convert_pickled, find_pickled
-from packager.sources.template import replace_template
+from packager.sources.template import check_template, replace_template
 from packager.sources.text_only import extract_text, find_sight
 from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
@@ -95,7 +95,11 @@ def open_source(
             f"{base.architecture} runs Python files of the checkpoint itself; read them, then add --trust-remote-code"
         )
     if not base.needs_code:  # code of the checkpoint alone knows its weights; running it to compare comes later
-        reference = read_reference(base, cache, log)
+        asked = base
+        if options.chat_template is not None:
+            asked, _ = replace_template(base, opened.sha256, options.chat_template, cache)
+        reference = read_reference(asked, cache, log)
+        check_template(asked, reference)
         check_weights(base, reference)
         opened = msgspec.structs.replace(opened, reference=reference)
     refuse_broken_numbers(find_shards(base.path), on_progress)

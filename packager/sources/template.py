@@ -1,4 +1,4 @@
-"""A checkpoint with another chat template: a directory of links to it, with the template of the operator's choice."""
+"""A checkpoint's chat template: whether devices render it as transformers does, and another in its place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,41 @@ import json
 import shutil
 from pathlib import Path
 
+from contract.chat.files import ChatFiles, read_chat_files
+from contract.chat.template import ChatTemplate
+from contract.errors import BuildRefused, RequestInvalid
+from packager.quality.conversations import CONVERSATIONS, DAY, differing
+from packager.reference import Reference
 from packager.shelf import held, make_once
 from packager.sources.checkpoint import TEMPLATE_FILE, Checkpoint, inspect_checkpoint, read_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def check_template(checkpoint: Checkpoint, reference: Reference) -> None:
+    """Hold what a device would make of some conversations against what transformers makes of them.
+
+    Raises:
+        BuildRefused: the template renders none of them, or a device would render some otherwise.
+    """
+    if not reference.renderings:
+        return
+    files = ChatFiles(read_chat_files(checkpoint.path).templates, reference.special_tokens)
+    template = ChatTemplate(files, now=lambda: DAY)
+    try:
+        if all(text is None for _, _, text in reference.renderings):
+            template.render(CONVERSATIONS["one question"].messages)
+    except RequestInvalid as refused:
+        raise BuildRefused(
+            f"the chat template renders no conversation: {refused.message}; give another with --chat-template"
+        ) from refused
+    fault, different = template.fault, differing(template, reference.renderings)
+    if fault is not None or different:
+        why = fault.message if fault is not None else ", ".join(different)
+        raise BuildRefused(
+            f"devices would render the chat template otherwise than transformers: {why}; give another with "
+            "--chat-template"
+        )
 
 
 def replace_template(checkpoint: Checkpoint, digest: str, template: str, cache: Path) -> tuple[Checkpoint, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from contract.errors import BuildRefused
 from contract.manifest import MANIFEST_FILE
-from packager.check_process import Runtime, _rerendered, _respelled
+from packager.check_process import Runtime, _respelled
 from packager.child import Reporter
 from packager.ends import find_turn_ends
 from packager.pack import pack_bundle
@@ -72,7 +72,7 @@ def test_it_is_opened_and_built_as_the_source(name: str, tmp_path: Path) -> None
     runtime = Runtime(tmp_path / "fp32", 1)
     assert _respelled(runtime, reference.spellings) == []
     assert bool(reference.renderings) == bool(checkpoint.chat_template)
-    assert _rerendered(runtime, reference.renderings) == []
+    assert runtime.rerendered(reference.renderings) == []
     assert set(config.eos_token_ids) >= set(turn_ends(source))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     spread = float(source_logits(model, np.arange(3, 40, dtype=np.int32)).std())
@@ -142,15 +142,3 @@ class TestJson:
         file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": NO_LIMIT}))
         plan = BuildPlan(str(folder), "packed", "1.0.0")
         assert pack_bundle(plan, tmp_path / "out", cache=tmp_path / "cache").manifest.model.context_length == 512
-
-
-def test_a_template_that_the_runtime_renders_otherwise_is_noticed(tmp_path: Path) -> None:
-    template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if 'think' in message.content %}"
-        "{{ message.content.split('</think>')[-1].strip() }}{% else %}{{ message.content }}{% endif %}<|im_end|>\n"
-        "{% endfor %}"
-    )
-    layout = msgspec.structs.replace(PUBLISHED["qwen3"], template=template)
-    source = write_layout(tmp_path / "source", layout)
-    build_here(source, tmp_path / "out", "fp32")
-    assert _rerendered(Runtime(tmp_path / "out", 1), reference_of(source).renderings) == ["a thought in the history"]

@@ -35,6 +35,7 @@ _HERE = {
     "E": "tests/agent/install/test_settings.py",
     "A": "tests/agent/state/test_audit.py",
     "P": "tests/agent/test_host.py",
+    "J": "tests/contract/chat/test_template.py",
     "U": "tests/agent/trust/test_tuf_client.py",
 }
 
@@ -66,6 +67,7 @@ _HANGING = frozenset(
         "endless data: headers, interim answers, trailers",
         "malicious mirror: redirects in circles",
         "desired names what failed here",
+        "a chat template without end",
     }
 )
 _TUF = "tuf.ngclient._internal.trusted_metadata_set"
@@ -857,6 +859,25 @@ CHECKS: tuple[Check, ...] = (
         "a graph for another execution provider",
         "I.a_bundle_for_a_provider_that_does_not_run_here_is_refused",
         ("agent.install", "        check_provider(manifest)\n", ""),
+    ),
+    # Chat templates.
+    _check(
+        "a chat template without end",
+        "J.a_template_without_end_is_ended",
+        (
+            "contract.chat.limits",
+            "            signal.setitimer(signal.ITIMER_PROF, max(allowance.seconds, 1e-6), AGAIN_SECONDS)\n",
+            "",
+        ),
+    ),
+    _check(
+        "a chat template that looks for a way out",
+        "J.a_hostile_template_gets_out_nowhere",
+        (
+            "contract.chat.environment",
+            "class _Environment(ImmutableSandboxedEnvironment):\n",
+            "class _Environment(jinja2.Environment):\n",
+        ),
     ),
     # The plain TUF client.
     _check(

@@ -34,6 +34,11 @@ class Outcome:
         assert self.reject.message
         return self.reject.field
 
+    @property
+    def refused_kind(self) -> str:
+        assert self.reject is not None
+        return self.reject.kind
+
 
 def record(events: list[StepEvent], outcomes: dict[int, Outcome]) -> None:
     """Sort events in; nothing may come after a request's end."""

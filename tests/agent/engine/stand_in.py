@@ -26,6 +26,11 @@ END = 257
 SLICE = 16
 """Prompt tokens a step."""
 
+TEMPLATE = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}\n{{ turn.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+
 
 class ByteTokenizer:
     """UTF-8 bytes and two control tokens, with the methods that ``Tokenizing`` uses of the runtime's tokenizer."""
@@ -47,10 +52,6 @@ class ByteTokenizer:
     def create_stream(self) -> _Stream:
         return _Stream()
 
-    def apply_chat_template(self, messages: str, *, add_generation_prompt: bool) -> str:
-        turns = [f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in json.loads(messages)]
-        return "".join([*turns, "<|im_start|>assistant\n"])
-
 
 class _Stream:
     def __init__(self) -> None:
@@ -65,7 +66,7 @@ class _Stream:
 def write_bundle(directory: Path) -> Path:
     """The files that ``Tokenizing`` reads."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "chat_template.jinja").write_text("<|im_start|>")
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
     added = [{"content": text, "special": True} for text in CONTROLS]
     (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     return directory
