@@ -21,11 +21,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from agent.install.coordinator import Coordinator
-from agent.install.driving import Outcome
-from agent.install.overview import Overview, survey
+from agent.install.desired import DesiredBundle, rollback_target
+from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
-from agent.install.wishes import Wish, rollback_wish
+from agent.install.status import InstallStatus, collect_status
+from agent.install.update_runner import Outcome
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.errors import EdgeBundleError, EngineFailed, SourceUnavailable, StoreBroken, UsageError
@@ -71,7 +71,7 @@ class Said(Struct, frozen=True, tag="said"):
 class Ended(Struct, frozen=True, tag="ended", omit_defaults=True):
     """How it ended: ``error`` is absent when all is well."""
 
-    overview: Overview | None = None
+    overview: InstallStatus | None = None
     error: str | None = None
     reason: str | None = None
     exit_status: int = 0
@@ -82,14 +82,14 @@ Answer = Said | Ended
 
 
 class ControlServer:
-    """Answers orders with the help of ``coordinator``; ``start`` and ``close`` once each. ``engine`` says
+    """Answers orders with the help of ``reconciler``; ``start`` and ``close`` once each. ``engine`` says
     what it is of the model that is loaded.
     """
 
     def __init__(
         self,
         directory: StateDirectory,
-        coordinator: Coordinator,
+        reconciler: Reconciler,
         state: InstallationState,
         settings: InstallSettings,
         *,
@@ -100,7 +100,7 @@ class ControlServer:
         self._broker = broker
         self._health = health
         self._directory = directory
-        self._coordinator = coordinator
+        self._reconciler = reconciler
         self._store = state
         self._settings = settings
         self._engine = engine
@@ -162,7 +162,7 @@ class ControlServer:
             text = await reader.readline()
         try:
             order = msgspec.json.decode(text, type=Order)
-            with self._coordinator.observed(say):
+            with self._reconciler.observed(say):
                 await self._carry_out(order, peer_uid(writer.get_extra_info("socket")))
         except msgspec.MsgspecError as error:
             return Ended(error=f"the agent does not understand this command: {error}", exit_status=2)
@@ -172,10 +172,10 @@ class ControlServer:
                 error=error.message, reason=error.reason, exit_status=error.exit_status, retry_after=retry_after
             )
         return Ended(
-            overview=survey(
+            overview=collect_status(
                 self._store,
                 self._directory,
-                self._coordinator.reported,
+                self._reconciler.reported,
                 running=True,
                 engine=self._engine(),
                 broker=self._broker(),
@@ -185,16 +185,16 @@ class ControlServer:
 
     async def _carry_out(self, order: Order, uid: int) -> None:
         if order.op == "refresh_trust":
-            await self._coordinator.refresh_trust(sources_to_ask(order.source, self._coordinator.sources))
+            await self._reconciler.refresh_trust(sources_to_ask(order.source, self._reconciler.sources))
             return
         if order.op == "install":
-            wish = install_wish(order, self._settings, self._coordinator.sources)
+            target = install_wish(order, self._settings, self._reconciler.sources)
         elif order.op == "rollback":
             check_may_lower_epoch(order, uid)
-            wish = rollback_wish(self._store, self._settings, allow_epoch=order.allow_epoch)
+            target = rollback_target(self._store, self._settings, allow_epoch=order.allow_epoch)
         else:
             return
-        raise_for(await self._coordinator.carry_out(wish))
+        raise_for(await self._reconciler.execute(target))
 
 
 def peer_uid(connection: socket.socket) -> int:
@@ -245,7 +245,7 @@ def sources_to_ask(text: str | None, configured: Mapping[str, Source]) -> list[S
     return [find_source(name, configured) for name in configured]
 
 
-def install_wish(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> Wish:
+def install_wish(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> DesiredBundle:
     """The wish behind an install order; ``configured``: sources by their names.
 
     Raises:
@@ -253,7 +253,7 @@ def install_wish(order: Order, settings: InstallSettings, configured: Mapping[st
     """
     if order.name is None or order.version is None or order.source is None:
         raise UsageError("an installation needs name, version and source")
-    return Wish(
+    return DesiredBundle(
         name=check_bundle_name(order.name),
         version=check_version(order.version),
         sources=(find_source(order.source, configured),),
@@ -276,7 +276,7 @@ def raise_for(outcome: Outcome) -> None:
     raise EngineFailed("another bundle was asked for meanwhile", reason=Reason.INTERRUPTED)
 
 
-def call_agent(directory: StateDirectory, order: Order, on_said: Callable[[Reported], None]) -> Overview | None:
+def call_agent(directory: StateDirectory, order: Order, on_said: Callable[[Reported], None]) -> InstallStatus | None:
     """Give ``order`` to the agent that runs on ``directory`` and wait for the end; None when none runs.
 
     Raises:
@@ -315,7 +315,7 @@ class AgentRefused(EdgeBundleError):
         self.retry_after = ended.retry_after
 
 
-def _overview(ended: Ended) -> Overview | None:
+def _overview(ended: Ended) -> InstallStatus | None:
     if ended.error is not None:
         raise AgentRefused(ended)
     return ended.overview

@@ -23,9 +23,9 @@ from agent.clock import steady_clock
 from agent.config import AgentConfig
 from agent.control import ControlServer
 from agent.gateway import Gateway
-from agent.install.collection import used_bytes
-from agent.install.coordinator import Coordinator
-from agent.install.deriving import Deriving
+from agent.install.garbage_collection import used_bytes
+from agent.install.prepack import WeightPrepacker
+from agent.install.reconciler import Reconciler
 from agent.journal import fields
 from agent.mqtt import LONGEST_TURN_SECONDS
 from agent.notify import Notifier
@@ -170,7 +170,7 @@ class Service:
         )
         self._prometheus = PrometheusEndpoint(config.telemetry.prometheus, self._page)
         state = InstallationState(self._state.installing)
-        self._coordinator = Coordinator(
+        self._reconciler = Reconciler(
             directory=self._directory,
             state=state,
             settings=config.install,
@@ -181,11 +181,11 @@ class Service:
             on_reported=self._gateway.reported,
             on_event=self._gateway.event,
             disk=disk,
-            deriver=Deriving(self._directory, disk, config.worker, quota_bytes=config.install.quota_bytes),
+            prepacker=WeightPrepacker(self._directory, disk, config.worker, quota_bytes=config.install.quota_bytes),
         )
         self._control = ControlServer(
             self._directory,
-            self._coordinator,
+            self._reconciler,
             state,
             config.install,
             engine=self._engine,
@@ -194,7 +194,7 @@ class Service:
         )
 
     def _desire(self, payload: bytes, retained: bool) -> None:
-        self._coordinator.desire(payload, repeated=retained)
+        self._reconciler.set_desired(payload, repeated=retained)
 
     async def _load(
         self,
@@ -216,7 +216,7 @@ class Service:
 
     async def _serve(self) -> None:
         await self._serving.recover()
-        self._gateway.reported(self._coordinator.reported)
+        self._gateway.reported(self._reconciler.reported)
         self._say_health()
         await self._listen_for_orders()
         await self._prometheus.start()
@@ -266,10 +266,10 @@ class Service:
     async def _install(self) -> None:
         """Serve the active bundle, then follow what is desired."""
         try:
-            await self._coordinator.start_active()
+            await self._reconciler.start_active()
         finally:
             self._serving.startup_finished()
-        await self._coordinator.run()
+        await self._reconciler.run()
 
     async def _beat(self) -> None:
         """Feed the watchdog, but only while every part of us goes on."""
@@ -323,7 +323,7 @@ class Service:
         if not self._control.listening:
             await self._control.start()
         await self._serving.recover_rest()
-        self._coordinator.recovered()
+        self._reconciler.recovered()
         self._say_health()
 
     def _note(self, part: str) -> None:
@@ -347,13 +347,13 @@ class Service:
     def _page(self, content_type: str) -> str:
         # Where the store cannot be read, health says so; what it said last stands.
         with contextlib.suppress(StoreBroken, StoreFull):
-            self._trust_said = self._coordinator.expiry, self._coordinator.revoked
+            self._trust_said = self._reconciler.expiry, self._reconciler.revoked
         expiry, revoked = self._trust_said
         state = metrics.AgentState(
             health=self._health(),
             info=self._info(),
-            phase=self._coordinator.phase.value,
-            installs=self._coordinator.meter,
+            phase=self._reconciler.phase.value,
+            installs=self._reconciler.meter,
             expiry=expiry,
             revoked=revoked,
             broker=self._gateway.broker,
@@ -410,7 +410,7 @@ class Service:
             *([STORE_READ_ONLY] if unwritable else []),
             *self._vitals.limit.reasons,
         ]
-        warnings = self._coordinator.warnings or UNSET
+        warnings = self._reconciler.warnings or UNSET
         return Health(ready, reasons, self._serving.queued, self._serving.active, warnings)
 
     def _say_health(self) -> None:

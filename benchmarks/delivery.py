@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.install.job import Job, Progressed
+from agent.install.job import InstallJob, Progressed
 from agent.install.ports import SealedBundle
 from contract.manifest import MANIFEST_FILE, Chunk, FileEntry, Manifest, encode_manifest, parse_manifest
 from tests.agent.install.market import Device, Market, make_variant
@@ -69,7 +69,7 @@ def updates(market: Market, other: Path | None) -> Iterator[tuple[str, str]]:
         yield "another quantizer", "1.4.0"
 
 
-def fetch(device: Device, job: Job) -> tuple[SealedBundle, int]:
+def fetch(device: Device, job: InstallJob) -> tuple[SealedBundle, int]:
     """The bundle that ``job`` names, and how many bytes it took to get it."""
     sealed = device.install(job)
     return sealed, [line for line in device.lines if isinstance(line, Progressed)][-1].fetched

@@ -15,8 +15,8 @@ from msgspec import Struct
 from agent.commands.place import Place, add_place, existing_place, print_table, size_text
 from agent.commands.verify import faults_of
 from agent.diagnosis.measuring import Measurement, measure
-from agent.install.deriving import cpu_id, sound_weights
-from agent.install.inspection import read_manifest
+from agent.install.bundle_verifier import read_manifest
+from agent.install.prepack import cpu_id, intact_weights
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.lock import is_held
 from agent.state.opening import open_to_read
@@ -44,8 +44,8 @@ class Measured(Struct, frozen=True):
 
     bundle: str
     digest: str
-    place: str
-    here: Measurement
+    state: str
+    measured: Measurement
     budget: Budget
 
 
@@ -120,13 +120,13 @@ def _measure(place: Place, where: str, bundle: InstalledBundle, arguments: argpa
         WorkerProcess.start,
         place.worker,
         directory,
-        derived=sound_weights(derived),
+        derived=intact_weights(derived),
         tokens=arguments.tokens,
         rounds=arguments.rounds,
         on_round=_progress(bundle.reference),
     )
-    here = asyncio.run(measuring)
-    return Measured(bundle.reference, bundle.digest, where, here, manifest.budget)
+    measured = asyncio.run(measuring)
+    return Measured(bundle.reference, bundle.digest, where, measured, manifest.budget)
 
 
 def _progress(reference: str) -> Callable[[int, int], None]:
@@ -144,21 +144,22 @@ def show(found: Sequence[Measured]) -> None:
     """A table: the active bundle, its budget, the previous one, each with the active one's ratio to it."""
     active, *others = found
     before = others[0] if others else None
-    here = active.here
-    print(f"{active.bundle}  {active.digest[:12]}  engine {here.engine}, {here.threads} threads, {here.isolation}")
+    measured = active.measured
+    how = f"engine {measured.engine}, {measured.threads} threads, {measured.isolation}"
+    print(f"{active.bundle}  {active.digest[:12]}  {how}")
     print(f"budget: {active.budget.threads} threads on {active.budget.host}\n")
-    rows = [["", "HERE", "BUDGET", "", before.bundle if before else "PREVIOUS", ""]]
-    past = before.here if before is not None else None
+    rows = [["", "MEASURED", "BUDGET", "", before.bundle if before else "PREVIOUS", ""]]
+    past = before.measured if before is not None else None
     seconds = _form("{:.2f} s")
-    rows.append(seconds("load", here.load_seconds, active.budget.load_seconds, past.load_seconds if past else None))
-    for speed in here.speeds:
+    rows.append(seconds("load", measured.load_seconds, active.budget.load_seconds, past.load_seconds if past else None))
+    for speed in measured.speeds:
         old = next((each for each in past.speeds if each.streams == speed.streams), None) if past else None
         name = "1 stream" if speed.streams == 1 else f"{speed.streams} streams"
         budget = active.budget.tokens_per_second if speed.streams == 1 else None
         rate, wait = _form("{:.1f} tok/s"), _form("{:.0f} ms")
         rows.append(rate(name, speed.tokens_per_second, budget, old.tokens_per_second if old else None))
         rows.append(wait("  first token", speed.first_token_ms, None, old.first_token_ms if old else None))
-    memory = (here.peak_rss_bytes, active.budget.peak_rss_bytes, past.peak_rss_bytes if past else None)
+    memory = (measured.peak_rss_bytes, active.budget.peak_rss_bytes, past.peak_rss_bytes if past else None)
     rows.append(_row(lambda count: size_text(int(count)), "peak memory", *memory))
     print_table(rows)
 
@@ -167,9 +168,11 @@ def _form(text: str) -> Callable[..., list[str]]:
     return partial(_row, text.format)
 
 
-def _row(form: Callable[[float], str], name: str, here: float, budget: float | None, before: float | None) -> list[str]:
+def _row(
+    form: Callable[[float], str], name: str, measured: float, budget: float | None, before: float | None
+) -> list[str]:
     """A number, and what it is compared with, each followed by the ratio."""
-    cells = [name, form(here)]
+    cells = [name, form(measured)]
     for other in (budget, before):
-        cells += ["-", ""] if not other else [form(other), f"{here / other:.2f}×"]
+        cells += ["-", ""] if not other else [form(other), f"{measured / other:.2f}×"]
     return cells

@@ -8,7 +8,7 @@ import msgspec
 
 from agent.commands.place import add_place, existing_place
 from agent.commands.status import show_bundles
-from agent.install.overview import bundle_lines
+from agent.install.status import bundle_statuses
 from agent.state.installation import InstallationState
 from agent.state.opening import open_to_read
 
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     place = existing_place(arguments)
     database = open_to_read(place.directory)
     try:
-        lines = bundle_lines(InstallationState(database), place.directory)
+        lines = bundle_statuses(InstallationState(database), place.directory)
     finally:
         database.close()
     if arguments.json:

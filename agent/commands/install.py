@@ -13,9 +13,9 @@ from pathlib import Path
 
 from agent.commands.place import Place, act_as_owner, add_place, find_place, size_text, source_text
 from agent.control import AgentRefused, Order, call_agent, install_wish, raise_for
-from agent.install.alone import carry_out_alone
 from agent.install.backoff import Backoff
-from agent.install.reporting import delay_text
+from agent.install.offline_install import install_offline
+from agent.install.reporter import delay_text
 from contract.errors import EdgeBundleError, SourceUnavailable
 from contract.mqtt.messages import Reported
 from contract.names import parse_reference
@@ -91,8 +91,8 @@ def _attempt(place: Place, order: Order, teller: Teller) -> None:
     if call_agent(place.directory, order, teller.tell) is None:
         # What only root can read, the account that does the work cannot: better said now than tried again.
         act_as_owner(place.directory)
-        wish = install_wish(order, place.install, place.sources)
-        raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
+        target = install_wish(order, place.install, place.sources)
+        raise_for(asyncio.run(install_offline(place.directory, target, place.worker, teller.tell)))
 
 
 def retry(

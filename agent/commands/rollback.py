@@ -11,9 +11,9 @@ import os
 from agent.commands.install import Teller
 from agent.commands.place import Place, act_as_owner, add_place, existing_place
 from agent.control import Order, call_agent, check_may_lower_epoch, raise_for
-from agent.install.alone import carry_out_alone
-from agent.install.overview import Overview
-from agent.install.wishes import Wish, rollback_wish
+from agent.install.desired import DesiredBundle, rollback_target
+from agent.install.offline_install import install_offline
+from agent.install.status import InstallStatus
 from agent.state.installation import InstallationState
 from agent.state.opening import open_to_read
 
@@ -53,19 +53,19 @@ def roll_back_alone(place: Place, order: Order, teller: Teller) -> str:
     """Do it where no agent runs; what is active then."""
     check_may_lower_epoch(order, os.geteuid())
     act_as_owner(place.directory)
-    wish = _read_wish(place, order)
-    raise_for(asyncio.run(carry_out_alone(place.directory, wish, place.worker, teller.tell)))
-    return wish.reference
+    target = _read_wish(place, order)
+    raise_for(asyncio.run(install_offline(place.directory, target, place.worker, teller.tell)))
+    return target.reference
 
 
-def _read_wish(place: Place, order: Order) -> Wish:
+def _read_wish(place: Place, order: Order) -> DesiredBundle:
     database = open_to_read(place.directory)
     try:
-        return rollback_wish(InstallationState(database), place.install, allow_epoch=order.allow_epoch)
+        return rollback_target(InstallationState(database), place.install, allow_epoch=order.allow_epoch)
     finally:
         database.close()
 
 
-def _active(overview: Overview) -> str:
+def _active(overview: InstallStatus) -> str:
     active = overview.reported.active
     return "nothing" if active is None else f"{active.name}@{active.version}"

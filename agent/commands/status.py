@@ -10,9 +10,9 @@ from msgspec import UNSET
 from agent.commands.place import Place, add_place, existing_place, print_table, size_text
 from agent.control import Order, call_agent
 from agent.diagnosis.readiness import last_failure
-from agent.install.overview import BundleLine, Overview, survey
-from agent.install.reporting import Reporter
-from agent.install.wishes import revision_of
+from agent.install.desired import revision_of
+from agent.install.reporter import Reporter
+from agent.install.status import BundleStatus, InstallStatus, collect_status
 from agent.state.installation import InstallationState
 from agent.state.opening import open_to_read
 from contract.mqtt.messages import BrokerState, Health
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_overview(place: Place) -> Overview:
+def read_overview(place: Place) -> InstallStatus:
     """What is recorded, while no agent runs."""
     database = open_to_read(place.directory)
     try:
@@ -50,12 +50,12 @@ def read_overview(place: Place) -> Overview:
         reporter = Reporter(state, lambda reported: None, lambda kind, detail: None, lambda: 0.0)
         reporter.revision = revision_of(snapshot.desired) if snapshot.desired is not None else None
         reported = msgspec.structs.replace(reporter.current, phase=snapshot.phase)
-        return survey(state, place.directory, reported, running=False)
+        return collect_status(state, place.directory, reported, running=False)
     finally:
         database.close()
 
 
-def show(overview: Overview) -> None:
+def show(overview: InstallStatus) -> None:
     """A table that a person can read."""
     reported = overview.reported
     print(f"agent     {'running' if overview.running else 'not running'}")
@@ -102,7 +102,7 @@ def show_broker(broker: BrokerState) -> None:
         print(f"warning   {warning.message} [{warning.reason}]")
 
 
-def desired_text(overview: Overview) -> str:
+def desired_text(overview: InstallStatus) -> str:
     """What is wished for, and whether that still counts."""
     revision = overview.reported.revision
     if overview.desired is None:
@@ -111,7 +111,7 @@ def desired_text(overview: Overview) -> str:
     return f"{text} (not followed: another bundle was chosen here since)" if overview.overridden else text
 
 
-def show_bundles(bundles: list[BundleLine]) -> None:
+def show_bundles(bundles: list[BundleStatus]) -> None:
     """One line for each bundle."""
     if not bundles:
         print("no bundles")
@@ -122,8 +122,8 @@ def show_bundles(bundles: list[BundleLine]) -> None:
         rows.append(
             (
                 f"{bundle.name}@{bundle.version}" if bundle.name else "(on its way)",
-                bundle.place,
-                size_text(bundle.bytes) if bundle.here else "gone" if bundle.name else "-",
+                bundle.state,
+                size_text(bundle.bytes) if bundle.present else "gone" if bundle.name else "-",
                 "-" if bundle.security_epoch is None else str(bundle.security_epoch),
                 speed,
                 bundle.digest[:12],

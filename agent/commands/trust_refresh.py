@@ -10,8 +10,8 @@ from typing import Any
 from agent.commands.place import Place, act_as_owner, existing_place, source_text
 from agent.commands.trust_facts import TrustFacts, read_facts
 from agent.control import Order, call_agent, sources_to_ask
-from agent.install.delivery import run_installer
-from agent.install.watch import refresh_job
+from agent.install.installer_client import run_installer
+from agent.install.trust_monitor import refresh_job
 from agent.state.lock import FileLock
 
 

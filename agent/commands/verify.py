@@ -8,9 +8,9 @@ import sys
 
 from agent.commands.place import Place, add_place, existing_place, size_text
 from agent.install.adapters import check_fits
-from agent.install.contents import check_contents
-from agent.install.deriving import is_sound
-from agent.install.inspection import find_faults, read_manifest
+from agent.install.bundle_verifier import find_faults, read_manifest
+from agent.install.content_policy import check_contents
+from agent.install.prepack import is_intact
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.opening import open_to_read
 from contract.errors import BundleRefused
@@ -82,7 +82,7 @@ def derived_faults(place: Place, bundle: InstalledBundle) -> list[BundleRefused]
             field=f"derived/{path.name}",
         )
         for path in (sorted(home.iterdir()) if home.is_dir() else [])
-        if not path.name.startswith(".") and not is_sound(path)
+        if not path.name.startswith(".") and not is_intact(path)
     ]
 
 

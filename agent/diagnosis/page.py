@@ -10,7 +10,7 @@ from msgspec import UNSET
 from agent.config import AgentConfig, load_config
 from agent.diagnosis import broker, machine, readiness, service, state
 from agent.diagnosis.finding import Finding, examine
-from agent.install.overview import Overview
+from agent.install.status import InstallStatus
 from agent.state.layout import StateDirectory
 from contract.errors import ConfigInvalid, EdgeBundleError
 
@@ -36,7 +36,7 @@ def examine_all(config_path: Path) -> Iterator[Finding]:
 
 def _with(config: AgentConfig) -> Iterator[Finding]:
     place = StateDirectory(config.state_dir)
-    overview: Overview | None = None
+    overview: InstallStatus | None = None
     try:
         overview = readiness.ask(place)
     except EdgeBundleError as error:

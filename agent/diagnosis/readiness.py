@@ -6,7 +6,7 @@ from msgspec import UNSET
 
 from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
-from agent.install.overview import Overview
+from agent.install.status import InstallStatus
 from agent.state.audit import Entry, read_audit
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
@@ -40,7 +40,7 @@ LASTING = frozenset({Reason.STORE_FULL, Reason.STORE_BROKEN})
 """Warnings that the check of the state directory gives already."""
 
 
-def ask(place: StateDirectory) -> Overview | None:
+def ask(place: StateDirectory) -> InstallStatus | None:
     """What the agent that runs here says; None when none can be asked.
 
     Raises:
@@ -51,7 +51,7 @@ def ask(place: StateDirectory) -> Overview | None:
     return call_agent(place, Order(op="status"), lambda reported: None)
 
 
-def ready(place: StateDirectory, overview: Overview | None) -> Finding:
+def ready(place: StateDirectory, overview: InstallStatus | None) -> Finding:
     """Whether a prompt that comes now is answered."""
     if overview is None or overview.health is None:
         if is_held(place.lock):
@@ -76,7 +76,7 @@ def ready(place: StateDirectory, overview: Overview | None) -> Finding:
     return Finding("ready", "bad", f"prompts are not answered: {text}", "; ".join({mend: 0 for *_, mend in blocking}))
 
 
-def warnings(place: StateDirectory, overview: Overview | None) -> list[Finding]:
+def warnings(place: StateDirectory, overview: InstallStatus | None) -> list[Finding]:
     """What is not as it should be although prompts are answered: as the agent says, else as it is recorded."""
     if overview is not None:
         told = overview.reported.warnings
@@ -107,7 +107,7 @@ def _warning(warned: ReportedError, active: str | None) -> Finding:
     return Finding("warning", "warning", text, "edge-agent status; docs/SECURITY.md explains the reason")
 
 
-def last_failure(place: StateDirectory, overview: Overview | None) -> list[Finding]:
+def last_failure(place: StateDirectory, overview: InstallStatus | None) -> list[Finding]:
     """The last installation, if it failed: of this run of the agent, else as ``audit.jsonl`` has it."""
     if overview is not None and (error := overview.reported.error) is not None:
         document = error.reason == Reason.DESIRED_INVALID
@@ -142,7 +142,7 @@ def _failure(text: str) -> Finding:
     )
 
 
-def engine(overview: Overview | None) -> list[Finding]:
+def engine(overview: InstallStatus | None) -> list[Finding]:
     """Which engine serves and why it is that one."""
     if overview is None:
         return [Finding("engine", "note", "it is chosen when a model is loaded, and no agent runs")]

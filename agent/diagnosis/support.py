@@ -25,7 +25,7 @@ import msgspec
 
 from agent.config import load_config
 from agent.diagnosis.finding import Finding
-from agent.install.overview import bundle_lines
+from agent.install.status import bundle_statuses
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.opening import open_to_read
@@ -123,7 +123,7 @@ def _state(config_path: Path) -> dict[str, bytes]:
         opened = open_to_read(place)
         try:
             state = InstallationState(opened)
-            snapshot, lines = state.snapshot(), bundle_lines(state, place)
+            snapshot, lines = state.snapshot(), bundle_statuses(state, place)
             facts = {
                 "active": snapshot.active, "previous": snapshot.previous, "phase": snapshot.phase,
                 "epoch": snapshot.epoch,

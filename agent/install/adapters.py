@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent.install.inspection import inspect_bundle
+from agent.install.bundle_verifier import verify_bundle
 from agent.install.ports import SealedBundle
 from agent.state.installation import InstalledBundle
 from agent.state.layout import StateDirectory
@@ -71,7 +71,7 @@ def with_adapters(base: SealedBundle, bundles: list[InstalledBundle], directory:
     found = []
     for bundle in bundles:
         try:
-            found.append(inspect_bundle(directory.bundle(bundle.digest), bundle.digest))
+            found.append(verify_bundle(directory.bundle(bundle.digest), bundle.digest))
         except BundleRefused as refused:
             log.warning("the adapter %s is left out: %s", bundle.reference, refused.message)
     return msgspec.structs.replace(base, adapters=tuple(found))

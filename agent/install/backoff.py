@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-RETRY_AFTER_MOST_SECONDS = 3600.0
+MAX_RETRY_AFTER_SECONDS = 3600.0
 """A server that asks to be left alone is, for an hour at most: a wrong header must not take a device out of reach."""
 
 
@@ -27,7 +27,7 @@ class Backoff:
         self._failures += 1
         if retry_after is None:
             return delay
-        asked = max(0.0, min(retry_after, RETRY_AFTER_MOST_SECONDS))
+        asked = max(0.0, min(retry_after, MAX_RETRY_AFTER_SECONDS))
         return max(delay, asked * self._spread(1.0, 1.1))
 
     def reset(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 BURST_SECONDS = 0.5
 """What may come at once after a pause: enough for a small file, too little to be felt by the rest of the network."""
 
-SMALLEST_PIECE_BYTES = 16 << 10
-LARGEST_PIECE_BYTES = 1 << 20
+MIN_READ_BYTES = 16 << 10
+MAX_READ_BYTES = 1 << 20
 
 
 class Bandwidth:
@@ -17,11 +17,11 @@ class Bandwidth:
         self._free_at = float("-inf")
 
     @property
-    def piece_bytes(self) -> int:
+    def read_bytes(self) -> int:
         """How much to read at a time: small enough that a slow limit does not turn into long silences."""
         if not self._rate:
-            return LARGEST_PIECE_BYTES
-        return max(SMALLEST_PIECE_BYTES, min(LARGEST_PIECE_BYTES, self._rate // 4))
+            return MAX_READ_BYTES
+        return max(MIN_READ_BYTES, min(MAX_READ_BYTES, self._rate // 4))
 
     def delay(self, count: int, now: float) -> float:
         """``count`` bytes arrived at ``now`` (monotonic seconds): how many seconds to wait before reading on."""

@@ -12,9 +12,9 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
-from agent.install.loading import load_bundle
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
+from agent.install.worker_start import load_bundle
 from agent.memory import total_memory
 from agent.state.installation import Failure
 from agent.worker.ports import Worker, WorkerStarter

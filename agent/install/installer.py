@@ -1,8 +1,9 @@
 """The short-lived process that brings a bundle onto this disk: RESOLVE to SEAL.
 
-``python -m agent.install.installer`` reads one :class:`~agent.install.job.Job` on stdin and reports lines on stdout.
-It lives apart from the agent because trust costs memory that nobody needs afterwards, and because whatever a hostile
-repository does to it ends with it. It ends when its stdin does: an installer must not outlive the agent that asked.
+``python -m agent.install.installer`` reads one :class:`~agent.install.job.InstallJob` on stdin and reports lines on
+stdout. It is a process of its own because verifying trust costs memory that is not needed afterwards, and because
+whatever a hostile repository does to it ends with it. It ends when its stdin does: an installer must not outlive the
+agent that started it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.install.job import MAX_LINE_BYTES, Failed, Fault, Job, Line, encode_line, parse_job
-from agent.install.obtaining import Obtaining
+from agent.install.download_pipeline import DownloadPipeline
+from agent.install.job import MAX_LINE_BYTES, Failed, Fault, InstallJob, Line, encode_line, parse_job
 from agent.install.ports import SealedBundle
 from agent.install.sources import Mirrors
 from agent.priority import give_way, go_first
-from agent.state.audit import AuditLog, unsaid_text
+from agent.state.audit import AuditLog, suppressed_text
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
@@ -52,36 +53,36 @@ _FAULTS: tuple[tuple[type[EdgeBundleError], Fault], ...] = (
 )
 
 
-def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundle | None:
+def run_job(job: InstallJob, disk: Disk, report: Callable[[Line], None]) -> SealedBundle | None:
     """Do the job in this process; None when trust was to be refreshed and no more.
 
     Raises:
         BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
     """
     # tuf is loaded by this module, in this process, and nowhere else on the device.
-    from agent.install.trusting import Trusting
+    from agent.install.trust_refresh import TrustRefresh
 
     directory = StateDirectory(Path(job.state_dir))
     disk.make_directory(directory.inbox, 0o700)
-    for place in (directory.bundles, directory.derived):
-        disk.make_directory(place)
+    for path in (directory.bundles, directory.derived):
+        disk.make_directory(path)
     with FileLock(directory.installer_lock, "another installer", wait_seconds=LOCK_SECONDS):
         database = Database(directory.database, MIGRATIONS, disk.effects)
         mirrors = Mirrors(job.sources)
         try:
             state = InstallationState(database)
-            trusting = Trusting(job, directory, state, disk)
+            trust_refresh = TrustRefresh(job, directory, state, disk)
             if job.refresh_only:
                 state.check_floors()
-                trusting.refresh(mirrors)
+                trust_refresh.refresh(mirrors)
                 return None
             with audited(job, AuditLog(directory.audit, disk, "installer"), state.epoch()) as accept:
                 state.check_floors(epoch=not job.allow_epoch)
-                obtaining = Obtaining(job, directory, state, disk, report)
+                pipeline = DownloadPipeline(job, directory, state, disk, report)
                 if job.digest is not None:
-                    sealed = obtaining.run_local(trusting.check_not_revoked)
+                    sealed = pipeline.run_local(trust_refresh.check_not_revoked)
                 else:
-                    sealed = obtaining.run(mirrors, trusting.resolve)
+                    sealed = pipeline.run(mirrors, trust_refresh.resolve)
                 accept(sealed)
             return sealed
         finally:
@@ -90,14 +91,14 @@ def run_job(job: Job, disk: Disk, report: Callable[[Line], None]) -> SealedBundl
 
 
 @contextmanager
-def audited(job: Job, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedBundle], None]]:
+def audited(job: InstallJob, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedBundle], None]]:
     """Write down how the block ends: by a bundle given to what it yields, or by a refusal.
 
     ``epoch`` is the security epoch committed here.
     """
 
     def accept(sealed: SealedBundle) -> None:
-        if job.refusals_unsaid is None and audit.knows("accepted", sealed.digest):
+        if job.suppressed_refusals is None and audit.knows("accepted", sealed.digest):
             return
         # Durable before the agent hears of it: nothing becomes active that is not in the log.
         audit.record(
@@ -119,13 +120,13 @@ def audited(job: Job, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedB
     try:
         yield accept
     except (BundleRefused, SourceInvalid) as refused:
-        if job.refusals_unsaid is not None:
+        if job.suppressed_refusals is not None:
             audit.note(
                 "refused",
                 bundle=f"{job.name}@{job.version}",
                 digest=job.digest,
                 reason=str(refused.reason),
-                message=refused.message + unsaid_text(job.refusals_unsaid),
+                message=refused.message + suppressed_text(job.suppressed_refusals),
                 field=refused.field,
             )
         raise

@@ -1,4 +1,4 @@
-"""What agent and installer process say to each other: one JSON job on stdin, JSON lines on stdout."""
+"""The protocol between agent and installer process: one JSON job on stdin, JSON lines on stdout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from agent.install.machine import Event
+from agent.install.state_machine import Event
 from contract.errors import EngineFailed
 from contract.source.access import Source
 
@@ -17,15 +17,16 @@ MAX_LINE_BYTES = 64 << 10
 Fault = Literal["refused", "invalid", "unavailable", "full", "broken", "internal"]
 
 
-class Job(Struct, frozen=True, forbid_unknown_fields=True):
+class InstallJob(Struct, frozen=True, forbid_unknown_fields=True):
     """Bring ``name@version`` into ``state_dir`` from the first of ``sources`` that can deliver it.
 
-    ``despite_quarantine``: the operator of this device asks for a bundle that failed here before.
-    ``digest``: a bundle that lies here already is meant, no source is asked (a rollback); ``allow_epoch`` lets it have
+    ``ignore_quarantine``: the operator of this device asks for a bundle that failed here before.
+    ``digest``: a bundle that is on this disk already; no source is asked (a rollback). ``allow_epoch`` lets it have
     a security epoch below the committed one, or be revoked. ``root``: a ``root.json`` to provision trust with where
-    there is none yet. ``refresh_only``: bring the device's trust up to date and look at what is installed with it; name
-    and version mean nothing then. ``refusals_unsaid``: how many decisions were not written to ``audit.jsonl`` since the
-    last one that was; None when this job's is not to be either, unless it is the first acceptance of a bundle.
+    there is none yet. ``refresh_only``: refresh the device's trust and check what is installed against it; name
+    and version mean nothing then. ``suppressed_refusals``: how many decisions were not written to ``audit.jsonl``
+    since the last one that was; None when this job's is not to be written either, unless it is the first acceptance of
+    a bundle.
     """
 
     state_dir: str
@@ -36,12 +37,12 @@ class Job(Struct, frozen=True, forbid_unknown_fields=True):
     offline_grace: bool = True
     parallel_fetches: int = 1
     bytes_per_second: int = 0
-    despite_quarantine: bool = False
+    ignore_quarantine: bool = False
     digest: str | None = None
     allow_epoch: bool = False
     root: str | None = None
     refresh_only: bool = False
-    refusals_unsaid: int | None = 0
+    suppressed_refusals: int | None = 0
 
 
 class Resolved(Struct, frozen=True, tag="resolved"):
@@ -61,7 +62,7 @@ class Reached(Struct, frozen=True, tag="reached"):
 
 
 class Progressed(Struct, frozen=True, tag="progressed"):
-    """Bytes of the bundle: ``done`` of ``total`` are here and verified, ``reused`` came from other bundles.
+    """Bytes of the bundle: ``done`` of ``total`` are on this disk and verified, ``reused`` came from other bundles.
 
     ``fetched`` counts what was transferred by this process.
     """
@@ -89,7 +90,7 @@ _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
 
 
-def encode_line(line: Line | Job) -> bytes:
+def encode_line(line: Line | InstallJob) -> bytes:
     return _encoder.encode(line) + b"\n"
 
 
@@ -105,13 +106,13 @@ def parse_line(text: bytes) -> Line:
         raise EngineFailed(f"the installer said something that is not a report: {error}") from error
 
 
-def parse_job(text: bytes) -> Job:
+def parse_job(text: bytes) -> InstallJob:
     """The job on stdin.
 
     Raises:
         EngineFailed: not one of ours.
     """
     try:
-        return msgspec.json.decode(text, type=Job)
+        return msgspec.json.decode(text, type=InstallJob)
     except msgspec.MsgspecError as error:
         raise EngineFailed(f"the installer was given something that is not a job: {error}") from error

@@ -17,7 +17,7 @@ class SealedBundle(Struct, frozen=True):
     """A bundle on disk whose every byte was verified against a trusted manifest; made only by ``agent.install``.
 
     ``directory`` is read-only and named after ``digest``; ``derived`` holds prepacked weights of this CPU, if any;
-    ``derived_marks`` tell whether they were touched since they were verified (:mod:`agent.install.loading`).
+    ``derived_fingerprint`` tell whether they were touched since they were verified (:mod:`agent.install.worker_start`).
     ``adapters`` are bundles for this one that are loaded beside it, one of each name.
     """
 
@@ -25,7 +25,7 @@ class SealedBundle(Struct, frozen=True):
     directory: Path
     manifest: Manifest
     derived: Path | None = None
-    derived_marks: tuple[tuple[int, ...], ...] | None = None
+    derived_fingerprint: tuple[tuple[int, ...], ...] | None = None
     adapters: tuple[SealedBundle, ...] = ()
 
     @property
@@ -55,13 +55,14 @@ class Footprint(Struct, frozen=True):
 
 
 class Speed(Struct, frozen=True):
-    """Tokens per second while at least one answer was being generated: of all answers ``together``, and of ``each``.
+    """Tokens per second while at least one answer was being generated: ``aggregate`` over all answers, and of each
+    (``per_stream``).
 
-    An engine that batches gives more together and less to each the more answers it has at once.
+    An engine that batches has a higher aggregate and a lower rate per stream the more answers it generates at once.
     """
 
-    together: float
-    each: float
+    aggregate: float
+    per_stream: float
 
 
 class ServingCounters(Struct, frozen=True):

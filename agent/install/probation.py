@@ -20,12 +20,12 @@ def measured_speed(counters: ServingCounters) -> Speed | None:
     return counters.speed if enough else None
 
 
-def judge(
+def evaluate_probation(
     counters: ServingCounters,
     elapsed_seconds: float,
     settings: InstallSettings,
     predecessor: Speed | None,
-    crowded: float = 0.0,
+    contention: float = 0.0,
 ) -> Failure | Literal["held", "watching"]:
     """``predecessor``: the speed of the bundle before, on this device, if it is known.
 
@@ -33,7 +33,7 @@ def judge(
     together, fewer the other way round: only what is slower in both respects is slower. The operator's floor is for
     all together.
 
-    ``crowded``: the part of the time in which something waited for a core. A bundle that waited all of it would be
+    ``contention``: the part of the time in which something waited for a core. A bundle that waited all of it would be
     that much faster alone, so that much less than its predecessor's speed is asked of it; the operator's floor stands.
     """
     if counters.crashes:
@@ -45,18 +45,18 @@ def judge(
         )
     speed = measured_speed(counters)
     if speed is not None:
-        floor = _floor(speed, predecessor, settings.speed_ratio * (1.0 - crowded), settings.min_tokens_per_second)
-        if speed.together < floor:
+        floor = _floor(speed, predecessor, settings.speed_ratio * (1.0 - contention), settings.min_tokens_per_second)
+        if speed.aggregate < floor:
             return Failure(
                 Reason.PROBATION_TOO_SLOW,
-                f"it decodes {speed.together:.1f} tokens per second, at least {floor:.1f} are asked for",
+                f"it decodes {speed.aggregate:.1f} tokens per second, at least {floor:.1f} are asked for",
             )
     enough = settings.probation_requests and counters.finished >= settings.probation_requests
     return "held" if enough or elapsed_seconds >= settings.probation_seconds else "watching"
 
 
-def _floor(speed: Speed, predecessor: Speed | None, ratio: float, least: float) -> float:
+def _floor(speed: Speed, predecessor: Speed | None, ratio: float, minimum: float) -> float:
     """What is asked of all answers together."""
-    if predecessor is None or speed.each >= ratio * predecessor.each:
-        return least
-    return max(least, ratio * predecessor.together)
+    if predecessor is None or speed.per_stream >= ratio * predecessor.per_stream:
+        return minimum
+    return max(minimum, ratio * predecessor.aggregate)

@@ -1,11 +1,11 @@
-"""What is to become of an active bundle that its publisher has revoked."""
+"""What happens to an active bundle that its publisher has revoked."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from agent.install.desired import DesiredBundle, read_desired
 from agent.install.settings import InstallSettings
-from agent.install.wishes import Wish, read_desired
 from agent.state.installation import InstallationState, InstalledBundle
 from contract.errors import BundleRefused
 from contract.names import Digest
@@ -30,15 +30,15 @@ def _replaces(state: InstallationState, settings: InstallSettings, sources: Mapp
     snapshot, policy = state.snapshot(), settings
     if snapshot.desired is not None and not snapshot.overridden:
         try:
-            wish = read_desired(snapshot.desired, settings, sources)
+            target = read_desired(snapshot.desired, settings, sources)
         except BundleRefused:
-            # Accepted under an older configuration; it has no say any more.
-            wish = None
-        policy = settings if wish is None else wish.settings
+            # Accepted under an older configuration; it does not count any more.
+            target = None
+        policy = settings if target is None else target.settings
     return policy.on_revoked == "replace"
 
 
-def successor(state: InstallationState, unfit: Collection[Digest]) -> InstalledBundle | None:
+def find_replacement(state: InstallationState, unfit: Collection[Digest]) -> InstalledBundle | None:
     """The bundle to go back to: the previous one, else the newest on this disk; None when none is acceptable.
 
     Never one that was revoked, failed here, is in ``unfit`` or lies below the committed security epoch.
@@ -54,9 +54,9 @@ def successor(state: InstallationState, unfit: Collection[Digest]) -> InstalledB
     return min(fit, key=lambda bundle: bundle.digest != snapshot.previous, default=None)
 
 
-def successor_wish(bundle: InstalledBundle, settings: InstallSettings, revision: str | None) -> Wish:
-    """The wish for a bundle that lies here; the limit of swaps does not hold up security."""
-    return Wish(
+def replacement_target(bundle: InstalledBundle, settings: InstallSettings, revision: str | None) -> DesiredBundle:
+    """The target for a bundle on this disk; the swap limit does not delay a security replacement."""
+    return DesiredBundle(
         name=bundle.name,
         version=bundle.version,
         sources=(),

@@ -76,7 +76,7 @@ class Mirrors:
             raise refused
         raise SourceUnavailable("no source is configured")
 
-    def again(self, piece_bytes: int) -> Mirrors:
+    def reopened(self, piece_bytes: int) -> Mirrors:
         """The same places, to be used by another thread; the one that worked last comes first.
 
         ``piece_bytes``: how much a network may deliver at a time.
@@ -92,8 +92,8 @@ class Mirrors:
 def _misdelivered(refused: BundleRefused, source: BundleSource | None, location: Source) -> SourceInvalid:
     # What cannot even be opened is no URL, and holds no credentials.
     where = location_of(location) if source is None else source.description
-    told = refused.message if where in refused.message else f"{where}: {refused.message}"
-    found = SourceInvalid(told, reason=refused.reason, field=refused.field)
+    message = refused.message if where in refused.message else f"{where}: {refused.message}"
+    found = SourceInvalid(message, reason=refused.reason, field=refused.field)
     found.__cause__ = refused
     return found
 

@@ -1,6 +1,6 @@
-"""Files of a bundle on their way into ``inbox/``: reserved in full, filled piece by piece, each piece verified.
+"""Partial downloads in ``inbox/``: reserved in full, filled chunk by chunk, each chunk verified.
 
-Nothing here is believed because it is there: what an earlier attempt left is hashed before it counts.
+Nothing is trusted because it exists: what an earlier attempt left is hashed before it counts.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-from agent.install.following import Follower
-from agent.install.plan import Piece, Place
+from agent.install.fetch_plan import ChunkSlice, Location
+from agent.install.flush_hasher import FlushHasher
 from contract.durable import Disk
 from contract.errors import StoreBroken
 from contract.manifest import FileEntry
 
 
 class Part:
-    """One file on its way; ``path`` exists with its full size when this is constructed.
+    """One file being downloaded; ``path`` exists with its full size when this is constructed.
 
     Raises:
         StoreBroken, StoreFull: from every method.
@@ -35,7 +35,7 @@ class Part:
             self._handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise StoreBroken(f"{path} cannot be opened: {error.strerror}") from error
-        self._follower = Follower(self._handle, entry.path)
+        self._hasher = FlushHasher(self._handle, entry.path)
 
     def __enter__(self) -> Part:
         return self
@@ -43,16 +43,16 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._follower.close()
+        self._hasher.close()
         os.close(self._handle)
 
-    def missing(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """Those of ``pieces`` whose bytes are not here yet."""
-        for piece in pieces:
-            if matches(self._read(piece), piece):
-                self._placed(piece.offset, piece.size)
+    def missing(self, slices: Iterable[ChunkSlice]) -> Iterator[ChunkSlice]:
+        """Those of ``slices`` whose bytes are not in the file yet."""
+        for chunk_slice in slices:
+            if matches(self._read(chunk_slice), chunk_slice):
+                self._placed(chunk_slice.offset, chunk_slice.size)
             else:
-                yield piece
+                yield chunk_slice
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Put verified bytes in their place; durable after :meth:`sync`."""
@@ -65,20 +65,20 @@ class Part:
     def digest(self) -> str:
         """SHA-256 of the whole as it lies on the medium; once, after :meth:`sync`, when nothing is missing."""
         try:
-            return self._follower.digest()
+            return self._hasher.digest()
         except OSError as error:
             raise self._unreadable(error) from error
 
     def _placed(self, offset: int, size: int) -> None:
-        """Let the follower go on as far as there is no hole."""
+        """Let the hasher go on as far as there is no gap."""
         self._ahead[offset] = size
         while size := self._ahead.pop(self._whole_until, 0):
             self._whole_until += size
-        self._follower.reached(self._whole_until)
+        self._hasher.reached(self._whole_until)
 
-    def _read(self, piece: Piece) -> bytes:
+    def _read(self, chunk_slice: ChunkSlice) -> bytes:
         try:
-            return os.pread(self._handle, piece.size, piece.offset)
+            return os.pread(self._handle, chunk_slice.size, chunk_slice.offset)
         except OSError as error:
             raise self._unreadable(error) from error
 
@@ -86,29 +86,29 @@ class Part:
         return StoreBroken(f"{self.path} cannot be read: {error.strerror}")
 
 
-def matches(data: bytes | memoryview, piece: Piece) -> bool:
-    """Whether ``data`` is what the manifest lists as ``piece``."""
-    return len(data) == piece.size and hashlib.sha256(data).hexdigest() == piece.sha256
+def matches(data: bytes | memoryview, chunk_slice: ChunkSlice) -> bool:
+    """Whether ``data`` is what the manifest lists as ``chunk_slice``."""
+    return len(data) == chunk_slice.size and hashlib.sha256(data).hexdigest() == chunk_slice.sha256
 
 
 class LocalChunks:
     """Reads chunks out of bundles on this device; what does not verify there is as good as absent."""
 
-    def __init__(self, index: dict[str, Place]) -> None:
+    def __init__(self, index: dict[str, Location]) -> None:
         self._index = index
         self._open: tuple[Path, int] | None = None
 
-    def read(self, piece: Piece) -> bytes | None:
-        """The verified bytes of ``piece``, or None."""
-        place = self._index.get(piece.sha256)
-        if place is None:
+    def read(self, chunk_slice: ChunkSlice) -> bytes | None:
+        """The verified bytes of ``chunk_slice``, or None."""
+        local = self._index.get(chunk_slice.sha256)
+        if local is None:
             return None
         try:
-            data = os.pread(self._handle(place.path), piece.size, place.offset)
+            data = os.pread(self._handle(local.path), chunk_slice.size, local.offset)
         except OSError:
-            # A bundle that rots must not keep its successor from being fetched.
+            # A damaged bundle must not keep its successor from being fetched.
             return None
-        return data if matches(data, piece) else None
+        return data if matches(data, chunk_slice) else None
 
     def _handle(self, path: Path) -> int:
         if self._open is None or self._open[0] != path:

@@ -19,8 +19,8 @@ from msgspec import UNSET
 
 from agent.delivery import Backoff
 from agent.engine.stepping import Generation, StepEvent
-from agent.install.loading import load_bundle
 from agent.install.ports import Footprint, SealedBundle
+from agent.install.worker_start import load_bundle
 from agent.journal import fields
 from agent.serving.active_request import ActiveRequest
 from agent.serving.events import (

@@ -170,7 +170,7 @@ class AuditLog:
                 self._disk.rename(older, rotated(self._path, number + 1))
 
 
-class RefusalRation:
+class AuditRateLimiter:
     """How many decisions that a broker causes may be written down, so that it cannot wash the rest out of the log.
 
     What is accepted for the first time is written down in any case: nothing becomes active that is not in the log.
@@ -184,23 +184,23 @@ class RefusalRation:
         self._at = clock()
         self._unsaid = 0
 
-    def unsaid(self) -> int | None:
+    def suppressed(self) -> int | None:
         """How many were not written down since the last one that was; None when the next one is not to be, either."""
         now = self._clock()
         self._left = min(float(RATION), self._left + (now - self._at) / RATION_SECONDS)
         self._at = now
         return self._unsaid if self._left >= 1 else None
 
-    def spend(self) -> None:
-        """A decision was taken, and written down or not as :meth:`unsaid` said."""
-        if self.unsaid() is None:
+    def consume(self) -> None:
+        """A decision was taken, and written down or not as :meth:`suppressed` said."""
+        if self.suppressed() is None:
             self._unsaid += 1
         else:
             self._left -= 1
             self._unsaid = 0
 
 
-def unsaid_text(count: int) -> str:
+def suppressed_text(count: int) -> str:
     """What the message of a refusal ends with when ``count`` before it were not written down."""
     return f" (and {count} more since the last entry)" if count else ""
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.install.delivery import COMMAND as INSTALLER
-from agent.install.deriving import COMMAND as PREPACKING
 from agent.install.installer import NICENESS
+from agent.install.installer_client import COMMAND as INSTALLER
+from agent.install.prepack import COMMAND as PREPACKING
 from agent.priority import FIRST_TO_GO, WEAKEST
 
 SECONDS = 30.0

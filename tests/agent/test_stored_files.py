@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.install.deriving import RECORD_FILE, is_sound
+from agent.install.prepack import RECORD_FILE, is_intact
 from agent.state.audit import AuditLog, read_audit
 from contract.durable import Disk
 from tests.agent.running_service import running, settings
@@ -73,4 +73,4 @@ def test_lines_of_the_audit_log_that_cannot_be_read_are_left_out(tmp_path: Path,
 def test_derived_weights_with_another_record_are_as_good_as_none(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "weights").write_bytes(b"x")
     (tmp_path / RECORD_FILE).write_bytes(data)
-    assert not is_sound(tmp_path)
+    assert not is_intact(tmp_path)

@@ -11,7 +11,7 @@ import sys
 from tests.avx2 import environment, how
 from tests.conftest import CACHE
 
-ENGINE = ["tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/test_loading.py"]
+ENGINE = ["tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/test_worker_start.py"]
 """What runs on a model, without arguments."""
 
 

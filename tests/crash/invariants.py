@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.install.deriving import is_sound
-from agent.install.inspection import inspect_bundle
-from agent.install.plan import pieces_of, plan_runs, unique_files
+from agent.install.bundle_verifier import verify_bundle
+from agent.install.fetch_plan import plan_ranges, slices_of, unique_files
+from agent.install.prepack import is_intact
 from agent.install.staging import matches
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -90,7 +90,7 @@ def at_the_end(scenario: Scenario, life: Life, missing: int) -> Iterator[str]:
         if path.name not in kept:
             yield f"stray {path.name} in derived"
         for made in _children(path):
-            if made.name != CPU or not is_sound(made):
+            if made.name != CPU or not is_intact(made):
                 yield f"unsound {made.name} derived for {path.name[:12]}"
     derived = (directory.derived_of(active.digest) / CPU).is_dir()
     if state.adapters_of(active.digest):
@@ -129,24 +129,24 @@ def missing_bytes(directory: StateDirectory, wanted: Manifest, digest: Digest, o
     """
     if directory.bundle(digest).exists():
         return 0
-    here = {piece.sha256 for each in others for entry in each.files for piece in pieces_of(entry)}
+    here = {piece.sha256 for each in others for entry in each.files for piece in slices_of(entry)}
     total = 0
     for entry in unique_files(wanted):
         places = [directory.part(entry.sha256), directory.sealing(digest) / entry.path]
         data = next((place.read_bytes() for place in places if place.is_file()), b"")
-        pieces = list(pieces_of(entry))
+        pieces = list(slices_of(entry))
         missing = {
             piece.offset
             for piece in pieces
             if piece.sha256 not in here and not matches(data[piece.offset : piece.end], piece)
         }
-        total += sum(run.length for run in plan_runs(pieces, missing))
+        total += sum(run.length for run in plan_ranges(pieces, missing))
     return total
 
 
 def _sound(directory: StateDirectory, digest: Digest) -> Iterator[str]:
     try:
-        inspect_bundle(directory.bundle(digest), digest)
+        verify_bundle(directory.bundle(digest), digest)
     except BundleRefused as fault:
         yield f"bundle {digest[:12]}: {fault.message}"
 

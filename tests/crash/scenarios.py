@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from agent.install.coordinator import Coordinator
-from agent.install.job import Job
-from agent.install.wishes import Wish, rollback_wish
+from agent.install.desired import DesiredBundle, rollback_target
+from agent.install.job import InstallJob
+from agent.install.reconciler import Reconciler
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
@@ -63,48 +63,50 @@ class Scenario:
 def follow(version: str) -> Deed:
     """A desired document arrives."""
 
-    async def deed(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
-        coordinator.desire(desired(version))
+    async def deed(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
+        reconciler.set_desired(desired(version))
         await life.until_active(version)
 
     return deed
 
 
-async def go_back(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+async def go_back(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
     """The operator rolls back; after a restart, only if that has not happened yet."""
     active = state.bundle(state.snapshot().active)
     if active is not None and active.version == "1.1.0":
-        outcome = await coordinator.carry_out(rollback_wish(state, SETTINGS, allow_epoch=False))
+        outcome = await reconciler.execute(rollback_target(state, SETTINGS, allow_epoch=False))
         assert outcome.kind == "active", outcome
     await life.until_active("1.0.0")
 
 
-async def fail(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+async def fail(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
     """A candidate that drifts is rolled back."""
     life.workers.drift = 9.0
-    coordinator.desire(desired("1.1.0"))
+    reconciler.set_desired(desired("1.1.0"))
     await life.until(lambda last: last.phase == "IDLE" and last.error is not None)
 
 
-async def order(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+async def order(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
     """The operator installs on a device that trusts nobody yet, and brings the root along."""
     root = str(Path(life.source) / "metadata" / "1.root.json")
-    wish = Wish("tiny", "1.0.0", (life.source,), SETTINGS, operator=True, root=root)
-    outcome = await coordinator.carry_out(wish)
+    target = DesiredBundle("tiny", "1.0.0", (life.source,), SETTINGS, operator=True, root=root)
+    outcome = await reconciler.execute(target)
     assert outcome.kind == "active", outcome
     await life.until_active("1.0.0")
 
 
-async def refresh_trust(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+async def refresh_trust(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
     """A newer root with other keys, and newer metadata that revokes the previous bundle."""
-    await life.install(Job(str(life.directory.root), "", "", [life.source], refresh_only=True), lambda line: None)
+    await life.install(
+        InstallJob(str(life.directory.root), "", "", [life.source], refresh_only=True), lambda line: None
+    )
     assert state.standing.revoked(), "the refresh was seen"
     await life.until_active("1.1.0")
 
 
-async def follow_adapter(life: Life, coordinator: Coordinator, state: InstallationState) -> None:
+async def follow_adapter(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
     """A desired document names an adapter for what is active."""
-    coordinator.desire(b'{"revision": "adapter", "bundle": {"name": "extra", "version": "1.0.0"}}')
+    reconciler.set_desired(b'{"revision": "adapter", "bundle": {"name": "extra", "version": "1.0.0"}}')
     await life.until(lambda last: last.phase == "IDLE" and bool(last.adapters))
 
 

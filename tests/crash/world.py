@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.host import Host
-from agent.install import deriving, obtaining
-from agent.install.coordinator import Coordinator
-from agent.install.deriving import Deriving
+from agent.install import download_pipeline, prepack
 from agent.install.installer import run_job
-from agent.install.job import Job, Line, Progressed
+from agent.install.job import InstallJob, Line, Progressed
+from agent.install.prepack import WeightPrepacker
+from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -107,10 +107,10 @@ class Life:
         self.reported: list[Reported] = []
         self.fetched = 0
         # Probing the CPU starts a process for every installation and changes nothing on disk.
-        obtaining.measure_host = lambda place: host
-        deriving._run = derive
+        download_pipeline.measure_host = lambda place: host
+        prepack._run = derive
 
-    async def install(self, job: Job, on_line: Callable[[Line], None]) -> None:
+    async def install(self, job: InstallJob, on_line: Callable[[Line], None]) -> None:
         def hear(line: Line) -> None:
             if isinstance(line, Progressed):
                 self.fetched = line.fetched
@@ -128,7 +128,7 @@ class Life:
 
     async def _live(self, state: InstallationState, deed: Deed | None) -> None:
         self.news = asyncio.Event()
-        coordinator = Coordinator(
+        reconciler = Reconciler(
             directory=self.directory,
             state=state,
             settings=self.settings,
@@ -140,14 +140,14 @@ class Life:
             on_event=lambda kind, detail: None,
             disk=self.disk,
             installer=self.install,
-            deriver=Deriving(self.directory, self.disk, spare_bytes=0, identity=CPU),
+            prepacker=WeightPrepacker(self.directory, self.disk, spare_bytes=0, identity=CPU),
         )
-        await coordinator.start_active()
+        await reconciler.start_active()
         if deed is None:
             return
-        running = asyncio.create_task(coordinator.run())
+        running = asyncio.create_task(reconciler.run())
         try:
-            await deed(self, coordinator, state)
+            await deed(self, reconciler, state)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -170,4 +170,4 @@ class Life:
                 await self.news.wait()
 
 
-Deed = Callable[[Life, Coordinator, InstallationState], Awaitable[None]]
+Deed = Callable[[Life, Reconciler, InstallationState], Awaitable[None]]

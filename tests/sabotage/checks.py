@@ -26,10 +26,10 @@ _HERE = {
     "O": "tests/contract/test_onnx_wire.py",
     "Q": "tests/contract/test_mqtt_messages.py",
     "R": "tests/packager/repository/test_repository.py",
-    "I": "tests/agent/install/test_obtaining.py",
-    "C": "tests/agent/install/test_coordinator.py",
+    "I": "tests/agent/install/test_download_pipeline.py",
+    "C": "tests/agent/install/test_reconciler.py",
     "V": "tests/agent/install/test_revocation.py",
-    "X": "tests/agent/install/test_delivery.py",
+    "X": "tests/agent/install/test_installer_client.py",
     "W": "tests/agent/install/test_poor_sources.py",
     "Y": "tests/contract/source/test_access.py",
     "E": "tests/agent/install/test_settings.py",
@@ -109,7 +109,7 @@ CHECKS: tuple[Check, ...] = (
         "I.a_changed_object_is_refused_and_nothing_of_it_kept",
         (
             "agent.install",
-            "len(data) == piece.size and hashlib.sha256(data).hexdigest() == piece.sha256",
+            "len(data) == chunk_slice.size and hashlib.sha256(data).hexdigest() == chunk_slice.sha256",
             "True",
         ),
         ("agent.install", " or self._read_back[entry.sha256] == entry.sha256:", " or True:"),
@@ -672,15 +672,15 @@ CHECKS: tuple[Check, ...] = (
         "V.attack_a_file_swapped_between_verification_and_use",
         (
             "agent.install",
-            "        new = await asyncio.to_thread(inspect_bundle, place, digest)\n",
-            "        new = SealedBundle(digest=digest, directory=place, manifest=manifest)\n",
+            "        new = await asyncio.to_thread(verify_bundle, directory, digest)\n",
+            "        new = SealedBundle(digest=digest, directory=directory, manifest=manifest)\n",
         ),
-        ("agent.install", "            check_unchanged(place, manifest, marks)\n", ""),
+        ("agent.install", "            check_unchanged(directory, manifest, stat_fingerprint)\n", ""),
     ),
     _check(
         "a file swapped between verification and use: during it",
         "V.attack_a_file_swapped_between_verification_and_use",
-        ("agent.install", "            check_unchanged(place, manifest, marks)\n", ""),
+        ("agent.install", "            check_unchanged(directory, manifest, stat_fingerprint)\n", ""),
     ),
     _check(
         "a file swapped between verification and use: while it loads",
@@ -746,7 +746,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "desired floods",
         "C.a_flood_of_documents_ends_with_the_last",
-        ("agent.install", "WISH_SECONDS = 0.2", "WISH_SECONDS = 60"),
+        ("agent.install", "DEBOUNCE_SECONDS = 0.2", "DEBOUNCE_SECONDS = 60"),
     ),
     _check(
         "desired flapping",

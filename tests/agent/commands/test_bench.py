@@ -34,15 +34,15 @@ def test_the_active_bundle_is_compared_with_the_previous_one_and_its_budget(devi
     report = json.loads(done.stdout)
     assert report["agent_running"] is False
     assert report["load_average"] >= 0
-    assert [(each["bundle"], each["place"]) for each in report["bundles"]] == [
+    assert [(each["bundle"], each["state"]) for each in report["bundles"]] == [
         ("tiny@1.1.0", "active"), ("tiny@1.0.0", "previous"),
     ]  # fmt: skip
     for each in report["bundles"]:
-        here = each["here"]
-        assert here["tokens"] == 8
-        assert here["load_seconds"] > 0 and here["peak_rss_bytes"] > 1 << 20
-        assert [speed["streams"] for speed in here["speeds"]] == [1, 4]
-        assert all(speed["tokens_per_second"] > 0 and speed["first_token_ms"] > 0 for speed in here["speeds"])
+        measured = each["measured"]
+        assert measured["tokens"] == 8
+        assert measured["load_seconds"] > 0 and measured["peak_rss_bytes"] > 1 << 20
+        assert [speed["streams"] for speed in measured["speeds"]] == [1, 4]
+        assert all(speed["tokens_per_second"] > 0 and speed["first_token_ms"] > 0 for speed in measured["speeds"])
         assert each["budget"]["tokens_per_second"] > 0
 
 
@@ -51,7 +51,7 @@ def test_a_person_sees_a_table_with_ratios(device: Device) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("tiny@1.1.0") and "engine" in lines[0]
-    assert lines[3].split() == ["HERE", "BUDGET", "tiny@1.0.0"]
+    assert lines[3].split() == ["MEASURED", "BUDGET", "tiny@1.0.0"]
     assert [line.split("  ")[0] for line in lines[4:]] == ["load", "1 stream", "", "4 streams", "", "peak memory"]
     assert lines[5].count("tok/s") == 3 and lines[5].count("×") == 2
 

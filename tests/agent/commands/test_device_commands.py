@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from agent.control import ControlServer, Order, call_agent
-from agent.install.machine import State
 from agent.install.settings import InstallSettings
+from agent.install.state_machine import State
 from agent.state.audit import read_audit
 from contract.errors import EdgeBundleError
 from contract.mqtt.messages import Reported
@@ -55,7 +55,7 @@ def test_the_whole_way_without_an_agent(market: Market, tmp_path: Path) -> None:
     assert "active" in table
 
     listed = json.loads(edge_agent("bundles", "--state-dir", state, "--json").stdout)
-    assert [(entry["version"], entry["place"], entry["here"]) for entry in listed] == [("1.0.0", "active", True)]
+    assert [(entry["version"], entry["state"], entry["present"]) for entry in listed] == [("1.0.0", "active", True)]
 
     assert edge_agent("verify", "--state-dir", state).returncode == 0
     victim = next((state / "bundles").iterdir()) / "model.onnx.data"
@@ -82,7 +82,7 @@ def test_a_candidate_that_drifts_is_refused_by_a_real_worker(market: Market, tmp
     assert {phase.upper() for phase in phases} <= set(State), "phases and one sentence, no log"
     assert "Traceback" not in done.stderr
     listed = json.loads(edge_agent("bundles", "--state-dir", state, "--json").stdout)
-    assert [entry["place"] for entry in listed] == ["quarantined"]
+    assert [entry["state"] for entry in listed] == ["quarantined"]
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ async def controlled(market: Market, root: Path) -> AsyncIterator[Stage]:
     """An agent's coordinator behind its control socket."""
     device = Device(root)
     stage = Stage(device.directory, {"main": market.location}, InstallSettings(probation_seconds=0, swap="drain"))
-    async with stage.agent() as coordinator:
-        server = ControlServer(device.directory, coordinator, stage.state, stage.settings)
+    async with stage.agent() as reconciler:
+        server = ControlServer(device.directory, reconciler, stage.state, stage.settings)
         await server.start()
         try:
             yield stage
@@ -220,4 +220,4 @@ def test_rollback_without_an_agent(market: Market, tmp_path: Path) -> None:
     done = edge_agent("rollback", "--state-dir", state)
     assert (done.returncode, done.stdout) == (0, "tiny@1.0.0 is active\n"), done.stderr
     listed = json.loads(edge_agent("bundles", "--state-dir", state, "--json").stdout)
-    assert {entry["version"]: entry["place"] for entry in listed} == {"1.0.0": "active", "1.1.0": "previous"}
+    assert {entry["version"]: entry["state"] for entry in listed} == {"1.0.0": "active", "1.1.0": "previous"}

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from agent.commands.status import show
-from agent.install.job import Job, Line, Progressed, Reached, Resolved
-from agent.install.machine import Event
-from agent.install.overview import survey
+from agent.install.job import InstallJob, Line, Progressed, Reached, Resolved
+from agent.install.state_machine import Event
+from agent.install.status import collect_status
 from agent.state.installation import Quarantined
 from contract.names import Digest
 from contract.reasons import Reason
 from tests.agent.commands.test_device_commands import edge_agent
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import desired
-from tests.agent.install.test_coordinator import active, stage_for
+from tests.agent.install.test_reconciler import active, stage_for
 
 IN_FLIGHT = Digest("d" * 64)
 
@@ -45,7 +45,7 @@ def test_a_device_in_the_middle_of_an_update(
     stage = stage_for(market, device)
     real, fetching = stage.installer, asyncio.Event()
 
-    async def stuck(job: Job, on_line: Callable[[Line], None]) -> None:
+    async def stuck(job: InstallJob, on_line: Callable[[Line], None]) -> None:
         if job.version != "1.2.0":
             await real(job, on_line)
             return
@@ -59,16 +59,16 @@ def test_a_device_in_the_middle_of_an_update(
     stage.installer = stuck
 
     async def scenario() -> None:
-        async with stage.agent() as coordinator:
+        async with stage.agent() as reconciler:
             for version in ("1.0.0", "1.1.0"):
-                coordinator.desire(desired(version))
+                reconciler.set_desired(desired(version))
                 await stage.until(active(version))
             failed = Quarantined(Digest("b" * 64), "tiny", "1.0.9", Reason.CANARY_DRIFT.value, "it drifted", 1)
             stage.state.quarantine(failed)
             stage.state.measured(stage.state.snapshot().active or Digest(""), 41.25, 10.5)
-            coordinator.desire(desired("1.2.0", "r7"))
+            reconciler.set_desired(desired("1.2.0", "r7"))
             await asyncio.wait_for(fetching.wait(), 60)
-            show(survey(stage.state, stage.directory, coordinator.reported, running=True))
+            show(collect_status(stage.state, stage.directory, reconciler.reported, running=True))
 
     asyncio.run(scenario())
     text = capsys.readouterr().out

@@ -16,7 +16,7 @@ from agent.install.settings import InstallSettings
 from tests.agent.commands.test_device_commands import edge_agent
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
-from tests.agent.install.test_coordinator import active
+from tests.agent.install.test_reconciler import active
 from tests.agent.install.test_revocation import warns
 
 
@@ -100,11 +100,11 @@ def test_a_running_agent_looks_now_and_does_what_the_policy_wants(market: Market
     device.install(market.job(device.directory.root, "1.0.0"))
 
     async def scenario() -> None:
-        async with stage.agent() as coordinator:
-            server = ControlServer(device.directory, coordinator, stage.state, stage.settings)
+        async with stage.agent() as reconciler:
+            server = ControlServer(device.directory, reconciler, stage.state, stage.settings)
             await server.start()
             for version in ("1.0.0", "1.1.0"):
-                coordinator.desire(desired(version))
+                reconciler.set_desired(desired(version))
                 await stage.until(active(version))
             market.repository.revoke("tiny@1.1.0")
             done = await asyncio.to_thread(edge_agent, "trust", "refresh", "--config", config)

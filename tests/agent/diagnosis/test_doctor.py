@@ -22,7 +22,7 @@ from agent.diagnosis import machine, readiness, state
 from agent.diagnosis.broker import round_trip
 from agent.diagnosis.finding import Finding, Verdict, examine
 from agent.diagnosis.support import redacted_config
-from agent.install.overview import Overview
+from agent.install.status import InstallStatus
 from agent.state.audit import AuditLog
 from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
@@ -74,7 +74,7 @@ def page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], co
 @pytest.mark.parametrize(("name", "verdict"), [("batched", "ok"), ("genai", "note")])
 def test_the_engine_that_serves_and_why_it_is_that_one(place: StateDirectory, name: str, verdict: str) -> None:
     """Asked of the running agent, of whatever model it has loaded."""
-    overview = Overview(
+    overview = InstallStatus(
         running=True,
         reported=Reported(None, "IDLE", None, None, None, None),
         security_epoch=0,
@@ -337,11 +337,11 @@ def test_a_broker_that_takes_no_large_messages_is_found_out(
 
 def overview(
     *reasons: str, ready: bool = False, error: ReportedError | None = None, warned: tuple[ReportedError, ...] = ()
-) -> Overview:
+) -> InstallStatus:
     active = BundleState("tiny", "1.0.0", "a" * 64, 0)
     reported = Reported("r1", "IDLE", None, active, None, error, warnings=list(warned) or UNSET)
     health = Health(ready, list(reasons), 0, 0)
-    return Overview(True, reported, 0, 0, [], desired="tiny@1.1.0", health=health)
+    return InstallStatus(True, reported, 0, 0, [], desired="tiny@1.1.0", health=health)
 
 
 @pytest.mark.parametrize(

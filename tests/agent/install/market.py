@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from agent.install.installer import run_job
-from agent.install.job import Job, Line, Reached
-from agent.install.machine import Event
+from agent.install.job import InstallJob, Line, Reached
 from agent.install.ports import SealedBundle
+from agent.install.state_machine import Event
 from agent.state.audit import Entry, read_audit
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -74,8 +74,8 @@ class Market:
         entry = next(entry for entry in manifest.files if entry.path == path)
         return self.root / "repository" / "objects" / entry.sha256
 
-    def job(self, state_dir: Path, version: str, **fields: object) -> Job:
-        job = Job(
+    def job(self, state_dir: Path, version: str, **fields: object) -> InstallJob:
+        job = InstallJob(
             state_dir=str(state_dir), name="tiny", version=version, sources=[self.location], root=str(self.root_json)
         )
         return msgspec.structs.replace(job, **fields)
@@ -89,13 +89,13 @@ class Device:
         self.directory = StateDirectory(root)
         self.lines: list[Line] = []
 
-    def install(self, job: Job, disk: Disk | None = None) -> SealedBundle:
+    def install(self, job: InstallJob, disk: Disk | None = None) -> SealedBundle:
         self.lines = []
         sealed = run_job(job, disk or Disk(), self.lines.append)
         assert sealed is not None
         return sealed
 
-    def refresh(self, job: Job) -> None:
+    def refresh(self, job: InstallJob) -> None:
         """Refresh trust only."""
         assert run_job(msgspec.structs.replace(job, refresh_only=True, root=None), Disk(), self.lines.append) is None
 

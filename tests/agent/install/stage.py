@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from agent.engine.stepping import CanaryScore, Facts, Generation
-from agent.install.coordinator import Coordinator
-from agent.install.deriving import Deriver
 from agent.install.installer import run_job
-from agent.install.job import Job, Line
+from agent.install.job import InstallJob, Line
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
+from agent.install.prepack import Prepacker
+from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -146,7 +146,7 @@ class StandInServing:
         return self.seen
 
 
-async def install_in_thread(job: Job, on_line: Callable[[Line], None]) -> None:
+async def install_in_thread(job: InstallJob, on_line: Callable[[Line], None]) -> None:
     """The real installer's work without the cost of its process."""
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[Line | None] = asyncio.Queue()
@@ -173,17 +173,17 @@ class Stage:
         self.serving = StandInServing()
         self.workers = StandInWorkers()
         self.installer: Any = install_in_thread
-        self.deriver: Deriver | None = None
+        self.prepacker: Prepacker | None = None
         self.reported: list[Reported] = []
         self.events: list[tuple[EventType, dict[str, Any]]] = []
         self.news = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def agent(self) -> AsyncIterator[Coordinator]:
+    async def agent(self) -> AsyncIterator[Reconciler]:
         """An agent's life from start to kill: nothing is said good-bye to."""
         database = Database(self.directory.database, MIGRATIONS)
         self.state = InstallationState(database)
-        coordinator = Coordinator(
+        reconciler = Reconciler(
             directory=self.directory,
             state=self.state,
             settings=self.settings,
@@ -194,12 +194,12 @@ class Stage:
             on_reported=self._hear,
             on_event=lambda kind, detail: self.events.append((kind, detail)),
             installer=self.installer,
-            deriver=self.deriver,
+            prepacker=self.prepacker,
         )
-        await coordinator.start_active()
-        running = asyncio.create_task(coordinator.run())
+        await reconciler.start_active()
+        running = asyncio.create_task(reconciler.run())
         try:
-            yield coordinator
+            yield reconciler
         finally:
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):

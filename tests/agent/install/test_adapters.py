@@ -11,10 +11,10 @@ import pytest
 
 from agent.commands.place import Place
 from agent.commands.verify import faults_of
-from agent.install.coordinator import Coordinator
-from agent.install.deriving import Deriving
-from agent.install.overview import bundle_lines
+from agent.install.prepack import WeightPrepacker
+from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
+from agent.install.status import bundle_statuses
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervision import WorkerProcess
 from contract.durable import Disk
@@ -53,16 +53,16 @@ class Shop:
         return manifest
 
     @contextlib.asynccontextmanager
-    async def agent(self) -> AsyncIterator[Coordinator]:
-        async with self.stage.agent() as coordinator:
-            yield coordinator
+    async def agent(self) -> AsyncIterator[Reconciler]:
+        async with self.stage.agent() as reconciler:
+            yield reconciler
 
-    async def want(self, coordinator: Coordinator, reference: str) -> Reported:
+    async def want(self, reconciler: Reconciler, reference: str) -> Reported:
         """Ask for a bundle and wait for how it ends."""
         name, _, version = reference.partition("@")
         revision = f"r-{reference}-{len(self.stage.reported)}"
         document = {"revision": revision, "bundle": {"name": name, "version": version}}
-        coordinator.desire(msgspec.json.encode(document))
+        reconciler.set_desired(msgspec.json.encode(document))
         return await self.stage.until(ended(revision, reference))
 
     @property
@@ -74,7 +74,7 @@ class Shop:
     @property
     def places(self) -> dict[str, str]:
         state = self.device.state()
-        return {f"{line.name}@{line.version}": line.place for line in bundle_lines(state, self.device.directory)}
+        return {f"{line.name}@{line.version}": line.state for line in bundle_statuses(state, self.device.directory)}
 
 
 def ended(revision: str, reference: str) -> Callable[[Reported], bool]:
@@ -95,18 +95,18 @@ BASE = "tiny-slots@1.0.0"
 
 
 async def test_adapters_join_their_base_one_after_the_other_and_come_back_after_a_restart(shop: Shop) -> None:
-    async with shop.agent() as coordinator:
-        await shop.want(coordinator, BASE)
-        reported = await shop.want(coordinator, "one@1.0.0")
+    async with shop.agent() as reconciler:
+        await shop.want(reconciler, BASE)
+        reported = await shop.want(reconciler, "one@1.0.0")
         assert reported.error is None
         assert reported.active is not None and reported.active.name == "tiny-slots"
         assert reported.previous is None
         assert "FETCH" in shop.stage.phases and "PROBATION" in shop.stage.phases
         assert shop.served == [BASE, "one@1.0.0"]
-        await shop.want(coordinator, "two@1.0.0")
+        await shop.want(reconciler, "two@1.0.0")
         assert shop.served == [BASE, "one@1.0.0", "two@1.0.0"]
         swaps = len(shop.stage.serving.swaps)
-        await shop.want(coordinator, "one@1.0.0")
+        await shop.want(reconciler, "one@1.0.0")
         assert len(shop.stage.serving.swaps) == swaps
     assert shop.places == {BASE: "active", "one@1.0.0": "adapter", "two@1.0.0": "adapter"}
     place = Place(shop.device.directory, SETTINGS, WorkerSettings())
@@ -118,15 +118,15 @@ async def test_adapters_join_their_base_one_after_the_other_and_come_back_after_
 
 
 async def test_prepacked_weights_go_when_an_adapter_has_another_engine_serve(shop: Shop) -> None:
-    shop.stage.deriver = Deriving(shop.device.directory, Disk(), spare_bytes=0)
+    shop.stage.prepacker = WeightPrepacker(shop.device.directory, Disk(), spare_bytes=0)
 
     def made() -> list[Path]:
         return [path for path in shop.device.directory.derived.rglob("*") if path.is_file()]
 
-    async with shop.agent() as coordinator:
-        await shop.want(coordinator, BASE)
+    async with shop.agent() as reconciler:
+        await shop.want(reconciler, BASE)
         assert made()
-        await shop.want(coordinator, "one@1.0.0")
+        await shop.want(reconciler, "one@1.0.0")
         assert shop.served == [BASE, "one@1.0.0"]
         assert not made()
     shop.stage.restart()
@@ -137,25 +137,25 @@ async def test_prepacked_weights_go_when_an_adapter_has_another_engine_serve(sho
 
 
 async def test_without_its_base_it_is_refused_before_a_byte_is_fetched(shop: Shop) -> None:
-    async with shop.agent() as coordinator:
-        reported = await shop.want(coordinator, "one@1.0.0")
+    async with shop.agent() as reconciler:
+        reported = await shop.want(reconciler, "one@1.0.0")
         assert reported.error is not None and reported.error.reason == Reason.BASE_MISSING
         assert "tiny-slots@1.0.0" in reported.error.message
         assert "RESERVE" not in shop.stage.phases
-        await shop.want(coordinator, BASE)
+        await shop.want(reconciler, BASE)
         shop.publish("two", "3.0.0", base=Base("tiny-slots", "1.0.0", "0" * 64))
-        reported = await shop.want(coordinator, "two@3.0.0")
+        reported = await shop.want(reconciler, "two@3.0.0")
         assert reported.error is not None and reported.error.reason == Reason.BASE_MISSING
         assert shop.served == [BASE]
     assert shop.device.names(lambda directory: directory.inbox) == []
 
 
 async def test_a_newer_version_takes_the_place_of_the_older_one(shop: Shop) -> None:
-    async with shop.agent() as coordinator:
+    async with shop.agent() as reconciler:
         for reference in (BASE, "one@1.0.0", "two@1.0.0"):
-            await shop.want(coordinator, reference)
+            await shop.want(reconciler, reference)
         shop.publish("one", "1.1.0")
-        await shop.want(coordinator, "one@1.1.0")
+        await shop.want(reconciler, "one@1.1.0")
         assert sorted(shop.served) == ["one@1.1.0", BASE, "two@1.0.0"]
     assert shop.places == {BASE: "active", "one@1.1.0": "adapter", "two@1.0.0": "adapter"}
 
@@ -164,10 +164,10 @@ async def test_one_that_drifts_is_quarantined_and_what_was_there_serves_on(shop:
     manifest = parse_manifest((shop.adapters["one"] / MANIFEST_FILE).read_bytes())
     drifted = [msgspec.structs.replace(each, mean_nll=each.mean_nll + 3) for each in manifest.canary]
     shop.publish("one", "1.1.0", canary=drifted)
-    async with shop.agent() as coordinator:
-        await shop.want(coordinator, BASE)
-        await shop.want(coordinator, "one@1.0.0")
-        reported = await shop.want(coordinator, "one@1.1.0")
+    async with shop.agent() as reconciler:
+        await shop.want(reconciler, BASE)
+        await shop.want(reconciler, "one@1.0.0")
+        reported = await shop.want(reconciler, "one@1.1.0")
         assert reported.error is not None and reported.error.reason == Reason.CANARY_DRIFT
         assert shop.served == [BASE, "one@1.0.0"]
     assert shop.places["one@1.0.0"] == "adapter"
@@ -179,36 +179,36 @@ async def test_a_file_that_does_not_fit_the_base_never_reaches_the_runtime(shop:
     at = data.find(b"model.layers.0.attn.o_proj.lora_A.weight")
     data[at : at + 5] = b"xodel"
     shop.publish("one", "1.1.0", {FILE: bytes(data)})
-    async with shop.agent() as coordinator:
-        await shop.want(coordinator, BASE)
-        reported = await shop.want(coordinator, "one@1.1.0")
+    async with shop.agent() as reconciler:
+        await shop.want(reconciler, BASE)
+        reported = await shop.want(reconciler, "one@1.1.0")
         assert reported.error is not None and reported.error.reason == Reason.ADAPTER_INVALID
         assert "CANARY" not in shop.stage.phases[shop.stage.phases.index("COMMIT") :]
-    lines = bundle_lines(shop.device.state(), shop.device.directory)
-    assert [line.name for line in lines if line.here] == ["tiny-slots"]
+    lines = bundle_statuses(shop.device.state(), shop.device.directory)
+    assert [line.name for line in lines if line.present] == ["tiny-slots"]
 
 
 async def test_with_another_base_its_adapters_rest_and_go_when_the_base_goes(shop: Shop) -> None:
     for version in ("1.1.0", "1.2.0"):
         shop.market.publish(version)
-    async with shop.agent() as coordinator:
-        await shop.want(coordinator, BASE)
-        await shop.want(coordinator, "one@1.0.0")
-        await shop.want(coordinator, "tiny-slots@1.1.0")
+    async with shop.agent() as reconciler:
+        await shop.want(reconciler, BASE)
+        await shop.want(reconciler, "one@1.0.0")
+        await shop.want(reconciler, "tiny-slots@1.1.0")
         assert shop.served == ["tiny-slots@1.1.0"]
         assert shop.places == {"tiny-slots@1.1.0": "active", BASE: "previous", "one@1.0.0": "kept"}
-        await shop.want(coordinator, BASE)
+        await shop.want(reconciler, BASE)
         assert shop.served == [BASE, "one@1.0.0"]
-        await shop.want(coordinator, "tiny-slots@1.1.0")
-        await shop.want(coordinator, "tiny-slots@1.2.0")
+        await shop.want(reconciler, "tiny-slots@1.1.0")
+        await shop.want(reconciler, "tiny-slots@1.2.0")
         assert shop.served == ["tiny-slots@1.2.0"]
     assert shop.places == {"tiny-slots@1.2.0": "active", "tiny-slots@1.1.0": "previous"}
 
 
 async def test_a_revoked_one_is_taken_from_its_base_which_serves_on(shop: Shop) -> None:
-    async with shop.agent() as coordinator:
+    async with shop.agent() as reconciler:
         for reference in (BASE, "one@1.0.0", "two@1.0.0"):
-            await shop.want(coordinator, reference)
+            await shop.want(reconciler, reference)
     shop.market.repository.revoke("one@1.0.0")
     shop.stage.restart()
     shop.stage.workers = WorkerProcess.start  # type: ignore[assignment]

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from agent.install.desired import rollback_target
 from agent.install.ports import ServingCounters, Speed
-from agent.install.wishes import rollback_wish
 from agent.state.audit import read_audit
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
-from tests.agent.install.test_coordinator import active, failed, stage_for
+from tests.agent.install.test_reconciler import active, failed, stage_for
 from tests.agent.install.test_revocation import SOON, settle
 from tests.agent.waiting import until
 
@@ -57,8 +57,8 @@ def lines() -> Iterator[Lines]:
 async def run_first(stage: Stage, market: Market) -> None:
     """A first bundle, from wish to commit."""
     market.publish("1.0.0", security_epoch=2)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
 
 
@@ -97,8 +97,8 @@ async def test_a_bundle_that_fails_in_probation_is_rolled_back_with_the_reason(
     stage.restart()
     stage.serving.after_swap = ServingCounters(5, 2, 0, None)
     lines.steps.clear()
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(failed(Reason.PROBATION_ERRORS))
         await until(lambda: "rolled_back" in lines.named())
     assert lines.named() == [*STEPS[:-1], "rolled_back"]
@@ -119,14 +119,14 @@ async def test_a_candidate_given_up_in_probation_says_for_whom(
     market.publish("1.2.0", {"README.md": b"1.2.0"}, security_epoch=2)
     stage.settings = msgspec.structs.replace(stage.settings, probation_seconds=3600.0)
     stage.restart()
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         await until(lambda: lines.named()[-1] == "probation")
         if what == "another bundle is wanted":
-            coordinator.desire(desired("1.2.0"))
+            reconciler.set_desired(desired("1.2.0"))
             await until(lambda: "rolled_back" in lines.named())
         elif what == "the operator wants another bundle":
-            await coordinator.carry_out(rollback_wish(stage.state, stage.settings, allow_epoch=False))
+            await reconciler.execute(rollback_target(stage.state, stage.settings, allow_epoch=False))
     if what == "the agent ends":
         stage.restart()
         async with stage.agent():
@@ -143,11 +143,11 @@ async def test_going_back_by_hand_is_the_operators_in_log_audit_and_event(
     await run_first(stage, market)
     market.publish("1.1.0", {"README.md": b"1.1.0"}, security_epoch=2)
     stage.restart()
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(active("1.1.0"))
         lines.steps.clear()
-        outcome = await coordinator.carry_out(rollback_wish(stage.state, stage.settings, allow_epoch=False))
+        outcome = await reconciler.execute(rollback_target(stage.state, stage.settings, allow_epoch=False))
         assert outcome.kind == "active"
     assert lines.named() == [*STEPS, "rolled_back"]
     assert (lines.last("wanted")["by"], lines.last("fetched")["bytes"]) == ("operator", "0")

@@ -7,36 +7,36 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from agent.install.desired import DesiredBundle
 from agent.install.installer import run_job
-from agent.install.job import Job, Line
+from agent.install.job import InstallJob, Line
 from agent.install.settings import InstallSettings
-from agent.install.wishes import Wish
 from contract.durable import Disk
 from contract.errors import SourceUnavailable
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import desired
-from tests.agent.install.test_coordinator import active, failed, spoil, stage_for
+from tests.agent.install.test_reconciler import active, failed, spoil, stage_for
 
 
 async def test_installations_and_rollbacks_are_counted_by_reason(market: Market, device: Device) -> None:
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"bad"})
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
-        assert (coordinator.meter.installs, coordinator.meter.failures, coordinator.meter.rollbacks) == (1, {}, {})
+        assert (reconciler.meter.installs, reconciler.meter.failures, reconciler.meter.rollbacks) == (1, {}, {})
         spoil(stage, "drift")
-        coordinator.desire(desired("1.1.0"))
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(failed(Reason.CANARY_DRIFT))
-        coordinator.desire(desired("1.1.0", "once more"))
+        reconciler.set_desired(desired("1.1.0", "once more"))
         await stage.until(failed(Reason.QUARANTINED))
-        coordinator.desire(b'{"revision": 7}')
+        reconciler.set_desired(b'{"revision": 7}')
         await stage.until(failed(Reason.DESIRED_INVALID))
-        assert coordinator.meter.installs == 1
-        assert coordinator.meter.failures == {"canary_drift": 1, "quarantined": 1, "desired_invalid": 1}
-        assert coordinator.meter.rollbacks == {"canary_drift": 1}
+        assert reconciler.meter.installs == 1
+        assert reconciler.meter.failures == {"canary_drift": 1, "quarantined": 1, "desired_invalid": 1}
+        assert reconciler.meter.rollbacks == {"canary_drift": 1}
 
 
 async def test_every_try_that_failed_is_counted(market: Market, device: Device) -> None:
@@ -44,7 +44,7 @@ async def test_every_try_that_failed_is_counted(market: Market, device: Device) 
     stage = stage_for(market, device)
     real, calls = stage.installer, 0
 
-    async def flaky(job: Job, on_line: Callable[[Line], None]) -> None:
+    async def flaky(job: InstallJob, on_line: Callable[[Line], None]) -> None:
         nonlocal calls
         calls += 1
         if calls < 3:
@@ -52,33 +52,33 @@ async def test_every_try_that_failed_is_counted(market: Market, device: Device) 
         await real(job, on_line)
 
     stage.installer = flaky
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
-        assert coordinator.meter.retries == {"source_unavailable": 2}
-        assert coordinator.meter.failures == {}
-        assert coordinator.meter.installs == 1
+        assert reconciler.meter.retries == {"source_unavailable": 2}
+        assert reconciler.meter.failures == {}
+        assert reconciler.meter.installs == 1
 
 
 async def test_a_revoked_bundle_that_is_replaced_counts_as_rolled_back(market: Market, device: Device) -> None:
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"})
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for version in ("1.0.0", "1.1.0"):
-            coordinator.desire(desired(version))
+            reconciler.set_desired(desired(version))
             await stage.until(active(version))
-        assert not coordinator.revoked
+        assert not reconciler.revoked
     market.repository.revoke("tiny@1.1.0")
     stage.restart()
     stage.settings = InstallSettings(probation_seconds=0, trust_refresh_seconds=3600, on_revoked="keep")
     device.refresh(market.job(device.directory.root, "1.1.0"))
-    async with stage.agent() as coordinator:
-        assert coordinator.revoked
-        coordinator.desire(desired("1.1.0", policy={"on_revoked": "replace"}))
+    async with stage.agent() as reconciler:
+        assert reconciler.revoked
+        reconciler.set_desired(desired("1.1.0", policy={"on_revoked": "replace"}))
         await stage.until(lambda each: active("1.0.0")(each) and each.error is not None)
-        assert coordinator.meter.rollbacks == {"revoked": 1}
-        assert not coordinator.revoked
+        assert reconciler.meter.rollbacks == {"revoked": 1}
+        assert not reconciler.revoked
 
 
 def expiry_of(market: Market, role: str) -> int:
@@ -114,13 +114,15 @@ async def test_a_rollback_by_hand_is_counted_as_the_operators(market: Market, de
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"})
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for version in ("1.0.0", "1.1.0"):
-            coordinator.desire(desired(version))
+            reconciler.set_desired(desired(version))
             await stage.until(active(version))
         before = stage.state.bundle(stage.state.snapshot().previous)
         assert before is not None
-        wish = Wish("tiny", "1.0.0", (), stage.settings, digest=before.digest, operator=True, back=True)
-        assert (await coordinator.carry_out(wish)).kind == "active"
-        assert coordinator.meter.rollbacks == {"operator": 1}
-        assert (coordinator.meter.installs, coordinator.meter.failures) == (3, {})
+        target = DesiredBundle(
+            "tiny", "1.0.0", (), stage.settings, digest=before.digest, operator=True, is_rollback=True
+        )
+        assert (await reconciler.execute(target)).kind == "active"
+        assert reconciler.meter.rollbacks == {"operator": 1}
+        assert (reconciler.meter.installs, reconciler.meter.failures) == (3, {})

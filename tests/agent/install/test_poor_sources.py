@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from agent.install.delivery import run_installer
-from agent.install.job import Job, Line, Progressed
+from agent.install.installer_client import run_installer
+from agent.install.job import InstallJob, Line, Progressed
 from contract.durable import Disk
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable
 from contract.reasons import Reason
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
-from tests.agent.install.test_coordinator import SETTINGS, active, stage_for
+from tests.agent.install.test_reconciler import SETTINGS, active, stage_for
 from tests.agent.waiting import until
 from tests.contract.source.servers import WRONGS, answer, serve, troubled
 
@@ -67,8 +67,8 @@ async def test_a_captive_portal_is_reported_and_waited_out(market: Market, devic
     with serve(Path(market.location), troubled({place: [WRONGS["portal"]] * 2})) as url:
         stage = stage_for(market, device)
         stage.sources, stage.installer = {"main": url}, run_installer
-        async with stage.agent() as coordinator:
-            coordinator.desire(desired("1.0.0"))
+        async with stage.agent() as reconciler:
+            reconciler.set_desired(desired("1.0.0"))
             reported = await stage.until(lambda each: each.error is not None)
             assert reported.error is not None
             assert reported.phase == "IDLE"
@@ -94,8 +94,8 @@ async def test_metadata_that_a_cache_sends_from_yesterday_is_waited_out(
     fresh = Path(market.location)
     away = fresh.rename(fresh.with_name("away"))
     stale.rename(fresh)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         reported = await stage.until(
             lambda each: each.error is not None and each.error.reason == Reason.METADATA_ROLLBACK
         )
@@ -111,30 +111,30 @@ async def test_the_same_document_again_is_a_reason_to_try_now(market: Market, de
     stage = stage_for(market, device, retry_first_seconds=3600.0, retry_longest_seconds=3600.0)
     with serve(Path(market.location), troubled({"metadata": [WRONGS["portal"]]})) as url:
         stage.sources = {"main": url}
-        async with stage.agent() as coordinator:
-            coordinator.desire(desired("1.0.0"))
+        async with stage.agent() as reconciler:
+            reconciler.set_desired(desired("1.0.0"))
             reported = await stage.until(lambda each: each.error is not None and each.phase == "IDLE")
             assert reported.error is not None
             assert "retrying in" in reported.error.message
             assert reported.error.message.endswith("min")
             # What the broker repeats after a lost connection is nobody's wish to hurry.
-            coordinator.desire(desired("1.0.0"), repeated=True)
+            reconciler.set_desired(desired("1.0.0"), repeated=True)
             await asyncio.sleep(0.5)
             assert stage.reported[-1].error is not None
-            coordinator.desire(desired("1.0.0"))
+            reconciler.set_desired(desired("1.0.0"))
             await stage.until(active("1.0.0"))
 
 
 async def test_the_same_document_again_asks_once_more_for_what_was_refused(market: Market, device: Device) -> None:
     market.publish("1.0.0")
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         reported = await stage.until(lambda each: each.error is not None and each.phase == "IDLE")
         assert reported.error is not None
         assert reported.error.reason == Reason.NOT_LISTED
         market.publish("1.1.0", {"README.md": b"1.1.0"})
-        coordinator.desire(desired("1.1.0"))
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(active("1.1.0"))
 
 
@@ -145,15 +145,15 @@ async def test_waits_grow_unless_there_was_progress(market: Market, device: Devi
     stage = stage_for(market, device, retry_first_seconds=0.1, retry_longest_seconds=100.0)
     attempts = 0
 
-    async def broken(job: Job, on_line: Callable[[Line], None]) -> None:
+    async def broken(job: InstallJob, on_line: Callable[[Line], None]) -> None:
         nonlocal attempts
         attempts += 1
         on_line(Progressed(done=100 * attempts if advances else 100, total=10_000, reused=0, fetched=100))
         raise SourceUnavailable("it broke off")
 
     stage.installer = broken
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await until(lambda: attempts == 5)
     waits = [each.error.retry_in_seconds for each in stage.reported if each.error and each.phase == "IDLE"]
     assert (max(wait for wait in waits if wait is not UNSET) > 0.1) is not advances
@@ -164,8 +164,8 @@ async def test_a_server_that_asks_to_be_left_alone_is(market: Market, device: De
     stage = stage_for(market, device)
     with serve(Path(market.location), troubled({"objects": [answer(503, b"", Retry_After="120")] * 9})) as url:
         stage.sources = {"main": url}
-        async with stage.agent() as coordinator:
-            coordinator.desire(desired("1.0.0"))
+        async with stage.agent() as reconciler:
+            reconciler.set_desired(desired("1.0.0"))
             reported = await stage.until(lambda each: each.error is not None and each.phase == "IDLE")
     assert reported.error is not None
     assert 120.0 <= float(reported.error.retry_in_seconds or 0) <= 132.0
@@ -180,8 +180,8 @@ async def test_what_a_cache_has_not_yet_is_looked_for_again(market: Market, devi
     fresh = Path(market.location)
     stage = stage_for(market, device)
     stage.sources = {"main": str(stale)}
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         reported = await stage.until(lambda each: each.error is not None and each.phase == "IDLE")
         assert reported.error is not None
         assert reported.error.reason == Reason.NOT_LISTED
@@ -195,8 +195,8 @@ async def test_what_a_cache_has_not_yet_is_looked_for_again(market: Market, devi
 async def test_a_device_that_trusts_nobody_yet_begins_when_it_is_provisioned(market: Market, device: Device) -> None:
     market.publish("1.0.0")
     stage = Stage(device.directory, {"main": market.location}, SETTINGS)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         reported = await stage.until(lambda each: each.error is not None and each.phase == "IDLE")
         assert reported.error is not None
         assert reported.error.reason == Reason.TRUST_STATE_LOST

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent.install import trusting
-from agent.install.inspection import find_faults
+from agent.install import trust_refresh
+from agent.install.bundle_verifier import find_faults
 from agent.install.settings import InstallSettings
 from agent.state import audit
 from agent.state.standing import Warned
@@ -18,7 +18,7 @@ from contract.mqtt.messages import Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
-from tests.agent.install.test_coordinator import active, stage_for
+from tests.agent.install.test_reconciler import active, stage_for
 
 SOON = 0.05
 
@@ -32,10 +32,10 @@ def warns(reason: Reason) -> Any:
 
 async def settle(stage: Stage, market: Market, *versions: str) -> None:
     """Publish and install ``versions``, one after the other."""
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for version in versions:
             market.publish(version, {"README.md": version.encode()}, security_epoch=1)
-            coordinator.desire(desired(version))
+            reconciler.set_desired(desired(version))
             await stage.until(active(version))
     stage.restart()
 
@@ -86,9 +86,9 @@ async def test_a_revoked_bundle_is_replaced_by_the_one_before_it(market: Market,
     stage.settings = InstallSettings(
         probation_seconds=0, trust_refresh_seconds=SOON, on_revoked="replace" if by == "configuration" else "keep"
     )
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         if by == "desired":
-            coordinator.desire(desired("1.1.0", policy={"on_revoked": "replace"}))
+            reconciler.set_desired(desired("1.1.0", policy={"on_revoked": "replace"}))
         reported = await stage.until(active("1.0.0"))
         reported = await stage.until(lambda each: active("1.0.0")(each) and each.error is not None)
         assert reported.error is not None
@@ -149,19 +149,19 @@ async def test_expired_metadata_is_reported_and_stops_installing_not_serving(
     await settle(stage, market, "1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"}, security_epoch=1)
     ahead = timedelta(days=days)
-    monkeypatch.setattr(trusting, "now", lambda: datetime.now(UTC) + ahead)
-    monkeypatch.setattr(trusting, "kernel_clock_synchronised", lambda: False)
+    monkeypatch.setattr(trust_refresh, "now", lambda: datetime.now(UTC) + ahead)
+    monkeypatch.setattr(trust_refresh, "kernel_clock_synchronised", lambda: False)
     stage.settings = InstallSettings(probation_seconds=0, trust_refresh_seconds=SOON)
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         await stage.until(warns(Reason.EXPIRED))
-        coordinator.desire(desired("1.1.0"))
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(lambda each: each.error is not None and each.error.reason == Reason.EXPIRED)
         assert stage.serving.bundle is not None
         assert stage.serving.bundle.manifest.version == "1.0.0"
         # The clock is right again: what it did leaves no trace.
         ahead = timedelta()
         await stage.until(lambda each: each.phase == "IDLE" and not each.warnings and each is stage.reported[-1])
-        coordinator.desire(desired("1.1.0", "again"))
+        reconciler.set_desired(desired("1.1.0", "again"))
         await stage.until(active("1.1.0"))
 
 
@@ -170,7 +170,7 @@ def test_expiry_is_noticed_without_a_source(market: Market, device: Device, monk
     job = market.job(device.directory.root, "1.0.0")
     device.install(job)
     (market.root / "repository").rename(market.root / "away")
-    monkeypatch.setattr(trusting, "now", lambda: datetime.now(UTC) + timedelta(days=200))
+    monkeypatch.setattr(trust_refresh, "now", lambda: datetime.now(UTC) + timedelta(days=200))
     with pytest.raises(EdgeBundleError):
         device.refresh(job)
     [warned] = device.state().standing.warnings()
@@ -182,7 +182,7 @@ def test_a_clock_at_1970_installs_and_makes_nothing_expired_valid(
     market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     market.publish("1.0.0")
-    monkeypatch.setattr(trusting, "now", lambda: datetime(1970, 1, 1, tzinfo=UTC))
+    monkeypatch.setattr(trust_refresh, "now", lambda: datetime(1970, 1, 1, tzinfo=UTC))
     device.install(market.job(device.directory.root, "1.0.0"))
     assert device.state().clock_floor() > datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
@@ -222,14 +222,14 @@ def test_every_decision_of_the_installer_is_written_down(market: Market, device:
 async def test_every_decision_of_the_agent_is_written_down(market: Market, device: Device) -> None:
     stage = stage_for(market, device)
     market.publish("1.0.0")
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0", source="elsewhere"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0", source="elsewhere"))
         await stage.until(lambda each: each.error is not None)
-        coordinator.desire(desired("1.0.0"))
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
         stage.workers.drift = 9.0
         market.publish("1.1.0", {"README.md": b"1.1.0"})
-        coordinator.desire(desired("1.1.0"))
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(lambda each: each.error is not None and each.error.reason == Reason.CANARY_DRIFT)
     by_agent = [(entry.decision, entry.reason) for entry in device.audit() if entry.by == "agent"]
     assert by_agent == [
@@ -246,17 +246,17 @@ async def test_a_flood_of_bad_documents_does_not_wash_the_log_out(
     monkeypatch.setattr(audit, "RATION", 2)
     stage = stage_for(market, device)
     market.publish("1.0.0")
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for number in range(4):
             # Half of them are turned away by the agent, half by the installer.
             elsewhere = {"source": "elsewhere"} if number % 2 else {}
-            coordinator.desire(desired("9.9.9", f"flood-{number}", **elsewhere))
+            reconciler.set_desired(desired("9.9.9", f"flood-{number}", **elsewhere))
             await stage.until(
                 lambda each, wanted=f"flood-{number}": (
                     each.revision == wanted and each.phase == "IDLE" and each.error is not None
                 )
             )
-        coordinator.desire(desired("1.0.0"))
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
     refused = [entry for entry in device.audit() if entry.decision == "refused"]
     assert [entry.reason for entry in refused] == ["not_listed", "source_not_configured"], "the ration is two"
@@ -271,11 +271,11 @@ async def test_flapping_between_good_bundles_does_not_wash_the_log_out(
     stage.settings = InstallSettings(probation_seconds=0, swaps_per_hour=1)
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"})
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
         for number in range(4):
-            coordinator.desire(desired("1.1.0", f"flap-{number}"))
+            reconciler.set_desired(desired("1.1.0", f"flap-{number}"))
             await stage.until(
                 lambda each, wanted=f"flap-{number}": (
                     each.revision == wanted and each.error is not None and each.error.reason == Reason.SWAP_LIMIT
@@ -302,8 +302,8 @@ async def test_attack_a_byte_of_the_active_bundle_changed_while_it_serves(market
     stage = stage_for(market, device)
     market.publish("1.0.0")
     stage.settings = InstallSettings(probation_seconds=0, trust_refresh_seconds=SOON)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         reported = await stage.until(active("1.0.0"))
         assert reported.active is not None
         victim = device.directory.bundle(reported.active.digest) / "model.onnx.data"
@@ -371,8 +371,8 @@ async def test_attack_a_file_swapped_between_verification_and_use(market: Market
 
     stage.installer, stage.workers = install, load
     stage.settings = InstallSettings(probation_seconds=0, retry_first_seconds=0.05)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(lambda each: each.error is not None and each.error.reason == Reason.DIGEST_MISMATCH)
         assert stage.serving.bundle is None, "nothing was served that nobody verified"
         await stage.until(active("1.0.0"))
@@ -397,8 +397,8 @@ async def test_attack_a_file_swapped_while_the_new_model_loads(market: Market, d
         return report
 
     stage.serving.swap = swap  # type: ignore[method-assign]
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(lambda each: each.error is not None and each.error.reason == Reason.DIGEST_MISMATCH)
         reported = await stage.until(lambda each: each is stage.reported[-1] and each.phase == "IDLE")
     assert reported.active is not None

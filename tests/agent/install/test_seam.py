@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from agent.install import coordinator as module
-from agent.install.coordinator import Coordinator
+from agent.install import reconciler as module
+from agent.install.reconciler import Reconciler
 from contract.mqtt.messages import Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import desired
-from tests.agent.install.test_coordinator import active, stage_for
+from tests.agent.install.test_reconciler import active, stage_for
 
 
 class Injected(Exception):
@@ -66,9 +66,9 @@ def over(revision: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WISH_SECONDS", 0.0)
-    monkeypatch.setattr(module, "RECORD_SECONDS", 0.0)
-    monkeypatch.setattr(module, "RESTORE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "DEBOUNCE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "RECORD_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "RESTORE_RETRY_SECONDS", 0.0)
 
 
 async def test_whichever_step_of_taking_in_a_document_fails_the_next_one_is_followed(
@@ -76,19 +76,19 @@ async def test_whichever_step_of_taking_in_a_document_fails_the_next_one_is_foll
 ) -> None:
     market.publish("1.0.0")
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
-        with watched(Coordinator._consider.__code__) as watcher:
-            coordinator.desire(desired("1.0.0", "watched"))
+        with watched(Reconciler._consider.__code__) as watcher:
+            reconciler.set_desired(desired("1.0.0", "watched"))
             await stage.until(over("watched"))
         names = {step.co_qualname for step in watcher.steps}
-        assert {"read_desired", "InstallationState.desire", "Coordinator._follow", "Driver.supersede"} <= names
+        assert {"read_desired", "InstallationState.desire", "Reconciler._adopt", "UpdateRunner.supersede"} <= names
         for number, step in enumerate(watcher.steps):
             stage.reported.clear()
-            with watched(Coordinator._consider.__code__) as again:
+            with watched(Reconciler._consider.__code__) as again:
                 again.victim = step
-                coordinator.desire(desired("1.0.0", f"bad{number}"))
+                reconciler.set_desired(desired("1.0.0", f"bad{number}"))
                 await stage.until(
                     lambda reported, number=number: (  # type: ignore[misc]
                         over(f"bad{number}")(reported)
@@ -96,7 +96,7 @@ async def test_whichever_step_of_taking_in_a_document_fails_the_next_one_is_foll
                     )
                 )
             assert again.victim is None, step.co_qualname
-            coordinator.desire(desired("1.0.0", f"good{number}"))
+            reconciler.set_desired(desired("1.0.0", f"good{number}"))
             await stage.until(over(f"good{number}"))
 
 
@@ -105,15 +105,15 @@ async def test_a_wish_whose_pursuit_meets_a_fault_is_tried_again(
 ) -> None:
     market.publish("1.0.0")
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        real = coordinator._driver.pursue
+    async with stage.agent() as reconciler:
+        real = reconciler._runner.run
 
-        async def fail(_wish: object) -> object:
-            monkeypatch.setattr(coordinator._driver, "pursue", real)
+        async def fail(_target: object) -> object:
+            monkeypatch.setattr(reconciler._runner, "run", real)
             raise Injected("pursue")
 
-        monkeypatch.setattr(coordinator._driver, "pursue", fail)
-        coordinator.desire(desired("1.0.0"))
+        monkeypatch.setattr(reconciler._runner, "run", fail)
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(lambda reported: reported.error is not None and reported.error.reason == "internal_error")
         reported = await stage.until(active("1.0.0"))
         assert reported.error is None
@@ -125,8 +125,8 @@ async def test_a_stored_document_at_which_every_start_fails_keeps_nobody_from_st
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"more"})
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
     stage.restart()
 
@@ -139,8 +139,8 @@ async def test_a_stored_document_at_which_every_start_fails_keeps_nobody_from_st
             assert stage.serving.swaps == [("1.0.0", "drain")]
             await stage.until(lambda reported: reported.error is not None and reported.error.reason == "internal_error")
     stage.restart()
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.1.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(active("1.1.0"))
 
 
@@ -150,12 +150,12 @@ HALF = b'{"revision":"r\\ud83d","bundle":{"name":"tiny","version":"1.0.0"}}'
 async def test_half_a_character_in_a_document_is_reported(market: Market, device: Device) -> None:
     market.publish("1.0.0")
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(HALF)
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(HALF)
         reported = await stage.until(lambda reported: reported.error is not None)
         assert reported.error is not None
         assert (reported.error.reason, reported.error.field) == ("desired_invalid", "revision")
-        coordinator.desire(desired("1.0.0"))
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
 
 
@@ -178,8 +178,8 @@ async def test_a_document_that_is_refused_is_reported_under_its_revision(
     market: Market, device: Device, document: bytes, field: str
 ) -> None:
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(document)
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(document)
         reported = await stage.until(lambda reported: reported.error is not None)
     assert reported.error is not None
     assert (reported.revision, reported.error.reason) == ("r7", "desired_invalid")
@@ -192,36 +192,36 @@ async def test_a_refused_document_stays_reported_over_a_restart_until_it_is_gone
     """The broker sends its copy at every start, before the wish that was stored is looked at."""
     market.publish("1.0.0")
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
     stage.restart()
-    async with stage.agent() as coordinator:
-        coordinator.desire(BAD[3][0], repeated=True)
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(BAD[3][0], repeated=True)
         # An order of the operator's comes after what was wished for.
-        await coordinator.refresh_trust()
+        await reconciler.refresh_trust()
         reported = stage.reported[-1]
         assert reported.error is not None
         assert (reported.revision, reported.error.reason) == ("r7", "desired_invalid")
         stage.reported.clear()
-        coordinator.desire(desired("1.0.0"), repeated=True)
+        reconciler.set_desired(desired("1.0.0"), repeated=True)
         await stage.until(lambda reported: reported.error is None and reported.revision == "r1.0.0")
 
 
 async def test_a_refused_document_that_is_cleared_is_reported_no_longer(market: Market, device: Device) -> None:
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(BAD[0][0])
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(BAD[0][0])
         await stage.until(lambda reported: reported.error is not None and reported.revision == "r7")
         stage.reported.clear()
-        coordinator.desire(b"")
+        reconciler.set_desired(b"")
         await stage.until(lambda reported: reported.error is None and reported.revision is None)
 
 
 async def test_all_faults_of_a_document_are_reported(market: Market, device: Device) -> None:
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(
             b'{"revision":"r7","bundle":{"name":"../x","version":"latest"},"policy":{"swapp":"drain"},"sources":"x"}'
         )
         reported = await stage.until(lambda reported: reported.error is not None)
@@ -236,8 +236,8 @@ async def test_a_document_that_an_older_agent_stored_is_refused_now(market: Mark
     """What is refused today was accepted once: the agent starts, serves and says so."""
     market.publish("1.0.0")
     stage = stage_for(market, device)
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
         stage.state.desire(HALF)
     stage.restart()

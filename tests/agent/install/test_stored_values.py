@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from agent.diagnosis.state import trust as examine_trust
-from agent.install.overview import survey
+from agent.install.status import collect_status
 from agent.serving.recovery import recover
 from agent.serving.replies import Replies
 from agent.state.answer_writer import AnswerWriter
@@ -37,7 +37,7 @@ from contract.reasons import Reason
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
-from tests.agent.install.test_coordinator import active, stage_for
+from tests.agent.install.test_reconciler import active, stage_for
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient
 
@@ -128,9 +128,9 @@ class Filled:
 async def fill(stage: Stage, market: Market) -> None:
     for version in ("1.0.0", "1.1.0"):
         market.publish(version, {"README.md": version.encode()}, security_epoch=2)
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for version in ("1.0.0", "1.1.0"):
-            coordinator.desire(desired(version))
+            reconciler.set_desired(desired(version))
             await stage.until(active(version))
         stage.state.raise_clock_floor(1_700_000_000)
     connection = sqlite3.connect(stage.directory.database)
@@ -233,7 +233,7 @@ def test_any_value_in_any_column_is_read_or_set_aside(filled: Filled) -> None:
             case = f"{name} in {table}.{column}"
             try:
                 state, _ = asyncio.run(read_all(filled.place))
-                survey(state, filled.place, Reported(None, "IDLE", None, None, None, None), running=False)
+                collect_status(state, filled.place, Reported(None, "IDLE", None, None, None, None), running=False)
             except Exception as error:
                 raise AssertionError(case) from error
             found = state.set_aside()
@@ -255,14 +255,14 @@ def test_any_value_in_any_column_is_read_or_set_aside(filled: Filled) -> None:
 
 
 async def start(filled: Filled) -> None:
-    async with filled.stage.agent() as coordinator:
+    async with filled.stage.agent() as reconciler:
         served = filled.stage.serving.bundle
         assert served is not None
         assert served.manifest.version in ("1.0.0", "1.1.0")
         unread = bool(filled.stage.state.set_aside())
-        assert ("stored_data_invalid" in coordinator.warnings) == unread
+        assert ("stored_data_invalid" in reconciler.warnings) == unread
         if unread:
-            told = [each.reason for each in coordinator.reported.warnings]  # type: ignore[union-attr]
+            told = [each.reason for each in reconciler.reported.warnings]  # type: ignore[union-attr]
             assert "stored_data_invalid" in told
 
 
@@ -289,9 +289,9 @@ def test_a_floor_that_cannot_be_read_refuses_installation_until_trust_is_provisi
     filled.restart()
 
     async def install() -> Any:
-        async with filled.stage.agent() as coordinator:
+        async with filled.stage.agent() as reconciler:
             assert filled.stage.serving.bundle is not None, "what is active serves"
-            coordinator.desire(desired("1.2.0"))
+            reconciler.set_desired(desired("1.2.0"))
             return await filled.stage.until(lambda reported: reported.error is not None or active("1.2.0")(reported))
 
     reported = asyncio.run(install())

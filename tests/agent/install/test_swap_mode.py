@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent import memory
-from agent.install import coordinator as coordinating
+from agent.install import reconciler as coordinating
 from agent.install.ports import Footprint
 from contract.errors import StoreBroken
 from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
-from tests.agent.install.test_coordinator import active, failed, stage_for
+from tests.agent.install.test_reconciler import active, failed, stage_for
 from tests.soak.scene import Scene
 
 NEED = 300 << 20
@@ -41,9 +41,9 @@ async def test_what_the_canary_took_and_the_reserve_must_fit(
     stage = stage_for(market, device, swap="overlap", reserve_bytes=RESERVE)
     stage.workers.peak = NEED
     say_available(monkeypatch, tmp_path, (NEED + RESERVE) // 1024 - less)
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for version in ("1.0.0", "1.1.0"):
-            coordinator.desire(desired(version))
+            reconciler.set_desired(desired(version))
             await stage.settled(f"r{version}")
         assert [swap[0] for swap in stage.serving.swaps] == ["1.0.0", "1.1.0"]
         assert stage.serving.swaps[-1][1] == mode
@@ -67,9 +67,9 @@ def tight(market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 async def test_what_serves_makes_room_for_the_canary_of_what_would_not_fit_beside_it(tight: Tight) -> None:
     stage = tight.stage
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for version in ("1.0.0", "1.1.0"):
-            coordinator.desire(desired(version))
+            reconciler.set_desired(desired(version))
             await stage.settled(f"r{version}")
     assert stage.serving.moves == ["swap", "aside", "swap"]
     assert stage.serving.swaps == [("1.0.0", "drain"), ("1.1.0", "drain")]
@@ -84,10 +84,10 @@ async def test_weights_that_are_mapped_leave_no_room_though_the_kernel_calls_the
     told = parse_manifest((market.base / MANIFEST_FILE).read_bytes()).budget.peak_rss_bytes
     say_available(monkeypatch, tmp_path, (told + RESERVE + (64 << 20)) // 1024)
     stage = stage_for(market, device, swap="overlap", reserve_bytes=RESERVE)
-    async with stage.agent() as coordinator:
+    async with stage.agent() as reconciler:
         for version, mapped in (("1.0.0", 0), ("1.1.0", 63 << 20), ("1.2.0", 65 << 20)):
             stage.serving.footprint = Footprint(anonymous_bytes=mapped and 5 << 20, mapped_bytes=mapped)
-            coordinator.desire(desired(version))
+            reconciler.set_desired(desired(version))
             await stage.settled(f"r{version}")
     assert stage.serving.swaps == [("1.0.0", "drain"), ("1.1.0", "overlap"), ("1.2.0", "drain")]
     assert stage.serving.moves == ["swap", "swap", "aside", "swap"]
@@ -97,11 +97,11 @@ async def test_weights_that_are_mapped_leave_no_room_though_the_kernel_calls_the
 
 async def test_it_comes_back_when_the_candidate_fails_its_canary(tight: Tight) -> None:
     stage = tight.stage
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.settled("r1.0.0")
         stage.workers.drift = 9.0
-        coordinator.desire(desired("1.1.0"))
+        reconciler.set_desired(desired("1.1.0"))
         reported = await stage.until(failed(Reason.CANARY_DRIFT))
     assert stage.serving.moves == ["swap", "aside", "back"]
     assert reported.queue_pause_ms == 34.5
@@ -109,14 +109,14 @@ async def test_it_comes_back_when_the_candidate_fails_its_canary(tight: Tight) -
 
 async def test_it_comes_back_when_another_bundle_is_wished_for_meanwhile(tight: Tight) -> None:
     stage = tight.stage
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.settled("r1.0.0")
         stage.workers.hang, stage.workers.begun = True, asyncio.Event()
-        coordinator.desire(desired("1.1.0"))
+        reconciler.set_desired(desired("1.1.0"))
         await asyncio.wait_for(stage.workers.begun.wait(), 60)
         stage.workers.hang = False
-        coordinator.desire(desired("1.2.0"))
+        reconciler.set_desired(desired("1.2.0"))
         await stage.until(active("1.2.0"))
     assert stage.serving.moves == ["swap", "aside", "back", "aside", "swap"]
 
@@ -125,8 +125,8 @@ async def test_it_comes_back_when_the_next_step_cannot_be_recorded(
     tight: Tight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = tight.stage
-    async with stage.agent() as coordinator:
-        coordinator.desire(desired("1.0.0"))
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
         await stage.settled("r1.0.0")
         real, refused = stage.state.enter, False
 
@@ -138,8 +138,8 @@ async def test_it_comes_back_when_the_next_step_cannot_be_recorded(
             real(phase, *others)
 
         monkeypatch.setattr(stage.state, "enter", enter)
-        monkeypatch.setattr(coordinating, "RESTORE_SECONDS", 0.05)
-        coordinator.desire(desired("1.1.0"))
+        monkeypatch.setattr(coordinating, "RESTORE_RETRY_SECONDS", 0.05)
+        reconciler.set_desired(desired("1.1.0"))
         await stage.until(active("1.1.0"))
     assert stage.serving.moves[:4] == ["swap", "aside", "back", "aside"]
     assert stage.serving.moves[-1] == "swap"

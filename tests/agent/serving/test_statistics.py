@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.install.ports import ServingCounters, Speed
-from agent.install.probation import judge
+from agent.install.probation import evaluate_probation
 from agent.install.settings import InstallSettings
 from agent.serving.statistics import Statistics
 from agent.state.installation import Failure
@@ -51,31 +51,31 @@ def speed_of(counters: ServingCounters) -> Speed:
 
 def test_one_stream_is_as_fast_together_as_each() -> None:
     speed = speed_of(serve(5, 1))
-    assert speed.together == pytest.approx(20.0)
-    assert speed.each == pytest.approx(20.0)
+    assert speed.aggregate == pytest.approx(20.0)
+    assert speed.per_stream == pytest.approx(20.0)
 
 
 def test_the_same_load_gives_the_same_number_however_long_nobody_asks_in_between() -> None:
     for streams in (1, 8):
         busy, idle = speed_of(serve(24, streams)), speed_of(serve(24, streams, idle=30.0))
-        assert idle.together == pytest.approx(busy.together)
-        assert idle.each == pytest.approx(busy.each)
+        assert idle.aggregate == pytest.approx(busy.aggregate)
+        assert idle.per_stream == pytest.approx(busy.per_stream)
 
 
 def test_several_answers_at_once_count_together() -> None:
     speed = speed_of(serve(24, 8))
-    assert speed.together == pytest.approx(20.0 * (1 + GAIN * 7))
-    assert speed.each == pytest.approx(speed.together / 8)
+    assert speed.aggregate == pytest.approx(20.0 * (1 + GAIN * 7))
+    assert speed.per_stream == pytest.approx(speed.aggregate / 8)
 
 
 @pytest.mark.parametrize(("before", "since"), [(1, 8), (8, 1), (1, 1), (8, 8), (3, 5)])
 def test_more_or_fewer_streams_than_before_do_not_look_slower(before: int, since: int) -> None:
-    assert judge(serve(24, since), 1, SETTINGS, speed_of(serve(24, before))) == "watching"
+    assert evaluate_probation(serve(24, since), 1, SETTINGS, speed_of(serve(24, before))) == "watching"
 
 
 @pytest.mark.parametrize("streams", [1, 3, 8])
 def test_a_third_of_the_speed_goes_back(streams: int) -> None:
-    verdict = judge(serve(24, streams, speed=20.0 / 3), 1, SETTINGS, speed_of(serve(24, streams)))
+    verdict = evaluate_probation(serve(24, streams, speed=20.0 / 3), 1, SETTINGS, speed_of(serve(24, streams)))
     assert isinstance(verdict, Failure)
 
 
@@ -91,7 +91,7 @@ def test_one_that_hangs_makes_it_slow() -> None:
     statistics = Statistics()
     for token in range(1, 12):
         statistics.record_tokens(1, token, token / 10)
-    assert speed_of(statistics.counters(10.1)).together == pytest.approx(1.0)
+    assert speed_of(statistics.counters(10.1)).aggregate == pytest.approx(1.0)
 
 
 def test_an_answer_that_lost_its_worker_takes_no_more_time() -> None:
@@ -99,7 +99,7 @@ def test_an_answer_that_lost_its_worker_takes_no_more_time() -> None:
     for token in range(1, 12):
         statistics.record_tokens(1, token, token / 10)
     statistics.record_end(1, 1.1)
-    assert speed_of(statistics.counters(100.0)).together == pytest.approx(10.0)
+    assert speed_of(statistics.counters(100.0)).aggregate == pytest.approx(10.0)
 
 
 def test_what_never_gave_a_token_is_no_speed() -> None:
@@ -124,4 +124,4 @@ def test_no_more_busy_time_than_there_was_and_no_less_each_than_fits(
     counters = statistics.counters(now)
     assert 0 <= counters.busy_seconds <= now + 1e-9
     if counters.speed is not None:
-        assert 0 < counters.speed.each <= counters.speed.together * (1 + 1e-9)
+        assert 0 < counters.speed.per_stream <= counters.speed.aggregate * (1 + 1e-9)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.state import audit
-from agent.state.audit import AuditLog, RefusalRation, read_audit, unsaid_text
+from agent.state.audit import AuditLog, AuditRateLimiter, read_audit, suppressed_text
 from contract.durable import Disk
 from contract.errors import BundleRefused
 from contract.reasons import Reason
@@ -94,20 +94,20 @@ def test_two_processes_lose_nothing_while_files_are_rotated(tmp_path: Path) -> N
 
 def test_refusals_are_rationed_and_the_next_entry_says_how_many_were_not_written() -> None:
     now = [0.0]
-    ration = RefusalRation(lambda: now[0])
+    ration = AuditRateLimiter(lambda: now[0])
     said = []
     for _ in range(audit.RATION + 10):
-        said.append(ration.unsaid())
-        ration.spend()
+        said.append(ration.suppressed())
+        ration.consume()
     assert said == [0] * audit.RATION + [None] * 10
     now[0] += audit.RATION_SECONDS
-    assert ration.unsaid() == 10
-    ration.spend()
-    assert ration.unsaid() is None
+    assert ration.suppressed() == 10
+    ration.consume()
+    assert ration.suppressed() is None
     now[0] += 1e9
-    assert ration.unsaid() == 0
-    assert unsaid_text(0) == ""
-    assert "10 more" in unsaid_text(10)
+    assert ration.suppressed() == 0
+    assert suppressed_text(0) == ""
+    assert "10 more" in suppressed_text(10)
 
 
 def test_an_endless_flood_needs_months_to_fill_the_log() -> None:

@@ -1,0 +1,271 @@
+"""Prepacked weights of a sealed bundle for this processor: made once, hashed, shared read-only, never taken on trust.
+
+They lie in ``derived/<manifest-sha256>/<cpu-id>/``, apart from what was signed, and go with their bundle. Another
+processor or another runtime has another id, so what was made for the old one is made again and the old one removed.
+Nothing depends on them: without room or memory, or when making them fails, the model is loaded from the bundle itself.
+
+Only what a worker maps is made or kept. Where the batched engine does not serve a bundle (``[worker] engine``,
+adapters, a graph that it declines) there is none; where its self-test declines this processor, that is found out before
+anything is written, and remembered as a record without files until processor, runtime or settings change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from msgspec import Struct
+
+from agent.engine.batched.graph import read_decoder
+from agent.engine.config import read_config
+from agent.engine.native import Declined
+from agent.host import disk_available, installed_version
+from agent.install.garbage_collection import used_bytes
+from agent.install.ports import SealedBundle
+from agent.memory import available_memory
+from agent.state.layout import StateDirectory
+from agent.worker.prepacking import DECLINED
+from agent.worker.settings import WorkerSettings, usable_threads
+from contract.durable import Disk
+from contract.errors import EdgeBundleError, EngineFailed
+
+log = logging.getLogger("edge_agent.install")
+
+COMMAND = (sys.executable, "-P", "-m", "agent.worker.prepacking")
+RECORD_FILE = "derived.json"
+
+GROWTH = 3
+"""Prepacked INT4 weights were measured at 2.3 times the bytes of the bundle's; room for this much must be there."""
+
+SPARE_BYTES = 256 << 20
+"""What must stay free on the disk beside them: they are a convenience."""
+
+MEMORY_GROWTH = 2
+"""Making them was measured to take 1.8 times the bytes of the weights, in memory that is not shared."""
+
+ADAPTERS = "it is served with adapters, which another engine switches between"
+
+SECONDS = 900.0
+"""Making them takes about as long as loading the model."""
+
+
+class Prepacker(Protocol):
+    """Makes or finds the derived weights of a bundle; :class:`WeightPrepacker` is one."""
+
+    async def __call__(self, bundle: SealedBundle) -> Path | None:
+        """Where they lie, verified, or None when there are none; never raises an error of ours."""
+        ...
+
+    def discard(self, bundle: SealedBundle, why: str) -> None:
+        """Give back the room of what no worker maps any more. Raises StoreBroken, StoreFull."""
+        ...
+
+
+class DerivedFile(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    size: int
+    sha256: str
+
+
+class Derived(Struct, frozen=True, forbid_unknown_fields=True):
+    """What was made for workers of this mode; without files, ``declined`` says why no worker would use any."""
+
+    reproducible: bool
+    files: list[DerivedFile] = []
+    declined: str = ""
+
+
+def cpu_id(cpuinfo: str | None = None) -> str:
+    """Names this machine's instruction sets and this runtime: what prepacked weights are specific to.
+
+    ``cpuinfo``: what ``/proc/cpuinfo`` says. All cores count, since boards have two kinds and the kernel may start on
+    either; how many there are does not.
+    """
+    facts = [platform.machine(), installed_version("onnxruntime") or ""]
+    if cpuinfo is None:
+        try:
+            cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        except OSError:
+            cpuinfo = ""
+    for key in ("flags", "Features", "model name", "CPU part"):
+        found = {" ".join(sorted(text.split())) for text in re.findall(rf"^{key}[ \t]*: (.*)$", cpuinfo, re.MULTILINE)}
+        facts.append("; ".join(sorted(found)))
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+
+
+class WeightPrepacker:
+    """For workers of these settings. ``quota_bytes`` 0: as much as the disk has. ``identity`` names the processor and
+    the runtime.
+    """
+
+    def __init__(
+        self,
+        directory: StateDirectory,
+        disk: Disk,
+        worker: WorkerSettings | None = None,
+        *,
+        quota_bytes: int = 0,
+        spare_bytes: int = SPARE_BYTES,
+        identity: str | None = None,
+    ) -> None:
+        self._directory = directory
+        self._disk = disk
+        self._worker = worker or WorkerSettings()
+        self._quota = quota_bytes
+        self._spare = spare_bytes
+        self._identity = identity or cpu_id()
+
+    async def __call__(self, bundle: SealedBundle) -> Path | None:
+        directory = self._directory.derived_of(bundle.digest) / self._identity
+        try:
+            if (why := await asyncio.to_thread(self._unused, bundle)) is not None:
+                await asyncio.to_thread(self.discard, bundle, why)
+                return None
+            record = await asyncio.to_thread(intact_record, directory)
+            if record is not None and record.reproducible == self._worker.reproducible:
+                return directory if record.files else None
+            await asyncio.to_thread(self._clear, directory.parent)
+            if not await asyncio.to_thread(self._has_room, bundle):
+                return None
+            return await self._make(bundle, directory)
+        except (EdgeBundleError, OSError) as error:
+            log.warning("no prepacked weights for %s: %s", bundle.manifest.reference, error)
+            return None
+
+    def discard(self, bundle: SealedBundle, why: str) -> None:
+        """Give back the room of what no worker maps any more.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        derived = self._directory.derived_of(bundle.digest)
+        if derived.exists():
+            log.info("the prepacked weights of %s are removed: %s", bundle.manifest.reference, why)
+            self._clear(derived)
+
+    def _unused(self, bundle: SealedBundle) -> str | None:
+        """Why no worker would map any, as far as that is known without loading the model."""
+        if self._worker.engine == "genai":
+            return "the genai engine was asked for"
+        if bundle.adapters:
+            return ADAPTERS
+        try:
+            read_decoder(bundle.directory, read_config(bundle.directory))
+        except Declined as declined:
+            return str(declined)
+        return None
+
+    def _clear(self, derived: Path) -> None:
+        """Give back the room of what was made for another processor or runtime, is damaged, or was never finished:
+        also where there is none to make it again.
+        """
+        if derived.exists():
+            self._disk.remove(derived)
+
+    def _has_room(self, bundle: SealedBundle) -> bool:
+        """Whether they can be made, and there is room for the result."""
+        weights = sum(entry.size for entry in bundle.manifest.files if entry.role == "model")
+        if MEMORY_GROWTH * weights > available_memory():
+            log.info("no memory to make prepacked weights of %s in", bundle.manifest.reference)
+            return False
+        needed = GROWTH * weights
+        if needed + self._spare > disk_available(self._directory.root):
+            log.info("no room for prepacked weights of %s", bundle.manifest.reference)
+            return False
+        if self._quota and used_bytes(self._directory) + needed > self._quota:
+            log.info("the quota has no room for prepacked weights of %s", bundle.manifest.reference)
+            return False
+        return True
+
+    async def _make(self, bundle: SealedBundle, directory: Path) -> Path | None:
+        staging = directory.with_name(f".{directory.name}.making")
+        await asyncio.to_thread(self._disk.make_directory, staging)
+        declined = ""
+        try:
+            try:
+                await _run(bundle.directory, staging, self._worker)
+            except Declined as found:
+                declined = str(found)
+                log.info("no prepacked weights of %s, since none would be used: %s", bundle.manifest.reference, found)
+            await asyncio.to_thread(self._seal, staging, directory, declined)
+        except BaseException:
+            # The next attempt removes it otherwise; an update that was cancelled stays cancelled.
+            with contextlib.suppress(EdgeBundleError):
+                self._disk.remove(staging)
+            raise
+        return None if declined else directory
+
+    def _seal(self, staging: Path, directory: Path, declined: str) -> None:
+        files = []
+        for path in sorted(staging.iterdir()):
+            files.append(DerivedFile(path.name, path.stat().st_size, _digest(path)))
+            self._disk.set_mode(path, 0o444)
+        record = Derived(self._worker.reproducible, files, declined)
+        self._disk.write_file(staging / RECORD_FILE, msgspec.json.encode(record), 0o444)
+        self._disk.rename(staging, directory)
+        self._disk.set_mode(directory, 0o555)
+
+
+async def _run(bundle_dir: Path, target: Path, worker: WorkerSettings) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND,
+        *(str(bundle_dir), str(target), "--threads", str(usable_threads(worker))),
+        *(["--reproducible"] if worker.reproducible else []),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
+    )
+    try:
+        async with asyncio.timeout(SECONDS):
+            _, stderr = await process.communicate()
+    except TimeoutError as error:
+        raise EngineFailed(f"prepacking was not over within {SECONDS:g} s") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        last_line = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
+        if process.returncode == DECLINED:
+            raise Declined(last_line[0][:300])
+        raise EngineFailed(f"prepacking ended with status {process.returncode}: {last_line[0][:300]}")
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether ``directory`` holds exactly what its record says, every byte read; anything else is as good as absent."""
+    return intact_record(directory) is not None
+
+
+def intact_weights(directory: Path) -> Path | None:
+    """``directory``, if it is intact and has weights in it."""
+    record = intact_record(directory)
+    return directory if record is not None and record.files else None
+
+
+def intact_record(directory: Path) -> Derived | None:
+    """The record of ``directory``, if that holds exactly what it says, every byte read."""
+    try:
+        record = msgspec.json.decode((directory / RECORD_FILE).read_bytes(), type=Derived)
+        names = {path.name for path in directory.iterdir()} - {RECORD_FILE}
+        sound = names == {file.name for file in record.files} and all(
+            (directory / file.name).lstat().st_size == file.size and _digest(directory / file.name) == file.sha256
+            for file in record.files
+        )
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return record if sound else None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,158 @@
+"""Composes ``reported`` from what is recorded and what is going on, and keeps progress from flooding the broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from agent.install.job import Progressed
+from agent.install.state_machine import State
+from agent.state.installation import InstallationState, InstalledBundle
+from agent.telemetry.installs import InstallMeter
+from contract.errors import EdgeBundleError
+from contract.mqtt.messages import (
+    MAX_TOLD,
+    MAX_TOLD_FIELD,
+    BundleState,
+    Progress,
+    Reported,
+    ReportedError,
+    fault_details,
+)
+from contract.mqtt.topics import EventType
+from contract.names import Digest
+from contract.reasons import Reason
+
+PROGRESS_INTERVAL_SECONDS = 1.0
+"""Progress is published this often at most: it is for people."""
+
+OnReported = Callable[[Reported], None]
+OnEvent = Callable[[EventType, dict[str, Any]], None]
+
+
+def reported_error(error: EdgeBundleError) -> ReportedError:
+    """The form of an error in ``reported``."""
+    return ReportedError(
+        reason=error.reason or Reason.INTERRUPTED,
+        message=error.message[:MAX_TOLD],
+        field=UNSET if error.field is None else error.field[:MAX_TOLD_FIELD],
+        details=fault_details(error.details),
+    )
+
+
+def retry_error(error: EdgeBundleError, delay: float) -> ReportedError:
+    """The form in ``reported`` of an error after which the device tries again in ``delay`` seconds."""
+    return msgspec.structs.replace(
+        reported_error(error),
+        message=f"{error.message}; retrying in {delay_text(delay)}",
+        retry_in_seconds=round(delay, 1),
+    )
+
+
+def _retried(error: ReportedError | None) -> ReportedError | None:
+    """``error`` while the next attempt is under way."""
+    if error is None or error.retry_in_seconds is UNSET:
+        return error
+    return msgspec.structs.replace(
+        error, message=error.message.rpartition("; retrying in ")[0] + "; retrying now", retry_in_seconds=0.0
+    )
+
+
+def delay_text(seconds: float) -> str:
+    """A wait, for people."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+class Reporter:
+    """Reports what the device does about its target. ``active`` is the committed bundle: what a restart returns to."""
+
+    def __init__(
+        self,
+        state: InstallationState,
+        on_reported: OnReported,
+        on_event: OnEvent,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = state
+        self._on_event = on_event
+        self._clock = clock
+        self._phase = State.IDLE
+        self._progress: Progress | None = None
+        self._progress_published_at = float("-inf")
+        self._last_published: Reported | None = None
+        self.meter = InstallMeter()
+        self.observers: list[OnReported] = [on_reported]
+        self.revision: str | None = None
+        self.error: ReportedError | None = None
+        self.queue_pause_ms: float | None = None
+
+    @property
+    def current(self) -> Reported:
+        """What is reported now."""
+        snapshot = self._store.snapshot()
+        return Reported(
+            revision=self.revision,
+            phase=self._phase.value,
+            progress=self._progress,
+            active=self._bundle(snapshot.active),
+            previous=self._bundle(snapshot.previous),
+            adapters=[bundle.reported for bundle in self._store.adapters_of(snapshot.active)] or UNSET,
+            error=self.error,
+            queue_pause_ms=UNSET if self.queue_pause_ms is None else self.queue_pause_ms,
+            desired=snapshot.wanted or UNSET,
+            warnings=self._warnings() or UNSET,
+        )
+
+    def _warnings(self) -> list[ReportedError]:
+        found = [ReportedError(each.reason, each.message) for each in self._store.standing.warnings()]
+        unwritable = self._store.unwritable
+        if unwritable is not None:
+            text = "results are kept in memory only and nothing is installed until that is over"
+            found.append(ReportedError(unwritable.reason or Reason.STORE_BROKEN, f"{unwritable.message}: {text}"))
+        unread = self._store.set_aside()
+        if unread:
+            sources = ", ".join(sorted({each.source for each in unread}))
+            text = f"what could not be read of state.db was set aside, the rest goes on: {sources}"
+            found.append(ReportedError(Reason.STORED_DATA_INVALID, text))
+        return found
+
+    def _bundle(self, digest: Digest | None) -> BundleState | None:
+        bundle: InstalledBundle | None = self._store.bundle(digest)
+        return None if bundle is None else bundle.reported
+
+    def begin(self, revision: str | None, *, again: bool = False) -> None:
+        """Work on a target begins, and the report on the one before is over; ``again``: it is the same one, and why it
+        failed stays until that is over.
+        """
+        self.revision = revision
+        self.queue_pause_ms = self._progress = None
+        self.error = _retried(self.error) if again else None
+
+    def phase(self, state: State) -> None:
+        """Another state was entered."""
+        self._phase = state
+        if state is State.IDLE:
+            self._progress = None
+        self.publish()
+
+    def progress(self, line: Progressed) -> None:
+        """Bytes arrived; reported at most once a second."""
+        left = UNSET if line.seconds_left is None else line.seconds_left
+        self._progress = Progress(done=line.done, total=line.total, reused=line.reused, seconds_left=left)
+        if self._clock() - self._progress_published_at >= PROGRESS_INTERVAL_SECONDS:
+            self._progress_published_at = self._clock()
+            self.publish()
+
+    def publish(self) -> None:
+        """Report, unless it is what was reported last."""
+        current = self.current
+        if current != self._last_published:
+            self._last_published = current
+            for observer in list(self.observers):
+                observer(current)
+
+    def event(self, kind: EventType, detail: dict[str, Any]) -> None:
+        self._on_event(kind, detail)
