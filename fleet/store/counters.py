@@ -1,0 +1,95 @@
+"""What devices count: the last sample of each, running totals that no restart of a device breaks, and a total for every
+minute in which something changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+from sqlalchemy import Connection, delete, func, select
+
+from fleet.rollout.counters import Counters, Reading, accumulate
+from fleet.store.schema import rollup_1m, sample_last
+from fleet.store.upsert import upsert
+
+DAY = 86400.0
+KEPT = 2 * DAY
+"""Of totals by the minute: gates look one day back."""
+
+
+class Sample(Struct, frozen=True):
+    """A device's counters as they were heard at ``at``. Without ``counters`` only the memory is told."""
+
+    device: str
+    at: float
+    reading: Reading | None
+    memory_available: float | None = None
+
+
+def encode(counters: Counters) -> str:
+    return msgspec.json.encode(counters).decode()
+
+
+def decode(text: str) -> Counters:
+    return msgspec.json.decode(text, type=Counters)
+
+
+def take(connection: Connection, samples: Sequence[Sample]) -> list[str]:
+    """Note ``samples``, one a device; the devices whose counters cannot be true."""
+    names = [sample.device for sample in samples]
+    before = {row.device: row for row in connection.execute(select(sample_last).where(sample_last.c.device.in_(names)))}
+    rows, minutes, false = [], [], []
+    for sample in samples:
+        last = before.get(sample.device)
+        total = Counters() if last is None else decode(last.total)
+        previous = None if last is None else Reading(last.era, decode(last.raw))
+        reading = sample.reading or previous
+        if reading is None:
+            continue
+        after, known = accumulate(total, previous, reading)
+        if not known:
+            false.append(sample.device)
+        memory = sample.memory_available
+        rows.append(
+            {
+                "device": sample.device,
+                "at": sample.at if sample.reading is not None or last is None else last.at,
+                "era": reading.era,
+                "raw": encode(reading.counters),
+                "total": encode(after),
+                "memory_available": memory if memory is not None or last is None else last.memory_available,
+            }
+        )
+        if last is None or after != total:
+            minutes.append({"device": sample.device, "minute": int(sample.at // 60), "total": encode(after)})
+    upsert(connection, sample_last, rows)
+    upsert(connection, rollup_1m, minutes)
+    return false
+
+
+def day_before(connection: Connection, now: float) -> dict[str, Counters]:
+    """The total of every device a day ago; of one that was not heard yet then, nothing."""
+    latest = (
+        select(rollup_1m.c.device, func.max(rollup_1m.c.minute).label("minute"))
+        .where(rollup_1m.c.minute <= int((now - DAY) // 60))
+        .group_by(rollup_1m.c.device)
+        .subquery()
+    )
+    query = select(rollup_1m.c.device, rollup_1m.c.total).join(
+        latest, (latest.c.device == rollup_1m.c.device) & (latest.c.minute == rollup_1m.c.minute)
+    )
+    return {row.device: decode(row.total) for row in connection.execute(query)}
+
+
+def prune(connection: Connection, now: float) -> None:
+    """Forget totals that nobody looks back to any more, except the last of each device before that."""
+    oldest = int((now - KEPT) // 60)
+    keep = (
+        select(func.max(rollup_1m.c.minute))
+        .where(rollup_1m.c.minute < oldest)
+        .correlate(None)
+        .group_by(rollup_1m.c.device)
+    )
+    connection.execute(delete(rollup_1m).where((rollup_1m.c.minute < oldest) & rollup_1m.c.minute.not_in(keep)))

@@ -1,0 +1,283 @@
+"""The registry: what every device said last, what operators say of it, and both as traits and facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, structs
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from contract.errors import RequestInvalid
+from contract.mqtt.messages import BundleState, Health, Info, Reported
+from fleet.rollout.counters import Counters
+from fleet.rollout.facts import DeviceFacts, Report
+from fleet.rollout.model import Bundle
+from fleet.rollout.selector import Traits
+from fleet.store import counters
+from fleet.store.schema import device, event_log, sample_last
+
+MAX_BOOTS = 8
+"""Restarts that are remembered, to know one that comes back: then two devices share one name."""
+
+CONTESTED = "two devices are connected under this name in turn: give each a name of its own"
+UNTRUE_COUNTERS = "its counters fell without a restart, or contradict each other"
+
+MAX_EVENTS = 200_000
+"""That are kept, the newest, of all devices together."""
+
+_M = TypeVar("_M", bound=Struct)
+
+
+class DeviceUpdate(Struct, frozen=True, kw_only=True):
+    """What was heard of a device since the last update; documents as they came, read and found right before.
+
+    ``desired``: the revision that the broker holds, "" for a withdrawn one. ``seen_at``: when it last said something
+    live. ``boots``: boot ids of births, in their order.
+    """
+
+    device: str
+    at: float
+    info: str | UnsetType = UNSET
+    health: str | UnsetType = UNSET
+    reported: str | UnsetType = UNSET
+    desired: str | UnsetType = UNSET
+    online: bool | UnsetType = UNSET
+    seen_at: float | UnsetType = UNSET
+    boots: tuple[str, ...] = ()
+    trouble: str = ""
+
+
+class Event(Struct, frozen=True):
+    """Something that happened on a device; ``detail`` is JSON."""
+
+    at: float
+    device: str
+    kind: str
+    detail: str
+
+
+def hardware_class(info: Info) -> str:
+    """What boxes are alike: architecture, cores and memory, such as ``x86_64 4c 8G``."""
+    arch, cores, ram = info.host.get("arch"), info.host.get("cores"), info.host.get("ram_bytes")
+    parts = [str(arch)[:32] if isinstance(arch, str) else ""]
+    if _is_count(cores):
+        parts.append(f"{cores}c")
+    if _is_count(ram):
+        parts.append(f"{max(1, round(ram / 2**30))}G")
+    return " ".join(part for part in parts if part)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53
+
+
+def take(connection: Connection, updates: Sequence[DeviceUpdate]) -> None:
+    """Note what was heard, one update a device; new devices are added."""
+    names = [each.device for each in updates]
+    known = {row.id: row for row in connection.execute(select(device).where(device.c.id.in_(names)))}
+    statements: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for each in sorted(updates, key=lambda update_: update_.device):
+        values = _changes(each, known.get(each.device))
+        if each.device not in known:
+            values["first_seen"] = each.at
+        if values:
+            # Rows that have the same columns go in one statement.
+            statements.setdefault(tuple(sorted(values)), []).append({"id_": each.device, **values})
+    for columns, found in statements.items():
+        if "first_seen" in columns:
+            connection.execute(insert(device), [{"id": row.pop("id_"), **row} for row in found])
+        else:
+            changed = update(device).where(device.c.id == bindparam("id_"))
+            connection.execute(changed.values({name: bindparam(name) for name in columns}), found)
+
+
+def _changes(each: DeviceUpdate, row: Any) -> dict[str, Any]:
+    fields = ("info", "health", "reported", "desired", "online", "seen_at")
+    values = {name: getattr(each, name) for name in fields if getattr(each, name) is not UNSET}
+    if "info" in values:
+        values["hardware"] = hardware_class(msgspec.json.decode(values["info"], type=Info))
+    trouble = each.trouble
+    if each.boots:
+        boots = [] if row is None else json.loads(row.boots)
+        for boot in each.boots:
+            if boot in boots[:-1]:
+                trouble = CONTESTED
+            elif boot not in boots:
+                boots = [*boots, boot][-MAX_BOOTS:]
+        values["boots"] = json.dumps(boots)
+    if trouble:
+        values |= {"reliable": False, "trouble": trouble}
+    return values
+
+
+def note_events(connection: Connection, events: Sequence[Event]) -> None:
+    """Append ``events`` and forget the oldest beyond :data:`MAX_EVENTS`."""
+    if not events:
+        return
+    connection.execute(insert(event_log), [structs.asdict(each) for each in events])
+    newest = connection.execute(select(func.max(event_log.c.id))).scalar() or 0
+    connection.execute(delete(event_log).where(event_log.c.id <= newest - MAX_EVENTS))
+
+
+def events(connection: Connection, name: str, limit: int = 20) -> list[Event]:
+    """The last of one device, the newest first."""
+    query = select(event_log).where(event_log.c.device == name).order_by(event_log.c.id.desc()).limit(limit)
+    return [Event(row.at, row.device, row.kind, row.detail) for row in connection.execute(query)]
+
+
+def mark_unreliable(connection: Connection, names: Collection[str], trouble: str) -> None:
+    """What these say is not judged by until an operator says otherwise."""
+    if names:
+        changed = update(device).where(device.c.id.in_(names)).values(reliable=False, trouble=trouble)
+        connection.execute(changed)
+
+
+class DeviceRow(Struct, frozen=True, kw_only=True):
+    """A device with everything that is known of it."""
+
+    traits: Traits
+    reliable: bool
+    trouble: str
+    desired: str | None
+    seen_at: float | None
+    first_seen: float
+    info: Info | None
+    health: Health | None
+    reported: Reported | None
+
+
+def rows(connection: Connection, name: str | None = None) -> list[DeviceRow]:
+    """Every device, or one of them, by name."""
+    query = select(device).order_by(device.c.id)
+    if name is not None:
+        query = query.where(device.c.id == name)
+    return [_row(row) for row in connection.execute(query)]
+
+
+def find(connection: Connection, name: str) -> DeviceRow:
+    """The device ``name``.
+
+    Raises:
+        RequestInvalid: it was never heard.
+    """
+    found = rows(connection, name)
+    if not found:
+        raise RequestInvalid(
+            f"no device {name!r} was heard yet; `edge-fleet devices` shows those that were",
+            code=404,
+            kind="not_found",
+            field="device",
+        )
+    return found[0]
+
+
+def _row(row: Any) -> DeviceRow:
+    info = _decode(row.info, Info)
+    reported = _decode(row.reported, Reported)
+    active = None if reported is None else reported.active
+    host = {} if info is None else info.host
+    return DeviceRow(
+        traits=Traits(
+            device=row.id,
+            site=row.site,
+            hardware=row.hardware,
+            arch=host["arch"] if isinstance(host.get("arch"), str) else "",
+            agent="" if info is None else info.versions.get("agent", ""),
+            bundle="" if active is None else f"{active.name}@{active.version}",
+            cores=host["cores"] if _is_count(host.get("cores")) else None,
+            ram=host["ram_bytes"] if _is_count(host.get("ram_bytes")) else None,
+            online=row.online,
+            pinned=row.pinned,
+            groups=() if info is None else tuple(info.groups),
+            labels=json.loads(row.labels),
+        ),
+        reliable=row.reliable,
+        trouble=row.trouble,
+        desired=row.desired,
+        seen_at=row.seen_at,
+        first_seen=row.first_seen,
+        info=info,
+        health=_decode(row.health, Health),
+        reported=reported,
+    )
+
+
+def _decode(text: str | None, type_: type[_M]) -> _M | None:
+    """None for what was never said."""
+    return None if text is None else msgspec.json.decode(text, type=type_)
+
+
+def facts(connection: Connection, now: float, names: Collection[str] | None = None) -> dict[str, DeviceFacts]:
+    """What is known of every device, or of ``names``, for a decision."""
+    samples = {row.device: row for row in connection.execute(select(sample_last))}
+    before = counters.day_before(connection, now)
+    found = {}
+    for each in rows(connection):
+        name = each.traits.device
+        if names is not None and name not in names:
+            continue
+        sample = samples.get(name)
+        found[name] = DeviceFacts(
+            device=name,
+            online=each.traits.online,
+            seen_at=each.seen_at,
+            pinned=each.traits.pinned,
+            report=None if each.reported is None else as_report(each.reported),
+            ready=None if each.health is None else each.health.ready,
+            counters=None if sample is None else counters.decode(sample.total),
+            heard_at=None if sample is None else sample.at,
+            day_before=None if sample is None else before.get(name, Counters()),
+            memory_available=None if sample is None else sample.memory_available,
+            desired=each.desired,
+            reliable=each.reliable,
+        )
+    return found
+
+
+def as_report(reported: Reported) -> Report:
+    """What of a report decides."""
+    error, followed = reported.error, reported.desired
+    return Report(
+        revision=reported.revision,
+        phase=reported.phase,
+        active=_bundle(reported.active),
+        previous=_bundle(reported.previous),
+        error="" if error is None else error.reason,
+        message="" if error is None else error.message,
+        retries=error is not None and error.retry_in_seconds is not UNSET,
+        followed="" if followed is UNSET else f"{followed.name}@{followed.version}",
+    )
+
+
+def _bundle(state: BundleState | None) -> Bundle | None:
+    return None if state is None else Bundle(state.name, state.version, state.digest)
+
+
+def change(
+    connection: Connection,
+    name: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    pinned: bool | None = None,
+    reliable: bool | None = None,
+) -> None:
+    """What an operator says of a device. The label ``site`` is where it stands; an empty value takes a label away.
+
+    Raises:
+        RequestInvalid: it was never heard.
+    """
+    before = find(connection, name)
+    values: dict[str, Any] = {}
+    if labels is not None:
+        after = {key: value for key, value in {**before.traits.labels, **labels}.items() if value}
+        values |= {"labels": json.dumps(after), "site": after.get("site", "")}
+    if pinned is not None:
+        values["pinned"] = pinned
+    if reliable:
+        # Nothing of before is held against it.
+        values |= {"reliable": True, "trouble": "", "boots": "[]"}
+    if values:
+        connection.execute(update(device).where(device.c.id == name).values(**values))

@@ -1,0 +1,147 @@
+"""One controller at a time. The lock says who may try, the epoch who may commit: a leader that was believed dead, and
+wakes up, finds a higher one and cannot change anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from typing import IO
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from contract.errors import StoreBroken
+from fleet.store.database import Database
+from fleet.store.schema import leader
+
+_LOCK = 7218310935
+"""Number of the advisory lock on PostgreSQL."""
+
+
+class LeadershipLost(Exception):
+    """Another controller leads; nothing was committed."""
+
+
+class Leader:
+    """The right to decide, once :meth:`acquire` has got it."""
+
+    def __init__(self, database: Database, holder: str) -> None:
+        self._database = database
+        self._holder = holder
+        self._connection: Connection | None = None
+        self._file: IO[bytes] | None = None
+        self.epoch = 0
+
+    @property
+    def held(self) -> bool:
+        return self.epoch > 0
+
+    def acquire(self, now: float) -> bool:
+        """Lead, if nobody does.
+
+        Raises:
+            SourceUnavailable, StoreBroken: the database cannot be used.
+        """
+        if self.held:
+            return True
+        if not (self._lock_file() if self._database.is_sqlite else self._lock_session()):
+            return False
+        try:
+            with self._database.write() as connection:
+                self.epoch = _raise_epoch(connection, self._holder, now)
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def _lock_file(self) -> bool:
+        path = self._database.file
+        assert path is not None
+        try:
+            file = path.with_name(f"{path.name}.leader").open("ab")
+        except OSError as error:
+            raise StoreBroken(f"{path} cannot have its lock: {error.strerror}") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        self._file = file
+        return True
+
+    def _lock_session(self) -> bool:
+        """On a connection of its own: the database gives the lock back when it breaks."""
+        try:
+            connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        except SQLAlchemyError as error:
+            raise self._database.explain(error) from error
+        try:
+            got = bool(connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})").scalar())
+        except SQLAlchemyError as error:
+            connection.invalidate()
+            connection.close()
+            raise self._database.explain(error) from error
+        if not got:
+            connection.close()
+            return False
+        self._connection = connection
+        return True
+
+    def confirm(self) -> None:
+        """See that the lock is still ours.
+
+        Raises:
+            LeadershipLost: its connection broke.
+        """
+        if self._connection is None:
+            return
+        try:
+            self._connection.exec_driver_sql("SELECT 1")
+        except SQLAlchemyError as error:
+            self.release()
+            raise LeadershipLost("the connection that held the lock is gone") from error
+
+    def fence(self, connection: Connection) -> None:
+        """Refuse to change anything in this transaction unless we lead.
+
+        Raises:
+            LeadershipLost: another controller does.
+        """
+        query = select(leader.c.epoch).where(leader.c.id == 1)
+        if not self._database.is_sqlite:
+            # Whoever wants to raise it waits for us.
+            query = query.with_for_update(read=True)
+        found = connection.execute(query).scalar()
+        if not self.held or found != self.epoch:
+            mine = self.epoch
+            self.release()
+            raise LeadershipLost(f"epoch {found} leads, ours was {mine}")
+
+    def release(self) -> None:
+        """Let another one lead."""
+        self.epoch = 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._connection is not None:
+            with contextlib.suppress(SQLAlchemyError):
+                self._connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_LOCK})")
+            with contextlib.suppress(SQLAlchemyError):
+                # Back in the pool it could be the one that holds the lock.
+                self._connection.invalidate()
+                self._connection.close()
+            self._connection = None
+
+
+def _raise_epoch(connection: Connection, holder: str, now: float) -> int:
+    raised = connection.execute(
+        update(leader)
+        .where(leader.c.id == 1)
+        .values(epoch=leader.c.epoch + 1, holder=holder, since=now)
+        .returning(leader.c.epoch)
+    ).scalar()
+    if raised is not None:
+        return int(raised)
+    connection.execute(leader.insert().values(id=1, epoch=1, holder=holder, since=now))
+    return 1

@@ -1,0 +1,192 @@
+"""The tables. Documents of ours are JSON in text columns; what is searched for has a column of its own."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    event,
+)
+
+VERSION = 1
+"""Of the schema. A database of another version is refused; the first change brings a migration tool with it."""
+
+METADATA = MetaData()
+
+_NAME = String(64)
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+
+schema_version = Table("schema_version", METADATA, Column("version", Integer, primary_key=True))
+
+device = Table(
+    "device",
+    METADATA,
+    Column("id", _NAME, primary_key=True),
+    Column("site", String(128), nullable=False, default=""),
+    Column("hardware", String(128), nullable=False, default=""),
+    Column("labels", Text, nullable=False, default="{}"),
+    Column("pinned", Boolean, nullable=False, default=False),
+    Column("info", Text),
+    Column("health", Text),
+    Column("reported", Text),
+    Column("desired", String(128)),
+    Column("online", Boolean, nullable=False, default=False),
+    Column("boots", Text, nullable=False, default="[]"),
+    Column("reliable", Boolean, nullable=False, default=True),
+    Column("trouble", Text, nullable=False, default=""),
+    Column("first_seen", Float, nullable=False),
+    Column("seen_at", Float),
+)
+
+rollout = Table(
+    "rollout",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True, autoincrement=True),
+    Column("bundle", String(129), nullable=False),
+    Column("digest", String(64), nullable=False, default=""),
+    Column("spec", Text, nullable=False),
+    Column("state", String(20), nullable=False, index=True),
+    Column("reason", Text, nullable=False, default=""),
+    Column("created_by", String(128), nullable=False),
+    Column("approved_by", String(128), nullable=False, default=""),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ending", String(20), nullable=False),
+)
+
+wave = Table(
+    "wave",
+    METADATA,
+    Column("rollout", _NUMBER, ForeignKey("rollout.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("state", String(20), nullable=False),
+    Column("opened", Float),
+    Column("bake_until", Float),
+    Column("verdict", Text, nullable=False, default=""),
+)
+
+target = Table(
+    "target",
+    METADATA,
+    Column("rollout", _NUMBER, ForeignKey("rollout.id"), primary_key=True),
+    Column("device", _NAME, primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("wave", Integer, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("open", Boolean, nullable=False),
+    Column("record", Text, nullable=False),
+)
+Index("target_open", target.c.device, unique=True, sqlite_where=target.c.open, postgresql_where=target.c.open)
+
+attempt = Table(
+    "attempt",
+    METADATA,
+    Column("rollout", _NUMBER, ForeignKey("rollout.id"), primary_key=True),
+    Column("device", _NAME, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("asked_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("state", String(20), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("message", Text, nullable=False, default=""),
+)
+
+outbox = Table(
+    "outbox",
+    METADATA,
+    Column("device", _NAME, primary_key=True),
+    Column("revision", String(128), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("rollout", _NUMBER, nullable=False),
+    Column("written_at", Float, nullable=False),
+    Column("sent_at", Float),
+)
+Index("outbox_unsent", outbox.c.sent_at)
+
+slot = Table(
+    "slot",
+    METADATA,
+    Column("site", String(128), primary_key=True),
+    Column("device", _NAME, primary_key=True),
+    Column("expires", Float, nullable=False),
+)
+
+sample_last = Table(
+    "sample_last",
+    METADATA,
+    Column("device", _NAME, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("era", Float, nullable=False),
+    Column("raw", Text, nullable=False),
+    Column("total", Text, nullable=False),
+    Column("memory_available", Float),
+)
+
+rollup_1m = Table(
+    "rollup_1m",
+    METADATA,
+    Column("device", _NAME, primary_key=True),
+    Column("minute", _NUMBER, primary_key=True),
+    Column("total", Text, nullable=False),
+)
+
+event_log = Table(
+    "event",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True, autoincrement=True),
+    Column("at", Float, nullable=False),
+    Column("device", _NAME, nullable=False, index=True),
+    Column("kind", String(20), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+leader = Table(
+    "leader",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("epoch", _NUMBER, nullable=False),
+    Column("holder", String(128), nullable=False),
+    Column("since", Float, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True, autoincrement=False),
+    Column("at", Float, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(128), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("hash", String(64), nullable=False),
+)
+
+# Append-only by the database itself, so that a fault of ours cannot rewrite history.
+_SQLITE = (
+    "CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit "
+    "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+    "CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit "
+    "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+)
+_POSTGRESQL = (
+    "CREATE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN RAISE EXCEPTION 'the audit log is append-only'; END $$",
+    "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+    "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
+)
+
+
+@event.listens_for(audit, "after_create")
+def _guard(_table: Table, connection: Connection, **_: object) -> None:
+    for statement in _SQLITE if connection.dialect.name == "sqlite" else _POSTGRESQL:
+        connection.exec_driver_sql(statement)
