@@ -12,7 +12,7 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 
-.PHONY: help demo test test-avx2 test-root check format bench mutate sabotage crash-full chaos soak siege clean
+.PHONY: help demo test test-js test-avx2 test-root check format bench mutate sabotage crash-full chaos soak siege clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,16 @@ test: $(STAMP) $(MODEL) ## the test suite, no root
 
 test-avx2: $(STAMP) $(MODEL) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)
+
+JS := clients/js/node_modules/.installed
+$(JS): clients/js/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing; on Debian: apt install npm" >&2; exit 1; }
+	@npm --prefix clients/js ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+test-js: $(STAMP) $(JS) ## the JavaScript client, against a real broker and agent
+	@npm --prefix clients/js run --silent types
+	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix clients/js test --silent
 
 test-root: $(STAMP) $(MODEL) ## the tests that need root: mounts, containers, namespaces
 	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }

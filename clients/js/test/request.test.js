@@ -1,0 +1,79 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { nearest, Presence } from "../src/presence.js";
+import { RequestSession, SILENCE_MS } from "../src/request.js";
+
+const options = { name: "me", root: "edge/v1", device: "box", now: 0, timeoutMs: 60_000, retry: true };
+const topics = (actions) => actions.map(([topic]) => topic.split("/").slice(2).join("/"));
+
+test("a request is sent once, again after silence and after a broken connection, with the same bytes", () => {
+  const session = new RequestSession({ id: "q1", prompt: "hi" }, options);
+  const [[topic, payload]] = session.actions(0);
+  assert.equal(topic, "edge/v1/d/box/generate/me");
+  assert.deepEqual(session.actions(1), []);
+  assert.equal(session.dueAt(), SILENCE_MS);
+  const again = session.actions(SILENCE_MS);
+  assert.deepEqual(topics(again), ["d/box/generate/me", "d/box/control/me"]);
+  assert.equal(again[0][1], payload);
+  session.reconnected(SILENCE_MS + 1);
+  assert.equal(session.actions(SILENCE_MS + 1).length, 2);
+});
+
+test("to a group it is sent again only after silence, since another connection would ask another device", () => {
+  const session = new RequestSession({ id: "q1", prompt: "hi" }, { ...options, device: undefined, group: "g" });
+  assert.equal(session.actions(0)[0][0], "edge/v1/g/g/generate/me");
+  session.reconnected(1);
+  assert.deepEqual(session.actions(1), []);
+  session.feed("box-2", '{"s":0,"d":"a","n":1,"attempt":1}', 2);
+  session.reconnected(3);
+  assert.equal(session.actions(3)[0][0], "edge/v1/d/box-2/generate/me");
+});
+
+test("a busy device is asked again when it says", () => {
+  const session = new RequestSession({ id: "q1", prompt: "hi" }, options);
+  session.actions(0);
+  const busy = '{"s":0,"error":{"code":429,"type":"queue_full","message":"full","retry_after_ms":700},"attempt":1}';
+  assert.deepEqual(session.feed("box", busy, 100), []);
+  assert.deepEqual(session.actions(799), []);
+  assert.equal(session.actions(800).length, 1);
+});
+
+test("a time-out says whether text had come", () => {
+  const silent = new RequestSession({ id: "q1", prompt: "hi" }, options);
+  assert.throws(() => silent.actions(60_000), /no answer from box within 60 s; is it online\?/);
+  const streaming = new RequestSession({ id: "q1", prompt: "hi" }, options);
+  streaming.feed("box", '{"s":0,"d":"a","n":1,"attempt":1}', 2);
+  assert.throws(() => streaming.actions(60_000), /the answer of box was not complete within 60 s/);
+});
+
+test("what cannot be sent is refused before it is", () => {
+  const refused = (body, more, words) =>
+    assert.throws(() => new RequestSession(body, { ...options, ...more }), (error) => error.message.includes(words));
+  refused({ id: "q 1" }, {}, "id must be");
+  refused({ id: "q1" }, { device: "a/b" }, "device must be");
+  refused({ id: "q1" }, { device: undefined }, "either a device or a group");
+  refused({ id: "q1" }, { group: "g" }, "either a device or a group");
+  refused({ id: "q1", prompt: "x".repeat(1 << 20) }, {}, "shorten it");
+  refused({ id: "q1", seed: 1n }, {}, "cannot be written as JSON");
+});
+
+test("presence objects to what cannot answer, and to nothing where nothing is known", () => {
+  const presence = new Presence();
+  assert.equal(presence.objection("kitchen-1"), undefined);
+  presence.hear("kitchen-1", "status", { online: true });
+  presence.hear("kitchen-1", "health", { ready: true, reasons: [] });
+  presence.hear("attic", "status", { online: false });
+  presence.hear("bare", "status", { online: true });
+  presence.hear("bare", "health", { ready: false, reasons: ["no_model"] });
+  presence.hear("loading", "status", { online: true });
+  presence.hear("loading", "health", { ready: false, reasons: ["loading"] });
+  assert.equal(presence.objection("kitchen-1"), undefined);
+  assert.equal(presence.objection("loading"), undefined);
+  assert.match(presence.objection("kitchen1"), /did you mean kitchen-1\?$/);
+  assert.match(presence.objection("zzzz"), /no device zzzz is known to this broker$/);
+  assert.match(presence.objection("attic"), /offline/);
+  assert.match(presence.objection("bare"), /no model/);
+  presence.hear("attic", "status", null);
+  assert.match(presence.objection("attic"), /no device attic is known/);
+  assert.equal(nearest("KITCHEN-1", ["kitchen-1", "kitchen-22"]), "kitchen-1");
+});
