@@ -34,6 +34,7 @@ from packager.evidence import (
 )
 from packager.kept_graph import build_or_resume, drop_graph
 from packager.kv_cache import describe_scales, scaled_digest
+from packager.logits import compare_logits, compare_workarounds
 from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source
 from packager.progress import BuildProgress, SilentProgress
 from packager.proof import prove
@@ -47,7 +48,7 @@ from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_templat
 from packager.sources.opening import OpenedSource, open_source
 from packager.unrun import NOT_RUN, unrun_result
 
-STAGES = 6
+STAGES = 7
 MIB = 2**20
 
 RAM_RESERVE_BYTES = 64 * MIB
@@ -94,23 +95,32 @@ def build_bundle(
         log.unlink(missing_ok=True)
         source, quantizer, _ = _open(plan, out, cache, log, progress)
         buildable, key = source.checkpoint, source.digest
-        progress.stage(2, STAGES, f"building {plan.precision} for {plan.ep}", cache)
+        progress.stage(2, STAGES, "comparing two layers with the source", cache)
+        known, advance = source.reference, progress.advance
+        shown = compare_logits(buildable, key, known, cache=cache, log=log, on_progress=advance)
+        progress.say(str(shown))
+        progress.stage(3, STAGES, f"building {plan.precision} for {plan.ep}", cache)
         if plan.quantizer in CALIBRATED:
             buildable, key = calibrate_checkpoint(
-                source.checkpoint, plan.quantizer, calibration, cache, log=log, on_progress=progress.advance
+                source.checkpoint, plan.quantizer, calibration, cache, log=log, on_progress=advance
             )
+            # The builder reads such a checkpoint by other ways than a plain one.
+            shown = compare_logits(buildable, key, known, cache=cache, log=log)
+            progress.say(f"rounded: {shown}")
         if plan.kv != "float":
             key = scaled_digest(key, calibration)
         report, kept = build_or_resume(
             buildable, key, plan, staged, cache=cache, log=log, on_progress=progress.advance, text=calibration
         )
-        progress.stage(3, STAGES, "reading the graph back")
+        progress.stage(4, STAGES, "reading the graph back")
         config, graph = read_back(staged)
-        rope = None if source.reference is None else source.reference.rope
-        prove(plan, report.config, config, graph, () if rope is None else compare_rope(rope, config, staged))
+        rope = None if known is None else known.rope
+        more = [] if rope is None else compare_rope(rope, config, staged)
+        prove(plan, report.config, config, graph, [*more, *compare_workarounds(shown, report.workarounds)])
         assessed = _assess(plan, exam, source, graph, staged=staged, cache=cache, log=log, progress=progress)
         checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, exam.text.name), **assessed.summary}
-        progress.stage(6, STAGES, "writing the bundle")
+        quality["logits"] = shown.describe()
+        progress.stage(7, STAGES, "writing the bundle")
         _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
         checkpoint = source.checkpoint
         manifest = compose_manifest(
@@ -226,11 +236,11 @@ def _assess(
     progress: BuildProgress,
 ) -> Assessment:
     if plan.ep != "cpu":
-        progress.stage(5, STAGES, f"{NOT_RUN}: {plan.ep}")
+        progress.stage(6, STAGES, f"{NOT_RUN}: {plan.ep}")
         return Assessment(unrun_result(graph), {"check": NOT_RUN}, {})
-    progress.stage(4, STAGES, "asking the source")
+    progress.stage(5, STAGES, "asking the source")
     heard = hear_source(exam, source.checkpoint, cache, log, progress)
-    progress.stage(5, STAGES, "loading, generating and comparing")
+    progress.stage(6, STAGES, "loading, generating and comparing")
     known = source.reference
     if known is None:
         return assess(exam, heard, staged, log, progress)

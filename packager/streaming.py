@@ -73,7 +73,8 @@ def stream_weights(model_class: Any) -> None:
         plain: dict[str, Any] = {}
         for value in self.model.graph.initializers.values():
             users = [use.node.op_type for use in value.uses()]
-            if value.name in known and users == ["MatMul"]:
+            kept = any(use.node.name in self.quant_attrs["nodes_to_exclude"] for use in value.uses())
+            if value.name in known and users == ["MatMul"] and not kept:
                 late[value.name] = known[value.name]
             elif value.name in known and users == ["Gather"] and "Gather" not in self.quant_attrs[QUANTISED]:
                 plain[value.name] = value.const_value

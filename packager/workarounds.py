@@ -8,7 +8,7 @@ fails as soon as the symptom is gone, which is when the entry goes too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -178,14 +178,24 @@ def _add_in_full(config: Any, options: dict[str, Any]) -> None:
 
     def load_weights(self: Any, input_path: str) -> Any:
         model = load(self, input_path)
-        if isinstance(model, torch.nn.Module):
-            for parameter in model.parameters():
-                if parameter.ndim == 1:
-                    parameter.data = parameter.data.float()
+        # What the builder reads of a checkpoint that is quantised already is no module of torch's.
+        parts = model.modules() if isinstance(model, torch.nn.Module) else _parts(model.modules())
+        for part in parts:
+            weight = getattr(part, "weight", None)
+            if weight is not None and weight.ndim == 1:
+                part.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
         self.embed_attrs["scale"] = float(self.hidden_size) ** 0.5
         return model
 
     builder.Model.load_weights = load_weights
+
+
+def _parts(modules: Iterable[Any]) -> Iterator[Any]:
+    """Everything that holds weights in what the builder's own loaders make, however deep."""
+    for module in modules:
+        yield module
+        inner = [each for each in vars(module).values() if type(each).__module__ == type(module).__module__]
+        yield from _parts(inner)
 
 
 def _has_endless_window(config: Any) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,27 +136,33 @@ def build_here(
     checkpoint: Path, out: Path, precision: str, ep: str = "cpu", options: tuple[str, ...] = (), skip: str = ""
 ) -> dict[str, Any]:
     """What the builder's process does, in this one: loading its libraries takes longer than a tiny build."""
-    from onnxruntime_genai.models import builder
-
     from packager.builder_process import build
 
-    classes = {name: vars(kind).copy() for name in MENDED for kind in [getattr(builder, name)]}
-    as_it_comes = {name: getattr(builder, name) for name in MENDED}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, unmended_afterwards():
         job = {
             "checkpoint": str(checkpoint), "out": str(out), "scratch": scratch, "precision": precision, "ep": ep,
             "options": options, "skip": skip,
         }  # fmt: skip
-        try:
-            return build(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
-        finally:
-            for name, kind in as_it_comes.items():
-                setattr(builder, name, kind)
-                for key in [key for key in vars(kind) if vars(kind)[key] is not classes[name].get(key)]:
-                    if key in classes[name]:
-                        setattr(kind, key, classes[name][key])
-                    else:
-                        delattr(kind, key)
+        return build(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
+
+
+@contextlib.contextmanager
+def unmended_afterwards() -> Iterator[None]:
+    """Undo what workarounds changed in the builder."""
+    from onnxruntime_genai.models import builder
+
+    classes = {name: vars(kind).copy() for name in MENDED for kind in [getattr(builder, name)]}
+    as_it_comes = {name: getattr(builder, name) for name in MENDED}
+    try:
+        yield
+    finally:
+        for name, kind in as_it_comes.items():
+            setattr(builder, name, kind)
+            for key in [key for key in vars(kind) if vars(kind)[key] is not classes[name].get(key)]:
+                if key in classes[name]:
+                    setattr(kind, key, classes[name][key])
+                else:
+                    delattr(kind, key)
 
 
 def sample_ids(count: int) -> npt.NDArray[np.int32]:
