@@ -14,12 +14,13 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, cast
 
-from contract.errors import EdgeBundleError, UsageError
+from contract.errors import ConfigInvalid, EdgeBundleError, UsageError
 
 EXIT_INTERRUPTED = 130
 
@@ -50,9 +51,12 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
     """
     # Importing every command for --help of one would load runtimes that the command does not need.
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    parser, subparsers, modules = build_parser(
-        program, description, commands, [name for name in commands if name == chosen]
-    )
+    try:
+        parser, subparsers, modules = build_parser(
+            program, description, commands, [name for name in commands if name == chosen]
+        )
+    except ModuleNotFoundError as error:
+        return report(program, missing_package(program, error), as_json="--json" in argv)
     try:
         arguments, unknown = parser.parse_known_args(list(argv))
         if unknown:
@@ -70,6 +74,8 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
         return status
     except EdgeBundleError as error:
         return report(program, error, as_json=getattr(arguments, "json", False))
+    except ModuleNotFoundError as error:
+        return report(program, missing_package(program, error), as_json=getattr(arguments, "json", False))
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -78,6 +84,40 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+_EXTRAS = {"edge-agent": ("agent",), "edge-fleet": ("fleet",), "edge-packager": ("client", "publish", "packager")}
+"""What brings a command's packages, the smallest first."""
+
+_DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "paho": "paho-mqtt"}
+"""Of modules that are not called like their package."""
+
+
+def missing_package(program: str, error: ModuleNotFoundError) -> ConfigInvalid:
+    """Which extra of this distribution brings the package that ``error`` says is missing.
+
+    Raises:
+        ModuleNotFoundError: ``error`` itself, where a module of ours is missing.
+    """
+    module = (error.name or "").partition(".")[0]
+    if not module or module in ("agent", "contract", "fleet", "packager"):
+        raise error
+    package = _DISTRIBUTIONS.get(module, module.replace("_", "-").lower())
+    extras = _EXTRAS[program]
+    extra = next((each for each in extras if package in _brought_by(each)), extras[-1])
+    return ConfigInvalid(
+        f"the Python package {package} is missing, which this command needs: pip install 'edge-bundle[{extra}]'"
+    )
+
+
+def _brought_by(extra: str) -> set[str]:
+    """Names of the packages that ``extra`` asks for itself."""
+    found = set()
+    for requirement in importlib.metadata.requires("edge-bundle") or ():
+        needed, _, condition = requirement.partition(";")
+        if f'extra == "{extra}"' in condition.replace("'", '"'):
+            found.add(re.split(r"[\s\[<>=!~(]", needed.strip(), maxsplit=1)[0].replace("_", "-").lower())
+    return found
 
 
 def build_parser(

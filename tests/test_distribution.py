@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -98,3 +100,60 @@ def test_lock_file_pins_every_requirement() -> None:
     assert lines
     assert all("==" in line for line in lines)
     assert "torch==2.13.0" in lines
+
+
+PUBLISHES = ("msgspec", "paho", "cryptography", "_cffi_backend*", "cffi", "rich", "pygments", "markdown_it", "mdurl",
+             "securesystemslib", "tuf", "urllib3")  # fmt: skip
+"""What ``edge-bundle[publish]`` brings, as modules."""
+
+
+def with_only(directory: Path, modules: tuple[str, ...], *command: str) -> subprocess.CompletedProcess[str]:
+    """Run in an interpreter that has ``modules`` of this environment, this distribution, and nothing else."""
+    site = directory / "site"
+    site.mkdir(exist_ok=True)
+    installed = Path(sysconfig.get_path("purelib"))
+    for pattern in (*modules, "edge_bundle*.dist-info"):
+        for found in installed.glob(pattern):
+            if not (site / found.name).exists():
+                (site / found.name).symlink_to(found)
+    environment = {**os.environ, "PYTHONPATH": f"{site}:{ROOT}"}
+    return subprocess.run(
+        [sys.executable, "-S", *command], env=environment, cwd=directory, check=False, capture_output=True, text=True
+    )
+
+
+def test_client_extra_is_enough_for_the_client_and_the_commands_that_ask_devices(tmp_path: Path) -> None:
+    small = ("msgspec", "paho")
+    code = "from packager.client.async_client import AsyncClient; from packager.client.client import Client"
+    assert with_only(tmp_path, small, "-c", code).stderr == ""
+    for command in ("prompt hello --device box", "deploy a@1.0.0 --device box", "watch"):
+        ended = with_only(tmp_path, small, "-m", "packager.cli", *command.split(), "--broker", "mqtt://127.0.0.1:1")
+        assert (ended.returncode, ended.stderr.count("\n")) == (4, 1)
+        assert "the broker 127.0.0.1:1 cannot be reached" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "command", "extra"),
+    [
+        ("packager", "build x --name a --version 1.0.0 --out o", "packager"),
+        ("packager", "repo init --unencrypted", "publish"),
+        ("packager", "completion bash", "packager"),
+        ("agent", "trust provision root.json --state-dir state", "agent"),
+    ],
+)
+def test_a_command_whose_extra_is_missing_says_which(tmp_path: Path, program: str, command: str, extra: str) -> None:
+    ended = with_only(tmp_path, ("msgspec", "paho"), "-m", f"{program}.cli", *command.split())
+    assert ended.returncode == 78
+    assert ended.stderr.count("\n") == 1
+    assert f"is missing, which this command needs: pip install 'edge-bundle[{extra}]'" in ended.stderr
+
+
+def test_publish_extra_is_enough_for_a_repository(tmp_path: Path) -> None:
+    def packager(*command: str) -> str:
+        ended = with_only(tmp_path, PUBLISHES, "-m", "packager.cli", "repo", *command)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    packager("init", "--unencrypted")
+    packager("refresh")
+    assert "timestamp" in packager("show")
