@@ -5,9 +5,10 @@ minute in which something changed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import Connection, delete, func, select
 
 from fleet.rollout.counters import Counters, Reading, accumulate
@@ -20,12 +21,15 @@ KEPT = 2 * DAY
 
 
 class Sample(Struct, frozen=True):
-    """A device's counters as they were heard at ``at``. Without ``counters`` only the memory is told."""
+    """A device's counters as they were heard at ``at``. Without a ``reading`` only the machine is told: its memory, and
+    ``thermal``, its boot and how often it slowed down since.
+    """
 
     device: str
     at: float
     reading: Reading | None
     memory_available: float | None = None
+    thermal: tuple[float, int] | None = None
 
 
 def encode(counters: Counters) -> str:
@@ -51,6 +55,8 @@ def take(connection: Connection, samples: Sequence[Sample]) -> list[str]:
         after, known = accumulate(total, previous, reading)
         if not known:
             false.append(sample.device)
+        boot, slowed = sample.thermal or ((None, None) if last is None else (last.boot, last.throttled))
+        after = structs.replace(after, throttled=total.throttled + _slowed(last, sample.thermal))
         memory = sample.memory_available
         rows.append(
             {
@@ -59,6 +65,8 @@ def take(connection: Connection, samples: Sequence[Sample]) -> list[str]:
                 "era": reading.era,
                 "raw": encode(reading.counters),
                 "total": encode(after),
+                "boot": boot,
+                "throttled": slowed,
                 "memory_available": memory if memory is not None or last is None else last.memory_available,
             }
         )
@@ -67,6 +75,14 @@ def take(connection: Connection, samples: Sequence[Sample]) -> list[str]:
     upsert(connection, sample_last, rows)
     upsert(connection, rollup_1m, minutes)
     return false
+
+
+def _slowed(last: Any, thermal: tuple[float, int] | None) -> int:
+    """How often a machine slowed down since the last sample; it counts from its boot."""
+    if last is None or last.boot is None or thermal is None:
+        return 0
+    boot, count = thermal
+    return max(0, count - last.throttled) if boot == last.boot else count
 
 
 def day_before(connection: Connection, now: float) -> dict[str, Counters]:

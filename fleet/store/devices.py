@@ -35,7 +35,7 @@ class DeviceUpdate(Struct, frozen=True, kw_only=True):
     """What was heard of a device since the last update; documents as they came, read and found right before.
 
     ``desired``: the revision that the broker holds, "" for a withdrawn one. ``seen_at``: when it last said something
-    live. ``boots``: boot ids of births, in their order.
+    live. ``boots``: boot ids of births, in their order. ``unreadable``: what it sent that could not be read.
     """
 
     device: str
@@ -47,7 +47,7 @@ class DeviceUpdate(Struct, frozen=True, kw_only=True):
     online: bool | UnsetType = UNSET
     seen_at: float | UnsetType = UNSET
     boots: tuple[str, ...] = ()
-    trouble: str = ""
+    unreadable: str = ""
 
 
 class Event(Struct, frozen=True):
@@ -74,14 +74,18 @@ def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53
 
 
-def take(connection: Connection, updates: Sequence[DeviceUpdate]) -> None:
-    """Note what was heard, one update a device; new devices are added."""
+def take(connection: Connection, updates: Sequence[DeviceUpdate], *, most: int = 100_000) -> None:
+    """Note what was heard, one update a device; new devices are added while there are fewer than ``most``."""
     names = [each.device for each in updates]
     known = {row.id: row for row in connection.execute(select(device).where(device.c.id.in_(names)))}
+    room = most - (connection.execute(select(func.count()).select_from(device)).scalar() or 0)
     statements: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for each in sorted(updates, key=lambda update_: update_.device):
         values = _changes(each, known.get(each.device))
         if each.device not in known:
+            room -= 1
+            if room < 0:
+                continue
             values["first_seen"] = each.at
         if values:
             # Rows that have the same columns go in one statement.
@@ -99,7 +103,7 @@ def _changes(each: DeviceUpdate, row: Any) -> dict[str, Any]:
     values = {name: getattr(each, name) for name in fields if getattr(each, name) is not UNSET}
     if "info" in values:
         values["hardware"] = hardware_class(msgspec.json.decode(values["info"], type=Info))
-    trouble = each.trouble
+    trouble = ""
     if each.boots:
         boots = [] if row is None else json.loads(row.boots)
         for boot in each.boots:
@@ -110,6 +114,8 @@ def _changes(each: DeviceUpdate, row: Any) -> dict[str, Any]:
         values["boots"] = json.dumps(boots)
     if trouble:
         values |= {"reliable": False, "trouble": trouble}
+    elif each.unreadable and (row is None or row.reliable):
+        values["trouble"] = each.unreadable
     return values
 
 

@@ -133,8 +133,13 @@ def start_rollout(connection: Connection, number: int, now: float) -> Rollout:
 def slots(connection: Connection, now: float) -> dict[str, dict[str, float]]:
     """Who downloads at each site, and until when; what has expired is removed."""
     connection.execute(delete(slot).where(slot.c.expires <= now))
+    return held_slots(connection, now)
+
+
+def held_slots(connection: Connection, now: float) -> dict[str, dict[str, float]]:
+    """The same, only looked at."""
     found: dict[str, dict[str, float]] = {}
-    for row in connection.execute(select(slot)):
+    for row in connection.execute(select(slot).where(slot.c.expires > now)):
         found.setdefault(row.site, {})[row.device] = row.expires
     return found
 

@@ -130,6 +130,8 @@ sample_last = Table(
     Column("raw", Text, nullable=False),
     Column("total", Text, nullable=False),
     Column("memory_available", Float),
+    Column("boot", Float),
+    Column("throttled", _NUMBER),
 )
 
 rollup_1m = Table(

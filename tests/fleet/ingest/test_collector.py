@@ -1,0 +1,160 @@
+"""From messages to the registry: coalesced, bounded, and nothing lost where the database is away."""
+
+from __future__ import annotations
+
+import pytest
+
+from contract.errors import StoreBroken
+from contract.mqtt.messages import Status, encode
+from fleet.ingest.collector import Collector
+from fleet.ingest.inbox import MAX_EVENTS, Inbox
+from fleet.store import devices
+from fleet.store.database import Database
+from tests.fleet.simulate.device import SimulatedDevice
+
+ROOT = "edge/v1"
+
+
+def say(inbox: Inbox, name: str, topic: str, payload: bytes, *, retained: bool = False, now: float = 5.0) -> None:
+    inbox.put(f"{ROOT}/d/{name}/{topic}", payload, retained=retained, now=now)
+
+
+def birth(inbox: Inbox, name: str, *, as_name: str | None = None) -> None:
+    for each in SimulatedDevice(name).birth(1.0):
+        say(inbox, as_name or name, each.topic, each.payload)
+
+
+def store(database: Database, inbox: Inbox) -> None:
+    Collector(database).store(inbox.take(), 6.0)
+
+
+def find(database: Database, name: str) -> devices.DeviceRow:
+    with database.read() as connection:
+        return devices.find(connection, name)
+
+
+def test_a_device_is_in_the_registry_once_it_has_spoken(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    birth(inbox, "box-1")
+    store(database, inbox)
+    found = find(database, "box-1")
+    assert (found.traits.online, found.traits.arch, found.seen_at, found.trouble) == (True, "aarch64", 5.0, "")
+
+
+def test_what_is_retained_is_of_nobody_knows_when(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    for each in (*SimulatedDevice("box-1").birth(1.0), *SimulatedDevice("box-1").telemetry(2.0)):
+        say(inbox, "box-1", each.topic, each.payload, retained=True)
+    store(database, inbox)
+    assert find(database, "box-1").seen_at is None
+    with database.read() as connection:
+        assert devices.facts(connection, 9.0)["box-1"].counters is None
+
+
+def test_a_copy_of_another_device_is_known_by_its_info(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    birth(inbox, "box-2", as_name="box-1")
+    store(database, inbox)
+    found = find(database, "box-1")
+    assert "says that it is 'box-2'" in found.trouble
+    assert found.info is None
+
+
+def test_what_cannot_be_read_leaves_what_was_known(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    birth(inbox, "box-1")
+    store(database, inbox)
+    say(inbox, "box-1", "reported", b'{"revision": 7}')
+    say(inbox, "box-1", "health", b"x" * 20_000)
+    store(database, inbox)
+    found = find(database, "box-1")
+    assert found.reported is not None
+    assert found.health is not None
+    assert "more than 16384 bytes" in found.trouble
+    assert found.reliable
+
+
+def test_counters_that_fall_make_a_device_unreliable(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    device = SimulatedDevice("box-1")
+    for now in (1.0, 9.0):
+        for each in device.telemetry(now):
+            say(inbox, "box-1", each.topic, each.payload)
+        store(database, inbox)
+    assert find(database, "box-1").reliable
+    for each in SimulatedDevice("box-1").telemetry(1.0):
+        say(inbox, "box-1", each.topic, each.payload)
+    store(database, inbox)
+    assert not find(database, "box-1").reliable
+
+
+def test_two_that_take_turns_under_one_name_are_seen_within_one_batch(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    for boot in ("one", "two", "one"):
+        say(inbox, "box-1", "status", encode(Status(True, boot)))
+    store(database, inbox)
+    assert "two devices" in find(database, "box-1").trouble
+
+
+def test_a_flood_costs_no_more_than_one_message(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    for number in range(20_000):
+        say(inbox, "box-1", "health", b'{"ready": true, "reasons": [], "queue": %d, "active": 0}' % number)
+        say(inbox, "box-1", "event/install", b'{"at": "now", "detail": {}}')
+    batch = inbox.take()
+    assert {kind: len(kept) for kind, kept in batch.messages["box-1"].items()} == {"health": 1, "event": MAX_EVENTS}
+    assert batch.dropped == 20_000 - MAX_EVENTS
+    Collector(database).store(batch, 6.0)
+    health = find(database, "box-1").health
+    assert health is not None
+    assert health.queue == 19_999
+
+
+def test_names_beyond_the_bound_are_left_out_and_counted(database: Database) -> None:
+    inbox = Inbox(ROOT, max_devices=3)
+    for number in range(10):
+        say(inbox, f"box-{number}", "status", encode(Status(True, "b")))
+    batch = inbox.take()
+    assert (len(batch.messages), batch.dropped) == (3, 7)
+    with database.write() as connection:
+        devices.take(connection, [devices.DeviceUpdate(device=f"box-{n}", at=1.0) for n in range(9)], most=4)
+        assert len(devices.rows(connection)) == 4
+
+
+def test_a_document_that_was_removed_from_the_broker_is_not_forgotten(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    birth(inbox, "box-1")
+    store(database, inbox)
+    for kind in ("info", "reported", "status", "desired"):
+        say(inbox, "box-1", kind, b"")
+    store(database, inbox)
+    found = find(database, "box-1")
+    assert found.info is not None
+    assert (found.traits.online, found.desired) == (False, "")
+
+
+def test_what_could_not_be_written_is_written_later_and_what_is_newer_wins(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    birth(inbox, "box-1")
+    batch = inbox.take()
+    say(inbox, "box-1", "status", encode(Status(False, "boot-1")))
+    inbox.put_back(batch)
+    store(database, inbox)
+    found = find(database, "box-1")
+    assert found.info is not None
+    assert not found.traits.online
+
+
+def test_a_batch_is_written_whole_or_not_at_all(database: Database) -> None:
+    inbox = Inbox(ROOT)
+    birth(inbox, "box-1")
+    with database.write() as connection:
+        connection.exec_driver_sql("DROP TABLE event")
+        connection.exec_driver_sql("DROP TABLE sample_last")
+    for each in SimulatedDevice("box-1").telemetry(1.0):
+        say(inbox, "box-1", each.topic, each.payload)
+    with pytest.raises(Exception, match="cannot be used") as raised:
+        store(database, inbox)
+    assert isinstance(raised.value, StoreBroken) or not database.is_sqlite
+    with database.read() as connection:
+        assert devices.rows(connection) == []
