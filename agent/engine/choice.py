@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent.engine.config import read_config
+from agent.engine.kernels import Kernels, open_chosen
 from agent.engine.native import Declined
 from agent.engine.processors import load_processors
 from agent.engine.stepping import Engine
@@ -39,37 +40,43 @@ def open_engine(
     """
     if engine not in ENGINES:
         raise EngineFailed(f"there is no engine {engine!r}: choose {', '.join(ENGINES)}")
-    scoring = load_processors(processors, read_config(bundle_dir).vocab_size) if processors else None
-    why = "asked for"
     if adapters and engine == "batched":
         raise EngineFailed("the batched engine takes no adapters")
-    if adapters and engine == "auto":
-        why = "not batched: it has adapters"
-    elif engine != "genai":
-        from agent.engine.batched.engine import BatchedEngine
+    scoring = load_processors(processors, read_config(bundle_dir).vocab_size) if processors else None
 
-        try:
-            return BatchedEngine(
-                bundle_dir,
-                threads=threads,
-                max_bytes=max_bytes,
-                leaving_bytes=leaving_bytes,
-                derived_dir=derived_dir,
-                processors=scoring,
-                reproducible=reproducible,
-            )
-        except Declined as declined:
-            if engine == "batched":
-                raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined
-            why = f"not batched: {declined}"
-    from agent.engine.genai import GenaiEngine
+    def load(kernels: Kernels) -> Engine:
+        why = "asked for"
+        if adapters and engine == "auto":
+            why = "not batched: it has adapters"
+        elif engine != "genai":
+            from agent.engine.batched.engine import BatchedEngine
 
-    return GenaiEngine(
-        bundle_dir,
-        threads=threads,
-        max_bytes=max_bytes,
-        leaving_bytes=leaving_bytes,
-        why=why,
-        adapters=adapters,
-        processors=scoring,
-    )
+            try:
+                return BatchedEngine(
+                    bundle_dir,
+                    threads=threads,
+                    max_bytes=max_bytes,
+                    leaving_bytes=leaving_bytes,
+                    derived_dir=derived_dir,
+                    processors=scoring,
+                    reproducible=reproducible,
+                    kernels=kernels,
+                )
+            except Declined as declined:
+                if engine == "batched":
+                    raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined
+                why = f"not batched: {declined}"
+        from agent.engine.genai import GenaiEngine
+
+        return GenaiEngine(
+            bundle_dir,
+            threads=threads,
+            max_bytes=max_bytes,
+            leaving_bytes=leaving_bytes,
+            why=why,
+            adapters=adapters,
+            processors=scoring,
+            kernels=kernels,
+        )
+
+    return open_chosen(load, bundle_dir, derived_dir)

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from agent.engine.adapters import LoadedAdapters
 from agent.engine.answer import Answer, prepare, rejection, with_changes
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
+from agent.engine.kernels import AS_IT_COMES, Kernels
 from agent.engine.memory import usable_bytes
 from agent.engine.native import native
 from agent.engine.processors import Processors
@@ -73,6 +75,7 @@ class GenaiEngine:
         why: str = "asked for",
         adapters: Mapping[str, Path] | None = None,
         processors: Processors | None = None,
+        kernels: Kernels = AS_IT_COMES,
     ) -> None:
         started = time.monotonic()
         self._processors = processors
@@ -82,7 +85,7 @@ class GenaiEngine:
 
             self._og: Any = onnxruntime_genai
             overlaid = self._og.Config(str(bundle_dir))
-            overlaid.overlay(json.dumps(_overlay(threads)))
+            overlaid.overlay(json.dumps(_overlay(threads, kernels)))
             self._model: Any = self._og.Model(overlaid)
             self._adapters = LoadedAdapters(self._og, self._model, adapters or {})
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
@@ -110,6 +113,9 @@ class GenaiEngine:
     @property
     def facts(self) -> Facts:
         return self._facts
+
+    def computed_by(self, kernels: str) -> None:
+        self._facts = replace(self._facts, kernels=kernels)
 
     @property
     def busy(self) -> bool:
@@ -294,9 +300,9 @@ def _check_beams(generation: Generation) -> None:
             )
 
 
-def _overlay(threads: int) -> dict[str, Any]:
+def _overlay(threads: int, kernels: Kernels) -> dict[str, Any]:
     """What the device decides, laid over the bundle's configuration. Spinning longer burns a core for nothing; warnings
     would name every place for an adapter.
     """
     options = {"intra_op_num_threads": threads, "session.intra_op.spin_duration_us": "50", "log_severity_level": 3}
-    return {"model": {"decoder": {"session_options": options}}}
+    return {"model": {"decoder": {"session_options": options | kernels.entries}}}

@@ -105,7 +105,9 @@ EACH_ALONE = Independence(True, "each request is computed apart from the others"
 
 
 class Facts(Struct, frozen=True):
-    """What an engine says of itself once loaded. ``slots``: requests it advances at the same time."""
+    """What an engine says of itself once loaded. ``slots``: requests it advances at the same time; ``kernels``: which
+    compute and why, where there was a choice.
+    """
 
     engine: str
     why: str
@@ -115,6 +117,7 @@ class Facts(Struct, frozen=True):
     capabilities: tuple[str, ...]
     load_seconds: float
     independence: Independence = EACH_ALONE
+    kernels: str = ""
 
 
 class CanaryScore(Struct, frozen=True):
@@ -133,6 +136,10 @@ class Engine(Protocol):
 
     @property
     def facts(self) -> Facts: ...
+
+    def computed_by(self, kernels: str) -> None:
+        """From now on :attr:`facts` say which kernels compute, and why."""
+        ...
 
     @property
     def busy(self) -> bool:

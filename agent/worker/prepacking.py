@@ -16,8 +16,14 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
+from msgspec.structs import replace
+
 from agent.engine.config import read_config
+from agent.engine.kernels import AS_IT_COMES, Kernels, open_chosen
+from agent.engine.kernels import FILE as KERNELS_FILE
 from agent.engine.native import Declined
+from agent.engine.stepping import Engine
 from agent.priority import WEAKEST, give_way, go_first
 from agent.worker.isolation import isolate
 from agent.worker.process import end_with_parent, release_freed_memory
@@ -30,21 +36,33 @@ DECLINED = 10
 """Exit status: no worker would use them; the reason is on standard error."""
 
 
-def prove(bundle: Path, threads: int, reproducible: bool) -> None:
-    """Load the bundle as a worker would, and give everything back.
+def prove(bundle: Path, threads: int, reproducible: bool) -> Kernels:
+    """Load the bundle as a worker would, and give everything back but the kernels that it was loaded with.
 
     Raises:
         Declined: the batched engine does not serve it here. EngineFailed: it does not load.
     """
     from agent.engine.batched.engine import BatchedEngine
 
-    BatchedEngine(bundle, threads=threads, reproducible=reproducible).release()
+    used = []
+
+    def load(kernels: Kernels) -> Engine:
+        used.append(kernels)
+        return BatchedEngine(bundle, threads=threads, reproducible=reproducible, kernels=kernels)
+
+    engine = open_chosen(load, bundle)
+    kernels = replace(used[-1], why=engine.facts.kernels)
+    engine.release()
+    del engine
     gc.collect()
     release_freed_memory()
+    return kernels
 
 
-def prepack(graph: Path, target: Path) -> None:
-    """Write :data:`GRAPH_FILE` and :data:`WEIGHTS_FILE` into ``target``; raises whatever onnxruntime raises."""
+def prepack(graph: Path, target: Path, kernels: Kernels = AS_IT_COMES) -> None:
+    """Write :data:`GRAPH_FILE` and :data:`WEIGHTS_FILE` into ``target``, laid out for ``kernels``, and which those are
+    where there was a choice; raises whatever onnxruntime raises.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -53,7 +71,11 @@ def prepack(graph: Path, target: Path) -> None:
     options.optimized_model_filepath = str(target / GRAPH_FILE)
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", WEIGHTS_FILE)
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    for name, value in kernels.entries.items():
+        options.add_session_config_entry(name, value)
     onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    if kernels.why:
+        (target / KERNELS_FILE).write_bytes(msgspec.json.encode(kernels))
 
 
 def main(arguments: list[str]) -> int:
@@ -70,8 +92,8 @@ def main(arguments: list[str]) -> int:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     isolate([given.bundle.resolve()], writable=[given.target.resolve()])
     try:
-        prove(given.bundle, given.threads, given.reproducible)
-        prepack(given.bundle / read_config(given.bundle).filename, given.target)
+        kernels = prove(given.bundle, given.threads, given.reproducible)
+        prepack(given.bundle / read_config(given.bundle).filename, given.target, kernels)
     except Declined as declined:
         print(declined, file=sys.stderr)
         return DECLINED

@@ -335,7 +335,8 @@ class EngineInfo(Struct, frozen=True):
     """The loaded model's engine, why it was chosen, what it can do, and how far its process is locked in.
 
     ``reproducible``: what a request gets is the same, bit for bit, whatever else runs; if not, ``deviation`` bounds the
-    difference. ``reproducible_why`` says what makes it so.
+    difference. ``reproducible_why`` says what makes it so. ``kernels``: which of the runtime's kernels compute and why,
+    where there was a choice (ARM with dot-product instructions).
     """
 
     engine: str
@@ -349,6 +350,7 @@ class EngineInfo(Struct, frozen=True):
     reproducible: bool = True
     reproducible_why: str = ""
     deviation: Deviation | UnsetType = UNSET
+    kernels: str | UnsetType = UNSET
     adapters: list[str] | UnsetType = UNSET
 
     @property
@@ -359,7 +361,8 @@ class EngineInfo(Struct, frozen=True):
             text += f"; the same answers within {self.deviation.nats:.2g} nats a token whatever else runs"
         elif self.reproducible:
             text += "; the same answers bit for bit whatever else runs"
-        return f"{text}: {self.reproducible_why}" if self.reproducible_why else text
+        text = f"{text}: {self.reproducible_why}" if self.reproducible_why else text
+        return text if self.kernels is UNSET else f"{text}; {self.kernels}"
 
 
 class Limits(Struct, frozen=True):

@@ -18,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.engine.answer import Answer, prepare, rejection
@@ -30,6 +31,7 @@ from agent.engine.batched.self_test import exact_width, prove_all
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
+from agent.engine.kernels import AS_IT_COMES, Kernels
 from agent.engine.memory import usable_bytes
 from agent.engine.native import Declined, native
 from agent.engine.processors import Processors
@@ -94,6 +96,7 @@ class BatchedEngine:
         derived_dir: Path | None = None,
         processors: Processors | None = None,
         reproducible: bool = False,
+        kernels: Kernels = AS_IT_COMES,
     ) -> None:
         started = time.monotonic()
         self._processors = processors
@@ -104,7 +107,7 @@ class BatchedEngine:
 
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
-            session = open_session(derived_graph(decoder.path, derived_dir), threads)
+            session = open_session(derived_graph(decoder.path, derived_dir), threads, kernels)
         # Only now is it known what the weights take.
         places = [bundle_dir] if derived_dir is None else [bundle_dir, derived_dir]
         budget = max_bytes or usable_bytes(mapped=mapped_bytes(places), leaving=leaving_bytes)
@@ -146,6 +149,9 @@ class BatchedEngine:
     @property
     def facts(self) -> Facts:
         return self._facts
+
+    def computed_by(self, kernels: str) -> None:
+        self._facts = replace(self._facts, kernels=kernels)
 
     @property
     def busy(self) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from agent.engine.batched.graph import Decoder
 from agent.engine.batched.pool import Pool
+from agent.engine.kernels import AS_IT_COMES, Kernels
 
 CPU = ("cpu", 0)
 
@@ -125,7 +126,7 @@ class Runner:
                 binding.bind_input(name, *CPU, np.int64, array.shape, array.ctypes.data)
 
 
-def open_session(graph: Path, threads: int) -> Any:
+def open_session(graph: Path, threads: int, kernels: Kernels = AS_IT_COMES) -> Any:
     """Load a graph; may raise whatever onnxruntime raises."""
     import onnxruntime
 
@@ -135,4 +136,6 @@ def open_session(graph: Path, threads: int) -> Any:
     options.log_severity_level = 3
     # Spinning longer burns a core between steps and is no faster.
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
+    for name, value in kernels.entries.items():
+        options.add_session_config_entry(name, value)
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
