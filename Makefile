@@ -12,10 +12,11 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 
-.PHONY: help demo test test-js test-avx2 test-root check format bench mutate sabotage crash-full chaos soak siege clean
+.PHONY: help demo test test-js test-avx2 test-root test-arm test-aarch64 check format bench mutate \
+	sabotage crash-full chaos soak siege clean
 
 help: ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # The lock file pins every package; the editable install adds only this project. --no-build-isolation keeps the
 # second run off the network.
@@ -66,6 +67,12 @@ test-js: $(STAMP) $(JS) ## the JavaScript client, against a real broker and agen
 test-root: $(STAMP) $(MODEL) ## the tests that need root: mounts, containers, namespaces
 	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m root
+
+test-arm: $(STAMP) $(MODEL) ## boot a device with an aarch64 processor: install, sandbox, deploy, answer, doctor (qemu-system-arm, root)
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm $(ARGS)
+
+test-aarch64: $(STAMP) $(MODEL) ## tests on an emulated aarch64 processor, slowly (ARGS=which; qemu-user-static, root)
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm.emulated $(ARGS)
 
 check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md
 	$(BIN)/ruff format --check --quiet .

@@ -103,7 +103,7 @@ class Container:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "--propagation=private", "timeout", "-s", "KILL", str(LIFE_SECONDS),
                  "sh", "-c", script, "sh", overlay, root, name],
-                stdin=subprocess.DEVNULL, stdout=console, stderr=console, preexec_fn=_die_with_parent,  # noqa: PLW1509
+                stdin=subprocess.DEVNULL, stdout=console, stderr=console, preexec_fn=die_with_parent,  # noqa: PLW1509
                 start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + BOOT_SECONDS
@@ -190,7 +190,8 @@ class Container:
         self._process, self._leader = None, 0
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """In a child before it becomes a program: killed when its parent ends, however that ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
