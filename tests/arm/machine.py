@@ -31,11 +31,12 @@ class Machine:
         self._log = log.open("wb")
         self._count = 0
         self._buffer = b""
-        network = f"user,model=virtio-net-pci,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:1883"
+        network = f"user,id=n,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:1883"
         self._process = subprocess.Popen(
             ["qemu-system-aarch64", "-M", "virt", "-cpu", PROCESSOR, "-smp", "2", "-m", str(MEMORY_MIB),
              "-accel", "tcg,thread=multi", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
-             "-nic", network, "-kernel", str(kernel), "-initrd", str(initial), "-append",
+             "-netdev", network, "-device", "virtio-net-pci,netdev=n,romfile=",  # it boots from no network
+             "-kernel", str(kernel), "-initrd", str(initial), "-append",
              "console=ttyAMA0 quiet loglevel=3 panic=1 systemd.show_status=0 mitigations=off net.ifnames=0",
              "-drive", f"file={disk},format=raw,if=none,id=d,cache=unsafe", "-device", "virtio-blk-pci,drive=d"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
