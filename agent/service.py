@@ -138,7 +138,7 @@ class Service:
             config.serving,
             Surroundings(
                 topics=config.topics,
-                outlet=self._gateway.connection,
+                outlet=self._gateway.connection.outlet,
                 result_store=self._result_store,
                 load=self._load,
                 meter=self._meter,

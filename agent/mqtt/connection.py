@@ -168,9 +168,9 @@ class Connection:
         return self._link is not None and not self._link.writing
 
     @property
-    def full(self) -> bool:
-        """So much waits for the broker that what nobody was promised should not be added."""
-        return self._sender.outbox.full
+    def outlet(self) -> Sender:
+        """What takes messages to the broker, over all connections."""
+        return self._sender
 
     @property
     def undelivered(self) -> int:

@@ -57,16 +57,26 @@ class Sender:
         self.idle = asyncio.Event()
         self.refused: dict[str, str] = {}
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool, correlation: bytes | None) -> int:
-        """At least once; the number that is said when it is delivered or given up."""
+    @property
+    def writable(self) -> bool:
+        """Connected, and the socket takes data: the moment to send frames."""
+        return self._link is not None and not self._link.writing
+
+    @property
+    def full(self) -> bool:
+        """So much waits for the broker that what nobody was promised should not be added."""
+        return self.outbox.full
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int:
+        """Deliver at least once, now or after a reconnect; the number that is said when it is delivered or given up."""
         number = next(self._numbers)
         self.idle.clear()
         self.outbox.put(Outgoing(number, topic, payload, retain, correlation))
         self.pump()
         return number
 
-    def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None) -> None:
-        """At most once."""
+    def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None:
+        """Send at QoS 0 if connected and the socket is not backed up for long; else it is gone."""
         link = self._link
         if link is None:
             return

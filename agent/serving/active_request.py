@@ -106,6 +106,7 @@ class ActiveRequest:
         self.logprobs: list[dict[str, Any]] = []
         self.changes: dict[str, Any] = {}
         self._state = State.QUEUED
+        self._running = False
 
     @property
     def state(self) -> State:
@@ -114,7 +115,7 @@ class ActiveRequest:
     @property
     def running(self) -> bool:
         """A replica has it."""
-        return self._state is State.RUNNING or self._state is State.CANCELLING
+        return self._running
 
     @property
     def completed(self) -> bool:
@@ -131,6 +132,8 @@ class ActiveRequest:
         if after is None:
             raise IllegalStep(f"a request that is {self._state.value} cannot {step.value}")
         self._state = after
+        # Every token asks for it.
+        self._running = after in (State.RUNNING, State.CANCELLING)
         if step is Step.REQUEUE:
             self.attempt += 1
             self.statistics = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from agent.engine.stepping import FinishEvent
 from agent.serving import requests
@@ -21,7 +22,7 @@ Stored = asyncio.Future[bytes]
 
 
 class Completion:
-    """``finish``, ``end_early`` and ``fail`` ask for the result to be stored; :meth:`deliver` sends it then."""
+    """``finish``, ``end_early`` and ``fail`` have the result stored, and sent once it is."""
 
     def __init__(self, result_store: AnswerWriter, replies: Replies, meter: LlmMeter, request_log: RequestLog) -> None:
         self._result_store = result_store
@@ -75,9 +76,11 @@ class Completion:
 
     def _store(self, request: ActiveRequest, last: LastFrame | ErrorFrame, *, is_result: bool = True) -> Stored:
         store = self._result_store.answered if is_result else self._result_store.turned_away
-        return store(request.key, messages.encode(last))
+        stored = store(request.key, messages.encode(last))
+        stored.add_done_callback(partial(self._deliver, request))
+        return stored
 
-    def deliver(self, request: ActiveRequest, stored: Stored) -> None:
+    def _deliver(self, request: ActiveRequest, stored: Stored) -> None:
         """Send what was stored. What the disk does not take is held until it does: ``stored`` fails by a fault of ours
         alone.
         """

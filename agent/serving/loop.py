@@ -114,16 +114,17 @@ class Loop:
         if not isinstance(event, TokenEvent):
             self.handle(RunEnded(replica.slots, event))
             return
-        request = self._scheduler.add_tokens(replica.slots, event, self._now())
+        now = self._now()
+        request = self._scheduler.add_tokens(replica.slots, event, now)
         if request is not None:
-            due = self._sender.flush(request)
+            due = self._sender.flush(request, now)
             if due is not None:
                 self._wake_by(due)
 
     def on_writable(self) -> None:
         """The connection takes frames again."""
         for request in self._scheduler.running:
-            self._sender.flush(request)
+            self._sender.flush(request, self._now())
         if any(request.frames.last_position is None for request in self._scheduler.queue):
             self._sender.send_positions()
         self._schedule()
@@ -195,9 +196,11 @@ class Loop:
 
     def _start(self, request: ActiveRequest, replica: Replica) -> None:
         """Give ``request`` to the worker of ``replica``."""
+        assert replica.worker is not None
         manifest = replica.bundle.manifest
-        self._log.began(request, 0 if replica.worker is None else replica.worker.pid, manifest.reference)
-        replica.admit(
+        self._log.began(request, replica.worker.pid, manifest.reference)
+        replica.note_busy()
+        replica.worker.admit(
             requests.to_generation(
                 request.number, request.key.client, request.params, request.changes, manifest.behaviour
             )
@@ -215,10 +218,7 @@ class Loop:
     def _when_stored(self, request: ActiveRequest, stored: Stored) -> None:
         def on_stored(done: Stored) -> None:
             self._store_health.note(done.exception())
-            try:
-                self.handle(ResultStored(request))
-            finally:
-                self._completion.deliver(request, done)
+            self.handle(ResultStored(request))
 
         stored.add_done_callback(on_stored)
 
@@ -245,7 +245,7 @@ class Loop:
         self._timer = None
         self.handle(TimePassed())
         for request in self._scheduler.running:
-            self._sender.flush(request)
+            self._sender.flush(request, self._now())
         if self._next_positions is not None and self._now() >= self._next_positions:
             self._next_positions = None
             self._sender.send_positions()

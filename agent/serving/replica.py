@@ -18,7 +18,7 @@ from typing import Protocol
 from msgspec import UNSET
 
 from agent.delivery import Backoff
-from agent.engine.stepping import Generation, StepEvent
+from agent.engine.stepping import StepEvent
 from agent.install.ports import Footprint, SealedBundle
 from agent.install.worker_start import load_bundle
 from agent.journal import fields
@@ -71,9 +71,7 @@ class ReplicaEvents(Protocol):
         self, event: ReplicaReady | ReplicaLost | ReplicaUnloading | ReplicaUnloaded | ReplicaClosed
     ) -> None: ...
 
-    def on_worker_event(self, replica: Replica, event: StepEvent) -> None:
-        """The current worker's, never one's from before."""
-        ...
+    def on_worker_event(self, replica: Replica, event: StepEvent) -> None: ...
 
 
 class Replica:
@@ -88,7 +86,6 @@ class Replica:
         self._used = 0.0
         self._load_wanted = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
-        self._turn = 0
         self.worker: Worker | None = None
         self.idle = asyncio.Event()
         self.idle.set()
@@ -151,12 +148,9 @@ class Replica:
         """Load the bundle in the background, trying until it works."""
         self._watcher = asyncio.create_task(self._watch(), name=f"replica {self.bundle.manifest.reference}")
 
-    def admit(self, generation: Generation) -> None:
-        """Give the worker a request; the scheduler saw that a slot is free."""
-        assert self.worker is not None
+    def note_busy(self) -> None:
+        """Something runs here."""
         self.idle.clear()
-        self._used = asyncio.get_running_loop().time()
-        self.worker.admit(generation)
 
     def note_idle(self) -> None:
         """Nothing runs here any more."""
@@ -170,22 +164,16 @@ class Replica:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         worker, self.worker = self.worker, None
-        self._turn += 1
         self._events.handle(ReplicaClosed(self.slots))
         if worker is not None:
             await worker.close()
         self._events.detach(self)
 
     async def _start_worker(self, leaving_bytes: int = 0) -> None:
-        self._turn += 1
-        turn = self._turn
-
-        def deliver(event: StepEvent) -> None:
-            # What an earlier worker still says is of no interest: its requests are elsewhere.
-            if turn == self._turn:
-                self._events.on_worker_event(self, event)
-
-        self.worker = await load_bundle(self.bundle, partial(self._load, leaving_bytes=leaving_bytes, on_event=deliver))
+        # What an earlier worker still says is of requests that have a new number by now.
+        on_event = partial(self._events.on_worker_event, self)
+        start = partial(self._load, leaving_bytes=leaving_bytes, on_event=on_event)
+        self.worker = await load_bundle(self.bundle, start)
         facts = self.worker.facts
         named = fields(worker=self.worker.pid, engine=facts.engine, reproducible=facts.independence.reproducible)
         summary = self.engine.summary if self.engine is not None else ""
@@ -211,7 +199,6 @@ class Replica:
                     ended = fields(worker=self.worker.pid)
                     log.error("the worker of %s ended: %s", self.bundle.manifest.reference, why, extra=ended)
                     self.worker = None
-                    self._turn += 1
                     lost = asyncio.get_running_loop().time()
                     if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:
                         backoff.reset()
@@ -247,7 +234,6 @@ class Replica:
         """End the worker and wait until somebody wants one."""
         log.info("%s is unloaded until somebody asks", self.bundle.manifest.reference, extra=fields(worker=worker.pid))
         self._load_wanted.clear()
-        self._turn += 1
         self._events.handle(ReplicaUnloading(self.slots))
         await worker.close()
         self.worker = None

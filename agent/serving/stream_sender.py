@@ -11,6 +11,9 @@ from agent.serving.scheduler import Scheduler
 from agent.serving.store_health import StoreHealth
 from agent.state.answer_writer import AnswerWriter
 
+OPEN = StreamState.OPEN
+"""Looked up once: every token asks for it."""
+
 
 class StreamSender:
     """Looks at the scheduler to see who waits and runs, and changes nothing there."""
@@ -22,35 +25,36 @@ class StreamSender:
         self._health = health
         self._now = asyncio.get_running_loop().time
 
-    def flush(self, request: ActiveRequest) -> float | None:
+    def flush(self, request: ActiveRequest, now: float) -> float | None:
         """Send what is due of ``request``; when the rest is to be tried again, if it is only a matter of time."""
         due = request.frames.due_at()
         if due is None or not request.running:
             return None
-        if request.stream is StreamState.CLOSED:
+        if request.stream is OPEN:
+            if self._replies.writable:
+                frame = request.frames.take(now)
+                if frame is None:
+                    return due
+                self._replies.piece(request, frame)
+        elif request.stream is StreamState.CLOSED:
             request.stream = StreamState.OPENING
             future = self._result_store.streaming(request.key, request.attempt)
             future.add_done_callback(partial(self._open, request, request.number))
-        elif request.stream is StreamState.OPEN and self._replies.writable:
-            frame = request.frames.take(self._now())
-            if frame is None:
-                return due
-            self._replies.piece(request, frame)
         return None
 
     def _open(self, request: ActiveRequest, number: int, future: asyncio.Future[None]) -> None:
         self._health.note(future.exception())
         # Without the note no piece may leave; the last frame still will.
         if future.exception() is None and request.number == number:
-            request.stream = StreamState.OPEN
+            request.stream = OPEN
             # The first piece of an attempt is due at once: there is nothing to wake up for.
-            self.flush(request)
+            self.flush(request, self._now())
 
     def next_due(self) -> float | None:
         """When the next piece may leave."""
         if not self._replies.writable:
             return None
-        running = (request for request in self._scheduler.running if request.stream is StreamState.OPEN)
+        running = (request for request in self._scheduler.running if request.stream is OPEN)
         return min((due for request in running if (due := request.frames.due_at()) is not None), default=None)
 
     def send_position(self, request: ActiveRequest) -> None:

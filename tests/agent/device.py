@@ -111,7 +111,9 @@ class Device:
 
         self.serving = Serving(
             self.config.serving,
-            Surroundings(self.config.topics, self.gateway.connection, self.result_store, load, self.meter, self._clock),
+            Surroundings(
+                self.config.topics, self.gateway.connection.outlet, self.result_store, load, self.meter, self._clock
+            ),
             Observers(self._on_health, self.gateway.on_load),
         )
         self.gateway.serving = self.serving

@@ -243,6 +243,8 @@ def test_update_of_a_waiting_request_holds_when_it_runs(make_device: MakeDevice,
     client.ask("running", "hold 2")
     client.ask("waiting", "count 9")
     device.until(lambda: device.serving.active == 1 and device.serving.queued == 1)
+    # It waits in the queue, and not for the result store: an update would be kept back until it runs.
+    device.run(device.result_store.flush())
     control = f"edge/v1/d/{client.device}/control/{client.name}"
     client.publish(control, b'{"id": "waiting", "op": "update", "set": {"max_tokens": 4, "stop": ["x"]}}')
     client.publish(control, b'{"id": "running", "op": "cancel"}')
