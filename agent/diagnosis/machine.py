@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from agent import isa
+from agent.cores import computing_cores
 from agent.diagnosis.finding import Finding
 from agent.memory import available_memory, total_memory
 from agent.telemetry.sensors import Sensors
@@ -34,9 +35,12 @@ _ISOLATE = "from agent.worker.isolation import isolate; print(isolate([]))"
 
 def processor() -> Finding:
     architecture, sets = isa.architecture(), isa.present_sets()
-    text = (
-        f"{architecture}, {len(os.sched_getaffinity(0))} cores, executes {' '.join(sorted(sets)) or 'nothing special'}"
+    allowed = os.sched_getaffinity(0)
+    fast_cores = len(computing_cores(allowed))
+    cores = f"{len(allowed)} cores" + (
+        f" of which the {fast_cores} fast ones compute" if fast_cores < len(allowed) else ""
     )
+    text = f"{architecture}, {cores}, executes {' '.join(sorted(sets)) or 'nothing special'}"
     fast = FAST_SETS.get(architecture)
     if fast is None:
         return Finding("processor", "bad", text, "the runtimes exist for x86_64 and aarch64 only")

@@ -8,9 +8,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from agent.cores import computing_cores
+
 
 class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """``threads`` 0: all cores that this process may use; ``max_bytes`` 0: decided from the memory available.
+    """``threads`` 0: the cores that this process may use, without slow ones beside fast ones (:mod:`agent.cores`);
+    ``max_bytes`` 0: decided from the memory available.
 
     ``load_seconds`` bounds loading, ``stall_seconds`` the silence of a worker before it counts as hung (one step on
     a slow device takes a second or two), ``nice`` is its scheduling weakness. ``socket``: where systemd starts a worker
@@ -33,10 +36,12 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def usable_threads(settings: WorkerSettings) -> int:
-    """Threads for the runtime: as configured, or the cores that affinity and the cgroup's quota leave."""
+    """Threads for the runtime: as configured, or those of the cores that affinity and the cgroup's quota leave which do
+    most together.
+    """
     if settings.threads:
         return settings.threads
-    cores = len(os.sched_getaffinity(0))
+    cores = len(computing_cores(os.sched_getaffinity(0)))
     quota = _cgroup_cores()
     return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
 

@@ -35,8 +35,8 @@ APART: dict[str, str] = {}
 """Tests that emulation of system calls cannot pass, each with what is missing; they are left out and listed."""
 
 MOST_VALUABLE = [
-    "tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/test_loading.py",
-    "tests/agent/install/test_deriving.py", "tests/agent/diagnosis", "tests/contract",
+    "tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/test_worker_start.py",
+    "tests/agent/install/test_prepack.py", "tests/agent/diagnosis", "tests/contract",
 ]  # fmt: skip
 """What runs without arguments: what depends on a model or on the processor, and the contract."""
 
