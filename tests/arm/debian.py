@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,11 @@ from pathlib import Path
 MIRROR = os.environ.get("EDGE_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SUITE = "bookworm"
+PYTHON = "3.11"
+"""That of this Debian."""
+
+COMPILES = f"{sys.version_info.major}.{sys.version_info.minor}" == PYTHON
+"""Whether this Python compiles what that one runs."""
 DEVICE = (
     "systemd", "systemd-sysv", "dbus", "python3", "mosquitto", "mosquitto-clients", "procps", "iproute2", "openssl",
     "ca-certificates", "busybox-static", "nginx-light", "git", "make",
@@ -182,6 +188,11 @@ def _make_root(target: Path) -> None:
     (wanted / "mosquitto.service").symlink_to("/lib/systemd/system/mosquitto.service")
     (target / "var/lib/mosquitto").chmod(0o777)
     (target / "var/log/mosquitto").chmod(0o777)
+    if COMPILES:
+        # Setting up Debian's Python compiles it, and so does this Python, in a thirtieth of the time.
+        library = target / "usr/lib" / f"python{PYTHON}"
+        command = [sys.executable, "-m", "compileall", "-q", "-s", str(target), "-p", "/", str(library)]
+        subprocess.run(command, check=False, capture_output=True)
 
 
 def _accounts(target: Path) -> None:

@@ -113,7 +113,7 @@ def _variables() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name.startswith(("EDGE_", "PYTEST_"))}
     return {
         "HOME": "/root", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG": "C.UTF-8",
-        "QEMU_CPU": _processor(), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1", **kept,
+        "QEMU_CPU": _processor(), "HF_HUB_OFFLINE": "1", **kept,
         "EDGE_CACHE": str(CACHE),
     }  # fmt: skip
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packager.kit.wheels import read_wheel
 from tests.arm import packages
-from tests.arm.debian import kernel
+from tests.arm.debian import PYTHON, kernel
 
 DISK_MIB = 2048
 MODULES = (
@@ -60,8 +60,8 @@ def with_agent(tree: Path, kit: Path) -> None:
     (own,) = (wheel for wheel in map(read_wheel, wheels) if wheel.name == "edge-bundle")
     place = f"/opt/edge-agent/{own.version}"
     target = tree / place.lstrip("/")
-    site = target / "lib" / f"python{packages.PYTHON}" / "site-packages"
-    packages.install(site, "--no-index", *map(str, wheels), compiled=True)
+    site = target / "lib" / f"python{PYTHON}" / "site-packages"
+    packages.install(site, "--no-index", *map(str, wheels))
     shutil.move(site / "share", target / "share")
     programs = target / "bin"
     shutil.move(site / "bin", programs)

@@ -10,13 +10,11 @@ import sysconfig
 from pathlib import Path
 
 from packager.kit.target import Target
-from tests.arm.debian import kept
+from tests.arm.debian import COMPILES, PYTHON, kept
 from tests.conftest import ROOT
 
 LOCK = ROOT / "requirements.lock"
 FETCH_SECONDS = 3600
-PYTHON = "3.11"
-"""Debian 12's."""
 
 
 def environment(cache: Path) -> Path:
@@ -42,16 +40,16 @@ def make_environment(target: Path) -> None:
     (target / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON}\n")
 
 
-def install(site: Path, *arguments: str, compiled: bool = False) -> None:
+def install(site: Path, *arguments: str) -> None:
     """Unpack what pip finds for aarch64 into ``site``; versions are pinned, so pip need not resolve.
 
-    ``compiled``: Python files are compiled, where this Python is the device's.
+    Python files are compiled where this Python is the device's.
 
     Raises:
         RuntimeError: pip could not fetch.
     """
     options = Target("aarch64", PYTHON).pip_options()
-    if not compiled or f"{sys.version_info.major}.{sys.version_info.minor}" != PYTHON:
+    if not COMPILES:
         options.append("--no-compile")
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps",
