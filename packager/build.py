@@ -46,6 +46,7 @@ from packager.report import write_report
 from packager.rope_check import compare_rope
 from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_template
 from packager.sources.opening import OpenedSource, open_source
+from packager.sources.shape import read_shape
 from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 7
@@ -198,22 +199,23 @@ def _open(
 ) -> tuple[OpenedSource, str, Estimate]:
     """The source, the quantizer to put on record, and what the build will take; refuses what cannot become a bundle."""
     progress.stage(1, STAGES, "reading the source", cache)
-    source = open_source(plan.source, cache, log, progress.advance, plan.origin)
+    known: list[tuple[str, Estimate]] = []
+
+    def look(checkpoint: Checkpoint) -> None:
+        known.append((check_source(plan, checkpoint), _announce(plan, checkpoint, [out.parent, cache], progress)))
+
+    source = open_source(plan.source, cache, log, progress.advance, plan.origin, on_headers=look)
     if plan.source_sha256 is not None and source.sha256 != plan.source_sha256:
         raise BuildRefused(
             f"{source.label} is not the source of that build: its SHA-256 is {source.sha256[:12]}…, "
             f"the source's was {plan.source_sha256[:12]}…"
         )
-    quantizer = check_source(plan, source.checkpoint)
-    return source, quantizer, _announce(plan, source.checkpoint, [out.parent, cache], progress)
+    return source, *known[-1]
 
 
 def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
-    config = checkpoint.config
-    tied = config.get("tie_word_embeddings") and plan.precision == "int4"
-    table = 0 if tied else int(config.get("vocab_size") or 0) * int(config.get("hidden_size") or 0)
-    estimate = estimate_build(plan, checkpoint.parameters, min(table, checkpoint.parameters))
+    estimate = estimate_build(plan, read_shape(checkpoint))
     refuse_what_cannot_fit(estimate, places)
     progress.say(str(estimate))
     if checkpoint.rowless:

@@ -37,6 +37,8 @@ OFFLINE = {
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LEAST_FREE = 2**20
+OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", os.strerror(errno.ENOMEM))
+SHORT = "memory ran out while {doing} was at work; end other programs and build again, which goes on from what is done"
 WRITTEN = ("out", "stages", "scratch")
 """Keys under which jobs name what they write."""
 
@@ -64,6 +66,10 @@ class Reporter:
         """The disk has no room."""
         self._send({"event": "full"})
 
+    def short(self) -> None:
+        """There is no memory left."""
+        self._send({"event": "short"})
+
     def refused(self, message: str) -> None:
         """The input's fault, in one sentence."""
         self._send({"event": "refused", "message": message})
@@ -87,6 +93,10 @@ def child_main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> No
         # Told first: the log may lie on the very disk that is full.
         if ran_full(error, [Path(job[name]) for name in WRITTEN if name in job]):
             reporter.full()
+            _write_down()
+            return
+        if ran_short(error):
+            reporter.short()
             _write_down()
             return
         _write_down()
@@ -113,6 +123,18 @@ def ran_full(error: BaseException, places: Sequence[Path]) -> bool:
         link = link.__cause__ or link.__context__
     existing = {next(path for path in (place, *place.parents) if path.exists()) for place in places}
     return any(shutil.disk_usage(path).free < LEAST_FREE for path in existing)
+
+
+def ran_short(error: BaseException) -> bool:
+    """Whether ``error`` comes of memory that could not be had: torch has no error of its own for that."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, MemoryError) or getattr(link, "errno", None) == errno.ENOMEM:
+            return True
+        if any(words in str(link) for words in OUT_OF_MEMORY):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def run_child(
@@ -172,10 +194,14 @@ def _collect(
             raise BuildRefused(event["message"])
         elif event["event"] == "full":
             raise StoreFull(f"no space left while {doing} was writing")
+        elif event["event"] == "short":
+            raise BuildRefused(SHORT.format(doing=doing))
         else:
             value: dict[str, Any] = event["value"]
             return value
     status = process.wait()
+    if status == -signal.SIGKILL:  # the kernel's way to find memory, and nobody else's here
+        raise BuildRefused(SHORT.format(doing=doing))
     how = f"was ended by signal {-status}" if status < 0 else f"failed: {_last_line(log)}"
     raise BuildRefused(f"{doing} {how} (see {log})")
 

@@ -11,12 +11,26 @@ from msgspec import Struct
 from contract.errors import BuildRefused, StoreFull
 from packager.check import host_threads
 from packager.plan import CALIBRATED, BuildPlan
+from packager.quality.source_process import AT_ONCE, WINDOW
+from packager.sources.shape import ModelShape
+from packager.streaming import PIECE_ELEMENTS
 
-BYTES_PER_PARAMETER = 8
-"""Memory at the builder's peak: weights in fp32 twice, once read and once packed. Measured: 7 to 8."""
+LIBRARIES_BYTES = 300 * 2**20
+"""Anonymous memory of a process with torch, transformers and the model builder, before it has done anything."""
 
-PROCESS_BYTES = 700 * 2**20
-"""The builder's libraries themselves."""
+COMMAND_BYTES = 80 * 2**20
+"""The command itself, which waits for that process."""
+
+PIECE_BYTES = 4 * PIECE_ELEMENTS
+
+PACKED_COPIES = 4
+"""Of the largest weight once it is quantised: in pieces, joined, on its way into the graph, and there."""
+
+SCORES_BYTES = 4 * AT_ONCE * WINDOW
+"""Of logits in fp32, for each row of the vocabulary, where source and bundle are compared."""
+
+CACHE_TOKENS = 512
+"""Positions whose keys and values are there while a bundle is checked, at the most."""
 
 STORED_BITS = {"int4": 5.0, "int8": 9.0, "fp16": 16.0, "bf16": 16.0, "fp32": 32.0}
 """Bits a stored weight, scales included."""
@@ -54,23 +68,58 @@ class Estimate(Struct, frozen=True):
         )
 
 
-def estimate_build(plan: BuildPlan, parameters: int, table_parameters: int = 0) -> Estimate:
-    """For ``parameters`` weights, ``table_parameters`` of which are an embedding that stays plain."""
-    plain_bits = 32.0 if plan.ep == "cpu" else 16.0
-    stored = parameters * STORED_BITS[plan.precision] / 8
-    if plan.quantised:
-        stored += table_parameters * (plain_bits - STORED_BITS[plan.precision]) / 8
+def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
+    """For a model of ``shape``.
+
+    Memory is what processes have for themselves: the checkpoint and the bundle are mapped, and the system takes such
+    pages back where they are needed elsewhere.
+    """
+    stored = _stored_bytes(plan, shape)
+    peaks = [
+        _build_bytes(plan, shape, stored),
+        LIBRARIES_BYTES + _source_bytes(shape),
+        # The runtime packs the weights anew when it loads them.
+        LIBRARIES_BYTES // 2 + stored + CACHE_TOKENS * shape.kv_token_bytes + SCORES_BYTES // 4 * shape.vocabulary,
+    ]
     calibrated = plan.quantizer in CALIBRATED
-    per_parameter = CALIBRATION_BYTES_PER_PARAMETER if calibrated else BYTES_PER_PARAMETER
-    seconds = START_SECONDS + SECONDS_PER_PARAMETER * parameters
+    if calibrated:
+        peaks.append(LIBRARIES_BYTES + CALIBRATION_BYTES_PER_PARAMETER * shape.parameters)
+    seconds = START_SECONDS + SECONDS_PER_PARAMETER * shape.parameters
     if plan.kv != "float":
         seconds *= 2  # a first build to measure keys and values on
+    disk = COPIES * stored
     if calibrated:
-        seconds += CALIBRATION_CORE_SECONDS_PER_PARAMETER * parameters / host_threads()
-        stored += 4 * parameters  # the checkpoint between rounding and building, and what it goes on from
-    return Estimate(
-        memory_bytes=PROCESS_BYTES + per_parameter * parameters, disk_bytes=int(COPIES * stored), seconds=seconds
-    )
+        seconds += CALIBRATION_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
+        disk += 4 * shape.parameters  # the checkpoint between rounding and building, and what it goes on from
+    return Estimate(memory_bytes=COMMAND_BYTES + max(peaks), disk_bytes=disk, seconds=seconds)
+
+
+def _stored_bytes(plan: BuildPlan, shape: ModelShape) -> int:
+    plain_bits = 32.0 if plan.ep == "cpu" else 16.0
+    bits = STORED_BITS[plan.precision]
+    stored = shape.parameters * bits
+    if plan.quantised:
+        # Only int4 shares a table with the lm_head.
+        table = shape.table or (0 if plan.precision == "int4" else shape.vocabulary * shape.hidden)
+        stored += table * (plain_bits - (bits if shape.table else 0))
+    return int(stored / 8)
+
+
+def _build_bytes(plan: BuildPlan, shape: ModelShape, stored: int) -> int:
+    """What is quantised stays in memory until all of it is, as do weights that were joined; plain ones are written one
+    by one.
+    """
+    if not plan.quantised:
+        return LIBRARIES_BYTES + 2 * 4 * shape.matrix + shape.copied_bytes
+    packed = int(STORED_BITS[plan.precision] / 8 * shape.matrix)
+    quantised = int(STORED_BITS[plan.precision] / 8 * (shape.parameters - shape.table))
+    return LIBRARIES_BYTES + shape.copied_bytes + PIECE_BYTES + quantised + PACKED_COPIES * packed
+
+
+def _source_bytes(shape: ModelShape) -> int:
+    """One part of the model in fp32 at a time, beside the logits."""
+    converted = 4 * max(shape.layer, shape.vocabulary * shape.hidden) if shape.half else 0
+    return converted + SCORES_BYTES * shape.vocabulary
 
 
 def refuse_what_cannot_fit(estimate: Estimate, directories: list[Path], memory: int | None = None) -> None:

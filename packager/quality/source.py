@@ -21,7 +21,7 @@ from packager.quality.text import EvalText
 from packager.shelf import held, make_once
 from packager.sources.checkpoint import Checkpoint, digest_directory
 
-REVISION = 1
+REVISION = 2
 """Raised whenever the stored form changes, so that older cache entries are not taken for it."""
 
 KEPT = 4

@@ -1,4 +1,4 @@
-"""The process that runs the source model as it is, with transformers, in the precision of its checkpoint."""
+"""The process that runs the source model with transformers: weights as its checkpoint has them, products in fp32."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.quality.layerwise import in_fp32
 
 WINDOW = 256
 """Tokens read as one sequence."""
 
 SLICE = 64
-"""Positions whose logits exist at a time: ``[64, vocabulary]`` in fp32 is 64 MB for the largest vocabularies."""
+"""Positions whose probabilities exist at a time."""
+
+AT_ONCE = 4
+"""Sequences in one pass, each of which converts every layer: ``[4, 256, vocabulary]`` logits in fp32 are 1 GiB for the
+largest vocabularies."""
 
 
 def view(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -25,11 +30,12 @@ def view(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         beginning = [int(token) for token in tokenizer("")["input_ids"]]
         windows = cut_windows(tokenizer, job, _context(model), beginning)
         steps = len(windows) + len(job["questions"])
+        vocabulary = 0
         with (Path(job["out"]) / "logits.f16").open("wb") as file:
-            vocabulary = 0
-            for number, window in enumerate(windows):
-                vocabulary = _write_rows(model, window, max(1, len(beginning)), file)
-                reporter.progress(number + 1, steps)
+            for start in range(0, len(windows), AT_ONCE):
+                part = windows[start : start + AT_ONCE]
+                vocabulary = _write_rows(model, part, max(1, len(beginning)), file)
+                reporter.progress(start + len(part), steps)
         answers: list[str] = []
         for number, (question, limit) in enumerate(job["questions"]):
             answers.append(_answer(model, tokenizer, question, limit))
@@ -80,24 +86,24 @@ def cut_windows(tokenizer: Any, job: dict[str, Any], context: int, beginning: li
     return [[*beginning, *piece] for piece in pieces if len(piece) > 1 or (beginning and piece)]
 
 
-def _write_rows(model: Any, window: list[int], first: int, file: Any) -> int:
-    """Log-probabilities that predict ``window[first:]``, a slice of positions at a time; the vocabulary's size."""
+def _write_rows(model: Any, windows: list[list[int]], first: int, file: Any) -> int:
+    """Log-probabilities that predict ``window[first:]`` of each, a slice of positions at a time; the vocabulary's size.
+
+    Shorter ones are filled up behind, where nothing that counts looks.
+    """
     import torch
 
-    past, done, width = None, 0, 0
-    last = len(window) - 1  # nothing follows the last token
-    while done < last:
-        end = min(done + SLICE, last)
-        output = model(torch.tensor([window[done:end]]), past_key_values=past, use_cache=True)
-        past = output.past_key_values
-        logits = output.logits[0].float()
-        if not bool(torch.isfinite(logits).all()):
-            raise BuildRefused("the source model gives numbers that are not finite; its weights are damaged")
-        rows = torch.log_softmax(logits, -1)[max(0, first - 1 - done) :]
-        width = int(rows.shape[-1])
-        file.write(rows.half().numpy().tobytes())
-        done = end
-    return width
+    longest = max(map(len, windows))
+    ids = torch.tensor([[*window, *[window[-1]] * (longest - len(window))] for window in windows])
+    with in_fp32(model):
+        logits = model(ids, use_cache=False).logits
+    for window, rows in zip(windows, logits, strict=True):
+        for start in range(first - 1, len(window) - 1, SLICE):
+            piece = rows[start : min(start + SLICE, len(window) - 1)].float()
+            if not bool(torch.isfinite(piece).all()):
+                raise BuildRefused("the source model gives numbers that are not finite; its weights are damaged")
+            file.write(torch.log_softmax(piece, -1).half().numpy().tobytes())
+    return int(logits.shape[-1])
 
 
 def _answer(model: Any, tokenizer: Any, question: str, limit: int) -> str:

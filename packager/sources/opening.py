@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -76,10 +77,14 @@ def open_source(
     log: Path,
     on_progress: Callable[[float, float], None],
     options: SourceOptions | None = None,
+    *,
+    on_headers: Callable[[Checkpoint], None] = lambda checkpoint: None,
 ) -> OpenedSource:
     """Open a model of the hub, a GGUF file or a local checkpoint directory, with an adapter merged in if there is one.
 
     Only a hub id makes a connection. Conversions are kept in ``cache`` by the digests of what they were made from.
+    ``on_headers`` is called once the small files and the headers of the weights are known, and may refuse: the weights
+    themselves, gigabytes, are read after that.
 
     Raises:
         BuildRefused: it is none of these, or cannot become a bundle.
@@ -88,20 +93,22 @@ def open_source(
     check_naming(text)
     # Before the base is fetched or converted, which takes long.
     adapter = None if options.adapter is None else inspect_adapter(options.adapter.expanduser())
-    opened = _open_base(text, cache, log, on_progress, options)
-    base = opened.checkpoint
+    found = _find_base(text, cache, log, on_progress, options)
+    base = found.checkpoint
     if base.needs_code and not options.trust_code:
         raise BuildRefused(
             f"{base.architecture} runs Python files of the checkpoint itself; read them, then add --trust-remote-code"
         )
+    on_headers(base)
+    reference = None
     if not base.needs_code:  # code of the checkpoint alone knows its weights; running it to compare comes later
         asked = base
         if options.chat_template is not None:
-            asked, _ = replace_template(base, opened.sha256, options.chat_template, cache)
+            asked, _ = replace_template(base, found.digest(), options.chat_template, cache)
         reference = read_reference(asked, cache, log)
         check_template(asked, reference)
         check_weights(base, reference)
-        opened = msgspec.structs.replace(opened, reference=reference)
+    opened = OpenedSource(found.kind, found.label, found.digest(), base, revision=found.revision, reference=reference)
     refuse_broken_numbers(find_shards(base.path), on_progress)
     if adapter is not None:
         check_base(adapter, base, text)
@@ -114,34 +121,46 @@ def open_source(
     return opened
 
 
-def _open_directory(path: Path, digest: str, cache: Path, log: Path, options: SourceOptions) -> Checkpoint:
+class _Base(Struct, frozen=True):
+    """A source whose weights were not read yet: ``digest`` does that, once."""
+
+    kind: str
+    label: str
+    digest: Callable[[], str]
+    checkpoint: Checkpoint
+    revision: str | None = None
+
+
+def _open_directory(
+    path: Path, digest: Callable[[], str], cache: Path, log: Path, options: SourceOptions
+) -> Checkpoint:
     """The checkpoint in ``path``: its weights as safetensors, and of a model that also sees, the one that reads."""
     pickled = find_pickled(path)
     if pickled:
-        path = convert_pickled(path, pickled, digest, cache, log)
+        path = convert_pickled(path, pickled, digest(), cache, log)
     architecture = find_sight(path)
     if architecture is not None and options.text_only:
-        path = extract_text(path, digest, architecture, cache, log)
+        path = extract_text(path, digest(), architecture, cache, log)
     elif options.text_only:
         raise UsageError("--text-only is for models that also see; this one reads alone", field="text-only")
     return inspect_checkpoint(path)
 
 
-def _open_base(
+def _find_base(
     text: str, cache: Path, log: Path, on_progress: Callable[[float, float], None], options: SourceOptions
-) -> OpenedSource:
+) -> _Base:
     if is_hub_id(text):
         found, commit = fetch_from_hub(text, options.revision, options.hub_cache, log, on_progress)
-        digest = digest_directory(found)
+        digest = functools.cache(lambda: digest_directory(found))
         checkpoint = _open_directory(found, digest, cache, log, options)
-        return OpenedSource("hub", text, digest, checkpoint, revision=commit)
+        return _Base("hub", text, digest, checkpoint, revision=commit)
     if options.revision is not None:
         raise UsageError("--revision belongs to a model of the hub; a file or directory has none", field="revision")
     path = Path(text).expanduser()
     if path.is_dir():
-        digest = digest_directory(path)
+        digest = functools.cache(lambda: digest_directory(path))
         checkpoint = _open_directory(path.resolve(), digest, cache, log, options)
-        return OpenedSource("checkpoint", path.resolve().name, digest, checkpoint)
+        return _Base("checkpoint", path.resolve().name, digest, checkpoint)
     if not path.is_file():
         raise BuildRefused(
             f"{text!r} is neither a GGUF file, nor a directory with a Hugging Face checkpoint, "
@@ -151,5 +170,5 @@ def _open_base(
         if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
             raise BuildRefused(f"{path} is not a GGUF file; name a .gguf file or a checkpoint directory")
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return OpenedSource("gguf", path.name, digest, convert_gguf(path.resolve(), digest, cache, log, on_progress))
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return _Base("gguf", path.name, lambda: sha256, convert_gguf(path.resolve(), sha256, cache, log, on_progress))

@@ -1,4 +1,4 @@
-"""What a child process says when the disk is full, whoever noticed and however it was put."""
+"""What a child process says when the disk is full or there is no memory, whoever noticed and however it was put."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from packager.child import ran_full
+from contract.errors import BuildRefused
+from packager.child import ran_full, run_child
 
 
 def nested() -> Exception:
@@ -40,6 +41,30 @@ def test_a_full_disk_is_known_by_its_number_its_cause_or_its_words(error: Except
 def test_other_errors_are_not_the_disks(tmp_path: Path) -> None:
     assert not ran_full(OSError(errno.EACCES, "no"), [tmp_path / "not" / "there"])
     assert not ran_full(RuntimeError("no"), [])
+
+
+WORK = """
+from packager.child import child_main
+def work(job, reporter):
+    {line}
+child_main(work)
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)",
+        "import numpy; numpy.zeros(2**55)",
+        "import torch; torch.empty(2**55)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+def test_memory_that_ran_out_is_one_sentence(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hungry_process.py").write_text(WORK.format(line=line))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    with pytest.raises(BuildRefused, match="memory ran out while the hungry one was at work; end other programs"):
+        run_child("hungry_process", {}, tmp_path / "log", doing="the hungry one")
 
 
 @pytest.mark.root

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,18 @@ import numpy as np
 import pytest
 
 from contract.errors import BuildRefused, StoreFull, UsageError
+from packager.build import dry_run
 from packager.commands.build import source_options
 from packager.estimate import Estimate, estimate_build, refuse_what_cannot_fit
 from packager.plan import BuildPlan, check_source
 from packager.proof import compare
 from packager.readback import read_back
-from packager.sources.checkpoint import Quantization, inspect_checkpoint
+from packager.sources.checkpoint import Quantization, find_shards, inspect_checkpoint
 from packager.sources.hub import is_hub_id
 from packager.sources.opening import OpenedSource, SourceOptions, open_source
+from packager.sources.shape import ModelShape, read_shape
 from tests.packager.families import FAMILY_CONFIGS, build_here, difference, make_random, runtime, sample_ids
+from tests.random_checkpoint import list_weights, make_random_checkpoint, small_config
 
 COMMIT = "2fe192450127e6a83f7441aef6e3ca586c338b77"
 
@@ -279,7 +284,7 @@ class TestQuantised:
 class TestEstimate:
     def test_larger_models_need_more(self) -> None:
         plan = BuildPlan("source", "tiny", "1.0.0")
-        small, large = estimate_build(plan, 10**8), estimate_build(plan, 4 * 10**9, 10**8)
+        small, large = (estimate_build(plan, ModelShape(parameters)) for parameters in (10**8, 4 * 10**9))
         assert small.memory_bytes < large.memory_bytes
         assert small.disk_bytes < large.disk_bytes
         assert "GiB of memory" in str(large)
@@ -287,8 +292,8 @@ class TestEstimate:
     @pytest.mark.parametrize("changes", [{"quantizer": "gptq"}, {"quantizer": "auto-round"}, {"kv": "int8"}])
     def test_what_takes_longer_is_said_to(self, changes: dict[str, Any]) -> None:
         plan = BuildPlan("source", "tiny", "1.0.0")
-        plain = estimate_build(plan, 10**9)
-        more = estimate_build(msgspec.structs.replace(plan, **changes), 10**9)
+        plain = estimate_build(plan, ModelShape(10**9))
+        more = estimate_build(msgspec.structs.replace(plan, **changes), ModelShape(10**9))
         assert more.seconds > 1.5 * plain.seconds
         assert more.memory_bytes >= plain.memory_bytes
         assert more.disk_bytes >= plain.disk_bytes
@@ -299,6 +304,34 @@ class TestEstimate:
         with pytest.raises(StoreFull, match="are free in"):
             refuse_what_cannot_fit(Estimate(0, 2**60, 60), [tmp_path / "not" / "there"], memory=2**30)
         refuse_what_cannot_fit(Estimate(0, 0, 60), [tmp_path])
+
+
+class TestHeadersFirst:
+    """What headers tell is known before the weights are read."""
+
+    def test_a_model_that_cannot_fit_is_refused_by_its_headers(self, copy: Path, tmp_path: Path) -> None:
+        header = json.dumps(
+            {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [2**21, 2**20], "data_offsets": [0, 2**42]}}
+        ).encode()
+        with (copy / "model.safetensors").open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + 2**42)  # four terabytes of nothing, which would take an hour to read
+        with pytest.raises(BuildRefused, match=r"needs about \d+\.\d GiB of memory, .* GiB of memory are free"):
+            dry_run(BuildPlan(str(copy), "tiny", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache")
+
+    def test_its_parts_are_read_from_headers(self, tmp_path: Path) -> None:
+        config = {**small_config("llama-3.2-1b"), "head_dim": 32}
+        make_random_checkpoint(tmp_path / "source", config, shard_bytes=20_000)
+        checkpoint = inspect_checkpoint(tmp_path / "source")
+        assert len(find_shards(checkpoint.path)) > 2
+        shape = read_shape(checkpoint)
+        weights = dict(list_weights(config))
+        assert shape.parameters == sum(math.prod(dims) for dims in weights.values())
+        assert shape.layer == sum(math.prod(dims) for name, dims in weights.items() if "layers.0." in name)
+        assert (shape.vocabulary, shape.hidden, shape.table, shape.half) == (512, 128, 0, True)
+        assert shape.kv_token_bytes == 2 * 4 * 2 * 1 * 32
+        packed = [math.prod(dims) for name, dims in weights.items() if re.search("[qkv]_proj", name)]
+        assert shape.copied_bytes == 2 * sum(packed)
 
 
 class TestNaming:

@@ -1,0 +1,70 @@
+"""How large the parts of a model are, from the headers of its weight files alone: what an estimate is made of."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+from msgspec import Struct
+
+from packager.sources.checkpoint import Checkpoint, find_shards
+from packager.sources.weights import list_tensors
+
+_LAYER = re.compile(r"^(.*\blayers\.[0-9]+)\.")
+_PACKED = re.compile(r"\.[qkv]_proj\.weight$")
+"""Weights that the builder puts side by side into one product, as copies."""
+
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+class ModelShape(Struct, frozen=True):
+    """``layer`` is the largest layer and ``matrix`` the largest weight in parameters; ``table`` the embedding, 0 where
+    it is the lm_head's own weight; ``vocabulary`` its rows and ``hidden`` their length. ``copied_bytes`` are weights
+    that are joined before they are quantised, ``half`` says whether most of the weights are stored in 16 bits.
+    """
+
+    parameters: int
+    layer: int = 0
+    matrix: int = 0
+    table: int = 0
+    vocabulary: int = 0
+    hidden: int = 0
+    kv_token_bytes: int = 0
+    copied_bytes: int = 0
+    half: bool = True
+
+
+def read_shape(checkpoint: Checkpoint) -> ModelShape:
+    """The shape of ``checkpoint``; no weight is read."""
+    config = checkpoint.config
+    layers: Counter[str] = Counter()
+    copied = largest = half = 0
+    for tensor in (tensor for shard in find_shards(checkpoint.path) for tensor in list_tensors(shard)):
+        count = math.prod(tensor.shape)
+        largest = max(largest, count)
+        half += count if _BYTES.get(tensor.dtype, 4) == 2 else 0
+        copied += tensor.end - tensor.start if _PACKED.search(tensor.name) else 0
+        layer = _LAYER.match(tensor.name)
+        if layer is not None:
+            layers[layer[1]] += count
+    vocabulary, hidden = _integer(config, "vocab_size"), _integer(config, "hidden_size")
+    heads = _integer(config, "num_attention_heads") or 1
+    head = _integer(config, "head_dim") or hidden // heads
+    kv = 2 * 4 * _integer(config, "num_hidden_layers") * (_integer(config, "num_key_value_heads") or heads) * head
+    return ModelShape(
+        parameters=checkpoint.parameters,
+        layer=max(layers.values(), default=largest),
+        matrix=largest,
+        table=0 if config.get("tie_word_embeddings") else min(vocabulary * hidden, checkpoint.parameters),
+        vocabulary=vocabulary,
+        hidden=hidden,
+        kv_token_bytes=kv,
+        copied_bytes=copied,
+        half=2 * half > checkpoint.parameters,
+    )
+
+
+def _integer(config: dict[str, object], name: str) -> int:
+    value = config.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
