@@ -66,6 +66,7 @@ def _run_builder(
             "scratch": scratch,
             "precision": plan.precision,
             "adapter_slots": plan.adapter_slots,
+            "embedding": plan.own_embedding,
             "ep": plan.ep,
             "options": [*builder_options(plan), *more, *(["hf_remote=true"] if plan.origin.trust_code else [])],
         }

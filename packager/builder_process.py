@@ -8,6 +8,7 @@ from typing import Any
 
 from contract.genai_config import CONFIG_FILE
 from packager.child import Reporter, child_main
+from packager.embedding import BITS, quantise_embedding
 from packager.ends import find_turn_ends
 from packager.slots import add_slots
 from packager.sources.checkpoint import find_rowless_tokens, read_json
@@ -32,6 +33,8 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     config = options["hf_details"]["hf_config"]
     resolved = json.loads(config.to_json_string(use_diff=False))
     applied = mend(config, options, job.get("skip", ""))
+    if job.get("embedding") in BITS:
+        quantise_embedding(builder.Model, BITS[job["embedding"]])
     reporter.progress(2, STEPS)
     builder.create_model(*fixed, **options)
     _end_turns(Path(job["checkpoint"]), Path(job["out"]) / CONFIG_FILE)

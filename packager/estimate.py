@@ -95,13 +95,14 @@ def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
 
 
 def _stored_bytes(plan: BuildPlan, shape: ModelShape) -> int:
-    plain_bits = 32.0 if plan.ep == "cpu" else 16.0
     bits = STORED_BITS[plan.precision]
     stored = shape.parameters * bits
     if plan.quantised:
         # Only int4 shares a table with the lm_head.
         table = shape.table or (0 if plan.precision == "int4" else shape.vocabulary * shape.hidden)
-        stored += table * (plain_bits - (bits if shape.table else 0))
+        plain = "fp32" if plan.ep == "cpu" else "fp16"
+        kind = plain if plan.own_embedding == "float" else plan.own_embedding
+        stored += table * (STORED_BITS[kind] - (bits if shape.table else 0))
     return int(stored / 8)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from packager import builder_process, ends, plan, rope, slots, streaming, workarounds
+from packager import builder_process, embedding, ends, plan, rope, slots, streaming, workarounds
 from packager.builder import BuilderReport, build_graph
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
@@ -27,7 +27,7 @@ from packager.sources.checkpoint import Checkpoint
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour", "source_sha256")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
 
-CODE = (builder_process, ends, plan, rope, slots, streaming, vocabulary, workarounds)
+CODE = (builder_process, embedding, ends, plan, rope, slots, streaming, vocabulary, workarounds)
 """What decides a graph's bytes beside the builder itself."""
 
 REPORT = "report.json"

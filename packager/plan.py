@@ -46,6 +46,9 @@ CALIBRATED_BLOCK = 32
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 QUANTISED = ("int4", "int8")
+EMBEDDINGS: dict[str, tuple[str, ...]] = {"float": (), "int8": (), "int4": ()}
+"""Types of an embedding that is not the lm_head's own table."""
+
 KV_KINDS = {"float": (), "int8": ("cpu", "cuda")}
 """Types of the key-value cache with the providers that they are limited to; float is that of inputs and outputs."""
 
@@ -55,6 +58,8 @@ class BuildPlan(Struct, frozen=True):
 
     ``calibration`` is ``self`` or a text file, and counts for calibrated quantizers and for the scales of an INT8 cache
     (``kv``). ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
+
+    ``embedding`` is the type of an embedding that is not shared with the lm_head, where weights are quantised for CPUs.
 
     ``adapter_slots`` gives every product of a layer a place for adapters. ``behaviour`` are signed defaults; what it
     leaves open, the source's own ``generation_config.json`` may say. ``source_sha256`` is what the source must be.
@@ -73,6 +78,7 @@ class BuildPlan(Struct, frozen=True):
     calibration: str = "self"
     adapter_slots: bool = False
     kv: str = "float"
+    embedding: str = "int8"
     quality: QualityPlan = QualityPlan()
     origin: SourceOptions = SourceOptions()
     behaviour: Behaviour = Behaviour()
@@ -83,6 +89,11 @@ class BuildPlan(Struct, frozen=True):
     def quantised(self) -> bool:
         """Whether weights are stored in 4 or 8 bits."""
         return self.precision in QUANTISED
+
+    @property
+    def own_embedding(self) -> str:
+        """The type of an embedding that is not the lm_head's own table: ``float``, ``int8`` or ``int4``."""
+        return self.embedding if self.quantised and self.ep == "cpu" else "float"
 
 
 def check_plan(plan: BuildPlan) -> BuildPlan:
@@ -112,6 +123,7 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
         raise UsageError(
             f"--calibration is for --quantizer {' or '.join(CALIBRATED)} and --kv int8", field="calibration"
         )
+    _choose("embedding", plan.embedding, EMBEDDINGS)
     _choose("kv", plan.kv, KV_KINDS)
     if plan.kv != "float" and (plan.ep not in KV_KINDS[plan.kv] or not plan.quantised):
         raise UsageError(

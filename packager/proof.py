@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
+from packager.embedding import BITS, choose_block
 from packager.plan import BuildPlan, io_type, kv_type
 from packager.readback import GraphFacts
 from packager.slots import slot_name
@@ -51,10 +52,10 @@ def _compare_types(plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, 
 
 
 def expected_embedding(plan: BuildPlan, source: dict[str, Any]) -> tuple[str, ...]:
-    """Types that the embedding may have: the builder quantises it only to share it with the lm_head, in 4 bits.
+    """Types that the embedding may have: the builder quantises it only to share it with the lm_head, in 4 bits; all
+    others are quantised as the plan says (:mod:`packager.embedding`).
 
-    It stays plain in all other builds, ``tied`` when it is the lm_head's weight; the manifest's ``quality.embedding``
-    says what it is.
+    ``tied`` is a plain one that is the lm_head's weight; the manifest's ``quality.embedding`` says what it is.
     """
     plain = io_type(plan)
     if not plan.quantised:
@@ -63,7 +64,10 @@ def expected_embedding(plan: BuildPlan, source: dict[str, Any]) -> tuple[str, ..
         return (plain, "int4", "int8")
     if plan.precision == "int4" and source.get("tie_word_embeddings"):
         return ("int4", "int8") if plan.quantizer.endswith("mixed") else ("int4",)
-    return (plain,)
+    bits = BITS.get(plan.own_embedding)
+    if bits is None or choose_block(bits, int(source.get("hidden_size") or 0)) is None:
+        return (plain,)
+    return (plan.own_embedding,)
 
 
 def expected_lm_head(plan: BuildPlan, source: dict[str, Any]) -> tuple[str, ...]:

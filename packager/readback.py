@@ -110,10 +110,17 @@ def describe_graph(model: OnnxModel) -> GraphFacts:
         kv_type=ELEMENT_NAMES.get(past[0].elem_type, str(past[0].elem_type)) if past else "none",
         windows=tuple(node.integer("local_window_size", -1) for node in nodes if node.op_type in ATTENTION),
         parameters=sum(product.weights for product in quantised)
+        + sum(_own_rows(node, tensors) for node in nodes if node.op_type == "GatherBlockQuantized")
         + sum(tensor.elements for tensor in tensors.values() if tensor.data_type in (1, 10, 16) and _is_weight(tensor)),
         tensor_bytes=sum(tensor.needed_bytes or 0 for tensor in tensors.values()),
         slots=tuple(slots),
     )
+
+
+def _own_rows(node: Node, tensors: dict[str, Tensor]) -> int:
+    """Weights of a quantised table that no product shares."""
+    table = tensors.get(node.inputs[0])
+    return 0 if table is None else table.elements * 8 // node.integer("bits", 4)
 
 
 def _is_weight(tensor: Tensor) -> bool:

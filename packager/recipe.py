@@ -44,6 +44,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True
     quantizer: str | UnsetType = UNSET
     calibration: str | UnsetType = UNSET
     kv: str | UnsetType = UNSET
+    embedding: str | UnsetType = UNSET
     block_size: int | UnsetType = UNSET
     accuracy_level: int | UnsetType = UNSET
     adapter_slots: bool | UnsetType = UNSET
@@ -206,7 +207,18 @@ def record_build(plan: BuildPlan, source: dict[str, Any]) -> dict[str, Any]:
         "system_prompt": _or_unset(behaviour.system_prompt),
         "generation": behaviour.generation if behaviour.generation != GenerationDefaults() else UNSET,
     }
-    plain = ("name", "version", "epoch", "precision", "ep", "quantizer", "kv", "block_size", "accuracy_level")
+    plain = (
+        "name",
+        "version",
+        "epoch",
+        "precision",
+        "ep",
+        "quantizer",
+        "kv",
+        "embedding",
+        "block_size",
+        "accuracy_level",
+    )
     recipe = Recipe(**{name: getattr(plan, name) for name in plain}, adapter_slots=plan.adapter_slots, **named)
     files = {
         "calibration": None if plan.calibration == "self" else Path(plan.calibration),

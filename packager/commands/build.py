@@ -16,7 +16,7 @@ from packager.adapter_bundle import build_adapter_bundle
 from packager.behaviour import FIELDS, read_generation, read_system_prompt, read_template
 from packager.build import DryRun, build_bundle, default_cache, dry_run
 from packager.bundle import BuiltBundle
-from packager.plan import BLOCK_SIZES, OFFERED, QUANTIZERS, BuildPlan
+from packager.plan import BLOCK_SIZES, EMBEDDINGS, OFFERED, QUANTIZERS, BuildPlan
 from packager.progress import choose_progress
 from packager.quality.gates import QualityPlan
 from packager.recipe import RecordedBuild, read_recipe, read_recorded_build, replay
@@ -58,6 +58,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kv", default="float", metavar="T", help="key-value cache: float or int8, a quarter of its memory (float)"
+    )
+    parser.add_argument(
+        "--embedding",
+        default="int8",
+        metavar="T",
+        help=f"embedding that is not shared with the lm_head: one of {', '.join(EMBEDDINGS)} (int8)",
     )
     parser.add_argument(
         "--block-size", type=int, default=32, metavar="N", help=f"one of {', '.join(map(str, BLOCK_SIZES))} (32)"
@@ -234,6 +240,7 @@ def run(arguments: argparse.Namespace) -> int:
         quantizer=arguments.quantizer,
         calibration=arguments.calibration,
         kv=arguments.kv,
+        embedding=arguments.embedding,
         block_size=arguments.block_size,
         accuracy_level=arguments.accuracy_level,
         license=arguments.license,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from packager.child import OFFLINE, Reporter
+from packager.plan import BuildPlan
 from tests.tiny import VOCABULARY, make_tokenizer
 
 os.environ.update(OFFLINE)  # before the libraries read it
@@ -138,10 +139,11 @@ def build_here(
     """What the builder's process does, in this one: loading its libraries takes longer than a tiny build."""
     from packager.builder_process import build
 
+    own_embedding = BuildPlan("source", "tiny", "1.0.0", precision=precision, ep=ep).own_embedding
     with tempfile.TemporaryDirectory() as scratch, unmended_afterwards():
         job = {
             "checkpoint": str(checkpoint), "out": str(out), "scratch": scratch, "precision": precision, "ep": ep,
-            "options": options, "skip": skip,
+            "options": options, "skip": skip, "embedding": own_embedding,
         }  # fmt: skip
         return build(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from packager import streaming
+from packager.plan import BuildPlan
 from tests.packager.families import FAMILY_CONFIGS, build_here, make_random
 
 AT_ONCE = "all-weights-at-once"
@@ -15,6 +16,7 @@ KINDS = {
     "rtn, tied": ("int4", "phi-4-mini", ("block_size=32", "accuracy_level=4")),
     "rtn, rows that are cut into blocks with a rest": ("int4", "llama-3", ("block_size=64",)),
     "rtn in 8 bits": ("int8", "phi-3", ("block_size=32", "accuracy_level=4")),
+    "rtn, the embedding in fp32": ("int4", "qwen-2", ("block_size=32",)),
     "k-quant": ("int4", "qwen-2", ("algo_config=k_quant", "block_size=32")),
     "k-quant, a rest": ("int4", "phi-3.5-mini", ("algo_config=k_quant", "block_size=64")),
     "k-quant-mixed, tied": ("int4", "phi-4-mini", ("algo_config=k_quant_mixed", "block_size=32")),
@@ -28,6 +30,8 @@ def test_the_bytes_are_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.M
     config = FAMILY_CONFIGS[family]()
     if "k-quant" in kind:  # takes even numbers of blocks only
         config.intermediate_size = 250 if "rest" in kind else 256
+    if "fp32" in kind:
+        monkeypatch.setattr(BuildPlan, "own_embedding", "float")
     make_random(tmp_path / "source", config)
     report = build_here(tmp_path / "source", tmp_path / "out", precision, options=options)
     assert AT_ONCE in report["workarounds"]

@@ -32,7 +32,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (("int4_block_size=64", "int4_accuracy_level=4"), "blocks of 32 instead of 64"),
         (("block_sise=64", "accuracy_level=4"), "blocks of 32 instead of 64"),
-        (("block_size=64", "accuracy_level=4", "shared_embeddings=false"), "the embedding is fp32 instead of int4"),
+        (("block_size=64", "accuracy_level=4", "shared_embeddings=false"), "the embedding is int8 instead of int4"),
     ],
 )
 def test_ignored_and_harmful_options(tied: Path, tmp_path: Path, options: tuple[str, ...], words: str) -> None:
