@@ -1,9 +1,11 @@
-"""From a request to its one answer.
+"""From a request to its one answer; docs/ARCHITECTURE.md shows the way of a prompt.
 
-``requests`` turns payloads into work and faults into frames (pure); ``intake`` accepts; ``queue`` says who is next
-(pure); ``active_request`` holds what is known of one request; ``frames`` says when which piece of an answer goes out
-(pure); ``replies`` sends it; ``replica`` keeps a worker alive; ``switchover`` says which worker gets the next request;
-``statistics`` counts for probation (pure); ``admission`` says whether there is room and how long it takes;
-``stream_sender`` sends what is due; ``completion`` ends a request; ``controls`` obeys clients on the way; ``recovery``
-takes up what a restart left; ``store_health`` hears how storing goes; ``serving`` puts them together.
+Pure: ``scheduler`` takes the events and returns the commands of ``events``; ``active_request`` is a request and the
+table of its states, ``slots`` a replica as the scheduler sees it, ``queue`` decides who is next, ``frames`` which piece
+of an answer goes out when, ``statistics`` counts for probation, ``requests`` turns payloads into generations and faults
+into frames.
+
+Effects: ``loop`` carries out the commands; ``replica`` keeps one worker alive, ``switchover`` decides which replica
+takes new requests; ``intake`` and ``controls`` receive messages, ``recovery`` what a restart left; ``stream_sender``,
+``completion`` and ``replies`` send; ``settlement`` has every message acknowledged. ``serving`` builds them all.
 """

@@ -1,7 +1,7 @@
 """What is known of one accepted request while it waits and runs, and the states of its life. Pure.
 
-The table is the only truth about the life: nothing else says that a request waits, runs or is over, and a step that the
-table does not have raises and changes nothing.
+The table is the only truth about the life: nothing else records whether a request waits, runs or is over, and a step
+that the table does not have raises and changes nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class State(enum.Enum):
     RUNNING = "running"
     """A replica is at work on it."""
     CANCELLING = "cancelling"
-    """It is to end early, and its replica was told so."""
+    """It is to end early, and its replica was asked to cancel it."""
     COMPLETING = "completing"
     """Its one result is decided, and is being stored."""
     DONE = "done"
@@ -71,10 +71,10 @@ class StreamState(enum.Enum):
 
 
 class ActiveRequest:
-    """``number`` is new for each attempt, so that events of a dead worker can never be taken for those of its heir.
+    """``number`` is new for each attempt, so that no event of a dead worker is taken for one of its replacement.
 
     ``deadline`` and ``accepted`` on the clock of the scheduler; ``size``: its bytes as it came in. ``changes`` are what
-    ``update`` asked for so far: they hold while it waits, too, and for the next attempt. ``ending``: why it ends early,
+    ``update`` asked for so far: they apply while it waits, too, and to the next attempt. ``ending``: why it ends early,
     once that is decided. ``worker``: the process that has it, or had it last. ``statistics``: where what its worker
     does with it counts.
     """

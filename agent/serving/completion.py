@@ -32,7 +32,7 @@ class Completion:
         self._now = asyncio.get_running_loop().time
 
     def finish(self, request: ActiveRequest, event: FinishEvent) -> Stored:
-        """The engine is through with ``request``."""
+        """The engine has finished ``request``."""
         now = self._now()
         reason = request.ending if request.ending is not None and event.reason == "cancelled" else event.reason
         last = request.frames.last(
@@ -81,8 +81,8 @@ class Completion:
         return stored
 
     def _deliver(self, request: ActiveRequest, stored: Stored) -> None:
-        """Send what was stored. What the disk does not take is held until it does: ``stored`` fails by a fault of ours
-        alone.
+        """Send what was stored. What the disk does not take is retried until it does: ``stored`` fails only by a fault
+        of ours.
         """
         if stored.exception() is None:
             self._replies.deliver(request.key, stored.result(), request.correlation)

@@ -1,4 +1,4 @@
-"""What clients do with their requests on the way: cancel, update, resume. A wrong wish is answered, never dropped."""
+"""What clients do with requests in progress: cancel, update, resume. A wrong message is answered, never dropped."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Controls:
             return
         verdict = done.result()
         if op != "resume":
-            # Too late is no fault: the last frame has said how it ended.
+            # Too late is no fault: the last frame carried how it ended.
             if verdict.kind == "refused":
                 self._replies.refuse_control(key, op, UNKNOWN)
         elif verdict.last is not None:

@@ -1,4 +1,4 @@
-"""What the scheduler hears and what it orders: an event for all that happens, a command for every effect. Pure."""
+"""The scheduler's input and output: an event for all that happens, a command for every effect. Pure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RequestAccepted(Struct, frozen=True):
 
 
 class RequestRecovered(Struct, frozen=True):
-    """An earlier run of the agent accepted it; it is run again unless ``refusal`` says why it cannot be."""
+    """An earlier run of the agent accepted it; it is run again unless ``refusal`` gives a reason why it cannot be."""
 
     request: ActiveRequest
     refusal: Refusal | None
@@ -90,7 +90,7 @@ class ReplicaClosed(Struct, frozen=True):
 
 
 class RunEnded(Struct, frozen=True):
-    """A worker is through with a request, or rejects it."""
+    """A worker finished a request, or rejects it."""
 
     slots: Slots
     event: FinishEvent | RejectEvent

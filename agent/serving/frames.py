@@ -110,7 +110,7 @@ class FrameStream:
         return frame
 
     def snapshot(self, now: float) -> Frame:
-        """All text so far in one frame, for a client that lost some; it starts the text anew like a first frame."""
+        """All text so far in one frame, for a client that lost some; it starts the text again like a first frame."""
         frame = Frame(
             s=self._sequence,
             d=self.text,

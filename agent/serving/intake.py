@@ -28,7 +28,7 @@ from contract.mqtt.topics import NO_ID
 RETRY_STORE_MS = 5_000
 
 RETRY_FULL_MS = 100
-"""Where there is room again by the time a request is turned away: soon, but a crowd must not come back at once."""
+"""Where there is room again by the time a request is rejected: soon, but a crowd must not retry at once."""
 
 CONFLICT = Refusal(409, requests.ID_CONFLICT, "this id belongs to another request", "id")
 STORE = Refusal(
@@ -85,7 +85,7 @@ class Intake:
         self._now_unix = now_unix
         self._now = asyncio.get_running_loop().time
         self._pending: dict[Key, _Pending] = {}
-        # Slots of the queue that incoming requests may take; one that will be turned away must not keep others out.
+        # Slots of the queue that incoming requests may take; one that will be rejected must not keep others out.
         self._reserved_count: Counter[str] = Counter()
         self._reserved_bytes: Counter[str] = Counter()
 
@@ -207,7 +207,7 @@ class Intake:
         return request
 
     def _refuse(self, key: Key, incoming: IncomingRequest, refusal: Refusal) -> None:
-        """Turn a request away; nothing of it is kept, so that it may come again."""
+        """Reject a request; nothing of it is kept, so that it may be sent again."""
         self._log.refused(key, refusal)
         self._replies.error(key, refusal, incoming.correlation)
         # On one connection the error frame goes out before the acknowledgement: it cannot be lost alone.

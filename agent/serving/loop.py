@@ -1,4 +1,4 @@
-"""The one loop of serving: tells the scheduler what happened, and carries out what it orders."""
+"""The one loop of serving: hands events to the scheduler and carries out its commands."""
 
 from __future__ import annotations
 
@@ -9,34 +9,9 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from agent.engine.stepping import StepEvent, TokenEvent
-from agent.serving import requests
+from agent.serving import events, requests
 from agent.serving.active_request import ActiveRequest
 from agent.serving.completion import Completion, Stored
-from agent.serving.events import (
-    CancelRun,
-    Command,
-    CountCrash,
-    CountRestart,
-    EndCommand,
-    EndEarly,
-    Event,
-    Fail,
-    Finish,
-    LoadModel,
-    LogLost,
-    NoteIdle,
-    Report,
-    ReportFault,
-    ReportHealth,
-    RequestFailed,
-    ResultStored,
-    RunCommand,
-    RunEnded,
-    SendPosition,
-    Start,
-    TimePassed,
-    UpdateRun,
-)
 from agent.serving.replica import Replica
 from agent.serving.request_log import RequestLog
 from agent.serving.scheduler import Scheduler
@@ -49,14 +24,12 @@ from agent.telemetry.llm import LlmMeter
 log = logging.getLogger("edge_agent.serving")
 
 POSITION_UPDATE_INTERVAL = 3.0
-"""Seconds between two positions told to a request that waits: often enough for a person, and 128 that wait cost next to
-nothing.
-"""
+"""Seconds between two position updates of a waiting request: often enough for a person, and 128 cost hardly a thing."""
 
 
 class Observers(Struct, frozen=True):
-    """Who hears of serving: ``on_health`` when what it says of itself may have changed, ``on_load`` how many requests
-    wait. Neither may block.
+    """Callbacks of the agent: ``on_health`` when readiness or its reasons may have changed, ``on_load`` with the
+    number of requests that wait. Neither may block.
     """
 
     on_health: Callable[[], None] = lambda: None
@@ -97,8 +70,8 @@ class Loop:
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    def handle(self, event: Event) -> None:
-        """``event`` happened: do what the scheduler makes of it."""
+    def handle(self, event: events.Event) -> None:
+        """``event`` happened: carry out the scheduler's commands."""
         for command in self._scheduler.handle(event, self._now()):
             try:
                 self._carry_out(command)
@@ -110,9 +83,9 @@ class Loop:
         self._schedule()
 
     def on_worker_event(self, replica: Replica, event: StepEvent) -> None:
-        """The worker of ``replica`` has something to say of a request."""
+        """The worker of ``replica`` sent an event of a request."""
         if not isinstance(event, TokenEvent):
-            self.handle(RunEnded(replica.slots, event))
+            self.handle(events.RunEnded(replica.slots, event))
             return
         now = self._now()
         request = self._scheduler.add_tokens(replica.slots, event, now)
@@ -139,59 +112,59 @@ class Loop:
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
-    def _carry_out(self, command: Command) -> None:
-        if isinstance(command, RunCommand):
+    def _carry_out(self, command: events.Command) -> None:
+        if isinstance(command, events.RunCommand):
             self._tell_replica(command)
-        elif isinstance(command, EndCommand):
+        elif isinstance(command, events.EndCommand):
             self._complete(command)
         else:
             self._report(command)
 
-    def _tell_replica(self, command: RunCommand) -> None:
+    def _tell_replica(self, command: events.RunCommand) -> None:
         replica = self._replicas.get(command.slots)
         if replica is None:
             # Closed: what ran there is elsewhere, or over.
-            if isinstance(command, Start):
+            if isinstance(command, events.Start):
                 raise LookupError(f"{command.slots.reference} is closed")
             return
         match command:
-            case Start(request):
+            case events.Start(request):
                 self._start(request, replica)
-            case CancelRun(_, number):
+            case events.CancelRun(_, number):
                 if replica.worker is not None:
                     replica.worker.cancel(number)
-            case UpdateRun(_, number, changes):
+            case events.UpdateRun(_, number, changes):
                 if replica.worker is not None:
                     replica.worker.update(number, changes)
-            case LoadModel():
+            case events.LoadModel():
                 replica.load()
-            case NoteIdle():
+            case events.NoteIdle():
                 replica.note_idle()
 
-    def _complete(self, command: EndCommand) -> None:
+    def _complete(self, command: events.EndCommand) -> None:
         match command:
-            case Finish(request, event):
+            case events.Finish(request, event):
                 stored = self._completion.finish(request, event)
-            case EndEarly(request, reason):
+            case events.EndEarly(request, reason):
                 stored = self._completion.end_early(request, reason)
-            case Fail(request, refusal):
+            case events.Fail(request, refusal):
                 stored = self._completion.fail(request, refusal)
         self._when_stored(request, stored)
 
-    def _report(self, command: Report) -> None:
+    def _report(self, command: events.Report) -> None:
         match command:
-            case SendPosition(request):
+            case events.SendPosition(request):
                 self._sender.send_position(request)
-            case ReportFault(request, error):
+            case events.ReportFault(request, error):
                 log.error("a request could not be started", exc_info=error)
-                self.handle(RequestFailed(request, FAULT))
-            case LogLost(request):
+                self.handle(events.RequestFailed(request, FAULT))
+            case events.LogLost(request):
                 self._log.lost(request)
-            case CountCrash():
+            case events.CountCrash():
                 self._meter.crashes += 1
-            case CountRestart():
+            case events.CountRestart():
                 self._meter.restarts += 1
-            case ReportHealth():
+            case events.ReportHealth():
                 self._observers.on_health()
 
     def _start(self, request: ActiveRequest, replica: Replica) -> None:
@@ -206,19 +179,19 @@ class Loop:
             )
         )
 
-    def _give_up(self, command: Command) -> None:
-        """``command`` could not be carried out: whose request it is about hears so."""
+    def _give_up(self, command: events.Command) -> None:
+        """``command`` could not be carried out: the request that it is about fails."""
         match command:
-            case Finish(request) | EndEarly(request) | Fail(request):
-                # Its end is decided already; what failed is how it was to be told.
+            case events.Finish(request) | events.EndEarly(request) | events.Fail(request):
+                # Its end is decided already; what failed is how it was to be sent.
                 self._when_stored(request, self._completion.fail(request, FAULT))
-            case Start(request) | SendPosition(request):
-                self.handle(RequestFailed(request, FAULT))
+            case events.Start(request) | events.SendPosition(request):
+                self.handle(events.RequestFailed(request, FAULT))
 
     def _when_stored(self, request: ActiveRequest, stored: Stored) -> None:
         def on_stored(done: Stored) -> None:
             self._store_health.note(done.exception())
-            self.handle(ResultStored(request))
+            self.handle(events.ResultStored(request))
 
         stored.add_done_callback(on_stored)
 
@@ -243,7 +216,7 @@ class Loop:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self.handle(TimePassed())
+        self.handle(events.TimePassed())
         for request in self._scheduler.running:
             self._sender.flush(request, self._now())
         if self._next_positions is not None and self._now() >= self._next_positions:

@@ -83,7 +83,7 @@ class RequestQueue(Generic[T]):
         )
 
     def put(self, waiting: Waiting[T]) -> None:
-        """Let it wait; the caller asked :meth:`has_room` (what was accepted already is never turned away)."""
+        """Let it wait; the caller asked :meth:`has_room` (what was accepted already is never rejected)."""
         if not self._by_client.get(waiting.client):
             self._served[waiting.client] = max(self._served.get(waiting.client, 0.0), self._clock)
         self._waiting[waiting.number] = waiting
@@ -130,7 +130,7 @@ class RequestQueue(Generic[T]):
 
     def position(self, number: int, now: float) -> int:
         """How many would be taken before it if nothing changed; 0 is next."""
-        return next(place for place, waiting in enumerate(self._ordered(now)) if waiting.number == number)
+        return next(position for position, waiting in enumerate(self._ordered(now)) if waiting.number == number)
 
     def in_order(self, now: float) -> list[T]:
         """All that wait, as they would be taken one after the other from now on if nothing changed."""
@@ -176,5 +176,5 @@ class RequestQueue(Generic[T]):
 
 
 def _among_own(waiting: Waiting[T], now: float) -> tuple[int, int]:
-    """Its place among the requests of its client."""
+    """Its rank among the requests of its client."""
     return -(waiting.priority + int((now - waiting.since) / AGING_SECONDS)), waiting.number

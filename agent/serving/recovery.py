@@ -29,7 +29,7 @@ LOST = Refusal(
 
 
 class PendingRequest(Struct, frozen=True):
-    """``params`` are run again, unless ``refusal`` says why that cannot be."""
+    """``params`` are run again, unless ``refusal`` gives a reason why that cannot be."""
 
     of: Unfinished
     params: GenerateRequest
@@ -45,7 +45,7 @@ async def recover(result_store: AnswerWriter, replies: Replies) -> list[PendingR
     for each in lost:
         replies.error(Key(each.client, each.id), LOST, None)
     for key, last, correlation in await result_store.undelivered():
-        # Without its text, the client hears at least that there is nothing to wait for.
+        # Without its text, the client learns at least that there is nothing to wait for.
         refusal = requests.GONE if last is None else None if _is_frame(last) else LOST
         known = last if last is not None and refusal is None else messages.encode(error_frame(0, refusal or LOST))
         replies.deliver(key, known, correlation)

@@ -57,7 +57,7 @@ class LoadWorker(Protocol):
 
 
 class ReplicaEvents(Protocol):
-    """Who hears what happens to a replica, in the event loop; nothing of it may block."""
+    """Receives what happens to a replica, in the event loop; no method may block."""
 
     def attach(self, replica: Replica) -> None:
         """A worker is loaded: commands for the replica's slots go to it from now on."""
@@ -106,7 +106,7 @@ class Replica:
 
     @property
     def footprint(self) -> Footprint:
-        """What its worker takes, as that last said."""
+        """Memory of its worker, as the worker last reported it."""
         if self.worker is None or self.worker.usage is None:
             return Footprint()
         usage, _ = self.worker.usage
@@ -114,7 +114,7 @@ class Replica:
 
     @property
     def engine(self) -> EngineInfo | None:
-        """What the loaded worker says of its engine."""
+        """What the loaded worker reported of its engine."""
         if self.worker is None:
             return None
         facts = self.worker.facts
@@ -136,7 +136,7 @@ class Replica:
         )
 
     async def open(self, *, leaving_bytes: int = 0) -> None:
-        """Load the bundle; ``leaving_bytes`` are free once the worker ends whose place this one takes.
+        """Load the bundle; ``leaving_bytes`` are free once the worker ends that this one replaces.
 
         Raises:
             EngineFailed: it does not load; nothing is left running.
@@ -170,7 +170,7 @@ class Replica:
         self._events.detach(self)
 
     async def _start_worker(self, leaving_bytes: int = 0) -> None:
-        # What an earlier worker still says is of requests that have a new number by now.
+        # Late events of an earlier worker carry numbers that no request has any more.
         on_event = partial(self._events.on_worker_event, self)
         start = partial(self._load, leaving_bytes=leaving_bytes, on_event=on_event)
         self.worker = await load_bundle(self.bundle, start)
@@ -213,7 +213,7 @@ class Replica:
                 self._events.handle(ReplicaLost(self.slots, error.message, load_failed=True))
 
     async def _ended(self, worker: Worker) -> str | None:
-        """Wait until the worker has ended, and say why; None when it has been idle for long enough instead."""
+        """Wait until the worker has ended, and return why; None when it has been idle for long enough instead."""
         now = asyncio.get_running_loop().time
         self._used = now()
         end = asyncio.ensure_future(worker.wait_closed())

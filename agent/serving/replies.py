@@ -76,13 +76,13 @@ class Replies:
     def delivered(self, number: int) -> None:
         """The broker has what :meth:`Outlet.publish` numbered."""
         key, _ = self._deliveries.pop(number, (None, None))
-        # Of an older one says nothing of the newest: it may have turned the request away, and this be the answer.
+        # An older delivery does not confirm the newest: it may have rejected the request, and this be the answer.
         if key is not None and self._newest.get(key) == number:
             del self._newest[key]
             self._result_store.delivered(key)
 
     def oversized(self, number: int, why: str) -> None:
-        """The broker does not take a last frame: in its place its client is told so, whenever it asks."""
+        """The broker does not take a last frame: its client gets an error in its place, whenever it asks."""
         key, correlation = self._deliveries.get(number, (None, None))
         self.delivered(number)
         if key is not None:
@@ -108,8 +108,8 @@ class Replies:
             self.error(Key(client, request_id), FAULT, correlation)
 
     def error(self, key: Key, refusal: requests.Refusal, correlation: bytes | None) -> None:
-        """Send an error that is nobody's stored result; nothing where the broker takes nothing: who hears nothing asks
-        again.
+        """Send an error that is nobody's stored result; nothing while the broker takes nothing: a client
+        without a reply asks again.
         """
         self._meter.refuse(refusal.kind)
         if self._outlet.full:

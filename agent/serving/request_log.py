@@ -1,4 +1,4 @@
-"""What the log says of each request, so that it can be followed from its topic to the worker and back.
+"""What is logged of each request, so that it can be followed from its topic to the worker and back.
 
 Every line has the client and the id, from the worker on also its process and the number that it knows the request by.
 What the client wrote and what it got is in no line, unless ``prompts`` is set: then in private fields of the last one.

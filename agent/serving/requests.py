@@ -90,7 +90,7 @@ def to_generation(
 
 
 def _first(asked: T | UnsetType, signed: T | None, otherwise: T) -> T:
-    """What the request says, else what the bundle does."""
+    """The request's value, else the bundle's."""
     if asked is not UNSET:
         return asked
     return otherwise if signed is None else signed
@@ -135,7 +135,7 @@ class Refusal(Struct, frozen=True):
 
 
 def refusal_of(error: RequestInvalid) -> Refusal:
-    """What the client is told of its fault."""
+    """The client's fault as an error."""
     return Refusal(error.code, error.kind, error.message, error.field, details=error.details)
 
 

@@ -12,52 +12,8 @@ import itertools
 from msgspec import UNSET
 
 from agent.engine.stepping import FinishEvent, RejectEvent, TokenEvent
-from agent.serving import requests
+from agent.serving import events, requests
 from agent.serving.active_request import ActiveRequest, EarlyEnd, State, Step
-from agent.serving.events import (
-    CancelRequested,
-    CancelRun,
-    Command,
-    ConcurrencyLimited,
-    CountCrash,
-    CountRestart,
-    DeviceEvent,
-    DrainEnded,
-    DrainTimedOut,
-    EndEarly,
-    Event,
-    Fail,
-    Finish,
-    LoadModel,
-    LogLost,
-    ModelUnavailable,
-    NoteIdle,
-    Paused,
-    ReplicaClosed,
-    ReplicaEvent,
-    ReplicaLost,
-    ReplicaReady,
-    ReplicaUnloading,
-    ReportFault,
-    ReportHealth,
-    RequestAccepted,
-    RequestEvent,
-    RequestFailed,
-    RequestRecovered,
-    ResultStored,
-    Resumed,
-    RouteEvent,
-    RunEnded,
-    SendPosition,
-    ShutdownBegun,
-    Start,
-    StartupFinished,
-    Stopped,
-    Switched,
-    TimePassed,
-    UpdateRequested,
-    UpdateRun,
-)
 from agent.serving.frames import FrameStream
 from agent.serving.queue import RequestQueue, Reservation, Waiting
 from agent.serving.requests import Refusal
@@ -81,7 +37,7 @@ ENGINE_UNAVAILABLE = Refusal(
 
 
 class Scheduler:
-    """``handle`` is told the time of every event, on a clock that never goes back."""
+    """``handle`` gets the time of every event, on a clock that never goes back."""
 
     def __init__(self, settings: ServingSettings) -> None:
         self._settings = settings
@@ -101,7 +57,7 @@ class Scheduler:
         self._most_active: int | None = None
         self._numbers = itertools.count(1)
         self._now = 0.0
-        self._commands: list[Command] = []
+        self._commands: list[events.Command] = []
 
     # -- what is asked of it -------------------------------------------------------------------------------------------
 
@@ -151,7 +107,7 @@ class Scheduler:
         return max((now - max(since, request.accepted) for request in self.queue), default=0.0)
 
     def new_request(self, key: Key, params: GenerateRequest, correlation: bytes | None, now: float) -> ActiveRequest:
-        """What was accepted now; the caller says the rest of what it knows, and then that it is accepted."""
+        """What was accepted now; the caller fills in the rest, and sends ``RequestAccepted``."""
         frames = FrameStream(self._settings.stream_interval_ms / 1000, stream=params.stream, now=now)
         return ActiveRequest(key, params, frames, accepted=now, deadline=None, correlation=correlation)
 
@@ -174,63 +130,63 @@ class Scheduler:
             request.logprobs.extend(event.logprobs)
         return request
 
-    def handle(self, event: Event, now: float) -> list[Command]:
+    def handle(self, event: events.Event, now: float) -> list[events.Command]:
         """What has to be done now that ``event`` happened. What it ordered before it failed comes with the next one."""
         self._now = now
-        if isinstance(event, RunEnded):
+        if isinstance(event, events.RunEnded):
             self._end_run(event.slots, event.event)
-        elif isinstance(event, TimePassed):
+        elif isinstance(event, events.TimePassed):
             self._expire()
-        elif isinstance(event, RequestEvent):
+        elif isinstance(event, events.RequestEvent):
             self._change_request(event)
-        elif isinstance(event, ReplicaEvent):
+        elif isinstance(event, events.ReplicaEvent):
             self._change_replica(event)
-        elif isinstance(event, RouteEvent):
+        elif isinstance(event, events.RouteEvent):
             self._change_route(event)
         else:
             self._change_device(event)
         commands, self._commands = self._commands, []
         return commands
 
-    def _change_request(self, event: RequestEvent) -> None:
+    def _change_request(self, event: events.RequestEvent) -> None:
         match event:
-            case RequestAccepted(request):
+            case events.RequestAccepted(request):
                 self._accept(request)
-            case RequestRecovered(request, refusal):
+            case events.RequestRecovered(request, refusal):
                 self._recover(request, refusal)
-            case CancelRequested(request):
+            case events.CancelRequested(request):
                 self._end_early(request, "cancelled")
-            case UpdateRequested(request, changes):
+            case events.UpdateRequested(request, changes):
                 request.changes |= changes
                 if (slots := self._slots_of(request)) is not None:
-                    self._order(UpdateRun(slots, request.number, changes))
-            case RequestFailed(request, refusal):
+                    self._order(events.UpdateRun(slots, request.number, changes))
+            case events.RequestFailed(request, refusal):
                 self._abort(request, refusal)
-            case ResultStored(request):
+            case events.ResultStored(request):
                 request.advance(Step.STORE)
                 if self.requests.get(request.key) is request:
                     del self.requests[request.key]
 
-    def _change_device(self, event: DeviceEvent) -> None:
+    def _change_device(self, event: events.DeviceEvent) -> None:
         match event:
-            case ConcurrencyLimited(most):
+            case events.ConcurrencyLimited(most):
                 self._most_active = most
-            case StartupFinished():
+            case events.StartupFinished():
                 self.starting = False
-            case ShutdownBegun():
+            case events.ShutdownBegun():
                 self.stopping = True
-            case ModelUnavailable():
+            case events.ModelUnavailable():
                 self.unavailable = True
         self._dispatch()
-        if not isinstance(event, ConcurrencyLimited):
-            self._order(ReportHealth())
+        if not isinstance(event, events.ConcurrencyLimited):
+            self._order(events.ReportHealth())
 
     def _expire(self) -> None:
         for request in (*self.queue.expired(self._now), *self.running):
             if request.deadline is not None and request.deadline <= self._now:
                 self._end_early(request, "deadline")
 
-    def _order(self, command: Command) -> None:
+    def _order(self, command: events.Command) -> None:
         self._commands.append(command)
 
     def _accept(self, request: ActiveRequest) -> None:
@@ -239,7 +195,7 @@ class Scheduler:
         self._enqueue(request)
         self._dispatch()
         if request.state is State.QUEUED:
-            self._order(SendPosition(request))
+            self._order(events.SendPosition(request))
 
     def _supersede(self, newer: ActiveRequest) -> None:
         """The newer request with the same key wins over older ones of its client."""
@@ -274,7 +230,7 @@ class Scheduler:
     # -- turns ---------------------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Give free slots to those who wait, or tell all of them why there will be none."""
+        """Give free slots to those who wait, or fail all of them if there will be none."""
         closed = self.closed()
         if closed is not None:
             for waiting in list(self.queue):
@@ -285,13 +241,13 @@ class Scheduler:
             return
         if slots.unloaded and len(self.queue):
             slots.unloaded = False
-            self._order(LoadModel(slots))
-            self._order(ReportHealth())
+            self._order(events.LoadModel(slots))
+            self._order(events.ReportHealth())
         while (request := self._next(slots)) is not None:
             try:
                 self._start(request, slots)
             except Exception as error:  # one request must not keep the others waiting
-                self._order(ReportFault(request, error))
+                self._order(events.ReportFault(request, error))
 
     def _next(self, slots: Slots) -> ActiveRequest | None:
         """The next to run, if it may run now."""
@@ -305,7 +261,7 @@ class Scheduler:
         slots.running[request.number] = request
         request.statistics = self.statistics
         request.frames.begin(request.attempt, slots.reference, self._now)
-        self._order(Start(request, slots))
+        self._order(events.Start(request, slots))
 
     def _slots_of(self, request: ActiveRequest) -> Slots | None:
         """Where ``request`` runs."""
@@ -314,7 +270,7 @@ class Scheduler:
     def _release(self, slots: Slots, number: int) -> ActiveRequest | None:
         request = slots.running.pop(number, None)
         if request is not None and not slots.running:
-            self._order(NoteIdle(slots))
+            self._order(events.NoteIdle(slots))
         return request
 
     # -- ends ----------------------------------------------------------------------------------------------------------
@@ -335,7 +291,7 @@ class Scheduler:
                 request.statistics.finished += 1
             self.statistics.record_duration(self._now - started)
             request.advance(Step.COMPLETE)
-            self._order(Finish(request, event))
+            self._order(events.Finish(request, event))
         self._dispatch()
 
     def _end_early(self, request: ActiveRequest, why: EarlyEnd) -> None:
@@ -348,14 +304,14 @@ class Scheduler:
             self._complete_early(request, "" if self.current is None else self.current.reference)
         elif (slots := self._slots_of(request)) is not None:
             request.advance(Step.CANCEL)
-            self._order(CancelRun(slots, request.number))
+            self._order(events.CancelRun(slots, request.number))
 
     def _complete_early(self, request: ActiveRequest, reference: str) -> None:
         """``request`` ends for the reason it names, with no engine at work on it."""
         assert request.ending is not None
         request.frames.bundle = request.frames.bundle or reference
         request.advance(Step.COMPLETE)
-        self._order(EndEarly(request, request.ending))
+        self._order(events.EndEarly(request, request.ending))
 
     def _abort(self, request: ActiveRequest, refusal: Refusal) -> None:
         if request.completed:
@@ -363,7 +319,7 @@ class Scheduler:
         self.requests.setdefault(request.key, request)
         self.queue.remove(request.number)
         if (slots := self._slots_of(request)) is not None:
-            self._order(CancelRun(slots, request.number))
+            self._order(events.CancelRun(slots, request.number))
             self._release(slots, request.number)
         self._fail(request, refusal)
         self._dispatch()
@@ -373,7 +329,7 @@ class Scheduler:
         self._stop_counting(request)
         (request.statistics or self.statistics).failed += ours
         request.advance(Step.COMPLETE)
-        self._order(Fail(request, refusal))
+        self._order(events.Fail(request, refusal))
 
     def _stop_counting(self, request: ActiveRequest) -> None:
         """No worker is at work on it any more."""
@@ -390,36 +346,36 @@ class Scheduler:
 
     # -- replicas ------------------------------------------------------------------------------------------------------
 
-    def _change_replica(self, event: ReplicaEvent) -> None:
+    def _change_replica(self, event: events.ReplicaEvent) -> None:
         slots = event.slots
-        if isinstance(event, ReplicaReady):
+        if isinstance(event, events.ReplicaReady):
             slots.capacity, slots.failures = event.capacity, 0
             if slots.lost:
                 slots.lost = False
-                self._order(CountRestart())
+                self._order(events.CountRestart())
         else:
             slots.capacity = 0
         match event:
-            case ReplicaLost(_, why, load_failed):
+            case events.ReplicaLost(_, why, load_failed):
                 slots.failures += load_failed
                 self._lose(slots, why)
-            case ReplicaUnloading():
+            case events.ReplicaUnloading():
                 slots.unloaded = True
                 return
-            case ReplicaClosed():
+            case events.ReplicaClosed():
                 return
         self._dispatch()
-        self._order(ReportHealth())
+        self._order(events.ReportHealth())
 
     def _lose(self, slots: Slots, why: str) -> None:
         """A worker ended: requests of which no text went out get one more attempt."""
         slots.lost = True
         self.statistics.crashes += slots is self.current
-        self._order(CountCrash())
+        self._order(events.CountCrash())
         for number in list(slots.running):
             request = self._release(slots, number)
             assert request is not None
-            self._order(LogLost(request))
+            self._order(events.LogLost(request))
             self._stop_counting(request)
             request.crashes += 1
             if request.ending is None and request.crashes > 1:
@@ -434,32 +390,32 @@ class Scheduler:
 
     # -- switchover ----------------------------------------------------------------------------------------------------
 
-    def _change_route(self, event: RouteEvent) -> None:
+    def _change_route(self, event: events.RouteEvent) -> None:
         match event:
-            case Paused():
+            case events.Paused():
                 if self.paused_since is None:
                     self.paused_since = self._now
-            case Switched(current, draining):
+            case events.Switched(current, draining):
                 self._route(current, draining)
                 self.statistics = Statistics(seconds_each=self.statistics.seconds_each)
                 self.unavailable = False
-            case Resumed(current):
+            case events.Resumed(current):
                 self._route(current)
-            case Stopped(draining):
+            case events.Stopped(draining):
                 self._route(None, draining)
                 self.unavailable = False
-            case DrainTimedOut(slots):
+            case events.DrainTimedOut(slots):
                 for number in list(slots.running):
-                    self._order(CancelRun(slots, number))
+                    self._order(events.CancelRun(slots, number))
                     request = self._release(slots, number)
                     assert request is not None
                     self._stop_counting(request)
                     self._requeue(request, slots)
-            case DrainEnded(slots):
+            case events.DrainEnded(slots):
                 self.draining = [each for each in self.draining if each is not slots]
                 return
         self._dispatch()
-        self._order(ReportHealth())
+        self._order(events.ReportHealth())
 
     def _route(self, current: Slots | None, draining: Slots | None = None) -> None:
         self.current, self.paused_since = current, None

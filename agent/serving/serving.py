@@ -56,7 +56,7 @@ class Surroundings(Struct, frozen=True):
 class Serving:
     """Implements :class:`agent.install.ports.Serving`. All methods run in the event loop; none blocks.
 
-    Messages go straight to :attr:`intake` and :attr:`controls`, what the broker says of our frames to :attr:`replies`
+    Messages go straight to :attr:`intake` and :attr:`controls`, acknowledgements of the broker to :attr:`replies`
     and :attr:`loop`.
     """
 

@@ -18,7 +18,7 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ``stop_seconds`` the same when the agent stops. While more than ``group_high_mark`` requests wait, this device takes
     none that were sent to its groups.
     ``store_results``: ``text`` keeps prompts until they are answered and answers for a while, so that a restart loses
-    nothing; ``hash`` writes no text to the disk, and what a restart interrupts has to be asked anew.
+    nothing; ``hash`` writes no text to the disk, and what a restart interrupts has to be asked again.
     ``log_prompts`` puts prompts and answers into the log, as fields of their own; without it they never are there.
     ``idle_unload``: after so many seconds without a request the model's process is ended, which gives all of its memory
     back; the next request waits until it is loaded again. 0: it stays loaded.

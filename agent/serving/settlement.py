@@ -23,7 +23,7 @@ FAULT = Refusal(500, INTERNAL_ERROR, "the device failed at this message; its log
 
 
 class Settlement:
-    """Of one message: ``acknowledge`` tells the broker that it is ours, ``answer`` its sender that we failed; each is
+    """Of one message: ``acknowledge`` acknowledges it to the broker, ``answer`` sends its sender an error; each is
     called once at most.
     """
 
@@ -41,11 +41,11 @@ class Settlement:
         try:
             self._acknowledge()
         except Exception:
-            # It was dealt with all the same: its sender must hear nothing else now.
+            # It was dealt with all the same: its sender must get nothing else now.
             log.exception("a message could not be acknowledged")
 
     def guarded(self, step: Callable[P, None], on_failure: Callable[[], None] | None = None) -> Callable[P, None]:
-        """``step``, which raises nothing; should it fail, ``on_failure`` says so in place of ``answer``."""
+        """``step``, which raises nothing; should it fail, ``on_failure`` is called in place of ``answer``."""
 
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
@@ -65,6 +65,6 @@ class Settlement:
                     answer()
                     break
             except Exception:
-                log.exception("the sender of the message could not be told")
+                log.exception("the error could not be sent to the sender of the message")
         self._failed = True
         self.settle()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent.serving.active_request import ActiveRequest
 
 UNAVAILABLE_AFTER_FAILURES = 3
-"""After so many failed loads in a row, waiting requests are told instead of left waiting."""
+"""After so many failed loads in a row, waiting requests fail instead of being left waiting."""
 
 
 class Slots:

@@ -1,4 +1,4 @@
-"""What is counted since the last swap: for probation, and to say when it is worth trying again. Pure."""
+"""What is counted since the last swap: for probation, and to estimate when to retry. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Statistics:
     """``seconds_each`` is a moving average of how long a request ran; it outlives swaps.
 
     An answer counts as being generated from its first token, which belongs to the prompt, to its end. Time in which
-    none is does not count; answers are told apart by numbers that never come again.
+    none is does not count; answers are identified by numbers that are never reused.
     """
 
     def __init__(self, seconds_each: float = DEFAULT_SECONDS_EACH) -> None:

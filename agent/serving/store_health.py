@@ -1,4 +1,4 @@
-"""Whether the result store works: what fails there is said once, and heard of in ``health``."""
+"""Whether the result store works: a failure is logged once, and reported in ``health``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StoreHealth:
     def note(self, error: BaseException | None) -> None:
         """One more thing was asked of the result store; ``error`` is how it failed."""
         if error is not None and not isinstance(error, EdgeBundleError):
-            # A fault of ours with one request says nothing of the disk.
+            # A fault of ours with one request does not concern the disk.
             log.error("the result store failed", exc_info=error)
             return
         failing = error is not None

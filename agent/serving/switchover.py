@@ -20,7 +20,7 @@ from contract.errors import EngineFailed
 
 
 class Switchover:
-    """Holds the current replica and those that are draining; what it decides, the scheduler hears through ``loop``."""
+    """Holds the current replica and those that are draining; its decisions reach the scheduler through ``loop``."""
 
     def __init__(self, settings: ServingSettings, loop: Loop, scheduler: Scheduler, load: LoadWorker) -> None:
         self._settings = settings
@@ -102,7 +102,7 @@ class Switchover:
                 self._end_pause()
 
     async def stop(self) -> None:
-        """Let the current one finish and put nothing in its place."""
+        """Let the current one finish and replace it with nothing."""
         async with self._lock:
             old, self.replica, self._parked = self.replica, None, None
             if old is not None:
@@ -119,7 +119,7 @@ class Switchover:
         return round(self._scheduler.longest_wait(self._scheduler.paused_since, now) * 1000, 3)
 
     def _end_pause(self) -> None:
-        """Unless that was said already, the model is the one from before."""
+        """Unless the switch was made, the model is the one from before."""
         self._parked = None
         if self._scheduler.paused_since is not None:
             self._loop.handle(Resumed(None if self.replica is None else self.replica.slots))
@@ -129,7 +129,7 @@ class Switchover:
             await replica.open()
         except EngineFailed:
             if old is not None:
-                # As in ``resume``; whoever asked for the new one is told at once.
+                # As in ``resume``; whoever asked for the new one gets the error at once.
                 self.replica = self._make_replica(old.bundle)
                 self.replica.open_in_background()
             raise
