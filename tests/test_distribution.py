@@ -60,12 +60,13 @@ def test_wheel_holds_every_module_and_the_type_markers(wheel: zipfile.ZipFile) -
             assert str(module.relative_to(ROOT)) in names
 
 
-def test_wheel_offers_both_commands_and_the_licence(wheel: zipfile.ZipFile) -> None:
+def test_wheel_offers_all_commands_and_the_licence(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
     text = wheel.read(entry_points).decode()
     assert "edge-agent = agent.cli:main" in text
     assert "edge-packager = packager.cli:main" in text
+    assert "edge-fleet = fleet.cli:main" in text
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -157,3 +158,21 @@ def test_publish_extra_is_enough_for_a_repository(tmp_path: Path) -> None:
     packager("init", "--unencrypted")
     packager("refresh")
     assert "timestamp" in packager("show")
+
+
+FLEET = ("msgspec", "paho", "cryptography", "_cffi_backend*", "cffi", "securesystemslib", "tuf", "urllib3", "tzdata",
+         "sqlalchemy", "typing_extensions*", "psycopg", "psycopg_binary", "psycopg_binary.libs")  # fmt: skip
+"""What ``edge-bundle[fleet]`` brings, as modules."""
+
+
+def test_fleet_extra_is_enough_for_the_fleet(tmp_path: Path) -> None:
+    script = """
+import importlib, pkgutil, fleet, psycopg
+for module in pkgutil.walk_packages(fleet.__path__, "fleet."):
+    importlib.import_module(module.name)
+"""
+    assert with_only(tmp_path, FLEET, "-c", script).stderr == ""
+    made = with_only(tmp_path, FLEET, "-m", "fleet.cli", "init")
+    assert (made.returncode, made.stdout) == (0, "made sqlite:///fleet.db\n"), made.stderr
+    planned = with_only(tmp_path, FLEET, "-m", "fleet.cli", "rollout", "plan", "model@1.0.0", "--where", "*")
+    assert "matches none of the 0 devices" in planned.stderr

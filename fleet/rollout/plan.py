@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from contract.errors import RequestInvalid
+from contract.reasons import Reason
 from fleet.rollout.model import CONTROL_WAVE, HELD_OUT, Bundle, Rollout, Target, Wave
 from fleet.rollout.selector import Traits, parse_selector
 from fleet.rollout.spec import Spec
@@ -18,8 +19,32 @@ MAX_TARGETS = 100_000
 """Ten times the largest fleet that this is meant for."""
 
 
-def draft(spec: Spec, devices: Sequence[Traits], *, number: int, bundle: Bundle, by: str, now: float) -> Rollout:
+class Needs(NamedTuple):
+    """What the bundle's signed manifest asks of a device."""
+
+    arch: tuple[str, ...]
+    ram: int
+
+    def unmet(self, traits: Traits) -> str | None:
+        """The reason code for a device that cannot run it. What it does not say it has to find out itself."""
+        if traits.arch and traits.arch not in self.arch:
+            return Reason.REQUIRES_ARCH
+        return Reason.REQUIRES_RAM if traits.ram is not None and traits.ram < self.ram else None
+
+
+def draft(
+    spec: Spec,
+    devices: Sequence[Traits],
+    *,
+    number: int,
+    bundle: Bundle,
+    by: str,
+    now: float,
+    needs: Needs | None = None,
+) -> Rollout:
     """The rollout ``number`` as it would be; its targets are frozen here.
+
+    Who is in which wave depends on the bundle and the selection, not on the number: what was shown is what happens.
 
     Raises:
         RequestInvalid: the selection is empty, or larger than a fleet.
@@ -34,21 +59,28 @@ def draft(spec: Spec, devices: Sequence[Traits], *, number: int, bundle: Bundle,
     if len(chosen) > MAX_TARGETS:
         raise RequestInvalid(f"{len(chosen):,} devices are selected, {MAX_TARGETS:,} at most", field="where")
     by_name = {each.device: each for each in chosen}
-    candidates = [Candidate(each.device, each.hardware, each.site) for each in chosen]
-    assigned = assign(str(number), candidates, spec.waves, spec.holdout)
+    unfit = {each.device: why for each in chosen if needs is not None and (why := needs.unmet(each)) is not None}
+    candidates = [Candidate(each.device, each.hardware, each.site) for each in chosen if each.device not in unfit]
+    if not candidates:
+        raise RequestInvalid(
+            f"none of the {len(chosen)} devices that are selected can run {spec.bundle}: "
+            f"{', '.join(sorted(set(unfit.values())))}",
+            field="where",
+        )
+    assigned = assign(f"{spec.bundle}\0{spec.where}", candidates, spec.waves, spec.holdout)
     targets = {
         device: Target(device=device, wave=wave, hardware=by_name[device].hardware, site=by_name[device].site)
         for wave, members in enumerate(assigned.waves, 1)
         for device in members
     }
-    for device in assigned.holdout:
+    for device, reason in {**dict.fromkeys(assigned.holdout, HELD_OUT), **unfit}.items():
         targets[device] = Target(
             device=device,
             wave=CONTROL_WAVE,
             hardware=by_name[device].hardware,
             site=by_name[device].site,
             state=TargetState.SKIPPED,
-            reason=HELD_OUT,
+            reason=reason,
         )
     waves = tuple(Wave(wave) for wave in range(1, len(assigned.waves) + 1))
     return Rollout(id=number, bundle=bundle, spec=spec, created_by=by, created_at=now, waves=waves, targets=targets)

@@ -1,4 +1,4 @@
-"""The help of every command of both programs is enough to work with: what it is for, examples, exit status."""
+"""The help of every command of all programs is enough to work with: what it is for, examples, exit status."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pytest
 
 from agent.cli import COMMANDS as AGENT
 from agent.cli import main as agent
+from fleet.cli import COMMANDS as FLEET
+from fleet.cli import main as fleet
 from packager.cli import COMMANDS as PACKAGER
 from packager.cli import main as packager
 
-PROGRAMS = [("edge-agent", agent, AGENT), ("edge-packager", packager, PACKAGER)]
+PROGRAMS = [("edge-agent", agent, AGENT), ("edge-packager", packager, PACKAGER), ("edge-fleet", fleet, FLEET)]
 ALL = [(program, main, name) for program, main, commands in PROGRAMS for name in commands]
 
 

@@ -10,6 +10,7 @@ import pytest
 from fleet.controller.retained import OURS
 from fleet.rollout.states import TargetState, TurnBack, WaveState
 from fleet.store import audit
+from fleet.store import devices as registry
 from fleet.store.database import Database, parse_database
 from packager.client.broker import parse_broker
 from packager.mqtt import BrokerSession
@@ -26,6 +27,7 @@ from tests.fleet.stage import (
     wait_for_state,
 )
 from tests.fleet.waiting import until
+from tests.postgres import Postgres
 
 pytestmark = pytest.mark.broker
 
@@ -66,6 +68,7 @@ def test_a_good_bundle_reaches_everybody_and_bad_ones_the_first_wave_alone(datab
     with database.read() as connection:
         assert audit.verify(connection) > 10
         actions = [each.action for each in audit.entries(connection, subject=f"rollout {bad}")]
+    database.close()
     assert actions == ["wave.open", "wave.failed", "rollout.rolling_back", "rollout.rolled_back"]
 
 
@@ -133,3 +136,27 @@ def test_revisions_of_ours_are_known() -> None:
     assert OURS.fullmatch("ro12.w2.a1")
     assert OURS.fullmatch("ro12.w2.a1.back")
     assert not OURS.fullmatch("mine")
+
+
+def test_a_database_that_is_gone_for_a_while_loses_nothing(postgres: Postgres, broker: Broker) -> None:
+    url = parse_database(postgres.create("gone_for_a_while"))
+    database = Database(url)
+    database.create()
+    devices = make_devices(6)
+    with living(devices, broker.port), serving(database, broker):
+        wait_for_devices(database, 6)
+        number = start(database, "2.0.0", waves=["1", "100%"])
+        until(lambda: load(database, number).waves[0].state == "baking", "the first wave to bake")
+        postgres.stop()
+        # Said while nobody could write it down: a retained document that comes only once.
+        with BrokerSession(parse_broker(broker.url), "newcomer") as session:
+            newcomer = make_devices(1)[0]
+            newcomer.name = "late-1"
+            for message in newcomer.birth(time.time()):
+                session.publish(f"{ROOT}/d/late-1/{message.topic}", message.payload, retain=False)
+        postgres.start()
+        assert wait_for_state(database, number, "done", "paused", "rolled_back").state == "done"
+        with database.read() as connection:
+            assert registry.find(connection, "late-1").info is not None
+    assert all(device.installed == ["model@2.0.0"] for device in devices)
+    database.close()

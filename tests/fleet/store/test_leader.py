@@ -6,6 +6,7 @@ import pytest
 
 from fleet.store.database import Database, parse_database
 from fleet.store.leader import Leader, LeadershipLost
+from tests.postgres import Postgres
 
 
 def test_one_leads_at_a_time_and_the_next_has_a_higher_epoch(database: Database) -> None:
@@ -40,10 +41,7 @@ def test_a_leader_that_was_overtaken_cannot_commit(database_url: str) -> None:
     second.close()
 
 
-def test_a_broken_connection_gives_the_lock_back(postgres: object) -> None:
-    from tests.postgres import Postgres
-
-    assert isinstance(postgres, Postgres)
+def test_a_broken_connection_gives_the_lock_back(postgres: Postgres) -> None:
     url = parse_database(postgres.create("leaders"))
     database = Database(url)
     database.create()

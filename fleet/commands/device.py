@@ -1,0 +1,104 @@
+"""``edge-fleet device``: one device, and what an operator says of it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from typing import Any
+
+from msgspec import structs
+
+from contract.errors import UsageError, printable
+from fleet.commands.context import add_database, opened, operator, print_json, print_table, when
+from fleet.commands.devices import describe, state_of
+from fleet.store import audit, devices, rollouts
+from fleet.store.devices import DeviceRow
+
+_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}=[^\x00-\x1f]{0,128}")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """See :class:`contract.command_line.Command`."""
+    parser.add_argument("device", metavar="DEVICE", help="its name")
+    add_database(parser)
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="NAME=VALUE",
+        help="say something of it; site is where it stands, an empty value takes a label away; may be repeated",
+    )  # fmt: skip
+    pin = parser.add_mutually_exclusive_group()
+    pin.add_argument("--pin", action="store_true", help="rollouts leave it alone")
+    pin.add_argument("--unpin", action="store_true", help="rollouts may have it again")
+    parser.add_argument("--clear-trouble", action="store_true", help="rely again on what it says")
+    parser.epilog = (
+        "examples:\n"
+        "  edge-fleet device kitchen-1\n"
+        "  edge-fleet device kitchen-1 --label site=oslo --label rack=3\n"
+        "  edge-fleet device kitchen-1 --pin"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """See :class:`contract.command_line.Command`."""
+    labels = _read_labels(arguments.label)
+    pinned = True if arguments.pin else False if arguments.unpin else None
+    with opened(arguments) as database:
+        changes = {"labels": labels, "pinned": pinned, "clear_trouble": arguments.clear_trouble}
+        changes = {name: value for name, value in changes.items() if value not in (None, {}, False) or value is pinned}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if changes:
+            with database.write() as connection:
+                devices.change(
+                    connection, arguments.device, labels=labels, pinned=pinned, reliable=arguments.clear_trouble or None
+                )
+                audit.record(
+                    connection, at=time.time(), actor=operator(), action="device.change", subject=arguments.device,
+                    detail=changes,
+                )  # fmt: skip
+        with database.read() as connection:
+            row = devices.find(connection, arguments.device)
+            attempts = rollouts.attempts(connection, arguments.device)
+            events = devices.events(connection, arguments.device)
+    if arguments.json:
+        print_json(describe(row) | {"attempts": attempts, "events": [structs.asdict(each) for each in events]})
+    else:
+        _show(row, attempts)
+    return 0
+
+
+def _read_labels(texts: list[str]) -> dict[str, str] | None:
+    for text in texts:
+        if _LABEL.fullmatch(text) is None:
+            raise UsageError(f"{text[:80]!r} is not NAME=VALUE: a name has 1 to 64 of A-Z a-z 0-9 _ . -")
+    found = (text.partition("=") for text in texts)
+    return {name: value for name, _, value in found} or None
+
+
+def _show(row: DeviceRow, attempts: list[dict[str, Any]]) -> None:
+    traits, reported = row.traits, row.reported
+    error = None if reported is None else reported.error
+    lines = {
+        "state": state_of(row) + (", pinned" if traits.pinned else ""),
+        "bundle": traits.bundle or "none",
+        "does": "nothing was heard" if reported is None else reported.phase.lower(),
+        "error": "" if error is None else f"{error.message} [{error.reason}]",
+        "wish": row.desired or "none",
+        "site": traits.site,
+        "labels": ", ".join(f"{name}={value}" for name, value in sorted(traits.labels.items())),
+        "hardware": traits.hardware,
+        "groups": ", ".join(traits.groups),
+        "agent": traits.agent,
+        "last seen": when(row.seen_at),
+        "trouble": row.trouble,
+    }
+    print(traits.device)
+    for name, value in lines.items():
+        if value:
+            print(f"  {name:<10} {printable(value)}")
+    if attempts:
+        print()
+        rows = [
+            [f"{each['rollout']}", f"{each['number']}", when(each["asked_at"]), each["state"], each["reason"]]
+            for each in attempts
+        ]
+        print_table(["ROLLOUT", "ATTEMPT", "ASKED", "STATE", "REASON"], rows)
