@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+STOP_TOKENS = 128
+"""Tokens within which a greedy answer must end where the build's did. It may be another answer: instruction sets round
+differently. Four times what a build writes down of one, a second on a slow device.
+"""
+
 
 def join_canary(prompt: Sequence[int], text: Sequence[int], beginning: Sequence[int]) -> tuple[list[int], int]:
     """All tokens, and the index of the first one to score.

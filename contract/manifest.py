@@ -104,17 +104,20 @@ class Budget(Struct, frozen=True):
     threads: Annotated[int, Meta(ge=1, le=1024)]
 
 
-class Canary(Struct, frozen=True):
+class Canary(Struct, frozen=True, omit_defaults=True):
     """A prompt, what the build answered, and its mean negative log-likelihood per token in nats.
 
     The device teacher-forces ``expected_text`` after ``prompt`` and compares the mean NLL within ``tolerance``:
     comparing tokens exactly would fail across instruction sets. ``prompt`` is the rendered text, template included.
+    ``stops``: an end token ended the greedy answer, and must on the device, within
+    :data:`contract.canary.STOP_TOKENS` tokens.
     """
 
     prompt: Text
     expected_text: Text
     mean_nll: Annotated[float, Meta(ge=0)]
     tolerance: Annotated[float, Meta(gt=0)]
+    stops: bool = False
 
 
 class License(Struct, frozen=True):

@@ -72,6 +72,7 @@ class Reason(StrEnum):
     CANARY_LOAD_FAILED = "canary_load_failed"
     CANARY_NOT_FINITE = "canary_not_finite"
     CANARY_DRIFT = "canary_drift"
+    CANARY_NO_STOP = "canary_no_stop"
     CANARY_MEMORY = "canary_memory"
     CANARY_TIMEOUT = "canary_timeout"
     PROBATION_CRASHED = "probation_crashed"

@@ -27,6 +27,7 @@ from packager.evidence import (
     BUILD_TOOLS,
     EVIDENCE_DIR,
     describe_host,
+    describe_stops,
     host_line,
     quality_of,
     tool_versions,
@@ -37,7 +38,7 @@ from packager.kv_cache import describe_scales, scaled_digest
 from packager.logits import compare_logits, compare_workarounds
 from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source
 from packager.progress import BuildProgress, SilentProgress
-from packager.proof import prove
+from packager.proof import compare_ends, prove
 from packager.quality.assessment import Assessment, Exam, assess, hear_source, prepare_exam
 from packager.quality.text import EvalText
 from packager.readback import GraphFacts, read_back
@@ -117,10 +118,11 @@ def build_bundle(
         config, graph = read_back(staged)
         rope = None if known is None else known.rope
         more = [] if rope is None else compare_rope(rope, config, staged)
-        prove(plan, report.config, config, graph, [*more, *compare_workarounds(shown, report.workarounds)])
+        more += compare_workarounds(shown, report.workarounds)
+        prove(plan, report.config, config, graph, [*more, *compare_ends(report.ends, config)])
         assessed = _assess(plan, exam, source, graph, staged=staged, cache=cache, log=log, progress=progress)
         checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, exam.text.name), **assessed.summary}
-        quality["logits"] = shown.describe()
+        quality |= {"logits": shown.describe(), "stops": describe_stops(report.ends, checked)}
         progress.stage(7, STAGES, "writing the bundle")
         _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
         checkpoint = source.checkpoint
@@ -303,6 +305,7 @@ def measured_canaries(checked: CheckResult) -> list[Canary]:
             expected_text=canary.text,
             mean_nll=round(canary.mean_nll, 6),
             tolerance=canary.tolerance,
+            stops=canary.stops,
         )
         for canary in checked.canaries
     ]

@@ -17,11 +17,22 @@ from packager.quality.text import EvalText
 from packager.sources.checkpoint import Checkpoint
 
 
+class TurnEnd(Struct, frozen=True):
+    """A token that ends a turn, and which of the source's files name it as such."""
+
+    token: int
+    text: str
+    named_by: list[str]
+
+
 class BuilderReport(Struct, frozen=True):
-    """What the builder read: ``config`` with every default filled in; the names of ``workarounds`` that it needed."""
+    """What the builder read: ``config`` with every default filled in; the names of ``workarounds`` that it needed;
+    the ``ends`` of a turn.
+    """
 
     config: dict[str, Any]
     workarounds: list[str]
+    ends: list[TurnEnd] = []
 
 
 def build_graph(

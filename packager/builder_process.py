@@ -9,9 +9,9 @@ from typing import Any
 from contract.genai_config import CONFIG_FILE
 from packager.child import Reporter, child_main
 from packager.embedding import BITS, quantise_embedding
-from packager.ends import find_turn_ends
+from packager.ends import find_ends
 from packager.slots import add_slots
-from packager.sources.checkpoint import find_rowless_tokens, read_json
+from packager.sources.checkpoint import find_rowless_tokens
 from packager.sources.vocabulary import leave_out
 from packager.workarounds import mend
 
@@ -23,7 +23,7 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Run ``parse_extra_options`` and ``create_model``, as the builder's command line does, mending what is known.
 
     Reports ``config``, the configuration with transformers' defaults filled in, as the proof compares it with the
-    graph, and ``workarounds``, the names of those that were needed.
+    graph, ``workarounds``, the names of those that were needed, and ``ends``, what ends a turn and what says so.
     """
     from onnxruntime_genai.models import builder
 
@@ -37,7 +37,7 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         quantise_embedding(builder.Model, BITS[job["embedding"]])
     reporter.progress(2, STEPS)
     builder.create_model(*fixed, **options)
-    _end_turns(Path(job["checkpoint"]), Path(job["out"]) / CONFIG_FILE)
+    ends = _end_turns(Path(job["checkpoint"]), Path(job["out"]) / CONFIG_FILE)
     rows = config.get_text_config().vocab_size
     left_out = find_rowless_tokens(Path(job["out"]), rows)
     leave_out(Path(job["out"]), left_out)
@@ -46,24 +46,27 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     if job.get("adapter_slots"):
         add_slots(Path(job["out"]) / GRAPH_FILE)
     reporter.progress(3, STEPS)
-    return {"config": resolved, "workarounds": applied}
+    return {"config": resolved, "workarounds": applied, "ends": ends}
 
 
-def _end_turns(checkpoint: Path, file: Path) -> None:
-    """Let everything that ends a turn end an answer: in generation_config.json, and behind one in the template."""
+def _end_turns(checkpoint: Path, file: Path) -> list[dict[str, Any]]:
+    """Let everything that ends a turn end an answer; each such token, its text, and what names it."""
     from transformers import AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     document = json.loads(file.read_text("utf-8"))
     known = document["model"]["eos_token_id"]
     ends = list(known) if isinstance(known, list) else [known]
-    settings = checkpoint / "generation_config.json"
-    named = read_json(settings).get("eos_token_id") if settings.is_file() else None
-    more = named if isinstance(named, list) else [] if named is None else [named]
-    more = [*more, *find_turn_ends(AutoTokenizer.from_pretrained(checkpoint))]
-    ends += [token for token in dict.fromkeys(more) if token not in ends and token < document["model"]["vocab_size"]]
+    rows = document["model"]["vocab_size"]
+    found = {token: named for token, named in find_ends(checkpoint, tokenizer).items() if 0 <= token < rows}
+    ends += [token for token in found if token not in ends]
     if len(ends) > 1:
         document["model"]["eos_token_id"] = ends
         file.write_text(json.dumps(document, indent=4), "utf-8")
+    return [
+        {"token": token, "text": str(tokenizer.convert_ids_to_tokens(token)), "named_by": named}
+        for token, named in found.items()
+    ]
 
 
 def _keep_padding_inside(file: Path, rows: int) -> None:

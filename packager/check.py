@@ -39,12 +39,15 @@ instruction set's; six times the spread seen here covers hosts that were not."""
 
 
 class CanaryResult(Struct, frozen=True):
-    """One canary on this host; ``spread`` is how far ``mean_nll`` moves between slice lengths, in nats."""
+    """One canary on this host; ``spread`` is how far ``mean_nll`` moves between slice lengths, in nats; ``stops``:
+    an end token ended the answer.
+    """
 
     prompt: str
     text: str
     mean_nll: float
     spread: float
+    stops: bool = False
 
     @property
     def tolerance(self) -> float:
@@ -73,7 +76,9 @@ class CheckResult(Struct, frozen=True):
     """What loading and generating showed. ``perplexity`` is None when no text was given, ``compared`` when no source.
 
     ``answers`` are those to the behaviour questions; ``respelled`` the texts that the runtime's tokenizer makes other
-    tokens of than the source's; ``rerendered`` the conversations that devices would render otherwise than transformers.
+    tokens of than the source's; ``rerendered`` the conversations that devices would render otherwise than transformers;
+    ``ended`` whether an end token ended the answer to each question; ``stopped_by`` the end tokens that were put in the
+    model's mouth, each of which ended generation.
     """
 
     canaries: list[CanaryResult]
@@ -87,6 +92,8 @@ class CheckResult(Struct, frozen=True):
     answers: list[str] = []
     respelled: list[str] = []
     rerendered: list[str] = []
+    ended: list[bool] = []
+    stopped_by: list[int] = []
 
 
 def host_threads() -> int:
@@ -99,7 +106,7 @@ def check_model(
     log: Path,
     *,
     questions: Sequence[str] = CANARY_QUESTIONS,
-    known: Sequence[tuple[str, str]] = (),
+    known: Sequence[tuple[str, str, bool]] = (),
     text: str | None = None,
     source: SourceView | None = None,
     behaviour: Sequence[tuple[str, int]] = (),
@@ -108,7 +115,8 @@ def check_model(
     renderings: Sequence[Rendering] = (),
     on_progress: Callable[[float, float], None] | None = None,
 ) -> CheckResult:
-    """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``.
+    """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``; of the
+    ``known`` those that must end are answered as well.
 
     With a ``source`` the text is read at its very positions and compared; without, it only gives a perplexity.
     ``spellings`` are texts with the source's tokens. ``behaviour`` are more questions, each with its token limit. With

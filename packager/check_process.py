@@ -9,12 +9,12 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from contract.canary import join_canary
+from contract.canary import STOP_TOKENS, join_canary
 from contract.chat.files import read_chat_files
 from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, RequestInvalid
@@ -39,6 +39,15 @@ WINDOWS = 4
 ADAPTER = "adapter"
 
 Logits = npt.NDArray[np.float32]
+
+
+class Answer(NamedTuple):
+    """A greedy answer: its text, seconds and tokens of decoding, and whether an end token ended it."""
+
+    text: str
+    seconds: float
+    tokens: int
+    ended: bool
 
 
 class Runtime:
@@ -102,26 +111,42 @@ class Runtime:
             generator.set_active_adapter(self._adapters, ADAPTER)
         return generator
 
-    def answer(self, prompt: str, tokens: int) -> tuple[str, float, int]:
-        """Greedy text after ``prompt``, decode seconds, decoded tokens."""
+    def answer(self, prompt: str, tokens: int, patience: int = 0) -> Answer:
+        """The greedy answer to ``prompt``, its text cut after ``tokens``; it is given ``patience`` tokens to end."""
         ids = self.start(prompt)
-        tokens = min(tokens, self.facts.context_length - len(ids) - 1)
-        if tokens < 1:
+        limit = min(max(tokens, patience), self.facts.context_length - len(ids) - 2)
+        if limit < 1:
             raise BuildRefused(f"the context of {self.facts.context_length} tokens is too short for a canary")
-        generator = self.generator(len(ids) + tokens)
+        generator = self.generator(len(ids) + limit + 1)
         for start in range(0, len(ids), SLICE):
             generator.append_tokens(np.array(ids[start : start + SLICE], dtype=np.int32))
         self._require_finite(np.asarray(generator.get_logits()))
         made: list[int] = []
+        ended = False
         started = time.perf_counter()
-        while not generator.is_done() and len(made) < tokens:
+        while not generator.is_done() and len(made) <= limit:
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
-            if token in self.facts.eos_token_ids:
+            ended = token in self.facts.eos_token_ids
+            if ended or len(made) == limit:
                 break
             made.append(token)
         seconds = time.perf_counter() - started
-        return str(self.tokenizer.decode(np.array(made, dtype=np.int32))) if made else "", seconds, len(made)
+        said = made[:tokens]
+        text = str(self.tokenizer.decode(np.array(said, dtype=np.int32))) if said else ""
+        return Answer(text, seconds, len(made), ended)
+
+    def stops_at(self, token: int, prompt: str) -> bool:
+        """Whether generation after ``prompt`` is over once the model says ``token``, which it is made to say."""
+        ids = self.start(prompt)
+        generator = self.generator(len(ids) + STOP_TOKENS)
+        generator.append_tokens(np.array(ids, dtype=np.int32))
+        logits = np.asarray(generator.get_logits())
+        forced = np.full_like(logits, -1e4)
+        forced[..., token] = 0
+        generator.set_logits(forced)
+        generator.generate_next_token()
+        return int(generator.get_next_tokens()[0]) == token and bool(generator.is_done())
 
     def walk(self, ids: list[int], first: int, size: int) -> Iterator[tuple[int, Logits]]:
         """Logits that predict ``ids[first:]``, read ``size`` tokens at a time: index of the first one and its rows."""
@@ -170,21 +195,27 @@ def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     reporter.progress(1, steps)
     canaries: list[dict[str, Any]] = []
     seconds, decoded = 0.0, 0
-    pairs = [(prompt, text) for prompt, text in job["known"]]
-    for question in job["questions"]:
+    pairs = [(prompt, text, stops and _stops_again(runtime, prompt)) for prompt, text, stops in job["known"]]
+    # Without a source nobody knows where an answer has to end.
+    ended = job["source"]["ended"] if job["source"] else []
+    ended = [*ended, *[not job["source"]] * len(job["questions"])]
+    over = []
+    for question, must_end in zip(job["questions"], ended, strict=False):
         prompt = runtime.render(question)
-        text, spent, count = runtime.answer(prompt, job["tokens"])
-        seconds, decoded = seconds + spent, decoded + count
-        if text:
-            pairs.append((prompt, text))
-    for number, (prompt, text) in enumerate(pairs):
-        canaries.append(_score(runtime, prompt, text))
+        answer = runtime.answer(prompt, job["tokens"], STOP_TOKENS if must_end else 0)
+        seconds, decoded = seconds + answer.seconds, decoded + answer.tokens
+        over.append(answer.ended)
+        if answer.text:
+            pairs.append((prompt, answer.text, answer.ended and must_end))
+    for number, (prompt, text, stops) in enumerate(pairs):
+        canaries.append({**_score(runtime, prompt, text), "stops": stops})
         reporter.progress(2 + number, steps)
     if job["questions"] and not canaries:
         raise BuildRefused("the built model answers none of the canary prompts; its end token may be wrong")
     # Taken here, since what follows holds the source's rows as well.
     peak = peak_rss_bytes()
-    answers = [runtime.answer(runtime.render(question), limit)[0] for question, limit in job["behaviour"]]
+    stopped_by = _stopping(runtime) if "text" in runtime.facts.capabilities else []
+    answers = [runtime.answer(runtime.render(question), limit).text for question, limit in job["behaviour"]]
     compared = _compare(runtime, job["source"], job["text"]) if job["source"] else None
     perplexity, tokens = _read(runtime, job["text"]) if job["text"] and not job["source"] else (None, 0)
     if compared is not None:
@@ -200,9 +231,27 @@ def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "perplexity_tokens": tokens,
         "compared": compared,
         "answers": answers,
+        "ended": over,
+        "stopped_by": stopped_by,
         "respelled": _respelled(runtime, job["spellings"]),
         "rerendered": runtime.rerendered([(name, asks, text) for name, asks, text in job["renderings"]]),
     }
+
+
+def _stops_again(runtime: Runtime, prompt: str) -> bool:
+    return runtime.answer(prompt, STOP_TOKENS).ended
+
+
+def _stopping(runtime: Runtime) -> list[int]:
+    """The end tokens, each of which ends generation.
+
+    Raises:
+        BuildRefused: one does not.
+    """
+    for token in runtime.facts.eos_token_ids:
+        if not runtime.stops_at(token, runtime.render("x")):
+            raise BuildRefused(f"generation goes on after the end token {token}; the runtime does not heed it")
+    return list(runtime.facts.eos_token_ids)
 
 
 def _respelled(runtime: Runtime, spellings: list[tuple[str, list[int], list[int]]]) -> list[str]:

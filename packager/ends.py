@@ -1,25 +1,58 @@
-"""The tokens that end a turn, from the chat template itself: whatever it writes behind what an assistant said."""
+"""The tokens that end a turn: by generation_config.json, by config.json, and by what the chat template itself writes
+behind what an assistant said.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
-SAID = "spoken words"
+from packager.sources.checkpoint import read_json
+
+SAID, ASKED = "spoken words", "another question"
+FILES = ("generation_config.json", "config.json")
+TEMPLATE = "chat template"
+
+
+def find_ends(checkpoint: Path, tokenizer: Any) -> dict[int, list[str]]:
+    """Every token that ends a turn of the model in ``checkpoint``, and what says so."""
+    found: dict[int, list[str]] = {}
+    for name in FILES:
+        file = checkpoint / name
+        named = read_json(file).get("eos_token_id") if file.is_file() else None
+        for token in named if isinstance(named, list) else [] if named is None else [named]:
+            found.setdefault(int(token), []).append(name)
+    for token in find_turn_ends(tokenizer):
+        found.setdefault(token, []).append(TEMPLATE)
+    return found
 
 
 def find_turn_ends(tokenizer: Any) -> list[int]:
-    """Ids of the special token that the template of a transformers ``tokenizer`` puts behind an answer, if it does."""
+    """Ids of the tokens that the template of a transformers ``tokenizer`` puts behind an answer: at the end of a
+    conversation, and where it goes on.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return []
-    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": SAID}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template may raise whatever it likes; the check of templates says what
-        return []
-    _, found, rest = text.rpartition(SAID)
-    rest = rest.lstrip()
-    if not found or not rest:
-        return []
-    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    behind = [text for text in special if rest.startswith(text)]
-    return [int(special[max(behind, key=len)])] if behind else []
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    found: list[int] = []
+    for after in ([], [{"role": "user", "content": ASKED}]):
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": SAID}, *after]
+        _, said, rest = _render(tokenizer, turns).rpartition(SAID)
+        rest = rest.lstrip()
+        behind = [text for text in added if said and rest.startswith(text)]
+        if behind:
+            found.append(int(added[max(behind, key=len)]))
+    return list(dict.fromkeys(found))
+
+
+def _render(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+    """``turns`` in the template, which may take texts or lists of parts; empty if it takes neither."""
+    parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    for conversation in (turns, parts):
+        # A template may raise whatever it likes; the check of templates says what.
+        with contextlib.suppress(Exception):
+            text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
+            if SAID in text:
+                return text
+    return ""

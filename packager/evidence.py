@@ -10,11 +10,13 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from packager.builder import TurnEnd
 from packager.check import CheckResult
 from packager.readback import GraphFacts
 
@@ -60,6 +62,17 @@ def quality_of(checked: CheckResult, graph: GraphFacts, text: str) -> dict[str, 
     if checked.perplexity is not None:
         quality["perplexity"] = {"value": checked.perplexity, "tokens": checked.perplexity_tokens, "text": text}
     return quality
+
+
+def describe_stops(ends: Sequence[TurnEnd], checked: CheckResult) -> dict[str, Any]:
+    """What ends an answer, what names each such token, and how often one did; ``forced``: each was put in the model's
+    mouth and ended generation.
+    """
+    return {
+        "tokens": [msgspec.to_builtins(end) for end in ends],
+        "forced": checked.stopped_by,
+        "canaries": sum(canary.stops for canary in checked.canaries),
+    }
 
 
 def write_evidence(model_dir: Path, quality: dict[str, Any], provenance: dict[str, Any], graph: GraphFacts) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
+from packager.builder import TurnEnd
 from packager.embedding import BITS, choose_block
 from packager.plan import BuildPlan, io_type, kv_type
 from packager.readback import GraphFacts
@@ -135,6 +136,15 @@ def _compare_slots(plan: BuildPlan, graph: GraphFacts) -> list[str]:
         return ["no product of a layer can take an adapter"]
     found = [f"{name} has no place for adapters" for name in sorted(wanted - set(graph.slots))]
     return found + [f"{name} has a place for adapters" for name in sorted(set(graph.slots) - wanted)]
+
+
+def compare_ends(ends: Sequence[TurnEnd], config: GenaiFacts) -> list[str]:
+    """Tokens that end a turn of the source and do not end an answer of the build, as half sentences."""
+    return [
+        f"{end.text} (token {end.token}), which ends a turn by {' and '.join(end.named_by)}, does not end an answer"
+        for end in ends
+        if end.token not in config.eos_token_ids
+    ]
 
 
 def _window(size: int) -> str:

@@ -54,7 +54,7 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress, base: Pat
         progress.stage(3, STAGES, f"{NOT_RUN}: {manifest.model.ep}")
         return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=unrun_result(graph))
     progress.stage(3, STAGES, "loading and scoring the canaries")
-    known = [(canary.prompt, canary.expected_text) for canary in manifest.canary]
+    known = [(canary.prompt, canary.expected_text, canary.stops) for canary in manifest.canary]
     questions = () if known else ("Hello",)
     checked = check_model(
         model_dir, log, questions=questions, known=known, adapter=adapter, on_progress=progress.advance
@@ -65,6 +65,12 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress, base: Pat
                 Reason.CANARY_DRIFT,
                 f"the canary {canary.expected_text[:40]!r} scores {result.mean_nll:.3f} nats here and "
                 f"{canary.mean_nll:.3f} where it was built, more than {canary.tolerance} apart",
+            )
+        if canary.stops and not result.stops:
+            raise BundleRefused(
+                Reason.CANARY_NO_STOP,
+                f"the answer {canary.expected_text[:40]!r} does not end here, and was ended by an end token where it "
+                "was built",
             )
     return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=checked)
 

@@ -1,7 +1,7 @@
 """Trying a candidate in a worker of its own, beside what serves at the lowest priority, before it may answer anybody.
 
-It must load, give finite logits, predict the build's own answers about as well as the build did, and stay within its
-memory. Speed is not judged here: beside a serving model it would refuse good bundles.
+It must load, give finite logits, predict the build's own answers about as well as the build did, stop where the build
+did, and stay within its memory. Speed is not judged here: beside a serving model it would refuse good bundles.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
+from agent.engine.stepping import FinishEvent, Generation, RejectEvent, StepEvent
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
 from agent.install.worker_start import load_bundle
@@ -19,6 +20,7 @@ from agent.memory import total_memory
 from agent.state.installation import Failure
 from agent.worker.ports import Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings
+from contract.canary import STOP_TOKENS
 from contract.errors import EngineFailed
 from contract.reasons import Reason
 
@@ -61,13 +63,12 @@ async def run_canary(
     try:
         async with asyncio.timeout(settings.canary_seconds):
             try:
-                start = partial(
-                    workers, worker_settings, nice=nice, leaving_bytes=leaving_bytes, on_event=lambda event: None
-                )
+                ends = GenerationEnds()
+                start = partial(workers, worker_settings, nice=nice, leaving_bytes=leaving_bytes, on_event=ends.hear)
                 worker = await load_bundle(bundle, start)
             except EngineFailed as error:
                 return Failure(Reason.CANARY_LOAD_FAILED, error.message)
-            return await _examine(bundle if adapter is None else adapter, worker, settings)
+            return await _examine(bundle if adapter is None else adapter, worker, ends, settings)
     except TimeoutError:
         return Failure(Reason.CANARY_TIMEOUT, f"the canary was not over within {settings.canary_seconds:g} s")
     finally:
@@ -75,7 +76,41 @@ async def run_canary(
             await worker.close()
 
 
-async def _examine(bundle: SealedBundle, worker: Worker, settings: InstallSettings) -> CanaryPassed | Failure:
+class GenerationEnds:
+    """Hears how requests to a candidate end."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, asyncio.Future[FinishEvent | RejectEvent]] = {}
+
+    def hear(self, event: StepEvent) -> None:
+        """What the worker says, in the event loop."""
+        future = self._waiting.get(event.request)
+        if future is not None and not future.done() and isinstance(event, FinishEvent | RejectEvent):
+            future.set_result(event)
+
+    async def generate(self, worker: Worker, generation: Generation) -> FinishEvent | RejectEvent:
+        """Have ``generation`` done.
+
+        Raises:
+            EngineFailed: the worker ended first.
+        """
+        future: asyncio.Future[FinishEvent | RejectEvent] = asyncio.get_running_loop().create_future()
+        self._waiting[generation.request] = future
+        closed = asyncio.ensure_future(worker.wait_closed())
+        worker.admit(generation)
+        try:
+            await asyncio.wait((future, closed), return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                raise EngineFailed(f"the worker has ended: {closed.result()}")
+            return future.result()
+        finally:
+            closed.cancel()
+            del self._waiting[generation.request]
+
+
+async def _examine(
+    bundle: SealedBundle, worker: Worker, ends: GenerationEnds, settings: InstallSettings
+) -> CanaryPassed | Failure:
     largest = 0.0
     adapter = None if bundle.manifest.base is None else bundle.manifest.reference
     for number, canary in enumerate(bundle.manifest.canary, start=1):
@@ -95,6 +130,8 @@ async def _examine(bundle: SealedBundle, worker: Worker, settings: InstallSettin
                 f"(allowed: ±{tolerance:.3f})",
             )
         largest = max(largest, abs(drift))
+        if canary.stops and (failure := await _check_stop(number, canary.prompt, adapter, worker, ends)) is not None:
+            return failure
     limit = settings.max_rss_bytes or int(total_memory() * MEMORY_SHARE)
     if worker.peak_rss_bytes > limit:
         return Failure(
@@ -102,3 +139,22 @@ async def _examine(bundle: SealedBundle, worker: Worker, settings: InstallSettin
             f"the candidate took {worker.peak_rss_bytes >> 20} MiB of memory, {limit >> 20} MiB are allowed",
         )
     return CanaryPassed(worker.peak_rss_bytes, largest)
+
+
+async def _check_stop(
+    number: int, prompt: str, adapter: str | None, worker: Worker, ends: GenerationEnds
+) -> Failure | None:
+    """How an answer that an end token must end goes on instead, if it does."""
+    generation = Generation(number, "canary", prompt=prompt, max_tokens=STOP_TOKENS, adapter=adapter)
+    try:
+        end = await ends.generate(worker, generation)
+    except EngineFailed as error:
+        return Failure(Reason.CANARY_LOAD_FAILED, f"canary {number} could not be answered: {error.message}")
+    if isinstance(end, RejectEvent):
+        return Failure(Reason.CANARY_LOAD_FAILED, f"canary {number} could not be answered: {end.message}")
+    if end.reason != "stop":
+        return Failure(
+            Reason.CANARY_NO_STOP,
+            f"canary {number} goes on for {end.completion_tokens} tokens here; at the build an end token ended it",
+        )
+    return None

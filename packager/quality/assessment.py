@@ -116,6 +116,7 @@ def assess(
             "devices would render the chat template otherwise than transformers, since the built tokenizer's files say "
             f"something else than the source's: {', '.join(checked.rerendered)}"
         )
+    endless = find_endless(heard, checked)
     if heard is None or checked.compared is None:
         summary["limits"] = judge(exam.limits, exam.accepted, None, None, checked.respelled)
         summary["compared"] = f"not compared: {PREQUANTISED}"
@@ -129,7 +130,7 @@ def assess(
         behaviour = compare_behaviour(exam.cases, heard.answers[len(CANARY_QUESTIONS) :], checked.answers)
         details["behaviour"] = behaviour
         summary["behaviour"] = {"cases": len(exam.cases), **{key: behaviour[key] for key in BEHAVIOUR_KEYS}}
-    summary["limits"] = judge(exam.limits, exam.accepted, numbers, behaviour, checked.respelled)
+    summary["limits"] = judge(exam.limits, exam.accepted, numbers, behaviour, checked.respelled, endless=endless)
     # The manifest's ``perplexity`` has these two, as it does where there is no source.
     del numbers["perplexity"], numbers["tokens"]
     summary |= {**numbers, "source_dtype": heard.dtype}
@@ -137,6 +138,15 @@ def assess(
 
 
 BEHAVIOUR_KEYS = ("source_passed", "bundle_passed", "lost")
+
+
+def find_endless(heard: SourceView | None, checked: CheckResult) -> list[str]:
+    """The canary questions at which the source stops, where the bundle stops at none of them."""
+    if heard is None:
+        return []
+    pairs = zip(CANARY_QUESTIONS, heard.ended, checked.ended, strict=False)
+    due = [(question, ended) for question, must_end, ended in pairs if must_end]
+    return [] if any(ended for _, ended in due) else [question for question, _ in due]
 
 
 def _side_by_side(said: Sequence[str], checked: CheckResult) -> list[dict[str, str]]:

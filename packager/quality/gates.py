@@ -88,11 +88,15 @@ def find_faults(
     compared: dict[str, Any] | None,
     behaviour: dict[str, Any] | None,
     respelled: Sequence[str] = (),
+    *,
+    endless: Sequence[str] = (),
 ) -> list[str]:
     """What is beyond the limits, each as half a sentence with its numbers."""
     faults: list[str] = []
     if respelled:
         faults.append(f"its tokenizer makes other tokens of {len(respelled)} texts, first {respelled[0][:60]!r}")
+    if endless:
+        faults.append(f"its answers do not end where the source's do, first at {endless[0][:60]!r}")
     if compared is not None:
         if not compared["kl"] <= limits.max_kl:
             faults.append(f"its KL divergence from the source is {compared['kl']:.4g}, the limit {limits.max_kl:g}")
@@ -124,13 +128,15 @@ def judge(
     compared: dict[str, Any] | None,
     behaviour: dict[str, Any] | None,
     respelled: Sequence[str] = (),
+    *,
+    endless: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The verdict for the manifest: limits, and what was accepted in spite of them with the reason.
 
     Raises:
         BuildRefused: a limit is not kept and nobody accepted that.
     """
-    faults = find_faults(limits, compared, behaviour, respelled)
+    faults = find_faults(limits, compared, behaviour, respelled, endless=endless)
     if faults and accepted is None:
         raise BuildRefused(
             f"the build is too far from its source: {'; '.join(faults)}; calibrate it (--quantizer gptq), "

@@ -21,7 +21,7 @@ from packager.quality.text import EvalText
 from packager.shelf import held, make_once
 from packager.sources.checkpoint import Checkpoint, digest_directory
 
-REVISION = 2
+REVISION = 3
 """Raised whenever the stored form changes, so that older cache entries are not taken for it."""
 
 KEPT = 4
@@ -46,7 +46,7 @@ class SourceView(Struct, frozen=True):
 
     ``windows`` are token ids, the first ``lead`` of each what the tokenizer puts at a beginning; every token after
     those and after the first is scored. ``rows`` is a file of ``[positions, vocabulary]`` half-precision
-    log-probabilities in the order of the windows.
+    log-probabilities in the order of the windows. ``ended`` says of each answer whether an end token ended it.
     """
 
     windows: list[list[int]]
@@ -55,6 +55,7 @@ class SourceView(Struct, frozen=True):
     dtype: str
     answers: list[str]
     rows: Path
+    ended: list[bool] = []
 
 
 def view_source(

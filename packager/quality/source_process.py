@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.ends import find_ends
 from packager.quality.layerwise import in_fp32
 
 WINDOW = 256
@@ -37,8 +38,12 @@ def view(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
                 vocabulary = _write_rows(model, part, max(1, len(beginning)), file)
                 reporter.progress(start + len(part), steps)
         answers: list[str] = []
+        ended: list[bool] = []
+        ends = set(find_ends(Path(job["checkpoint"]), tokenizer))
         for number, (question, limit) in enumerate(job["questions"]):
-            answers.append(_answer(model, tokenizer, question, limit))
+            text, over = _answer(model, tokenizer, question, limit, ends)
+            answers.append(text)
+            ended.append(over)
             reporter.progress(len(windows) + number + 1, steps)
     return {
         "windows": windows,
@@ -46,6 +51,7 @@ def view(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "vocabulary": vocabulary,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "answers": answers,
+        "ended": ended,
     }
 
 
@@ -106,8 +112,10 @@ def _write_rows(model: Any, windows: list[list[int]], first: int, file: Any) -> 
     return int(logits.shape[-1])
 
 
-def _answer(model: Any, tokenizer: Any, question: str, limit: int) -> str:
-    """The greedy answer to ``question`` in the chat template, or to the bare text when there is none."""
+def _answer(model: Any, tokenizer: Any, question: str, limit: int, ends: set[int]) -> tuple[str, bool]:
+    """The greedy answer to ``question`` in the chat template, or to the bare text when there is none; whether one of
+    ``ends`` ended it.
+    """
     import torch
 
     prompt, special = question, True
@@ -115,23 +123,17 @@ def _answer(model: Any, tokenizer: Any, question: str, limit: int) -> str:
         turn = [{"role": "user", "content": question}]
         prompt, special = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True), False
     ids = tokenizer(prompt, add_special_tokens=special, return_tensors="pt")["input_ids"]
-    ends = _end_tokens(model)
-    past, made, step = None, [], ids
-    for _ in range(limit):
+    made: list[int] = []
+    past, step, over = None, ids, False
+    for _ in range(limit + 1):
         output = model(step, past_key_values=past, use_cache=True, logits_to_keep=1)
         past = output.past_key_values
         step = torch.argmax(output.logits[:, -1], -1, keepdim=True)
-        if int(step) in ends:
+        over = int(step) in ends
+        if over or len(made) == limit:
             break
         made.append(int(step))
-    return str(tokenizer.decode(made, skip_special_tokens=True))
-
-
-def _end_tokens(model: Any) -> set[int]:
-    found = getattr(model.generation_config, "eos_token_id", None)
-    if found is None:
-        found = model.config.eos_token_id
-    return {int(token) for token in found} if isinstance(found, list) else {int(found)} if found is not None else set()
+    return str(tokenizer.decode(made, skip_special_tokens=True)), over
 
 
 if __name__ == "__main__":

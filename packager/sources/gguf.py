@@ -12,7 +12,7 @@ from packager.sources.checkpoint import Checkpoint, inspect_checkpoint
 
 GGUF_MAGIC = b"GGUF"
 
-CONVERTER_REVISION = 2
+CONVERTER_REVISION = 3
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""
 
 

@@ -40,6 +40,11 @@ END_NAMES = (
 )  # fmt: skip
 """Control tokens that end a turn wherever they are in a vocabulary; llama.cpp finds them by name, too."""
 
+SCALED_BY_HEAD = {"gemma2": 46, "gemma3": 62}
+"""Architectures whose attention is scaled by the length of a head, and the layers of the one model (27B) in which it is
+by the width divided by the number of heads.
+"""
+
 PARTIAL = ("phi3", "nemotron")
 """Architectures that may rotate a part of each head."""
 
@@ -73,6 +78,11 @@ def read_config(kind: str, fields: Mapping[str, Any], factors: Mapping[str, Sequ
         config["rope_parameters"] = {"full_attention": rope, "sliding_attention": local}
     else:
         config["rope_parameters"] = rope
+    if kind in SCALED_BY_HEAD:
+        # No field says by what attention is scaled; llama.cpp goes by the number of layers, too.
+        whole = config["num_hidden_layers"] == SCALED_BY_HEAD[kind]
+        size = config["hidden_size"] // config["num_attention_heads"] if whole else config.get("head_dim", 256)
+        config["query_pre_attn_scalar"] = size
     if kind == "phi3":
         original = fields.get("rope.scaling.original_context_length") if factors else None
         config["original_max_position_embeddings"] = int(original or config["max_position_embeddings"])

@@ -20,7 +20,7 @@ from packager.sources.checkpoint import find_shards, read_json
 from packager.sources.stored import rewrite_shards
 from packager.sources.weights import list_tensors
 
-REVISION = 1
+REVISION = 2
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""
 
 SIGHT = re.compile(
@@ -103,7 +103,7 @@ def _text_config(path: Path, architecture: str, log: Path) -> dict[str, Any]:
         config["rope_parameters"] = {**rope, "rope_type": "default"} if rope.get("rope_type") == "mrope" else rope
         if "tie_word_embeddings" in document:
             config["tie_word_embeddings"] = document["tie_word_embeddings"]
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype"):
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "quantization_config"):
         if config.get(key) is None and document.get(key) is not None:
             config[key] = document[key]
     return {**config, "architectures": [target], "model_type": model_type}

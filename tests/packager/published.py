@@ -273,11 +273,26 @@ _GEMMA_ROW: dict[str, Any] = {
 }
 _GEMMA_3: dict[str, Any] = {
     **_GEMMA, "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "attn_logit_softcapping": None,
-    "final_logit_softcapping": None, "cache_implementation": "hybrid", "query_pre_attn_scalar": 256,
+    "final_logit_softcapping": None, "cache_implementation": "hybrid", "query_pre_attn_scalar": 32,
     "eos_token_id": [1, 5], "rope_local_base_freq": 10000, "rope_theta": 1000000, "rope_scaling": None,
     "sliding_window": 512, "sliding_window_pattern": 6, "max_position_embeddings": 32768, "num_hidden_layers": 6,
 }  # fmt: skip
 GEMMA_TOKENIZER = sentence_piece(GEMMA, [], prefix=False, first="<bos>")
+
+DEEPSEEK = byte_level(
+    ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"], "<｜begin▁of▁sentence｜>"
+)
+_DEEPSEEK_ROW: dict[str, Any] = {
+    "settings": {
+        "bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>", "model_max_length": 16384,
+    },
+    "generation": {"bos_token_id": 320, "eos_token_id": 321, "do_sample": True, "temperature": 0.6, "top_p": 0.95},
+    "template":
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + "
+        "message['content'] }}{% else %}{{ '<｜Assistant｜>' + message['content'].split('</think>')[-1] + "
+        "'<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<｜Assistant｜><think>\n' }}{% endif %}",
+}  # fmt: skip
 
 PUBLISHED: dict[str, Layout] = {
     "phi-2": Layout(
@@ -326,7 +341,7 @@ PUBLISHED: dict[str, Layout] = {
         {
             **_GEMMA, "architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0, "cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_size": 4096,
+            "query_pre_attn_scalar": 32, "sliding_window": 4096, "sliding_window_size": 4096,
         },
         GEMMA_TOKENIZER,
         **_GEMMA_ROW,
@@ -455,14 +470,13 @@ PUBLISHED: dict[str, Layout] = {
     "deepseek-r1-distill-qwen": Layout(
         {**_QWEN, "bos_token_id": 320, "eos_token_id": 321, "max_position_embeddings": 131072, "rope_theta": 10000,
          "sliding_window": 4096, "tie_word_embeddings": False},
-        byte_level(["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"],
-                   "<｜begin▁of▁sentence｜>"),
-        {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>", "model_max_length": 16384},
-        {"bos_token_id": 320, "eos_token_id": 321, "do_sample": True, "temperature": 0.6, "top_p": 0.95},
-        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + "
-        "message['content'] }}{% else %}{{ '<｜Assistant｜>' + message['content'].split('</think>')[-1] + "
-        "'<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
-        "{{ '<｜Assistant｜><think>\n' }}{% endif %}",
+        DEEPSEEK,
+        **_DEEPSEEK_ROW,
+    ),
+    "deepseek-r1-distill-llama": Layout(
+        {**_LLAMA_3, "rope_scaling": _LLAMA_3_ROPE, "bos_token_id": 320, "eos_token_id": 321},
+        DEEPSEEK,
+        **_DEEPSEEK_ROW,
     ),
     "smollm2": Layout(
         {

@@ -15,6 +15,7 @@ from contract.errors import BuildRefused
 from packager.child import Reporter
 from packager.reference_process import find_rope
 from packager.sources.checkpoint import inspect_checkpoint
+from packager.sources.gguf_metadata import read_config
 from packager.sources.gguf_process import convert
 from packager.sources.weight_check import check_weights
 from tests.packager.families import source_logits
@@ -199,6 +200,13 @@ class TestMetadata:
             llama = write_layout(tmp_path / "plain", PUBLISHED["llama-3"])
         write_published_gguf(tmp_path / "model.gguf", llama, "llama", **{field: value})
         assert words in self.refused(tmp_path / "model.gguf", tmp_path)
+
+    @pytest.mark.parametrize(("kind", "layers", "scalar"), [("gemma2", 42, 256), ("gemma2", 46, 144),
+                                                            ("gemma3", 34, 256), ("gemma3", 62, 144)])  # fmt: skip
+    def test_by_what_a_gemmas_attention_is_scaled(self, kind: str, layers: int, scalar: int) -> None:
+        fields = {"block_count": layers, "embedding_length": 4608, "attention.head_count": 32,
+                  "attention.key_length": 256, "context_length": 8192}  # fmt: skip
+        assert read_config(kind, fields, {})["query_pre_attn_scalar"] == scalar
 
     def test_its_licence_is_on_the_card(self, llama: Path, tmp_path: Path) -> None:
         write_published_gguf(tmp_path / "model.gguf", llama, "llama", license="apache-2.0")

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from agent.engine.stepping import CanaryScore, Facts, Generation
+from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation
 from agent.install.installer import run_job
 from agent.install.job import InstallJob, Line
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
@@ -35,16 +35,22 @@ QUIET = ServingCounters(finished=0, failed=0, crashes=0, speed=None)
 class StandInWorker:
     """A worker that predicts exactly as the build did, unless told otherwise."""
 
-    def __init__(self, bundle_dir: Path, drift: float, finite: bool, peak: int) -> None:
+    def __init__(
+        self, bundle_dir: Path, drift: float, finite: bool, peak: int, on_event: OnEvent, *, stops: bool = True
+    ) -> None:
+        self._on_event, self._stops = on_event, stops
         self._canaries = parse_manifest((bundle_dir / MANIFEST_FILE).read_bytes()).canary
         self._drift, self._finite = drift, finite
         self.peak_rss_bytes = peak
         self.closed = False
+        self._closing = asyncio.Event()
         self.facts = Facts("stand-in", "a test", 1, 1024, 1024, (), 0.0)
         self.isolation = "none"
         self.pid = 0
 
-    def admit(self, generation: Generation) -> None: ...
+    def admit(self, generation: Generation) -> None:
+        end = FinishEvent(generation.request, "stop" if self._stops else "length", "", 3, generation.max_tokens or 1)
+        asyncio.get_running_loop().call_soon(self._on_event, end)
 
     def cancel(self, request: int) -> None: ...
 
@@ -55,10 +61,12 @@ class StandInWorker:
         return CanaryScore(canary.mean_nll + self._drift, 5, self._finite)
 
     async def wait_closed(self) -> str:
+        await self._closing.wait()
         return "closed"
 
     async def close(self) -> None:
         self.closed = True
+        self._closing.set()
 
     def kill(self) -> None: ...
 
@@ -69,6 +77,7 @@ class StandInWorkers:
     def __init__(self) -> None:
         self.drift, self.finite, self.peak = 0.0, True, 1000
         self.failure: str | None = None
+        self.stops = True
         self.hang = False
         self.hang_above = 19
         self.started: list[StandInWorker] = []
@@ -94,7 +103,7 @@ class StandInWorkers:
             await asyncio.Event().wait()
         if self.failure is not None:
             raise EngineFailed(self.failure)
-        worker = StandInWorker(bundle_dir, self.drift, self.finite, self.peak)
+        worker = StandInWorker(bundle_dir, self.drift, self.finite, self.peak, on_event, stops=self.stops)
         self.started.append(worker)
         return worker
 

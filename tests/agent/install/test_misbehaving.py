@@ -72,6 +72,15 @@ def test_weights_that_say_something_else_than_at_the_build(scene: Scene) -> None
     assert scene.refuses("2.3.0")["error"]["reason"] in (Reason.CANARY_DRIFT, Reason.CANARY_NOT_FINITE)
 
 
+def test_an_end_token_that_was_forgotten(scene: Scene) -> None:
+    config = json.loads((scene.world.market.base / "genai_config.json").read_bytes())
+    config["model"]["eos_token_id"] = 0
+    scene.world.market.publish("2.3.1", {"genai_config.json": json.dumps(config).encode()})
+    error = scene.refuses("2.3.1")["error"]
+    assert error["reason"] == Reason.CANARY_NO_STOP
+    assert "canary 1 goes on for 128 tokens here" in error["message"]
+
+
 @pytest.mark.parametrize(("version", "how"), [("2.4.0", "kill"), ("2.4.1", "suspend")])
 def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str) -> None:
     scene.world.market.publish(version, {"README.md": version.encode()})

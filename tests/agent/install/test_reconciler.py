@@ -244,6 +244,8 @@ def spoil(stage: Stage, how: str) -> None:
             stage.workers.drift = 3.0
         case "nan":
             stage.workers.drift = float("nan")
+        case "endless":
+            stage.workers.stops = False
         case "memory":
             stage.workers.peak = 2**60
         case "hang":
@@ -265,6 +267,7 @@ def spoil(stage: Stage, how: str) -> None:
         ("not finite", Reason.CANARY_NOT_FINITE),
         ("drift", Reason.CANARY_DRIFT),
         ("nan", Reason.CANARY_DRIFT),
+        ("endless", Reason.CANARY_NO_STOP),
         ("memory", Reason.CANARY_MEMORY),
         ("hang", Reason.CANARY_TIMEOUT),
         ("swap", Reason.ENGINE_FAILED),
