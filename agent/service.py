@@ -32,7 +32,7 @@ from agent.notify import Notifier
 from agent.progress import LAG_SECONDS, Progress
 from agent.serving.loop import Observers
 from agent.serving.requests import STORE_READ_ONLY, STORE_UNAVAILABLE, UNLOADED
-from agent.serving.serving import Serving, Surroundings
+from agent.serving.serving import Dependencies, Serving
 from agent.state import answers
 from agent.state.answer_writer import AnswerWriter
 from agent.state.broker_memory import BrokerMemory
@@ -136,7 +136,7 @@ class Service:
         )  # fmt: skip
         self._serving = Serving(
             config.serving,
-            Surroundings(
+            Dependencies(
                 topics=config.topics,
                 outlet=self._gateway.connection.outlet,
                 result_store=self._result_store,

@@ -40,7 +40,7 @@ from agent.telemetry.llm import LlmMeter
 from contract.mqtt.topics import Topics
 
 
-class Surroundings(Struct, frozen=True):
+class Dependencies(Struct, frozen=True):
     """What serving is given: where frames go and under which topics, where results are stored, how a worker is loaded,
     and the clock that deadlines over restarts go by.
     """
@@ -60,26 +60,26 @@ class Serving:
     and :attr:`loop`.
     """
 
-    def __init__(self, settings: ServingSettings, surroundings: Surroundings, observers: Observers) -> None:
-        result_store = surroundings.result_store
+    def __init__(self, settings: ServingSettings, dependencies: Dependencies, observers: Observers) -> None:
+        result_store = dependencies.result_store
         self._settings = settings
         self._result_store = result_store
-        self._now_unix = surroundings.now_unix
+        self._now_unix = dependencies.now_unix
         self._now = asyncio.get_running_loop().time
         self._store_health = StoreHealth(observers.on_health)
         log = RequestLog(prompts=settings.log_prompts)
-        instruments = Instruments(surroundings.meter, log, self._store_health)
-        self._meter = surroundings.meter
+        instruments = Instruments(dependencies.meter, log, self._store_health)
+        self._meter = dependencies.meter
         self.scheduler = Scheduler(settings)
-        self.replies = Replies(surroundings.outlet, surroundings.topics, result_store, surroundings.meter)
-        completion = Completion(result_store, self.replies, surroundings.meter, log)
+        self.replies = Replies(dependencies.outlet, dependencies.topics, result_store, dependencies.meter)
+        completion = Completion(result_store, self.replies, dependencies.meter, log)
         sender = StreamSender(self.scheduler, result_store, self.replies, self._store_health)
         self.loop = Loop(self.scheduler, completion, sender, instruments, observers)
         self.intake = Intake(
-            self.loop, self.scheduler, result_store, self.replies, instruments, now_unix=surroundings.now_unix
+            self.loop, self.scheduler, result_store, self.replies, instruments, now_unix=dependencies.now_unix
         )
         self.controls = Controls(self.loop, self.scheduler, self.intake, result_store, self.replies)
-        self._switchover = Switchover(settings, self.loop, self.scheduler, surroundings.load)
+        self._switchover = Switchover(settings, self.loop, self.scheduler, dependencies.load)
 
     # -- what others see -----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from agent.config import AgentConfig
 from agent.gateway import Gateway
 from agent.install.ports import SealedBundle
 from agent.serving.loop import Observers
-from agent.serving.serving import Serving, Surroundings
+from agent.serving.serving import Dependencies, Serving
 from agent.state.answer_writer import AnswerWriter
 from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
@@ -111,7 +111,7 @@ class Device:
 
         self.serving = Serving(
             self.config.serving,
-            Surroundings(
+            Dependencies(
                 self.config.topics, self.gateway.connection.outlet, self.result_store, load, self.meter, self._clock
             ),
             Observers(self._on_health, self.gateway.on_load),
