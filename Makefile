@@ -74,13 +74,14 @@ test-arm: $(STAMP) $(MODEL) ## boot a device with an aarch64 processor: install,
 test-aarch64: $(STAMP) $(MODEL) ## tests on an emulated aarch64 processor, slowly (ARGS=which; qemu-user-static, root)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm.emulated $(ARGS)
 
-check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md
+check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md, retired words
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m contract.mqtt.asyncapi
 	$(BIN)/python -m agent.telemetry.document
+	$(BIN)/python -m tests.vocabulary
 
 format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff format .

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from agent.broker_settings import BrokerSettings
-from agent.mqtt import Connection, GivenUp, Received
+from agent.mqtt import Connection, Received, Undeliverable
 from contract.mqtt.messages import BrokerState, ReportedError, Status
 from contract.mqtt.topics import Topics
 from contract.reasons import BrokerReason
@@ -34,11 +34,11 @@ class BrokerHealth:
     def __init__(self, topics: Topics, clock: Callable[[], float]) -> None:
         self._topics = topics
         self._clock = clock
-        self._given_up: OrderedDict[str, tuple[float, GivenUp]] = OrderedDict()
+        self._given_up: OrderedDict[str, tuple[float, Undeliverable]] = OrderedDict()
         self.groups = ""
         """Why requests to our groups do not arrive; empty while nothing speaks against it."""
 
-    def given_up(self, message: GivenUp) -> dict[str, Any] | None:
+    def given_up(self, message: Undeliverable) -> dict[str, Any] | None:
         """Note it; the detail of the event that tells of it, None for one that has been told or cannot be."""
         now = self._clock()
         known = self._given_up.get(message.topic)
@@ -90,11 +90,11 @@ def _rival(connection: Connection) -> list[ReportedError]:
 
 
 async def another_at_work(
-    settings: BrokerSettings, client_id: str, topics: Topics, boot_id: str, tell: Mapping[str, bytes]
+    settings: BrokerSettings, client_id: str, topics: Topics, boot_id: str, announcement: Mapping[str, bytes]
 ) -> bool | None:
     """Whether somebody else is online under our name, as the retained ``status`` says; asked with a client id that
     nobody else has, so that nobody is pushed out. None: it cannot be found out, where the broker's rules keep
-    ``status`` from us. If so, ``tell`` (payloads by topic) is published: the other one knows nothing of us.
+    ``status`` from us. If so, ``announcement`` (payloads by topic) is published: the other one knows nothing of us.
     """
     found: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
 
@@ -117,7 +117,7 @@ async def another_at_work(
             return None
         status = found.result()
         seen = status.online and status.boot_id != boot_id
-        for topic, payload in tell.items() if seen else ():
+        for topic, payload in announcement.items() if seen else ():
             connection.publish(topic, payload)
         return seen
     finally:

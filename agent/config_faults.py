@@ -37,10 +37,10 @@ class Faults:
         """Whether one of ``keys`` or what is below it has a fault: then nothing else can be said of it."""
         return any(field == key or field.startswith(f"{key}.") for field in self._found for key in keys)
 
-    def check(self, look: Callable[[], Iterator[ConfigInvalid]], *keys: str) -> None:
-        """Note what ``look`` finds, unless ``keys``, which it looks at, are wrong already."""
+    def check(self, find: Callable[[], Iterator[ConfigInvalid]], *keys: str) -> None:
+        """Note what ``find`` finds, unless ``keys``, which it looks at, are wrong already."""
         if not self.touches(*keys):
-            for fault in look():
+            for fault in find():
                 self.note(fault)
 
     def raise_any(self) -> None:
@@ -89,8 +89,8 @@ class Faults:
             values[key] = msgspec.convert(value, type_, dec_hook=self._convert)
         except msgspec.ValidationError as error:
             text, _, path = str(error).partition(" - at `$")
-            place = where + path.rstrip("`")
-            self.add(f"{place}: {text[:1].lower() + text[1:]}", place)
+            field = where + path.rstrip("`")
+            self.add(f"{field}: {text[:1].lower() + text[1:]}", field)
 
     def _read_each(self, table: dict[str, Any], struct: type[Struct], type_: Any, where: str) -> dict[str, Any]:
         """A table whose keys are names of the operator's own, each with a value or a table of ``struct``."""

@@ -1,8 +1,8 @@
-"""The agent's door for the operator of this device: a UNIX socket that only its own account and root can open.
+"""The control socket for the operator of this device: a UNIX socket that only the agent's account and root can open.
 
-JSON lines. A client sends one :class:`Order`; the agent answers with :class:`Said` lines while it works and one
-:class:`Ended` line at the end. The socket lies in the state directory; a path longer than a socket address can hold
-is reached through the directory's descriptor.
+JSON lines. A client sends one :class:`Order`; the agent answers with :class:`ProgressUpdate` lines while it works and
+one :class:`OrderResult` line at the end. The socket is in the state directory; a path longer than a socket address can
+hold is reached through the directory's descriptor.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Order(Struct, frozen=True, forbid_unknown_fields=True):
     allow_epoch: bool = False
 
 
-class Said(Struct, frozen=True, tag="said"):
+class ProgressUpdate(Struct, frozen=True, tag="said"):
     """How it goes."""
 
     reported: Reported
 
 
-class Ended(Struct, frozen=True, tag="ended", omit_defaults=True):
+class OrderResult(Struct, frozen=True, tag="ended", omit_defaults=True):
     """How it ended: ``error`` is absent when all is well."""
 
     overview: InstallStatus | None = None
@@ -78,7 +78,7 @@ class Ended(Struct, frozen=True, tag="ended", omit_defaults=True):
     retry_after: float | None = None
 
 
-Answer = Said | Ended
+Answer = ProgressUpdate | OrderResult
 
 
 class ControlServer:
@@ -154,24 +154,24 @@ class ControlServer:
             self._clients -= 1
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Ended:
-        def say(reported: Reported) -> None:
-            writer.write(msgspec.json.encode(Said(reported)) + b"\n")
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> OrderResult:
+        def send(reported: Reported) -> None:
+            writer.write(msgspec.json.encode(ProgressUpdate(reported)) + b"\n")
 
         async with asyncio.timeout(ORDER_SECONDS):
             text = await reader.readline()
         try:
             order = msgspec.json.decode(text, type=Order)
-            with self._reconciler.observed(say):
-                await self._carry_out(order, peer_uid(writer.get_extra_info("socket")))
+            with self._reconciler.observed(send):
+                await self._execute(order, peer_uid(writer.get_extra_info("socket")))
         except msgspec.MsgspecError as error:
-            return Ended(error=f"the agent does not understand this command: {error}", exit_status=2)
+            return OrderResult(error=f"the agent does not understand this command: {error}", exit_status=2)
         except EdgeBundleError as error:
             retry_after = error.retry_after if isinstance(error, SourceUnavailable) else None
-            return Ended(
+            return OrderResult(
                 error=error.message, reason=error.reason, exit_status=error.exit_status, retry_after=retry_after
             )
-        return Ended(
+        return OrderResult(
             overview=collect_status(
                 self._store,
                 self._directory,
@@ -183,12 +183,12 @@ class ControlServer:
             )
         )
 
-    async def _carry_out(self, order: Order, uid: int) -> None:
+    async def _execute(self, order: Order, uid: int) -> None:
         if order.op == "refresh_trust":
             await self._reconciler.refresh_trust(sources_to_ask(order.source, self._reconciler.sources))
             return
         if order.op == "install":
-            target = install_wish(order, self._settings, self._reconciler.sources)
+            target = install_target(order, self._settings, self._reconciler.sources)
         elif order.op == "rollback":
             check_may_lower_epoch(order, uid)
             target = rollback_target(self._store, self._settings, allow_epoch=order.allow_epoch)
@@ -225,7 +225,7 @@ def find_source(text: str, configured: Mapping[str, Source]) -> Source:
     if "://" not in text and "/" not in text:
         if text not in configured:
             known = ", ".join(sorted(configured)) or "none"
-            raise UsageError(f"{text!r} is neither here nor a configured source (configured: {known})")
+            raise UsageError(f"{text!r} is neither a local path nor a configured source (configured: {known})")
         found = configured[text]
     for fault in source_faults(found):
         raise UsageError(fault.message)
@@ -245,7 +245,7 @@ def sources_to_ask(text: str | None, configured: Mapping[str, Source]) -> list[S
     return [find_source(name, configured) for name in configured]
 
 
-def install_wish(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> DesiredBundle:
+def install_target(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> DesiredBundle:
     """The wish behind an install order; ``configured``: sources by their names.
 
     Raises:
@@ -273,10 +273,10 @@ def raise_for(outcome: Outcome) -> None:
         return
     if outcome.error is not None:
         raise outcome.error
-    raise EngineFailed("another bundle was asked for meanwhile", reason=Reason.INTERRUPTED)
+    raise EngineFailed("another bundle was requested meanwhile", reason=Reason.INTERRUPTED)
 
 
-def call_agent(directory: StateDirectory, order: Order, on_said: Callable[[Reported], None]) -> InstallStatus | None:
+def call_agent(directory: StateDirectory, order: Order, on_update: Callable[[Reported], None]) -> InstallStatus | None:
     """Give ``order`` to the agent that runs on ``directory`` and wait for the end; None when none runs.
 
     Raises:
@@ -296,9 +296,9 @@ def call_agent(directory: StateDirectory, order: Order, on_said: Callable[[Repor
             with connection.makefile("rb") as lines:
                 while text := lines.readline(MAX_LINE_BYTES):
                     answer = msgspec.json.decode(text, type=Answer)
-                    if isinstance(answer, Said):
-                        on_said(answer.reported)
-                    elif isinstance(answer, Ended):
+                    if isinstance(answer, ProgressUpdate):
+                        on_update(answer.reported)
+                    elif isinstance(answer, OrderResult):
                         return _overview(answer)
         except (OSError, msgspec.MsgspecError) as error:
             raise StoreBroken(f"the connection to the agent broke: {error}") from error
@@ -308,14 +308,14 @@ def call_agent(directory: StateDirectory, order: Order, on_said: Callable[[Repor
 class AgentRefused(EdgeBundleError):
     """What the agent answered to an order, with the exit status of its error."""
 
-    def __init__(self, ended: Ended) -> None:
+    def __init__(self, ended: OrderResult) -> None:
         reason = Reason(ended.reason) if ended.reason in set(Reason) else None
         super().__init__(ended.error or "the agent refused", reason=reason)
         self.exit_status = ended.exit_status  # type: ignore[misc]
         self.retry_after = ended.retry_after
 
 
-def _overview(ended: Ended) -> InstallStatus | None:
+def _overview(ended: OrderResult) -> InstallStatus | None:
     if ended.error is not None:
         raise AgentRefused(ended)
     return ended.overview

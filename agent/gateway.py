@@ -21,7 +21,7 @@ from agent.broker_health import BrokerHealth, another_at_work
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.group_probe import GroupVerdict, probe_groups
-from agent.mqtt import Connection, FoundLimit, GivenUp, Received, SizeLimit, Will
+from agent.mqtt import Connection, FoundLimit, Received, SizeLimit, Undeliverable, Will
 from agent.serving.intake import IncomingRequest
 from agent.serving.serving import Serving
 from agent.serving.settlement import Settlement
@@ -99,8 +99,8 @@ class Gateway:
             on_limit=self._on_limit,
             on_writable=lambda: self.serving.loop.on_writable(),  # noqa: PLW0108
             on_change=self._on_rivalry,
-            rival_at_work=lambda: self._look_for_rival(config.broker, f"{client_id}-{boot_id[:8]}"),
-            limit=SizeLimit(_remembered(memory)),
+            rival_at_work=lambda: self._check_for_rival(config.broker, f"{client_id}-{boot_id[:8]}"),
+            limit=SizeLimit(_known_limits(memory)),
         )
 
     @property
@@ -108,15 +108,15 @@ class Gateway:
         """The broker as we find it now."""
         return self._broker_health.state(self.connection)
 
-    async def _look_for_rival(self, settings: BrokerSettings, client_id: str) -> bool | None:
-        tell = {self._topics.doctor: messages.encode(Status(online=False, boot_id=self._boot_id))}
+    async def _check_for_rival(self, settings: BrokerSettings, client_id: str) -> bool | None:
+        payloads = {self._topics.doctor: messages.encode(Status(online=False, boot_id=self._boot_id))}
         if not self.connection.rival:
             detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
-            tell[self._topics.event("broker")] = messages.encode(Event(_now(), detail))
+            payloads[self._topics.event("broker")] = messages.encode(Event(_now(), detail))
         try:
-            return await another_at_work(settings, client_id, self._topics, self._boot_id, tell)
+            return await another_at_work(settings, client_id, self._topics, self._boot_id, payloads)
         except Exception:
-            log.exception("whether another client uses our name could not be found out")
+            log.exception("could not determine whether another client uses our client id")
             return None
 
     def _on_rivalry(self) -> None:
@@ -125,12 +125,12 @@ class Gateway:
             self.connection.listen([*self._filters, self._topics.doctor])
         self._on_broker()
 
-    def _hear_rival(self, payload: bytes) -> None:
+    def _on_rival_status(self, payload: bytes) -> None:
         with contextlib.suppress(msgspec.MsgspecError):
             if msgspec.json.decode(payload, type=Status).boot_id != self._boot_id:
                 self.connection.note_rival()
 
-    def _on_given_up(self, number: int, given_up: GivenUp) -> None:
+    def _on_given_up(self, number: int, given_up: Undeliverable) -> None:
         self.serving.replies.oversized(number, given_up.why)
         detail = self._broker_health.given_up(given_up)
         # One that tells of itself would never end.
@@ -160,7 +160,7 @@ class Gateway:
                 verdict = await probe_groups(self._config.broker, client_id, self._topics)
             except Exception:
                 # A question that fails must not end what it asks about.
-                log.exception("whether requests to groups arrive could not be found out")
+                log.exception("could not determine whether requests to groups arrive")
                 verdict = GroupVerdict(reached=False)
             if verdict.reached and verdict.why != self._broker_health.groups:
                 self._broker_health.groups = verdict.why
@@ -205,15 +205,15 @@ class Gateway:
     def _on_message(self, received: Received, connection: Connection | None = None) -> None:
         settlement = Settlement(
             acknowledge=partial((connection or self.connection).acknowledge, received),
-            answer=partial(self._say_fault, received),
+            answer=partial(self._report_fault, received),
         )
-        settlement.guarded(self._take)(received, settlement)
+        settlement.guarded(self._handle)(received, settlement)
 
-    def _take(self, received: Received, settlement: Settlement) -> None:
+    def _handle(self, received: Received, settlement: Settlement) -> None:
         inbound = self._topics.parse(received.topic)
         if inbound is None:
             if received.topic == self._topics.doctor:
-                self._hear_rival(received.payload)
+                self._on_rival_status(received.payload)
             settlement.settle()
         elif inbound.kind == "desired":
             # The coordinator stores it; a crash before that is healed by the retained message itself.
@@ -238,7 +238,7 @@ class Gateway:
                 )
             )
 
-    def _say_fault(self, received: Received) -> None:
+    def _report_fault(self, received: Received) -> None:
         """Tell the sender of a message that we failed at it."""
         inbound = self._topics.parse(received.topic)
         if inbound is not None and inbound.client is not None and not received.retained:
@@ -312,7 +312,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _remembered(memory: BrokerMemory | None) -> FoundLimit | None:
+def _known_limits(memory: BrokerMemory | None) -> FoundLimit | None:
     facts = None if memory is None else memory.load()
     if facts is None or facts.refused_bytes is None:
         return None

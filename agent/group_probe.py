@@ -45,7 +45,7 @@ async def probe_groups(settings: BrokerSettings, client_id: str, topics: Topics)
             "the broker grants shared subscriptions and delivers nothing to them: requests to groups do not arrive"
         )
     return GroupVerdict(
-        f"whether requests to groups arrive cannot be found out: the broker does not deliver {topics.doctor} to us"
+        f"cannot determine whether requests to groups arrive: the broker does not deliver {topics.doctor} to us"
     )
 
 

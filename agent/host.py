@@ -164,18 +164,18 @@ def satisfies(installed: str | None, bounds: str) -> bool:
     Raises:
         BundleRefused: REQUIRES_UNKNOWN, bounds that are not understood are not met.
     """
-    wanted: list[tuple[str, tuple[int, ...]]] = []
+    bounds_found: list[tuple[str, tuple[int, ...]]] = []
     for part in bounds.split(",") if bounds.strip() else []:
         match = _BOUND.fullmatch(part)
         if match is None:
             raise BundleRefused(
                 Reason.REQUIRES_UNKNOWN, f"the version bound {part.strip()[:80]!r} is not understood", field="requires"
             )
-        wanted.append((match[1], _numbers(match[2])))
-    if not wanted:
+        bounds_found.append((match[1], _numbers(match[2])))
+    if not bounds_found:
         return True
     release = _RELEASE.match(installed or "")
-    return release is not None and all(_OPERATORS[sign](_numbers(release[0]), bound) for sign, bound in wanted)
+    return release is not None and all(_OPERATORS[sign](_numbers(release[0]), bound) for sign, bound in bounds_found)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

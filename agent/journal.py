@@ -81,13 +81,13 @@ def _quoted(value: str) -> str:
 
 
 class LineFormatter(logging.Formatter):
-    """``time=… level=… room=… msg="…" key=value …``, one line a record whatever is in it (logfmt)."""
+    """``time=… level=… component=… msg="…" key=value …``, one line a record whatever is in it (logfmt)."""
 
     def format(self, record: logging.LogRecord) -> str:
         pairs = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "room": _room(record),
+            "component": _component(record),
             "msg": _cut(record.getMessage(), MAX_MESSAGE_BYTES),
         }
         pairs |= getattr(record, "edge_fields", {})
@@ -123,7 +123,7 @@ class JournalHandler(logging.Handler):
             "MESSAGE": _cut(text, MAX_MESSAGE_BYTES),
             "PRIORITY": str(next((number for level, number in _PRIORITIES if record.levelno >= level), 7)),
             "SYSLOG_IDENTIFIER": "edge-agent",
-            f"{PREFIX}ROOM": _room(record),
+            f"{PREFIX}COMPONENT": _component(record),
         }
         for found in (getattr(record, "edge_fields", {}), getattr(record, "edge_private", {})):
             pairs |= {f"{PREFIX}{name.upper()}": _cut(value, MAX_VALUE_BYTES) for name, value in found.items()}
@@ -141,7 +141,7 @@ def _field(name: str, value: str) -> bytes:
     return name.encode() + b"=" + data + b"\n"
 
 
-def _room(record: logging.LogRecord) -> str:
+def _component(record: logging.LogRecord) -> str:
     return record.name.removeprefix("edge_agent").removeprefix(".") or "agent"
 
 

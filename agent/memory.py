@@ -32,11 +32,11 @@ def mapped_bytes(folders: Iterable[Path]) -> int:
     """How much of the files in ``folders`` this process has mapped: its weights, whether they are in memory already or
     not.
     """
-    places = [f"{folder.resolve()}/" for folder in folders]
+    prefixes = [f"{folder.resolve()}/" for folder in folders]
     mapped = 0
     for line in Path("/proc/self/maps").read_text("utf-8", "surrogateescape").splitlines():
         span, *_, path = line.split(maxsplit=5)
-        if any(path.startswith(place) for place in places):
+        if any(path.startswith(prefix) for prefix in prefixes):
             start, _, end = span.partition("-")
             mapped += int(end, 16) - int(start, 16)
     return mapped

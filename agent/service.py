@@ -27,28 +27,28 @@ from agent.install.garbage_collection import used_bytes
 from agent.install.prepack import WeightPrepacker
 from agent.install.reconciler import Reconciler
 from agent.journal import fields
-from agent.mqtt import LONGEST_TURN_SECONDS
+from agent.liveness import LAG_SECONDS, Liveness
+from agent.mqtt import MAX_TURN_SECONDS
 from agent.notify import Notifier
-from agent.progress import LAG_SECONDS, Progress
 from agent.serving.loop import Observers
 from agent.serving.requests import STORE_READ_ONLY, STORE_UNAVAILABLE, UNLOADED
 from agent.serving.serving import Dependencies, Serving
-from agent.state import answers
-from agent.state.answer_writer import AnswerWriter
+from agent.state import result_store
 from agent.state.broker_memory import BrokerMemory
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
 from agent.state.opening import State
+from agent.state.result_writer import ResultWriter
 from agent.telemetry import home_assistant, metrics
 from agent.telemetry.announcer import Announcer
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.prometheus import PrometheusEndpoint
 from agent.telemetry.samples import LlmSample, SystemSample
-from agent.telemetry.system import SystemSampler, Told
-from agent.vitals import Vitals
+from agent.telemetry.system import SelfReported, SystemSampler
+from agent.telemetry_loop import TelemetryLoop
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.durable import Disk
 from contract.errors import StoreBroken, StoreFull
 from contract.mqtt.messages import (
@@ -71,7 +71,7 @@ STALLS_MISSED = 2.0
 NO_TRUST = (
     "no root of trust is provisioned, so nothing can be installed: edge-agent trust provision ROOT_JSON --config FILE"
 )
-MEANWHILE = "what is active serves, results are kept in memory only and nothing is installed until that is over"
+MEANWHILE = "what is active serves, results are kept in memory only and nothing is installed until that is resolved"
 
 SAMPLE_SECONDS = 20.0
 """A sample on a box that swaps."""
@@ -95,12 +95,12 @@ class Service:
         self._directory = StateDirectory(config.state_dir)
         self._stopped = asyncio.Event()
         self._notifier = Notifier.from_environment()
-        self._health_said: Health | None = None
+        self._published_health: Health | None = None
         self._health_at = float("-inf")
         self._counts_due: asyncio.TimerHandle | None = None
-        self._trust_said: tuple[Mapping[str, int], bool] = {}, False
+        self._trust_reported: tuple[Mapping[str, int], bool] = {}, False
         self._restoring: asyncio.Task[None] | None = None
-        self._progress = Progress()
+        self._progress = Liveness()
 
     def stop(self) -> None:
         """End in order: finish or keep what runs, say goodbye, end the workers."""
@@ -127,11 +127,11 @@ class Service:
         config = self._config
         self._meter = LlmMeter(round(time.time(), 3))
         clock = steady_clock()
-        self._result_store = AnswerWriter(
+        self._result_store = ResultWriter(
             self._state.answering, clock, keep_text=config.serving.store_results == "text"
         )
         self._gateway = Gateway(
-            config, uuid.uuid4().hex, on_desired=self._desire, on_broker=self._say_health,
+            config, uuid.uuid4().hex, on_desired=self._on_desired, on_broker=self._publish_health,
             memory=BrokerMemory(self._directory.broker, config.broker.identity, disk),
         )  # fmt: skip
         self._serving = Serving(
@@ -144,19 +144,19 @@ class Service:
                 meter=self._meter,
                 now_unix=clock,
             ),
-            Observers(on_health=self._say_health, on_load=self._on_load),
+            Observers(on_health=self._publish_health, on_load=self._on_load),
         )
         self._gateway.serving = self._serving
-        self._vitals = Vitals(
+        self._telemetry_loop = TelemetryLoop(
             config.telemetry,
             SystemSampler(self._directory.root, bundle_bytes=lambda: used_bytes(self._directory)),
             self._meter,
             self._serving,
             processes=self._processes,
-            told=self._told,
-            publish=self._tell,
-            on_limit=self._say_limit,
-            on_turn=self._turned,
+            self_reported=self._self_reported,
+            publish=self._publish_telemetry,
+            on_limit=self._publish_limit,
+            on_turn=self._on_turn,
         )
         self._announcer = Announcer(
             config.telemetry.home_assistant,
@@ -193,7 +193,7 @@ class Service:
             health=self._health,
         )
 
-    def _desire(self, payload: bytes, retained: bool) -> None:
+    def _on_desired(self, payload: bytes, retained: bool) -> None:
         self._reconciler.set_desired(payload, repeated=retained)
 
     async def _load(
@@ -202,7 +202,7 @@ class Service:
         *,
         derived_dir: Path | None,
         adapters: Mapping[str, Path],
-        leaving_bytes: int,
+        reclaimable_bytes: int,
         on_event: OnEvent,
     ) -> Worker:
         return await self._workers(
@@ -210,23 +210,23 @@ class Service:
             bundle_dir,
             derived_dir=derived_dir,
             adapters=adapters,
-            leaving_bytes=leaving_bytes,
+            reclaimable_bytes=reclaimable_bytes,
             on_event=on_event,
         )
 
     async def _serve(self) -> None:
         await self._serving.recover()
         self._gateway.reported(self._reconciler.reported)
-        self._say_health()
-        await self._listen_for_orders()
+        self._publish_health()
+        await self._serve_control()
         await self._prometheus.start()
         now = asyncio.get_running_loop().time()
-        self._progress.expect("mqtt", TURNS_MISSED * LONGEST_TURN_SECONDS, now)
-        self._progress.expect("telemetry", TURNS_MISSED * (self._vitals.interval + SAMPLE_SECONDS), now)
+        self._progress.expect("mqtt", TURNS_MISSED * MAX_TURN_SECONDS, now)
+        self._progress.expect("telemetry", TURNS_MISSED * (self._telemetry_loop.interval + SAMPLE_SECONDS), now)
         tasks = [
             asyncio.create_task(self._gateway.run(), name="mqtt"),
             asyncio.create_task(self._install(), name="installation"),
-            asyncio.create_task(self._vitals.run(), name="telemetry"),
+            asyncio.create_task(self._telemetry_loop.run(), name="telemetry"),
             asyncio.create_task(self._beat(), name="heartbeat"),
             asyncio.create_task(self._stopped.wait(), name="stop"),
         ]
@@ -287,12 +287,12 @@ class Service:
                 log.error("%s made no progress; the watchdog is not fed", " and ".join(stalled))
             else:
                 self._notifier.progress()
-            self._look_at_store()
-            self._say_health()
+            self._probe_store()
+            self._publish_health()
             due = clock() + period
             await asyncio.sleep(period)
 
-    async def _listen_for_orders(self) -> None:
+    async def _serve_control(self) -> None:
         """Open the operator's door; what keeps it shut (a full disk, a directory of its name) keeps nobody from being
         served.
         """
@@ -301,54 +301,54 @@ class Service:
         except StoreBroken as error:
             log.warning("commands on this device cannot reach the agent for now: %s", error.message)
 
-    def _look_at_store(self) -> None:
+    def _probe_store(self) -> None:
         """A store that failed is tried again once a request fits."""
         if self._state.unwritable is not None:
             if self._restoring is None or self._restoring.done():
                 # Not in this task: a disk that hangs must not keep the watchdog from being fed.
-                self._restoring = asyncio.create_task(self._go_on_with_the_disk(), name="restoring the state")
+                self._restoring = asyncio.create_task(self._restore_state(), name="restoring the state")
             return
         with contextlib.suppress(StoreBroken):
             if host.disk_available(self._directory.root) >= MAX_REQUEST_BYTES:
                 self._serving.probe_store()
 
-    async def _go_on_with_the_disk(self) -> None:
+    async def _restore_state(self) -> None:
         """Record everything again, if that is possible now."""
         try:
             await asyncio.to_thread(self._state.restore)
         except (StoreBroken, StoreFull) as error:
             log.debug("the state cannot be written yet: %s", error.message)
             return
-        log.info("the state can be written again: results are stored and wishes followed as usual")
+        log.info("the state can be written again: results are stored and the desired state is followed as usual")
         if not self._control.listening:
             await self._control.start()
         await self._serving.recover_rest()
         self._reconciler.recovered()
-        self._say_health()
+        self._publish_health()
 
     def _note(self, part: str) -> None:
         self._progress.beat(part, asyncio.get_running_loop().time())
 
-    def _tell(self, system: SystemSample, llm: LlmSample) -> None:
+    def _publish_telemetry(self, system: SystemSample, llm: LlmSample) -> None:
         self._gateway.telemetry(msgspec.json.encode(system), msgspec.json.encode(llm))
 
-    def _turned(self) -> None:
+    def _on_turn(self) -> None:
         """The telemetry loop went round."""
         self._note("telemetry")
-        if self._vitals.system is not None:
+        if self._telemetry_loop.system is not None:
             interval = self._config.telemetry.interval_seconds
-            found = home_assistant.components(self._config.topics, self._vitals.system, interval=interval)
+            found = home_assistant.components(self._config.topics, self._telemetry_loop.system, interval=interval)
             self._announcer.announce(found)
 
-    def _say_limit(self, detail: dict[str, Any]) -> None:
+    def _publish_limit(self, detail: dict[str, Any]) -> None:
         self._gateway.event("throttle", detail)
-        self._say_health()
+        self._publish_health()
 
     def _page(self, content_type: str) -> str:
         # Where the store cannot be read, health says so; what it said last stands.
         with contextlib.suppress(StoreBroken, StoreFull):
-            self._trust_said = self._reconciler.expiry, self._reconciler.revoked
-        expiry, revoked = self._trust_said
+            self._trust_reported = self._reconciler.expiry, self._reconciler.revoked
+        expiry, revoked = self._trust_reported
         state = metrics.AgentState(
             health=self._health(),
             info=self._info(),
@@ -359,9 +359,11 @@ class Service:
             broker=self._gateway.broker,
             connections=self._gateway.connections,
             undelivered=self._gateway.connection.undelivered,
-            throttle_level=self._vitals.limit.level,
+            throttle_level=self._telemetry_loop.limit.level,
         )
-        return metrics.page(self._config.device, state, self._vitals.system, self._vitals.llm(), content_type)
+        return metrics.page(
+            self._config.device, state, self._telemetry_loop.system, self._telemetry_loop.llm(), content_type
+        )
 
     def _processes(self) -> dict[int, str]:
         found = {os.getpid(): "agent"}
@@ -370,14 +372,14 @@ class Service:
                 found[replica.worker.pid] = f"worker {replica.bundle.manifest.reference}"
         return found
 
-    def _told(self) -> dict[int, Told]:
+    def _self_reported(self) -> dict[int, SelfReported]:
         """Workers in an account of their own, which only they themselves can look at."""
         found = {}
         for replica in self._serving.replicas:
             if replica.worker is not None and replica.worker.usage is not None:
                 usage, at = replica.worker.usage
                 name = f"worker {replica.bundle.manifest.reference}"
-                found[usage.pid] = Told(name, usage.rss_bytes, usage.pss_bytes, usage.cpu_seconds, at)
+                found[usage.pid] = SelfReported(name, usage.rss_bytes, usage.pss_bytes, usage.cpu_seconds, at)
         return found
 
     def _stalled_workers(self) -> list[str]:
@@ -394,7 +396,7 @@ class Service:
         if self._counts_due is None:
             loop = asyncio.get_running_loop()
             wait = max(0.0, self._health_at + COUNTS_SECONDS - loop.time())
-            self._counts_due = loop.call_later(wait, self._say_health)
+            self._counts_due = loop.call_later(wait, self._publish_health)
 
     def _health(self) -> Health:
         serving = self._serving.reasons
@@ -408,12 +410,12 @@ class Service:
             *serving,
             *([UNLOADED] if self._serving.unloaded else []),
             *([STORE_READ_ONLY] if unwritable else []),
-            *self._vitals.limit.reasons,
+            *self._telemetry_loop.limit.reasons,
         ]
         warnings = self._reconciler.warnings or UNSET
         return Health(ready, reasons, self._serving.queued, self._serving.active, warnings)
 
-    def _say_health(self) -> None:
+    def _publish_health(self) -> None:
         """Publish ``health`` and ``info`` where they changed."""
         self._health_at = asyncio.get_running_loop().time()
         if self._counts_due is not None:
@@ -423,10 +425,10 @@ class Service:
         self._gateway.health(health)
         self._gateway.info(self._info())
         ready, reasons = health.ready, health.reasons
-        if reasons != (self._health_said.reasons if self._health_said else None):
+        if reasons != (self._published_health.reasons if self._published_health else None):
             state = "ready" if ready else "not ready"
             self._notifier.status(f"{state}: {', '.join(reasons)}" if reasons else state)
-        self._health_said = Health(ready, reasons, 0, 0)
+        self._published_health = Health(ready, reasons, 0, 0)
 
     def _engine(self) -> EngineInfo | None:
         """Of the model that is loaded, if one is."""
@@ -455,8 +457,8 @@ class Service:
                 queue_per_client=config.serving.client_queue_limit,
                 max_priority=config.serving.max_priority,
                 stream_interval_ms=config.serving.stream_interval_ms,
-                results_kept_seconds=answers.KEEP_SECONDS,
-                results_kept_bytes=answers.KEEP_BYTES,
+                results_kept_seconds=result_store.KEEP_SECONDS,
+                results_kept_bytes=result_store.KEEP_BYTES,
             ),
             bundle=None
             if bundle is None

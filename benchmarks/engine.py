@@ -42,8 +42,8 @@ def prompt_of(tokens: int, seed: int) -> str:
 
 def measure_engine(bundle: Path, name: str, threads: int) -> dict[str, float]:
     """Our own engines, through the stepping interface."""
-    from agent.engine.choice import open_engine
-    from agent.engine.stepping import Generation
+    from agent.engine.engine_selection import open_engine
+    from agent.engine.interface import Generation
 
     engine = open_engine(bundle, engine=name, threads=threads)
     found: dict[str, float] = {}

@@ -18,10 +18,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agent.engine.stepping import FinishEvent, Generation, StepEvent
+from agent.engine.interface import FinishEvent, Generation, StepEvent
 from agent.worker.prepacking import prepack
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 
 PLAIN = """
 import sys

@@ -43,13 +43,13 @@ class Batched:
     reproducible = False
 
     def __init__(self, model: str, threads: int) -> None:
-        from agent.engine.choice import open_engine
+        from agent.engine.engine_selection import open_engine
 
         self._engine = open_engine(Path(model), engine="batched", threads=threads, reproducible=self.reproducible)
         self.mode = self._engine.facts.independence.why
 
     def submit(self, number: int, prompt: str, tokens: int) -> None:
-        from agent.engine.stepping import Generation
+        from agent.engine.interface import Generation
 
         # one client: what was asked before may be remembered, as for the others
         self._engine.admit(Generation(number, "bench", prompt=prompt, max_tokens=tokens, min_tokens=tokens))

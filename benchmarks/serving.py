@@ -32,14 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
-from agent.engine.stepping import FinishEvent, Generation, StepEvent
+from agent.engine.interface import FinishEvent, Generation, StepEvent
 from agent.serving.settings import ServingSettings
-from agent.state.answer_writer import AnswerWriter
-from agent.state.answers import Key
 from agent.state.database import Database
 from agent.state.migrations import MIGRATIONS
+from agent.state.result_store import Key
+from agent.state.result_writer import ResultWriter
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from tests.agent.device import Device, sealed
 from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient
@@ -163,7 +163,7 @@ def _seconds(process: psutil.Process) -> float:
 async def measure_store(root: Path) -> float:
     """Requests that were accepted and answered, both durably, in a second."""
     database = Database(root / "store.db", MIGRATIONS)
-    ledger = AnswerWriter(database)
+    ledger = ResultWriter(database)
     request, last = b"x" * 300, b"y" * 700
 
     async def one(number: int) -> None:

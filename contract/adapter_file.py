@@ -84,8 +84,8 @@ def read_adapter(data: bytes | memoryview) -> dict[str, AdapterTensor]:
     start, count = reader.vector(root[3], 4, MAX_TENSORS)
     found: dict[str, AdapterTensor] = {}
     for number in range(count):
-        place = start + 4 * number
-        tensor = _parameter(reader, place + reader.unsigned(place))
+        entry = start + 4 * number
+        tensor = _parameter(reader, entry + reader.unsigned(entry))
         if tensor.name in found:
             raise _refuse(f"it has {tensor.name!r} twice")
         found[tensor.name] = tensor

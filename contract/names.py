@@ -160,7 +160,7 @@ def check_paths_distinct(paths: Iterable[str]) -> None:
             directories[str(parent)] = path
 
 
-def place_below(root: Path, relative: str) -> Path:
+def path_below(root: Path, relative: str) -> Path:
     """The absolute path of ``relative`` below ``root``, proved to lie inside it after resolving links.
 
     Raises:

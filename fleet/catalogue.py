@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from contract.errors import UsageError
 from contract.source.opening import open_source
-from contract.trust.floor import MemoryTrustFloor
 from contract.trust.resolve import resolve
+from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.store import TrustStore
 from fleet.rollout.model import Bundle
 from fleet.rollout.plan import Needs
@@ -40,7 +40,7 @@ def look_up(name: str, version: str, *, depot: str, root: Path) -> Listed:
     except OSError as error:
         raise UsageError(f"the root of trust {root} cannot be read: {error.strerror}") from error
     with tempfile.TemporaryDirectory(prefix="edge-fleet-trust-") as directory:
-        store, floor = TrustStore(Path(directory)), MemoryTrustFloor()
+        store, floor = TrustStore(Path(directory)), MemoryRollbackFloor()
         store.provision(root_json, floor)
         trusted = resolve(
             store=store,

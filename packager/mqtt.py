@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from contract.errors import SourceUnavailable, UsageError
-from contract.mqtt.spoken import find_out
+from contract.mqtt.protocol_detection import find_out
 from packager.client.broker import BrokerAddress, endpoint_name
 
 CONNECT_SECONDS = 15.0

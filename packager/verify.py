@@ -13,7 +13,7 @@ from contract.adapter_slots import find_slots
 from contract.errors import BundleRefused, UsageError
 from contract.genai_config import CONFIG_FILE, read_genai_config
 from contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, manifest_digest, parse_manifest
-from contract.names import Digest, place_below
+from contract.names import Digest, path_below
 from contract.onnx_wire import read_graph_file
 from contract.reasons import Reason
 from packager.check import CheckResult, check_model
@@ -95,7 +95,7 @@ def _find_model(
         )
     check_files(base, theirs, progress)
     config = read_genai_config((base / CONFIG_FILE).read_bytes())
-    adapter = place_below(directory, manifest.adapter_path)
+    adapter = path_below(directory, manifest.adapter_path)
     check_adapter(read_adapter_file(adapter), find_slots(read_graph_file(base / config.filename)))
     return base, adapter
 
@@ -133,7 +133,7 @@ def check_files(directory: Path, manifest: Manifest, progress: BuildProgress) ->
         )
     done = 0
     for entry in manifest.files:
-        _check_file(place_below(directory, entry.path), entry)
+        _check_file(path_below(directory, entry.path), entry)
         done += entry.size
         progress.advance(done, manifest.total_bytes)
     if CONFIG_FILE not in listed and manifest.base is None:

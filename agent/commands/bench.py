@@ -12,15 +12,15 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
-from agent.commands.place import Place, add_place, existing_place, print_table, size_text
+from agent.commands.context import CliContext, add_context_options, existing_context, format_size, print_table
 from agent.commands.verify import faults_of
-from agent.diagnosis.measuring import Measurement, measure
+from agent.diagnosis.benchmark import Measurement, measure
 from agent.install.bundle_verifier import read_manifest
 from agent.install.prepack import cpu_id, intact_weights
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.lock import is_held
 from agent.state.opening import open_to_read
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.errors import UsageError
 from contract.manifest import Budget
 
@@ -33,7 +33,7 @@ EXAMPLES = """examples:
   edge-agent bench --state-dir ./state --json
 
 Each bundle is checked byte by byte, loaded into a worker of its own, asked once to warm up and then --rounds times;
-medians are shown. Times say nothing while the agent serves on the same cores: stop it first for numbers that count.
+medians are shown. Times mean nothing while the agent serves on the same cores: stop it first for numbers that count.
 The budget is what the build host measured; it is evidence of how the bundle was built, not a promise for this device.
 exit status: 0 measured, 2 nothing is installed, 3 a bundle was changed on this disk, 6 the runtime failed
 """
@@ -61,7 +61,7 @@ class Report(Struct, frozen=True):
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """See :class:`contract.command_line.Command`."""
-    add_place(parser)
+    add_context_options(parser)
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="length of each answer (default 128)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each is asked (default 3)")
     parser.add_argument("--active-only", action="store_true", help="leave the previous bundle alone")
@@ -74,21 +74,21 @@ def run(arguments: argparse.Namespace) -> int:
     for name, most in (("tokens", MAX_TOKENS), ("rounds", MAX_ROUNDS)):
         if not 1 <= getattr(arguments, name) <= most:
             raise UsageError(f"--{name} must be between 1 and {most}")
-    place = existing_place(arguments)
-    bundles = _bundles(place)
+    context = existing_context(arguments)
+    bundles = _bundles(context)
     if "active" not in bundles:
         raise UsageError("no bundle is active on this device; install or deploy one first")
     if arguments.active_only:
         bundles.pop("previous", None)
-    running = is_held(place.directory.lock)
+    running = is_held(context.directory.lock)
     if running and not arguments.json:
         print("the agent is running: what it does on the same cores counts against these numbers", file=sys.stderr)
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load > cores and not arguments.json:
-        print(f"{load:.1f} processes want these {cores} cores already: times say little", file=sys.stderr)
+        print(f"load is {load:.1f} on {cores} cores already: the times mean little", file=sys.stderr)
     found = []
     for where, bundle in bundles.items():
-        found.append(_measure(place, where, bundle, arguments))
+        found.append(_measure(context, where, bundle, arguments))
     if arguments.json:
         print(msgspec.json.encode(Report(running, round(load, 2), found)).decode())
     else:
@@ -96,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bundles(place: Place) -> dict[str, InstalledBundle]:
+def _bundles(context: CliContext) -> dict[str, InstalledBundle]:
     """``active`` and ``previous``, as far as there are any."""
-    database = open_to_read(place.directory)
+    database = open_to_read(context.directory)
     try:
         state = InstallationState(database)
         snapshot = state.snapshot()
@@ -108,17 +108,17 @@ def _bundles(place: Place) -> dict[str, InstalledBundle]:
     return {where: bundle for where, bundle in named.items() if bundle is not None}
 
 
-def _measure(place: Place, where: str, bundle: InstalledBundle, arguments: argparse.Namespace) -> Measured:
+def _measure(context: CliContext, where: str, bundle: InstalledBundle, arguments: argparse.Namespace) -> Measured:
     # Whoever runs this may be root: nothing is loaded that is not what was signed.
-    faults = [fault for fault in faults_of(place, bundle) if not (fault.field or "").startswith("derived/")]
+    faults = [fault for fault in faults_of(context, bundle) if not (fault.field or "").startswith("derived/")]
     if faults:
         raise faults[0]
-    directory = place.directory.bundle(bundle.digest)
+    directory = context.directory.bundle(bundle.digest)
     manifest = read_manifest(directory, bundle.digest)
-    derived = place.directory.derived_of(bundle.digest) / cpu_id()
+    derived = context.directory.derived_of(bundle.digest) / cpu_id()
     measuring = measure(
         WorkerProcess.start,
-        place.worker,
+        context.worker,
         directory,
         derived=intact_weights(derived),
         tokens=arguments.tokens,
@@ -134,10 +134,10 @@ def _progress(reference: str) -> Callable[[int, int], None]:
     if not sys.stderr.isatty():
         return lambda done, of: None
 
-    def tell(done: int, of: int) -> None:
+    def show(done: int, of: int) -> None:
         print(f"\r{reference}: {done} of {of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
 
-    return tell
+    return show
 
 
 def show(found: Sequence[Measured]) -> None:
@@ -160,7 +160,7 @@ def show(found: Sequence[Measured]) -> None:
         rows.append(rate(name, speed.tokens_per_second, budget, old.tokens_per_second if old else None))
         rows.append(wait("  first token", speed.first_token_ms, None, old.first_token_ms if old else None))
     memory = (measured.peak_rss_bytes, active.budget.peak_rss_bytes, past.peak_rss_bytes if past else None)
-    rows.append(_row(lambda count: size_text(int(count)), "peak memory", *memory))
+    rows.append(_row(lambda count: format_size(int(count)), "peak memory", *memory))
     print_table(rows)
 
 

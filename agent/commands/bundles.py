@@ -6,7 +6,7 @@ import argparse
 
 import msgspec
 
-from agent.commands.place import add_place, existing_place
+from agent.commands.context import add_context_options, existing_context
 from agent.commands.status import show_bundles
 from agent.install.status import bundle_statuses
 from agent.state.installation import InstallationState
@@ -14,16 +14,16 @@ from agent.state.opening import open_to_read
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_place(parser)
+    add_context_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.epilog = "examples:\n  edge-agent bundles --config /etc/edge-agent/agent.toml\n  edge-agent bundles --json"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    place = existing_place(arguments)
-    database = open_to_read(place.directory)
+    context = existing_context(arguments)
+    database = open_to_read(context.directory)
     try:
-        lines = bundle_statuses(InstallationState(database), place.directory)
+        lines = bundle_statuses(InstallationState(database), context.directory)
     finally:
         database.close()
     if arguments.json:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from agent.commands.place import DEFAULT_CONFIG
+from agent.commands.context import DEFAULT_CONFIG
+from agent.diagnosis.checks import run_all_checks
 from agent.diagnosis.finding import SIGNS, Finding
-from agent.diagnosis.page import examine_all
 
 EXAMPLES = """examples:
   sudo edge-agent doctor
@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   sudo edge-agent doctor --reset-clock-floor       after a clock far in the future was believed; stop the agent first
 
 It changes nothing, may run beside the agent, and sends one message to itself through the broker.
-✓ good   ✗ bad, with the mend below   ! a warning: prompts are answered all the same   · worth knowing
+✓ good   ✗ bad, with the fix below   ! a warning: prompts are answered all the same   · worth knowing
 It is bad that prompts are not answered, for whatever reason.
 exit status: 0 nothing is bad, 1 something is
 """
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     # What the checks run into stands on the page, not in a log.
     logging.getLogger("edge_agent").addHandler(logging.NullHandler())
     findings: list[Finding] = []
-    for finding in examine_all(arguments.config):
+    for finding in run_all_checks(arguments.config):
         findings.append(finding)
         if not arguments.json:
             _print(finding)
@@ -55,16 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
 def summary(findings: Sequence[Finding]) -> str:
     """The last line of the page."""
     bad, warnings = (sum(each.verdict == verdict for each in findings) for verdict in ("bad", "warning"))
-    said = f"{warnings} warning{'s' if warnings > 1 else ''}; " if warnings else ""
+    counts = f"{warnings} warning{'s' if warnings > 1 else ''}; " if warnings else ""
     if bad:
-        return f"{said}{bad} of {len(findings)} checks are bad"
-    return f"{said}none of {len(findings)} checks is bad" if said else f"all {len(findings)} checks passed"
+        return f"{counts}{bad} of {len(findings)} checks are bad"
+    return f"{counts}none of {len(findings)} checks is bad" if counts else f"all {len(findings)} checks passed"
 
 
 def _print(finding: Finding) -> None:
     print(f"{SIGNS[finding.verdict]} {finding.check:<14} {finding.detail}")
-    if finding.mend:
-        print(f"{'':<16} → {finding.mend}")
+    if finding.fix:
+        print(f"{'':<16} → {finding.fix}")
     sys.stdout.flush()
 
 

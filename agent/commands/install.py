@@ -11,8 +11,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.commands.place import Place, act_as_owner, add_place, find_place, size_text, source_text
-from agent.control import AgentRefused, Order, call_agent, install_wish, raise_for
+from agent.commands.context import (
+    CliContext,
+    absolute_source,
+    act_as_owner,
+    add_context_options,
+    format_size,
+    read_context,
+)
+from agent.control import AgentRefused, Order, call_agent, install_target, raise_for
 from agent.install.backoff import Backoff
 from agent.install.offline_install import install_offline
 from agent.install.reporter import delay_text
@@ -32,9 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="an .edgebundle file, a repository directory or its URL, or the name of a configured source",
     )
     parser.add_argument("bundle", metavar="NAME@VERSION")
-    add_place(parser)
+    add_context_options(parser)
     parser.add_argument(
-        "--root", type=Path, metavar="ROOT_JSON", help="trust this root if the device trusts nobody yet"
+        "--root", type=Path, metavar="ROOT_JSON", help="provision this root of trust if the device has none"
     )
     parser.add_argument(
         "--timeout",
@@ -62,24 +69,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     name, version = parse_reference(arguments.bundle)
-    place = find_place(arguments)
-    source = source_text(arguments.source)
+    context = read_context(arguments)
+    source = absolute_source(arguments.source)
     root = None if arguments.root is None else str(arguments.root.absolute())
     order = Order(op="install", name=name, version=version, source=source, root=root)
     # How it goes is told below, and how it ends; the log is for those who read a service's.
     logging.getLogger("edge_agent").addHandler(logging.NullHandler())
-    teller = Teller(as_json=arguments.json)
+    printer = ProgressPrinter(as_json=arguments.json)
     # A stick that is not there, or not whole, stays so until somebody comes.
-    remote = not location_of(place.sources.get(source, source)).startswith("/")
+    remote = not location_of(context.sources.get(source, source)).startswith("/")
     try:
         retry(
-            lambda: _attempt(place, order, teller),
-            Backoff(place.install.retry_first_seconds, place.install.retry_longest_seconds),
+            lambda: _attempt(context, order, printer),
+            Backoff(context.install.retry_first_seconds, context.install.retry_longest_seconds),
             timeout=arguments.timeout if remote and not arguments.no_retry else 0.0,
-            on_wait=teller.wait,
+            on_wait=printer.wait,
         )
     finally:
-        teller.finish()
+        printer.finish()
     if arguments.json:
         print(json.dumps({"ok": True, "active": arguments.bundle}))
     else:
@@ -87,12 +94,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _attempt(place: Place, order: Order, teller: Teller) -> None:
-    if call_agent(place.directory, order, teller.tell) is None:
+def _attempt(context: CliContext, order: Order, printer: ProgressPrinter) -> None:
+    if call_agent(context.directory, order, printer.show) is None:
         # What only root can read, the account that does the work cannot: better said now than tried again.
-        act_as_owner(place.directory)
-        target = install_wish(order, place.install, place.sources)
-        raise_for(asyncio.run(install_offline(place.directory, target, place.worker, teller.tell)))
+        act_as_owner(context.directory)
+        target = install_target(order, context.install, context.sources)
+        raise_for(asyncio.run(install_offline(context.directory, target, context.worker, printer.show)))
 
 
 def retry(
@@ -124,7 +131,7 @@ def retry(
             return
 
 
-class Teller:
+class ProgressPrinter:
     """Tells how an installation goes: JSON lines, one line that is overwritten on a terminal, or a line each phase."""
 
     def __init__(self, *, as_json: bool) -> None:
@@ -133,7 +140,7 @@ class Teller:
         self._phase = ""
         self._width = 0
 
-    def tell(self, reported: Reported) -> None:
+    def show(self, reported: Reported) -> None:
         """Say what is new."""
         progress = reported.progress
         if self._json:
@@ -145,9 +152,11 @@ class Teller:
         text = reported.phase.lower()
         if progress is not None and reported.phase == "FETCH":
             share = 100 * progress.done // progress.total if progress.total else 100
-            text += f" {'█' * (share // 5):░<20} {share:3} %  {size_text(progress.done)} of {size_text(progress.total)}"
+            text += (
+                f" {'█' * (share // 5):░<20} {share:3} %  {format_size(progress.done)} of {format_size(progress.total)}"
+            )
             if progress.reused:
-                text += f", {size_text(progress.reused)} reused"
+                text += f", {format_size(progress.reused)} reused"
         if self._terminal:
             sys.stderr.write("\r" + text.ljust(self._width))
             sys.stderr.flush()
@@ -159,8 +168,8 @@ class Teller:
     def wait(self, error: EdgeBundleError, delay: float) -> None:
         """The source could not be used; the next attempt is ``delay`` seconds away."""
         if self._json:
-            told = {"reason": error.reason, "message": error.message}
-            print(json.dumps({"phase": "IDLE", "error": told, "retry_in_seconds": round(delay, 1)}), flush=True)
+            failure = {"reason": error.reason, "message": error.message}
+            print(json.dumps({"phase": "IDLE", "error": failure, "retry_in_seconds": round(delay, 1)}), flush=True)
             return
         self.finish()
         print(f"{error.message}; retrying in {delay_text(delay)}", file=sys.stderr, flush=True)

@@ -7,8 +7,8 @@ import json
 import logging
 from pathlib import Path
 
-from agent.commands.place import DEFAULT_CONFIG
-from agent.diagnosis.page import examine_all
+from agent.commands.context import DEFAULT_CONFIG
+from agent.diagnosis.checks import run_all_checks
 from agent.diagnosis.support import write_report
 
 EXAMPLES = """examples:
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     # What the checks run into is in the report.
     logging.getLogger("edge_agent").addHandler(logging.NullHandler())
-    names = write_report(arguments.file, arguments.config, examine_all(arguments.config))
+    names = write_report(arguments.file, arguments.config, run_all_checks(arguments.config))
     if arguments.json:
         print(json.dumps({"file": str(arguments.file), "members": names}))
     else:

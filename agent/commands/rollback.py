@@ -8,8 +8,8 @@ import json
 import logging
 import os
 
-from agent.commands.install import Teller
-from agent.commands.place import Place, act_as_owner, add_place, existing_place
+from agent.commands.context import CliContext, act_as_owner, add_context_options, existing_context
+from agent.commands.install import ProgressPrinter
 from agent.control import Order, call_agent, check_may_lower_epoch, raise_for
 from agent.install.desired import DesiredBundle, rollback_target
 from agent.install.offline_install import install_offline
@@ -19,7 +19,7 @@ from agent.state.opening import open_to_read
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_place(parser)
+    add_context_options(parser)
     parser.add_argument(
         "--allow-epoch",
         action="store_true",
@@ -35,33 +35,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    place = existing_place(arguments)
+    context = existing_context(arguments)
     order = Order(op="rollback", allow_epoch=arguments.allow_epoch)
     # How it goes is told below, and how it ends; the log is for those who read a service's.
     logging.getLogger("edge_agent").addHandler(logging.NullHandler())
-    teller = Teller(as_json=arguments.json)
+    printer = ProgressPrinter(as_json=arguments.json)
     try:
-        overview = call_agent(place.directory, order, teller.tell)
-        active = roll_back_alone(place, order, teller) if overview is None else _active(overview)
+        overview = call_agent(context.directory, order, printer.show)
+        active = rollback_offline(context, order, printer) if overview is None else _active(overview)
     finally:
-        teller.finish()
+        printer.finish()
     print(json.dumps({"ok": True, "active": active}) if arguments.json else f"{active} is active")
     return 0
 
 
-def roll_back_alone(place: Place, order: Order, teller: Teller) -> str:
+def rollback_offline(context: CliContext, order: Order, printer: ProgressPrinter) -> str:
     """Do it where no agent runs; what is active then."""
     check_may_lower_epoch(order, os.geteuid())
-    act_as_owner(place.directory)
-    target = _read_wish(place, order)
-    raise_for(asyncio.run(install_offline(place.directory, target, place.worker, teller.tell)))
+    act_as_owner(context.directory)
+    target = _read_target(context, order)
+    raise_for(asyncio.run(install_offline(context.directory, target, context.worker, printer.show)))
     return target.reference
 
 
-def _read_wish(place: Place, order: Order) -> DesiredBundle:
-    database = open_to_read(place.directory)
+def _read_target(context: CliContext, order: Order) -> DesiredBundle:
+    database = open_to_read(context.directory)
     try:
-        return rollback_target(InstallationState(database), place.install, allow_epoch=order.allow_epoch)
+        return rollback_target(InstallationState(database), context.install, allow_epoch=order.allow_epoch)
     finally:
         database.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from agent.commands.place import DEFAULT_CONFIG
+from agent.commands.context import DEFAULT_CONFIG
 from agent.config import load_config
 from agent.journal import open_log
 

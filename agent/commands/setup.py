@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from agent.config import load_config
-from agent.setup.places import Places, environment, find_unit_files
-from agent.setup.plan import Wanted, plan_removal, plan_setup
+from agent.setup.paths import SetupPaths, environment, find_unit_files
+from agent.setup.plan import DesiredSetup, plan_removal, plan_setup
 from agent.setup.steps import Step, systemd_runs
 from contract.errors import ConfigInvalid, UsageError
 
@@ -50,22 +50,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.purge and not arguments.remove:
         raise UsageError("--purge goes with --remove")
-    places = Places(arguments.root.resolve())
-    if places.live and os.geteuid() != 0 and not arguments.dry_run:
+    paths = SetupPaths(arguments.root.resolve())
+    if paths.live and os.geteuid() != 0 and not arguments.dry_run:
         raise UsageError("setting up this machine needs root: use sudo, or --dry-run to see what would be done")
-    plan = plan_removal(places, purge=arguments.purge) if arguments.remove else plan_setup(_wanted(arguments), places)
+    plan = (
+        plan_removal(paths, purge=arguments.purge) if arguments.remove else plan_setup(_desired_setup(arguments), paths)
+    )
     _show(plan, as_json=arguments.json)
     if arguments.dry_run or (plan and not _agreed(arguments)):
         return 0
     for step in plan:
-        told = step.describe()
-        step.carry_out()
+        step_text = step.describe()
+        step.apply()
         if not arguments.json:
-            print(f"✓ {told}", flush=True)
-    return 0 if arguments.remove else _check(places, as_json=arguments.json)
+            print(f"✓ {step_text}", flush=True)
+    return 0 if arguments.remove else _check(paths, as_json=arguments.json)
 
 
-def _wanted(arguments: argparse.Namespace) -> Wanted:
+def _desired_setup(arguments: argparse.Namespace) -> DesiredSetup:
     def read(path: Path, option: str) -> bytes:
         try:
             return path.read_bytes()
@@ -86,7 +88,7 @@ def _wanted(arguments: argparse.Namespace) -> Wanted:
             raise UsageError(f"--config {arguments.config} is not UTF-8 text") from error
     if arguments.root_json is not None:
         read(arguments.root_json, "--root-json")
-    return Wanted(
+    return DesiredSetup(
         units=find_unit_files(),
         environment=environment(),
         link=arguments.link,
@@ -105,7 +107,7 @@ def _show(plan: list[Step], *, as_json: bool) -> None:
     elif not plan:
         print("nothing to do")
     else:
-        print("This is what will be done:")
+        print("These steps will be done:")
         for step in plan:
             print(f"  {step.describe()}")
 
@@ -114,16 +116,16 @@ def _agreed(arguments: argparse.Namespace) -> bool:
     if arguments.yes:
         return True
     if not sys.stdin.isatty():
-        raise UsageError("nothing was done: add --yes where nobody can be asked")
-    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+        raise UsageError("nothing was done: not a terminal, pass --yes")
+    return input("Continue? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _check(places: Places, *, as_json: bool) -> int:
+def _check(paths: SetupPaths, *, as_json: bool) -> int:
     """The service says this too, in the journal; here somebody is looking."""
-    if not places.live or not places.config.is_file():
+    if not paths.live or not paths.config.is_file():
         return 0
     try:
-        config = load_config(places.config)
+        config = load_config(paths.config)
     except ConfigInvalid as error:
         raise ConfigInvalid(f"set up, but {error.message}", field=error.field) from error
     if not as_json:

@@ -7,7 +7,7 @@ import argparse
 import msgspec
 from msgspec import UNSET
 
-from agent.commands.place import Place, add_place, existing_place, print_table, size_text
+from agent.commands.context import CliContext, add_context_options, existing_context, format_size, print_table
 from agent.control import Order, call_agent
 from agent.diagnosis.readiness import last_failure
 from agent.install.desired import revision_of
@@ -19,7 +19,7 @@ from contract.mqtt.messages import BrokerState, Health
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_place(parser)
+    add_context_options(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.epilog = (
         "examples:\n"
@@ -29,28 +29,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    place = existing_place(arguments)
-    overview = call_agent(place.directory, Order(op="status"), lambda reported: None) or read_overview(place)
+    context = existing_context(arguments)
+    overview = call_agent(context.directory, Order(op="status"), lambda reported: None) or read_overview(context)
     if arguments.json:
         print(msgspec.json.encode(overview).decode())
     else:
         show(overview)
         if overview.reported.error is None:
-            for finding in last_failure(place.directory, overview):
+            for finding in last_failure(context.directory, overview):
                 print(f"\n{finding.detail}")
     return 0
 
 
-def read_overview(place: Place) -> InstallStatus:
+def read_overview(context: CliContext) -> InstallStatus:
     """What is recorded, while no agent runs."""
-    database = open_to_read(place.directory)
+    database = open_to_read(context.directory)
     try:
         state = InstallationState(database)
         snapshot = state.snapshot()
         reporter = Reporter(state, lambda reported: None, lambda kind, detail: None, lambda: 0.0)
         reporter.revision = revision_of(snapshot.desired) if snapshot.desired is not None else None
         reported = msgspec.structs.replace(reporter.current, phase=snapshot.phase)
-        return collect_status(state, place.directory, reported, running=False)
+        return collect_status(state, context.directory, reported, running=False)
     finally:
         database.close()
 
@@ -69,13 +69,13 @@ def show(overview: InstallStatus) -> None:
         share = 100 * done // total if total else 100
         left = reported.progress.seconds_left
         tail = "" if left is UNSET else f", {left:.0f} s left"
-        reused = size_text(reported.progress.reused)
-        print(f"progress  {share} % ({size_text(done)} of {size_text(total)}, {reused} reused{tail})")
+        reused = format_size(reported.progress.reused)
+        print(f"progress  {share} % ({format_size(done)} of {format_size(total)}, {reused} reused{tail})")
     print(f"desired   {desired_text(overview)}")
     if overview.engine is not None:
         print(f"engine    {overview.engine.summary}")
     print(f"epoch     {overview.security_epoch}")
-    print(f"disk      {size_text(overview.used_bytes)} used")
+    print(f"disk      {format_size(overview.used_bytes)} used")
     if reported.error is not None:
         print(f"error     {reported.error.message} [{reported.error.reason}]")
     for warning in [] if reported.warnings is UNSET else reported.warnings:
@@ -108,7 +108,7 @@ def desired_text(overview: InstallStatus) -> str:
     if overview.desired is None:
         return f"revision {revision}" if revision else "-"
     text = overview.desired if revision is None else f"{overview.desired}, revision {revision}"
-    return f"{text} (not followed: another bundle was chosen here since)" if overview.overridden else text
+    return f"{text} (overridden: another bundle was chosen on this device since)" if overview.overridden else text
 
 
 def show_bundles(bundles: list[BundleStatus]) -> None:
@@ -121,9 +121,9 @@ def show_bundles(bundles: list[BundleStatus]) -> None:
         speed = "-" if bundle.tokens_per_second is None else f"{bundle.tokens_per_second:.1f} tok/s"
         rows.append(
             (
-                f"{bundle.name}@{bundle.version}" if bundle.name else "(on its way)",
+                f"{bundle.name}@{bundle.version}" if bundle.name else "(downloading)",
                 bundle.state,
-                size_text(bundle.bytes) if bundle.present else "gone" if bundle.name else "-",
+                format_size(bundle.bytes) if bundle.present else "gone" if bundle.name else "-",
                 "-" if bundle.security_epoch is None else str(bundle.security_epoch),
                 speed,
                 bundle.digest[:12],

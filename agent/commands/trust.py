@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.commands.place import act_as_owner, add_place
+from agent.commands.context import act_as_owner, add_context_options
 from agent.commands.trust_facts import read_facts
 from agent.state.audit import AuditLog
 from agent.state.database import Database
@@ -27,11 +27,12 @@ examples:
   edge-agent trust provision root.json --config /etc/edge-agent/agent.toml
   edge-agent trust provision root.json --state-dir /var/lib/edge-agent --replace   # forget the old repository
   edge-agent trust show --state-dir /var/lib/edge-agent
-  sudo edge-agent trust refresh                           # look now what the sources say; by the agent, if it runs
-  edge-agent trust refresh /media/usb/smollm2.edgebundle  # or what a stick says
+  sudo edge-agent trust refresh                           # from the configured sources; by the agent, if it runs
+  edge-agent trust refresh /media/usb/smollm2.edgebundle  # or from a stick
 
-exit status of refresh: 0 trust is up to date, whatever it says of what is installed; 2 the command line; 3 what the
-sources say is refused, or this device trusts nobody; 4 no source could be used; 5 disk full or broken; 78 configuration
+exit status of refresh: 0 trust is up to date, whatever it means for what is installed; 2 the command line; 3 the
+sources' metadata is refused, or no root of trust is provisioned; 4 no source could be used; 5 disk full or broken;
+78 configuration
 
 as a plain TUF client (exit status 0 on success, 1 on any failure):
   edge-agent trust --metadata-dir D init ROOT_JSON
@@ -64,9 +65,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("show", "show what this device trusts"),
     ):
         action = actions.add_parser(name, help=help_line, description=help_line)
-        place = action.add_mutually_exclusive_group(required=True)
-        place.add_argument("--state-dir", type=Path, metavar="DIR")
-        place.add_argument("--config", type=Path, metavar="FILE", help="take the state directory from there")
+        context = action.add_mutually_exclusive_group(required=True)
+        context.add_argument("--state-dir", type=Path, metavar="DIR")
+        context.add_argument("--config", type=Path, metavar="FILE", help="take the state directory from there")
         if name == "provision":
             action.add_argument("root", type=Path, metavar="ROOT_JSON")
             action.add_argument("--replace", action="store_true", help="forget the repository trusted until now")
@@ -75,11 +76,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     init.add_argument("root", type=Path, metavar="ROOT_JSON")
     refresh = actions.add_parser(
         "refresh",
-        help="look now what the sources say: revocations, new metadata",
-        description="Look now what the sources say. With --metadata-dir before it: the TUF client's refresh.",
+        help="refresh trust from the sources: revocations, new metadata",
+        description="Refresh trust from the sources. With --metadata-dir before it: the TUF client's refresh.",
     )
     refresh.add_argument("source", nargs="?", metavar="SOURCE", help="ask this one (default: all that are configured)")
-    add_place(refresh)
+    add_context_options(refresh)
     refresh.add_argument("--json", action="store_true")
     actions.add_parser("download", help="TUF client: download artifacts")
 
@@ -121,7 +122,7 @@ def _act_as_client(arguments: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> bytes:
-    from contract.trust.updating import ROOT_MAX_BYTES
+    from contract.trust.refresh import ROOT_MAX_BYTES
 
     try:
         with path.open("rb") as file:
@@ -156,7 +157,7 @@ def _provision(arguments: argparse.Namespace) -> int:
                 "reprovisioned" if arguments.replace else "provisioned",
                 message=f"{arguments.root} (root version {version})",
             )
-            floor.standing.note_expiry(expiry_times(store.load(floor)))
+            floor.warning_store.note_expiry(expiry_times(store.load(floor)))
         finally:
             database.close()
     if arguments.json:

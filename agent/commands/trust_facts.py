@@ -41,22 +41,22 @@ def read_facts(directory: StateDirectory) -> TrustFacts:
         BundleRefused: TRUST_STATE_LOST; StoreBroken.
     """
     # tuf is loaded here, in a command, and never by the running agent.
-    from contract.trust.listing import Listing
     from contract.trust.signing import state_of
     from contract.trust.store import TrustStore
+    from contract.trust.targets_index import TargetsIndex
 
     database = open_to_read(directory)
     try:
         state = InstallationState(database)
         files = TrustStore(directory.trust).load(state)
-        active, revoked_here = state.snapshot().active, state.standing.revoked()
+        active, revoked_here = state.snapshot().active, state.warning_store.revoked()
         affected = [
             Affected(each.reference, each.digest == active) for each in state.bundles() if each.digest in revoked_here
         ]
     finally:
         database.close()
     signed = {role: state_of(data, role) for role, data in files.items()}
-    listing = Listing.of(files["targets"]) if "targets" in files else None
+    listing = TargetsIndex.of(files["targets"]) if "targets" in files else None
     return TrustFacts(
         roles={role: RoleFacts(each.version, each.expires) for role, each in signed.items()},
         bundles=sorted(listing.bundles) if listing else [],

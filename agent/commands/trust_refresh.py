@@ -7,7 +7,7 @@ import asyncio
 import json
 from typing import Any
 
-from agent.commands.place import Place, act_as_owner, existing_place, source_text
+from agent.commands.context import CliContext, absolute_source, act_as_owner, existing_context
 from agent.commands.trust_facts import TrustFacts, read_facts
 from agent.control import Order, call_agent, sources_to_ask
 from agent.install.installer_client import run_installer
@@ -21,25 +21,25 @@ def refresh_now(arguments: argparse.Namespace) -> int:
     Raises:
         EdgeBundleError: trust could not be brought up to date.
     """
-    place = existing_place(arguments)
-    source = None if arguments.source is None else source_text(arguments.source)
-    act_as_owner(place.directory)
-    before = read_facts(place.directory)
-    by_agent = call_agent(place.directory, Order("refresh_trust", source=source), lambda reported: None) is not None
+    context = existing_context(arguments)
+    source = None if arguments.source is None else absolute_source(arguments.source)
+    act_as_owner(context.directory)
+    before = read_facts(context.directory)
+    by_agent = call_agent(context.directory, Order("refresh_trust", source=source), lambda reported: None) is not None
     if not by_agent:
-        _refresh_here(place, source)
-    after = read_facts(place.directory)
+        _refresh_here(context, source)
+    after = read_facts(context.directory)
     if arguments.json:
         print(json.dumps(changes(before, after) | {"by_agent": by_agent}))
     else:
-        print("\n".join(lines(before, after, replaces=place.install.on_revoked == "replace", by_agent=by_agent)))
+        print("\n".join(lines(before, after, replaces=context.install.on_revoked == "replace", by_agent=by_agent)))
     return 0
 
 
-def _refresh_here(place: Place, source: str | None) -> None:
-    sources = sources_to_ask(source, place.sources)
-    with FileLock(place.directory.lock, "an agent that is starting, or another command"):
-        job = refresh_job(str(place.directory.root), sources, place.install)
+def _refresh_here(context: CliContext, source: str | None) -> None:
+    sources = sources_to_ask(source, context.sources)
+    with FileLock(context.directory.lock, "an agent that is starting, or another command"):
+        job = refresh_job(str(context.directory.root), sources, context.install)
         asyncio.run(run_installer(job, lambda line: None))
 
 
@@ -67,20 +67,20 @@ def changes(before: TrustFacts, after: TrustFacts) -> dict[str, Any]:
 
 def lines(before: TrustFacts, after: TrustFacts, *, replaces: bool, by_agent: bool) -> list[str]:
     """What a person is told."""
-    said = []
+    rows = []
     for role, facts in after.roles.items():
         old = before.roles.get(role)
         version = f"{facts.version}" if old is None or old == facts else f"{old.version} → {facts.version}"
         new = "" if old == facts else "  new"
-        said.append(f"{role:<10} version {version:<10} expires {facts.expires:%Y-%m-%d %H:%M}{new}")
+        rows.append(f"{role:<10} version {version:<10} expires {facts.expires:%Y-%m-%d %H:%M}{new}")
     found = changes(before, after)
-    said += [f"listed     {reference}" for reference in found["added"]]
-    said += [f"no longer  {reference}" for reference in found["removed"] if reference not in after.revoked]
-    said += [f"revoked    {reference}" for reference in found["newly_revoked"]]
+    rows += [f"listed     {reference}" for reference in found["added"]]
+    rows += [f"no longer  {reference}" for reference in found["removed"] if reference not in after.revoked]
+    rows += [f"revoked    {reference}" for reference in found["newly_revoked"]]
     for each in after.affected:
-        said.append(f"revoked    {each.bundle} is on this device{_consequence(each.active, replaces, by_agent)}")
-    said.append("trust is up to date" + ("" if found["changed"] else "; nothing has changed"))
-    return said
+        rows.append(f"revoked    {each.bundle} is on this device{_consequence(each.active, replaces, by_agent)}")
+    rows.append("trust is up to date" + ("" if found["changed"] else "; nothing has changed"))
+    return rows
 
 
 def _consequence(active: bool, replaces: bool, by_agent: bool) -> str:

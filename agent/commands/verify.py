@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from agent.commands.place import Place, add_place, existing_place, size_text
+from agent.commands.context import CliContext, add_context_options, existing_context, format_size
 from agent.install.adapters import check_fits
 from agent.install.bundle_verifier import find_faults, read_manifest
 from agent.install.content_policy import check_contents
@@ -20,7 +20,7 @@ EXIT_REFUSED = BundleRefused.exit_status
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_place(parser)
+    add_context_options(parser)
     parser.add_argument("--json", action="store_true", help="print every fault as JSON")
     parser.epilog = (
         "Exit status 0 when every byte is as it was signed, 3 when something is not.\n\n"
@@ -31,15 +31,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    place = existing_place(arguments)
-    database = open_to_read(place.directory)
+    context = existing_context(arguments)
+    database = open_to_read(context.directory)
     try:
         bundles = InstallationState(database).bundles()
     finally:
         database.close()
     report = []
     for bundle in bundles:
-        faults = faults_of(place, bundle)
+        faults = faults_of(context, bundle)
         report.append(
             {
                 "bundle": bundle.reference,
@@ -57,28 +57,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if all(entry["ok"] for entry in report) else EXIT_REFUSED
 
 
-def faults_of(place: Place, bundle: InstalledBundle) -> list[BundleRefused]:
+def faults_of(context: CliContext, bundle: InstalledBundle) -> list[BundleRefused]:
     """Everything that is wrong with one bundle on this disk."""
-    directory = place.directory.bundle(bundle.digest)
+    directory = context.directory.bundle(bundle.digest)
     try:
         manifest = read_manifest(directory, bundle.digest)
         faults = list(find_faults(directory, manifest))
         if not faults:
             check_contents(manifest, lambda path: directory / path)
-            check_fits(manifest, lambda path: directory / path, place.directory)
-        faults += derived_faults(place, bundle)
+            check_fits(manifest, lambda path: directory / path, context.directory)
+        faults += derived_faults(context, bundle)
     except BundleRefused as fault:
         return [fault]
     return faults
 
 
-def derived_faults(place: Place, bundle: InstalledBundle) -> list[BundleRefused]:
+def derived_faults(context: CliContext, bundle: InstalledBundle) -> list[BundleRefused]:
     """Derived weights that are not what this device made; the agent would not load them, either."""
-    home = place.directory.derived_of(bundle.digest)
+    home = context.directory.derived_of(bundle.digest)
     return [
         BundleRefused(
             Reason.DIGEST_MISMATCH,
-            f"the derived weights in {path} were changed on this disk; they are made anew at the next start",
+            f"the derived weights in {path} were changed on this disk; they are made again at the next start",
             field=f"derived/{path.name}",
         )
         for path in (sorted(home.iterdir()) if home.is_dir() else [])
@@ -89,6 +89,6 @@ def derived_faults(place: Place, bundle: InstalledBundle) -> list[BundleRefused]
 def show(bundle: InstalledBundle, faults: list[BundleRefused]) -> None:
     """The verdict on one bundle."""
     if not faults:
-        print(f"{bundle.reference}  {bundle.digest[:12]}  ok, {size_text(bundle.bytes)}")
+        print(f"{bundle.reference}  {bundle.digest[:12]}  ok, {format_size(bundle.bytes)}")
     for fault in faults:
         print(f"{bundle.reference}  {bundle.digest[:12]}  {fault.message} [{fault.reason}]", file=sys.stderr)

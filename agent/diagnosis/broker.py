@@ -16,7 +16,7 @@ from agent.broker_settings import BrokerSettings
 from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
 from agent.group_probe import probe_groups
-from agent.mqtt import Connection, GivenUp, Received
+from agent.mqtt import Connection, Received, Undeliverable
 from agent.state.layout import StateDirectory
 from contract.mqtt.topics import Topics
 from contract.reasons import BrokerReason
@@ -24,10 +24,10 @@ from contract.reasons import BrokerReason
 CONNECT_SECONDS = 20.0
 ROUND_TRIP_SECONDS = 10.0
 
-ROOMY_BYTES = 64 << 10
+GENEROUS_BYTES = 64 << 10
 """An answer of 2,000 tokens with log-probabilities; a broker that takes as much is not asked for more."""
 
-CRAMPED_BYTES = 16 << 10
+TIGHT_BYTES = 16 << 10
 """An answer of 2,000 tokens without; what takes less loses ordinary answers."""
 
 CLOSE_ENOUGH_BYTES = 256
@@ -43,7 +43,7 @@ async def _round_trip(settings: BrokerSettings, topics: Topics) -> list[Finding]
     async with _Visit(settings, topics) as visit:
         if not await visit.arrive():
             why = visit.connection.problem or "it does not answer"
-            return [Finding("broker", "bad", f"{settings.address}: {why}", _mend(settings.address, why))]
+            return [Finding("broker", "bad", f"{settings.address}: {why}", _fix(settings.address, why))]
         how = ("TLS" if settings.tls is not None else "without TLS") + (
             ", websockets" if settings.transport == "websockets" else ""
         )
@@ -54,7 +54,7 @@ async def _round_trip(settings: BrokerSettings, topics: Topics) -> list[Finding]
             return [reached, _silence(visit.connection, topics, published=fate == "swallowed")]
         took = time.monotonic() - since
         access = Finding("access", "ok", f"a message came back in {took * 1000:.1f} ms")
-        fate = await visit.send(ROOMY_BYTES, max(2.0, 20 * took))
+        fate = await visit.send(GENEROUS_BYTES, max(2.0, 20 * took))
     return [reached, access, *(await _limit(settings, topics, fate, took) if fate != "came" else [])]
 
 
@@ -64,9 +64,9 @@ def group_round_trip(settings: BrokerSettings, topics: Topics, groups: Sequence[
         return []
     verdict = asyncio.run(probe_groups(settings, f"{topics.device}-doctor-{os.getpid()}-groups", topics))
     if not verdict.reached:
-        return [Finding("groups", "note", "cannot be found out without a broker")]
+        return [Finding("groups", "note", "cannot be determined without a broker")]
     if verdict.why:
-        return [Finding("groups", "bad", verdict.why, _MENDS[BrokerReason.GROUPS_NOT_DELIVERED])]
+        return [Finding("groups", "bad", verdict.why, _FIXES[BrokerReason.GROUPS_NOT_DELIVERED])]
     return [Finding("groups", "ok", f"a message came back through a shared subscription ({', '.join(groups)})")]
 
 
@@ -105,7 +105,7 @@ class _Visit:
             self._came.set()
         self.connection.acknowledge(received)
 
-    def _on_given_up(self, _number: int, _given_up: GivenUp) -> None:
+    def _on_given_up(self, _number: int, _given_up: Undeliverable) -> None:
         self._refused = True
 
     def _on_down(self, _why: str) -> None:
@@ -137,7 +137,7 @@ class _Visit:
 async def _limit(settings: BrokerSettings, topics: Topics, fate: Fate, took: float) -> list[Finding]:
     """How large a message may be, and what the broker does with larger ones."""
     seconds = min(ROUND_TRIP_SECONDS, max(0.5, 20 * took))
-    taken, lost = 0, ROOMY_BYTES
+    taken, lost = 0, GENEROUS_BYTES
     while lost - taken > CLOSE_ENOUGH_BYTES:
         size = (taken + lost) // 2
         async with _Visit(settings, topics) as visit:
@@ -146,15 +146,15 @@ async def _limit(settings: BrokerSettings, topics: Topics, fate: Fate, took: flo
             found = await visit.send(size, seconds)
         taken, lost, fate = (size, lost, fate) if found == "came" else (taken, size, found)
     does = {
-        "cut": "ends the connection at larger ones", "refused": "says that larger ones are too large",
+        "cut": "ends the connection at larger ones", "refused": "rejects larger ones as too large",
         "swallowed": "acknowledges larger ones and delivers nothing", "nothing": "does not answer larger ones",
     }.get(fate, "")  # fmt: skip
     text = f"the broker takes messages of {taken:,} bytes and {does}: longer answers are lost"
-    mend = "raise its limit (mosquitto: message_size_limit, max_packet_size) or a proxy's to 1 MiB"
-    return [Finding("messages", "bad" if taken < CRAMPED_BYTES else "note", text, mend)]
+    fix = "raise its limit (mosquitto: message_size_limit, max_packet_size) or a proxy's to 1 MiB"
+    return [Finding("messages", "bad" if taken < TIGHT_BYTES else "note", text, fix)]
 
 
-def as_the_agent_finds_it(directory: StateDirectory) -> list[Finding]:
+def reported_by_agent(directory: StateDirectory) -> list[Finding]:
     """What the running agent says of its broker; nothing while none runs."""
     overview = call_agent(directory, Order(op="status"), lambda _reported: None)
     if overview is None or overview.broker is None:
@@ -163,15 +163,15 @@ def as_the_agent_finds_it(directory: StateDirectory) -> list[Finding]:
     if not broker.connected:
         why = broker.problem or "it has not been reached yet"
         text = f"the agent has no connection to the broker {broker.address}: {why}"
-        return [Finding("connection", "bad", text, _mend(broker.address, why))]
+        return [Finding("connection", "bad", text, _fix(broker.address, why))]
     found = [
-        Finding("connection", "bad", f"{warning.message} [{warning.reason}]", _MENDS.get(warning.reason, ""))
+        Finding("connection", "bad", f"{warning.message} [{warning.reason}]", _FIXES.get(warning.reason, ""))
         for warning in broker.warnings
     ]
     return found or [Finding("connection", "ok", f"the agent is connected to {broker.address}, MQTT {broker.protocol}")]
 
 
-_MENDS: dict[str, str] = {
+_FIXES: dict[str, str] = {
     BrokerReason.MESSAGE_TOO_LARGE: "raise the broker's limit (mosquitto: message_size_limit, max_packet_size)",
     BrokerReason.CLIENT_ID_TAKEN: "give each device a device (and broker.client_id, if set) of its own",
     BrokerReason.GROUPS_NOT_DELIVERED: "take a broker with shared subscriptions, or ask devices by their names",
@@ -198,7 +198,7 @@ async def _until(holds: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
-def _mend(address: str, why: str) -> str:
+def _fix(address: str, why: str) -> str:
     text = why.lower()
     if "that port speaks" in text:
         return "see above; `edge-agent check-config` looks at the keys, not at the network"

@@ -15,21 +15,21 @@ SIGNS: dict[Verdict, str] = {"ok": "✓", "bad": "✗", "warning": "!", "note": 
 
 class Finding(Struct, frozen=True):
     """``warning``: prompts are answered all the same; ``note``: neither good nor bad, or not to be found out here.
-    ``mend`` says what to do about it.
+    ``fix`` says what to do about it.
     """
 
     check: str
     verdict: Verdict
     detail: str
-    mend: str = ""
+    fix: str = ""
 
 
-def examine(check: str, look: Callable[[], Finding | list[Finding]]) -> list[Finding]:
+def run_check(check: str, inspect: Callable[[], Finding | list[Finding]]) -> list[Finding]:
     """Whatever goes wrong while looking is what was found."""
     try:
-        found = look()
+        found = inspect()
     except EdgeBundleError as error:
         return [Finding(check, "bad", error.message)]
     except OSError as error:
-        return [Finding(check, "bad", f"cannot be found out: {error}", "run this as root or as the agent's account")]
+        return [Finding(check, "bad", f"cannot be determined: {error}", "run this as root or as the agent's account")]
     return found if isinstance(found, list) else [found]

@@ -16,15 +16,15 @@ from contract.mqtt.messages import ReportedError
 from contract.reasons import Reason
 
 NOT_READY = {
-    "loading": ("the active bundle is being checked and loaded", "wait, then look again"),
-    "swapping": ("one model makes room for another", "wait, then look again"),
+    "loading": ("the active bundle is being checked and loaded", "wait, then check again"),
+    "swapping": ("one model makes room for another", "wait, then check again"),
     "no_model": ("no bundle is active", "edge-agent install SOURCE NAME@VERSION, or edge-packager deploy"),
     "engine_unavailable": (
         "the active bundle does not load, or its worker ends again and again",
         "the service's log says why; edge-agent verify, edge-agent rollback",
     ),
     "store_unavailable": ("results cannot be stored", "see the state directory above"),
-    "stopping": ("the agent is being stopped", "wait, then look again"),
+    "stopping": ("the agent is being stopped", "wait, then check again"),
 }
 """What each reason of ``health`` that keeps a device from answering means, and the mend."""
 
@@ -40,25 +40,25 @@ LASTING = frozenset({Reason.STORE_FULL, Reason.STORE_BROKEN})
 """Warnings that the check of the state directory gives already."""
 
 
-def ask(place: StateDirectory) -> InstallStatus | None:
+def query_agent(state_dir: StateDirectory) -> InstallStatus | None:
     """What the agent that runs here says; None when none can be asked.
 
     Raises:
         StoreBroken: there is one, and this account may not ask it, or it broke off.
     """
-    if not place.control_socket.exists():
+    if not state_dir.control_socket.exists():
         return None
-    return call_agent(place, Order(op="status"), lambda reported: None)
+    return call_agent(state_dir, Order(op="status"), lambda reported: None)
 
 
-def ready(place: StateDirectory, overview: InstallStatus | None) -> Finding:
+def ready(state_dir: StateDirectory, overview: InstallStatus | None) -> Finding:
     """Whether a prompt that comes now is answered."""
     if overview is None or overview.health is None:
-        if is_held(place.lock):
-            mend = "where the disk has room, restart the service; until then health and reported tell by the broker"
-            return Finding("ready", "warning", "an agent runs and cannot be asked: its control socket is missing", mend)
-        mend = "systemctl start edge-agent, or edge-agent run --config FILE"
-        return Finding("ready", "bad", "no agent runs on this state directory: nothing is answered", mend)
+        if is_held(state_dir.lock):
+            fix = "where the disk has room, restart the service; until then health and reported tell by the broker"
+            return Finding("ready", "warning", "an agent runs and cannot be asked: its control socket is missing", fix)
+        fix = "systemctl start edge-agent, or edge-agent run --config FILE"
+        return Finding("ready", "bad", "no agent runs on this state directory: nothing is answered", fix)
     health = overview.health
     if overview.broker is not None and not overview.broker.connected:
         why = overview.broker.problem or "it has none yet"
@@ -72,24 +72,28 @@ def ready(place: StateDirectory, overview: InstallStatus | None) -> Finding:
         return Finding("ready", "note" if known else "ok", f"{text}; {known}" if known else text)
     found = [(reason, *NOT_READY.get(reason, (reason, "the service's log"))) for reason in health.reasons]
     blocking = [each for each in found if each[0] in NOT_READY] or found
-    text = "; ".join(f"{reason}: {meaning}" for reason, meaning, _ in blocking) or "it says no reason"
-    return Finding("ready", "bad", f"prompts are not answered: {text}", "; ".join({mend: 0 for *_, mend in blocking}))
+    text = "; ".join(f"{reason}: {meaning}" for reason, meaning, _ in blocking) or "no reason is given"
+    return Finding("ready", "bad", f"prompts are not answered: {text}", "; ".join({fix: 0 for *_, fix in blocking}))
 
 
-def warnings(place: StateDirectory, overview: InstallStatus | None) -> list[Finding]:
+def warnings(state_dir: StateDirectory, overview: InstallStatus | None) -> list[Finding]:
     """What is not as it should be although prompts are answered: as the agent says, else as it is recorded."""
     if overview is not None:
-        told = overview.reported.warnings
+        self_reported = overview.reported.warnings
         active = overview.reported.active
         reference = None if active is None else f"{active.name}@{active.version}"
-        return [_warning(each, reference) for each in ([] if told is UNSET else told) if each.reason not in LASTING]
-    if not place.database.is_file():
+        return [
+            _warning(each, reference)
+            for each in ([] if self_reported is UNSET else self_reported)
+            if each.reason not in LASTING
+        ]
+    if not state_dir.database.is_file():
         return []
-    opened = open_to_read(place)
+    opened = open_to_read(state_dir)
     try:
         state = InstallationState(opened)
         bundle = state.bundle(state.snapshot().active)
-        found = [ReportedError(each.reason, each.message) for each in state.standing.warnings()]
+        found = [ReportedError(each.reason, each.message) for each in state.warning_store.warnings()]
     finally:
         opened.close()
     return [_warning(each, None if bundle is None else bundle.reference) for each in found]
@@ -99,30 +103,30 @@ def _warning(warned: ReportedError, active: str | None) -> Finding:
     text = f"{warned.message} [{warned.reason}]"
     if warned.reason == Reason.REVOKED:
         if active is not None and active in warned.message:
-            mend = 'deploy another version, or set install.on_revoked = "replace"'
-            return Finding("bundle", "bad", f"it serves although it was revoked: {text}", mend)
+            fix = 'deploy another version, or set install.on_revoked = "replace"'
+            return Finding("bundle", "bad", f"it serves although it is revoked: {text}", fix)
         return Finding("bundle", "warning", text)
     if warned.reason in (Reason.EXPIRED, Reason.TRUST_STATE_LOST):
         return Finding("trust", "warning", text, "see trust above")
     return Finding("warning", "warning", text, "edge-agent status; docs/SECURITY.md explains the reason")
 
 
-def last_failure(place: StateDirectory, overview: InstallStatus | None) -> list[Finding]:
+def last_failure(state_dir: StateDirectory, overview: InstallStatus | None) -> list[Finding]:
     """The last installation, if it failed: of this run of the agent, else as ``audit.jsonl`` has it."""
     if overview is not None and (error := overview.reported.error) is not None:
         document = error.reason == Reason.DESIRED_INVALID
-        wanted = (not document and overview.desired) or "what was wanted last"
-        said = error.message if error.message.startswith(wanted) else f"{wanted}: {error.message}"
+        wanted = (not document and overview.desired) or "what was desired last"
+        text = error.message if error.message.startswith(wanted) else f"{wanted}: {error.message}"
         if error.retry_in_seconds is not UNSET:
-            mend = "what stands between this device and its source? edge-agent check-config, edge-agent trust refresh"
+            fix = "what stands between this device and its source? edge-agent check-config, edge-agent trust refresh"
             if error.reason == Reason.TRUST_STATE_LOST:
-                mend = "edge-agent trust provision ROOT_JSON --replace"
-            return [Finding("installation", "warning", f"one has to wait: {said} [{error.reason}]", mend)]
-        return [_failure(f"{said} [{error.reason}]")]
-    entry = _last_outcome(read_audit(place.audit))
+                fix = "edge-agent trust provision ROOT_JSON --replace"
+            return [Finding("installation", "warning", f"postponed: {text} [{error.reason}]", fix)]
+        return [_failure(f"{text} [{error.reason}]")]
+    entry = _last_outcome(read_audit(state_dir.audit))
     if entry is None:
         return []
-    what = entry.bundle or (entry.revision and f"the document {entry.revision}") or "what was wanted"
+    what = entry.bundle or (entry.revision and f"the document {entry.revision}") or "what was desired"
     return [_failure(f"{entry.at[:16].replace('T', ' ')} UTC, {what}: {entry.message or ''} [{entry.reason}]")]
 
 

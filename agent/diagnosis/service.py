@@ -28,7 +28,9 @@ def _agent(facts: dict[str, str]) -> Finding:
             return Finding("service", "bad", f"{text}, but not at the next boot", "systemctl enable edge-agent")
         return Finding("service", "ok", text)
     if facts["ExecMainStatus"] == str(ConfigInvalid.exit_status):
-        return Finding("service", "bad", f"{text}: its configuration is wrong", "mend it, systemctl restart edge-agent")
+        return Finding(
+            "service", "bad", f"{text}: its configuration is wrong", "fix it, then run systemctl restart edge-agent"
+        )
     return Finding("service", "bad", text, "systemctl restart edge-agent; journalctl -u edge-agent says why it ended")
 
 

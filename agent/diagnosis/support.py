@@ -117,13 +117,13 @@ def _without_credentials(text: str) -> str:
 def _state(config_path: Path) -> dict[str, bytes]:
     """Bundles, phases and the audit log; without a usable configuration or state, the reason."""
     try:
-        place = StateDirectory(load_config(config_path).state_dir)
-        if not place.database.is_file():
+        state_dir = StateDirectory(load_config(config_path).state_dir)
+        if not state_dir.database.is_file():
             return {}
-        opened = open_to_read(place)
+        opened = open_to_read(state_dir)
         try:
             state = InstallationState(opened)
-            snapshot, lines = state.snapshot(), bundle_statuses(state, place)
+            snapshot, lines = state.snapshot(), bundle_statuses(state, state_dir)
             facts = {
                 "active": snapshot.active, "previous": snapshot.previous, "phase": snapshot.phase,
                 "epoch": snapshot.epoch,
@@ -132,8 +132,8 @@ def _state(config_path: Path) -> dict[str, bytes]:
         finally:
             opened.close()
         found = {"state.json": _json(msgspec.to_builtins(facts))}
-        if place.audit.is_file():
-            with place.audit.open("rb") as audit:
+        if state_dir.audit.is_file():
+            with state_dir.audit.open("rb") as audit:
                 found["audit.jsonl"] = b"".join(deque(audit, AUDIT_LINES))
     except (EdgeBundleError, OSError) as error:
         return {"state.json": _json({"unreadable": str(error)})}

@@ -21,19 +21,19 @@ import numpy as np
 from msgspec.structs import replace
 
 from agent.engine.adapters import LoadedAdapters
-from agent.engine.answer import Answer, prepare, rejection, with_changes
 from agent.engine.config import read_config
+from agent.engine.generator_sequence import GeneratorSequence
 from agent.engine.grammar import Grammars
+from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation, StepEvent
 from agent.engine.kernels import AS_IT_COMES, Kernels
+from agent.engine.kv_budget import KvBudget, rounded
 from agent.engine.memory import usable_bytes
-from agent.engine.native import native
 from agent.engine.processors import Processors
-from agent.engine.room import Room, rounded
+from agent.engine.runtime_errors import runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
-from agent.engine.sight import PLACES, Look, Seen, Sight
-from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation, StepEvent
+from agent.engine.sequence import TokenSequence, prepare, rejection, with_changes
 from agent.engine.tokenizing import Tokenizing
-from agent.engine.turns import Turn
+from agent.engine.vision import PLACEHOLDERS, ImageInputs, ImagePreprocessor, Vision
 from agent.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
 
@@ -59,7 +59,7 @@ CAPABILITIES = (
 
 
 class GenaiEngine:
-    """See :class:`agent.engine.stepping.Engine`.
+    """See :class:`agent.engine.interface.Engine`.
 
     Raises:
         EngineFailed: the bundle cannot be loaded.
@@ -71,7 +71,7 @@ class GenaiEngine:
         *,
         threads: int,
         max_bytes: int = 0,
-        leaving_bytes: int = 0,
+        reclaimable_bytes: int = 0,
         why: str = "asked for",
         adapters: Mapping[str, Path] | None = None,
         processors: Processors | None = None,
@@ -80,7 +80,7 @@ class GenaiEngine:
         started = time.monotonic()
         self._processors = processors
         config = read_config(bundle_dir)
-        with native("the model cannot be loaded"):
+        with runtime_errors("the model cannot be loaded"):
             import onnxruntime_genai
 
             self._og: Any = onnxruntime_genai
@@ -90,15 +90,15 @@ class GenaiEngine:
             self._adapters = LoadedAdapters(self._og, self._model, adapters or {})
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
             self._pipeline = "vision" in config.capabilities
-            sees = self._pipeline and config.model_type in PLACES and self._tokenizing.chat
-            self._sight = Sight(self._og, self._model, config.model_type, self._tokenizing) if sees else None
+            sees = self._pipeline and config.model_type in PLACEHOLDERS and self._tokenizing.chat
+            self._vision = Vision(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
-        budget = max_bytes or usable_bytes(mapped=mapped_bytes([bundle_dir]), leaving=leaving_bytes)
+        budget = max_bytes or usable_bytes(mapped=mapped_bytes([bundle_dir]), leaving=reclaimable_bytes)
         self._least_cache = config.least_cache
-        self._room = Room(config, budget, self._shows_all_logits)
-        self._waiting: deque[Turn] = deque()
-        self._active: list[Turn] = []
-        self._looking: dict[int, tuple[Generation, Look]] = {}
+        self._room = KvBudget(config, budget, self._shows_all_logits)
+        self._waiting: deque[GeneratorSequence] = deque()
+        self._active: list[GeneratorSequence] = []
+        self._preprocessing: dict[int, tuple[Generation, ImagePreprocessor]] = {}
         self._events: list[StepEvent] = []
         self._facts = Facts(
             engine="genai",
@@ -119,7 +119,7 @@ class GenaiEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._active or self._waiting or self._events or self._looking)
+        return bool(self._active or self._waiting or self._events or self._preprocessing)
 
     @property
     def next_read(self) -> int:
@@ -129,9 +129,9 @@ class GenaiEngine:
     def admit(self, generation: Generation) -> None:
         """See the interface; whatever this engine cannot do is rejected with the field's name at the next step."""
         try:
-            if self._sight and generation.pictures:
-                look = Look(self._sight, generation.pictures, self._facts.context_length)
-                self._looking[generation.request] = (generation, look)
+            if self._vision and generation.pictures:
+                look = ImagePreprocessor(self._vision, generation.pictures, self._facts.context_length)
+                self._preprocessing[generation.request] = (generation, look)
             else:
                 self._waiting.append(self._prepare(generation))
         except RequestInvalid as refused:
@@ -147,7 +147,7 @@ class GenaiEngine:
         for turn in list(self._active):
             if turn is filling:
                 try:
-                    with native("the model failed in prefill"):
+                    with runtime_errors("the model failed in prefill"):
                         turn.prefill()
                 except RequestInvalid as refused:
                     self._active.remove(turn)
@@ -159,18 +159,18 @@ class GenaiEngine:
                     self._active.append(turn)
                     continue
             if turn.prefilled:
-                with native("the model failed in decode"):
+                with runtime_errors("the model failed in decode"):
                     events.extend(turn.advance())
                 if turn.answer.finished:
                     self._active.remove(turn)
-        self._look_on()
+        self._preprocess()
         return events
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:
-        if request in self._looking:
-            generation, look = self._looking[request]
+        if request in self._preprocessing:
+            generation, look = self._preprocessing[request]
             changed = with_changes(generation, changes)
-            self._looking[request] = (changed or generation, look)
+            self._preprocessing[request] = (changed or generation, look)
             return changed is not None
         for turn in [*self._active, *self._waiting]:
             if turn.answer.generation.request == request and turn.beams == 1:
@@ -178,7 +178,7 @@ class GenaiEngine:
         return False
 
     def cancel(self, request: int) -> list[StepEvent]:
-        if self._looking.pop(request, None) is not None:
+        if self._preprocessing.pop(request, None) is not None:
             return [FinishEvent(request, "cancelled", "", 0, 0)]
         for turns in (self._active, self._waiting):
             for turn in list(turns):
@@ -190,9 +190,9 @@ class GenaiEngine:
     def release(self) -> None:
         self._active.clear()
         self._waiting.clear()
-        self._looking.clear()
+        self._preprocessing.clear()
         self._adapters.release()
-        self._sight = None
+        self._vision = None
         self._model = None
 
     def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
@@ -204,7 +204,7 @@ class GenaiEngine:
         ids, first = self._tokenizing.encode_canary(prompt, text)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
-        with native("the model failed on a canary"):
+        with runtime_errors("the model failed on a canary"):
             options = {"max_length": rounded(len(ids), self._facts.context_length, self._least_cache)}
             losses = generator_losses(self._generator(options, adapter), ids, first, SCORE_SLICE)
             if losses is None:
@@ -213,32 +213,34 @@ class GenaiEngine:
 
     def _capabilities(self, adapters: bool) -> tuple[str, ...]:
         lacking = {"chat": not self._tokenizing.chat, "num_beams": self._pipeline}
-        more = {"adapters": adapters, "vision": self._sight is not None}
+        more = {"adapters": adapters, "vision": self._vision is not None}
         return (*(name for name in CAPABILITIES if not lacking.get(name)), *(name for name in more if more[name]))
 
-    def _look_on(self) -> None:
+    def _preprocess(self) -> None:
         """Read the next picture of whoever came first; once all are read, the request waits for its turn."""
-        if not self._looking:
+        if not self._preprocessing:
             return
-        request, (generation, look) = next(iter(self._looking.items()))
+        request, (generation, look) = next(iter(self._preprocessing.items()))
         try:
-            with native("the model failed on a picture"):
+            with runtime_errors("the model failed on a picture"):
                 seen = look.advance()
             if seen is None:
                 return
             self._waiting.append(self._prepare(generation, seen))
         except RequestInvalid as refused:
             self._events.append(rejection(request, refused))
-        del self._looking[request]
+        del self._preprocessing[request]
 
-    def _prepare(self, generation: Generation, seen: Seen | None = None) -> Turn:
+    def _prepare(self, generation: Generation, seen: ImageInputs | None = None) -> GeneratorSequence:
         adapter = self._adapters.find(generation.adapter)
         if generation.num_beams > 1:
             _check_beams(generation)
             if self._processors:
-                raise RequestInvalid("this device scores every token, which beam search cannot heed", field="num_beams")
+                raise RequestInvalid(
+                    "beam search is not supported with the logits processors of this device", field="num_beams"
+                )
             if self._pipeline:
-                raise RequestInvalid("beam search is not to be had of a model that sees", field="num_beams")
+                raise RequestInvalid("beam search is not supported for vision models", field="num_beams")
         context = self._facts.context_length
         prompt, limit = prepare(
             generation,
@@ -248,16 +250,16 @@ class GenaiEngine:
             pictures=seen.tokens if seen else (),
         )
         constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
-        answer = Answer(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
+        answer = TokenSequence(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
         if seen or generation.num_beams > 1:
             self._room.check_whole(len(prompt) * generation.num_beams, "prompt" if generation.prompt else "messages")
         length = self._room.length(generation, len(prompt), len(prompt) + answer.limit)
         answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._room.token_bytes * generation.num_beams
-        return Turn(answer, length, kv_bytes, partial(self._generator, adapter=adapter), seen=seen)
+        return GeneratorSequence(answer, length, kv_bytes, partial(self._generator, adapter=adapter), seen=seen)
 
     def _shows_all_logits(self) -> bool:
-        with native("the model cannot be tried"):
+        with runtime_errors("the model cannot be tried"):
             generator = self._generator({"max_length": rounded(2, self._facts.context_length, self._least_cache)})
             generator.append_tokens(np.array([self._tokenizing.eos[0]] * 2, dtype=np.int32))
             return bool(generator.get_output("logits").shape[1] > 1)
@@ -268,7 +270,7 @@ class GenaiEngine:
             if used + self._waiting[0].kv_bytes > self._room.budget:
                 break
             turn = self._waiting.popleft()
-            with native("no memory for a request"):
+            with runtime_errors("no memory for a request"):
                 turn.start()
             used += turn.kv_bytes
             self._active.append(turn)
@@ -296,7 +298,7 @@ def _check_beams(generation: Generation) -> None:
     for field, given in ignored.items():
         if given:
             raise RequestInvalid(
-                f"beam search cannot heed {field}", field="num_beams" if field == "pictures" else field
+                f"beam search does not support {field}", field="num_beams" if field == "pictures" else field
             )
 
 

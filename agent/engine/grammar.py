@@ -136,4 +136,4 @@ def _check(matcher: Any) -> None:
         reason = " ".join(str(matcher.get_error()).split())
         raise RequestInvalid(f"the format cannot be used: {reason[:200]}", field=FIELD)
     if matcher.stop_reason() not in ENDED:
-        raise RequestInvalid("the format is too much work to follow: make it simpler", field=FIELD)
+        raise RequestInvalid("the format is too complex: make it simpler", field=FIELD)

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from agent import isa
-from agent.engine.stepping import Engine
+from agent.engine.interface import Engine
 from contract.errors import EdgeBundleError
 from contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Canary, parse_manifest
 

@@ -79,7 +79,7 @@ def _load(name: str, vocab_size: int) -> Score:
         there = ", ".join(sorted(point.name for point in entry_points(group=GROUP))) or "none is"
         raise EngineFailed(
             f"the logits processor {name!r} is {'installed twice' if found else f'not installed ({there} there)'}: "
-            "mend logits_processors in [worker]"
+            "correct logits_processors in [worker]"
         )
     try:
         score: Any = found[0].load()(vocab_size)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engine.stepping import Generation
+from agent.engine.interface import Generation
 
 Row = NDArray[np.float32]
 
@@ -151,8 +151,8 @@ class Sampler:
             likely = np.flatnonzero(weights >= wanted.min_p)  # the highest weighs 1
             tokens = likely if tokens is None else tokens[likely]
             weights = weights[likely]
-        place = drawn(weights, self._random.random())
-        return place if tokens is None else int(tokens[place])
+        position = drawn(weights, self._random.random())
+        return position if tokens is None else int(tokens[position])
 
 
 def drawn(weights: Row, share: float) -> int:
@@ -167,10 +167,10 @@ def drawn(weights: Row, share: float) -> int:
     first = block * BLOCK
     inside = np.cumsum(weights[first : first + BLOCK], dtype=np.float64)
     rest = aim - (float(blocks[block - 1]) if block else 0.0)
-    place = min(int(np.searchsorted(inside, rest, side="right")), len(inside) - 1)
-    while weights[first + place] == 0 and place > 0:  # sums were rounded
-        place -= 1
-    return first + place
+    position = min(int(np.searchsorted(inside, rest, side="right")), len(inside) - 1)
+    while weights[first + position] == 0 and position > 0:  # sums were rounded
+        position -= 1
+    return first + position
 
 
 def nucleus(row: Row, weights: Row, top_p: float) -> NDArray[np.int64]:

@@ -97,5 +97,5 @@ def _units(value: float) -> int:
     exponent = number.as_tuple().exponent
     if not isinstance(exponent, int):
         return MAX_MULTIPLE + 1  # infinite
-    places = max(0, -exponent) if number != number.to_integral_value() else 0
-    return int(number.scaleb(places)) if exponent < 20 else MAX_MULTIPLE + 1
+    digits = max(0, -exponent) if number != number.to_integral_value() else 0
+    return int(number.scaleb(digits)) if exponent < 20 else MAX_MULTIPLE + 1

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.interface import CanaryScore
 from agent.engine.sampling import log_softmax
-from agent.engine.stepping import CanaryScore
 
 SCORE_SLICE = 64
 """Tokens of a canary read at a time, as the packager does: with INT8 activations the length shifts the logits."""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.engine.stepping import ChatTurn, Generation
+from agent.engine.interface import ChatTurn, Generation
 from agent.engine.vocabulary import Vocabulary
 from contract.canary import join_canary
 from contract.chat.files import read_chat_files
@@ -28,7 +28,7 @@ from contract.tokens import begin, compose, composes, read_beginning
 MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
 """Private-use characters; the mark is the first that occurs in no message, and is dropped from them if all occur."""
 
-SPOKEN = "assistant"
+ASSISTANT_ROLE = "assistant"
 """The role of what the model itself said."""
 
 NONE: frozenset[str] = frozenset()
@@ -156,13 +156,16 @@ class Tokenizing:
 
         def render(whole: frozenset[str]) -> str:
             broken = [
-                {**turn, "content": self._break(turn["content"], mark, whole if turn["role"] == SPOKEN else NONE)}
+                {
+                    **turn,
+                    "content": self._break(turn["content"], mark, whole if turn["role"] == ASSISTANT_ROLE else NONE),
+                }
                 for turn in turns
             ]
             return self._template.render(broken, allowance=allowance)
 
-        said = "\n".join(turn["content"] for turn in turns if turn["role"] == SPOKEN)
-        whole = frozenset(text for text in self._looked_for if text in said)
+        assistant_text = "\n".join(turn["content"] for turn in turns if turn["role"] == ASSISTANT_ROLE)
+        whole = frozenset(text for text in self._looked_for if text in assistant_text)
         best = render(whole)
         wanted = best.replace(mark, "")
         for text in sorted(whole):

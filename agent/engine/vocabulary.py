@@ -33,14 +33,14 @@ class Vocabulary:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._places = array("q")
+        self._offsets = array("q")
         self._added: dict[int, bytes] = {}
         self._byte_level = False
         try:
             if path.stat().st_size <= MAX_FILE_BYTES:
                 self._read(path.read_bytes())
         except (OSError, ValueError, KeyError, TypeError):
-            self._places = array("q")
+            self._offsets = array("q")
 
     def _read(self, data: bytes) -> None:
         added = _ADDED.search(data)
@@ -56,20 +56,20 @@ class Vocabulary:
         entry, listed = (_LISTED, True) if start[1] == b"[" else (_NUMBERED, False)
         at, number = start.end(), 0
         while (match := entry.match(data, at)) is not None:
-            number = len(self._places) if listed else int(match[2])
-            if number >= len(self._places):
-                self._places.extend([-1] * (number + 1 - len(self._places)))
-            self._places[number] = match.start(1) - 1
+            number = len(self._offsets) if listed else int(match[2])
+            if number >= len(self._offsets):
+                self._offsets.extend([-1] * (number + 1 - len(self._offsets)))
+            self._offsets[number] = match.start(1) - 1
             at = match.end()
 
     def bytes_of(self, token: int) -> bytes | None:
         """The bytes that ``token`` adds to an answer, None if that is not known."""
         if token in self._added:
             return self._added[token]
-        if not 0 <= token < len(self._places) or self._places[token] < 0:
+        if not 0 <= token < len(self._offsets) or self._offsets[token] < 0:
             return None
         with self._path.open("rb") as file:
-            file.seek(self._places[token])
+            file.seek(self._offsets[token])
             piece = file.read(4096).decode("utf-8", "ignore")
         try:
             text, _ = json.JSONDecoder().raw_decode(piece)
@@ -88,5 +88,5 @@ def _byte_level_table() -> dict[str, bytes]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): bytes([byte]) for byte in printable} | {
-        chr(256 + place): bytes([byte]) for place, byte in enumerate(others)
+        chr(256 + offset): bytes([byte]) for offset, byte in enumerate(others)
     }

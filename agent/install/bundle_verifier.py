@@ -109,7 +109,7 @@ def fingerprint_files(directory: Path, manifest: Manifest) -> StatFingerprint:
         except (FileNotFoundError, NotADirectoryError) as error:
             raise BundleRefused(Reason.FILE_MISSING, f"{name} is missing", field=name) from error
         except OSError as error:
-            raise StoreBroken(f"{directory / name} cannot be looked at: {error.strerror}") from error
+            raise StoreBroken(f"{directory / name} cannot be read: {error.strerror}") from error
         stat_fingerprint.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
     return tuple(stat_fingerprint)
 

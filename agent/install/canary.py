@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 from msgspec import Struct
 
-from agent.engine.stepping import FinishEvent, Generation, RejectEvent, StepEvent
+from agent.engine.interface import FinishEvent, Generation, RejectEvent, StepEvent
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
 from agent.install.worker_start import load_bundle
@@ -46,12 +46,12 @@ async def run_canary(
     adapter: SealedBundle | None = None,
     nice: int = CANARY_NICE,
     beside: bool = True,
-    leaving_bytes: int = 0,
+    reclaimable_bytes: int = 0,
 ) -> CanaryPassed | Failure:
     """The verdict on ``bundle``, or on one of its adapters; the worker is gone when this returns or is cancelled.
 
     ``beside``: it runs beside a model that may be busy, so it may be silent for minutes without hanging, and makes its
-    plans for the memory that there is once that has left (``leaving_bytes``).
+    plans for the memory that there is once that has left (``reclaimable_bytes``).
     """
     if beside:
         worker_settings = msgspec.structs.replace(
@@ -64,13 +64,15 @@ async def run_canary(
         async with asyncio.timeout(settings.canary_seconds):
             try:
                 ends = GenerationEnds()
-                start = partial(workers, worker_settings, nice=nice, leaving_bytes=leaving_bytes, on_event=ends.hear)
+                start = partial(
+                    workers, worker_settings, nice=nice, reclaimable_bytes=reclaimable_bytes, on_event=ends.hear
+                )
                 worker = await load_bundle(bundle, start)
             except EngineFailed as error:
                 return Failure(Reason.CANARY_LOAD_FAILED, error.message)
             return await _examine(bundle if adapter is None else adapter, worker, ends, settings)
     except TimeoutError:
-        return Failure(Reason.CANARY_TIMEOUT, f"the canary was not over within {settings.canary_seconds:g} s")
+        return Failure(Reason.CANARY_TIMEOUT, f"the canary did not finish within {settings.canary_seconds:g} s")
     finally:
         if worker is not None:
             await worker.close()
@@ -155,6 +157,6 @@ async def _check_stop(
     if end.reason != "stop":
         return Failure(
             Reason.CANARY_NO_STOP,
-            f"canary {number} goes on for {end.completion_tokens} tokens here; at the build an end token ended it",
+            f"canary {number} continues for {end.completion_tokens} tokens here; at the build an end token ended it",
         )
     return None

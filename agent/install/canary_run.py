@@ -99,7 +99,10 @@ class CanaryRun:
         candidate: Candidate | None = None
         try:
             if alone:
-                log.info("memory has no room for %s beside what serves, which waits meanwhile", manifest.reference)
+                log.info(
+                    "not enough memory for %s beside the serving model, which is suspended meanwhile",
+                    manifest.reference,
+                )
                 await self._serving.suspend()
             loaded = await self._restorer.complete(new)
             adapter = None if manifest.base is None else new
@@ -124,7 +127,7 @@ class CanaryRun:
             settings,
             adapter=adapter,
             beside=not alone,
-            leaving_bytes=0 if alone else self._serving.footprint.anonymous_bytes,
+            reclaimable_bytes=0 if alone else self._serving.footprint.anonymous_bytes,
         )
         if alone:
             # Requests wait for it, so it runs at normal priority.
@@ -137,7 +140,8 @@ class CanaryRun:
             and contention.share() > CONTENDED_SHARE
         ):
             log.info(
-                "the canary of %s got too little of a busy device; once more, as an equal", loaded.manifest.reference
+                "the canary of %s got too little CPU time on a busy device; running it again at normal priority",
+                loaded.manifest.reference,
             )
             verdict = await canary(nice=0)
         return verdict
@@ -165,7 +169,7 @@ def record_baseline(serving: Serving, store: InstallationState, bundle: SealedBu
         return None
     speed = measured_speed(serving.counters())
     if speed is not None:
-        store.measured(bundle.digest, speed.aggregate, speed.per_stream)
+        store.record_speed(bundle.digest, speed.aggregate, speed.per_stream)
         return speed
     known = store.bundle(bundle.digest)
     if known is None or known.tokens_per_second is None:

@@ -251,7 +251,7 @@ class DownloadPipeline:
                 damaged = any(part.missing(slices_of(entry)))
             self._disk.remove(self._directory.part(entry.sha256))
             if damaged:
-                raise StoreBroken(f"this disk gives back other bytes of {entry.path} than were written")
+                raise StoreBroken(f"this disk returns other bytes of {entry.path} than were written")
             raise BundleRefused(
                 Reason.CHUNKS_INVALID, f"the chunks of {entry.path} do not make up the file", field=entry.path
             )

@@ -20,7 +20,7 @@ from agent.install.download_pipeline import DownloadPipeline
 from agent.install.job import MAX_LINE_BYTES, Failed, Fault, InstallJob, Line, encode_line, parse_job
 from agent.install.ports import SealedBundle
 from agent.install.sources import Mirrors
-from agent.priority import give_way, go_first
+from agent.process_priority import set_nice, set_oom_score_adj
 from agent.state.audit import AuditLog, suppressed_text
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -157,8 +157,8 @@ def _print(line: Line) -> None:
 
 def main() -> int:
     """Entry of the process; the exit status is that of the error, 0 when the bundle is sealed."""
-    give_way(NICENESS)
-    go_first()
+    set_nice(NICENESS)
+    set_oom_score_adj()
     try:
         job = parse_job(sys.stdin.buffer.readline(MAX_LINE_BYTES))
         threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -76,7 +76,7 @@ async def _read_line(stream: asyncio.StreamReader) -> bytes:
     try:
         return await stream.readline()
     except ValueError as error:
-        raise EngineFailed("the installer said more in one line than agreed") from error
+        raise EngineFailed("the installer sent a line that is too long") from error
 
 
 def as_error(failed: Failed) -> EdgeBundleError:

@@ -103,7 +103,7 @@ def parse_line(text: bytes) -> Line:
     try:
         return _decoder.decode(text)
     except msgspec.MsgspecError as error:
-        raise EngineFailed(f"the installer said something that is not a report: {error}") from error
+        raise EngineFailed(f"the installer sent an invalid report: {error}") from error
 
 
 def parse_job(text: bytes) -> InstallJob:
@@ -115,4 +115,4 @@ def parse_job(text: bytes) -> InstallJob:
     try:
         return msgspec.json.decode(text, type=InstallJob)
     except msgspec.MsgspecError as error:
-        raise EngineFailed(f"the installer was given something that is not a job: {error}") from error
+        raise EngineFailed(f"the installer received an invalid job: {error}") from error

@@ -19,7 +19,7 @@ from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.durable import Disk
 from contract.mqtt.messages import Reported
 

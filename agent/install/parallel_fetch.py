@@ -187,7 +187,7 @@ class ParallelFetcher:
                 continue
             buffer += data
             if len(buffer) > 2 * MAX_CHUNK_BYTES:
-                raise SourceUnavailable(f"{source.description} delivers larger pieces than agreed")
+                raise SourceUnavailable(f"{source.description} delivers larger chunks than agreed")
             taken = 0
             while chunk_slice is not None and len(buffer) - taken >= chunk_slice.size:
                 chunk = memoryview(bytes(buffer[taken : taken + chunk_slice.size]))
@@ -196,7 +196,7 @@ class ParallelFetcher:
                 chunk_slice = next(slices, None)
             del buffer[:taken]
         if chunk_slice is not None or buffer:
-            raise SourceUnavailable(f"{source.description} delivered another length than asked for")
+            raise SourceUnavailable(f"{source.description} delivered a different length than requested")
 
     @staticmethod
     def _hand_over(

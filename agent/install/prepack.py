@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from agent.engine.batched.graph import read_decoder
 from agent.engine.config import read_config
-from agent.engine.native import Declined
+from agent.engine.runtime_errors import Declined
 from agent.host import disk_available, installed_version
 from agent.install.garbage_collection import used_bytes
 from agent.install.ports import SealedBundle
@@ -229,13 +229,13 @@ async def _run(bundle_dir: Path, target: Path, worker: WorkerSettings) -> None:
         async with asyncio.timeout(SECONDS):
             _, stderr = await process.communicate()
     except TimeoutError as error:
-        raise EngineFailed(f"prepacking was not over within {SECONDS:g} s") from error
+        raise EngineFailed(f"prepacking did not finish within {SECONDS:g} s") from error
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        last_line = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["it said nothing"]
+        last_line = stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
         if process.returncode == DECLINED:
             raise Declined(last_line[0][:300])
         raise EngineFailed(f"prepacking ended with status {process.returncode}: {last_line[0][:300]}")

@@ -49,7 +49,7 @@ def evaluate_probation(
         if speed.aggregate < floor:
             return Failure(
                 Reason.PROBATION_TOO_SLOW,
-                f"it decodes {speed.aggregate:.1f} tokens per second, at least {floor:.1f} are asked for",
+                f"it decodes {speed.aggregate:.1f} tokens per second, at least {floor:.1f} are required",
             )
     enough = settings.probation_requests and counters.finished >= settings.probation_requests
     return "held" if enough or elapsed_seconds >= settings.probation_seconds else "watching"

@@ -147,12 +147,12 @@ class Reconciler:
     @property
     def expiry(self) -> dict[str, int]:
         """When the metadata of each role expires, Unix seconds. Raises StoreBroken."""
-        return self._store.standing.expiry()
+        return self._store.warning_store.expiry()
 
     @property
     def revoked(self) -> bool:
         """Whether what is active was revoked by its publisher. Raises StoreBroken."""
-        return self._store.snapshot().active in self._store.standing.revoked()
+        return self._store.snapshot().active in self._store.warning_store.revoked()
 
     @contextmanager
     def observed(self, observer: OnReported) -> Iterator[None]:
@@ -284,7 +284,7 @@ class Reconciler:
     def _report_set_aside(self) -> None:
         """Report what of the state could not be read, once."""
         try:
-            found = self._store.tell_set_aside()
+            found = self._store.newly_set_aside()
         except (StoreBroken, StoreFull):
             # Then at a start when it can be recorded that it was reported.
             return
@@ -295,7 +295,7 @@ class Reconciler:
 
     def _report_fault(self) -> None:
         """Report the exception that is being handled, and go on."""
-        log.exception("the installation met a fault of this agent")
+        log.exception("the installation failed by a fault of this agent")
         self._reporter.error = reported_error(FAULT)
         try:
             self._reporter.publish()
@@ -320,7 +320,7 @@ class Reconciler:
         except BundleRefused as refused:
             self._reject(payload, refused)
             return
-        self._store.desire(payload or None)
+        self._store.record_desired(payload or None)
         self._adopt(payload)
         self._withdrawn = not payload
         self._runner.supersede("desired")
@@ -356,14 +356,14 @@ class Reconciler:
         detail = {"reason": refused.reason, "message": refused.message, "revision": revision_of(payload)}
         self._reporter.meter.failed(refused.reason)
         self._reporter.event("refused", detail)
-        unsaid = self._audit_limiter.suppressed()
+        suppressed = self._audit_limiter.suppressed()
         self._audit_limiter.consume()
-        if unsaid is not None:
+        if suppressed is not None:
             self._audit.note(
                 "refused",
                 revision=detail["revision"],
                 reason=refused.reason,
-                message=refused.message + suppressed_text(unsaid),
+                message=refused.message + suppressed_text(suppressed),
             )
         if self._runner.state is State.IDLE:
             self._reporter.begin(revision_of(payload))

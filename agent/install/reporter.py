@@ -14,8 +14,8 @@ from agent.state.installation import InstallationState, InstalledBundle
 from agent.telemetry.installs import InstallMeter
 from contract.errors import EdgeBundleError
 from contract.mqtt.messages import (
-    MAX_TOLD,
-    MAX_TOLD_FIELD,
+    MAX_FIELD,
+    MAX_MESSAGE,
     BundleState,
     Progress,
     Reported,
@@ -37,8 +37,8 @@ def reported_error(error: EdgeBundleError) -> ReportedError:
     """The form of an error in ``reported``."""
     return ReportedError(
         reason=error.reason or Reason.INTERRUPTED,
-        message=error.message[:MAX_TOLD],
-        field=UNSET if error.field is None else error.field[:MAX_TOLD_FIELD],
+        message=error.message[:MAX_MESSAGE],
+        field=UNSET if error.field is None else error.field[:MAX_FIELD],
         details=fault_details(error.details),
     )
 
@@ -102,20 +102,20 @@ class Reporter:
             adapters=[bundle.reported for bundle in self._store.adapters_of(snapshot.active)] or UNSET,
             error=self.error,
             queue_pause_ms=UNSET if self.queue_pause_ms is None else self.queue_pause_ms,
-            desired=snapshot.wanted or UNSET,
+            desired=snapshot.followed or UNSET,
             warnings=self._warnings() or UNSET,
         )
 
     def _warnings(self) -> list[ReportedError]:
-        found = [ReportedError(each.reason, each.message) for each in self._store.standing.warnings()]
+        found = [ReportedError(each.reason, each.message) for each in self._store.warning_store.warnings()]
         unwritable = self._store.unwritable
         if unwritable is not None:
-            text = "results are kept in memory only and nothing is installed until that is over"
+            text = "results are kept in memory only and nothing is installed until that is resolved"
             found.append(ReportedError(unwritable.reason or Reason.STORE_BROKEN, f"{unwritable.message}: {text}"))
         unread = self._store.set_aside()
         if unread:
             sources = ", ".join(sorted({each.source for each in unread}))
-            text = f"what could not be read of state.db was set aside, the rest goes on: {sources}"
+            text = f"rows of state.db that could not be read were set aside, the rest is used: {sources}"
             found.append(ReportedError(Reason.STORED_DATA_INVALID, text))
         return found
 

@@ -54,7 +54,7 @@ class Restorer:
             if (
                 previous is not None
                 and previous.security_epoch >= self._store.epoch()
-                and previous.digest not in self._store.standing.revoked()
+                and previous.digest not in self._store.warning_store.revoked()
             ):
                 with contextlib.suppress(BundleRefused, EngineFailed):
                     await self._serve(previous.digest)

@@ -14,14 +14,14 @@ from contract.source.access import Source
 
 def must_be_replaced(state: InstallationState, settings: InstallSettings, sources: Mapping[str, Source]) -> bool:
     """Whether what is active was revoked, and the policy in force wants it out of service."""
-    return state.snapshot().active in state.standing.revoked() and _replaces(state, settings, sources)
+    return state.snapshot().active in state.warning_store.revoked() and _replaces(state, settings, sources)
 
 
 def adapters_to_drop(
     state: InstallationState, settings: InstallSettings, sources: Mapping[str, Source]
 ) -> list[InstalledBundle]:
     """Adapters beside the active bundle that were revoked, if the policy in force wants them out of service."""
-    revoked = state.standing.revoked()
+    revoked = state.warning_store.revoked()
     found = [bundle for bundle in state.adapters_of(state.snapshot().active) if bundle.digest in revoked]
     return found if found and _replaces(state, settings, sources) else []
 
@@ -44,7 +44,7 @@ def find_replacement(state: InstallationState, unfit: Collection[Digest]) -> Ins
     Never one that was revoked, failed here, is in ``unfit`` or lies below the committed security epoch.
     """
     snapshot = state.snapshot()
-    excluded = {snapshot.active, *unfit, *state.standing.revoked(), *(each.digest for each in state.quarantined())}
+    excluded = {snapshot.active, *unfit, *state.warning_store.revoked(), *(each.digest for each in state.quarantined())}
     excluded |= state.adapters().keys()
     fit = [
         bundle

@@ -84,7 +84,7 @@ class IllegalEvent(Exception):
 
 _Entry = tuple[State, tuple[Action, ...]]
 
-_OBTAINING = (State.RESOLVE, State.CHECK, State.RESERVE, State.FETCH, State.VERIFY, State.SEAL)
+_DOWNLOADING = (State.RESOLVE, State.CHECK, State.RESERVE, State.FETCH, State.VERIFY, State.SEAL)
 
 TABLE: dict[tuple[State, Event], _Entry] = {
     (State.IDLE, Event.WANTED): (State.RESOLVE, (Action.OBTAIN,)),
@@ -115,7 +115,7 @@ TABLE: dict[tuple[State, Event], _Entry] = {
     (State.ROLLBACK, Event.RESTORED): (State.IDLE, (Action.COLLECT,)),
     (State.ROLLBACK, Event.RESTARTED): (State.ROLLBACK, (Action.QUARANTINE, Action.RESTORE)),
 }
-for _state in _OBTAINING:
+for _state in _DOWNLOADING:
     TABLE[_state, Event.REFUSED] = (State.IDLE, ())
     TABLE[_state, Event.UNAVAILABLE] = (State.IDLE, (Action.SCHEDULE_RETRY,))
     TABLE[_state, Event.SUPERSEDED] = (State.IDLE, (Action.STOP_INSTALLER,))

@@ -32,7 +32,7 @@ class StepReporter:
 
     def wanted(self, target: DesiredBundle) -> None:
         log.info(
-            "%s is wanted",
+            "installation of %s was requested",
             target.reference,
             extra=fields(step="wanted", bundle=target.reference, by=target.requested_by, revision=target.revision),
         )
@@ -53,7 +53,7 @@ class StepReporter:
     def fetched(self, target: DesiredBundle, last: Progressed | None, seconds: float) -> None:
         """``last``: the last progress that was heard of; without it, nothing had to come."""
         log.info(
-            "%s is here",
+            "%s is downloaded",
             target.reference,
             extra=fields(
                 step="fetched",
@@ -80,7 +80,7 @@ class StepReporter:
     def refused(self, target: DesiredBundle, refused: EdgeBundleError) -> None:
         """The installer wrote it into ``audit.jsonl``."""
         log.warning(
-            "%s is refused: %s",
+            "%s was refused: %s",
             target.reference,
             refused.message,
             extra=fields(step="refused", bundle=target.reference, reason=refused.reason, by=target.requested_by),
@@ -98,7 +98,7 @@ class StepReporter:
     def postponed(self, target: DesiredBundle, error: EdgeBundleError, delay: float | None) -> None:
         """Nothing is wrong with it; it is tried again in ``delay`` seconds, or when the operator asks again."""
         log.warning(
-            "%s has to wait: %s",
+            "%s is postponed: %s",
             target.reference,
             error.message if delay is None else retry_error(error, delay).message,
             extra=fields(
@@ -112,7 +112,7 @@ class StepReporter:
     def swapped(self, old: SealedBundle | None, new: SealedBundle, report: SwapReport) -> None:
         before = None if old is None else old.manifest.reference
         log.info(
-            "%s answers",
+            "%s is serving",
             new.manifest.reference,
             extra=fields(
                 step="swapped",
@@ -188,7 +188,7 @@ class StepReporter:
         """By order of this device's operator."""
         self._reporter.meter.rolled_back(Reason.OPERATOR)
         before = None if left is None else left.reference
-        message = f"the operator of this device went back from {before or 'nothing'}"
+        message = f"the operator of this device rolled back from {before or 'nothing'}"
         log.info(
             "rolled back to %s by the operator",
             bundle.reference,
@@ -226,7 +226,7 @@ class StepReporter:
         """A candidate failed, or was abandoned: for another target, or when the agent ended."""
         reason = Reason.INTERRUPTED if failure is None else failure.reason
         self._reporter.meter.rolled_back(reason)
-        why = "the agent ended meanwhile" if superseded_by is None else "another bundle is wanted"
+        why = "the agent ended meanwhile" if superseded_by is None else "another bundle is desired"
         message = why if failure is None else failure.message
         by = superseded_by if failure is None and superseded_by is not None else "automatic"
         to = None if active is None else active.reference

@@ -19,7 +19,7 @@ from agent.install.update_runner import UpdateRunner
 from agent.journal import fields
 from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState, InstalledBundle
-from agent.state.standing import Warned
+from agent.state.warnings import Warned
 from contract.errors import BundleRefused, EdgeBundleError, SourceInvalid
 from contract.names import Digest
 from contract.reasons import Reason
@@ -82,7 +82,7 @@ class TrustMonitor:
         self._reporter = reporter
         self._audit = audit
         self._clock = asyncio.get_running_loop().time
-        self._reported = {(each.reason, each.digest) for each in state.standing.warnings()}
+        self._reported = {(each.reason, each.digest) for each in state.warning_store.warnings()}
         self._unfit: set[Digest] = set()
         self._damage_check_due = True
         self.due = self._clock() + self._period(first=True)
@@ -140,7 +140,7 @@ class TrustMonitor:
 
     def report_new_warnings(self) -> None:
         """Report warnings that are new since the last time."""
-        warnings = self._store.standing.warnings()
+        warnings = self._store.warning_store.warnings()
         for each in warnings:
             if (each.reason, each.digest) not in self._reported:
                 bundle = self._store.bundle(each.digest)
@@ -157,15 +157,17 @@ class TrustMonitor:
             return None
         self._damage_check_due = False
         active = self._store.bundle(self._store.snapshot().active)
-        found = active is not None and any(_is_damage(each, active.digest) for each in self._store.standing.warnings())
+        found = active is not None and any(
+            _is_damage(each, active.digest) for each in self._store.warning_store.warnings()
+        )
         return active if found else None
 
     def repaired(self, digest: Digest | None) -> None:
         """Every byte of ``digest`` was verified since: the warning is over."""
-        warnings = self._store.standing.warnings()
+        warnings = self._store.warning_store.warnings()
         others = [each for each in warnings if digest is None or not _is_damage(each, digest)]
         if len(others) < len(warnings):
-            self._store.standing.replace(others)
+            self._store.warning_store.replace(others)
             self._reported = {(each.reason, each.digest) for each in others}
 
     async def replace_revoked(self) -> bool:

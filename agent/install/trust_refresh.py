@@ -16,7 +16,7 @@ from agent.install.sources import Mirrors
 from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.standing import Warned
+from agent.state.warnings import Warned
 from contract.durable import Disk
 from contract.errors import BundleRefused, EdgeBundleError, UsageError
 from contract.layout import target_name
@@ -26,8 +26,8 @@ from contract.trust.clock import effective_time, kernel_clock_synchronised
 from contract.trust.verified import TrustedManifest
 
 if TYPE_CHECKING:
-    from contract.trust.listing import Listing
     from contract.trust.store import TrustStore
+    from contract.trust.targets_index import TargetsIndex
 
 
 def now() -> datetime:
@@ -116,7 +116,7 @@ class TrustRefresh:
 
         return TrustStore(self._directory.trust, self._disk)
 
-    def _refresh(self, store: TrustStore, source: BundleSource) -> Listing:
+    def _refresh(self, store: TrustStore, source: BundleSource) -> TargetsIndex:
         from contract.trust.resolve import refresh
 
         try:
@@ -138,7 +138,7 @@ class TrustRefresh:
         """Compare what is installed with the trust there is now, and write down what is new."""
         problem = None if self._refreshed or not isinstance(self._problem, BundleRefused) else self._problem
         found = list(self._warnings(store, problem))
-        fresh = self._state.standing.replace(found)
+        fresh = self._state.warning_store.replace(found)
         audit = AuditLog(self._directory.audit, self._disk, "installer")
         for each in fresh:
             bundle = self._state.bundle(each.digest)
@@ -151,7 +151,7 @@ class TrustRefresh:
             )
 
     def _warnings(self, store: TrustStore, problem: BundleRefused | None) -> list[Warned]:
-        from contract.trust.listing import Listing
+        from contract.trust.targets_index import TargetsIndex
 
         found: dict[tuple[Reason, str | None], Warned] = {}
 
@@ -168,16 +168,16 @@ class TrustRefresh:
         except BundleRefused as lost:
             warn(Warned(lost.reason, None, lost.message))
             # What was revoked stays revoked.
-            for each in self._state.standing.warnings():
+            for each in self._state.warning_store.warnings():
                 if each.reason is Reason.REVOKED:
                     warn(each)
             return list(found.values())
         if "targets" in files:
-            revoked = set(Listing.of(files["targets"]).revoked)
+            revoked = set(TargetsIndex.of(files["targets"]).revoked)
             for bundle in self._state.bundles():
                 if bundle.reference in revoked:
                     warn(Warned(Reason.REVOKED, bundle.digest, f"{bundle.reference} was revoked by its publisher"))
-        self._state.standing.note_expiry(expiry_times(files))
+        self._state.warning_store.note_expiry(expiry_times(files))
         expired = self._expired(files)
         if expired:
             warn(

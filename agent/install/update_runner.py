@@ -164,7 +164,7 @@ class UpdateRunner:
             collect_orphans(self._store, self._directory, self._disk, parts_kept=None)
             self._collect_derived()
         except EdgeBundleError as error:
-            log.warning("strays could not be removed: %s", error.message)
+            log.warning("orphans could not be removed: %s", error.message)
 
     async def serve_recorded(self) -> None:
         """Serve the active bundle and record nothing, since the state cannot be written; ``restored`` and ``damaged``
@@ -179,7 +179,7 @@ class UpdateRunner:
             collect_parts(self._directory, self._disk)
             collect_derived(self._store, self._directory, self._disk)
         except EdgeBundleError as error:
-            log.debug("no room could be made: %s", error.message)
+            log.debug("no disk space could be freed: %s", error.message)
 
     async def retire(self) -> None:
         """Serve nothing from now on: what is active was revoked and there is nothing acceptable to go back to.
@@ -254,7 +254,7 @@ class UpdateRunner:
                 }[action]
                 came = await self._unless_superseded(work())
                 if came is Event.SUPERSEDED and self._candidate is not None and action is not Action.OBTAIN:
-                    self._store.forgive_attempt(self._candidate)
+                    self._store.uncount_attempt(self._candidate)
                 return came
             case Action.SWAP:
                 return await self._swap()
@@ -375,7 +375,7 @@ class UpdateRunner:
         digest, target = self._candidate, self._target
         assert digest is not None and target is not None
         if target.operator:
-            self._store.release(digest)
+            self._store.release_quarantined(digest)
         elif not target.urgent:
             recent = self._store.swaps_between(int(time.time()) - HOUR, int(time.time()))
             limit = self._settings.swaps_per_hour
@@ -388,7 +388,7 @@ class UpdateRunner:
             return self._fail(
                 Failure(
                     Reason.ATTEMPTS_EXHAUSTED,
-                    f"it was tried {self._settings.max_attempts} times and never came through",
+                    f"activation failed {self._settings.max_attempts} times; giving up",
                 )
             )
         began = self._clock()

@@ -8,8 +8,8 @@ it. paho encodes and decodes packets, and does nothing else for us. ``size_limit
 and that another client uses our name.
 """
 
-from agent.mqtt.connection import LONGEST_TURN_SECONDS, Connection
+from agent.mqtt.connection import MAX_TURN_SECONDS, Connection
 from agent.mqtt.link import Received, Will
-from agent.mqtt.size_limit import FoundLimit, GivenUp, SizeLimit
+from agent.mqtt.size_limit import FoundLimit, SizeLimit, Undeliverable
 
-__all__ = ["LONGEST_TURN_SECONDS", "Connection", "FoundLimit", "GivenUp", "Received", "SizeLimit", "Will"]
+__all__ = ["MAX_TURN_SECONDS", "Connection", "FoundLimit", "Received", "SizeLimit", "Undeliverable", "Will"]

@@ -1,6 +1,6 @@
 """A session with a broker that comes back by itself: what to send, what has arrived, what is owed.
 
-What survives a connection lies in :mod:`agent.mqtt.sending` and :mod:`agent.delivery`; each connection is a
+What survives a connection lies in :mod:`agent.mqtt.sender` and :mod:`agent.outbox`; each connection is a
 :class:`~agent.mqtt.link.Link` of its own.
 """
 
@@ -14,15 +14,15 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 
 from agent.broker_settings import BrokerSettings, Protocol
-from agent.delivery import MAX_IN_FLIGHT, Backoff
 from agent.journal import fields
+from agent.mqtt.connector import CONNECT_SECONDS, Connector
 from agent.mqtt.link import Link, Received, Will, make_client, received
 from agent.mqtt.loss import Loss, Rivalry
-from agent.mqtt.opening import CONNECT_SECONDS, Opener
-from agent.mqtt.sending import ACKNOWLEDGE_SECONDS, Sender
-from agent.mqtt.size_limit import FoundLimit, GivenUp, SizeLimit
+from agent.mqtt.sender import ACKNOWLEDGE_SECONDS, Sender
+from agent.mqtt.size_limit import FoundLimit, SizeLimit, Undeliverable
 from agent.mqtt.sockets import Stream
-from agent.mqtt.subscribing import Subscriber
+from agent.mqtt.subscriber import Subscriber
+from agent.outbox import MAX_IN_FLIGHT, Backoff
 from contract.errors import ConfigInvalid, SourceUnavailable
 
 log = logging.getLogger("edge_agent.mqtt")
@@ -31,7 +31,7 @@ FLUSH_SECONDS = 3.0
 """What may still be delivered when we leave."""
 
 FIRST_WAIT_SECONDS = 0.5
-LONGEST_WAIT_SECONDS = 60.0
+MAX_WAIT_SECONDS = 60.0
 
 LASTING_SECONDS = 10.0
 """A connection that was lost earlier counts as one more failure: whoever is cut off at once must not hammer."""
@@ -39,16 +39,16 @@ LASTING_SECONDS = 10.0
 STANDBY_SECONDS = 3600.0
 """So long somebody else may have our name before we push it out again: what looks like one may be a leftover."""
 
-STANDBY_LOOK_SECONDS = 30.0
+STANDBY_CHECK_SECONDS = 30.0
 """Between two looks whether the other one is still there."""
 
 SUSPICIOUS_LOSSES = 2
 """Losses in a row that look as if a rival had taken the connection: once is a coincidence."""
 
 RIVAL_FIRST_SECONDS = 2.0
-RIVAL_LONGEST_SECONDS = 300.0
+RIVAL_MAX_SECONDS = 300.0
 
-LONGEST_TURN_SECONDS = LONGEST_WAIT_SECONDS + CONNECT_SECONDS
+MAX_TURN_SECONDS = MAX_WAIT_SECONDS + CONNECT_SECONDS
 """One round of the connection's loop takes no longer, whatever the broker does."""
 
 
@@ -75,7 +75,7 @@ class Connection:
         on_up: Callable[[bool], None] = lambda _present: None,
         on_down: Callable[[str], None] = lambda _why: None,
         on_delivered: Callable[[int], None] = lambda _number: None,
-        on_given_up: Callable[[int, GivenUp], None] = lambda _number, _given_up: None,
+        on_given_up: Callable[[int, Undeliverable], None] = lambda _number, _given_up: None,
         on_limit: Callable[[FoundLimit | None], None] = lambda _limit: None,
         on_writable: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
@@ -98,14 +98,14 @@ class Connection:
         self._sender = Sender(
             on_delivered=on_delivered, on_given_up=on_given_up, on_limit=on_limit, limit=limit or SizeLimit()
         )
-        self._backoff = Backoff(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, uniform)
-        self._rival_backoff = Backoff(RIVAL_FIRST_SECONDS, RIVAL_LONGEST_SECONDS, uniform)
+        self._backoff = Backoff(FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS, uniform)
+        self._rival_backoff = Backoff(RIVAL_FIRST_SECONDS, RIVAL_MAX_SECONDS, uniform)
         self._rivalry = Rivalry()
         self._subscriber = Subscriber(subscriptions, self._sender)
-        self._opener = Opener(settings, self._make_link)
+        self._opener = Connector(settings, self._make_link)
         self._link: Link | None = None
         self.turns = 0
-        """Rises while :meth:`run` goes round, at least once in :data:`LONGEST_TURN_SECONDS`, connected or not."""
+        """Rises while :meth:`run` goes round, at least once in :data:`MAX_TURN_SECONDS`, connected or not."""
         self.problem = ""
         """Why there is no connection; empty while there is one."""
 
@@ -207,7 +207,7 @@ class Connection:
 
     async def run(self) -> None:
         """Connect, serve, reconnect; until cancelled."""
-        said = ""
+        problem = ""
         while True:
             self.turns += 1
             try:
@@ -220,11 +220,11 @@ class Connection:
             else:
                 self.problem = ""
                 why = await self._serve(link)
-                said = said if self._rivalry.losses else ""
-            if why != said:
+                problem = problem if self._rivalry.losses else ""
+            if why != problem:
                 level = logging.WARNING if self._level == logging.INFO else logging.DEBUG
                 log.log(level, "no connection to the broker %s: %s", address, why, extra=fields(broker=address))
-                said = why
+                problem = why
             await self._wait()
 
     @property
@@ -250,7 +250,7 @@ class Connection:
         give_way_until = loop.time() + STANDBY_SECONDS
         while True:
             # First of all: whoever pushed us out has to say that it is there.
-            await self._pause(min(self._rival_backoff.next(), STANDBY_LOOK_SECONDS if self.problem else math.inf))
+            await self._pause(min(self._rival_backoff.next(), STANDBY_CHECK_SECONDS if self.problem else math.inf))
             seen = None if self._rival_at_work is None else await self._rival_at_work()
             if seen is False:
                 self._rivalry.disproved()
@@ -266,7 +266,7 @@ class Connection:
         end = loop.time() + seconds
         while (left := end - loop.time()) > 0:
             self.turns += 1
-            await asyncio.sleep(min(left, LONGEST_WAIT_SECONDS))
+            await asyncio.sleep(min(left, MAX_WAIT_SECONDS))
 
     async def _serve(self, link: Link) -> str:
         loop = asyncio.get_running_loop()
@@ -274,20 +274,18 @@ class Connection:
         try:
             while not link.lost.done():
                 self.turns += 1
-                await asyncio.wait(
-                    [link.lost], timeout=min(LONGEST_WAIT_SECONDS, max(1.0, self._settings.keepalive / 4))
-                )
+                await asyncio.wait([link.lost], timeout=min(MAX_WAIT_SECONDS, max(1.0, self._settings.keepalive / 4)))
                 if not link.lost.done():
                     link.guard(link.client.loop_misc)
                     if self._sender.overdue(link, loop.time()):
                         link.end(Loss("it does not acknowledge what we publish", "silent"))
                     if link.on_subscribed is not None and loop.time() - since > ACKNOWLEDGE_SECONDS:
                         link.end(Loss("it does not answer our subscriptions", "silent"))
-            return self._look_back(link, link.lost.result(), loop.time() - since)
+            return self._examine_loss(link, link.lost.result(), loop.time() - since)
         finally:
             self._drop(link)
 
-    def _look_back(self, link: Link, loss: Loss, lived: float) -> str:
+    def _examine_loss(self, link: Link, loss: Loss, lived: float) -> str:
         """Draw conclusions from how a connection ended; why it did, for people."""
         self._opener.lost()
         if lived >= LASTING_SECONDS:
@@ -376,8 +374,8 @@ class Connection:
             except Exception:
                 # Whoever takes messages answers for what goes wrong with them. This is for what never got there: the
                 # messages after it are not to be lost with it, and on the next connection it comes again.
-                log.exception("a message could not be handed on")
-                link.end(Loss("a message could not be handed on", "ours"))
+                log.exception("a message could not be processed")
+                link.end(Loss("a message could not be processed", "ours"))
 
     def _drop(self, link: Link) -> None:
         link.close()

@@ -17,13 +17,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.broker_settings import BrokerSettings, Protocol, read_password
-from agent.delivery import AckOrder, publish_size
 from agent.mqtt.loss import Loss
-from agent.mqtt.publications import read_publish
-from agent.mqtt.size_limit import GivenUp
+from agent.mqtt.publish_reader import read_publish
+from agent.mqtt.size_limit import Undeliverable
 from agent.mqtt.sockets import Stream, forget
-from agent.mqtt.unproven import Unproven
+from agent.mqtt.unconfirmed import Unconfirmed
 from agent.mqtt.websocket import WebSocket
+from agent.outbox import AckOrder, publish_size
 
 log = logging.getLogger("edge_agent.mqtt")
 
@@ -128,7 +128,7 @@ class Link:
         self.delivered: list[Answered] = []
         self.connack: asyncio.Future[tuple[bool, Any, Any]] = loop.create_future()
         self.lost: asyncio.Future[Loss] = loop.create_future()
-        self.once = Unproven()
+        self.once = Unconfirmed()
         self._holding = False
         self.writing = False
         self._backed_up = 0
@@ -144,7 +144,7 @@ class Link:
             None if self.connack.done() else self.connack.set_result((flags.session_present, reason, properties))
         )
         client.on_disconnect = lambda _c, _u, flags, reason, _p: self.end(
-            _loss(reason, said=flags.is_disconnect_packet_from_server)
+            _loss(reason, from_broker=flags.is_disconnect_packet_from_server)
         )
         client.on_message = lambda _c, _u, message: self.arrived.append(message)
         client.on_publish = self._acknowledged
@@ -153,12 +153,12 @@ class Link:
         self.guard(client.reconnect)
         self.watch_writes()
 
-    def too_large(self, topic: str, payload: bytes, correlation: bytes | None) -> GivenUp | None:
+    def too_large(self, topic: str, payload: bytes, correlation: bytes | None) -> Undeliverable | None:
         """Why a message is not to be sent: the broker said that it takes no packets of this size."""
         size = publish_size(topic, payload, correlation)
         if self.max_packet is None or size + PACKET_OVERHEAD <= self.max_packet:
             return None
-        return GivenUp(topic, size, self.max_packet)
+        return Undeliverable(topic, size, self.max_packet)
 
     def publish_once(self, topic: str, payload: bytes, properties: Properties | None) -> None:
         """Send at QoS 0, in one segment with all else that is sent in this turn of the loop.
@@ -252,9 +252,9 @@ class Link:
 _KEEP_ALIVE, _PROTOCOL_ERROR = 0x8D, 0x82
 
 
-def _loss(reason: Any, *, said: bool) -> Loss:
+def _loss(reason: Any, *, from_broker: bool) -> Loss:
     """paho's reasons for an end, which for all but what a broker said are its own guesses."""
-    if said:
+    if from_broker:
         return Loss(f"it ended the connection: {reason}", "said", reason.value)
     if reason.value == _KEEP_ALIVE:
         return Loss("nothing came from it any more", "silent")

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from agent.delivery import LOSSES
+from agent.outbox import LOSSES
 
 FIRST_HOLD_SECONDS = 60.0
 LONGEST_HOLD_SECONDS = 86400.0
@@ -38,7 +38,7 @@ class FoundLimit(Struct, frozen=True):
         return FoundLimit(min(size, self.refused_bytes), now, self.times + 1)
 
 
-class GivenUp(Struct, frozen=True):
+class Undeliverable(Struct, frozen=True):
     """A message that was not delivered, since the broker does not take it. ``announced``: the bytes it says it takes.
 
     ``by_size``: smaller ones come through, as far as is known.
@@ -72,25 +72,25 @@ class SizeLimit:
         self._once_lost: list[int] = []
         self._topics: OrderedDict[str, FoundLimit] = OrderedDict()
 
-    def judge(self, topic: str, size: int, now: float, *, once: bool = False) -> GivenUp | None:
+    def check(self, topic: str, size: int, now: float, *, once: bool = False) -> Undeliverable | None:
         """Why a message is not to be sent; None if it may."""
         for limit in (self.found, self.once if once else None):
             if limit is not None and limit.holds(size, now):
-                return GivenUp(topic, size)
+                return Undeliverable(topic, size)
         if (avoided := self._topics.get(topic)) is not None and avoided.holds(size, now):
-            return GivenUp(topic, size, by_size=False)
+            return Undeliverable(topic, size, by_size=False)
         return None
 
-    def refused(self, topic: str, size: int, acknowledged: int, now: float) -> GivenUp:
+    def refused(self, topic: str, size: int, acknowledged: int, now: float) -> Undeliverable:
         """A message was given up on a connection that had acknowledged one of ``acknowledged`` bytes (0: none)."""
         if 0 < acknowledged < size:
             self.found = FoundLimit(size, now) if self.found is None else self.found.again(size, now)
-            return GivenUp(topic, size)
+            return Undeliverable(topic, size)
         known = self._topics.pop(topic, None)
         self._topics[topic] = FoundLimit(size, now) if known is None else known.again(size, now)
         while len(self._topics) > MAX_TOPICS:
             self._topics.popitem(last=False)
-        return GivenUp(topic, size, by_size=False)
+        return Undeliverable(topic, size, by_size=False)
 
     def refused_once(self, size: int, now: float) -> bool:
         """A connection was lost after a QoS 0 message of so many bytes, larger than any that was acknowledged, with

@@ -22,7 +22,7 @@ Stream = socket.socket | WebSocket
 """What packets go through."""
 
 
-class WrongTongue(SourceUnavailable):
+class WrongProtocol(SourceUnavailable):
     """Somebody is there, and does not speak as we do: worth finding out what."""
 
 
@@ -75,10 +75,10 @@ async def _shake_hands(sock: socket.socket, settings: BrokerSettings, endpoint: 
         raise SourceUnavailable(f"its certificate is not accepted: {error.verify_message}") from error
     except ssl.SSLError as error:
         sock.close()
-        raise WrongTongue(f"the TLS handshake failed: {error.reason or error}") from error
+        raise WrongProtocol(f"the TLS handshake failed: {error.reason or error}") from error
     except OSError as error:
         sock.close()
-        raise WrongTongue(error.strerror or str(error) or type(error).__name__) from error
+        raise WrongProtocol(error.strerror or str(error) or type(error).__name__) from error
     except BaseException:
         sock.close()
         raise
@@ -94,7 +94,7 @@ async def _upgrade(sock: socket.socket, settings: BrokerSettings, endpoint: Endp
         part = await _when_ready(sock, lambda: sock.recv(MAX_HEAD_BYTES))
         head += part
         if not part or len(head) > MAX_HEAD_BYTES:
-            raise WrongTongue("it closed the connection in the websocket handshake")
+            raise WrongProtocol("it closed the connection in the websocket handshake")
     first, _, leftover = bytes(head).partition(b"\r\n\r\n")
     check_handshake(first, key)
     return WebSocket(sock, leftover)

@@ -46,8 +46,10 @@ def check_handshake(head: bytes, key: bytes) -> None:
     if not version.startswith("HTTP/"):
         raise SourceUnavailable("it does not answer as a web server does")
     if not status.startswith("101"):
-        said = "".join(each for each in status if each.isprintable())[:60]
-        raise SourceUnavailable(f"the web server there answers {said!r} and opens no websocket: check broker.path")
+        status_text = "".join(each for each in status if each.isprintable())[:60]
+        raise SourceUnavailable(
+            f"the web server there answers {status_text!r} and opens no websocket: check broker.path"
+        )
     fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     accept = base64.b64encode(hashlib.sha1(base64.b64encode(key) + _MAGIC, usedforsecurity=False).digest()).decode()
     if fields.get("sec-websocket-accept") != accept or fields.get("upgrade", "").lower() != "websocket":

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from agent.serving.frames import FrameStream
 from agent.serving.statistics import Statistics
-from agent.state.answers import Key
+from agent.state.result_store import Key
 from contract.mqtt.messages import GenerateRequest
 
 EarlyEnd = Literal["cancelled", "deadline"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from agent.engine.stepping import FinishEvent
+from agent.engine.interface import FinishEvent
 from agent.serving import requests
 from agent.serving.active_request import ActiveRequest, EarlyEnd
 from agent.serving.replies import Replies
 from agent.serving.request_log import RequestLog
 from agent.serving.requests import Refusal
 from agent.serving.settlement import FAULT
-from agent.state.answer_writer import AnswerWriter
+from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
 from contract.mqtt import messages
 from contract.mqtt.messages import ErrorFrame, LastFrame
@@ -24,7 +24,7 @@ Stored = asyncio.Future[bytes]
 class Completion:
     """``finish``, ``end_early`` and ``fail`` have the result stored, and sent once it is."""
 
-    def __init__(self, result_store: AnswerWriter, replies: Replies, meter: LlmMeter, request_log: RequestLog) -> None:
+    def __init__(self, result_store: ResultWriter, replies: Replies, meter: LlmMeter, request_log: RequestLog) -> None:
         self._result_store = result_store
         self._replies = replies
         self._meter = meter
@@ -75,7 +75,7 @@ class Completion:
         return self._store(request, last, is_result=refusal.retry_after_ms is None)
 
     def _store(self, request: ActiveRequest, last: LastFrame | ErrorFrame, *, is_result: bool = True) -> Stored:
-        store = self._result_store.answered if is_result else self._result_store.turned_away
+        store = self._result_store.answered if is_result else self._result_store.rejected
         stored = store(request.key, messages.encode(last))
         stored.add_done_callback(partial(self._deliver, request))
         return stored

@@ -17,8 +17,8 @@ from agent.serving.replies import Replies
 from agent.serving.requests import Refusal
 from agent.serving.scheduler import Scheduler
 from agent.serving.settlement import Settlement
-from agent.state.answer_writer import AnswerWriter
-from agent.state.answers import Key, Verdict
+from agent.state.result_store import Key, Verdict
+from agent.state.result_writer import ResultWriter
 from contract.errors import EdgeBundleError, RequestInvalid
 from contract.mqtt import reading
 from contract.mqtt.messages import ControlRequest
@@ -30,7 +30,7 @@ class Controls:
     """``cancel`` ends a request wherever it is, ``update`` changes it, ``resume`` sends all of its text again."""
 
     def __init__(
-        self, loop: Loop, scheduler: Scheduler, intake: Intake, result_store: AnswerWriter, replies: Replies
+        self, loop: Loop, scheduler: Scheduler, intake: Intake, result_store: ResultWriter, replies: Replies
     ) -> None:
         self._loop = loop
         self._scheduler = scheduler

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from agent.engine.stepping import FinishEvent, RejectEvent
+from agent.engine.interface import FinishEvent, RejectEvent
 from agent.serving.active_request import ActiveRequest, EarlyEnd
 from agent.serving.requests import Refusal
 from agent.serving.slots import Slots

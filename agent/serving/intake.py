@@ -18,8 +18,8 @@ from agent.serving.replies import Replies
 from agent.serving.requests import Refusal
 from agent.serving.scheduler import Scheduler
 from agent.serving.settlement import FAULT, Settlement
-from agent.state.answer_writer import AnswerWriter
-from agent.state.answers import Key, Verdict
+from agent.state.result_store import Key, Verdict
+from agent.state.result_writer import ResultWriter
 from contract.errors import EdgeBundleError, RequestInvalid
 from contract.mqtt import reading
 from contract.mqtt.messages import GenerateRequest
@@ -69,7 +69,7 @@ class Intake:
         self,
         loop: Loop,
         scheduler: Scheduler,
-        result_store: AnswerWriter,
+        result_store: ResultWriter,
         replies: Replies,
         instruments: Instruments,
         *,
@@ -174,7 +174,9 @@ class Intake:
             self._refuse(accepted.key, incoming, requests.GONE)
         elif verdict.kind == "refused":
             # What kept it out may have passed meanwhile.
-            again = Refusal(429, requests.QUEUE_FULL, "too many requests wait; try again", retry_after_ms=RETRY_FULL_MS)
+            again = Refusal(
+                429, requests.QUEUE_FULL, "too many requests are waiting; try again", retry_after_ms=RETRY_FULL_MS
+            )
             self._refuse(accepted.key, incoming, self._refusal(incoming.client, len(incoming.payload)) or again)
         else:
             if verdict.kind == "answered" and verdict.last is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
-from agent.engine.stepping import StepEvent, TokenEvent
+from agent.engine.interface import StepEvent, TokenEvent
 from agent.serving import events, requests
 from agent.serving.active_request import ActiveRequest
 from agent.serving.completion import Completion, Stored
@@ -114,13 +114,13 @@ class Loop:
 
     def _carry_out(self, command: events.Command) -> None:
         if isinstance(command, events.RunCommand):
-            self._tell_replica(command)
+            self._send_to_replica(command)
         elif isinstance(command, events.EndCommand):
             self._complete(command)
         else:
             self._report(command)
 
-    def _tell_replica(self, command: events.RunCommand) -> None:
+    def _send_to_replica(self, command: events.RunCommand) -> None:
         replica = self._replicas.get(command.slots)
         if replica is None:
             # Closed: what ran there is elsewhere, or over.

@@ -11,8 +11,8 @@ from agent.serving import requests
 from agent.serving.replies import Replies
 from agent.serving.requests import Refusal, error_frame
 from agent.serving.settlement import FAULT
-from agent.state.answer_writer import AnswerWriter
-from agent.state.answers import Key, Unfinished
+from agent.state.result_store import Key, Unfinished
+from agent.state.result_writer import ResultWriter
 from contract.errors import RequestInvalid
 from contract.mqtt import messages, reading
 from contract.mqtt.messages import GenerateRequest
@@ -36,7 +36,7 @@ class PendingRequest(Struct, frozen=True):
     refusal: Refusal | None
 
 
-async def recover(result_store: AnswerWriter, replies: Replies) -> list[PendingRequest]:
+async def recover(result_store: ResultWriter, replies: Replies) -> list[PendingRequest]:
     """Deliver the answers that the broker may not have; what else was accepted, oldest first.
 
     That waits while answers cannot be stored: it was promised one result, and each attempt has to be counted.
@@ -60,7 +60,7 @@ def _is_frame(stored: bytes) -> bool:
         return False
 
 
-async def pending_requests(result_store: AnswerWriter) -> list[PendingRequest]:
+async def pending_requests(result_store: ResultWriter) -> list[PendingRequest]:
     """What was accepted and has no answer, oldest first."""
     await result_store.set_aside_unreadable()
     return [_on_recorded(left) for left in await result_store.unfinished()]
@@ -71,7 +71,7 @@ def _on_recorded(left: Unfinished) -> PendingRequest:
     try:
         return _judge(left)
     except Exception:
-        log.exception("a request that was left behind cannot be taken up")
+        log.exception("a request from before the restart cannot be resumed")
         return PendingRequest(left, GenerateRequest(), FAULT)
 
 

@@ -17,11 +17,11 @@ from typing import Protocol
 
 from msgspec import UNSET
 
-from agent.delivery import Backoff
-from agent.engine.stepping import StepEvent
+from agent.engine.interface import StepEvent
 from agent.install.ports import Footprint, SealedBundle
 from agent.install.worker_start import load_bundle
 from agent.journal import fields
+from agent.outbox import Backoff
 from agent.serving.active_request import ActiveRequest
 from agent.serving.events import (
     ReplicaClosed,
@@ -51,7 +51,7 @@ class LoadWorker(Protocol):
         *,
         derived_dir: Path | None,
         adapters: Mapping[str, Path],
-        leaving_bytes: int,
+        reclaimable_bytes: int,
         on_event: Callable[[StepEvent], None],
     ) -> Worker: ...
 
@@ -135,13 +135,13 @@ class Replica:
             adapters=[each.manifest.reference for each in self.bundle.adapters] or UNSET,
         )
 
-    async def open(self, *, leaving_bytes: int = 0) -> None:
-        """Load the bundle; ``leaving_bytes`` are free once the worker ends that this one replaces.
+    async def open(self, *, reclaimable_bytes: int = 0) -> None:
+        """Load the bundle; ``reclaimable_bytes`` are free once the worker ends that this one replaces.
 
         Raises:
             EngineFailed: it does not load; nothing is left running.
         """
-        await self._start_worker(leaving_bytes)
+        await self._start_worker(reclaimable_bytes)
         self._watcher = asyncio.create_task(self._watch(), name=f"replica {self.bundle.manifest.reference}")
 
     def open_in_background(self) -> None:
@@ -169,10 +169,10 @@ class Replica:
             await worker.close()
         self._events.detach(self)
 
-    async def _start_worker(self, leaving_bytes: int = 0) -> None:
+    async def _start_worker(self, reclaimable_bytes: int = 0) -> None:
         # Late events of an earlier worker carry numbers that no request has any more.
         on_event = partial(self._events.on_worker_event, self)
-        start = partial(self._load, leaving_bytes=leaving_bytes, on_event=on_event)
+        start = partial(self._load, reclaimable_bytes=reclaimable_bytes, on_event=on_event)
         self.worker = await load_bundle(self.bundle, start)
         facts = self.worker.facts
         named = fields(worker=self.worker.pid, engine=facts.engine, reproducible=facts.independence.reproducible)
@@ -232,7 +232,11 @@ class Replica:
 
     async def _unload(self, worker: Worker) -> None:
         """End the worker and wait until somebody wants one."""
-        log.info("%s is unloaded until somebody asks", self.bundle.manifest.reference, extra=fields(worker=worker.pid))
+        log.info(
+            "%s was idle and is unloaded until the next request",
+            self.bundle.manifest.reference,
+            extra=fields(worker=worker.pid),
+        )
         self._load_wanted.clear()
         self._events.handle(ReplicaUnloading(self.slots))
         await worker.close()

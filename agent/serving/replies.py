@@ -7,8 +7,8 @@ from typing import Protocol
 from agent.serving import requests
 from agent.serving.active_request import ActiveRequest
 from agent.serving.settlement import FAULT
-from agent.state.answer_writer import AnswerWriter
-from agent.state.answers import Key
+from agent.state.result_store import Key
+from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
 from contract.mqtt import messages, reading
 from contract.mqtt.messages import ControlFault, ControlRefused, Frame
@@ -36,7 +36,7 @@ class Outlet(Protocol):
 class Replies:
     """Publishes, and notes in the result store what the broker has taken over."""
 
-    def __init__(self, outlet: Outlet, topics: Topics, result_store: AnswerWriter, meter: LlmMeter) -> None:
+    def __init__(self, outlet: Outlet, topics: Topics, result_store: ResultWriter, meter: LlmMeter) -> None:
         self._outlet = outlet
         self._topics = topics
         self._result_store = result_store

@@ -14,7 +14,7 @@ from msgspec import UNSET
 from agent.journal import fields
 from agent.serving.active_request import ActiveRequest
 from agent.serving.requests import Refusal
-from agent.state.answers import Key
+from agent.state.result_store import Key
 from contract.mqtt.messages import GenerateRequest, ImagePart, Message
 
 log = logging.getLogger("edge_agent.serving")

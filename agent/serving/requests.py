@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from agent.engine.stepping import ChatTurn, Generation
+from agent.engine.interface import ChatTurn, Generation
 from contract.errors import Fault, RequestInvalid
 from contract.manifest import Behaviour
 from contract.mqtt.messages import (
-    MAX_TOLD,
-    MAX_TOLD_FIELD,
+    MAX_FIELD,
+    MAX_MESSAGE,
     ErrorBody,
     ErrorFrame,
     GenerateRequest,
@@ -147,8 +147,8 @@ def error_body(refusal: Refusal) -> ErrorBody:
     return ErrorBody(
         code=refusal.code,
         type=refusal.kind,
-        message=refusal.message[:MAX_TOLD],
-        field=UNSET if refusal.field is None else refusal.field[:MAX_TOLD_FIELD],
+        message=refusal.message[:MAX_MESSAGE],
+        field=UNSET if refusal.field is None else refusal.field[:MAX_FIELD],
         retry_after_ms=UNSET if refusal.retry_after_ms is None else refusal.retry_after_ms,
         details=fault_details(refusal.details),
     )

@@ -11,7 +11,7 @@ import itertools
 
 from msgspec import UNSET
 
-from agent.engine.stepping import FinishEvent, RejectEvent, TokenEvent
+from agent.engine.interface import FinishEvent, RejectEvent, TokenEvent
 from agent.serving import events, requests
 from agent.serving.active_request import ActiveRequest, EarlyEnd, State, Step
 from agent.serving.frames import FrameStream
@@ -20,7 +20,7 @@ from agent.serving.requests import Refusal
 from agent.serving.settings import ServingSettings
 from agent.serving.slots import Slots
 from agent.serving.statistics import Statistics
-from agent.state.answers import Key
+from agent.state.result_store import Key
 from contract.mqtt.messages import GenerateRequest
 
 REQUEUED_PRIORITY = 10

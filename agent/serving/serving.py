@@ -35,7 +35,7 @@ from agent.serving.settings import ServingSettings
 from agent.serving.store_health import StoreHealth
 from agent.serving.stream_sender import StreamSender
 from agent.serving.switchover import Switchover
-from agent.state.answer_writer import AnswerWriter
+from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
 from contract.mqtt.topics import Topics
 
@@ -47,7 +47,7 @@ class Dependencies(Struct, frozen=True):
 
     topics: Topics
     outlet: Outlet
-    result_store: AnswerWriter
+    result_store: ResultWriter
     load: LoadWorker
     meter: LlmMeter
     now_unix: Callable[[], float] = time.time

@@ -9,7 +9,7 @@ from agent.serving.active_request import ActiveRequest, StreamState
 from agent.serving.replies import Replies
 from agent.serving.scheduler import Scheduler
 from agent.serving.store_health import StoreHealth
-from agent.state.answer_writer import AnswerWriter
+from agent.state.result_writer import ResultWriter
 
 OPEN = StreamState.OPEN
 """Looked up once: every token asks for it."""
@@ -18,7 +18,7 @@ OPEN = StreamState.OPEN
 class StreamSender:
     """Looks at the scheduler to see who waits and runs, and changes nothing there."""
 
-    def __init__(self, scheduler: Scheduler, result_store: AnswerWriter, replies: Replies, health: StoreHealth) -> None:
+    def __init__(self, scheduler: Scheduler, result_store: ResultWriter, replies: Replies, health: StoreHealth) -> None:
         self._scheduler = scheduler
         self._result_store = result_store
         self._replies = replies

@@ -48,7 +48,7 @@ class Switchover:
             old = self.replica
             if mode == "overlap" and old is not None and old.worker is not None:
                 replica = self._make_replica(bundle)
-                await replica.open(leaving_bytes=old.footprint.anonymous_bytes)
+                await replica.open(reclaimable_bytes=old.footprint.anonymous_bytes)
                 self._drain_in_background(old)
                 self.replica = replica
                 self._loop.handle(Switched(replica.slots, old.slots))

@@ -10,8 +10,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.setup import steps
-from agent.setup.places import ACCOUNTS, ENABLED, LINK, UNITS, Places
-from agent.setup.steps import Link, Remove, Run, Step, WriteFile
+from agent.setup.paths import ACCOUNTS, ENABLED, LINK, UNITS, SetupPaths
+from agent.setup.steps import Link, Remove, RunCommand, Step, WriteFile
 from contract.errors import UsageError
 from contract.names import is_identifier
 
@@ -20,7 +20,7 @@ _DEVICE = re.compile(r"^\s*device\s*=\s*(.*?)\s*(?:#.*)?$", re.MULTILINE)
 _TABLE = re.compile(r"^\s*\[", re.MULTILINE)
 
 
-class Wanted(Struct, frozen=True):
+class DesiredSetup(Struct, frozen=True):
     """``environment`` is where the agent lies, ``link`` what its units shall point to, if not there directly;
     ``credentials`` are (name, contents); ``root_json`` is a file to trust, ``config`` the text of a configuration.
     """
@@ -36,77 +36,77 @@ class Wanted(Struct, frozen=True):
     start: bool = True
 
 
-def plan_setup(wanted: Wanted, places: Places) -> list[Step]:
+def plan_setup(desired: DesiredSetup, paths: SetupPaths) -> list[Step]:
     """The steps that are missing, in the order in which they are to be done.
 
     Raises:
         UsageError: the device has no usable name.
     """
-    files = _unit_files(wanted, places)
+    files = _unit_files(desired, paths)
     made: list[Step] = [file for file in files if _differs(file)]
     units_changed = bool(made)
-    links = _links(wanted, places)
+    links = _links(desired, paths)
     made += [link for link in links if _points_elsewhere(link)]
-    if places.live and (units_changed or not all(map(steps.account_exists, ACCOUNTS))):
-        made.append(Run(("systemd-sysusers", str(places.sysusers)), "make the accounts"))
-        made.append(Run(("systemd-tmpfiles", "--create", str(places.tmpfiles)), "make the directories"))
-    config = _config_file(wanted, places)
+    if paths.live and (units_changed or not all(map(steps.account_exists, ACCOUNTS))):
+        made.append(RunCommand(("systemd-sysusers", str(paths.sysusers)), "make the accounts"))
+        made.append(RunCommand(("systemd-tmpfiles", "--create", str(paths.tmpfiles)), "make the directories"))
+    config = _config_file(desired, paths)
     if config is not None:
         made.append(config)
-    made += [credential for credential in _credential_files(wanted, places) if _differs(credential)]
-    if places.live:
-        made += _trust(wanted, places)
-        if wanted.start and steps.systemd_runs():
+    made += [credential for credential in _credential_files(desired, paths) if _differs(credential)]
+    if paths.live:
+        made += _trust(desired, paths)
+        if desired.start and steps.systemd_runs():
             made += _services(changed=bool(made), units_changed=units_changed)
     return made
 
 
-def plan_removal(places: Places, *, purge: bool) -> list[Step]:
+def plan_removal(paths: SetupPaths, *, purge: bool) -> list[Step]:
     """Take the service away; ``purge`` also configuration, credentials and every bundle."""
     made: list[Step] = []
-    there = [places.units / name for name in UNITS if _exists(places.units / name)]
-    if places.live and there and steps.systemd_runs():
+    there = [paths.units / name for name in UNITS if _exists(paths.units / name)]
+    if paths.live and there and steps.systemd_runs():
         made.append(
-            Run(("systemctl", "stop", "edge-agent.service", "edge-agent-worker.socket"), "end it", optional=True)
+            RunCommand(("systemctl", "stop", "edge-agent.service", "edge-agent-worker.socket"), "end it", optional=True)
         )
-        made.append(Run(("systemctl", "stop", "edge-agent-worker@*.service"), "end its workers", optional=True))
-    enabled = [places.units / wants / name for name, wants in ENABLED.items()]
-    candidates = [*enabled, *there, places.sysusers, places.tmpfiles]
+        made.append(RunCommand(("systemctl", "stop", "edge-agent-worker@*.service"), "end its workers", optional=True))
+    enabled = [paths.units / wants / name for name, wants in ENABLED.items()]
+    candidates = [*enabled, *there, paths.sysusers, paths.tmpfiles]
     if purge:
-        candidates += [places.config.parent, places.state]
+        candidates += [paths.config.parent, paths.state]
     made += [Remove(path) for path in candidates if _exists(path)]
-    if there and places.live and steps.systemd_runs():
-        made.append(Run(("systemctl", "daemon-reload"), "forget the units"))
+    if there and paths.live and steps.systemd_runs():
+        made.append(RunCommand(("systemctl", "daemon-reload"), "forget the units"))
     return made
 
 
-def _unit_files(wanted: Wanted, places: Places) -> list[WriteFile]:
-    programs = str(wanted.link or wanted.environment)
+def _unit_files(desired: DesiredSetup, paths: SetupPaths) -> list[WriteFile]:
+    programs = str(desired.link or desired.environment)
     files = [
-        WriteFile(places.units / name, (wanted.units / name).read_text().replace(str(LINK), programs).encode())
+        WriteFile(paths.units / name, (desired.units / name).read_text().replace(str(LINK), programs).encode())
         for name in UNITS
     ]
-    files.append(WriteFile(places.sysusers, (wanted.units / "sysusers.d/edge-agent.conf").read_bytes()))
-    files.append(WriteFile(places.tmpfiles, (wanted.units / "tmpfiles.d/edge-agent.conf").read_bytes()))
+    files.append(WriteFile(paths.sysusers, (desired.units / "sysusers.d/edge-agent.conf").read_bytes()))
+    files.append(WriteFile(paths.tmpfiles, (desired.units / "tmpfiles.d/edge-agent.conf").read_bytes()))
     return files
 
 
-def _links(wanted: Wanted, places: Places) -> list[Link]:
-    links = [Link(places.units / wants / name, f"/etc/systemd/system/{name}") for name, wants in ENABLED.items()]
-    if wanted.link is not None:
-        near = wanted.environment.parent == wanted.link.parent
-        target = wanted.environment.name if near else str(wanted.environment)
-        links.insert(0, Link(places.at(str(wanted.link)), target))
+def _links(desired: DesiredSetup, paths: SetupPaths) -> list[Link]:
+    links = [Link(paths.units / wants / name, f"/etc/systemd/system/{name}") for name, wants in ENABLED.items()]
+    if desired.link is not None:
+        near = desired.environment.parent == desired.link.parent
+        target = desired.environment.name if near else str(desired.environment)
+        links.insert(0, Link(paths.at(str(desired.link)), target))
     return links
 
 
-def _config_file(wanted: Wanted, places: Places) -> WriteFile | None:
+def _config_file(desired: DesiredSetup, paths: SetupPaths) -> WriteFile | None:
     """None: leave what is there, or nothing can be said."""
-    found = places.config.read_text() if places.config.is_file() else None
-    if found is not None and not (wanted.replace_config and wanted.config is not None):
+    found = paths.config.read_text() if paths.config.is_file() else None
+    if found is not None and not (desired.replace_config and desired.config is not None):
         return None
-    text = name_device(wanted.config or DEFAULT_CONFIG, wanted.device)
-    file = WriteFile(places.config, text.encode(), 0o640, CONFIG_GROUP)
+    text = name_device(desired.config or DEFAULT_CONFIG, desired.device)
+    file = WriteFile(paths.config, text.encode(), 0o640, CONFIG_GROUP)
     return file if text != found else None
 
 
@@ -158,33 +158,33 @@ def name_device(text: str, device: str | None) -> str:
     return f'device = "{name}"\n{text}'
 
 
-def _credential_files(wanted: Wanted, places: Places) -> list[WriteFile]:
-    for name, _ in wanted.credentials:
+def _credential_files(desired: DesiredSetup, paths: SetupPaths) -> list[WriteFile]:
+    for name, _ in desired.credentials:
         if not is_identifier(name) or name.startswith("."):
             raise UsageError(f"{name!r} cannot be the name of a credential: use A-Z a-z 0-9 _ . -")
-    return [WriteFile(places.credentials / name, data, 0o600, secret=True) for name, data in wanted.credentials]
+    return [WriteFile(paths.credentials / name, data, 0o600, secret=True) for name, data in desired.credentials]
 
 
-def _trust(wanted: Wanted, places: Places) -> list[Step]:
-    if wanted.root_json is None or _exists(places.state / "trust"):
+def _trust(desired: DesiredSetup, paths: SetupPaths) -> list[Step]:
+    if desired.root_json is None or _exists(paths.state / "trust"):
         return []
     # The state belongs to the agent's account: root must not leave files there that it cannot write. What that
     # account may not read (a kit unpacked in root's home) is put where it can.
-    copy = places.config.parent / "root.json"
-    program = str(wanted.environment / "bin" / "edge-agent")
-    command = (program, "trust", "provision", str(copy), "--state-dir", str(places.state))
-    keep = WriteFile(copy, wanted.root_json.read_bytes(), 0o640, CONFIG_GROUP)
-    return [keep, Run(command, "trust the repository", account="edge-agent")]
+    copy = paths.config.parent / "root.json"
+    program = str(desired.environment / "bin" / "edge-agent")
+    command = (program, "trust", "provision", str(copy), "--state-dir", str(paths.state))
+    keep = WriteFile(copy, desired.root_json.read_bytes(), 0o640, CONFIG_GROUP)
+    return [keep, RunCommand(command, "trust the repository", account="edge-agent")]
 
 
 def _services(*, changed: bool, units_changed: bool) -> list[Step]:
     made: list[Step] = []
     if units_changed:
-        made.append(Run(("systemctl", "daemon-reload"), "read the units"))
+        made.append(RunCommand(("systemctl", "daemon-reload"), "read the units"))
     if changed or not _active("edge-agent-worker.socket"):
-        made.append(Run(("systemctl", "restart", "edge-agent-worker.socket"), "listen for workers"))
+        made.append(RunCommand(("systemctl", "restart", "edge-agent-worker.socket"), "listen for workers"))
     if changed or not _active("edge-agent.service"):
-        made.append(Run(("systemctl", "restart", "edge-agent.service"), "start serving"))
+        made.append(RunCommand(("systemctl", "restart", "edge-agent.service"), "start serving"))
     return made
 
 

@@ -33,7 +33,7 @@ class WriteFile(Struct, frozen=True, tag="write"):
             f"{'replace' if self.path.exists() else 'write'} {self.path} ({len(self.data)} bytes, mode {self.mode:o})"
         )
 
-    def carry_out(self) -> None:
+    def apply(self) -> None:
         _DISK.make_directory(self.path.parent, 0o700 if self.secret else 0o755)
         _DISK.write_file(self.path, self.data, self.mode)
         if self.group is not None:
@@ -49,7 +49,7 @@ class Link(Struct, frozen=True, tag="link"):
     def describe(self) -> str:
         return f"link {self.path} -> {self.target}"
 
-    def carry_out(self) -> None:
+    def apply(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             making = self.path.with_name(f".{self.path.name}.new")
@@ -68,11 +68,11 @@ class Remove(Struct, frozen=True, tag="remove"):
     def describe(self) -> str:
         return f"remove {self.path}"
 
-    def carry_out(self) -> None:
+    def apply(self) -> None:
         _DISK.remove(self.path)
 
 
-class Run(Struct, frozen=True, tag="run"):
+class RunCommand(Struct, frozen=True, tag="run"):
     """A command of the system; ``account`` runs it without root's rights, ``optional`` lets it fail."""
 
     command: tuple[str, ...]
@@ -84,7 +84,7 @@ class Run(Struct, frozen=True, tag="run"):
         as_whom = f" as {self.account}" if self.account else ""
         return f"run {' '.join(self.command)}{as_whom}: {self.why}"
 
-    def carry_out(self) -> None:
+    def apply(self) -> None:
         try:
             done = subprocess.run(
                 self.command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False, cwd="/",
@@ -96,11 +96,11 @@ class Run(Struct, frozen=True, tag="run"):
                 return
             raise StoreBroken(f"{self.command[0]} could not be run: {error}") from error
         if done.returncode != 0 and not self.optional:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise StoreBroken(f"{' '.join(self.command)} failed: {said[-1][:300] if said else done.returncode}")
+            output = (done.stderr.strip() or done.stdout.strip()).splitlines()
+            raise StoreBroken(f"{' '.join(self.command)} failed: {output[-1][:300] if output else done.returncode}")
 
 
-Step = WriteFile | Link | Remove | Run
+Step = WriteFile | Link | Remove | RunCommand
 
 
 def give_group(path: Path, group: str) -> None:

@@ -29,10 +29,10 @@ MAX_BYTES = 1 << 20
 
 FILES = 4
 
-RATION = 30
+AUDITED_REFUSALS = 30
 """Refusals written down at once: more than an operator causes in an hour of trying."""
 
-RATION_SECONDS = 1200.0
+AUDITED_REFUSALS_SECONDS = 1200.0
 """Then one in this time: at 300 bytes the log holds half a year of them."""
 
 MAX_TEXT = 1000
@@ -175,29 +175,30 @@ class AuditRateLimiter:
 
     What is accepted for the first time is written down in any case: nothing becomes active that is not in the log.
 
-    :data:`RATION` at once, then one every :data:`RATION_SECONDS`: a flood that never ends fills the log in half a year.
+    :data:`AUDITED_REFUSALS` at once, then one every :data:`AUDITED_REFUSALS_SECONDS`: an endless flood fills the log in
+    half a year.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._left = float(RATION)
+        self._left = float(AUDITED_REFUSALS)
         self._at = clock()
-        self._unsaid = 0
+        self._suppressed = 0
 
     def suppressed(self) -> int | None:
         """How many were not written down since the last one that was; None when the next one is not to be, either."""
         now = self._clock()
-        self._left = min(float(RATION), self._left + (now - self._at) / RATION_SECONDS)
+        self._left = min(float(AUDITED_REFUSALS), self._left + (now - self._at) / AUDITED_REFUSALS_SECONDS)
         self._at = now
-        return self._unsaid if self._left >= 1 else None
+        return self._suppressed if self._left >= 1 else None
 
     def consume(self) -> None:
         """A decision was taken, and written down or not as :meth:`suppressed` said."""
         if self.suppressed() is None:
-            self._unsaid += 1
+            self._suppressed += 1
         else:
             self._left -= 1
-            self._unsaid = 0
+            self._suppressed = 0
 
 
 def suppressed_text(count: int) -> str:

@@ -57,4 +57,4 @@ class BrokerMemory:
         try:
             self._disk.write_file(self._path, msgspec.json.encode(facts), 0o600)
         except (StoreFull, StoreBroken) as error:
-            log.warning("what was found out about the broker is not remembered: %s", error.message)
+            log.warning("what was learned about the broker could not be stored: %s", error.message)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.state import integrity
+from agent.state.disk_space import explain
 from agent.state.layout import StateDirectory
-from agent.state.room import explain
 from agent.state.wal import merge
 from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
@@ -139,28 +139,28 @@ class Database:
                         connection.execute(statement)
                 connection.execute(f"PRAGMA user_version={number + 1}")
         if self.query("SELECT 1 FROM sqlite_master WHERE name = 'set_aside'"):
-            self._mend(StateDirectory(path.parent))
+            self._repair(StateDirectory(path.parent))
 
-    def _mend(self, directory: StateDirectory) -> None:
+    def _repair(self, directory: StateDirectory) -> None:
         """Set aside the rows that cannot be read, so that everybody who opens the file can go on with the rest."""
         try:
-            if integrity.is_sound(self._connection):
+            if integrity.is_intact(self._connection):
                 return
             # What refers to a row that goes is mended, too.
             self._connection.execute("PRAGMA foreign_keys=OFF")
             try:
                 with self.transaction("set aside") as connection:
-                    integrity.mend(connection, directory)
+                    integrity.repair(connection, directory)
             finally:
                 self._connection.execute("PRAGMA foreign_keys=ON")
-            log.error("%s has rows that cannot be read: they were set aside, `edge-agent doctor` tells more", FILE)
+            log.error("%s has rows that cannot be read: they were set aside, see `edge-agent doctor`", FILE)
         except (StoreFull, StoreBroken):
             raise
         except sqlite3.Error as error:
             raise _translate(error) from error
         except Exception:
             # Whoever comes upon such a row fails at it, and at nothing else.
-            log.exception("the rows of %s could not be looked at", FILE)
+            log.exception("the rows of %s could not be checked", FILE)
 
     @contextmanager
     def transaction(self, name: str) -> Iterator[sqlite3.Connection]:
@@ -212,15 +212,15 @@ def check_not_lost(directory: StateDirectory) -> None:
     Raises:
         StoreBroken.
     """
-    for place in (directory.trust, directory.bundles):
+    for path in (directory.trust, directory.bundles):
         try:
-            found = place.is_dir() and any(place.iterdir())
+            found = path.is_dir() and any(path.iterdir())
         except OSError as error:
-            raise StoreBroken(f"{place} cannot be listed: {error.strerror}") from error
+            raise StoreBroken(f"{path} cannot be listed: {error.strerror}") from error
         if found:
             raise StoreBroken(
-                f"{FILE} is empty or missing although {place.name}/ beside it is not: it was lost; move the state "
-                "directory away, provision trust again and let the agent fetch its bundle anew"
+                f"{FILE} is empty or missing although {path.name}/ beside it is not: it was lost; move the state "
+                "directory away, provision trust again and let the agent fetch its bundle again"
             )
 
 

@@ -1,7 +1,7 @@
-"""What installation must not forget: the active, previous and candidate bundle, the wish, the epoch, the quarantine.
+"""The durable state of installation: active, previous, candidate and desired bundle, the epoch, the quarantine.
 
-Implements :class:`contract.trust.floor.TrustFloor`, so that what trust may never fall below is as durable as the
-rest. Every method is one transaction or one query.
+Implements :class:`contract.trust.rollback_floor.RollbackFloor`, so that what trust may never fall below is as durable
+as the rest. Every method is one transaction or one query.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from msgspec import Struct
 from agent.state.database import Database
 from agent.state.history import History, note_activation
 from agent.state.integrity import EPOCH, FLOORS, UNKNOWN, SetAside, forget_floors
-from agent.state.standing import Standing
+from agent.state.warnings import WarningStore
 from contract.errors import BundleRefused, StoreBroken, StoreFull
 from contract.mqtt.messages import BundleReference, BundleState
 from contract.mqtt.reading import parse_desired
@@ -141,7 +141,7 @@ class Snapshot(Struct, frozen=True):
         return None if document is None else document.bundle
 
     @property
-    def wanted(self) -> BundleReference | None:
+    def followed(self) -> BundleReference | None:
         """That bundle, unless the operator chose another one since."""
         return None if self.overridden else self.accepted
 
@@ -164,7 +164,7 @@ class InstallationState:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.standing = Standing(database)
+        self.warning_store = WarningStore(database)
         self.history = History(database)
 
     @property
@@ -177,7 +177,7 @@ class InstallationState:
         rows = self._database.query("SELECT source, reason, at FROM set_aside ORDER BY number")
         return [SetAside(row["source"], row["reason"], row["at"]) for row in rows]
 
-    def tell_set_aside(self) -> list[SetAside]:
+    def newly_set_aside(self) -> list[SetAside]:
         """Those of them that nobody was told of yet; from now on somebody was."""
         rows = self._database.query("SELECT source, reason, at FROM set_aside WHERE NOT told ORDER BY number")
         if rows:
@@ -229,7 +229,7 @@ class InstallationState:
             _enter(connection, phase, candidate, None)
             _commit(connection, candidate, back=back)
 
-    def desire(self, payload: bytes | None) -> None:
+    def record_desired(self, payload: bytes | None) -> None:
         """Remember the accepted ``desired`` document; None when nothing is desired any more."""
         with self._database.transaction("desire") as connection:
             connection.execute("UPDATE installation SET desired = ?, overridden = 0", (payload,))
@@ -277,12 +277,12 @@ class InstallationState:
             connection.execute("UPDATE installation SET previous = NULL WHERE previous = ?", (digest,))
             connection.execute("DELETE FROM bundles WHERE digest = ?", (digest,))
 
-    def measured(self, digest: Digest, together: float, each: float) -> None:
+    def record_speed(self, digest: Digest, aggregate: float, per_stream: float) -> None:
         """Remember how fast a bundle decodes on this device; probation compares its successor with it."""
         with self._database.transaction("measured") as connection:
             connection.execute(
                 "UPDATE bundles SET tokens_per_second = ?, tokens_per_second_each = ? WHERE digest = ?",
-                (together, each, digest),
+                (aggregate, per_stream, digest),
             )
 
     def commit_candidate(self, digest: Digest, *, back: bool = False) -> None:
@@ -328,7 +328,7 @@ class InstallationState:
             row = connection.execute("SELECT count FROM attempts WHERE digest = ?", (digest,)).fetchone()
             return int(row[0])
 
-    def forgive_attempt(self, digest: Digest) -> None:
+    def uncount_attempt(self, digest: Digest) -> None:
         """The last attempt was given up for another wish: that says nothing about ``digest``."""
         with self._database.transaction("forgive attempt") as connection:
             connection.execute("UPDATE attempts SET count = count - 1 WHERE digest = ? AND count > 0", (digest,))
@@ -344,7 +344,7 @@ class InstallationState:
         rows = self._database.query("SELECT * FROM quarantine ORDER BY at DESC, rowid DESC")
         return [Quarantined(**dict(row)) for row in rows]
 
-    def release(self, digest: Digest) -> None:
+    def release_quarantined(self, digest: Digest) -> None:
         """Let a bundle be tried again: the operator of this device asked for it."""
         with self._database.transaction("release") as connection:
             connection.execute("DELETE FROM quarantine WHERE digest = ?", (digest,))

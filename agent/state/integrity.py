@@ -73,7 +73,7 @@ class SetAside(Struct, frozen=True):
     at: int
 
 
-class NoText(Struct, frozen=True):
+class UndecodableText(Struct, frozen=True):
     """Bytes that are stored as a text, and are none."""
 
     data: bytes
@@ -82,20 +82,20 @@ class NoText(Struct, frozen=True):
 Check = Callable[[Any], bool]
 
 
-def _whole(least: int, most: int) -> Check:
-    return lambda value: type(value) is int and least <= value <= most
+def _whole(minimum: int, maximum: int) -> Check:
+    return lambda value: type(value) is int and minimum <= value <= maximum
 
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < 1e15
 
 
-def _text(most: int) -> Check:
-    return lambda value: isinstance(value, str) and len(value) <= most and "\0" not in value
+def _text(maximum: int) -> Check:
+    return lambda value: isinstance(value, str) and len(value) <= maximum and "\0" not in value
 
 
-def _bytes(most: int) -> Check:
-    return lambda value: isinstance(value, bytes) and len(value) <= most
+def _bytes(maximum: int) -> Check:
+    return lambda value: isinstance(value, bytes) and len(value) <= maximum
 
 
 def _or_none(check: Check) -> Check:
@@ -183,17 +183,17 @@ _INSTALLATION: Mapping[str, tuple[Check, object]] = {
 """Of the one row: what a column may hold, and what it gets when it does not."""
 
 
-def mend(connection: sqlite3.Connection, directory: StateDirectory) -> bool:
+def repair(connection: sqlite3.Connection, directory: StateDirectory) -> bool:
     """Set aside what cannot be read; whether there was anything. Run it in a transaction, foreign keys unchecked.
 
     Raises:
         sqlite3.Error: a table cannot be read at all.
     """
-    return _Mending(connection, directory).run()
+    return _Repair(connection, directory).run()
 
 
-def is_sound(connection: sqlite3.Connection) -> bool:
-    """Whether there is nothing to :func:`mend`; changes nothing."""
+def is_intact(connection: sqlite3.Connection) -> bool:
+    """Whether there is nothing to :func:`repair`; changes nothing."""
     return not (
         any(_faults(connection, table) for table in TABLES)
         or _installation_faults(connection)
@@ -203,8 +203,8 @@ def is_sound(connection: sqlite3.Connection) -> bool:
 
 def forget_floors(connection: sqlite3.Connection, *sources: str) -> None:
     """The operator has said what they are from now on."""
-    places = ", ".join("?" * len(sources))
-    connection.execute(f"DELETE FROM set_aside WHERE source IN ({places})", sources)  # noqa: S608 # placeholders only
+    locations = ", ".join("?" * len(sources))
+    connection.execute(f"DELETE FROM set_aside WHERE source IN ({locations})", sources)  # noqa: S608 # placeholders only
 
 
 def note(connection: sqlite3.Connection, source: str, reason: str, row: Mapping[str, object]) -> None:
@@ -225,7 +225,7 @@ def note(connection: sqlite3.Connection, source: str, reason: str, row: Mapping[
 
 
 def _shown(value: object) -> object:
-    if isinstance(value, NoText):
+    if isinstance(value, UndecodableText):
         value = value.data
     if isinstance(value, bytes):
         return f"{len(value)} bytes, {value[:32].hex()}"
@@ -233,14 +233,14 @@ def _shown(value: object) -> object:
 
 
 def rows_of(connection: sqlite3.Connection, select: str) -> Iterator[dict[str, object]]:
-    """Rows; what is a text and no UTF-8 comes as :class:`NoText`."""
+    """Rows; what is a text and no UTF-8 comes as :class:`UndecodableText`."""
     before = connection.text_factory
 
-    def lenient(data: bytes) -> str | NoText:
+    def lenient(data: bytes) -> str | UndecodableText:
         try:
             return data.decode()
         except UnicodeDecodeError:
-            return NoText(data)
+            return UndecodableText(data)
 
     connection.text_factory = lenient
     try:
@@ -271,7 +271,7 @@ def _installation_faults(connection: sqlite3.Connection) -> list[str]:
     return wrong + [name for name in ("active", "previous") if rows[0][name] is not None and rows[0][name] not in known]
 
 
-class _Mending:
+class _Repair:
     def __init__(self, connection: sqlite3.Connection, directory: StateDirectory) -> None:
         self._connection = connection
         self._directory = directory
@@ -279,7 +279,7 @@ class _Mending:
         self._lost_active = False
 
     def run(self) -> bool:
-        self._mend_marks()
+        self._repair_marks()
         for table in TABLES:
             for row, column in _faults(self._connection, table):
                 self._set_aside(table, row, column)
@@ -287,10 +287,10 @@ class _Mending:
         for table in ("adapters", "history"):
             self._connection.execute(f"DELETE FROM {table} WHERE digest NOT IN (SELECT digest FROM bundles)")  # noqa: S608
         self._number_history()
-        self._mend_installation()
+        self._repair_installation()
         return self._count > 0
 
-    def _mend_marks(self) -> None:
+    def _repair_marks(self) -> None:
         """First of all: what cannot be read of this table may have been about a floor."""
         for row, column in _faults(self._connection, "set_aside"):
             self._connection.execute("DELETE FROM set_aside WHERE rowid = ?", (row["rowid_"],))
@@ -313,11 +313,11 @@ class _Mending:
         """The row of a sealed bundle, from its manifest."""
         if not _digest(digest):
             return None
-        place: Path = self._directory.bundle(Digest(str(digest)))
+        location: Path = self._directory.bundle(Digest(str(digest)))
         try:
-            with (place / MANIFEST_FILE).open("rb") as file:
+            with (location / MANIFEST_FILE).open("rb") as file:
                 stored = file.read(MAX_MANIFEST_BYTES + 1)
-            installed_at = max(0, int(place.stat().st_mtime))
+            installed_at = max(0, int(location.stat().st_mtime))
             if hashlib.sha256(stored).hexdigest() != digest:
                 return None
             manifest = parse_manifest(stored)
@@ -352,7 +352,7 @@ class _Mending:
             "INSERT INTO sqlite_sequence (name, seq) SELECT 'history', coalesce(max(number), 0) FROM history"
         )
 
-    def _mend_installation(self) -> None:
+    def _repair_installation(self) -> None:
         rows = list(rows_of(self._connection, "SELECT rowid AS rowid_, * FROM installation"))
         if len(rows) != 1:
             self._connection.execute("DELETE FROM installation")
@@ -428,7 +428,7 @@ class Lost(Struct, frozen=True):
     id: str
 
 
-def mend_answers(connection: sqlite3.Connection) -> list[Lost]:
+def repair_answers(connection: sqlite3.Connection) -> list[Lost]:
     """Set aside the rows of the ledger that cannot be read; those among them whose sender can be told."""
     lost = []
     while rows := list(rows_of(connection, _UNFIT_ANSWERS)):

@@ -5,11 +5,11 @@ A released migration is never changed and never moved: new ones go to the end, w
 
 from __future__ import annotations
 
-from agent.state.answers import ANSWERS_1
 from agent.state.history import HISTORY_1
 from agent.state.installation import INSTALLATION_1, INSTALLATION_2, INSTALLATION_3
 from agent.state.integrity import INTEGRITY_1
-from agent.state.standing import STANDING_1, STANDING_2
+from agent.state.result_store import ANSWERS_1
+from agent.state.warnings import STANDING_1, STANDING_2
 
 MIGRATIONS: tuple[str, ...] = (
     INSTALLATION_1,

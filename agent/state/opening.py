@@ -6,11 +6,11 @@ everything that must not be forgotten (what is installed, the floors of trust) i
 
 from __future__ import annotations
 
-from agent.state import answers
+from agent.state import result_store
 from agent.state.database import Database, is_unwritable
+from agent.state.disk_space import check_free_space, explain
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
-from agent.state.room import check_room, explain
 from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
 
@@ -25,7 +25,7 @@ class State:
         try:
             for _ in range(2):
                 opened.append(Database(directory.database, MIGRATIONS, effects))
-            check_room(directory.root)
+            check_free_space(directory.root)
             opened[0].probe()
         except (StoreFull, StoreBroken) as error:
             for database in opened:
@@ -34,7 +34,7 @@ class State:
                 raise
             self.answering = Database.recall(directory.database, MIGRATIONS, explain(directory.root, error), effects)
             with self.answering.transaction("track changes") as connection:
-                answers.track_changes(connection)
+                result_store.track_changes(connection)
             self.installing = self.answering.refusing_writes()
         else:
             self.installing, self.answering = opened
@@ -50,9 +50,9 @@ class State:
         Raises:
             StoreBroken, StoreFull: it cannot be written yet; what is in memory stays there.
         """
-        check_room(self._directory.root)
+        check_free_space(self._directory.root)
         self.installing.restore()
-        self.answering.restore(answers.carry_over)
+        self.answering.restore(result_store.carry_over)
 
     def close(self) -> None:
         self.installing.close()

@@ -62,7 +62,7 @@ class Announcer:
         self._recorded = _read(record)
         self._earlier = self._recorded
         self._components: dict[str, dict[str, object]] = {}
-        self._taken_back = False
+        self._removed = False
 
     def announce(self, components: Components) -> None:
         """Publish what is new since the last call; a component that is missing for a moment stays."""
@@ -78,9 +78,9 @@ class Announcer:
             documents[topic] = made.payload
             wanted = {topic: made.platforms}
         # Until the broker has it, it may have to be taken back by the next agent.
-        self._note(wanted if self._taken_back and self._delivered() else _union(self._earlier, wanted))
+        self._note(wanted if self._removed and self._delivered() else _union(self._earlier, wanted))
         self._publish(documents)
-        self._taken_back = True
+        self._removed = True
 
     def _note(self, record: Record) -> None:
         if record == self._recorded:
@@ -91,7 +91,7 @@ class Announcer:
             else:
                 self._disk.remove(self._file)
         except (StoreBroken, StoreFull) as error:
-            log.warning("what is announced to Home Assistant could not be written down: %s", error.message)
+            log.warning("what is announced to Home Assistant could not be stored: %s", error.message)
         # Once is enough: the disk is somebody else's business.
         self._recorded = record
 

@@ -29,7 +29,7 @@ Written from the types by `python -m agent.telemetry.document --write`; changes 
 
 Every `interval_seconds` a device publishes one sample of each kind at QoS 0 on `edge/v1/d/{device}/telemetry/system`
 and `…/telemetry/llm`. What is *optional* here is absent where the machine does not say it, never zero. Rates count
-from the sample before; where a counter began anew there is no rate.
+from the sample before; where a counter restarted there is no rate.
 """
 
 HOME_ASSISTANT = """## Home Assistant
@@ -37,7 +37,7 @@ HOME_ASSISTANT = """## Home Assistant
 With `telemetry.home_assistant.enabled`, the device announces itself to Home Assistant (2024.11 or later) with one
 retained document on `PREFIX/device/DEVICE/config` (MQTT device discovery); what is not a letter, digit, `_` or `-`
 in the device's name is `_` there, with a digest behind. Its entities read the topics above and those of
-`docs/MQTT.md`, and are unavailable while `status` says that the device is offline:
+`docs/MQTT.md`, and are unavailable while `status` reports that the device is offline:
 
 | entity | | reads |
 |---|---|---|

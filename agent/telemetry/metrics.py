@@ -162,7 +162,7 @@ def _devices(metrics: Exposition, sample: SystemSample) -> None:
 def _sensors(metrics: Exposition, sample: SystemSample) -> None:
     degrees = {} if sample.temperatures is UNSET else sample.temperatures
     metrics.add(f.TEMPERATURE, [({"sensor": name}, value) for name, value in degrees.items()])
-    limits = {} if sample.hot is UNSET else sample.hot
+    limits = {} if sample.temperature_limits is UNSET else sample.temperature_limits
     metrics.add(f.TEMPERATURE_LIMIT, [({"sensor": name}, value) for name, value in limits.items()])
     if sample.frequency_mhz is not UNSET:
         metrics.set(f.FREQUENCY, sample.frequency_mhz.current * 1_000_000)

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 Percent = Annotated[float, Meta(description="percent")]
 Bytes = Annotated[int, Meta(description="bytes")]
-BytesSinceBoot = Annotated[int, Meta(description="bytes since boot; may wrap or begin anew")]
+BytesSinceBoot = Annotated[int, Meta(description="bytes since boot; may wrap or restart from 0")]
 BytesPerSecond = Annotated[float, Meta(description="bytes per second since the sample before")]
 Count = Annotated[int, Meta(description="since `start`")]
 
@@ -47,7 +47,7 @@ class DiskUse(Struct, frozen=True):
     total: Bytes
     free: Annotated[int, Meta(description="bytes that the agent may still write")]
     bundles: (
-        Annotated[int, Meta(description="bytes taken by bundles, prepacked weights and files on their way")] | UnsetType
+        Annotated[int, Meta(description="bytes taken by bundles, prepacked weights and partial downloads")] | UnsetType
     ) = UNSET
     read_bytes: BytesSinceBoot | UnsetType = UNSET
     write_bytes: BytesSinceBoot | UnsetType = UNSET
@@ -55,7 +55,7 @@ class DiskUse(Struct, frozen=True):
     write_per_second: BytesPerSecond | UnsetType = UNSET
 
 
-class Card(Struct, frozen=True):
+class NetworkInterface(Struct, frozen=True):
     """One network interface; the loopback is left out."""
 
     sent_bytes: BytesSinceBoot
@@ -92,18 +92,20 @@ class SystemSample(Struct, frozen=True):
     """The machine. Everything but the time is absent where the kernel does not say it."""
 
     at: Annotated[float, Meta(description="Unix seconds of the sample")]
-    boot: Annotated[
-        int, Meta(description="Unix seconds of the machine's start; another value: counters began anew")
-    ] | (UnsetType) = UNSET
+    boot: Annotated[int, Meta(description="Unix seconds of the machine's start; another value: counters restarted")] | (
+        UnsetType
+    ) = UNSET
     cpu: Cpu | UnsetType = UNSET
     load: Annotated[list[float], Meta(description="load averages over 1, 5 and 15 minutes")] | UnsetType = UNSET
     memory: Memory | UnsetType = UNSET
     swap: Swap | UnsetType = UNSET
     disk: DiskUse | UnsetType = UNSET
-    network: Annotated[dict[str, Card], Meta(description="by interface")] | UnsetType = UNSET
+    network: Annotated[dict[str, NetworkInterface], Meta(description="by interface")] | UnsetType = UNSET
     pressure: Annotated[dict[str, Pressure], Meta(description="by resource: `cpu`, `memory`, `io`")] | UnsetType = UNSET
     temperatures: Annotated[dict[str, float], Meta(description="°C by sensor")] | UnsetType = UNSET
-    hot: Annotated[dict[str, float], Meta(description="°C from which a sensor calls it too hot")] | UnsetType = UNSET
+    temperature_limits: (
+        Annotated[dict[str, float], Meta(description="°C from which a sensor calls it too hot")] | UnsetType
+    ) = UNSET
     frequency_mhz: Frequency | UnsetType = UNSET
     throttled: Annotated[int, Meta(description="times the cores slowed down to cool, since boot (x86)")] | (
         UnsetType
@@ -133,7 +135,7 @@ class LlmSample(Struct, frozen=True):
     queue: Annotated[int, Meta(description="requests that wait")]
     active: Annotated[int, Meta(description="requests being answered")]
     generating: Annotated[
-        int, Meta(description="tokens so far of the answers under way; output tokens count ended ones")
+        int, Meta(description="tokens so far of the answers in progress; output tokens count ended ones")
     ]
     requests: Annotated[dict[str, int], Meta(description="ended, by finish reason or error type")]
     refused: Annotated[dict[str, int], Meta(description="turned away, by error type")]

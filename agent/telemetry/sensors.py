@@ -36,7 +36,7 @@ class Sensors:
         """°C by sensor: ``chip.label`` of hwmon, ``type.number`` of thermal zones; twins have hwmon's name."""
         return {name: value for name, value, _ in self._thermometers()} or None
 
-    def hot(self) -> dict[str, float] | None:
+    def limits(self) -> dict[str, float] | None:
         """°C at which each sensor's maker calls it too hot, where it says so; the lower of hwmon's and the zone's."""
         return {name: limit for name, _, limit in self._thermometers() if limit is not None} or None
 

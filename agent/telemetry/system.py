@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from agent.telemetry import kernel, sensors
 from agent.telemetry.rates import Rates
-from agent.telemetry.samples import Card, Cpu, DiskUse, Memory, Pressure, Process, Swap, SystemSample
+from agent.telemetry.samples import Cpu, DiskUse, Memory, NetworkInterface, Pressure, Process, Swap, SystemSample
 
 PROC = Path("/proc")
 SYS = Path("/sys")
@@ -26,7 +26,7 @@ SYS = Path("/sys")
 _T = TypeVar("_T")
 
 
-class Told(NamedTuple):
+class SelfReported(NamedTuple):
     """What a process that we may not look into said of itself, ``at`` seconds of the sampler's clock."""
 
     name: str
@@ -66,10 +66,11 @@ class SystemSampler:
         _or_unset(self._cpu)
         self._rates.end_round()
 
-    def sample(self, pids: Mapping[int, str], told: Mapping[int, Told] | None = None) -> SystemSample:
-        """Everything that this machine offers; ``pids`` names our processes, ``told`` those that speak for themselves.
+    def sample(self, pids: Mapping[int, str], self_reported: Mapping[int, SelfReported] | None = None) -> SystemSample:
+        """Everything that this machine offers; ``pids`` names our processes, ``self_reported`` is what
+        processes report of themselves.
 
-        What the kernel says of a process counts before what it says of itself.
+        The kernel's figures of a process take precedence over its own.
         """
         now = self._clock()
         found = SystemSample(
@@ -83,12 +84,12 @@ class SystemSampler:
             network=_or_unset(lambda: self._network(now)),
             pressure=_or_unset(self._pressure),
             temperatures=_or_unset(self._sensors.temperatures),
-            hot=_or_unset(self._sensors.hot),
+            temperature_limits=_or_unset(self._sensors.limits),
             frequency_mhz=_or_unset(self._sensors.frequency),
             throttled=_or_unset(self._sensors.throttled),
             throttling=_or_unset(self._sensors.throttling),
             undervoltage=_or_unset(self._sensors.undervoltage),
-            processes=self._ours(pids, told or {}, now),
+            processes=self._ours(pids, self_reported or {}, now),
         )
         self._rates.end_round()
         return found
@@ -144,9 +145,11 @@ class SystemSampler:
             self._rate("disk read", read, now), self._rate("disk write", written, now),
         )  # fmt: skip
 
-    def _network(self, now: float) -> dict[str, Card] | None:
+    def _network(self, now: float) -> dict[str, NetworkInterface] | None:
         return {
-            name: Card(sent, received, self._rate(("sent", name), sent, now), self._rate(("got", name), received, now))
+            name: NetworkInterface(
+                sent, received, self._rate(("sent", name), sent, now), self._rate(("got", name), received, now)
+            )
             for name, (sent, received) in kernel.network_bytes(self._read("net/dev")).items()
         } or None
 
@@ -159,10 +162,10 @@ class SystemSampler:
                 found[resource] = Pressure(kinds.get("some", UNSET), kinds.get("full", UNSET))
         return found or None
 
-    def _ours(self, pids: Mapping[int, str], told: Mapping[int, Told], now: float) -> list[Process]:
+    def _ours(self, pids: Mapping[int, str], self_reported: Mapping[int, SelfReported], now: float) -> list[Process]:
         seen = list(self._own(pids, now))
-        for pid in told.keys() - {process.pid for process in seen}:
-            name, rss, pss, seconds, at = told[pid]
+        for pid in self_reported.keys() - {process.pid for process in seen}:
+            name, rss, pss, seconds, at = self_reported[pid]
             used = self._rates.rate(("told", pid), seconds, at)
             seen.append(Process(name, pid, rss, pss or UNSET, UNSET if used is None else round(100 * used, 1)))
         return seen

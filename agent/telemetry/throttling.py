@@ -48,12 +48,12 @@ class Limit(Struct, frozen=True):
     level: int = 0
     reasons: tuple[str, ...] = ()
 
-    def concurrency(self, places: int) -> int:
-        """How many of ``places`` may be busy: halved at each level, one at least."""
-        return max(1, places >> self.level)
+    def concurrency(self, slots: int) -> int:
+        """How many of ``slots`` may be busy: halved at each level, one at least."""
+        return max(1, slots >> self.level)
 
 
-def judge(sample: SystemSample, throttled_before: int | None = None) -> Strain:
+def evaluate_strain(sample: SystemSample, throttled_before: int | None = None) -> Strain:
     """Read the strain off a sample; ``throttled_before`` is the count of the sample before. What is absent is calm."""
     high: list[str] = []
     calm = True
@@ -114,16 +114,20 @@ def _heat(sample: SystemSample, throttled_before: int | None) -> tuple[bool, boo
 
 
 def _margins(sample: SystemSample) -> list[float]:
-    if sample.temperatures is UNSET or sample.hot is UNSET:
+    if sample.temperatures is UNSET or sample.temperature_limits is UNSET:
         return []
-    return [limit - sample.temperatures[name] for name, limit in sample.hot.items() if name in sample.temperatures]
+    return [
+        limit - sample.temperatures[name]
+        for name, limit in sample.temperature_limits.items()
+        if name in sample.temperatures
+    ]
 
 
 def _shortage(sample: SystemSample) -> tuple[bool, bool]:
     full = 0.0
     if sample.pressure is not UNSET and "memory" in sample.pressure:
-        said = sample.pressure["memory"].full
-        full = 0.0 if said is UNSET else said
+        pressure = sample.pressure["memory"].full
+        full = 0.0 if pressure is UNSET else pressure
     memory = sample.memory
     left = 1.0 if memory is UNSET or not memory.total else memory.available / memory.total
     moved = 0.0

@@ -22,7 +22,7 @@ from pathlib import Path
 import agent
 import contract
 from agent.memory import total_memory
-from agent.priority import WORKER_TO_GO, go_first
+from agent.process_priority import OOM_SCORE_WORKER, set_oom_score_adj
 from agent.worker.seccomp import deny_program
 from contract.errors import StoreBroken
 
@@ -103,16 +103,16 @@ def _limit_resources(*, writes: bool) -> bool:
             resource.setrlimit(kind, (lowest, lowest))
     except (OSError, ValueError, StoreBroken):
         return False
-    return go_first(WORKER_TO_GO)
+    return set_oom_score_adj(OOM_SCORE_WORKER)
 
 
 def _tasks() -> int:
     """Threads of all processes of this account; the kernel counts them together."""
     count = 0
-    for place in Path("/proc").iterdir():
+    for process_dir in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if place.name.isdigit() and place.stat().st_uid == os.getuid():
-                count += sum(1 for _ in (place / "task").iterdir())
+            if process_dir.name.isdigit() and process_dir.stat().st_uid == os.getuid():
+                count += sum(1 for _ in (process_dir / "task").iterdir())
     return count
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
+from agent.engine.interface import CanaryScore, Facts, Generation, StepEvent
 from agent.worker.protocol import Usage
 from agent.worker.settings import WorkerSettings
 
@@ -60,6 +60,6 @@ class WorkerStarter(Protocol):
         derived_dir: Path | None = None,
         adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
-        leaving_bytes: int = 0,
+        reclaimable_bytes: int = 0,
         on_event: OnEvent,
     ) -> Worker: ...

@@ -20,13 +20,13 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.engine.config import read_config
+from agent.engine.interface import Engine
 from agent.engine.kernels import AS_IT_COMES, Kernels, open_chosen
 from agent.engine.kernels import FILE as KERNELS_FILE
-from agent.engine.native import Declined
-from agent.engine.stepping import Engine
-from agent.priority import WEAKEST, give_way, go_first
+from agent.engine.runtime_errors import Declined
+from agent.process_priority import MAX_NICE, set_nice, set_oom_score_adj
 from agent.worker.isolation import isolate
-from agent.worker.process import end_with_parent, release_freed_memory
+from agent.worker.main import end_with_parent, release_freed_memory
 from contract.errors import EdgeBundleError
 
 GRAPH_FILE = "model.onnx"
@@ -87,8 +87,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--reproducible", action="store_true", help="as a worker is asked to be")
     given = parser.parse_args(arguments)
     end_with_parent()
-    give_way(WEAKEST)  # somebody may be answering meanwhile
-    go_first()
+    set_nice(MAX_NICE)  # somebody may be answering meanwhile
+    set_oom_score_adj()
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     isolate([given.bundle.resolve()], writable=[given.target.resolve()])
     try:

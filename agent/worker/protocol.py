@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.engine.stepping import READ_SLICE, CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
+from agent.engine.interface import READ_SLICE, CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
 from contract.errors import EngineFailed
 
 MAX_FRAME_BYTES = 8 << 20
 """The largest request is 1 MiB of JSON; a frame is its decoded form and some head-room."""
 
 
-LONGEST_SILENCE = 3600.0
+MAX_SILENCE = 3600.0
 """Whatever a worker claims to be reading."""
 
 
@@ -26,7 +26,7 @@ class Load(Struct, frozen=True, tag="load"):
     """Load the bundle; first command, once. ``engine``: ``auto``, ``batched`` or ``genai``.
 
     ``max_bytes`` is what the worker may use for KV and scratch (0: decide from the memory that is available, and
-    ``leaving_bytes`` more, which are free once the worker ends whose place it takes);
+    ``reclaimable_bytes`` more, which are free once the worker ends whose place it takes);
     ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
     no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
     up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION, ``processors`` the
@@ -43,7 +43,7 @@ class Load(Struct, frozen=True, tag="load"):
     stall_seconds: float = 0.0
     adapters: dict[str, str] = {}
     processors: list[str] = []
-    leaving_bytes: int = 0
+    reclaimable_bytes: int = 0
     reproducible: bool = False
 
 
@@ -130,7 +130,7 @@ _reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 def allowed_silence(stall_seconds: float, tokens: int) -> float:
     """Seconds that a worker may say nothing while it reads ``tokens`` in one piece: as many as for slices of them."""
-    return max(stall_seconds, min(LONGEST_SILENCE, stall_seconds * -(-tokens // READ_SLICE)))
+    return max(stall_seconds, min(MAX_SILENCE, stall_seconds * -(-tokens // READ_SLICE)))
 
 
 def frame(message: Command | Reply) -> bytes:
@@ -173,7 +173,7 @@ def parse_command(body: bytes) -> Command:
     try:
         return _command_decoder.decode(body)
     except msgspec.MsgspecError as error:
-        raise EngineFailed(f"the agent sent something that is not a command: {error}") from error
+        raise EngineFailed(f"the agent sent an invalid command: {error}") from error
 
 
 def parse_reply(body: bytes) -> Reply:
@@ -185,4 +185,4 @@ def parse_reply(body: bytes) -> Reply:
     try:
         return _reply_decoder.decode(body)
     except msgspec.MsgspecError as error:
-        raise EngineFailed(f"the worker sent something that is not a reply: {error}") from error
+        raise EngineFailed(f"the worker sent an invalid reply: {error}") from error

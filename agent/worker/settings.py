@@ -54,14 +54,14 @@ def _cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     except (OSError, StopIteration):
         return None
     tightest: float | None = None
-    for place in (folder, *folder.parents):
+    for group in (folder, *folder.parents):
         try:
-            quota, period = (place / "cpu.max").read_text().split()
+            quota, period = (group / "cpu.max").read_text().split()
             if quota != "max":
                 cores = int(quota) / int(period)
                 tightest = cores if tightest is None else min(tightest, cores)
         except (OSError, ValueError):
             pass
-        if place == root:
+        if group == root:
             break
     return tightest

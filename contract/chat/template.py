@@ -20,7 +20,7 @@ FAILED = "template_failed"
 MAX_RENDERED = 4 << 20
 """Characters: four times the largest request. No context is that long."""
 
-MAX_SAID = 300
+MAX_ERROR_TEXT = 300
 """Characters of what a template says when it refuses."""
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -88,12 +88,14 @@ class ChatTemplate:
         except LimitExceeded as exceeded:
             raise _failed(f"takes {exceeded.what}") from exceeded
         except (OverflowError, SecurityError) as error:
-            raise _failed(f"does what no template may: {_said(error)}") from error
-        except Raised as said:
-            raise RequestInvalid(f"the chat template refuses these messages: {_said(said)}", field="messages") from said
+            raise _failed(f"does what no template may: {_describe(error)}") from error
+        except Raised as refusal:
+            raise RequestInvalid(
+                f"the chat template refuses these messages: {_describe(refusal)}", field="messages"
+            ) from refusal
         except Exception as error:  # a template may do whatever Python's operators raise at
             raise RequestInvalid(
-                f"the chat template cannot render these messages: {type(error).__name__}: {_said(error)}",
+                f"the chat template cannot render these messages: {type(error).__name__}: {_describe(error)}",
                 field="messages",
             ) from error
 
@@ -103,18 +105,18 @@ class ChatTemplate:
         except LimitExceeded as exceeded:
             return _failed(f"takes {exceeded.what} to read")
         except jinja2.TemplateSyntaxError as error:
-            return _failed(f"is no Jinja template: line {error.lineno}: {_said(error)}")
+            return _failed(f"is no Jinja template: line {error.lineno}: {_describe(error)}")
         except Exception as error:  # what Python's own compiler says to what Jinja made of it
-            return _failed(f"cannot be read: {type(error).__name__}: {_said(error)}")
+            return _failed(f"cannot be read: {type(error).__name__}: {_describe(error)}")
 
 
 def _failed(what: str) -> RequestInvalid:
     return RequestInvalid(f"the bundle's chat template {what}", field="messages", code=500, kind=FAILED)
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     first = error.args[0] if error.args else ""
-    return " ".join((first if isinstance(first, str) else str(error))[:MAX_SAID].split())
+    return " ".join((first if isinstance(first, str) else str(error))[:MAX_ERROR_TEXT].split())
 
 
 def _join(pieces: Iterable[str]) -> str:

@@ -44,7 +44,7 @@ def faults(document: dict[str, Any]) -> list[str]:
         found.append("asyncapi must be 3.0.0")
     found += [f"info.{name} is missing" for name in ("title", "version") if not document.get("info", {}).get(name)]
     references = list(_references(document))
-    found += [f"{place}: {target} leads nowhere" for place, target in references if _find(document, target) is None]
+    found += [f"{pointer}: {target} leads nowhere" for pointer, target in references if _find(document, target) is None]
     components = document.get("components", {})
     reached = {target for _, target in references}
     for kind in ("messages", "schemas"):
@@ -62,82 +62,82 @@ def faults(document: dict[str, Any]) -> list[str]:
     return found
 
 
-def _channel(place: str, channel: dict[str, Any]) -> Iterator[str]:
-    yield from _keys(channel, CHANNEL, place)
+def _channel(pointer: str, channel: dict[str, Any]) -> Iterator[str]:
+    yield from _keys(channel, CHANNEL, pointer)
     named = set(re.findall(r"\{([^{}/]+)\}", channel.get("address", "")))
     if not channel.get("address") or any(sign in channel["address"] for sign in "#+"):
-        yield f"{place}.address is no topic"
+        yield f"{pointer}.address is no topic"
     if named != set(channel.get("parameters", {})):
-        yield f"{place}.parameters are not those of its address"
+        yield f"{pointer}.parameters are not those of its address"
     for name, parameter in channel.get("parameters", {}).items():
-        yield from _keys(parameter, PARAMETER, f"{place}.parameters.{name}")
+        yield from _keys(parameter, PARAMETER, f"{pointer}.parameters.{name}")
     if not channel.get("messages"):
-        yield f"{place} has no messages"
+        yield f"{pointer} has no messages"
     for name, message in channel.get("messages", {}).items():
         if not message.get("$ref", "").startswith("#/components/messages/"):
-            yield f"{place}.messages.{name} is no message"
+            yield f"{pointer}.messages.{name} is no message"
 
 
-def _operation(place: str, operation: dict[str, Any]) -> Iterator[str]:
-    yield from _keys(operation, OPERATION, place)
+def _operation(pointer: str, operation: dict[str, Any]) -> Iterator[str]:
+    yield from _keys(operation, OPERATION, pointer)
     if operation.get("action") not in ("send", "receive"):
-        yield f"{place}.action must be send or receive"
+        yield f"{pointer}.action must be send or receive"
     if not operation.get("channel", {}).get("$ref", "").startswith("#/channels/"):
-        yield f"{place}.channel is no channel"
+        yield f"{pointer}.channel is no channel"
     binding = operation.get("bindings", {}).get("mqtt", {})
-    yield from _keys(binding, BINDING, f"{place}.bindings.mqtt")
+    yield from _keys(binding, BINDING, f"{pointer}.bindings.mqtt")
     if binding.get("qos") not in (0, 1, 2):
-        yield f"{place}.bindings.mqtt.qos must be 0, 1 or 2"
+        yield f"{pointer}.bindings.mqtt.qos must be 0, 1 or 2"
     if not isinstance(binding.get("retain"), bool):
-        yield f"{place}.bindings.mqtt.retain must be true or false"
+        yield f"{pointer}.bindings.mqtt.retain must be true or false"
 
 
-def _schema(place: str, schema: Any) -> Iterator[str]:
+def _schema(pointer: str, schema: Any) -> Iterator[str]:
     if isinstance(schema, bool):
         return
     if not isinstance(schema, dict):
-        yield f"{place} is no schema"
+        yield f"{pointer} is no schema"
         return
-    yield from _keys(schema, SCHEMA, place)
-    yield from _keywords(place, schema)
+    yield from _keys(schema, SCHEMA, pointer)
+    yield from _keywords(pointer, schema)
     parts = [(name, schema[name]) for name in ("items", "additionalProperties") if name in schema]
     parts += schema.get("properties", {}).items()
     parts += [(f"anyOf[{index}]", inner) for index, inner in enumerate(schema.get("anyOf", []))]
     for name, inner in parts:
-        yield from _schema(f"{place}.{name}", inner)
+        yield from _schema(f"{pointer}.{name}", inner)
 
 
-def _keywords(place: str, schema: dict[str, Any]) -> Iterator[str]:
+def _keywords(pointer: str, schema: dict[str, Any]) -> Iterator[str]:
     """What a schema says itself, without those inside it."""
     if schema.get("type", "object") not in TYPES:
-        yield f"{place}.type {schema['type']!r} is none"
+        yield f"{pointer}.type {schema['type']!r} is none"
     for name in NUMBERS & schema.keys():
         if isinstance(schema[name], bool) or not isinstance(schema[name], int | float):
-            yield f"{place}.{name} must be a number"
+            yield f"{pointer}.{name} must be a number"
     for name in set(schema.get("required", [])) - schema.get("properties", {}).keys():
-        yield f"{place} requires {name}, which it does not have"
+        yield f"{pointer} requires {name}, which it does not have"
     try:
         re.compile(schema.get("pattern", ""))
     except re.error as error:
-        yield f"{place}.pattern: {error}"
+        yield f"{pointer}.pattern: {error}"
     if "enum" in schema and (not isinstance(schema["enum"], list) or not schema["enum"]):
-        yield f"{place}.enum must be a list of values"
+        yield f"{pointer}.enum must be a list of values"
 
 
-def _keys(found: dict[str, Any], allowed: set[str], place: str) -> Iterator[str]:
+def _keys(found: dict[str, Any], allowed: set[str], pointer: str) -> Iterator[str]:
     for name in found.keys() - allowed:
-        yield f"{place} may not have {name}"
+        yield f"{pointer} may not have {name}"
 
 
-def _references(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def _references(node: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
-            yield place, node["$ref"]
+            yield pointer, node["$ref"]
         for name, inner in node.items():
-            yield from _references(inner, f"{place}.{name}".lstrip("."))
+            yield from _references(inner, f"{pointer}.{name}".lstrip("."))
     elif isinstance(node, list):
         for index, inner in enumerate(node):
-            yield from _references(inner, f"{place}[{index}]")
+            yield from _references(inner, f"{pointer}[{index}]")
 
 
 def _find(document: Any, target: str) -> Any:

@@ -424,18 +424,18 @@ class Event(Struct, frozen=True):
     detail: dict[str, Any]
 
 
-MAX_TOLD = 1000
+MAX_MESSAGE = 1000
 """Characters of a message about a fault: what came from outside may stand in it."""
 
-MAX_TOLD_FIELD = 200
+MAX_FIELD = 200
 
 
 def fault_details(details: Iterable[Fault]) -> list[FaultDetail] | UnsetType:
     """All faults as they are told, none of them at length."""
     found = [
         FaultDetail(
-            message=printable(message[:MAX_TOLD]),
-            field=UNSET if field is None else printable(field[:MAX_TOLD_FIELD]),
+            message=printable(message[:MAX_MESSAGE]),
+            field=UNSET if field is None else printable(field[:MAX_FIELD]),
             suggestion=UNSET if suggestion is None else suggestion,
         )
         for field, message, suggestion in details

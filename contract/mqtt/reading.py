@@ -130,13 +130,13 @@ def _id_faults(
 def _part_faults(messages: list[Message]) -> Iterator[tuple[Reason, Fault]]:
     """Something to read, and pictures that are some; their pixels are the worker's to look at."""
     pictures = 0
-    said = False
+    has_text = False
     for number, message in enumerate(messages):
-        for place, part in enumerate(message.parts):
+        for index, part in enumerate(message.parts):
             if not isinstance(part, ImagePart):
-                said = said or bool(part.text.strip())
+                has_text = has_text or bool(part.text.strip())
                 continue
-            field = f"messages[{number}].content[{place}].image_url"
+            field = f"messages[{number}].content[{index}].image_url"
             pictures += 1
             if pictures > MAX_PICTURES:
                 yield _fault(f"a request takes {MAX_PICTURES} pictures at most", field)
@@ -147,7 +147,7 @@ def _part_faults(messages: list[Message]) -> Iterator[tuple[Reason, Fault]]:
                     picture_bytes(part.image_url.url, f"{field}.url")
                 except RequestInvalid as refused:
                     yield _fault(refused.message, f"{field}.url")
-    if not said and not pictures:
+    if not has_text and not pictures:
         yield _fault("every message is empty", "messages")
 
 

@@ -197,7 +197,7 @@ def own_tls(source: SourceSettings) -> ssl.SSLContext:
     """
     import ssl
 
-    context = _trusting(source.ca, only=True)
+    context = _ssl_context(source.ca, only=True)
     if source.cert is not None:
         try:
             # Never asks on a terminal for the passphrase of an encrypted key.
@@ -211,10 +211,10 @@ def own_tls(source: SourceSettings) -> ssl.SSLContext:
 
 def other_tls(source: Source) -> ssl.SSLContext:
     """For servers that it redirects to: they learn nothing of who we are, and may have a certificate of anybody's."""
-    return _trusting(None if isinstance(source, str) else source.ca, only=False)
+    return _ssl_context(None if isinstance(source, str) else source.ca, only=False)
 
 
-def _trusting(ca: str | None, *, only: bool) -> ssl.SSLContext:
+def _ssl_context(ca: str | None, *, only: bool) -> ssl.SSLContext:
     import ssl
 
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.names import place_below
+from contract.names import path_below
 from contract.reasons import Reason
 
 PIECE_BYTES = 2**20
@@ -74,7 +74,7 @@ class DirectorySource:
 
     def _open(self, path: str) -> int | None:
         self._check_usable()
-        target = place_below(self._root, path)
+        target = path_below(self._root, path)
         try:
             # O_NONBLOCK: opening a pipe would wait for a writer that never comes.
             handle = os.open(target, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)

@@ -11,8 +11,8 @@ from contract.names import check_path
 from contract.reasons import Reason
 from contract.source.access import Source, location_of
 from contract.source.directory import PIECE_BYTES
-from contract.source.exchange import Exchange, Response, parse_url
-from contract.source.pace import Pace
+from contract.source.http_session import Exchange, Response, parse_url
+from contract.source.throughput_guard import ThroughputGuard
 
 
 class HttpSource:
@@ -34,7 +34,7 @@ class HttpSource:
         self,
         source: Source,
         *,
-        pace: Pace | None = None,
+        pace: ThroughputGuard | None = None,
         tls: ssl.SSLContext | None = None,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:

@@ -108,12 +108,12 @@ def _describe(header: bytes, extended: dict[str, str]) -> tuple[str, int]:
 
 def _check_end(read_at: Callable[[int, int], bytes], position: int, total: int) -> None:
     if total - position > MAX_TRAILING_BYTES:
-        raise _refuse("goes on after its end mark")
+        raise _refuse("continues after its end mark")
     rest = read_at(position, total - position)
     if len(rest) < BLOCK:
         raise _refuse("is truncated: its end mark is incomplete")
     if any(rest):
-        raise _refuse("goes on after its end mark")
+        raise _refuse("continues after its end mark")
 
 
 def _check_header(header: bytes) -> None:

@@ -20,13 +20,13 @@ from contract import strict_json
 from contract.durable import translate
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable
 from contract.reasons import Reason
-from contract.source.exchange import Exchange, Response
-from contract.source.pace import Pace
+from contract.source.http_session import Exchange, Response
+from contract.source.throughput_guard import ThroughputGuard
 from contract.trust.key_policy import check_metadata
-from contract.trust.updating import TARGETS_MAX_BYTES, check_root, explain
+from contract.trust.refresh import TARGETS_MAX_BYTES, check_root, explain
 
 PIECE_BYTES = 2**20
-_STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNESCAPED_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CACHED = ("timestamp", "snapshot", "targets")
 
 
@@ -65,7 +65,7 @@ class UrlFetcher(FetcherInterface):
 
 def _escaped(url: str) -> str:
     """``url`` with what may not stand in one escaped: python-tuf appends the names of artifacts as they are."""
-    return quote(_STRAY_PERCENT.sub("%25", url), safe="%/:?=&@+!$,;'()*~[]")
+    return quote(_UNESCAPED_PERCENT.sub("%25", url), safe="%/:?=&@+!$,;'()*~[]")
 
 
 def check(data: bytes, what: str, *, any_key: bool) -> None:
@@ -86,7 +86,7 @@ class Client:
         BundleRefused, SourceUnavailable, StoreBroken, StoreFull: from every method, and nothing else.
     """
 
-    def __init__(self, metadata_dir: Path, *, any_key: bool = False, pace: Pace | None = None) -> None:
+    def __init__(self, metadata_dir: Path, *, any_key: bool = False, pace: ThroughputGuard | None = None) -> None:
         self._directory = metadata_dir
         self._any_key = any_key
         self._exchange = Exchange(pace=pace)

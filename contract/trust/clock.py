@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from contract.trust.floor import TrustFloor
+from contract.trust.rollback_floor import RollbackFloor
 
 EARLIEST = int(datetime(2026, 11, 1, tzinfo=UTC).timestamp())
 """This code did not exist before; raised with every release."""
@@ -15,7 +15,7 @@ _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 
 
 def effective_time(
-    clock: Callable[[], datetime], floor: TrustFloor, synchronised: Callable[[], bool] = lambda: False
+    clock: Callable[[], datetime], floor: RollbackFloor, synchronised: Callable[[], bool] = lambda: False
 ) -> datetime:
     """The later one of the clock and its floor. Only a synchronised clock raises the floor.
 

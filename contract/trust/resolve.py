@@ -15,10 +15,10 @@ from contract.source import BundleSource
 from contract.source.tar import TarSource
 from contract.trust import verified
 from contract.trust.clock import effective_time
-from contract.trust.floor import TrustFloor
-from contract.trust.listing import SIGNED_FIELD, Listing
+from contract.trust.refresh import Refresh, Trusted
+from contract.trust.rollback_floor import RollbackFloor
 from contract.trust.store import TrustStore
-from contract.trust.updating import Refresh, Trusted
+from contract.trust.targets_index import SIGNED_FIELD, TargetsIndex
 from contract.trust.verified import TrustedManifest
 
 OFFLINE_GRACE = timedelta(days=30)
@@ -29,11 +29,11 @@ def refresh(
     *,
     store: TrustStore,
     source: BundleSource,
-    floor: TrustFloor,
+    floor: RollbackFloor,
     clock: Callable[[], datetime],
     offline_grace: bool,
     synchronised: Callable[[], bool] = lambda: False,
-) -> Listing:
+) -> TargetsIndex:
     """Bring the device's trust up to date with ``source`` and say what it lists; durable when it returns.
 
     ``offline_grace`` forgives timestamp and snapshot of a tar 30 days; it has no effect on other sources.
@@ -52,7 +52,7 @@ def refresh(
         raise
     store.keep(trusted.files, floor)
     _raise_clock(trusted, floor)
-    return Listing(trusted.targets)
+    return TargetsIndex(trusted.targets)
 
 
 def resolve(
@@ -61,7 +61,7 @@ def resolve(
     source: BundleSource,
     name: str,
     version: str,
-    floor: TrustFloor,
+    floor: RollbackFloor,
     clock: Callable[[], datetime],
     offline_grace: bool,
     synchronised: Callable[[], bool] = lambda: False,
@@ -79,7 +79,7 @@ def resolve(
 
 
 def fetch_manifest(
-    listing: Listing, source: BundleSource, name: str, version: str, floor: TrustFloor | None = None
+    listing: TargetsIndex, source: BundleSource, name: str, version: str, floor: RollbackFloor | None = None
 ) -> TrustedManifest:
     """The manifest of ``name@version`` as ``listing`` has it; its date raises the clock floor.
 
@@ -118,7 +118,7 @@ def fetch_manifest(
     return TrustedManifest(verified._GUARD, manifest, stored)
 
 
-def listed_digest(store: TrustStore, floor: TrustFloor, name: str, version: str) -> Digest:
+def listed_digest(store: TrustStore, floor: RollbackFloor, name: str, version: str) -> Digest:
     """The manifest digest of ``name@version`` in the trust this device has now, without asking any source.
 
     Raises:
@@ -127,10 +127,10 @@ def listed_digest(store: TrustStore, floor: TrustFloor, name: str, version: str)
     files = store.load(floor)
     if "targets" not in files:
         raise BundleRefused(Reason.NOT_LISTED, f"{name}@{version} is not listed: this device has seen no list yet")
-    return check_digest(Listing.of(files["targets"]).entry(name, version).digest)
+    return check_digest(TargetsIndex.of(files["targets"]).entry(name, version).digest)
 
 
-def _raise_clock(trusted: Trusted, floor: TrustFloor) -> None:
+def _raise_clock(trusted: Trusted, floor: RollbackFloor) -> None:
     """Learn the time from what people signed; a stolen timestamp key alone must not move clocks."""
     for signed in (trusted.root, trusted.targets):
         text = signed.unrecognized_fields.get(SIGNED_FIELD)

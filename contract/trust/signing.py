@@ -28,7 +28,7 @@ from contract.errors import BuildRefused, BundleRefused
 from contract.layout import ROLES
 from contract.reasons import Reason
 from contract.trust.key_policy import check_metadata, check_public_key
-from contract.trust.listing import REVOKED_FIELD, SIGNED_FIELD, TIME_FORMAT, Entry, Listing
+from contract.trust.targets_index import REVOKED_FIELD, SIGNED_FIELD, TIME_FORMAT, Entry, TargetsIndex
 
 MAX_DOCUMENT_BYTES = 5_000_000
 
@@ -201,9 +201,9 @@ def referenced(document: bytes, what: str) -> int:
     return int(signed.meta["targets.json"].version)
 
 
-def listing_of(targets: bytes) -> Listing:
+def listing_of(targets: bytes) -> TargetsIndex:
     """What our own targets document lists."""
-    return Listing(_read(targets, "targets").signed)
+    return TargetsIndex(_read(targets, "targets").signed)
 
 
 def known_keys(keys: Sequence[SigningKey], wanted: RoleKeys) -> list[SigningKey]:

@@ -20,8 +20,8 @@ from contract import strict_json
 from contract.durable import Disk
 from contract.errors import BundleRefused, UsageError
 from contract.reasons import Reason
-from contract.trust.floor import ResettableTrustFloor, TrustFloor
-from contract.trust.updating import TrustFiles, check_root
+from contract.trust.refresh import TrustFiles, check_root
+from contract.trust.rollback_floor import ResettableRollbackFloor, RollbackFloor
 
 FILE = "trusted.json"
 MAX_STORE_BYTES = 32_000_000
@@ -71,7 +71,7 @@ def role_versions(files: TrustFiles) -> dict[str, int]:
     }
 
 
-def fallen_below(files: TrustFiles, floor: TrustFloor) -> str | None:
+def fallen_below(files: TrustFiles, floor: RollbackFloor) -> str | None:
     """The first role of ``files`` that is missing or older than ``floor`` allows, None if there is none."""
     versions, era = role_versions(files), _era(files["root"])
     for role, least in floor.role_versions().items():
@@ -100,7 +100,7 @@ class TrustStore:
             left.unlink(missing_ok=True)
         return self._directory
 
-    def provision(self, root_json: bytes, floor: TrustFloor) -> int:
+    def provision(self, root_json: bytes, floor: RollbackFloor) -> int:
         """Trust ``root_json`` from now on, on a device that has trusted nothing yet; the root's version.
 
         Provisioning once more with the root that this device's trust began with changes nothing.
@@ -118,7 +118,7 @@ class TrustStore:
         self._write(hashlib.sha256(root_json).hexdigest(), {"root": root_json}, floor)
         return version
 
-    def reprovision(self, root_json: bytes, floor: ResettableTrustFloor) -> int:
+    def reprovision(self, root_json: bytes, floor: ResettableRollbackFloor) -> int:
         """Forget all trust and begin anew with ``root_json``: the operator's decision, never a program's.
 
         Raises:
@@ -130,7 +130,7 @@ class TrustStore:
         self._write(hashlib.sha256(root_json).hexdigest(), {"root": root_json}, floor)
         return version
 
-    def load(self, floor: TrustFloor) -> dict[str, bytes]:
+    def load(self, floor: RollbackFloor) -> dict[str, bytes]:
         """The verified metadata by role.
 
         Raises:
@@ -138,7 +138,7 @@ class TrustStore:
         """
         return self._read(floor)[1]
 
-    def keep(self, files: TrustFiles, floor: TrustFloor) -> None:
+    def keep(self, files: TrustFiles, floor: RollbackFloor) -> None:
         """Make verified ``files`` this device's trust, durably, then raise the floor to them.
 
         Raises:
@@ -151,14 +151,14 @@ class TrustStore:
         if files != known:
             self._write(anchor, files, floor)
 
-    def keep_root(self, root: bytes, floor: TrustFloor) -> None:
+    def keep_root(self, root: bytes, floor: RollbackFloor) -> None:
         """Keep a verified newer root although the rest of a refresh failed: it may have revoked keys."""
         anchor, known = self._read(floor)
         # Versions signed by retired timestamp or snapshot keys bind nobody any more (TUF specification 5.3.11).
         others = {role: data for role, data in known.items() if _era(known["root"]) == _era(root)}
         self._write(anchor, {**others, "root": root}, floor)
 
-    def _read(self, floor: TrustFloor) -> tuple[str, dict[str, bytes]]:
+    def _read(self, floor: RollbackFloor) -> tuple[str, dict[str, bytes]]:
         path = self._directory / FILE
         try:
             data = path.read_bytes()
@@ -166,7 +166,7 @@ class TrustStore:
             if not floor.role_versions() and isinstance(error, FileNotFoundError):
                 raise BundleRefused(
                     Reason.TRUST_STATE_LOST,
-                    "this device trusts nobody yet; give it a root with `edge-agent trust provision ROOT_JSON`",
+                    "no root of trust is provisioned on this device: run `edge-agent trust provision ROOT_JSON`",
                 ) from error
             raise _lost(f"the trust of this device is gone ({error.strerror})") from error
         try:
@@ -183,7 +183,7 @@ class TrustStore:
         floor.raise_role_versions(role_versions(files))
         return stored.anchor, files
 
-    def _write(self, anchor: str, files: TrustFiles, floor: TrustFloor) -> None:
+    def _write(self, anchor: str, files: TrustFiles, floor: RollbackFloor) -> None:
         metadata = {role: files[role].decode() for role in _ROLES if role in files}
         document = {"anchor": anchor, "metadata": metadata, "sha256": _digest(anchor, metadata)}
         self._disk.make_directory(self._directory, 0o700)

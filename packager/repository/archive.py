@@ -21,11 +21,11 @@ from contract.manifest import FileEntry, Manifest, parse_manifest
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.directory import DirectorySource
-from contract.trust.floor import MemoryTrustFloor
+from contract.trust.refresh import ROOT_MAX_BYTES
 from contract.trust.resolve import fetch_manifest, refresh
+from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.signing import state_of
 from contract.trust.store import TrustStore
-from contract.trust.updating import ROOT_MAX_BYTES
 from packager.repository.metadata import PublishedMetadata
 
 
@@ -130,7 +130,7 @@ def receive(
         BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
     """
     disk = disk or Disk()
-    floor = MemoryTrustFloor()
+    floor = MemoryRollbackFloor()
     with tempfile.TemporaryDirectory() as scratch:
         store = TrustStore(Path(scratch))
         store.provision(root, floor)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from contract.errors import BuildRefused
 from contract.layout import METADATA_DIR
-from contract.trust.listing import Listing
 from contract.trust.signing import listing_of, referenced, state_of
+from contract.trust.targets_index import TargetsIndex
 
 _ROOT = re.compile(r"([1-9][0-9]{0,9})\.root\.json")
 
@@ -48,7 +48,7 @@ class PublishedMetadata:
         return None if snapshot is None else self._read(f"{referenced(snapshot, 'snapshot')}.targets.json")
 
     @property
-    def listing(self) -> Listing:
+    def listing(self) -> TargetsIndex:
         """What is listed.
 
         Raises:

@@ -13,8 +13,8 @@ from contract.errors import BuildRefused, BundleRefused
 from contract.layout import METADATA_DIR, ROLES, object_path
 from contract.reasons import Reason
 from contract.source.directory import DirectorySource
-from contract.trust.floor import MemoryTrustFloor
 from contract.trust.resolve import fetch_manifest, refresh
+from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.signing import keyid_of, missing_signatures, role_keys, state_of
 from contract.trust.store import TrustStore
 from packager.repository.bundle_directory import file_digest
@@ -116,7 +116,7 @@ def verify(path: Path, clock: Callable[[], datetime], on_bytes: Callable[[int], 
     roots = PublishedMetadata(path).root_versions
     if not roots:
         raise BuildRefused(f"{path} is not a finished repository")
-    source, floor = DirectorySource(path), MemoryTrustFloor()
+    source, floor = DirectorySource(path), MemoryRollbackFloor()
     with tempfile.TemporaryDirectory() as scratch:
         store = TrustStore(Path(scratch))
         store.provision((path / METADATA_DIR / f"{roots[0]}.root.json").read_bytes(), floor)

@@ -22,8 +22,8 @@ from contract.manifest import Manifest
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.trust import signing
-from contract.trust.listing import Entry, Listing
 from contract.trust.signing import RoleKeys
+from contract.trust.targets_index import Entry, TargetsIndex
 from packager.repository import archive
 from packager.repository.bundle_directory import BundleDirectory, copy_checked, file_digest, read_bundle_directory
 from packager.repository.clock import check_publishers_clock
@@ -273,7 +273,7 @@ class Repository:
         if not self._clock_is_right:
             check_publishers_clock(self._clock(), self.metadata)
 
-    def _listing_to_change(self, reference: str, bundle: BundleDirectory | None) -> Listing:
+    def _listing_to_change(self, reference: str, bundle: BundleDirectory | None) -> TargetsIndex:
         """The list a change starts from; an interrupted change of the very same bundle is simply taken up."""
         staged = self._change.read_staged("targets")
         if staged is not None and self.metadata.root is not None:
@@ -285,7 +285,7 @@ class Repository:
         return self.metadata.listing
 
     @staticmethod
-    def _targets_of(listing: Listing) -> dict[str, Entry]:
+    def _targets_of(listing: TargetsIndex) -> dict[str, Entry]:
         return {target_name(*text.split("@", 1)): entry for text, entry in listing.bundles.items()}
 
     def _store(self, bundle: BundleDirectory, on_bytes: Callable[[int], None]) -> None:

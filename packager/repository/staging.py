@@ -16,8 +16,8 @@ from contract.durable import Disk
 from contract.errors import BuildRefused
 from contract.layout import METADATA_DIR
 from contract.trust import signing
-from contract.trust.listing import Entry
 from contract.trust.signing import RoleKeys
+from contract.trust.targets_index import Entry
 from packager.repository.keyring import KeyRing
 from packager.repository.metadata import PublishedMetadata, version_of
 

@@ -29,7 +29,7 @@ class SystemReading(Struct, frozen=True):
     memory: Memory | UnsetType = UNSET
     disk: Disk | UnsetType = UNSET
     temperatures: dict[str, float] | UnsetType = UNSET
-    hot: dict[str, float] | UnsetType = UNSET
+    temperature_limits: dict[str, float] | UnsetType = UNSET
     throttling: bool | UnsetType = UNSET
     processes: list[Process] = []
 
@@ -38,7 +38,7 @@ class SystemReading(Struct, frozen=True):
         """The sensor nearest to its limit; without limits, the warmest."""
         if self.temperatures is UNSET or not self.temperatures:
             return None
-        limits = {} if self.hot is UNSET else self.hot
+        limits = {} if self.temperature_limits is UNSET else self.temperature_limits
         limited = {name: value - limits[name] for name, value in self.temperatures.items() if name in limits}
         ranked = limited or self.temperatures
         name = max(ranked, key=ranked.__getitem__)

@@ -282,9 +282,9 @@ def _memory(view: DeviceView) -> Text:
 
 def _limit(view: DeviceView) -> float | None:
     system = view.system
-    if system is None or system.hottest is None or system.hot is UNSET:
+    if system is None or system.hottest is None or system.temperature_limits is UNSET:
         return None
-    return system.hot.get(system.hottest[0])
+    return system.temperature_limits.get(system.hottest[0])
 
 
 def _temperature(view: DeviceView, *, named: bool = False) -> Text:

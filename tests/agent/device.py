@@ -15,10 +15,10 @@ from agent.gateway import Gateway
 from agent.install.ports import SealedBundle
 from agent.serving.loop import Observers
 from agent.serving.serving import Dependencies, Serving
-from agent.state.answer_writer import AnswerWriter
 from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
 from agent.state.migrations import MIGRATIONS
+from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
 from agent.worker.ports import Worker
 from contract.manifest import (
@@ -102,7 +102,7 @@ class Device:
             memory=BrokerMemory(self.state.with_suffix(".broker"), self.config.broker.identity),
         )  # fmt: skip
         self.database = Database(self.state, MIGRATIONS)
-        self.result_store = AnswerWriter(
+        self.result_store = ResultWriter(
             self.database, self._clock, keep_text=self.config.serving.store_results == "text"
         )
 

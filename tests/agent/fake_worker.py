@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agent.engine.stepping import (
+from agent.engine.interface import (
     CanaryScore,
     Facts,
     FinishEvent,
@@ -44,7 +44,7 @@ class FakeWorker:
         self.isolation = "none"
         self.pid = next(_PIDS)
         self.usage: tuple[Usage, float] | None = None
-        self.leaving_bytes = 0
+        self.reclaimable_bytes = 0
         self.peak_rss_bytes = 1
         self.admitted: list[Generation] = []
         self.updates: list[tuple[int, dict[str, Any]]] = []
@@ -132,7 +132,7 @@ class FakeWorkers:
         derived_dir: Path | None = None,
         adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
-        leaving_bytes: int = 0,
+        reclaimable_bytes: int = 0,
         on_event: Callable[[StepEvent], None],
     ) -> FakeWorker:
         if self.stall is not None:
@@ -141,7 +141,7 @@ class FakeWorkers:
             self.failures -= 1
             raise EngineFailed("the model did not load: a test")
         worker = FakeWorker(bundle_dir, self.slots, on_event)
-        worker.leaving_bytes = leaving_bytes
+        worker.reclaimable_bytes = reclaimable_bytes
         self.started.append(worker)
         return worker
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def work(stall: Path) -> None:
-    from agent.worker.process import end_with_parent, serve
+    from agent.worker.main import end_with_parent, serve
     from tests.agent.worker.stand_in_worker import Moody
 
     def open_engine(load: Any) -> Any:
@@ -34,7 +34,7 @@ def work(stall: Path) -> None:
 async def serve_until_stopped(config: Path, stall: Path) -> None:
     from agent.config import load_config
     from agent.service import Service
-    from agent.worker.supervision import WorkerProcess
+    from agent.worker.supervisor import WorkerProcess
 
     command = (sys.executable, str(Path(__file__).resolve()), str(config), str(stall))
     workers: Any = partial(WorkerProcess.start, command=command)

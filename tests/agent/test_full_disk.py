@@ -21,10 +21,10 @@ from typing import Any
 
 import pytest
 
-from agent.state import answers
-from agent.state.answers import Key
+from agent.state import result_store
 from agent.state.layout import StateDirectory
 from agent.state.opening import State
+from agent.state.result_store import Key
 from contract.mqtt.reading import request_fingerprint
 from tests.agent.install.market import Market
 from tests.broker import Broker
@@ -183,7 +183,7 @@ def test_what_is_active_serves_says_why_and_recovers_without_a_restart(device: F
     assert [each["check"] for each in found["bad"]] == ["state"], found["bad"]
     assert "disk I/O error" in found["bad"][0]["detail"]
     assert {each["check"] for each in found["warning"]} == {"ready", "installation"}
-    assert not any("--replace" in each["mend"] for verdict in found.values() for each in verdict)
+    assert not any("--replace" in each["fix"] for verdict in found.values() for each in verdict)
 
     device.make_room()
     until(client, "health", ready=True, reasons=[])
@@ -208,7 +208,7 @@ def test_what_was_accepted_before_waits_for_room_and_is_answered_once(device: Fu
     body = json.dumps({"id": "left", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 40}).encode()
     state = State(StateDirectory(device.root / "state"))
     with state.answering.transaction("answers") as connection:
-        answers.accept(connection, Key("me", "left"), request_fingerprint(body), body, now=time.time())
+        result_store.accept(connection, Key("me", "left"), request_fingerprint(body), body, now=time.time())
     state.close()
     client.answers["left"] = Answer(time.monotonic())
 

@@ -72,7 +72,7 @@ def test_a_record_reaches_the_journal_as_fields(journal: socket.socket, tmp_path
         "MESSAGE": "request ended request=q1 client=me",
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "edge-agent",
-        "EDGE_ROOM": "serving",
+        "EDGE_COMPONENT": "serving",
         "EDGE_REQUEST": "q1",
         "EDGE_CLIENT": "me",
     }
@@ -114,10 +114,10 @@ def test_any_text_makes_one_line_and_one_readable_datagram(text: str, value: str
     assert line.isprintable()
     pairs = re.findall(PAIR, line)
     assert re.fullmatch(rf"{PAIR}( {PAIR})*", line)
-    assert [name for name, _ in pairs] == ["time", "level", "room", "msg", "request"]
+    assert [name for name, _ in pairs] == ["time", "level", "component", "msg", "request"]
     handler = JournalHandler(Path("/nonexistent"), io.StringIO())
     found = parse(handler.datagram(made))
-    assert set(found) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EDGE_ROOM", "EDGE_REQUEST"}
+    assert set(found) == {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "EDGE_COMPONENT", "EDGE_REQUEST"}
     assert len(found["EDGE_REQUEST"].encode()) <= MAX_VALUE_BYTES + 3
     handler.close()
 

@@ -62,7 +62,7 @@ def test_agent_without_a_model_lives_and_ends_in_order(tmp_path: Path, broker: B
     finally:
         process.kill()
         _, log = process.communicate()
-    said = re.findall(r'level=(\w+) room=\w+ msg="?([^"=]*?)"?(?: \w+=|\n)', log)
+    said = re.findall(r'level=(\w+) component=\w+ msg="?([^"=]*?)"?(?: \w+=|\n)', log)
     assert said[:2] == [("info", "device box starts"), ("warning", said[1][1])]
     assert "no root of trust is provisioned" in said[1][1]
     connected = [number for number, (_, text) in enumerate(said) if text.startswith("connected to the broker")]

@@ -31,7 +31,7 @@ async def feeds(service: Service, manager: socket.socket, beats: int) -> int:
     """How often the watchdog is fed in so many beats."""
     said = []
     # Its neighbours are of no interest here; health goes nowhere.
-    service._say_health = lambda: said.append(1)  # type: ignore[method-assign]
+    service._publish_health = lambda: said.append(1)  # type: ignore[method-assign]
     beating = asyncio.create_task(service._beat())
     while len(said) < beats and not beating.done():
         await asyncio.sleep(0.01)

@@ -21,7 +21,7 @@ from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.install.ports import SealedBundle, SwapMode
 from agent.serving.settings import ServingSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed
 from tests.agent.device import Device, sealed
 

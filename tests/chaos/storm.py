@@ -21,8 +21,8 @@ import psutil
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.engine.choice import open_engine
-from agent.engine.stepping import Engine, FinishEvent, Generation, TokenEvent
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import Engine, FinishEvent, Generation, TokenEvent
 from tests.agent.engine.stand_in import StandIn, write_bundle
 from tests.broker import Broker
 from tests.chaos.device import NAME, reference

@@ -39,7 +39,7 @@ def test_an_accepted_path_stays_below_its_root(text: str) -> None:
     except BundleRefused:
         return
     root = Path("/srv/bundle")
-    assert names.place_below(root, text).is_relative_to(root)
+    assert names.path_below(root, text).is_relative_to(root)
 
 
 def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_link_out_of_the_root_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bundle-evil").mkdir()
     (tmp_path / "bundle" / "link").symlink_to(tmp_path / "bundle-evil")
     with pytest.raises(BundleRefused) as caught:
-        names.place_below(tmp_path / "bundle", "link/file")
+        names.path_below(tmp_path / "bundle", "link/file")
     assert caught.value.reason is Reason.UNSAFE_PATH
 
 

@@ -100,7 +100,7 @@ async def refresh_trust(life: Life, reconciler: Reconciler, state: InstallationS
     await life.install(
         InstallJob(str(life.directory.root), "", "", [life.source], refresh_only=True), lambda line: None
     )
-    assert state.standing.revoked(), "the refresh was seen"
+    assert state.warning_store.revoked(), "the refresh was seen"
     await life.until_active("1.1.0")
 
 

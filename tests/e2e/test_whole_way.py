@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.engine.choice import open_engine
+from agent.engine.engine_selection import open_engine
 from tests.e2e.narrator import Quiet
 from tests.e2e.raw_client import RawClient
 from tests.e2e.story import NAME, Story
@@ -88,7 +88,7 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     worker = next(
         child
         for child in psutil.Process(story.agent_pid).children(recursive=True)
-        if "agent.worker.process" in child.cmdline()
+        if "agent.worker.main" in child.cmdline()
     )
     worker.send_signal(signal.SIGKILL)
     shot = story.client.wait_answer("shot")

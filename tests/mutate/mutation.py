@@ -17,8 +17,8 @@ from contract.layout import object_path
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.tar import TarSource
-from contract.trust.floor import MemoryTrustFloor
 from contract.trust.resolve import resolve
+from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.store import TrustStore
 from packager.repository import Repository
 from tests.contract.trust.publisher import MemorySource
@@ -96,7 +96,7 @@ def install(source: BundleSource, root: bytes) -> dict[str, bytes]:
         BundleRefused, SourceUnavailable.
     """
     with tempfile.TemporaryDirectory() as directory:
-        store, floor = TrustStore(Path(directory)), MemoryTrustFloor()
+        store, floor = TrustStore(Path(directory)), MemoryRollbackFloor()
         store.provision(root, floor)
         trusted = resolve(
             store=store, source=source, name="demo", version="1.0.0", floor=floor, clock=lambda: NOW,

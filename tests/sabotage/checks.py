@@ -74,13 +74,13 @@ _TUF = "tuf.ngclient._internal.trusted_metadata_set"
 _PAYLOAD = "tuf.api._payload"
 _JSON = "contract.strict_json"
 _KEYS = "contract.trust.key_policy"
-_UPDATING = "contract.trust.updating"
+_UPDATING = "contract.trust.refresh"
 _RESOLVE = "contract.trust.resolve"
 _STORE = "contract.trust.store"
 _NAMES = "contract.names"
 _TAR = "contract.source.tar_index"
-_PACE = "contract.source.pace"
-_HTTP = "contract.source.exchange"
+_PACE = "contract.source.throughput_guard"
+_HTTP = "contract.source.http_session"
 _RULES = "contract.onnx_rules"
 _VERIFIES = (_PAYLOAD, "        return len(self.signed) >= self.threshold", "        return True")
 _STALE = (_PAYLOAD, "        return reference_time >= self.expires", "        return False")
@@ -327,7 +327,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "rollback of a version: revoked",
         "M.attack_revoked_bundle D.attack_older_tar_with_a_bundle_revoked_since R.revoked_bundles_stay_revoked",
-        ("contract.trust.listing", "        if reference in self.revoked:\n", "        if False:\n"),
+        ("contract.trust.targets_index", "        if reference in self.revoked:\n", "        if False:\n"),
     ),
     _check(
         "rollback of a version: published again with other contents",
@@ -346,7 +346,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "rollback of the epoch: by going back to a revoked bundle",
         "V.a_damaged_bundle_does_not_fall_back_to_a_revoked_one",
-        ("agent.install", "                and previous.digest not in self._store.standing.revoked()\n", ""),
+        ("agent.install", "                and previous.digest not in self._store.warning_store.revoked()\n", ""),
     ),
     _check(
         "emptied trust file with an old .edgebundle",
@@ -428,7 +428,7 @@ CHECKS: tuple[Check, ...] = (
         "wrong hash algorithm, missing digest",
         "M.attack_missing_digest_is_not_unchecked",
         (
-            "contract.trust.listing",
+            "contract.trust.targets_index",
             '        if set(target.hashes) != {"sha256"}:\n',
             '        if not target.hashes:\n            return Entry(check_digest("0" * 64), target.length)\n        if False:\n',
         ),
@@ -720,7 +720,7 @@ CHECKS: tuple[Check, ...] = (
         "desired names an unlisted bundle",
         "C.a_document_that_cannot_be_followed_is_reported I.an_unlisted_bundle_is_refused",
         (
-            "contract.trust.listing",
+            "contract.trust.targets_index",
             "        if target is None:\n",
             "        if target is None:\n            target = next(iter(self._targets.targets.values()))\n        if False:\n",
         ),
@@ -763,7 +763,7 @@ CHECKS: tuple[Check, ...] = (
         "V.a_flood_of_bad_documents_does_not_wash_the_log_out A.refusals_are_rationed_and_the_next_entry_says_how_many_were_not_written",
         (
             "agent.state.audit",
-            "        return self._unsaid if self._left >= 1 else None\n",
+            "        return self._suppressed if self._left >= 1 else None\n",
             "        return self._unsaid\n",
         ),
     ),

@@ -147,7 +147,7 @@ class World:
         found = []
         for child in self.agent.children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if "agent.worker.process" in child.cmdline():
+                if "agent.worker.main" in child.cmdline():
                     found.append(child)
         return found
 

@@ -114,7 +114,7 @@ def serves_from_memory(scene: Scene, why: Reason, before: int) -> None:
     page = json.loads(subprocess.run(doctor, capture_output=True, text=True, timeout=120, check=False).stdout)
     bad = [each for each in page["findings"] if each["verdict"] == "bad"]
     assert [each["check"] for each in bad] == ["state"], bad
-    assert not any("--replace" in each["mend"] for each in page["findings"])
+    assert not any("--replace" in each["fix"] for each in page["findings"])
 
 
 def ends_well(scene: Scene, version: str) -> None:

@@ -21,22 +21,22 @@ from typing import Any
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.engine.answer import Answer, prepare, rejection
 from agent.engine.batched.graph import derived_graph, read_decoder
 from agent.engine.batched.independence import promise
 from agent.engine.batched.pool import Pool, plan_pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner, open_session
-from agent.engine.batched.self_test import exact_width, prove_all
+from agent.engine.batched.self_check import exact_width, prove_all
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
+from agent.engine.interface import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.kernels import AS_IT_COMES, Kernels
 from agent.engine.memory import usable_bytes
-from agent.engine.native import Declined, native
 from agent.engine.processors import Processors
+from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
-from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
+from agent.engine.sequence import TokenSequence, prepare, rejection
 from agent.engine.tokenizing import Tokenizing
 from agent.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
@@ -58,10 +58,10 @@ CAPABILITIES = (
 )
 
 
-class _Sequence:
+class _SlotSequence:
     """A request in a slot: how many of its tokens have keys and values there, and how wide its masks are at least."""
 
-    def __init__(self, answer: Answer, width: int) -> None:
+    def __init__(self, answer: TokenSequence, width: int) -> None:
         self.answer = answer
         self.width = width
         self.filled = 0
@@ -78,7 +78,7 @@ class _Sequence:
 
 
 class BatchedEngine:
-    """See :class:`agent.engine.stepping.Engine`.
+    """See :class:`agent.engine.interface.Engine`.
 
     Raises:
         Declined: the graph or this processor do not allow what batching needs.
@@ -91,7 +91,7 @@ class BatchedEngine:
         *,
         threads: int,
         max_bytes: int = 0,
-        leaving_bytes: int = 0,
+        reclaimable_bytes: int = 0,
         why: str = "",
         derived_dir: Path | None = None,
         processors: Processors | None = None,
@@ -102,15 +102,15 @@ class BatchedEngine:
         self._processors = processors
         found = read_config(bundle_dir)
         decoder = read_decoder(bundle_dir, found)
-        with native("the model cannot be loaded"):
+        with runtime_errors("the model cannot be loaded"):
             import onnxruntime_genai
 
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
             session = open_session(derived_graph(decoder.path, derived_dir), threads, kernels)
         # Only now is it known what the weights take.
-        places = [bundle_dir] if derived_dir is None else [bundle_dir, derived_dir]
-        budget = max_bytes or usable_bytes(mapped=mapped_bytes(places), leaving=leaving_bytes)
+        folders = [bundle_dir] if derived_dir is None else [bundle_dir, derived_dir]
+        budget = max_bytes or usable_bytes(mapped=mapped_bytes(folders), leaving=reclaimable_bytes)
         slots, length = plan_pool(int(budget * (1 - PREFIX_SHARE)), decoder.kv_bytes_per_token, decoder.context_length)
         if not slots:
             raise EngineFailed(f"{budget >> 20} MiB are too little memory for this model")
@@ -118,7 +118,7 @@ class BatchedEngine:
             raise Declined(f"there is memory for {length} tokens, and its window has {found.least_cache}")
         self._pool = Pool(decoder, slots, length)
         try:
-            with native("it does not run as it should"):
+            with runtime_errors("it does not run as it should"):
                 self._runner = Runner(session, decoder, self._pool)
                 proof = prove_all(self._runner, self._pool, decoder, SLICE)
                 self._wide = exact_width(
@@ -129,9 +129,9 @@ class BatchedEngine:
         independence = promise(proof, slots, reproducible=reproducible)
         self._switch, self._pads = proof.switch, independence.pads
         self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
-        self._slots: Slots[_Sequence] = Slots(slots)
-        self._reading: deque[_Sequence] = deque()
-        self._waiting: deque[_Sequence] = deque()
+        self._slots: Slots[_SlotSequence] = Slots(slots)
+        self._reading: deque[_SlotSequence] = deque()
+        self._waiting: deque[_SlotSequence] = deque()
         self._events: list[StepEvent] = []
         self._prefixes: Prefixes[NDArray[Any]] = Prefixes(int(budget * PREFIX_SHARE))
         self._token_bytes = decoder.kv_bytes_per_token
@@ -175,15 +175,15 @@ class BatchedEngine:
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return
-        answer = Answer(generation, prompt, room, self._tokenizing, constraint, processors=self._processors)
-        self._waiting.append(_Sequence(answer, self._width(answer)))
+        answer = TokenSequence(generation, prompt, room, self._tokenizing, constraint, processors=self._processors)
+        self._waiting.append(_SlotSequence(answer, self._width(answer)))
 
     def step(self) -> list[StepEvent]:
         """See the interface and the module's beginning."""
         events, self._events = self._events, []
         while self._waiting and self._slots.free:
             self._start(self._waiting.popleft())
-        with native("the model failed"):
+        with runtime_errors("the model failed"):
             if self._reading:
                 events.extend(self._read_slice(self._reading[0]))
             if self._slots.decoding:
@@ -229,7 +229,7 @@ class BatchedEngine:
         losses: list[float] = []
         filled = 0
         size = SCORE_SLICE if self._runner.shows_all else 1
-        with native("the model failed on a canary"):
+        with runtime_errors("the model failed on a canary"):
             while filled < len(ids) - 1:
                 end = min(filled + size, len(ids) - 1)
                 if filled < first - 1:
@@ -240,13 +240,13 @@ class BatchedEngine:
                 filled = end
         return canary_score(losses)
 
-    def _find(self, request: int) -> _Sequence | None:
+    def _find(self, request: int) -> _SlotSequence | None:
         for sequence in (*self._slots.decoders(), *self._reading, *self._waiting):
             if sequence.answer.generation.request == request:
                 return sequence
         return None
 
-    def _width(self, answer: Answer) -> int:
+    def _width(self, answer: TokenSequence) -> int:
         """The narrowest mask it may be run with: beyond the switch if its text may get that long, or it stays below.
 
         The last token of an answer is never fed back.
@@ -258,13 +258,13 @@ class BatchedEngine:
         answer.keep_within(self._switch - len(answer.prompt) + 1)
         return 0
 
-    def _start(self, sequence: _Sequence) -> None:
+    def _start(self, sequence: _SlotSequence) -> None:
         """Give it a slot and whatever is known of its beginning; the last token is always read, for its logits."""
-        slot = self._slots.place(sequence)
+        slot = self._slots.assign(sequence)
         self._reading.append(sequence)
         prompt = sequence.answer.prompt[:-1]
         entry, length = self._prefixes.find(sequence.scope, prompt, SLICE)
-        neighbour: _Sequence | None = None
+        neighbour: _SlotSequence | None = None
         for other in (*self._slots.decoders(), *self._reading):
             if other is not sequence and other.scope == sequence.scope:
                 shared = shared_length(other.whole_slices, prompt) // SLICE * SLICE
@@ -276,7 +276,7 @@ class BatchedEngine:
             self._pool.put(slot, entry.kept, length)
         sequence.filled = sequence.answer.cached_tokens = length
 
-    def _read_slice(self, sequence: _Sequence) -> list[StepEvent]:
+    def _read_slice(self, sequence: _SlotSequence) -> list[StepEvent]:
         prompt = sequence.answer.prompt
         slot = self._slots.where(sequence)
         end = slice_end(sequence.filled, len(prompt), SLICE if self._slots.decoding else self._wide)
@@ -312,7 +312,7 @@ class BatchedEngine:
                 self._leave(sequence)
         return events
 
-    def _leave(self, sequence: _Sequence) -> None:
+    def _leave(self, sequence: _SlotSequence) -> None:
         """Free its slot at once, keeping what may be of use again."""
         slot = self._slots.where(sequence)
         if sequence in self._reading:

@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.engine.batched.rope import rope_switch
-from agent.engine.native import Declined
+from agent.engine.runtime_errors import Declined
 from contract.errors import BundleRefused
 from contract.genai_config import GenaiFacts
 from contract.onnx_graph import FLOAT, INT8, INT64, Node, OnnxModel

@@ -7,9 +7,9 @@ that is the faster one for a single row.
 
 from __future__ import annotations
 
-from agent.engine.batched.self_test import MAX_LONE_DIVERGENCE, Proof
-from agent.engine.native import Declined
-from agent.engine.stepping import Independence
+from agent.engine.batched.self_check import MAX_LONE_DIVERGENCE, Proof
+from agent.engine.interface import Independence
+from agent.engine.runtime_errors import Declined
 
 MARGIN = 8.0
 """The self-test sees a handful of tokens. Of 1,000 others on AVX2 the farthest off was 6 times as far in nats and 4

@@ -63,9 +63,9 @@ class Pool:
         """A copy of the first ``tokens`` of a slot."""
         return self.array[:, slot, :, :tokens].copy()
 
-    def written(self, slot: int, place: int) -> NDArray[Any]:
+    def written(self, slot: int, position: int) -> NDArray[Any]:
         """A copy of what one place of a slot holds."""
-        return self.array[:, slot, :, place].copy()
+        return self.array[:, slot, :, position].copy()
 
     def put(self, slot: int, kept: NDArray[Any], tokens: int | None = None) -> None:
         """Write the first ``tokens`` (all) of what :meth:`take` gave into a slot."""

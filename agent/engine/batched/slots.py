@@ -34,7 +34,7 @@ class Slots(Generic[Item]):
         """Those in the first ``decoding`` slots, in order."""
         return [item for item in self._items[: self.decoding] if item is not None]
 
-    def place(self, item: Item) -> int:
+    def assign(self, item: Item) -> int:
         """Put a request that is to be read into the lowest free slot."""
         slot = self._items.index(None)
         self._items[slot] = item

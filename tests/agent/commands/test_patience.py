@@ -135,7 +135,7 @@ def test_a_presigned_url_and_an_unknown_source_are_mistakes_of_the_command_line(
     assert "5ecret" not in done.stderr
     done = edge_agent("install", "depto", "tiny@1.0.0", "--config", config)
     assert done.returncode == 2
-    assert "'depto' is neither here nor a configured source (configured: depot)" in done.stderr
+    assert "'depto' is neither a local path nor a configured source (configured: depot)" in done.stderr
 
 
 # Credentials.

@@ -65,7 +65,7 @@ def test_a_device_in_the_middle_of_an_update(
                 await stage.until(active(version))
             failed = Quarantined(Digest("b" * 64), "tiny", "1.0.9", Reason.CANARY_DRIFT.value, "it drifted", 1)
             stage.state.quarantine(failed)
-            stage.state.measured(stage.state.snapshot().active or Digest(""), 41.25, 10.5)
+            stage.state.record_speed(stage.state.snapshot().active or Digest(""), 41.25, 10.5)
             reconciler.set_desired(desired("1.2.0", "r7"))
             await asyncio.wait_for(fetching.wait(), 60)
             show(collect_status(stage.state, stage.directory, reconciler.reported, running=True))
@@ -94,9 +94,9 @@ def test_a_device_in_the_middle_of_an_update(
     recorded = edge_agent("status", "--state-dir", tmp_path / "device").stdout
     assert "agent     not running" in recorded
     assert "phase     FETCH" in recorded
-    assert "(on its way)" in recorded
+    assert "(downloading)" in recorded
     told: dict[str, Any] = json.loads(edge_agent("status", "--state-dir", tmp_path / "device", "--json").stdout)
     assert (told["desired"], told["overridden"]) == ("tiny@1.2.0", False)
     device.state().override_desired()
     recorded = edge_agent("status", "--state-dir", tmp_path / "device").stdout
-    assert "desired   tiny@1.2.0, revision r7 (not followed: another bundle was chosen here since)" in recorded
+    assert "desired   tiny@1.2.0, revision r7 (overridden: another bundle was chosen on this device since)" in recorded

@@ -60,7 +60,7 @@ def test_without_an_agent_it_looks_itself(market: Market, tmp_path: Path) -> Non
     ("sources", "arguments", "status", "words"),
     [
         ("", (), 2, "no source is configured"),
-        ("", ("depot",), 2, "neither here nor a configured source"),
+        ("", ("depot",), 2, "neither a local path nor a configured source"),
         ('main = "http://127.0.0.1:1"\n', (), 4, "cannot be reached"),
         ('main = "MARKET"\n', ("/nowhere",), 4, "does not exist"),
     ],
@@ -85,7 +85,7 @@ def test_a_device_that_trusts_nobody_is_told_so(market: Market, tmp_path: Path) 
     config = configure(tmp_path, f'main = "{market.location}"\n')
     done = edge_agent("trust", "refresh", "--config", config)
     assert done.returncode == 3
-    assert "trusts nobody yet" in done.stderr
+    assert "no root of trust is provisioned" in done.stderr
     assert edge_agent("trust", "refresh", "--sauce").returncode == 2
 
 

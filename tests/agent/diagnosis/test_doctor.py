@@ -17,10 +17,10 @@ from msgspec import UNSET
 from agent.broker_settings import BrokerSettings
 from agent.cli import main
 from agent.commands.doctor import summary
-from agent.control import Ended
-from agent.diagnosis import machine, readiness, state
+from agent.control import OrderResult
+from agent.diagnosis import hardware, readiness, state
 from agent.diagnosis.broker import round_trip
-from agent.diagnosis.finding import Finding, Verdict, examine
+from agent.diagnosis.finding import Finding, Verdict, run_check
 from agent.diagnosis.support import redacted_config
 from agent.install.status import InstallStatus
 from agent.state.audit import AuditLog
@@ -29,7 +29,7 @@ from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
-from agent.state.standing import Warned
+from agent.state.warnings import Warned
 from contract.durable import Disk
 from contract.errors import StoreBroken
 from contract.mqtt.messages import BrokerState, BundleState, Deviation, EngineInfo, Health, Reported, ReportedError
@@ -86,15 +86,15 @@ def test_the_engine_that_serves_and_why_it_is_that_one(place: StateDirectory, na
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
-        writer.write(msgspec.json.encode(Ended(overview=overview)) + b"\n")
+        writer.write(msgspec.json.encode(OrderResult(overview=overview)) + b"\n")
         writer.close()
 
     async def look() -> Finding:
         async with await asyncio.start_unix_server(serve, path=str(place.control_socket)):
-            [found] = readiness.engine(await asyncio.to_thread(readiness.ask, place))
+            [found] = readiness.engine(await asyncio.to_thread(readiness.query_agent, place))
             return found
 
-    assert readiness.ask(place) is None, "no agent runs"
+    assert readiness.query_agent(place) is None, "no agent runs"
     [missing] = readiness.engine(None)
     assert (missing.check, missing.verdict) == ("engine", "note")
     finding = asyncio.run(look())
@@ -112,7 +112,7 @@ def test_a_page_for_a_device_without_state_or_broker(
     assert "onnxruntime-genai" in findings["runtime"].detail
     for bad in ("state", "trust", "broker"):
         assert findings[bad].verdict == "bad"
-        assert findings[bad].mend
+        assert findings[bad].fix
 
 
 def test_every_bad_line_stands_beside_its_mend_and_the_status_says_so(
@@ -140,11 +140,11 @@ def test_a_wrong_configuration_does_not_hide_the_rest(
 def test_a_runtime_that_dies_is_a_finding_and_not_our_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "onnxruntime.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = machine.runtime()
+    found = hardware.runtime()
     assert found.verdict == "bad"
     assert "SIGILL" in found.detail
     (tmp_path / "onnxruntime.py").write_text("raise ImportError('no wheel of that name')")
-    assert machine.runtime().detail == "ImportError: no wheel of that name"
+    assert hardware.runtime().detail == "ImportError: no wheel of that name"
 
 
 @pytest.mark.parametrize(
@@ -158,27 +158,27 @@ def test_a_runtime_that_dies_is_a_finding_and_not_our_end(tmp_path: Path, monkey
     ],
 )
 def test_a_kernel_that_bounds_no_memory_is_found(tmp_path: Path, files: dict[str, str], verdict: str) -> None:
-    found = machine.memory(plant(tmp_path, files))
+    found = hardware.memory(plant(tmp_path, files))
     assert found.verdict == verdict
-    assert ("cgroup_enable=memory" in found.mend) == (verdict == "warning")
+    assert ("cgroup_enable=memory" in found.fix) == (verdict == "warning")
 
 
 def test_a_weak_power_supply_is_found(tmp_path: Path) -> None:
-    assert machine.power(tmp_path) == []
+    assert hardware.power(tmp_path) == []
     alarm = "class/hwmon/hwmon3/in0_lcrit_alarm"
     root = plant(tmp_path, {"class/hwmon/hwmon3/name": "rpi_volt", alarm: "0"})
-    assert [found.verdict for found in machine.power(root)] == ["ok"]
-    (low,) = machine.power(plant(root, {alarm: "1"}))
+    assert [found.verdict for found in hardware.power(root)] == ["ok"]
+    (low,) = hardware.power(plant(root, {alarm: "1"}))
     assert low.verdict == "warning"
-    assert "power supply" in low.mend
+    assert "power supply" in low.fix
 
 
 def test_a_clock_in_the_past_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine.clock(0).verdict in ("ok", "note")
+    assert hardware.clock(0).verdict in ("ok", "note")
     ahead = int(time.time()) + 400 * 86400
-    assert "reset-clock-floor" in machine.clock(ahead).mend
+    assert "reset-clock-floor" in hardware.clock(ahead).fix
     monkeypatch.setattr(time, "time", lambda: 3600.0)
-    assert machine.clock(0).verdict == "bad"
+    assert hardware.clock(0).verdict == "bad"
 
 
 def test_the_clock_floor_is_forgotten_on_demand_but_not_under_a_running_agent(
@@ -198,20 +198,20 @@ def test_the_clock_floor_is_forgotten_on_demand_but_not_under_a_running_agent(
 def test_state_that_everybody_may_read_is_bad(place: StateDirectory) -> None:
     assert state.directory(place).verdict == "ok"
     place.root.chmod(0o755)
-    assert "chmod o=" in state.directory(place).mend
+    assert "chmod o=" in state.directory(place).fix
 
 
 def test_a_damaged_database_is_named(place: StateDirectory) -> None:
     assert state.database(place).verdict == "ok"
     place.database.write_bytes(b"not a database" * 1000)
-    (found,) = examine("database", lambda: state.database(place))
+    (found,) = run_check("database", lambda: state.database(place))
     assert found.verdict == "bad"
 
 
 def test_a_database_that_was_lost_is_named(place: StateDirectory) -> None:
     place.database.unlink()
     (place.bundles / "of an older state").mkdir(parents=True)
-    (found,) = examine("database", lambda: state.database(place))
+    (found,) = run_check("database", lambda: state.database(place))
     assert (found.verdict, "it was lost" in found.detail) == ("bad", True)
 
 
@@ -252,7 +252,7 @@ def test_a_broker_that_grants_and_delivers_nothing_is_found_out(
         found = doctors_view(broker)["access"]
         assert found.verdict == "bad"
         assert said in found.detail
-        assert "edge/v1/d/d1/doctor" in found.mend
+        assert "edge/v1/d/d1/doctor" in found.fix
     finally:
         broker.stop()
 
@@ -263,10 +263,10 @@ def test_a_wrong_password_is_told_apart_from_a_broker_that_is_not_there(tmp_path
     broker = Broker(tmp_path / "broker", anonymous=False)
     broker.start()
     try:
-        assert "username" in doctors_view(broker)["broker"].mend
+        assert "username" in doctors_view(broker)["broker"].fix
     finally:
         broker.stop()
-    assert "is a broker running" in doctors_view(broker)["broker"].mend
+    assert "is a broker running" in doctors_view(broker)["broker"].fix
 
 
 def test_the_support_file_holds_no_secret(
@@ -309,9 +309,9 @@ def test_a_configuration_that_is_not_one_is_no_obstacle(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "protocol", "does"),
     [
-        ("message_size_limit 2000", "5", "says that larger ones are too large"),
+        ("message_size_limit 2000", "5", "rejects larger ones as too large"),
         ("message_size_limit 2000", "3.1.1", "acknowledges larger ones and delivers nothing"),
-        ("max_packet_size 2000", "5", "says that larger ones are too large"),
+        ("max_packet_size 2000", "5", "rejects larger ones as too large"),
         ("max_packet_size 2000", "3.1.1", "ends the connection at larger ones"),
     ],
 )
@@ -351,7 +351,7 @@ def test_a_device_that_does_not_answer_is_bad_and_its_reason_explained(place: St
     found = readiness.ready(place, overview(reason))
     assert (found.verdict, found.check) == ("bad", "ready")
     assert reason in found.detail
-    assert found.mend
+    assert found.fix
 
 
 @pytest.mark.parametrize(
@@ -384,13 +384,15 @@ def test_a_revoked_active_bundle_is_bad_whether_or_not_an_agent_runs(place: Stat
     installed.add_bundle(InstalledBundle(Digest("a" * 64), "tiny", "1.0.0", 0, 1, 1))
     installed.commit_candidate(Digest("a" * 64))
     text = "tiny@1.0.0 was revoked by its publisher"
-    installed.standing.replace([Warned(Reason.REVOKED, Digest("a" * 64), text), Warned(Reason.EXPIRED, None, "old")])
+    installed.warning_store.replace(
+        [Warned(Reason.REVOKED, Digest("a" * 64), text), Warned(Reason.EXPIRED, None, "old")]
+    )
     database.close()
     told = (ReportedError("revoked", text), ReportedError("expired", "old"), ReportedError("store_full", "see above"))
     found = readiness.warnings(place, overview(ready=True, warned=told) if running else None)
     found.sort(key=lambda each: each.check)
     assert [(each.check, each.verdict) for each in found] == [("bundle", "bad"), ("trust", "warning")]
-    assert "on_revoked" in found[0].mend
+    assert "on_revoked" in found[0].fix
 
 
 def test_the_last_failed_installation_is_named_by_the_agent_or_by_the_audit_log(place: StateDirectory) -> None:
@@ -402,10 +404,10 @@ def test_the_last_failed_installation_is_named_by_the_agent_or_by_the_audit_log(
     waits = ReportedError("not_json", "depot: it is not JSON; retrying in 5 s", retry_in_seconds=5.0)
     (found,) = readiness.last_failure(place, overview(ready=True, error=waits))
     assert found.verdict == "warning"
-    assert found.detail == "one has to wait: tiny@1.1.0: depot: it is not JSON; retrying in 5 s [not_json]"
+    assert found.detail == "postponed: tiny@1.1.0: depot: it is not JSON; retrying in 5 s [not_json]"
     lost = ReportedError("trust_state_lost", "the epoch cannot be read; retrying in 5 s", retry_in_seconds=5.0)
     (found,) = readiness.last_failure(place, overview(ready=True, error=lost))
-    assert found.mend == "edge-agent trust provision ROOT_JSON --replace"
+    assert found.fix == "edge-agent trust provision ROOT_JSON --replace"
     refused = ReportedError("desired_invalid", "the desired document is not JSON")
     (found,) = readiness.last_failure(place, overview(ready=True, error=refused))
     assert "tiny@1.1.0" not in found.detail, "nothing is wrong with the bundle that was wished for before"
@@ -434,10 +436,10 @@ def test_trust_that_cannot_be_read_for_another_reason_is_not_to_be_given_anew(pl
     """Provisioning anew forgets what must not be accepted again."""
     place.trust.mkdir()
     (found,) = state.trust(place)
-    assert "--replace" in found.mend, "it is lost"
+    assert "--replace" in found.fix, "it is lost"
     place.database.write_bytes(b"not a database" * 1000)
     (found,) = state.trust(place)
-    assert (found.verdict, "--replace" in found.mend) == ("bad", False)
+    assert (found.verdict, "--replace" in found.fix) == ("bad", False)
 
 
 @pytest.mark.broker

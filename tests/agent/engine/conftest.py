@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine.choice import open_engine
-from agent.engine.stepping import Engine
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import Engine
 from tests.agent.engine.short_bundle import CONTEXT, short_bundle
 from tests.agent.engine.stand_in import StandIn, write_bundle
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agent.engine.stepping import Engine, FinishEvent, Generation, RejectEvent, StepEvent, TokenEvent
+from agent.engine.interface import Engine, FinishEvent, Generation, RejectEvent, StepEvent, TokenEvent
 
 MAX_STEPS = 20_000
 

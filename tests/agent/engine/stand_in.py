@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from agent.engine.answer import Answer, prepare, rejection
+from agent.engine.interface import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.sampling import log_softmax
-from agent.engine.stepping import CanaryScore, Facts, Generation, StepEvent
+from agent.engine.sequence import TokenSequence, prepare, rejection
 from agent.engine.tokenizing import Tokenizing
 from contract.errors import RequestInvalid
 
@@ -73,12 +73,12 @@ def write_bundle(directory: Path) -> Path:
 
 
 class StandIn:
-    """See :class:`agent.engine.stepping.Engine`."""
+    """See :class:`agent.engine.interface.Engine`."""
 
     def __init__(self, bundle_dir: Path, *, context_length: int = 512, slots: int = 4) -> None:
         self._tokenizing = Tokenizing(ByteTokenizer(), bundle_dir)
-        self._waiting: list[Answer] = []
-        self._active: list[Answer] = []
+        self._waiting: list[TokenSequence] = []
+        self._active: list[TokenSequence] = []
         self._filled: dict[int, int] = {}
         self._events: list[StepEvent] = []
         self._facts = Facts("stand-in", "a test", slots, context_length, VOCABULARY, ("chat",), 0.0)
@@ -105,7 +105,7 @@ class StandIn:
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return
-        self._waiting.append(Answer(generation, prompt, limit, self._tokenizing))
+        self._waiting.append(TokenSequence(generation, prompt, limit, self._tokenizing))
 
     def step(self) -> list[StepEvent]:
         events, self._events = self._events, []

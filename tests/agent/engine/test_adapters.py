@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine.choice import open_engine
-from agent.engine.stepping import Engine, Generation
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import Engine, Generation
 from contract.errors import EngineFailed
 from contract.manifest import MANIFEST_FILE, parse_manifest
 from tests.agent.engine.driving import answer, run

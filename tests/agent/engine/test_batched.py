@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.engine.batched.engine import SLICE
-from agent.engine.choice import open_engine
-from agent.engine.stepping import Engine, FinishEvent, Generation, TokenEvent
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import Engine, FinishEvent, Generation, TokenEvent
 from contract.errors import EngineFailed
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.engine.choice import open_engine
-from agent.engine.stepping import Engine, Generation
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import Engine, Generation
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
 from tests.packager.families import BASE, FAMILY_CONFIGS, ORIGINAL_CONTEXT, build_here, make_random, source_logits

@@ -39,7 +39,7 @@ class SlotsUnderUse(RuleBasedStateMachine):
         if self.slots.free:
             self.count += 1
             name = f"request {self.count}"
-            self.memory[self.slots.place(name)] = name
+            self.memory[self.slots.assign(name)] = name
             self.reading.append(name)
 
     @rule(pick=st.integers(0, 99))

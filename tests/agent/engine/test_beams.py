@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.engine.stepping import Engine
+from agent.engine.interface import Engine
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
 
@@ -27,7 +27,7 @@ def test_beams_and_their_neighbours_get_what_they_get_alone(genai: Engine) -> No
 
 
 def test_a_beam_search_that_there_is_no_memory_for_is_refused(genai: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.engine.room.usable_bytes", lambda: 32 << 20)
+    monkeypatch.setattr("agent.engine.kv_budget.usable_bytes", lambda: 32 << 20)
     outcome = answer(genai, ask(prompt=PROMPT * 20, max_tokens=10, num_beams=4))
     assert outcome.refused_field == "prompt"
     assert outcome.reject is not None

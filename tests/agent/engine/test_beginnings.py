@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine.stepping import Generation
+from agent.engine.interface import Generation
 from agent.engine.tokenizing import Tokenizing
 from contract.tokens import begin, compose, composes
 from tests.packager.families import build_here

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.engine.stepping import Generation
+from agent.engine.interface import Generation
 from agent.engine.tokenizing import Tokenizing
 from contract.chat.template import FAILED
 from contract.errors import RequestInvalid

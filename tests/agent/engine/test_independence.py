@@ -21,11 +21,11 @@ from agent.engine.batched.graph import read_decoder
 from agent.engine.batched.independence import promise
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.runner import Runner, open_session
-from agent.engine.batched.self_test import Proof, divergence, prove_all
-from agent.engine.choice import open_engine
+from agent.engine.batched.self_check import Proof, divergence, prove_all
 from agent.engine.config import read_config
-from agent.engine.native import Declined
-from agent.engine.stepping import Engine, Generation
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import Engine, Generation
+from agent.engine.runtime_errors import Declined
 from tests import avx2
 from tests.agent.engine import kinds
 from tests.agent.engine.conformance.test_generation import ask

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from agent.engine import kernels
-from agent.engine.choice import open_engine
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import CanaryScore
 from agent.engine.kernels import AS_IT_COMES, FILE, SHARE, Kernels, choose, drift, evidence, open_chosen, to_choose
-from agent.engine.stepping import CanaryScore
 from agent.worker.prepacking import GRAPH_FILE, prepack, prove
 from contract.manifest import Canary
 from contract.mqtt.messages import EngineInfo

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from agent.engine import processors
-from agent.engine.choice import open_engine
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import Engine
 from agent.engine.processors import Processors
-from agent.engine.stepping import Engine
 from contract.errors import EngineFailed, RequestInvalid
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import answer

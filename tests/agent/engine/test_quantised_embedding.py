@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine.choice import open_engine
+from agent.engine.engine_selection import open_engine
 from agent.worker.prepacking import prepack
 from contract.onnx_rules import check_graph
 from contract.onnx_wire import read_graph_file

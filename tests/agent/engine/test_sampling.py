@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from agent.engine.interface import Generation
 from agent.engine.sampling import Sampler, best, drawn, log_softmax, nucleus
-from agent.engine.stepping import Generation
 
 END = 3
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.engine.stepping import Generation
+from agent.engine.interface import Generation
 from agent.engine.tokenizing import MARKS, Tokenizing
 from contract.errors import RequestInvalid
 

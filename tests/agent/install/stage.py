@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from agent.engine.stepping import CanaryScore, Facts, FinishEvent, Generation
+from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation
 from agent.install.installer import run_job
 from agent.install.job import InstallJob, Line
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
@@ -93,12 +93,12 @@ class StandInWorkers:
         derived_dir: Path | None = None,
         adapters: Mapping[str, Path] | None = None,
         nice: int = 0,
-        leaving_bytes: int = 0,
+        reclaimable_bytes: int = 0,
         on_event: OnEvent,
     ) -> StandInWorker:
         self.begun.set()
         self.niceness.append(nice)
-        self.leaving.append(leaving_bytes)
+        self.leaving.append(reclaimable_bytes)
         if self.hang or nice > self.hang_above:
             await asyncio.Event().wait()
         if self.failure is not None:

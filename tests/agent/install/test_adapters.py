@@ -9,14 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.commands.place import Place
+from agent.commands.context import CliContext
 from agent.commands.verify import faults_of
 from agent.install.prepack import WeightPrepacker
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.install.status import bundle_statuses
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.durable import Disk
 from contract.manifest import MANIFEST_FILE, Base, Manifest, encode_manifest, parse_manifest
 from contract.mqtt.messages import Reported
@@ -109,7 +109,7 @@ async def test_adapters_join_their_base_one_after_the_other_and_come_back_after_
         await shop.want(reconciler, "one@1.0.0")
         assert len(shop.stage.serving.swaps) == swaps
     assert shop.places == {BASE: "active", "one@1.0.0": "adapter", "two@1.0.0": "adapter"}
-    place = Place(shop.device.directory, SETTINGS, WorkerSettings())
+    place = CliContext(shop.device.directory, SETTINGS, WorkerSettings())
     assert [faults_of(place, bundle) for bundle in shop.device.state().bundles()] == [[], [], []]
     shop.stage.restart()
     shop.stage.workers = WorkerProcess.start  # type: ignore[assignment]

@@ -109,7 +109,7 @@ async def test_a_bundle_that_fails_in_probation_is_rolled_back_with_the_reason(
     assert "2 of 7 requests failed" in back["said"]
 
 
-@pytest.mark.parametrize("what", ["the agent ends", "another bundle is wanted", "the operator wants another bundle"])
+@pytest.mark.parametrize("what", ["the agent ends", "another bundle is desired", "the operator wants another bundle"])
 async def test_a_candidate_given_up_in_probation_says_for_whom(
     market: Market, device: Device, lines: Lines, what: str
 ) -> None:
@@ -122,7 +122,7 @@ async def test_a_candidate_given_up_in_probation_says_for_whom(
     async with stage.agent() as reconciler:
         reconciler.set_desired(desired("1.1.0"))
         await until(lambda: lines.named()[-1] == "probation")
-        if what == "another bundle is wanted":
+        if what == "another bundle is desired":
             reconciler.set_desired(desired("1.2.0"))
             await until(lambda: "rolled_back" in lines.named())
         elif what == "the operator wants another bundle":
@@ -131,7 +131,7 @@ async def test_a_candidate_given_up_in_probation_says_for_whom(
         stage.restart()
         async with stage.agent():
             await until(lambda: "rolled_back" in lines.named())
-    by = {"the agent ends": "automatic", "another bundle is wanted": "desired"}.get(what, "operator")
+    by = {"the agent ends": "automatic", "another bundle is desired": "desired"}.get(what, "operator")
     back = lines.last("rolled_back")
     assert (back["by"], back["reason"], back["previous"]) == (by, "interrupted", "tiny@1.1.0")
 

@@ -90,24 +90,24 @@ def expiry_of(market: Market, role: str) -> int:
 
 def test_expiry_of_every_role_is_known_after_a_refresh_and_moves_with_it(market: Market, device: Device) -> None:
     market.publish("1.0.0")
-    assert device.state().standing.expiry() == {}
+    assert device.state().warning_store.expiry() == {}
     job = market.job(device.directory.root, "1.0.0")
     run_job(job, Disk(), lambda line: None)
-    found = device.state().standing.expiry()
+    found = device.state().warning_store.expiry()
     assert found == {role: expiry_of(market, role) for role in ("root", "timestamp", "snapshot", "targets")}
     market.publish("1.1.0", {"README.md": b"1.1.0"}, security_epoch=1)
     device.refresh(job)
-    assert device.state().standing.expiry() == {
+    assert device.state().warning_store.expiry() == {
         role: expiry_of(market, role) for role in ("root", "timestamp", "snapshot", "targets")
     }
 
 
 def test_expiry_of_a_role_that_nobody_knows_is_left_out(market: Market, device: Device) -> None:
     state: Any = device.state()
-    state.standing.note_expiry({"root": 5})
+    state.warning_store.note_expiry({"root": 5})
     with state._database.transaction("test") as connection:
         connection.execute("INSERT INTO metadata_expiry VALUES ('made\nup', 7), ('targets', -9223372036854775808)")
-    assert state.standing.expiry() == {"root": 5, "targets": -(1 << 63)}
+    assert state.warning_store.expiry() == {"root": 5, "targets": -(1 << 63)}
 
 
 async def test_a_rollback_by_hand_is_counted_as_the_operators(market: Market, device: Device) -> None:

@@ -78,7 +78,7 @@ def test_an_end_token_that_was_forgotten(scene: Scene) -> None:
     scene.world.market.publish("2.3.1", {"genai_config.json": json.dumps(config).encode()})
     error = scene.refuses("2.3.1")["error"]
     assert error["reason"] == Reason.CANARY_NO_STOP
-    assert "canary 1 goes on for 128 tokens here" in error["message"]
+    assert "canary 1 continues for 128 tokens here" in error["message"]
 
 
 @pytest.mark.parametrize(("version", "how"), [("2.4.0", "kill"), ("2.4.1", "suspend")])

@@ -8,21 +8,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.commands.place import Place
+from agent.commands.context import CliContext
 from agent.commands.verify import faults_of
 from agent.engine.batched.engine import PREFIX_SHARE
 from agent.engine.batched.graph import read_decoder
-from agent.engine.choice import open_engine
 from agent.engine.config import read_config
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import FinishEvent, Generation, TokenEvent
 from agent.engine.memory import RESERVE
-from agent.engine.stepping import FinishEvent, Generation, TokenEvent
 from agent.install.garbage_collection import collect_bundles
 from agent.install.ports import SealedBundle
 from agent.install.prepack import MEMORY_GROWTH, RECORD_FILE, WeightPrepacker, cpu_id, intact_weights, is_intact
 from agent.install.settings import InstallSettings
 from agent.memory import mapped_bytes
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.durable import Disk
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
@@ -149,7 +149,9 @@ async def test_mapped_weights_are_no_room_for_keys_and_values(
 
     monkeypatch.setattr("agent.engine.memory.available_memory", available)
     for leaving, slots in ((0, 1), (one_slot, 2)):
-        engine = open_engine(bundle.directory, engine="batched", threads=1, derived_dir=place, leaving_bytes=leaving)
+        engine = open_engine(
+            bundle.directory, engine="batched", threads=1, derived_dir=place, reclaimable_bytes=leaving
+        )
         assert (engine.facts.slots, engine.facts.context_length) == (slots, decoder.context_length)
         engine.release()
     assert 0 < mapped <= (place / "model.onnx.data").stat().st_size
@@ -291,7 +293,7 @@ async def test_verify_finds_derived_weights_that_were_changed(market: Market, de
     place = await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle)
     assert place is not None
     [known] = device.state().bundles()
-    agent = Place(device.directory, InstallSettings(), WorkerSettings())
+    agent = CliContext(device.directory, InstallSettings(), WorkerSettings())
     assert faults_of(agent, known) == []
     victim = next(path for path in place.iterdir() if path.name != RECORD_FILE)
     victim.chmod(0o644)

@@ -454,7 +454,7 @@ async def test_a_restart_in_any_phase_ends_with_the_wished_bundle(market: Market
         await stage.until(active("1.0.0"))
     candidate = device.install(market.job(device.directory.root, "1.1.0", root=None))
     state = device.state()
-    state.desire(desired("1.1.0"))
+    state.record_desired(desired("1.1.0"))
     state.enter(phase, candidate.digest)
     stage.restart()
     async with stage.agent():

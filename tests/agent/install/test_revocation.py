@@ -12,7 +12,7 @@ from agent.install import trust_refresh
 from agent.install.bundle_verifier import find_faults
 from agent.install.settings import InstallSettings
 from agent.state import audit
-from agent.state.standing import Warned
+from agent.state.warnings import Warned
 from contract.errors import BundleRefused, EdgeBundleError
 from contract.mqtt.messages import Reported
 from contract.reasons import Reason
@@ -173,7 +173,7 @@ def test_expiry_is_noticed_without_a_source(market: Market, device: Device, monk
     monkeypatch.setattr(trust_refresh, "now", lambda: datetime.now(UTC) + timedelta(days=200))
     with pytest.raises(EdgeBundleError):
         device.refresh(job)
-    [warned] = device.state().standing.warnings()
+    [warned] = device.state().warning_store.warnings()
     assert (warned.reason, warned.digest) == (Reason.EXPIRED, None)
     assert "targets" in warned.message
 
@@ -243,7 +243,7 @@ async def test_every_decision_of_the_agent_is_written_down(market: Market, devic
 async def test_a_flood_of_bad_documents_does_not_wash_the_log_out(
     market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "RATION", 2)
+    monkeypatch.setattr(audit, "AUDITED_REFUSALS", 2)
     stage = stage_for(market, device)
     market.publish("1.0.0")
     async with stage.agent() as reconciler:
@@ -266,7 +266,7 @@ async def test_a_flood_of_bad_documents_does_not_wash_the_log_out(
 async def test_flapping_between_good_bundles_does_not_wash_the_log_out(
     market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "RATION", 2)
+    monkeypatch.setattr(audit, "AUDITED_REFUSALS", 2)
     stage = stage_for(market, device)
     stage.settings = InstallSettings(probation_seconds=0, swaps_per_hour=1)
     market.publish("1.0.0")
@@ -286,7 +286,7 @@ async def test_flapping_between_good_bundles_does_not_wash_the_log_out(
 
 
 def test_warnings_are_news_once(device: Device) -> None:
-    standing = device.state().standing
+    standing = device.state().warning_store
     first = Warned(Reason.EXPIRED, None, "expired")
     assert standing.replace([first]) == [first]
     assert standing.replace([first]) == []

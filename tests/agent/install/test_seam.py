@@ -83,7 +83,12 @@ async def test_whichever_step_of_taking_in_a_document_fails_the_next_one_is_foll
             reconciler.set_desired(desired("1.0.0", "watched"))
             await stage.until(over("watched"))
         names = {step.co_qualname for step in watcher.steps}
-        assert {"read_desired", "InstallationState.desire", "Reconciler._adopt", "UpdateRunner.supersede"} <= names
+        assert {
+            "read_desired",
+            "InstallationState.record_desired",
+            "Reconciler._adopt",
+            "UpdateRunner.supersede",
+        } <= names
         for number, step in enumerate(watcher.steps):
             stage.reported.clear()
             with watched(Reconciler._consider.__code__) as again:
@@ -239,7 +244,7 @@ async def test_a_document_that_an_older_agent_stored_is_refused_now(market: Mark
     async with stage.agent() as reconciler:
         reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
-        stage.state.desire(HALF)
+        stage.state.record_desired(HALF)
     stage.restart()
     async with stage.agent():
         assert stage.serving.swaps == [("1.0.0", "drain")]

@@ -21,13 +21,13 @@ from agent.diagnosis.state import trust as examine_trust
 from agent.install.status import collect_status
 from agent.serving.recovery import recover
 from agent.serving.replies import Replies
-from agent.state.answer_writer import AnswerWriter
-from agent.state.answers import Key
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.integrity import MAX_KEPT
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
+from agent.state.result_store import Key
+from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
 from contract.durable import Disk
 from contract.errors import BundleRefused
@@ -208,11 +208,11 @@ async def read_all(place: StateDirectory) -> tuple[InstallationState, dict[str, 
     database = Database(place.database, MIGRATIONS)
     state = InstallationState(database)
     snapshot = state.snapshot()
-    state.role_versions(), state.clock_floor(), state.history.once_active(), state.standing.revoked()
+    state.role_versions(), state.clock_floor(), state.history.once_active(), state.warning_store.revoked()
     state.swaps_between(0, 2**40)
     state.count_attempt(snapshot.active or DIGEST)  # type: ignore[arg-type]
     outlet = Outlet()
-    ledger = AnswerWriter(database)
+    ledger = ResultWriter(database)
     replies = Replies(outlet, Topics("box"), ledger, LlmMeter(0.0))
     left = await recover(ledger, replies)
     assert all(isinstance(each.of.key, Key) for each in left)
@@ -298,14 +298,14 @@ def test_a_floor_that_cannot_be_read_refuses_installation_until_trust_is_provisi
     assert reported.error is not None
     assert reported.error.reason == "trust_state_lost"
     assert "trust provision" in reported.error.message
-    assert [found.mend for found in examine_trust(filled.place) if found.verdict == "bad"] == [
+    assert [found.fix for found in examine_trust(filled.place) if found.verdict == "bad"] == [
         "edge-agent trust provision ROOT_JSON --replace"
     ], "doctor says so also before an installation is tried"
     state = InstallationState(Database(filled.place.database, MIGRATIONS))
     TrustStore(filled.place.trust, Disk()).reprovision(market.root_json.read_bytes(), state)
     state.check_floors()
     assert state.epoch() == 2
-    assert not [found for found in examine_trust(filled.place) if "--replace" in found.mend]
+    assert not [found for found in examine_trust(filled.place) if "--replace" in found.fix]
     state._database.close()
     filled.restart()
     assert asyncio.run(install()).active.version == "1.2.0"

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.engine.stepping import FinishEvent, Generation, StepEvent
+from agent.engine.interface import FinishEvent, Generation, StepEvent
 from agent.install.ports import SealedBundle
 from agent.install.prepack import WeightPrepacker
 from agent.install.worker_start import fingerprint_tree, load_bundle
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.durable import Disk
 from contract.errors import EngineFailed
 from tests.agent.install.market import Device, Market

@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.mqtt.connection.FIRST_WAIT_SECONDS", 0.05)
-    monkeypatch.setattr("agent.mqtt.sending.CALM_SECONDS", 0.2)
+    monkeypatch.setattr("agent.mqtt.sender.CALM_SECONDS", 0.2)

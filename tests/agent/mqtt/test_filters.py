@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from agent.delivery import LOSSES
 from agent.mqtt.filters import ALONE_LOSSES, FilterSuspicion
+from agent.outbox import LOSSES
 from tests.agent.device import Device
 from tests.agent.test_bad_brokers import GOOD, PUBLISH, SUBSCRIBE, Liar, packet
 

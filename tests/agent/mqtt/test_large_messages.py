@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.mqtt import GivenUp
+from agent.mqtt import Undeliverable
 from agent.mqtt.loss import Loss
 from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto
@@ -154,6 +154,6 @@ def test_what_is_said_of_itself_comes_to_rest() -> None:
 
     topics = Topics("box")
     health = BrokerHealth(topics, lambda: 1.0)
-    assert health.given_up(GivenUp(topics.health, 3000)) is not None
-    assert health.given_up(GivenUp(topics.health, 3001)) is None
-    assert health.given_up(GivenUp(topics.event("broker"), 3001)) is None
+    assert health.given_up(Undeliverable(topics.health, 3000)) is not None
+    assert health.given_up(Undeliverable(topics.health, 3001)) is None
+    assert health.given_up(Undeliverable(topics.event("broker"), 3001)) is None

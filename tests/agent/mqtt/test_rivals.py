@@ -15,7 +15,7 @@ from agent.broker_settings import BrokerSettings
 from agent.commands.status import show
 from agent.config import AgentConfig
 from agent.control import Order, call_agent
-from agent.diagnosis.broker import as_the_agent_finds_it
+from agent.diagnosis.broker import reported_by_agent
 from agent.mqtt import connection as connections
 from agent.mqtt.loss import CALM_SECONDS, HEARD_SECONDS, SESSION_TAKEN_OVER, Loss, Rivalry
 from agent.state.layout import StateDirectory
@@ -68,7 +68,7 @@ def test_one_of_two_devices_of_one_name_stays_away_and_both_say_why(
     tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch, protocol: str
 ) -> None:
     monkeypatch.setattr(connections, "RIVAL_FIRST_SECONDS", 0.2)
-    monkeypatch.setattr(connections, "STANDBY_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "STANDBY_CHECK_SECONDS", 0.3)
     listener = Listener(broker.port)
     where = BrokerSettings(host="127.0.0.1", port=broker.port, protocol=protocol)  # type: ignore[arg-type]
     devices = [
@@ -161,13 +161,13 @@ def test_doctor_and_status_of_two_whole_agents_say_it(
     tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(connections, "RIVAL_FIRST_SECONDS", 0.2)
-    monkeypatch.setattr(connections, "STANDBY_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "STANDBY_CHECK_SECONDS", 0.3)
     places = [tmp_path / "one", tmp_path / "two"]
     with running(settings(places[0], broker.port)) as one, running(settings(places[1], broker.port)) as two:
         for agent in (one, two):
             agent.until(lambda agent=agent: bool(agent.service._gateway.broker.warnings))  # type: ignore[misc]
         for place in places:
-            (found,) = as_the_agent_finds_it(StateDirectory(place))
+            (found,) = reported_by_agent(StateDirectory(place))
             assert found.verdict == "bad"
             assert "another client is connected as edge-box" in found.detail
             overview = call_agent(StateDirectory(place), Order(op="status"), lambda _reported: None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent.delivery import LOSSES, Outbox, Outgoing
 from agent.mqtt.size_limit import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, MAX_TOPICS, FoundLimit, SizeLimit
-from agent.mqtt.unproven import SETTLED_SECONDS, Unproven
+from agent.mqtt.unconfirmed import SETTLED_SECONDS, Unconfirmed
+from agent.outbox import LOSSES, Outbox, Outgoing
 
 
 def send_all(outbox: Outbox, limit: int) -> list[int]:
@@ -138,8 +138,8 @@ def test_a_limit_is_believed_where_a_smaller_message_was_acknowledged_on_the_sam
     given_up = limit.refused("answer", 5000, 100, now=0.0)
     assert given_up.by_size
     assert limit.found == FoundLimit(5000, 0.0)
-    assert limit.judge("other", 4999, 1.0) is None
-    assert limit.judge("other", 5000, 1.0) is not None
+    assert limit.check("other", 4999, 1.0) is None
+    assert limit.check("other", 5000, 1.0) is not None
     limit.refused("answer", 4000, 100, now=2.0)
     assert limit.found == FoundLimit(4000, 2.0, 2)
     limit.refused("answer", 4500, 100, now=3.0)
@@ -152,9 +152,9 @@ def test_a_topic_that_the_broker_does_not_bear_says_nothing_about_others() -> No
         given_up = limit.refused("event", 100, acknowledged, now=0.0)
         assert not given_up.by_size
         assert limit.found is None
-    assert limit.judge("event", 100, 1.0) is not None
-    assert limit.judge("event", 99, 1.0) is None
-    assert limit.judge("other", 5000, 1.0) is None
+    assert limit.check("event", 100, 1.0) is not None
+    assert limit.check("event", 99, 1.0) is None
+    assert limit.check("other", 5000, 1.0) is None
     for number in range(2 * MAX_TOPICS):
         limit.refused(f"reply/{number}", 100, 0, now=0.0)
     assert len(limit._topics) == MAX_TOPICS
@@ -163,10 +163,10 @@ def test_a_topic_that_the_broker_does_not_bear_says_nothing_about_others() -> No
 def test_a_limit_is_forgotten_when_the_broker_takes_more() -> None:
     limit = SizeLimit(FoundLimit(2000, 100.0))
     assert not limit.taken(1999)
-    assert limit.judge("a", 2500, 101.0) is not None
+    assert limit.check("a", 2500, 101.0) is not None
     assert limit.taken(2500)
     assert limit.found is None
-    assert limit.judge("a", 2500, 101.0) is None
+    assert limit.check("a", 2500, 101.0) is None
 
 
 @pytest.mark.parametrize("acknowledged", [100, 0])
@@ -175,13 +175,13 @@ def test_what_was_found_is_tried_again_after_a_minute_and_less_often_each_time(a
     held, now = FIRST_HOLD_SECONDS, 1000.0
     for _ in range(20):
         limit.refused("answer", 2000, acknowledged, now)
-        assert limit.judge("answer", 2500, now + held - 1) is not None
-        assert limit.judge("answer", 1999, now + held - 1) is None
-        assert limit.judge("answer", 2500, now + held) is None
+        assert limit.check("answer", 2500, now + held - 1) is not None
+        assert limit.check("answer", 1999, now + held - 1) is None
+        assert limit.check("answer", 2500, now + held) is None
         now, held = now + held, min(2 * held, LONGEST_HOLD_SECONDS)
     assert held == LONGEST_HOLD_SECONDS
     # A clock that was set back must not make it last longer.
-    assert limit.judge("answer", 2500, now - 10 * LONGEST_HOLD_SECONDS) is None
+    assert limit.check("answer", 2500, now - 10 * LONGEST_HOLD_SECONDS) is None
 
 
 def test_a_connection_that_is_lost_anyway_says_nothing_against_a_message() -> None:
@@ -205,14 +205,14 @@ def test_messages_that_nobody_acknowledges_are_left_out_after_three_losses_and_n
     assert not limit.refused_once(2500, 0.0)
     assert not limit.refused_once(2400, 1.0)
     assert limit.refused_once(2600, 2.0)
-    assert limit.judge("telemetry", 2400, 3.0, once=True) is not None
-    assert limit.judge("answer", 2400, 3.0) is None
+    assert limit.check("telemetry", 2400, 3.0, once=True) is not None
+    assert limit.check("answer", 2400, 3.0) is None
     limit.taken(2400)
-    assert limit.judge("telemetry", 2400, 3.0, once=True) is None
+    assert limit.check("telemetry", 2400, 3.0, once=True) is None
 
 
 def test_an_acknowledgement_proves_what_went_before_it() -> None:
-    unproven = Unproven()
+    unproven = Unconfirmed()
     unproven.sent_once(3000, "telemetry")
     unproven.sent(7)
     unproven.sent_once(4000, "telemetry")
@@ -223,7 +223,7 @@ def test_an_acknowledgement_proves_what_went_before_it() -> None:
 
 
 def test_an_acknowledgement_of_ours_is_suspect_until_something_sent_after_it_was_answered_or_time_has_passed() -> None:
-    unproven = Unproven()
+    unproven = Unconfirmed()
     assert unproven.just_settled(1.0) == ""
     unproven.sent(1)
     unproven.settled("generate/me", 1.0)

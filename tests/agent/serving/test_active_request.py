@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.serving.active_request import TRANSITIONS, ActiveRequest, IllegalStep, State, Step, StreamState
 from agent.serving.scheduler import Scheduler
 from agent.serving.settings import ServingSettings
-from agent.state.answers import Key
+from agent.state.result_store import Key
 from contract.mqtt.messages import GenerateRequest
 
 

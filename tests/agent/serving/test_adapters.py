@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.install.ports import SealedBundle
 from agent.serving.settings import ServingSettings
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.manifest import MANIFEST_FILE, manifest_digest, parse_manifest
 from tests.agent.device import Device
 from tests.broker import Broker

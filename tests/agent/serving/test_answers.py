@@ -11,8 +11,8 @@ import pytest
 from agent.clock import steady_clock
 from agent.serving.active_request import ActiveRequest
 from agent.serving.settings import ServingSettings
-from agent.state import answer_writer
-from agent.state.answers import KEEP_SECONDS, KEEP_TRACES_SECONDS
+from agent.state import result_writer
+from agent.state.result_store import KEEP_SECONDS, KEEP_TOMBSTONES_SECONDS
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
@@ -414,7 +414,7 @@ def test_an_answer_can_be_asked_for_as_long_as_promised(
     make_device: MakeDevice, client: RawClient, monkeypatch: pytest.MonkeyPatch, store_results: str
 ) -> None:
     """15 minutes, then 410 for a day, then the id is free; across restarts where text is kept, and without else."""
-    monkeypatch.setattr(answer_writer, "SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(result_writer, "SWEEP_SECONDS", 0.0)
     now = 1e9
     clock = lambda: now  # noqa: E731
     device = make_device(clock=clock, store_results=store_results).start(sealed())
@@ -437,7 +437,7 @@ def test_an_answer_can_be_asked_for_as_long_as_promised(
     device.kill()
     device = make_device(clock=clock, store_results=store_results).start(sealed())
     assert ask()["error"]["code"] == 410
-    now += KEEP_TRACES_SECONDS
+    now += KEEP_TOMBSTONES_SECONDS
     assert ask()["text"] == first["text"]
     assert device.workers.current.admitted, "its id is free: it was run anew"
 
@@ -449,7 +449,7 @@ YEAR = 365 * 86400.0
 def test_a_clock_that_is_set_forward_and_back_changes_nothing_for_what_waits_runs_and_is_kept(
     make_device: MakeDevice, client: RawClient, monkeypatch: pytest.MonkeyPatch, store_results: str
 ) -> None:
-    monkeypatch.setattr(answer_writer, "SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(result_writer, "SWEEP_SECONDS", 0.0)
     wall = 1.8e9
     clock = steady_clock(lambda: wall)
     device = make_device(workers=FakeWorkers(slots=1), clock=clock, store_results=store_results).start(sealed())

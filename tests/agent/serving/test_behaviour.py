@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.engine.stepping import Generation
+from agent.engine.interface import Generation
 from agent.serving.requests import to_generation
 from contract.manifest import Behaviour, GenerationDefaults
 from contract.mqtt.reading import parse_request

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.engine.stepping import FinishEvent, Generation, TokenEvent
+from agent.engine.interface import FinishEvent, Generation, TokenEvent
 from tests.agent.engine.stand_in import StandIn, write_bundle
 from tests.broker import Broker
 from tests.chaos.device import NAME

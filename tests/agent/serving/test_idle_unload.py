@@ -13,7 +13,7 @@ import pytest
 
 from agent.config import AgentConfig
 from agent.serving.replica import Replica
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorker, FakeWorkers
 from tests.e2e.raw_client import RawClient

@@ -20,7 +20,7 @@ from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.serving.settings import ServingSettings
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from tests.agent.device import Device, sealed
 from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient

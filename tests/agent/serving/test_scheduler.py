@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from agent import serving
-from agent.engine.stepping import FinishEvent, RejectEvent, TokenEvent
+from agent.engine.interface import FinishEvent, RejectEvent, TokenEvent
 from agent.serving import events
 from agent.serving.active_request import ActiveRequest, State
 from agent.serving.queue import AGING_SECONDS, NOTHING
@@ -21,7 +21,7 @@ from agent.serving.requests import Refusal
 from agent.serving.scheduler import Scheduler
 from agent.serving.settings import ServingSettings
 from agent.serving.slots import UNAVAILABLE_AFTER_FAILURES, Slots
-from agent.state.answers import Key
+from agent.state.result_store import Key
 from contract.mqtt.messages import GenerateRequest
 
 QUEUE_LIMIT, CLIENT_LIMIT = 6, 4

@@ -25,8 +25,8 @@ from agent.mqtt import Received
 from agent.mqtt.connection import Connection
 from agent.serving.intake import AcceptedRequest
 from agent.serving.settlement import Settlement
-from agent.state import answer_writer
-from agent.state.answers import Key
+from agent.state import result_writer
+from agent.state.result_store import Key
 from contract.mqtt import reading
 from tests.agent.device import Device, sealed
 from tests.agent.serving.conftest import MakeDevice
@@ -42,7 +42,7 @@ SUPERVISOR = {
     Settlement.settle.__code__,
     Connection.acknowledge.__code__,
     Gateway._on_message.__code__,
-    answer_writer._resolve.__code__,
+    result_writer._resolve.__code__,
 }
 """Who catches what the others raise: nobody stands behind these."""
 

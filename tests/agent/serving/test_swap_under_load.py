@@ -67,7 +67,7 @@ def test_the_next_worker_plans_with_what_the_last_one_gives_back(
     assert device.serving.footprint == Footprint(anonymous_bytes=300, mapped_bytes=600)
     for version, mode in (("2.0.0", "overlap"), ("3.0.0", "drain")):
         device.run(device.serving.swap(sealed(version=version), mode))  # type: ignore[arg-type]
-    assert [worker.leaving_bytes for worker in device.workers.started] == [0, 300, 0]
+    assert [worker.reclaimable_bytes for worker in device.workers.started] == [0, 300, 0]
 
 
 @pytest.mark.parametrize("then", ["swap", "come back", "cancel"])

@@ -12,7 +12,7 @@ from agent.telemetry.llm import LlmMeter
 from agent.telemetry.settings import TelemetrySettings
 from agent.telemetry.system import SystemSampler
 from agent.telemetry.throttling import CALM_SECONDS, STEP_SECONDS
-from agent.vitals import Vitals
+from agent.telemetry_loop import TelemetryLoop
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
@@ -34,7 +34,7 @@ class Box:
         self.device = device
         self.now = 0.0
         self.limits: list[dict[str, Any]] = []
-        self.vitals = Vitals(
+        self.vitals = TelemetryLoop(
             TelemetrySettings(),
             SystemSampler(root, proc=root / "proc", sys=root / "sys"),
             LlmMeter(0.0),

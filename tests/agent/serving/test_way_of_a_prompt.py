@@ -19,11 +19,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.engine.stepping import Engine, FinishEvent, Generation
+from agent.engine.interface import Engine, FinishEvent, Generation
 from agent.serving import settlement
 from agent.serving.active_request import TRANSITIONS, State
-from agent.worker import process, protocol
-from agent.worker.supervision import WorkerProcess
+from agent.worker import main, protocol
+from agent.worker.supervisor import WorkerProcess
 from tests.agent.device import Device, sealed
 from tests.agent.engine.stand_in import write_bundle
 from tests.agent.serving.conftest import MakeDevice
@@ -143,13 +143,13 @@ def test_a_prompt_takes_this_way_through_the_worker(tiny_bundle: Path) -> None:
 
     def open_and_follow(load: protocol.Load) -> Engine:
         # Loading tries the model out, which is no prompt's way.
-        engine = process._open_engine(load)
+        engine = main._open_engine(load)
         sys.settrace(follower)
         return engine
 
     def work() -> None:
         try:
-            process.serve(theirs, open_and_follow)
+            main.serve(theirs, open_and_follow)
         finally:
             sys.settrace(None)
 

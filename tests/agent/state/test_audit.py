@@ -96,11 +96,11 @@ def test_refusals_are_rationed_and_the_next_entry_says_how_many_were_not_written
     now = [0.0]
     ration = AuditRateLimiter(lambda: now[0])
     said = []
-    for _ in range(audit.RATION + 10):
+    for _ in range(audit.AUDITED_REFUSALS + 10):
         said.append(ration.suppressed())
         ration.consume()
-    assert said == [0] * audit.RATION + [None] * 10
-    now[0] += audit.RATION_SECONDS
+    assert said == [0] * audit.AUDITED_REFUSALS + [None] * 10
+    now[0] += audit.AUDITED_REFUSALS_SECONDS
     assert ration.suppressed() == 10
     ration.consume()
     assert ration.suppressed() is None
@@ -112,4 +112,4 @@ def test_refusals_are_rationed_and_the_next_entry_says_how_many_were_not_written
 
 def test_an_endless_flood_needs_months_to_fill_the_log() -> None:
     line = 300
-    assert audit.MAX_BYTES * (audit.FILES - 1) / line * audit.RATION_SECONDS > 120 * 86400
+    assert audit.MAX_BYTES * (audit.FILES - 1) / line * audit.AUDITED_REFUSALS_SECONDS > 120 * 86400

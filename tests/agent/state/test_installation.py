@@ -45,7 +45,7 @@ def test_a_fresh_state_is_idle_and_empty(state: InstallationState) -> None:
 
 def test_what_was_entered_is_found_by_another_process(state: InstallationState, path: Path) -> None:
     state.enter("ROLLBACK", A, Failure(Reason.CANARY_DRIFT, "drifted"))
-    state.desire(b"{}")
+    state.record_desired(b"{}")
     found = InstallationState(Database(path, MIGRATIONS)).snapshot()
     assert (found.phase, found.candidate, found.desired) == ("ROLLBACK", A, b"{}")
     assert found.failure == Failure(Reason.CANARY_DRIFT, "drifted")
@@ -92,7 +92,7 @@ def test_the_active_bundle_cannot_be_forgotten(state: InstallationState) -> None
 
 def test_a_bundle_sealed_again_keeps_its_measured_speed(state: InstallationState) -> None:
     state.add_bundle(bundle(A))
-    state.measured(A, 42.5, 21.0)
+    state.record_speed(A, 42.5, 21.0)
     state.add_bundle(bundle(A))
     found = state.bundle(A)
     assert found is not None
@@ -111,7 +111,7 @@ def test_quarantine_keeps_the_first_reason_until_released(state: InstallationSta
     state.quarantine(first)
     state.quarantine(Quarantined(A, "tiny", "1.0.0", Reason.PROBATION_CRASHED, "crashed", 2))
     assert state.quarantined() == [first]
-    state.release(A)
+    state.release_quarantined(A)
     assert state.quarantined() == []
 
 

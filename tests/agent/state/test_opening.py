@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.state import answers
-from agent.state.answers import Key
+from agent.state import result_store
 from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
 from agent.state.opening import State, open_to_read
+from agent.state.result_store import Key
 from contract.errors import StoreBroken, StoreFull
 from contract.names import Digest
 
@@ -23,8 +23,8 @@ DIGEST = Digest("a" * 64)
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from agent.state import answers
-from agent.state.answers import Key
+from agent.state import result_store
+from agent.state.result_store import Key
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.opening import State
@@ -36,7 +36,11 @@ assert state.unwritable is not None
 installation = InstallationState(state.installing)
 assert installation.snapshot().active == "a" * 64, "committed, and only in the log so far"
 assert installation.epoch() == 3
-for write in (installation.retire_active, lambda: installation.raise_clock_floor(9), lambda: installation.desire(b"x")):
+for write in (
+    installation.retire_active,
+    lambda: installation.raise_clock_floor(9),
+    lambda: installation.record_desired(b"x"),
+):
     try:
         write()
     except EdgeBundleError:
@@ -44,11 +48,11 @@ for write in (installation.retire_active, lambda: installation.raise_clock_floor
     else:
         raise AssertionError("it must not be forgotten, so it must not be taken")
 with state.answering.transaction("answers") as connection:
-    assert answers.accept(connection, Key("me", "old"), "f", b"q", now=1.0).last == b"kept"
-    assert answers.accept(connection, Key("me", "new"), "f", b"q", now=1.0).kind == "new"
-    answers.mark_answered(connection, Key("me", "new"), b"said meanwhile", now=2.0)
-    answers.accept(connection, Key("me", "open"), "f", b"q", now=1.0)
-    answers.mark_delivered(connection, Key("me", "old"))
+    assert result_store.accept(connection, Key("me", "old"), "f", b"q", now=1.0).last == b"kept"
+    assert result_store.accept(connection, Key("me", "new"), "f", b"q", now=1.0).kind == "new"
+    result_store.mark_answered(connection, Key("me", "new"), b"said meanwhile", now=2.0)
+    result_store.accept(connection, Key("me", "open"), "f", b"q", now=1.0)
+    result_store.mark_delivered(connection, Key("me", "old"))
 try:
     state.restore()
 except EdgeBundleError:
@@ -57,12 +61,12 @@ else:
     raise AssertionError("it cannot be written yet")
 assert state.unwritable is not None
 with state.answering.transaction("answers") as connection:
-    assert answers.look_up(connection, Key("me", "new")).last == b"said meanwhile"
+    assert result_store.look_up(connection, Key("me", "new")).last == b"said meanwhile"
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 if sys.argv[2] == "restore":
     state.restore()
     assert state.unwritable is None
-    installation.desire(b"wanted")
+    installation.record_desired(b"wanted")
 state.close()
 """
 
@@ -84,8 +88,8 @@ def fill(place: str) -> None:
     installation.add_bundle(InstalledBundle(DIGEST, "n", "1.0.0", 3, 10, 1))
     installation.commit_candidate(DIGEST)
     with state.answering.transaction("answers") as connection:
-        answers.accept(connection, Key("me", "old"), "f", b"q", now=1.0)
-        answers.mark_answered(connection, Key("me", "old"), b"kept", now=1.0)
+        result_store.accept(connection, Key("me", "old"), "f", b"q", now=1.0)
+        result_store.mark_answered(connection, Key("me", "old"), b"kept", now=1.0)
 
 
 def run(directory: StateDirectory, what: str) -> None:
@@ -102,9 +106,9 @@ def test_what_cannot_be_written_is_read_and_answers_are_carried_over(directory: 
     snapshot = InstallationState(state.installing).snapshot()
     assert (snapshot.active, snapshot.epoch, snapshot.desired) == (DIGEST, 3, b"wanted")
     with state.answering.transaction("answers") as connection:
-        assert answers.look_up(connection, Key("me", "new")).last == b"said meanwhile"
-        assert answers.look_up(connection, Key("me", "open")).kind == "running"
-        assert [key.id for key, _, _ in answers.undelivered(connection)] == ["new"]
+        assert result_store.look_up(connection, Key("me", "new")).last == b"said meanwhile"
+        assert result_store.look_up(connection, Key("me", "open")).kind == "running"
+        assert [key.id for key, _, _ in result_store.undelivered(connection)] == ["new"]
     state.close()
 
 
@@ -112,8 +116,8 @@ def test_without_room_until_the_end_nothing_has_changed(directory: StateDirector
     run(directory, "end")
     state = State(directory)
     with state.answering.transaction("answers") as connection:
-        assert answers.look_up(connection, Key("me", "old")).last == b"kept"
-        assert answers.look_up(connection, Key("me", "new")).kind == "refused", "memory alone had it"
+        assert result_store.look_up(connection, Key("me", "old")).last == b"kept"
+        assert result_store.look_up(connection, Key("me", "new")).kind == "refused", "memory alone had it"
     state.close()
 
 

@@ -15,7 +15,7 @@ from msgspec import UNSET
 from agent.telemetry import kernel
 from agent.telemetry.rates import Rates
 from agent.telemetry.samples import Frequency, Process, Swap
-from agent.telemetry.system import SystemSampler, Told
+from agent.telemetry.system import SelfReported, SystemSampler
 from tests.agent.telemetry.trees import BOARD, LATER, NET, PC, RASPBERRY_PI_5, ROCK_5, plant
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -85,7 +85,7 @@ def test_everything_of_a_pc_is_read(tmp_path: Path) -> None:
     assert (second.network["eth0"].received_per_second, second.network["eth0"].sent_per_second) == (200.0, 0.0)
     assert msgspec.to_builtins(second.pressure) == {"memory": {"some": 1.5, "full": 0.25}}
     assert second.temperatures == {"coretemp.Package id 0": 61.5}
-    assert second.hot == {"coretemp.Package id 0": 100.0}
+    assert second.temperature_limits == {"coretemp.Package id 0": 100.0}
     assert second.frequency_mhz == Frequency(1800, 3600)
     assert second.throttled == 7
     assert second.throttling is UNSET
@@ -95,7 +95,7 @@ def test_everything_of_a_pc_is_read(tmp_path: Path) -> None:
 def test_a_board_has_zones_and_says_that_it_throttles(tmp_path: Path) -> None:
     sample = Machine(plant(tmp_path, BOARD)).sample()
     assert sample["temperatures"] == {"cpu-thermal.0": 82.0}
-    assert sample["hot"] == {"cpu-thermal.0": 80.0}
+    assert sample["temperature_limits"] == {"cpu-thermal.0": 80.0}
     assert sample["frequency_mhz"] == {"current": 600}
     assert sample["throttling"] is True
     assert not sample.keys() & {"swap", "throttled", "network", "pressure", "load"}
@@ -126,7 +126,7 @@ def test_everything_of_a_raspberry_pi_5_is_read(tmp_path: Path) -> None:
     machine = Machine(plant(tmp_path, RASPBERRY_PI_5))
     sample = machine.sample()
     assert sample["temperatures"] == {"cpu_thermal.temp1": 61.3, "rp1_adc.temp1": 55.8}
-    assert sample["hot"] == {"cpu_thermal.temp1": 85.0}
+    assert sample["temperature_limits"] == {"cpu_thermal.temp1": 85.0}
     assert (sample["throttling"], sample["undervoltage"]) == (False, False)
     plant(tmp_path, {"sys/class/hwmon/hwmon3/in0_lcrit_alarm": "1"})
     sample = machine.sample()
@@ -136,7 +136,7 @@ def test_everything_of_a_raspberry_pi_5_is_read(tmp_path: Path) -> None:
 def test_zones_and_chips_are_read_together_and_twins_have_the_lower_limit(tmp_path: Path) -> None:
     sample = Machine(plant(tmp_path, ROCK_5)).sample()
     assert sample["temperatures"] == {"soc-thermal.0": 48.1, "bigcore0_thermal.temp1": 50.8, "nvme.Composite": 39.9}
-    assert sample["hot"] == {"bigcore0_thermal.temp1": 80.0, "nvme.Composite": 81.8}
+    assert sample["temperature_limits"] == {"bigcore0_thermal.temp1": 80.0, "nvme.Composite": 81.8}
     assert "undervoltage" not in sample
 
 
@@ -169,13 +169,13 @@ def test_a_counter_that_begins_anew_has_no_rate_and_the_next_one_is_right(tmp_pa
 
 def test_a_process_that_may_not_be_looked_into_speaks_for_itself(tmp_path: Path) -> None:
     machine = Machine(plant(tmp_path, PC))
-    told = {7: Told("agent", 1, 1, 1.0, 0.0), 9: Told("worker m@1.0.0", 5000, 0, 10.0, 3.0)}
+    told = {7: SelfReported("agent", 1, 1, 1.0, 0.0), 9: SelfReported("worker m@1.0.0", 5000, 0, 10.0, 3.0)}
     first = machine.sampler.sample({7: "agent"}, told).processes
     # The kernel's word counts before its own; its processor time is known from the second word on.
     assert [process.name for process in first] == ["agent", "worker m@1.0.0"]
     assert first[0].rss == 300 * PAGE
     assert first[1] == Process("worker m@1.0.0", 9, 5000)
-    told = {9: Told("worker m@1.0.0", 6000, 4000, 12.5, 8.0)}
+    told = {9: SelfReported("worker m@1.0.0", 6000, 4000, 12.5, 8.0)}
     assert machine.sampler.sample({}, told).processes == [Process("worker m@1.0.0", 9, 6000, 4000, 50.0)]
 
 

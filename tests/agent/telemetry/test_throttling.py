@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.telemetry.samples import Cpu, Frequency, Memory, Pressure, Swap, SystemSample
-from agent.telemetry.throttling import CALM_SECONDS, MAX_LEVEL, STEP_SECONDS, Limit, Strain, Throttle, judge
+from agent.telemetry.throttling import CALM_SECONDS, MAX_LEVEL, STEP_SECONDS, Limit, Strain, Throttle, evaluate_strain
 
 HOT, SHORT = "throttled_temperature", "throttled_memory"
 
 
 def heat(degrees: float, limit: float = 80.0) -> SystemSample:
-    return SystemSample(1.0, temperatures={"cpu": degrees, "disk": 99.0}, hot={"cpu": limit})
+    return SystemSample(1.0, temperatures={"cpu": degrees, "disk": 99.0}, temperature_limits={"cpu": limit})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,11 @@ def heat(degrees: float, limit: float = 80.0) -> SystemSample:
         (SystemSample(1.0, cpu=Cpu(90.0, []), frequency_mhz=Frequency(600, 1800)), (), True),
         (
             SystemSample(
-                1.0, cpu=Cpu(90.0, []), frequency_mhz=Frequency(600, 1800), temperatures={"c": 75.0}, hot={"c": 80.0}
+                1.0,
+                cpu=Cpu(90.0, []),
+                frequency_mhz=Frequency(600, 1800),
+                temperatures={"c": 75.0},
+                temperature_limits={"c": 80.0},
             ),
             (HOT,),
             False,
@@ -47,11 +51,11 @@ def heat(degrees: float, limit: float = 80.0) -> SystemSample:
     ],
 )
 def test_strain_is_read_off_a_sample(sample: SystemSample, high: tuple[str, ...], calm: bool) -> None:
-    assert judge(sample, throttled_before=8) == Strain(high, calm)
+    assert evaluate_strain(sample, throttled_before=8) == Strain(high, calm)
 
 
 def test_first_count_of_throttling_is_history() -> None:
-    assert judge(SystemSample(1.0, throttled=9), None) == Strain()
+    assert evaluate_strain(SystemSample(1.0, throttled=9), None) == Strain()
 
 
 def test_concurrency_halves_with_every_level_and_never_ends() -> None:

@@ -158,7 +158,7 @@ def test_provision_and_show(tmp_path: Path, site: Site, root: str, capsys: pytes
     assert trust("provision", str(tmp_path / "missing"), *state) == 2
     database = Database(StateDirectory(tmp_path / "state").database, MIGRATIONS)
     expires = datetime.fromisoformat(json.loads((tmp_path / "other.json").read_bytes())["signed"]["expires"])
-    assert InstallationState(database).standing.expiry() == {"root": int(expires.timestamp())}
+    assert InstallationState(database).warning_store.expiry() == {"root": int(expires.timestamp())}
     database.close()
     capsys.readouterr()
     assert trust("show", *state, "--json") == 0

@@ -13,8 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import socket
 
-from agent.engine.stepping import CanaryScore, Generation, StepEvent
-from agent.worker.process import end_with_parent, serve
+from agent.engine.interface import CanaryScore, Generation, StepEvent
+from agent.worker.main import end_with_parent, serve
 from agent.worker.protocol import Load
 from contract.errors import EngineFailed
 from tests.agent.engine.stand_in import StandIn

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed
 from tests.agent.engine.stand_in import write_bundle
-from tests.agent.worker.test_supervision import PATIENCE, STAND_IN, Listener, closed, hello
+from tests.agent.worker.test_supervisor import PATIENCE, STAND_IN, Listener, closed, hello
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import socket
 import threading
 from pathlib import Path
 
-from agent.engine.stepping import FinishEvent, Generation
+from agent.engine.interface import FinishEvent, Generation
 from agent.notify import Notifier
 from agent.worker import protocol
-from agent.worker.process import WATCHDOG_GRACE_SECONDS, serve
+from agent.worker.main import WATCHDOG_GRACE_SECONDS, serve
 from tests.agent.engine.stand_in import StandIn, write_bundle
 from tests.agent.worker.test_cancel_steps import PATIENCE, Line
 

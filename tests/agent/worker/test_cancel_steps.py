@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agent.engine.choice import open_engine
-from agent.engine.stepping import FinishEvent, Generation, StepEvent, TokenEvent
+from agent.engine.engine_selection import open_engine
+from agent.engine.interface import FinishEvent, Generation, StepEvent, TokenEvent
 from agent.worker import protocol
-from agent.worker.process import serve
+from agent.worker.main import serve
 
 PATIENCE = 60.0
 

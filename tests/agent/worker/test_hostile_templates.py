@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.chat.template import FAILED
 from tests.agent.worker.test_real_worker import question, with_worker
-from tests.agent.worker.test_supervision import Listener
+from tests.agent.worker.test_supervisor import Listener
 
 HOSTILE = (
     "{% set asked = messages[0].content %}"

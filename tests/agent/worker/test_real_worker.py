@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from agent.engine.stepping import Generation
+from agent.engine.interface import Generation
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervision import WorkerProcess
+from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed
-from tests.agent.worker.test_supervision import PATIENCE, Listener, closed
+from tests.agent.worker.test_supervisor import PATIENCE, Listener, closed
 
 
 def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awaitable[None]], **fields: Any) -> None:

@@ -14,12 +14,12 @@ import pytest
 
 from contract.errors import BundleRefused, SourceUnavailable
 from contract.reasons import Reason
-from contract.source.exchange import seconds_to_wait
 from contract.source.http import HttpSource
-from contract.source.pace import Pace
+from contract.source.http_session import seconds_to_wait
+from contract.source.throughput_guard import ThroughputGuard
 from tests.contract.source.servers import RangeHandler, hostile, serve
 
-QUICK = Pace(connect_seconds=5, read_seconds=0.3, window_seconds=0.3, min_bytes_per_second=1000)
+QUICK = ThroughputGuard(connect_seconds=5, read_seconds=0.3, window_seconds=0.3, min_bytes_per_second=1000)
 PATH = "metadata/timestamp.json"
 Script = Callable[[socket.socket, threading.Event], None]
 
@@ -92,7 +92,7 @@ def test_a_slow_server_that_keeps_the_pace_is_read_to_its_end() -> None:
             over.wait(0.08)
             connection.sendall(b"x" * 200)
 
-    pace = Pace(connect_seconds=30, read_seconds=30, window_seconds=0.1, min_bytes_per_second=1)
+    pace = ThroughputGuard(connect_seconds=30, read_seconds=30, window_seconds=0.1, min_bytes_per_second=1)
     with hostile(script) as url:
         assert sum(map(len, HttpSource(url, pace=pace).stream(PATH, 0, 4000))) == 4000
 

@@ -21,8 +21,8 @@ from contract.names import check_path, parse_reference
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.tar import TarSource
-from contract.trust.floor import MemoryTrustFloor
 from contract.trust.resolve import resolve
+from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.signing import SigningKey
 from contract.trust.store import TrustStore
 from contract.trust.verified import TrustedManifest
@@ -186,7 +186,7 @@ class Device:
 
     def __init__(self, path: Path, root: bytes, disk: Disk | None = None) -> None:
         self.path = path
-        self.floor = MemoryTrustFloor()
+        self.floor = MemoryRollbackFloor()
         self.store = TrustStore(path, disk)
         self.now = NOW
         self.store.provision(root, self.floor)

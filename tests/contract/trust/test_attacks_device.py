@@ -14,8 +14,8 @@ from contract.durable import Disk, Effects
 from contract.errors import BundleRefused, SourceUnavailable, UsageError
 from contract.reasons import Reason
 from contract.trust.clock import EARLIEST, effective_time
-from contract.trust.floor import MemoryTrustFloor
 from contract.trust.resolve import listed_digest
+from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.signing import SigningKey
 from contract.trust.store import FILE, TrustStore
 from contract.trust.verified import TrustedManifest
@@ -100,14 +100,14 @@ def test_provisioning_accepts_only_a_root_that_holds_by_itself(publisher: Publis
         (publisher.files["metadata/timestamp.json"], Reason.METADATA_INVALID),
     ):
         with pytest.raises(BundleRefused) as caught:
-            TrustStore(tmp_path / "t").provision(bad, MemoryTrustFloor())
+            TrustStore(tmp_path / "t").provision(bad, MemoryRollbackFloor())
         assert caught.value.reason is reason
     assert not (tmp_path / "t").exists()
 
 
 def test_a_device_that_trusts_nobody_says_so(publisher: Publisher, tmp_path: Path) -> None:
     device = Device(tmp_path / "a", publisher.root)
-    device.store, device.floor = TrustStore(tmp_path / "b"), MemoryTrustFloor()
+    device.store, device.floor = TrustStore(tmp_path / "b"), MemoryRollbackFloor()
     assert device.refused(publisher.source) is Reason.TRUST_STATE_LOST
 
 
@@ -136,7 +136,7 @@ class CuttingEffects(Effects):
         self.left -= 1
 
 
-class CuttingFloor(MemoryTrustFloor):
+class CuttingFloor(MemoryRollbackFloor):
     """A floor whose commits are effects too."""
 
     def __init__(self, effects: CuttingEffects) -> None:
@@ -267,7 +267,7 @@ def test_an_older_tar_cannot_stand_in_for_what_neither_has(
     device.resolve(publisher.source)
     files = device.store.load(device.floor)
     # A refresh that broke off after the timestamp would leave this; the store never does, so it is made by hand.
-    device.store.keep({role: files[role] for role in ("root", "timestamp")}, MemoryTrustFloor())
+    device.store.keep({role: files[role] for role in ("root", "timestamp")}, MemoryRollbackFloor())
     device.floor.reset_role_versions()
     assert device.refused(stick) is Reason.SOURCE_OLDER
 
@@ -359,14 +359,14 @@ def test_attack_clock_years_ahead_once_then_right_again(publisher: Publisher, de
 
 
 def test_only_a_synchronised_clock_raises_the_floor() -> None:
-    floor = MemoryTrustFloor()
+    floor = MemoryRollbackFloor()
     ahead = NOW + timedelta(days=4000)
     assert effective_time(lambda: ahead, floor) == ahead
     assert floor.clock_floor() == 0
     assert effective_time(lambda: NOW, floor) == NOW
     assert effective_time(lambda: NOW, floor, lambda: True) == NOW
     assert effective_time(lambda: datetime(1970, 1, 1, tzinfo=UTC), floor) == NOW
-    assert effective_time(lambda: datetime(1970, 1, 1, tzinfo=UTC), MemoryTrustFloor()).timestamp() == EARLIEST
+    assert effective_time(lambda: datetime(1970, 1, 1, tzinfo=UTC), MemoryRollbackFloor()).timestamp() == EARLIEST
 
 
 def test_attack_source_that_breaks_off_leaves_trust_as_it_was(publisher: Publisher, device: Device) -> None:

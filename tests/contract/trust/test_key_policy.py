@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from contract.errors import BundleRefused
 from contract.reasons import Reason
 from contract.trust.key_policy import check_metadata, check_public_key, check_signature
+from contract.trust.refresh import check_root
 from contract.trust.signing import SigningKey
-from contract.trust.updating import check_root
 from tests.contract.trust.publisher import Device, Publisher, encode
 
 P = 2**255 - 19

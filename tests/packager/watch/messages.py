@@ -49,7 +49,7 @@ def system(degrees: float = 55.0) -> dict[str, Any]:
     return {
         "at": 1.0, "cpu": {"percent": 40.0, "cores": [40.0]}, "memory": {"total": 4 << 30, "available": 1 << 30},
         "disk": {"total": 10**10, "free": 4 * 10**9}, "temperatures": {"cpu_thermal": degrees, "board": 20.0},
-        "hot": {"cpu_thermal": 80.0}, "processes": [],
+        "temperature_limits": {"cpu_thermal": 80.0}, "processes": [],
     }  # fmt: skip
 
 

@@ -47,7 +47,10 @@ def test_answers_under_way_count_for_the_speed() -> None:
 
 def test_the_sensor_nearest_to_its_limit_is_shown() -> None:
     fleet = Fleet(ROOT)
-    sample = system() | {"temperatures": {"disk": 60.0, "cpu": 75.0, "psu": 90.0}, "hot": {"disk": 61.0, "cpu": 100.0}}
+    sample = system() | {
+        "temperatures": {"disk": 60.0, "cpu": 75.0, "psu": 90.0},
+        "temperature_limits": {"disk": 61.0, "cpu": 100.0},
+    }
     fleet.feed(message("k", "telemetry/system", sample), 0.0)
     found = fleet.devices["k"].system
     assert found is not None and found.hottest == ("disk", 60.0)

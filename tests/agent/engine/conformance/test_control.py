@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.engine.stepping import Engine, FinishEvent, TokenEvent
+from agent.engine.interface import Engine, FinishEvent, TokenEvent
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from agent.engine.stepping import Engine
+from agent.engine.interface import Engine
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import answer, run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from agent.engine.stepping import Engine, Generation
+from agent.engine.interface import Engine, Generation
 from tests.agent.engine.driving import answer, run
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

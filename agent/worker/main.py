@@ -1,0 +1,271 @@
+"""The worker's main loop: ``python -m agent.worker.main --fd N``.
+
+One thread. Between two steps of the engine it looks at its socket, so a command waits for one step at most; with
+nothing to do it sleeps in ``select``. EOF from the agent ends it at once, and the kernel ends it when the agent dies
+in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agent.engine.interface import READ_SLICE, Engine
+from agent.memory import own_anonymous_bytes
+from agent.notify import Notifier
+from agent.process_priority import set_nice
+from agent.worker.protocol import (
+    Admit,
+    Cancel,
+    Command,
+    Failed,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Reading,
+    Reply,
+    Score,
+    Scored,
+    Unframer,
+    Update,
+    Usage,
+    allowed_silence,
+    frame,
+    parse_command,
+)
+from contract.errors import EdgeBundleError, EngineFailed
+
+READ_BYTES = 1 << 16
+
+WATCHDOG_GRACE_SECONDS = 10.0
+"""How much longer than the agent the service manager waits."""
+
+PR_SET_PDEATHSIG = 1
+
+OpenEngine = Callable[[Load], Engine]
+Isolate = Callable[[Load], str]
+
+
+class _AgentGone(Exception):
+    """EOF: nobody is left to work for."""
+
+
+class _Channel:
+    """The socket to the agent: whole commands in, replies out."""
+
+    def __init__(self, connection: socket.socket, manager: Notifier) -> None:
+        self._connection = connection
+        self._manager = manager
+        self._unframer = Unframer()
+        self._commands: list[Command] = []
+
+    def receive(self, *, wait: bool) -> list[Command]:
+        """Commands that have arrived; with ``wait``, at least one.
+
+        Raises:
+            _AgentGone: EOF.
+            EngineFailed: something that is not a command.
+        """
+        found: list[Command] = []
+        while True:
+            rest = self._manager.keep_alive()
+            blocking = wait and not found
+            ready, _, _ = select.select([self._connection], [], [], rest if blocking else 0)
+            if not ready:
+                if blocking:
+                    continue
+                return found
+            try:
+                data = self._connection.recv(READ_BYTES)
+            except ConnectionError as error:
+                raise _AgentGone from error
+            if not data:
+                raise _AgentGone
+            found.extend(parse_command(body) for body in self._unframer.feed(data))
+
+    def send(self, *replies: Reply) -> None:
+        """Send all of them in one go.
+
+        Raises:
+            _AgentGone: the agent closed its end.
+        """
+        try:
+            self._connection.sendall(b"".join(frame(reply) for reply in replies))
+        except (BrokenPipeError, ConnectionError) as error:
+            raise _AgentGone from error
+
+
+def serve(
+    connection: socket.socket,
+    open_engine: OpenEngine,
+    isolate: Isolate = lambda load: "none",
+    manager: Notifier | None = None,
+) -> int:
+    """Serve one agent until it closes the socket; the exit status. ``isolate`` runs before the engine is opened.
+
+    ``manager`` is the service manager, if one watches this worker.
+    """
+    manager = manager or Notifier(None)
+    line = _Channel(connection, manager)
+    try:
+        return _serve(line, open_engine, isolate, manager)
+    except _AgentGone:
+        return 0
+    except EdgeBundleError as error:
+        return _fail(line, error.message)
+    except MemoryError:
+        return _fail(line, "no memory is left")
+    except Exception as error:  # whatever it is, the agent must hear of it
+        return _fail(line, f"{type(error).__name__}: {error}")
+
+
+def _fail(line: _Channel, message: str) -> int:
+    try:
+        line.send(Failed(message))
+    except _AgentGone:
+        return 0
+    return EngineFailed.exit_status
+
+
+def _serve(line: _Channel, open_engine: OpenEngine, isolate: Isolate, manager: Notifier) -> int:
+    first, *commands = line.receive(wait=True)
+    if not isinstance(first, Load):
+        raise EngineFailed("the first command was not load")
+    if first.nice:
+        os.nice(first.nice)
+    # Loading is silent. The agent gives up first and closes the line; the manager ends whoever does not notice.
+    if manager.watchdog_seconds is not None and first.load_seconds:
+        manager.allow_silence(first.load_seconds + WATCHDOG_GRACE_SECONDS)
+    isolation = isolate(first)
+    engine = open_engine(first)
+    release_freed_memory()
+    if manager.watchdog_seconds is not None and first.stall_seconds:
+        manager.allow_silence(first.stall_seconds + WATCHDOG_GRACE_SECONDS)
+    line.send(Loaded(engine.facts, isolation, peak_rss_bytes(), usage()))
+    while True:
+        for command in commands:
+            _execute(command, engine, line)
+        if engine.busy:
+            with _long_step(engine.next_read, first.stall_seconds, line, manager):
+                events = engine.step()
+            if events:
+                line.send(*events)
+        commands = line.receive(wait=not engine.busy)
+
+
+@contextlib.contextmanager
+def _long_step(tokens: int, stall_seconds: float, line: _Channel, manager: Notifier) -> Iterator[None]:
+    """Let agent and manager know of a step that takes longer than others, before and after."""
+    if tokens <= READ_SLICE:
+        yield
+        return
+    watched = manager.watchdog_seconds
+    if watched is not None and stall_seconds:
+        manager.allow_silence(allowed_silence(stall_seconds, tokens) + WATCHDOG_GRACE_SECONDS)
+    line.send(Reading(tokens))
+    yield
+    line.send(Reading(0))
+    if watched is not None and stall_seconds:
+        manager.allow_silence(watched)
+
+
+def _execute(command: Command, engine: Engine, line: _Channel) -> None:
+    match command:
+        case Admit(generation):
+            engine.admit(generation)
+        case Cancel(request):
+            line.send(*engine.cancel(request))
+        case Update(request, changes):
+            engine.update(request, changes)
+        case Score(index, prompt, text, adapter):
+            line.send(Scored(index, engine.score(prompt, text, adapter), peak_rss_bytes()))
+        case Ping(number):
+            line.send(Pong(number, peak_rss_bytes(), usage()))
+        case Load():
+            raise EngineFailed("a worker loads once")
+
+
+def release_freed_memory() -> None:
+    """Give back what loading needed and left behind: glibc keeps freed memory for later, here a third of the whole.
+
+    Other C libraries have no such call, or need none.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process had resident since it started (``getrusage`` would count the agent's too)."""
+    for text in Path("/proc/self/status").read_text().splitlines():
+        if text.startswith("VmHWM:"):
+            return int(text.split()[1]) * 1024
+    return 0
+
+
+def usage() -> Usage:
+    """What this process takes now."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    proportional = 0
+    with contextlib.suppress(OSError):
+        for text in Path("/proc/self/smaps_rollup").read_text().splitlines():
+            if text.startswith("Pss:"):
+                proportional = int(text.split()[1]) * 1024
+    return Usage(os.getpid(), resident, proportional, time.process_time(), own_anonymous_bytes())
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends; the socket's EOF covers a race."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of a worker; started by the agent or by systemd, not by people."""
+    parser = argparse.ArgumentParser(prog="agent.worker.main", description="one loaded model")
+    parser.add_argument("--fd", type=int, required=True, help="descriptor of the connected UNIX socket")
+    parser.add_argument("--nice", type=int, default=0, help="scheduling weakness to take on, 0 to 19")
+    parser.add_argument("--child", action="store_true", help="end with the process that started this one")
+    options = parser.parse_args(arguments)
+    if options.child:
+        end_with_parent()
+        set_nice(options.nice)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides when to end
+    with socket.socket(fileno=options.fd) as connection:
+        return serve(connection, _open_engine, _isolate, Notifier.from_environment())
+
+
+def _isolate(load: Load) -> str:
+    from agent.worker.isolation import isolate
+
+    files = (load.bundle_dir, load.derived_dir, *load.adapters.values())
+    return isolate(Path(path).resolve() for path in files if path)
+
+
+def _open_engine(load: Load) -> Engine:
+    from agent.engine.engine_selection import open_engine
+
+    return open_engine(
+        Path(load.bundle_dir),
+        engine=load.engine,
+        threads=load.threads,
+        max_bytes=load.max_bytes,
+        reclaimable_bytes=load.reclaimable_bytes,
+        derived_dir=None if load.derived_dir is None else Path(load.derived_dir),
+        adapters={reference: Path(path) for reference, path in load.adapters.items()},
+        processors=load.processors,
+        reproducible=load.reproducible,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Real worker processes that answer, crash, hang and are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from agent.engine.interface import READ_SLICE, Generation, StepEvent
+from agent.worker.protocol import allowed_silence
+from agent.worker.settings import WorkerSettings
+from agent.worker.supervisor import WorkerProcess, WorkerStarter
+from contract.errors import EngineFailed
+from tests.agent.engine.driving import Outcome, record
+from tests.agent.engine.stand_in import write_bundle
+
+STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_worker.py")))
+PATIENCE = 60.0
+
+
+class Listener:
+    """Collects events; ``until`` waits for what is expected."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self._changed = asyncio.Event()
+
+    def __call__(self, event: StepEvent) -> None:
+        record([event], self.outcomes)
+        self._changed.set()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not holds():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def ended(self, *requests: int) -> None:
+        await self.until(lambda: all(self.has_ended(number) for number in requests))
+
+    def has_ended(self, number: int) -> bool:
+        outcome = self.outcomes.get(number)
+        return outcome is not None and (outcome.finish is not None or outcome.reject is not None)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle")
+
+
+def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awaitable[None]], **settings: Any) -> None:
+    """Run a scenario against a started stand-in worker; no process may be left."""
+
+    async def run() -> None:
+        listener = Listener()
+        worker = await WorkerProcess.start(WorkerSettings(**settings), bundle, on_event=listener, command=STAND_IN)
+        try:
+            await scenario(worker, listener)
+        finally:
+            await worker.close()
+            assert not psutil.pid_exists(worker.pid)
+
+    asyncio.run(run())
+
+
+async def closed(worker: WorkerProcess) -> str:
+    return await asyncio.wait_for(worker.wait_closed(), PATIENCE)
+
+
+def hello(number: int, prompt: str = "hello", **fields: Any) -> Generation:
+    return Generation(number, "anna", prompt=prompt, **{"max_tokens": 5, **fields})
+
+
+def test_a_worker_answers_and_closes(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        assert worker.facts.engine == "stand-in"
+        assert worker.peak_rss_bytes > 1 << 20
+        worker.admit(hello(1))
+        worker.admit(hello(2, max_tokens=9))
+        await listener.ended(1, 2)
+        assert listener.outcomes[1].reason == "length"
+        assert len(listener.outcomes[2].tokens) == 9
+        assert (await worker.score("abc", "def")).finite
+        await worker.close()
+        assert await closed(worker) == "closed"
+        worker.admit(hello(3))
+        worker.cancel(3)
+        with pytest.raises(EngineFailed, match="closed"):
+            await worker.score("a", "b")
+
+    with_worker(bundle, scenario)
+
+
+def test_cancel_and_update_reach_a_running_request(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(hello(1, max_tokens=500, logit_bias={257: -1000.0}))
+        worker.admit(hello(2, max_tokens=500, logit_bias={257: -1000.0}))
+        await listener.until(lambda: {1, 2} <= listener.outcomes.keys())
+        worker.cancel(1)
+        worker.update(2, {"max_tokens": 1})
+        await listener.ended(1, 2)
+        assert listener.outcomes[1].reason == "cancelled"
+        assert listener.outcomes[2].reason == "length"
+
+    with_worker(bundle, scenario)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ("crash", "killed by SIGSEGV"),
+        ("raise", "the runtime gave up"),
+        ("surprise", "ZeroDivisionError: one over none"),
+        ("exit", "exit status 3: these are my last words"),
+        ("garbage", "the worker sent something that is not a reply"),
+        ("environment", f"telemetry 1 nice {min(19, os.nice(0) + 7)}"),
+    ],
+)
+def test_a_worker_that_ends_says_why(bundle: Path, prompt: str, why: str) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(hello(1, prompt))
+        assert (await closed(worker)).startswith(why)
+        assert not listener.has_ended(1)
+
+    with_worker(bundle, scenario, nice=7)
+
+
+def test_a_killed_worker_fails_whoever_waits_for_a_score(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        with pytest.raises(EngineFailed, match="SIGKILL"):
+            await worker.score("crash", "text")
+        assert await closed(worker) == "killed by SIGKILL"
+
+    with_worker(bundle, scenario)
+
+
+def test_kill_ends_it_in_the_middle_of_an_answer(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(hello(1, max_tokens=500))
+        await listener.until(lambda: 1 in listener.outcomes)
+        worker.kill()
+        assert await closed(worker) == "killed by SIGKILL"
+
+    with_worker(bundle, scenario)
+
+
+def test_a_stopped_worker_counts_as_hung(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        os.kill(worker.pid, signal.SIGSTOP)
+        assert await closed(worker) == "silent for 0.5 s"
+
+    with_worker(bundle, scenario, stall_seconds=0.5)
+
+
+def test_a_worker_that_hangs_in_its_engine_is_ended(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(hello(1, "hang"))
+        assert await closed(worker) == "silent for 0.5 s"
+
+    with_worker(bundle, scenario, stall_seconds=0.5)
+
+
+def test_a_prompt_that_is_read_in_one_piece_may_take_as_long_as_its_slices(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        # Three times what is allowed otherwise.
+        worker.admit(hello(1, f"read {10 * READ_SLICE} 1.5"))
+        await listener.ended(1)
+        worker.admit(hello(2, "hang"))
+        assert await closed(worker) == "silent for 0.5 s", "it is over once that is read"
+
+    with_worker(bundle, scenario, stall_seconds=0.5)
+
+
+def test_reading_for_ever_is_a_hang(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        worker.admit(hello(1, f"read {2 * READ_SLICE + 1} 3600"))
+        assert await closed(worker) == "silent for 0.9 s"
+
+    with_worker(bundle, scenario, stall_seconds=0.3)
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [(0, 30), (1, 30), (128, 30), (129, 60), (2000, 480), (10**9, 3600)])
+def test_a_slice_more_is_a_silence_more_but_no_claim_is_believed_for_ever(tokens: int, seconds: float) -> None:
+    assert allowed_silence(30.0, tokens) == seconds
+
+
+def test_silence_is_allowed_up_to_the_limit(bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        for number in range(1, 4):
+            os.kill(worker.pid, signal.SIGSTOP)
+            os.kill(worker.pid, signal.SIGCONT)
+            worker.admit(hello(number))
+            await listener.ended(number)
+
+    with_worker(bundle, scenario, stall_seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("refused", "there is no model in there"),
+        ("dies", "killed by SIGKILL"),
+        ("slow", r"not loaded within 0\.5 s"),
+    ],
+)
+def test_a_worker_that_does_not_load_is_an_error(tmp_path: Path, name: str, why: str) -> None:
+    async def run() -> None:
+        settings = WorkerSettings(load_seconds=0.5 if name == "slow" else PATIENCE)
+        with pytest.raises(EngineFailed, match=why):
+            await WorkerProcess.start(settings, tmp_path / name, on_event=print, command=STAND_IN)
+
+    asyncio.run(run())
+    assert not [child for child in psutil.Process().children() if child.name() != "mosquitto"]
+
+
+def test_a_program_that_is_not_there_is_an_error(bundle: Path) -> None:
+    async def run() -> None:
+        with pytest.raises(EngineFailed, match="cannot be started"):
+            await WorkerProcess.start(WorkerSettings(), bundle, on_event=print, command=["/no/such/program"])
+
+    asyncio.run(run())
+
+
+AGENT = """
+import asyncio, sys
+from pathlib import Path
+from agent.worker.settings import WorkerSettings
+from agent.worker.supervisor import WorkerProcess
+
+async def main():
+    worker = await WorkerProcess.start(WorkerSettings(), Path(sys.argv[1]), on_event=print, command=sys.argv[2:])
+    print(worker.pid, flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+def test_no_worker_outlives_a_killed_agent(bundle: Path) -> None:
+    agent = subprocess.Popen(
+        [sys.executable, "-c", AGENT, str(bundle), *STAND_IN], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    try:
+        assert agent.stdout is not None
+        worker = psutil.Process(int(agent.stdout.readline()))
+        agent.kill()
+        worker.wait(PATIENCE)
+        assert not worker.is_running()
+    finally:
+        agent.kill()
+        agent.wait()
+        agent.stdout.close()
+
+
+def test_start_is_a_worker_starter() -> None:
+    starter: WorkerStarter = WorkerProcess.start
+    assert callable(starter)
+
+
+def test_a_start_that_is_cancelled_just_as_the_model_has_loaded_is_cancelled(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``asyncio.wait_for`` forgot it then, and an agent that was told to stop went on for ever."""
+    started: list[WorkerProcess] = []
+    opening = WorkerProcess._open
+
+    async def cancelled_when_loaded(self: WorkerProcess, *arguments: Any) -> None:
+        started.append(self)
+        task = asyncio.current_task()
+        assert task is not None
+        opened = asyncio.ensure_future(opening(self, *arguments))
+        # In the turn of the loop in which the start itself hears that it has loaded, before it is run again.
+        self._loaded.add_done_callback(lambda _: asyncio.get_running_loop().call_soon(opened.cancel))
+        self._loaded.add_done_callback(lambda _: opened.cancel())
+        await opened
+
+    monkeypatch.setattr(WorkerProcess, "_open", cancelled_when_loaded)
+
+    async def run() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await WorkerProcess.start(WorkerSettings(), bundle, on_event=Listener(), command=STAND_IN)
+        await closed(started[0])
+        assert not psutil.pid_exists(started[0].pid)
+
+    asyncio.run(run())
