@@ -11,12 +11,13 @@ from typing import Any
 
 from contract.errors import RequestInvalid, UsageError
 from fleet.catalogue import Listed, look_up
-from fleet.commands.context import operator, print_json, print_table, size
+from fleet.commands.context import operator, print_json, print_table, size, when
 from fleet.rollout.durations import describe_duration
 from fleet.rollout.model import Bundle, Rollout
 from fleet.rollout.plan import WavePlan, describe, draft
 from fleet.rollout.spec import MAX_SPEC_BYTES, Spec, parse_spec, read_spec
 from fleet.rollout.states import RolloutState
+from fleet.rollout.windows import next_opening
 from fleet.store import audit, devices, rollouts
 from fleet.store.database import Database
 
@@ -163,7 +164,8 @@ def _print_plan(made: Rollout, waves: list[WavePlan], checked: bool, starting: b
     sizes = [wave.bytes for wave in waves if wave.bytes is not None]
     print(f"  {size(sum(sizes)) if sizes else 'unknown bytes'} at most, {_hours(least)} to {_hours(most)}")
     if spec.windows:
-        print("  and as much longer as its maintenance windows are closed")
+        opens = when(next_opening(spec.windows, made.created_at))
+        print(f"  and as much longer as its maintenance windows are closed; the next one is open from {opens}")
     if starting:
         hint = (
             "edge-fleet rollout approve" if made.state is RolloutState.WAITING_APPROVAL else "edge-fleet rollout watch"

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 from contract.errors import RequestInvalid
 from contract.reasons import Reason
+from fleet.rollout.durations import describe_duration
 from fleet.rollout.model import CONTROL_WAVE, HELD_OUT, Bundle, Rollout, Target, Wave
 from fleet.rollout.selector import Traits, parse_selector
 from fleet.rollout.spec import Spec
 from fleet.rollout.states import TargetState
 from fleet.rollout.waves import Candidate, assign
+from fleet.rollout.windows import next_opening
 
 MAX_TARGETS = 100_000
 """Ten times the largest fleet that this is meant for."""
@@ -49,6 +51,13 @@ def draft(
     Raises:
         RequestInvalid: the selection is empty, or larger than a fleet.
     """
+    opens = next_opening(spec.windows, now)
+    if opens is None or opens >= now + spec.expires:
+        raise RequestInvalid(
+            f"no maintenance window opens within {describe_duration(spec.expires)}, when the rollout expires: "
+            "widen a window, or raise expires",
+            field="windows",
+        )
     chosen = parse_selector(spec.where).select(devices)
     if not chosen:
         raise RequestInvalid(

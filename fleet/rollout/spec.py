@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -258,7 +259,7 @@ def _wave_faults(waves: list[str | int]) -> Iterator[Fault]:
 
 def _window_faults(window: dict[str, Any], path: str) -> Iterator[Fault]:
     yield from _check(f"{path}.from", window["from"], parse_time)
-    yield from _check(f"{path}.until", window["until"], parse_time)
+    yield from _check(f"{path}.until", window["until"], partial(parse_time, end=True))
     yield from _check(f"{path}.zone", window["zone"], check_zone)
     if window["from"] == window["until"]:
         yield Fault(f"{path}.until", "the window is never open: it ends when it begins")
@@ -302,7 +303,7 @@ def _convert(document: SpecDocument) -> Spec:
         halt=document.halt,
         gates=msgspec.convert(_gates(document.gates), Gates),
         windows=tuple(
-            Window(parse_time(each.start), parse_time(each.end), each.zone, tuple(each.days))
+            Window(parse_time(each.start), parse_time(each.end, end=True), each.zone, tuple(each.days))
             for each in document.windows
         ),
     )

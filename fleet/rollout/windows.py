@@ -30,12 +30,14 @@ class Window(Struct, frozen=True):
     days: tuple[Day, ...] = DAYS
 
 
-def parse_time(text: str) -> int:
-    """Minutes after midnight.
+def parse_time(text: str, *, end: bool = False) -> int:
+    """Minutes after midnight; with ``end``, 24:00 is the end of the day.
 
     Raises:
         ValueError: it is not HH:MM.
     """
+    if end and text == "24:00":
+        return 24 * 60
     match = _TIME.fullmatch(text)
     if match is None:
         raise ValueError(f"{text[:20]!r} is not a time of day: write it as HH:MM, from 00:00 to 23:59")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -252,3 +254,19 @@ def test_a_devices_page_shows_what_it_was_asked(run: Run, known: Database) -> No
     text = run("device", name).out
     assert "canary_drift" in text
     assert "canary_drift" in run("rollout", "show", "1").out
+
+
+def test_a_plan_says_when_its_window_opens_and_refuses_one_that_never_does(run: Run, known: Database) -> None:
+    window = '[[windows]]\nfrom = "00:00"\nuntil = "24:00"\nzone = "Europe/Oslo"\n'
+    Path("rollout.toml").write_text(f'bundle = "model@2.0.0"\nwhere = "*"\n{window}')
+    assert "the next one is open from 20" in run("rollout", "plan", "--spec", "rollout.toml").out
+    Path("rollout.toml").write_text(
+        f'bundle = "model@2.0.0"\nwhere = "*"\nexpires = "1m"\ndeadline = "1m"\n{window}days = ["{_another_day()}"]\n'
+    )
+    refused = run("rollout", "plan", "--spec", "rollout.toml")
+    assert (refused.status, "no maintenance window opens within 1 min" in refused.err) == (2, True)
+
+
+def _another_day() -> str:
+    """Two days from now, so that midnight is far away."""
+    return (datetime.now(ZoneInfo("Europe/Oslo")) + timedelta(days=2)).strftime("%a").lower()

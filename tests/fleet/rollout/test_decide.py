@@ -561,3 +561,33 @@ def test_an_expired_rollout_calls_nobody_a_success() -> None:
 def test_counters_that_begin_anew_are_no_fall() -> None:
     assert Counters(5).minus(Counters(7)) is None
     assert Counters(7).minus(Counters(5)) == Counters(2)
+
+
+def test_of_ten_thousand_devices_a_bad_bundle_reaches_the_first_wave_alone() -> None:
+    waves = (Size(1), Size(percent=1), Size(percent=10), Size(percent=50), Size(percent=100))
+    world = World(10_000, sites=40, waves=waves, max_in_progress=10_000).begin()
+    world.decide()
+    world.fail(world.wave(1)[0])
+    world.decide(1)
+    world.obey(world.wave(1)[0])
+    world.decide(1)
+    assert world.rollout.state is S.ROLLED_BACK
+    assert {wish.device for wish in world.published} == set(world.wave(1))
+
+
+def test_a_bundle_that_only_fails_in_numbers_stops_at_the_wave_that_shows_it() -> None:
+    waves = (Size(1), Size(percent=1), Size(percent=10), Size(percent=50), Size(percent=100))
+    world = World(1_000, sites=40, waves=waves, max_in_progress=1_000).begin()
+    for _ in (1, 2):
+        world.decide()
+        world.obey_all()
+        world.bake()
+    asked = world.in_state(T.ASKED)
+    for name in asked[:5]:
+        world.fail(name)
+    for name in asked[5:]:
+        world.obey(name)
+    world.decide(1)
+    assert world.rollout.state is S.ROLLING_BACK
+    assert "5 of 100 devices failed, 5 are enough" in world.rollout.reason
+    assert {target.wave for target in world.rollout.targets.values() if target.attempt} == {1, 2, 3}

@@ -55,7 +55,7 @@ def state_of(reference: str) -> BundleState:
     return BundleState(name, version, digest_of(reference), 0)
 
 
-@dataclass
+@dataclass(eq=False)
 class SimulatedDevice:
     """``pace``: seconds a phase takes; ``bundles``: how those behave that do not behave well."""
 
