@@ -83,13 +83,19 @@ class Life(RuleBasedStateMachine):
 
     def do(self, event: events.Event) -> None:
         before = {id(request) for request in self.scheduler.running}
-        for command in self.bench.handle(event):
-            if isinstance(command, events.Start):
-                assert command.slots is self.scheduler.current
-                assert self.scheduler.paused_since is None
-                assert not self.scheduler.stopping
-                before.add(id(command.request))
-        assert {id(request) for request in self.scheduler.running} <= before, "nothing runs that was not started"
+        self.bench.handle(event)
+        self.check_starts(before)
+
+    def check_starts(self, before: set[int]) -> None:
+        """Nothing runs that was not started, and nothing was started that may not run."""
+        started = self.bench.of(events.Start)
+        if started:
+            assert self.scheduler.paused_since is None
+            assert not self.scheduler.stopping
+            assert self.limit is None or self.scheduler.active <= self.limit
+        for command in self.bench.last:
+            assert not isinstance(command, events.Start) or command.slots is self.scheduler.current
+        assert {id(request) for request in self.scheduler.running} <= before | {id(request) for request in started}
 
     # -- requests
 
@@ -103,7 +109,9 @@ class Life(RuleBasedStateMachine):
         refusal = self.scheduler.refusal(client, 10, reserved=NOTHING, own=NOTHING)
         if refusal is None:
             due = None if deadline is None else self.bench.now + deadline
+            before = {id(request) for request in self.scheduler.running}
             self.bench.accept(client, priority=priority, deadline=due, key=key)
+            self.check_starts(before)
         else:
             assert refusal.retry_after_ms, "whoever is turned away may come again"
 
