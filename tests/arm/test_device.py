@@ -106,6 +106,7 @@ def test_a_device_with_an_arm_processor_serves(machine: Machine, capsys: pytest.
     assert capsys.readouterr().out.strip() == ANSWER
     engine = retained(machine, "info")["engine"]
     assert engine["engine"] == "batched", engine["why"]
+    assert "KleidiAI" in engine["kernels"], "a Cortex-A76 offers a choice, which the canaries decide"
     assert "landlock" in engine["isolation"].lower()
     assert "seccomp" in engine["isolation"].lower()
     worker = machine.run("cat /proc/$(pgrep -u edge-agent-worker)/status")
