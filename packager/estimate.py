@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import psutil
 from msgspec import Struct
 
@@ -22,6 +23,15 @@ COMMAND_BYTES = 80 * 2**20
 """The command itself, which waits for that process."""
 
 PIECE_BYTES = 4 * PIECE_ELEMENTS
+
+PROOF_LAYERS = 2
+PROOF_BYTES_PER_PARAMETER = 6
+"""Measured where Llama-3.2-1B's shape is cut to two layers."""
+
+PROOF_CACHES = 6
+
+ROPE_COPIES = 10
+"""Of rotary tables inside branches: the graph is taken apart and put together again with them in it."""
 
 PACKED_COPIES = 4
 """Of the largest weight once it is quantised: in pieces, joined, on its way into the graph, and there."""
@@ -49,15 +59,21 @@ CALIBRATION_BYTES_PER_PARAMETER = 16
 CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
 """Measured on 135 million parameters, in core seconds: text 150, source 120, layers 700, table 180, tuning 360."""
 
-_CGROUP = Path("/sys/fs/cgroup")
-
 
 class Estimate(Struct, frozen=True):
-    """What a build needs, roughly and rather too much than too little."""
+    """What a build needs, roughly and rather too much than too little; ``proof_bytes`` of memory for computing two
+    layers twice, which is left out where there is less.
+    """
 
     memory_bytes: int
     disk_bytes: int
     seconds: float
+    proof_bytes: int = 0
+
+    def within(self, memory: int) -> Estimate:
+        """The same, with what it takes in all where so much ``memory`` is there."""
+        most = self.proof_bytes if self.proof_bytes <= memory else 0
+        return msgspec.structs.replace(self, memory_bytes=max(self.memory_bytes, most))
 
     def __str__(self) -> str:
         """One line for the display."""
@@ -91,7 +107,12 @@ def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
     if calibrated:
         seconds += CALIBRATION_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
         disk += 4 * shape.parameters  # the checkpoint between rounding and building, and what it goes on from
-    return Estimate(memory_bytes=COMMAND_BYTES + max(peaks), disk_bytes=disk, seconds=seconds)
+    return Estimate(
+        memory_bytes=COMMAND_BYTES + max(peaks),
+        disk_bytes=disk,
+        seconds=seconds,
+        proof_bytes=COMMAND_BYTES + _proof_bytes(shape),
+    )
 
 
 def _stored_bytes(plan: BuildPlan, shape: ModelShape) -> int:
@@ -112,9 +133,17 @@ def _build_bytes(plan: BuildPlan, shape: ModelShape, stored: int) -> int:
     """
     if not plan.quantised:
         return LIBRARIES_BYTES + 2 * 4 * shape.matrix + shape.copied_bytes
+    rope = ROPE_COPIES * shape.switching_rope_bytes
     packed = int(STORED_BITS[plan.precision] / 8 * shape.matrix)
     quantised = int(STORED_BITS[plan.precision] / 8 * (shape.parameters - shape.table))
-    return LIBRARIES_BYTES + shape.copied_bytes + PIECE_BYTES + quantised + PACKED_COPIES * packed
+    return LIBRARIES_BYTES + shape.copied_bytes + PIECE_BYTES + quantised + PACKED_COPIES * packed + rope
+
+
+def _proof_bytes(shape: ModelShape) -> int:
+    """Two layers, embedding and lm_head, by transformers and by the builder; with a cache as long as until a switch."""
+    weights = PROOF_LAYERS * shape.layer + shape.table + shape.vocabulary * shape.hidden
+    cache = PROOF_CACHES * PROOF_LAYERS * shape.layer_kv_bytes * shape.switches_at
+    return LIBRARIES_BYTES + PROOF_BYTES_PER_PARAMETER * weights + cache + ROPE_COPIES * shape.switching_rope_bytes
 
 
 def _source_bytes(shape: ModelShape) -> int:
@@ -143,12 +172,42 @@ def refuse_what_cannot_fit(estimate: Estimate, directories: list[Path], memory: 
             raise StoreFull(f"this build {estimate}, and only {free / 2**30:.1f} GiB are free in {existing}")
 
 
-def available_memory() -> int:
-    """Bytes that a new process can have: free memory and swap, within this group's limit."""
+def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that a new process can have: free memory and swap, within the limits of this process's cgroup and of all
+    above it. What files hold there counts as free, since it is given up first.
+    """
     free = int(psutil.virtual_memory().available + psutil.swap_memory().free)
     try:
-        limit = (_CGROUP / "memory.max").read_text("ascii").strip()
-        used = int((_CGROUP / "memory.current").read_text("ascii"))
-    except (OSError, ValueError):
+        lines = (proc / "self" / "cgroup").read_text("ascii").splitlines()
+    except OSError:
         return free
-    return min(free, int(limit) - used) if limit.isdigit() else free
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = groups, ("memory.max", "memory.current", "inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            root = groups / "memory"
+            names = (
+                "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file",
+            )  # fmt: skip
+        else:
+            continue
+        group = root / path.strip("/")
+        for level in (group, *group.parents):
+            free = min(free, _left(level, *names, otherwise=free))
+            if level == root:
+                break
+    return max(0, free)
+
+
+def _left(group: Path, limit: str, used: str, *reclaimable: str, otherwise: int) -> int:
+    """What the limit of one cgroup leaves; ``otherwise`` where it has none."""
+    try:
+        most = (group / limit).read_text("ascii").strip()
+        taken = int((group / used).read_text("ascii"))
+        fields = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+    except (OSError, ValueError):
+        return otherwise
+    if not most.isdigit():
+        return otherwise
+    return int(most) - taken + sum(int(fields.get(name, 0)) for name in reclaimable)

@@ -46,6 +46,7 @@ def make_once(entry: Path, make: Callable[[Path], None], *, mark: str = ".") -> 
     :func:`held`.
     """
     if (entry / mark).exists():
+        os.utime(entry)  # when it was last used decides what goes first where there is too much
         return
     staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:

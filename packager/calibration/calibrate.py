@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
@@ -92,6 +93,7 @@ def calibrate_checkpoint(
     sweep(entry.parent, ".*")
     with held(entry):
         if entry.is_dir():
+            os.utime(entry)
             return inspect_checkpoint(entry), key
         # Not make_once: what an interrupted calibration has done so far stays in ``work``, to go on from.
         work = entry.parent / f".{entry.name}"

@@ -18,6 +18,9 @@ EXAMPLES = """examples:
   edge-packager cache clean --older-than 30       # only what was not written in the last 30 days
   edge-packager cache clean checkpoints graphs
 
+Converted and calibrated checkpoints are removed by builds, too, those used longest ago first, where there are more than
+40 GB of them; none that was used within a day.
+
 exit status: 0 done, 2 no such kind, 5 the disk
 """
 

@@ -21,7 +21,9 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 class ModelShape(Struct, frozen=True):
     """``layer`` is the largest layer and ``matrix`` the largest weight in parameters; ``table`` the embedding, 0 where
     it is the lm_head's own weight; ``vocabulary`` its rows and ``hidden`` their length. ``copied_bytes`` are weights
-    that are joined before they are quantised, ``half`` says whether most of the weights are stored in 16 bits.
+    that are joined before they are quantised, ``switching_rope_bytes`` rotary tables inside branches of the graph;
+    ``switches_at`` the position where these switch, ``layer_kv_bytes`` keys and values of one position and layer;
+    ``half`` says whether most of the weights are stored in 16 bits.
     """
 
     parameters: int
@@ -32,6 +34,9 @@ class ModelShape(Struct, frozen=True):
     hidden: int = 0
     kv_token_bytes: int = 0
     copied_bytes: int = 0
+    switching_rope_bytes: int = 0
+    switches_at: int = 0
+    layer_kv_bytes: int = 0
     half: bool = True
 
 
@@ -61,8 +66,20 @@ def read_shape(checkpoint: Checkpoint) -> ModelShape:
         hidden=hidden,
         kv_token_bytes=kv,
         copied_bytes=copied,
+        layer_kv_bytes=kv // max(1, _integer(config, "num_hidden_layers")),
+        switches_at=_switches_at(config),
+        switching_rope_bytes=4 * _integer(config, "max_position_embeddings") * head if _switches_at(config) else 0,
         half=2 * half > checkpoint.parameters,
     )
+
+
+def _switches_at(config: dict[str, object]) -> int:
+    """From which position the rotary factors are others, so that both sets of tables stand in branches; 0: never."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return 0
+    name = "original_max_position_embeddings"
+    return _integer(config, name) or _integer(rope, name) or _integer(config, "max_position_embeddings")
 
 
 def _integer(config: dict[str, object], name: str) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from contract.command_line import main
-from packager.cache import list_cache
+from packager.cache import bound_cache, list_cache
 from packager.cli import COMMANDS
-from packager.shelf import held
+from packager.shelf import held, make_once
 
 
 def cache(*words: str) -> int:
@@ -55,6 +55,21 @@ def test_only_what_was_asked_for_is_removed(filled: Path, capsys: pytest.Capture
     assert cache("clean", "--cache", str(filled)) == 0
     assert list_cache(filled) == []
     assert (filled / "test-bundles" / "mine").is_dir()
+
+
+def test_too_much_is_not_kept_and_what_was_just_used_is(tmp_path: Path) -> None:
+    day = 24 * 3600
+    for age, name in ((40, "old"), (30, "older-than-a-day"), (0, "fresh")):
+        entry = tmp_path / "checkpoints" / name
+        entry.mkdir(parents=True)
+        (entry / "weights").write_bytes(bytes(1000))
+        os.utime(entry, (100 * day - age * day, 100 * day - age * day))
+    (tmp_path / "source-views" / "small").mkdir(parents=True)
+    assert bound_cache(tmp_path, 100 * day, limit_bytes=3000) == []
+    make_once(tmp_path / "checkpoints" / "old", lambda staging: None)  # used again, now
+    assert [entry.name for entry in bound_cache(tmp_path, 100 * day, limit_bytes=2500)] == ["older-than-a-day"]
+    assert bound_cache(tmp_path, 100 * day, limit_bytes=10) == []
+    assert sorted(entry.name for entry in list_cache(tmp_path)) == ["fresh", "old", "small"]
 
 
 def test_an_entry_that_is_in_use_is_waited_for(filled: Path) -> None:

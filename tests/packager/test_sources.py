@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from contract.errors import BuildRefused, StoreFull, UsageError
 from packager.build import dry_run
 from packager.commands.build import source_options
-from packager.estimate import Estimate, estimate_build, refuse_what_cannot_fit
+from packager.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
 from packager.plan import BuildPlan, check_source
 from packager.proof import compare
 from packager.readback import read_back
@@ -306,6 +307,29 @@ class TestEstimate:
         refuse_what_cannot_fit(Estimate(0, 0, 60), [tmp_path])
 
 
+class TestMemoryOfAGroup:
+    """A limit counts wherever it is set, and files that can be given up do not."""
+
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_the_nearest_limit_counts(self, tmp_path: Path, version: int) -> None:
+        (tmp_path / "self").mkdir()
+        line = "0::/user/one" if version == 2 else "5:cpu,cpuacct:/other\n4:memory:/user/one"
+        (tmp_path / "self" / "cgroup").write_text(f"{line}\n")
+        root = tmp_path / "groups" / ("" if version == 2 else "memory")
+        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        most = "max" if version == 2 else str(2**63 - 4096)
+        for group, limit in (("user", str(9 * 2**20)), ("user/one", most)):
+            (root / group).mkdir(parents=True)
+            (root / group / names[0]).write_text(f"{limit}\n")
+            (root / group / names[1]).write_text(f"{7 * 2**20}\n")
+            word = "" if version == 2 else "total_"
+            (root / group / "memory.stat").write_text(f"anon 1\n{word}inactive_file {3 * 2**20}\n{word}active_file 5\n")
+        assert available_memory(tmp_path, tmp_path / "groups") == 5 * 2**20 + 5
+
+    def test_no_limit_is_no_limit(self, tmp_path: Path) -> None:
+        assert available_memory(tmp_path, tmp_path) > 2**20
+
+
 class TestHeadersFirst:
     """What headers tell is known before the weights are read."""
 
@@ -318,6 +342,20 @@ class TestHeadersFirst:
             file.truncate(8 + len(header) + 2**42)  # four terabytes of nothing, which would take an hour to read
         with pytest.raises(BuildRefused, match=r"needs about \d+\.\d GiB of memory, .* GiB of memory are free"):
             dry_run(BuildPlan(str(copy), "tiny", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache")
+
+    def test_a_shard_that_ends_in_the_middle_is_named(self, tmp_path: Path) -> None:
+        make_random_checkpoint(tmp_path / "source", small_config("mistral-7b"), shard_bytes=200_000)
+        last = find_shards(tmp_path / "source")[-1]
+        size = last.stat().st_size
+        os.truncate(last, size * 9 // 10)
+        assert refused(tmp_path / "source", tmp_path).startswith(
+            f"{last.name} has {size * 9 // 10} bytes, its header speaks of {size}; fetch it again"
+        )
+
+    def test_a_proof_that_is_left_out_is_not_counted(self) -> None:
+        estimate = Estimate(2**30, 0, 60, proof_bytes=3 * 2**30)
+        assert estimate.within(4 * 2**30).memory_bytes == 3 * 2**30
+        assert estimate.within(2 * 2**30).memory_bytes == 2**30
 
     def test_its_parts_are_read_from_headers(self, tmp_path: Path) -> None:
         config = {**small_config("llama-3.2-1b"), "head_dim": 32}
@@ -332,6 +370,18 @@ class TestHeadersFirst:
         assert shape.kv_token_bytes == 2 * 4 * 2 * 1 * 32
         packed = [math.prod(dims) for name, dims in weights.items() if re.search("[qkv]_proj", name)]
         assert shape.copied_bytes == 2 * sum(packed)
+        assert shape.switching_rope_bytes == 0
+
+    def test_tables_in_branches_and_an_embedding_of_its_own_count(self, tmp_path: Path) -> None:
+        make_random_checkpoint(tmp_path / "source", small_config("phi-3.5-mini"))
+        shape = read_shape(inspect_checkpoint(tmp_path / "source"))
+        assert shape.switching_rope_bytes == 131072 * 96 * 4
+        assert (shape.switches_at, shape.layer_kv_bytes) == (4096, 2 * 4 * 192)
+        assert shape.table == 512 * 192
+        plain, int8 = (
+            estimate_build(BuildPlan("source", "tiny", "1.0.0", embedding=kind), shape) for kind in ("float", "int8")
+        )
+        assert 2 * shape.table < plain.disk_bytes - int8.disk_bytes < 8 * shape.table
 
 
 class TestNaming:

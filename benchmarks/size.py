@@ -1,0 +1,188 @@
+"""What it takes to build a bundle of a real model's shape: memory by process, disk, seconds, tokens a second.
+
+    make size MODEL=phi-3.5-mini            # or python -m benchmarks.size phi-3.5-mini --directory build/size
+
+The weights are random (``tests/random_checkpoint.py``), so what the bundle answers means nothing. The checkpoint is
+made once and kept. Memory is anonymous (``RssAnon``), added up over all processes of the build, fifty times a second
+at most: files that are mapped can be taken back by the system and are not in it. ``--limit GIB`` runs the build in a
+memory cgroup of that size, mapped files and all (needs root), which shows the bound instead of measuring it;
+``--plain`` builds once more with the model builder as it comes, for its time and its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from packager.evidence import host_line
+from packager.plan import BuildPlan, builder_options
+from tests.random_checkpoint import SHAPES, config_of, make_random_checkpoint, small_config
+
+PAUSE = 0.02
+GIB = 2**30
+ACCEPT = "random weights of a real shape"
+
+
+@dataclass
+class Watched:
+    """One command and its children: the most anonymous bytes by process and together, and how long each was there."""
+
+    together: int = 0
+    peaks: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    output: str = ""
+
+
+def anonymous(pid: int) -> int:
+    """Bytes; 0 for a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def name_of(process: psutil.Process) -> str:
+    """The module that a process runs."""
+    words = process.cmdline()
+    return words[words.index("-m") + 1] if "-m" in words else "other"
+
+
+def watch(command: list[str], group: Path | None = None) -> Watched:
+    """Run ``command`` to its end, in the memory cgroup ``group`` if there is one.
+
+    Raises:
+        SystemExit: it failed; its output is shown.
+    """
+    join = [] if group is None else ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+    found = Watched()
+    with tempfile.TemporaryFile("w+") as output:
+        started = psutil.Popen([*join, *command], stdout=output, stderr=subprocess.STDOUT)
+        while started.poll() is None:
+            now: dict[str, int] = {}
+            try:
+                for process in [started, *started.children(recursive=True)]:
+                    name = name_of(process)
+                    now[name] = now.get(name, 0) + anonymous(process.pid)
+                    found.seconds[name] = max(found.seconds.get(name, 0.0), time.time() - process.create_time())
+            except psutil.Error:
+                continue
+            found.together = max(found.together, sum(now.values()))
+            for name, size in now.items():
+                found.peaks[name] = max(found.peaks.get(name, 0), size)
+            time.sleep(PAUSE)
+        output.seek(0)
+        found.output = output.read()
+    if started.returncode != 0:
+        print(found.output, file=sys.stderr)
+        raise SystemExit(started.returncode)
+    return found
+
+
+@contextmanager
+def memory_group(limit: float | None) -> Iterator[Path | None]:
+    """A cgroup of ``limit`` GiB, version 1 or 2, gone at the end."""
+    if limit is None:
+        yield None
+        return
+    first = Path("/sys/fs/cgroup/memory")
+    root, file = (first, "memory.limit_in_bytes") if first.is_dir() else (first.parent, "memory.max")
+    group = root / f"edge-size-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / file).write_text(str(int(limit * GIB)))
+        yield group
+    finally:
+        group.rmdir()
+
+
+def bytes_in(directory: Path) -> int:
+    """Of all files, each once."""
+    files = {path.stat().st_ino: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
+    return sum(files.values())
+
+
+def build(checkpoint: Path, work: Path, options: list[str], group: Path | None) -> Watched:
+    """``edge-packager build``, into ``work/bundle``."""
+    line = ["build", str(checkpoint), "--name", "size", "--version", "1.0.0", "--out", str(work / "bundle")]
+    line += ["--cache", str(work / "cache"), "--accept-quality", ACCEPT, *options]
+    return watch([sys.executable, "-m", "packager.cli", *line], group)
+
+
+def build_plain(checkpoint: Path, work: Path) -> Watched:
+    """The model builder alone, with nothing of ours."""
+    options = builder_options(BuildPlan("source", "size", "1.0.0"))
+    line = ["-i", str(checkpoint), "-o", str(work / "plain"), "-p", "int4", "-e", "cpu", "-c", str(work / "scratch")]
+    return watch(
+        [sys.executable, "-m", "onnxruntime_genai.models.builder", *line, "--extra_options", *options],
+    )
+
+
+def table(shape: str, checkpoint: Path, work: Path, found: Watched, plain: Watched | None) -> str:
+    """What is printed."""
+    manifest = json.loads((work / "bundle" / "manifest.json").read_text("utf-8"))
+    promised = re.search(r"needs about ([\d.]+) GiB of memory", found.output)
+    rows = [
+        f"{shape}, {manifest['model']['parameters'] / 1e9:.2f} billion parameters; {host_line()}",
+        "",
+        "| process | most anonymous memory, GiB | seconds |",
+        "|---|---|---|",
+    ]
+    for name, peak in sorted(found.peaks.items(), key=lambda item: -item[1]):
+        rows.append(f"| {name} | {peak / GIB:.2f} | {found.seconds[name]:.0f} |")
+    rows.append(f"| **together** (promised {promised[1] if promised else '?'}) | **{found.together / GIB:.2f}** | |")
+    if plain is not None:
+        took = max(plain.seconds.values())
+        rows.append(f"| the model builder as it comes | {plain.together / GIB:.2f} | {took:.0f} |")
+    files = manifest["files"]
+    budget = manifest["budget"]
+    rows += [
+        "",
+        f"checkpoint {bytes_in(checkpoint) / 1e9:.2f} GB, bundle {sum(file['size'] for file in files) / 1e9:.3f} GB, "
+        f"left in the cache {bytes_in(work / 'cache') / 1e9:.2f} GB; "
+        f"embedding {manifest['quality']['embedding']}, lm_head {manifest['quality']['lm_head']}",
+        f"loads in {budget['load_seconds']:.1f} s, {budget['tokens_per_second']:.1f} tokens/s on {budget['threads']} "
+        f"threads, peak {budget['peak_rss_bytes'] / GIB:.2f} GiB resident with mapped files",
+    ]
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=sorted(SHAPES))
+    parser.add_argument("--directory", type=Path, default=Path("build/size"))
+    parser.add_argument("--small", action="store_true", help="two narrow layers of the shape")
+    parser.add_argument("--limit", type=float, metavar="GIB", help="build in a memory cgroup of that size")
+    parser.add_argument("--plain", action="store_true", help="build with the model builder as it comes, too")
+    parser.add_argument("options", nargs="*", metavar="OPTION", help="of edge-packager build, after --")
+    given = parser.parse_args(arguments)
+    checkpoint = given.directory / f"{'small-' if given.small else ''}{given.shape}"
+    if not checkpoint.is_dir():
+        staging = checkpoint.with_name(f".{checkpoint.name}")
+        shutil.rmtree(staging, ignore_errors=True)
+        config = small_config(given.shape) if given.small else config_of(given.shape)
+        make_random_checkpoint(staging, config)
+        staging.rename(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=given.directory) as place:
+        with memory_group(given.limit) as group:
+            found = build(checkpoint, Path(place), given.options, group)
+        plain = build_plain(checkpoint, Path(place)) if given.plain else None
+        print(table(checkpoint.name, checkpoint, Path(place), found, plain))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""``make size`` with a small shape: the same code from random weights to the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.size import main
+
+
+@pytest.mark.timeout(600)
+def test_the_table_names_every_process_and_what_was_promised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["qwen-0.5b", "--small", "--directory", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for process in ("builder_process", "quality.source_process", "check_process", "logits_process"):
+        assert f"| packager.{process} | " in said
+    assert "| **together** (promised 0." in said
+    assert "embedding int8, lm_head int4" in said
+    assert "tokens/s on" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["small-qwen-0.5b"]  # made once, and nothing else left
