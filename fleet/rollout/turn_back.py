@@ -11,7 +11,7 @@ NO_PREVIOUS = "no_previous"
 """Reason of a device that ran nothing before, and so cannot be turned back to it."""
 
 NOT_CONFIRMED = "not_confirmed"
-"""Reason of a device that did not say in time that it was turned back. The wish stands."""
+"""Reason of a device that did not say in time that it was turned back. The desired document stands."""
 
 
 def begin_turn_back(turn: Turn, reason: str, *, everything: bool, ending: RolloutState) -> None:
@@ -40,7 +40,9 @@ def in_scope(target: Target, *, everything: bool) -> bool:
 
 
 def ask_back(turn: Turn, target: Target) -> None:
-    """Wish for what the device ran before; where that was nothing, withdraw the wish, and say that this is all."""
+    """Publish what the device ran before; where that was nothing, withdraw the desired document, and say
+    that this is all.
+    """
     rollout = turn.rollout
     revision = rollout.turn_back_revision(target)
     turn.do(Publish(target.device, revision, target.previous, rollout.spec.source))
@@ -56,7 +58,7 @@ def continue_turn_back(turn: Turn) -> None:
     for target in turn.targets():
         late = target.turn_back_deadline is not None and turn.now >= target.turn_back_deadline
         if target.turn_back is TurnBack.REQUESTED and late:
-            message = "it did not say that it was turned back; the wish stands"
+            message = "it did not say that it was turned back; the desired document stays"
             settle_turn_back(turn, target, TurnBack.TIMED_OUT, NOT_CONFIRMED, message)
     if any(target.turn_back is TurnBack.REQUESTED for target in turn.rollout.targets.values()):
         return
@@ -64,10 +66,12 @@ def continue_turn_back(turn: Turn) -> None:
 
 
 def give_up_turn_back(turn: Turn, reason: str) -> None:
-    """Wait no longer for devices that were asked back; the wishes stand."""
+    """Wait no longer for devices that were asked back; the desired documents stay."""
     for target in turn.targets():
         if target.turn_back is TurnBack.REQUESTED:
-            settle_turn_back(turn, target, TurnBack.TIMED_OUT, NOT_CONFIRMED, "it was not waited for; the wish stands")
+            settle_turn_back(
+                turn, target, TurnBack.TIMED_OUT, NOT_CONFIRMED, "the rollout was aborted; the desired document stays"
+            )
     _end(turn, RolloutState.ABORTED, reason)
 
 
