@@ -13,7 +13,7 @@ REQUESTS ?= 5000
 ROUNDS ?= 3
 MODEL ?= phi-3.5-mini
 
-.PHONY: help demo test test-js test-avx2 test-root test-arm test-aarch64 check format bench size mutate \
+.PHONY: help demo test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege clean
 
 help: ## what can be made

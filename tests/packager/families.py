@@ -134,7 +134,13 @@ MENDED = ("Model", "Gemma3Model", "SmolLM3Model")
 
 
 def build_here(
-    checkpoint: Path, out: Path, precision: str, ep: str = "cpu", options: tuple[str, ...] = (), skip: str = ""
+    checkpoint: Path,
+    out: Path,
+    precision: str,
+    ep: str = "cpu",
+    options: tuple[str, ...] = (),
+    skip: str = "",
+    embedding: str | None = None,
 ) -> dict[str, Any]:
     """What the builder's process does, in this one: loading its libraries takes longer than a tiny build."""
     from packager.builder_process import build
@@ -143,7 +149,7 @@ def build_here(
     with tempfile.TemporaryDirectory() as scratch, unmended_afterwards():
         job = {
             "checkpoint": str(checkpoint), "out": str(out), "scratch": scratch, "precision": precision, "ep": ep,
-            "options": options, "skip": skip, "embedding": own_embedding,
+            "options": options, "skip": skip, "embedding": embedding or own_embedding,
         }  # fmt: skip
         return build(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 

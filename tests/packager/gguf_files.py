@@ -74,7 +74,8 @@ def _fields(config: Any, architecture: str) -> dict[str, Any]:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
+        "attention.layer_norm_epsilon": getattr(config, "layer_norm_eps", None),
         "rope.freq_base": float(rope["rope_theta"]),
         "rope.dimension_count": int(head * rope.get("partial_rotary_factor", 1.0)),
         "vocab_size": config.vocab_size,
@@ -140,7 +141,7 @@ def _write_tokenizer(writer: Any, source: Path) -> None:
         writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
     for key, add in (("bos_token", writer.add_bos_token_id), ("eos_token", writer.add_eos_token_id),
                      ("unk_token", writer.add_unk_token_id), ("pad_token", writer.add_pad_token_id)):  # fmt: skip
-        if settings.get(key) is not None:
+        if settings.get(key) is not None and words[settings[key]] < rows:
             add(words[settings[key]])
     writer.add_add_bos_token(document.get("post_processor") is not None)
     if settings.get("chat_template"):

@@ -6,6 +6,7 @@ The table of ``docs/FAMILIES.md`` is made of this one: ``python -m tests.package
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,10 @@ import numpy as np
 
 from packager.builder import TurnEnd
 from packager.check_process import Runtime, _respelled, _stopping
+from packager.child import Reporter
 from packager.ends import find_ends
 from packager.logits_process import QUANTISED, _write_plain
+from packager.logits_process import compare as compare_layers
 from packager.plan import BuildPlan
 from packager.proof import compare, compare_ends
 from packager.readback import read_back
@@ -25,7 +28,7 @@ from packager.reference import Reference
 from packager.rope_check import compare_rope
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint
 from packager.sources.weight_check import check_weights
-from tests.packager.families import build_here, difference, source_logits
+from tests.packager.families import build_here, difference, source_logits, unmended_afterwards
 from tests.packager.gguf_files import write_published_gguf
 from tests.packager.published import PUBLISHED, write_layout
 
@@ -56,7 +59,13 @@ HEADLINE = ("llama-3.2", "qwen2.5", "gemma-3-270m", "phi-3.5-mini", "mistral-7b-
 
 NO_READER = "transformers' reader of GGUF does not know it"
 NO_LOADER = "the builder reads no such checkpoint of it"
-REFUSED: dict[tuple[str, str], tuple[str, str]] = {}
+REFUSED: dict[tuple[str, str], tuple[str, str]] = {
+    **{(layout, "gguf"): ("cannot be read as a language model", NO_READER)
+       for layout in ("gemma", "smollm3", "granite-3.3", "qwen2.5-vl", "qwen3-vl")},
+    ("phi-2", "gguf"): ("as no phi2 model does", NO_READER),
+    **{("phi-2", kind): ("cannot read a checkpoint of this family that is quantised", NO_LOADER)
+       for kind in ("gptq", "awq")},
+}  # fmt: skip
 """Cells that cannot be built, with what the refusal says, and the reason in the documentation."""
 
 BOUND = 1e-3
@@ -155,6 +164,8 @@ def show(
     source, model = published.path, published.model
     theirs = look(source if not published.text_only else opening(source, True).path)
     ends = find_ends(source, AutoTokenizer.from_pretrained(source))
+    if kind == "gguf":  # which has no generation_config.json, and names nothing that stands there alone
+        ends = {token: named for token, named in ends.items() if named != ["generation_config.json"]}
     if kind == "gguf":
         plain = source if not published.text_only else opening(source, True).path
         more = {"attention.sliding_window": 4096} if layout == "mistral-7b-v0.1" else {}
@@ -176,7 +187,15 @@ def show(
         _write_plain(checkpoint.path, place / "plain", kind, 4)
         model = AutoModelForCausalLM.from_pretrained(place / "plain", dtype=torch.float32).eval()
     precision = "int4" if options else "fp32"
-    report = build_here(checkpoint.path, place / "built", precision, options=tuple(options))
+    if (layout, kind) in REFUSED:  # by what every build computes first
+        (place / "scratch").mkdir()
+        job = {
+            "checkpoint": str(checkpoint.path), "scratch": str(place / "scratch"), "config": theirs.config,
+            "layers": [0, 1], "boundaries": [], "method": kind, "bits": 4, "group": 32,
+        }  # fmt: skip
+        with unmended_afterwards():
+            compare_layers(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    report = build_here(checkpoint.path, place / "built", precision, options=tuple(options), embedding="float")
     config, graph = read_back(place / "built")
     if not options:
         plan = BuildPlan("source", "tiny", "1.0.0", precision="fp32")

@@ -379,14 +379,17 @@ PUBLISHED: dict[str, Layout] = {
         INST,
     ),
     "mistral-nemo": Layout(
-        {**_MISTRAL, "head_dim": 64, "max_position_embeddings": 131072},
+        {**_MISTRAL, "head_dim": 64, "max_position_embeddings": 131072, "bos_token_id": 321, "eos_token_id": 322},
         byte_level(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], "<s>"),
         {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
         {"bos_token_id": 321, "eos_token_id": 322},
         INST,
     ),
     "ministral-8b": Layout(
-        {**_MISTRAL, "head_dim": 64, "sliding_window": 32768, "rope_theta": 100000000.0},
+        {
+            **_MISTRAL, "head_dim": 64, "sliding_window": 32768, "rope_theta": 100000000.0, "bos_token_id": 321,
+            "eos_token_id": 322,
+        },
         byte_level(["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], "<s>"),
         {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
         {"bos_token_id": 321, "eos_token_id": 322},

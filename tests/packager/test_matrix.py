@@ -44,7 +44,7 @@ def test_it_becomes_the_source_or_is_refused(layout: str, kind: str, tmp_path: P
     def opening(path: Path, text: bool) -> Checkpoint:
         options = SourceOptions(text_only=text)
         digest = hashlib.sha256(str(path).encode()).hexdigest()
-        return _open_directory(path, digest, tmp_path / "cache", tmp_path / "log", options)
+        return _open_directory(path, lambda: digest, tmp_path / "cache", tmp_path / "log", options)
 
     def read_gguf(path: Path, out: Path) -> Path:
         out.mkdir()

@@ -123,7 +123,7 @@ def make_seeing(directory: Path, name: str) -> Any:
 
 
 def opened(directory: Path, tmp_path: Path, **options: Any) -> Checkpoint:
-    return _open_directory(directory, "0" * 64, tmp_path / "cache", tmp_path / "log", SourceOptions(**options))
+    return _open_directory(directory, lambda: "0" * 64, tmp_path / "cache", tmp_path / "log", SourceOptions(**options))
 
 
 @pytest.mark.parametrize("name", SEEING)
