@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.arm import debian, packages
-from tests.conftest import CACHE, ROOT
+from tests.conftest import CACHE, ROOT, made_with
 from tests.systemd.container import die_with_parent
 
 PROCESSOR = "cortex-a76"
@@ -31,7 +31,7 @@ CPUINFO = {
 }
 """Number of the part and features, as the kernel of such a board shows them; onnxruntime cannot start without."""
 
-APART: dict[str, str] = {}
+APART = {"tests/agent/worker/test_isolation.py": "neither seccomp nor Landlock shuts anything in there"}
 """Tests that emulation of system calls cannot pass, each with what is missing; they are left out and listed."""
 
 MOST_VALUABLE = [
@@ -114,7 +114,7 @@ def _variables() -> dict[str, str]:
     return {
         "HOME": "/root", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG": "C.UTF-8",
         "QEMU_CPU": _processor(), "HF_HUB_OFFLINE": "1", **kept,
-        "EDGE_CACHE": str(CACHE),
+        "EDGE_CACHE": str(CACHE), "EDGE_MADE_WITH": made_with(),
     }  # fmt: skip
 
 
