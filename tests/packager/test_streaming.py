@@ -17,6 +17,7 @@ KINDS = {
     "rtn, rows that are cut into blocks with a rest": ("int4", "llama-3", ("block_size=64",)),
     "rtn in 8 bits": ("int8", "phi-3", ("block_size=32", "accuracy_level=4")),
     "rtn, the embedding in fp32": ("int4", "qwen-2", ("block_size=32",)),
+    "rtn, in half precision for cuda": ("int4", "qwen-2", ("block_size=32",)),
     "k-quant": ("int4", "qwen-2", ("algo_config=k_quant", "block_size=32")),
     "k-quant, a rest": ("int4", "phi-3.5-mini", ("algo_config=k_quant", "block_size=64")),
     "k-quant-mixed, tied": ("int4", "phi-4-mini", ("algo_config=k_quant_mixed", "block_size=32")),
@@ -33,9 +34,10 @@ def test_the_bytes_are_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.M
     if "fp32" in kind:
         monkeypatch.setattr(BuildPlan, "own_embedding", "float")
     make_random(tmp_path / "source", config)
-    report = build_here(tmp_path / "source", tmp_path / "out", precision, options=options)
+    ep = "cuda" if "cuda" in kind else "cpu"
+    report = build_here(tmp_path / "source", tmp_path / "out", precision, ep, options=options)
     assert AT_ONCE in report["workarounds"]
-    build_here(tmp_path / "source", tmp_path / "plain", precision, options=options, skip=AT_ONCE)
+    build_here(tmp_path / "source", tmp_path / "plain", precision, ep, options=options, skip=AT_ONCE)
     for name in ("model.onnx", "model.onnx.data"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes(), name
 
