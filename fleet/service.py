@@ -60,11 +60,11 @@ class Service:
         self._root = root
         self._roles = roles
         self._clock = clock
-        self._wakeup = threading.Event()
+        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._session: BrokerSession | None = None
         self._leader = Leader(database, f"{socket.gethostname()}:{os.getpid()}")
-        self._inbox = Inbox(root, self._wakeup.set)
+        self._inbox = Inbox(root, self._wake.set)
         self._collector = Collector(database)
         self._reconciler = Reconciler(database, self._leader, clock)
         self._publisher = Publisher(database, self._leader, root, clock)
@@ -75,7 +75,7 @@ class Service:
     def stop(self) -> None:
         """Let :meth:`run` end; may be called by a signal handler."""
         self._stopping.set()
-        self._wakeup.set()
+        self._wake.set()
 
     def run(self) -> None:
         """Serve until :meth:`stop`. Whatever is away is waited for: devices go on without us."""
@@ -102,12 +102,12 @@ class Service:
 
     def _wait(self, seconds: float, *, urgent: bool) -> None:
         if urgent:
-            self._wakeup.wait(seconds)
+            self._wake.wait(seconds)
             # What comes at once is taken together.
             self._stopping.wait(LEAST_INTERVAL_SECONDS)
         else:
             self._stopping.wait(seconds)
-        self._wakeup.clear()
+        self._wake.clear()
 
     def _turn(self) -> None:
         self._connect()
@@ -163,7 +163,7 @@ class Service:
         self._leader.confirm()
         assert self._session is not None
         if lost := self._retained.check(self._clock):
-            log.warning("the broker has lost the desired documents of %d devices; sending them again", len(lost))
+            log.warning("the broker has lost the wishes for %d devices; they are sent again", len(lost))
         self._reconciler.run()
         if not self._session.connected:
             raise SourceUnavailable(f"the broker {self._address.name} is away")

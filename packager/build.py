@@ -207,6 +207,7 @@ def _open(
     known: list[tuple[str, Estimate]] = []
 
     def look(checkpoint: Checkpoint) -> None:
+        complete_behaviour(plan.behaviour, checkpoint.path)  # refuses settings that no request could have
         known.append((check_source(plan, checkpoint), _announce(plan, checkpoint, [out.parent, cache], progress)))
 
     source = open_source(plan.source, cache, log, progress.advance, plan.origin, on_headers=look)
@@ -253,7 +254,7 @@ def _assess(
     known = source.reference
     if known is None:
         return assess(exam, heard, staged, log, progress)
-    return assess(exam, heard, staged, log, progress, spellings=known.spellings, renderings=known.renderings)
+    return assess(exam, heard, staged, log, progress, spellings=known.spellings, renderings=known.templates.renderings)
 
 
 def _write_extras(

@@ -19,6 +19,7 @@ KINDS: dict[str, str] = {
     "source-views": "what sources answered to the evaluation",
     "references": "what transformers makes of the small files of sources",
     "logits": "what two layers of sources showed",
+    "gguf-headers": "what the headers of GGUF files say",
     "logs": "logs of builds",
 }
 """Folders of the cache, each with what it is for; everything in them can be made again."""

@@ -60,6 +60,15 @@ CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
 """Measured on 135 million parameters, in core seconds: text 150, source 120, layers 700, table 180, tuning 360."""
 
 
+def size_text(size: float) -> str:
+    """Bytes for a person, in a unit that leaves a number to read."""
+    unit, name = next(((unit, name) for unit, name in _UNITS if abs(size) >= unit), _UNITS[-1])
+    return f"{size / unit:.1f} {name}"
+
+
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
 class Estimate(Struct, frozen=True):
     """What a build needs, roughly and rather too much than too little; ``proof_bytes`` of memory for computing two
     layers twice, which is left out where there is less.
@@ -79,7 +88,7 @@ class Estimate(Struct, frozen=True):
         """One line for the display."""
         minutes = max(1, round(self.seconds / 60))
         return (
-            f"needs about {self.memory_bytes / 2**30:.1f} GiB of memory, {self.disk_bytes / 2**30:.1f} GiB of disk "
+            f"needs about {size_text(self.memory_bytes)} of memory, {size_text(self.disk_bytes)} of disk "
             f"and {minutes} minute{'s' if minutes > 1 else ''}"
         )
 
@@ -162,14 +171,14 @@ def refuse_what_cannot_fit(estimate: Estimate, directories: list[Path], memory: 
     memory = available_memory() if memory is None else memory
     if estimate.memory_bytes > memory:
         raise BuildRefused(
-            f"this build {estimate}, and only {memory / 2**30:.1f} GiB of memory are free; "
+            f"this build {estimate}, and only {size_text(memory)} of memory are free; "
             "build on a larger machine, or end other programs"
         )
     for directory in directories:
         existing = next(path for path in (directory, *directory.parents) if path.exists())
         free = shutil.disk_usage(existing).free
         if estimate.disk_bytes > free:
-            raise StoreFull(f"this build {estimate}, and only {free / 2**30:.1f} GiB are free in {existing}")
+            raise StoreFull(f"this build {estimate}, and only {size_text(free)} are free in {existing}")
 
 
 def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:

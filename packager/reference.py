@@ -40,11 +40,17 @@ Spelling = tuple[str, list[int], list[int]]
 """A text and its tokens, without and with what the source's tokenizer puts at a beginning and an end."""
 
 
+class Templates(Struct, frozen=True):
+    """What transformers makes of conversations with a chat template, and the special tokens that it gives that."""
+
+    renderings: list[Rendering] = []
+    special_tokens: dict[str, str] = {}
+
+
 class Reference(Struct, frozen=True):
     """``config`` with every default filled in; ``weights`` with their shapes by name; ``tied`` ones by their source.
 
     ``faults`` is None for weights that are quantised already, ``rope`` for a model that does not rotate.
-    ``special_tokens`` are what a chat template is given.
     """
 
     config: dict[str, Any]
@@ -53,22 +59,32 @@ class Reference(Struct, frozen=True):
     faults: LoadFaults | None
     rope: RopeFacts | None
     spellings: list[Spelling] = []
-    renderings: list[Rendering] = []
-    special_tokens: dict[str, str] = {}
+    templates: Templates = Templates()
 
 
-def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
-    """The reference of ``checkpoint``, from ``cache`` if it was read before.
+def read_templates(path: Path, log: Path, template: str | None = None) -> Templates:
+    """What transformers makes of the chat template in ``path``, or of ``template``; no weights need to be there.
+
+    Raises:
+        BuildRefused: transformers cannot make sense of the tokenizer.
+    """
+    job = {"checkpoint": str(path), "template": template, "templates": True}
+    value = run_child("packager.reference_process", job, log, doing="reading the tokenizer")
+    return msgspec.convert(value, Templates)
+
+
+def read_reference(checkpoint: Checkpoint, cache: Path, log: Path, template: str | None = None) -> Reference:
+    """The reference of ``checkpoint`` with ``template`` in place of its own, from ``cache`` if it was read before.
 
     Raises:
         BuildRefused: transformers cannot make sense of the checkpoint.
     """
     shelf = cache / "references"
-    entry = shelf / _key(checkpoint)
+    entry = shelf / _key(checkpoint, template)
     sweep(shelf)
 
     def make(staging: Path) -> None:
-        job = {"checkpoint": str(checkpoint.path)}
+        job = {"checkpoint": str(checkpoint.path), "template": template}
         value = run_child("packager.reference_process", job, log, doing="reading the configuration")
         (staging / FILE).write_text(json.dumps(value), "utf-8")
 
@@ -77,9 +93,10 @@ def read_reference(checkpoint: Checkpoint, cache: Path, log: Path) -> Reference:
         return msgspec.json.decode((entry / FILE).read_bytes(), type=Reference)
 
 
-def _key(checkpoint: Checkpoint) -> str:
+def _key(checkpoint: Checkpoint, template: str | None) -> str:
     whole = hashlib.sha256("".join(map(inspect.getsource, (reference_process, rope, corpus, conversations))).encode())
     whole.update(importlib.metadata.version("transformers").encode())
+    whole.update(repr(template).encode())
     for shard in find_shards(checkpoint.path):
         whole.update(shard.name.encode() + b"\0" + read_header(shard))
     for pattern in ("*.json", "*.jinja", f"{MORE_TEMPLATES}/*.jinja"):

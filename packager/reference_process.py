@@ -5,18 +5,25 @@ Models are made on the ``meta`` device, where tensors have shapes and no numbers
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from contract.chat.limits import Allowance, LimitExceeded, run_bounded
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
 from packager.quality.conversations import CONVERSATIONS, DAY
 from packager.quality.corpus import MAX_SPECIAL, TEXTS
 from packager.rope import Rotary
+from packager.sources.checkpoint import find_shards
+from packager.sources.weights import list_tensors
+
+RENDER_BYTES = 256 << 20
+"""More than on a device, since transformers loads parts of itself when it first renders."""
 
 FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, RuntimeError, NotImplementedError)
 """What transformers raises at files that it cannot make sense of."""
@@ -27,6 +34,8 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from transformers import AutoConfig
 
     reporter.progress(0, 1)
+    if job.get("templates"):
+        return render(job["checkpoint"], job["template"])
     try:
         config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
         weights = find_weights(job["checkpoint"], config)
@@ -41,7 +50,7 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         **weights,
         "rope": rope,
         "spellings": spellings,
-        **render(job["checkpoint"]),
+        "templates": render(job["checkpoint"], job.get("template")),
     }
 
 
@@ -56,25 +65,38 @@ def spell(checkpoint: str, rows: int) -> list[tuple[str, list[int], list[int]]]:
     return [(text, ids, tokenizer(text)["input_ids"]) for text, ids in zip(texts, plain, strict=True)]
 
 
-def render(checkpoint: str) -> dict[str, Any]:
+def render(checkpoint: str, template: str | None = None) -> dict[str, Any]:
     """What transformers makes of the conversations of :mod:`packager.quality.conversations`, and the special tokens
-    that it gives their template.
+    that it gives the template, which is the tokenizer's own unless ``template`` is given.
+
+    Raises:
+        BuildRefused: it cannot make sense of the tokenizer.
     """
     import transformers.utils.chat_template_utils as templates
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except FAILURES as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BuildRefused(f"transformers cannot read the tokenizer: {reason}") from error
+    if template is not None:
+        tokenizer.chat_template = template
     templates.datetime = _OneDay
     found: list[tuple[str, bool, str | None]] = []
     for name, given in CONVERSATIONS.items() if tokenizer.chat_template else ():
         for asks in (True, False):
-            text = None
-            with contextlib.suppress(Exception):  # templates raise at conversations that they do not take
-                text = str(
-                    tokenizer.apply_chat_template(
-                        given.messages, given.tools, tokenize=False, add_generation_prompt=asks, **given.variables
-                    )
-                )
+            call = partial(
+                tokenizer.apply_chat_template, given.messages, given.tools, tokenize=False, add_generation_prompt=asks
+            )
+            try:
+                text = str(run_bounded(partial(call, **given.variables), Allowance(memory=RENDER_BYTES)))
+            except LimitExceeded as exceeded:
+                raise BuildRefused(
+                    f"the chat template takes {exceeded.what} for {name}; give another with --chat-template"
+                ) from exceeded
+            except Exception:  # templates raise at conversations that they do not take
+                text = None
             found.append((name, asks, text))
     return {"renderings": found, "special_tokens": dict(tokenizer.special_tokens_map)}
 
@@ -118,8 +140,15 @@ def find_weights(checkpoint: str, config: Any) -> dict[str, Any]:
     if not quantised:
         # Weights that a class allows to be missing would be random all the same.
         type(model)._keys_to_ignore_on_load_missing = None
+        # Given the files, it would read all of them to find out.
         _, info = type(model).from_pretrained(
-            checkpoint, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
+            None,
+            config=config,
+            state_dict=_as_stored(Path(checkpoint)),
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
         )
         found["faults"] = {
             "missing": sorted(info["missing_keys"]),
@@ -129,6 +158,18 @@ def find_weights(checkpoint: str, config: Any) -> dict[str, Any]:
             ),
         }
     return found
+
+
+def _as_stored(checkpoint: Path) -> dict[str, Any]:
+    """The weights by the names and shapes of the files' headers, without numbers."""
+    import torch
+
+    types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    return {
+        tensor.name: torch.empty(tensor.shape, dtype=types.get(tensor.dtype, torch.float32), device="meta")
+        for shard in find_shards(checkpoint)
+        for tensor in list_tensors(shard)
+    }
 
 
 if __name__ == "__main__":

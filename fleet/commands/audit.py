@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _detail(detail: dict[str, object]) -> str:
-    shown = {name: value for name, value in detail.items() if value not in ("", None)}
+    said = {name: value for name, value in detail.items() if value not in ("", None)}
     return ", ".join(
-        f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in shown.items()
+        f"{name}: {value if isinstance(value, str) else json.dumps(value)}" for name, value in said.items()
     )

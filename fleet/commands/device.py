@@ -82,7 +82,7 @@ def _show(row: DeviceRow, attempts: list[dict[str, Any]]) -> None:
         "bundle": traits.bundle or "none",
         "does": "nothing was heard" if reported is None else reported.phase.lower(),
         "error": "" if error is None else f"{error.message} [{error.reason}]",
-        "desired": row.desired or "none",
+        "wish": row.desired or "none",
         "site": traits.site,
         "labels": ", ".join(f"{name}={value}" for name, value in sorted(traits.labels.items())),
         "hardware": traits.hardware,

@@ -22,7 +22,7 @@ examples:
   edge-fleet rollout start --spec rollout.toml --depot https://models.example.org --root root.json
   edge-fleet rollout watch 12
   edge-fleet rollout pause 12
-  edge-fleet rollout resume 12 --accept "idle at night"
+  edge-fleet rollout resume 12 --accept "nobody asks at night"
   edge-fleet rollout retry 12
 
 exit status: 0 done, 2 the command line or the specification, 3 refused (watch: it was halted, rolled back or aborted),
@@ -31,9 +31,9 @@ exit status: 0 done, 2 the command line or the specification, 3 refused (watch: 
 """
 
 _BY_NAME = {
-    "pause": "send nothing new; installations in progress continue",
-    "abort": "end it; devices in progress, or not judged yet, are turned back",
-    "retry": "ask those again that failed or timed out, and no other",
+    "pause": "send nothing new; what is under way goes on",
+    "abort": "end it; what is under way, and what was not judged yet, is turned back",
+    "retry": "ask those again that failed or timed out, and nobody else",
     "approve": "let one begin that needs another person's approval",
 }
 

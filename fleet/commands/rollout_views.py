@@ -113,17 +113,17 @@ def watch_one(database: Database, arguments: argparse.Namespace) -> int:
         end = time.monotonic() + parse_duration(arguments.timeout)
     except ValueError as error:
         raise UsageError(f"--timeout: {error}") from error
-    printed: list[str] = []
+    said: list[str] = []
     while True:
         with database.read() as connection:
             found = rollouts.load(connection, arguments.id)
         lines = describe_lines(found)
-        if lines != printed:
+        if lines != said:
             if arguments.json:
                 print_json(summary(found))
             else:
-                print("\n".join(line for line in lines if line not in printed), flush=True)
-            printed = lines
+                print("\n".join(line for line in lines if line not in said), flush=True)
+            said = lines
         if found.state is RolloutState.DONE:
             return 0
         if found.state in ENDED or found.state is RolloutState.HALTED:

@@ -1,4 +1,4 @@
-"""Hands the broker the messages of the outbox. Only what the broker has acknowledged is marked as sent; whoever dies
+"""Hands the broker the wishes of the outbox. Only what the broker has acknowledged is marked as sent; whoever dies
 between the two sends it again, with the same revision and the same bytes.
 """
 
@@ -13,7 +13,7 @@ from fleet.store.database import Database
 from fleet.store.leader import Leader
 
 BATCH = 100
-"""Desired documents between two looks at the database: how many are sent again by the next leader at most."""
+"""Wishes between two looks at the database: how many are sent again by the next leader at most."""
 
 
 class Broker(Protocol):
@@ -37,7 +37,7 @@ class Publisher:
         self._clock = clock
 
     def send(self, broker: Broker) -> int:
-        """Send what waits; how many messages that were.
+        """Send what waits; how many wishes that were.
 
         Raises:
             SourceUnavailable: the broker or the database is away. LeadershipLost: somebody else sends.
@@ -47,12 +47,12 @@ class Publisher:
         while True:
             self._leader.confirm()
             with self._database.read() as connection:
-                messages = outbox.unsent(connection, BATCH)
-            if not messages:
+                wishes = outbox.unsent(connection, BATCH)
+            if not wishes:
                 return count
-            for message in messages:
-                broker.publish(Topics(message.device, self._root).desired, message.payload, retain=True)
+            for wish in wishes:
+                broker.publish(Topics(wish.device, self._root).desired, wish.payload, retain=True)
                 count += 1
             with self._database.write() as connection:
                 self._leader.fence(connection)
-                outbox.mark_sent(connection, messages, self._clock())
+                outbox.mark_sent(connection, wishes, self._clock())

@@ -1,5 +1,5 @@
 """Decides about every rollout that has not ended, whenever it is asked: reads how things are, decides, and stores what
-comes of it with its desired documents in one transaction.
+comes of it with its wishes in one transaction.
 """
 
 from __future__ import annotations

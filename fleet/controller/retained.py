@@ -1,6 +1,4 @@
-"""Does the broker still hold the desired documents? One that was emptied, or restored from an older copy, is given
-them again.
-"""
+"""Does the broker still hold the wishes? One that was emptied, or restored from an older copy, is given them again."""
 
 from __future__ import annotations
 
@@ -14,14 +12,10 @@ from fleet.store.database import Database
 from fleet.store.leader import Leader
 
 OURS = re.compile(r"ro[0-9]{1,18}\.w[0-9]{1,9}\.a[0-9]{1,9}(\.[a-z]{1,16})?")
-"""Revisions that this program makes: one that is not the current desired document is an older one of ours, which came
-too late.
-"""
+"""Revisions that this program makes: one that is not the current wish is an older one of ours, which came too late."""
 
 SETTLE_SECONDS = 3.0
-"""After a connect, until all retained documents came. Too early costs a desired document that is sent twice, which is
-harmless.
-"""
+"""After a connect, until all retained documents came. Too early costs a wish that is sent twice, which is harmless."""
 
 
 class Retained:
@@ -43,7 +37,7 @@ class Retained:
             self._since = now
 
     def hear(self, topic: str, payload: bytes) -> None:
-        """A desired document, as the broker holds it."""
+        """A wish, as the broker holds it."""
         address = parse_topic(topic, self._root)
         if address is not None and address.kind == "desired":
             with self._lock:
@@ -64,13 +58,13 @@ class Retained:
             self._leader.fence(connection)
             lost = [
                 device
-                for device, message in outbox.current(connection).items()
-                if message.payload and _is_lost(held.get(device), message.revision)
+                for device, wish in outbox.current(connection).items()
+                if wish.payload and _is_lost(held.get(device), wish.revision)
             ]
             outbox.send_again(connection, lost)
         return lost
 
 
 def _is_lost(held: str | None, revision: str) -> bool:
-    """Another client's document stays: it was meant."""
+    """Somebody else's wish stays: they meant it."""
     return held is None or (held != revision and OURS.fullmatch(held) is not None)

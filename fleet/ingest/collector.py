@@ -82,14 +82,13 @@ def _read_device(rows: Rows, device: str, kinds: dict[Kind, list[Heard]], faults
         else:
             values["online"] = False
     for kind in ("info", "health", "reported", "desired"):
-        # An empty retained document was removed by somebody: what was known of the device stays. A desired document is
-        # withdrawn.
+        # An empty retained document was removed by somebody: what was known of the device stays. A wish is withdrawn.
         if kind in kinds and (kinds[kind][-1].payload or kind == "desired"):
             attempt(lambda kind=kind: document(kind))  # type: ignore[misc]
     attempt(lambda: _read_samples(rows, device, kinds))
     for heard in kinds.get("event", []):
         attempt(lambda heard=heard: _read_event(rows, device, heard))  # type: ignore[misc]
-    # A desired document is not said by the device.
+    # A wish is not said by the device.
     live = [heard.at for kind, all_ in kinds.items() if kind != "desired" for heard in all_ if not heard.retained]
     if live:
         values["seen_at"] = max(live)
@@ -120,7 +119,7 @@ class Collector:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._reported: dict[str, str] = {}
+        self._told: dict[str, str] = {}
 
     def store(self, batch: Batch, now: float) -> int:
         """Write ``batch``; how many devices it was about.
@@ -132,8 +131,8 @@ class Collector:
         if batch.dropped:
             log.warning("%d messages were left out: more devices or events than there is room for", batch.dropped)
         for device, fault in rows.refused.items():
-            if self._reported.get(device) != fault and len(self._reported) < MAX_DEVICES:
-                self._reported[device] = fault
+            if self._told.get(device) != fault and len(self._told) < MAX_DEVICES:
+                self._told[device] = fault
                 log.warning("%s: %s", device, fault)
         if not rows.updates:
             return 0

@@ -46,13 +46,11 @@ def _kept_of(kind: Kind) -> int:
 
 
 class Inbox:
-    """``put`` is called by the connection's thread, ``take`` by the writer; ``wakeup`` when something urgent came."""
+    """``put`` is called by the connection's thread, ``take`` by whoever writes; ``wake`` when something urgent came."""
 
-    def __init__(
-        self, root: str, wakeup: Callable[[], object] = lambda: None, *, max_devices: int = MAX_DEVICES
-    ) -> None:
+    def __init__(self, root: str, wake: Callable[[], object] = lambda: None, *, max_devices: int = MAX_DEVICES) -> None:
         self._root = root
-        self._wakeup = wakeup
+        self._wake = wake
         self._max_devices = max_devices
         self._lock = threading.Lock()
         self._batch = Batch()
@@ -65,7 +63,7 @@ class Inbox:
         with self._lock:
             self._keep(address, Heard(payload, retained, now, address.detail))
         if address.kind in _URGENT:
-            self._wakeup()
+            self._wake()
 
     def _keep(self, address: Address, heard: Heard) -> None:
         if len(heard.payload) > MAX_BYTES[address.kind]:

@@ -134,7 +134,7 @@ def read_info(payload: bytes, device: str) -> Info:
     found = _read(payload, Info, "info")
     if found.device != device:
         raise BundleRefused(
-            Reason.SCHEMA_INVALID, f"its info names {found.device[:64]!r}: another device's, or a copy of it"
+            Reason.SCHEMA_INVALID, f"its info says that it is {found.device[:64]!r}: another device's, or a copy of it"
         )
     for group in found.groups:
         _bounded(group, 64, "groups")
@@ -149,7 +149,7 @@ def read_health(payload: bytes) -> Health:
 
 
 def read_reported(payload: bytes) -> Reported:
-    """What it does about its desired document; bundles that it names are bundles.
+    """What it does about its wish; bundles that it names are bundles.
 
     Raises:
         BundleRefused: it cannot be read.
@@ -177,7 +177,7 @@ def _bounded(text: str, most: int, where: str) -> None:
 
 
 def read_desired(payload: bytes) -> str:
-    """The revision that the broker holds for a device; "" for a withdrawn document, "?" for an unreadable one."""
+    """The revision that the broker holds for a device; "" for a withdrawn wish, "?" for one that nobody can read."""
     try:
         found = parse_desired(payload)
     except BundleRefused:

@@ -48,7 +48,7 @@ class NoteTarget(Struct, frozen=True):
 
 
 class Publish(Struct, frozen=True):
-    """The retained desired document for a device; without ``bundle`` the desired document is withdrawn."""
+    """The retained wish for a device; without ``bundle`` the wish is withdrawn."""
 
     device: str
     revision: str

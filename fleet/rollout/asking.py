@@ -18,7 +18,7 @@ _OPENED = (WaveState.OPEN, WaveState.BAKING, WaveState.PASSED)
 
 
 def ask(turn: Turn) -> None:
-    """Send desired documents to those that may have them, and say of the others what they wait for."""
+    """Send wishes to those that may have them, and say of the others what they wait for."""
     opened = {wave.number: wave.opened for wave in turn.rollout.waves if wave.state in _OPENED}
     in_window = is_open(turn.rollout.spec.windows, turn.now)
     in_progress = sum(target.state in IN_PROGRESS for target in turn.rollout.targets.values())
@@ -84,9 +84,7 @@ def _send(turn: Turn, target: Target, facts: DeviceFacts) -> None:
 
 
 def enforce_deadlines(turn: Turn) -> None:
-    """A device that was there and took too long has failed; one that was not waits again, without its desired
-    document.
-    """
+    """A device that was there and took too long has failed; one that was not waits again, without its wish."""
     for target in turn.targets():
         if target.state not in IN_PROGRESS or target.turn_back is not None:
             continue
@@ -100,7 +98,7 @@ def enforce_deadlines(turn: Turn) -> None:
             turn.do(MoveTarget(target.device, TargetState.TIMED_OUT, target.reason or "timed_out", message))
         else:
             turn.do(MoveTarget(target.device, TargetState.DEFERRED, str(Deferral.OFFLINE)))
-            # A desired document that stands would be followed behind every gate's back.
+            # A wish that stands would be followed behind every gate's back.
             turn.do(Publish(target.device, f"{turn.rollout.revision(target)}.deferred", target.previous))
 
 

@@ -30,8 +30,8 @@ class DeviceFacts(Struct, frozen=True, kw_only=True):
     """One device. ``seen_at``: when it was last known to be online; ``heard_at``: when its counters were last heard.
 
     ``day_before``: its counters 24 hours ago, or when it was first heard. ``desired``: the revision that the broker
-    holds for it, "" for a desired document that was withdrawn, None where that is not known. ``reliable``: False where
-    what it says cannot be: counters that fall, two devices under one name.
+    holds for it, "" for a wish that was withdrawn, None where that is not known. ``reliable``: False where what it
+    says cannot be: counters that fall, two devices under one name.
     """
 
     device: str

@@ -26,10 +26,9 @@ class Bundle(Struct, frozen=True):
 class Target(Struct, frozen=True, kw_only=True):
     """One device of one rollout. Times in Unix seconds.
 
-    ``attempt`` counts desired documents that were sent; ``previous`` is what the device ran before the first;
-    ``baseline`` is the increase of its counters in the 24 hours before, ``at_active`` their state when the bundle
-    became active. ``seen``: the broker was seen to hold our desired document. ``turn_back_deadline``: until when being
-    turned back is waited for.
+    ``attempt`` counts wishes that were sent; ``previous`` is what the device ran before the first; ``baseline`` is the
+    increase of its counters in the 24 hours before, ``at_active`` their state when the bundle became active. ``seen``:
+    the broker was seen to hold our wish. ``turn_back_deadline``: until when being turned back is waited for.
     """
 
     device: str
@@ -86,7 +85,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
     targets: dict[str, Target] = {}
 
     def revision(self, target: Target) -> str:
-        """Of the document for ``target``; the same for the same attempt, so that sending it twice is harmless."""
+        """Of the wish for ``target``; the same for the same attempt, so that sending it twice is harmless."""
         return f"ro{self.id}.w{target.wave}.a{target.attempt}"
 
     def turn_back_revision(self, target: Target) -> str:

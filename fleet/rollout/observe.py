@@ -15,7 +15,7 @@ _LATE = ("PROBATION", "COMMIT")
 _RANK = {TargetState.ASKED: 0, TargetState.INSTALLING: 1, TargetState.PROBATION: 2, TargetState.ACTIVE: 3}
 
 REPLACED = "replaced"
-"""Reason of a target whose desired document another client replaced on the broker."""
+"""Reason of a target whose wish somebody replaced on the broker."""
 
 REVERTED = "reverted"
 """Reason of a device that left the bundle after it had become active."""
@@ -32,7 +32,7 @@ def observe(turn: Turn) -> None:
         if target.turn_back is TurnBack.REQUESTED:
             _observe_turn_back(turn, target, facts)
         elif target.state in IN_PROGRESS:
-            _observe_desired(turn, target, facts)
+            _observe_wish(turn, target, facts)
         elif target.state is TargetState.ACTIVE:
             _observe_active(turn, target, facts)
     free_slots(turn)
@@ -46,13 +46,11 @@ def runs(active: Bundle | None, wanted: Bundle) -> bool:
 
 
 def concerns(report: Report | None, revision: str, bundle: Bundle) -> bool:
-    """Whether ``report`` speaks of this desired document. A revision of an earlier life of this fleet may have the
-    same name.
-    """
+    """Whether ``report`` speaks of this wish. A revision of an earlier life of this fleet may have the same name."""
     return report is not None and report.revision == revision and report.followed in ("", bundle.reference)
 
 
-def _observe_desired(turn: Turn, target: Target, facts: DeviceFacts) -> None:
+def _observe_wish(turn: Turn, target: Target, facts: DeviceFacts) -> None:
     rollout, report = turn.rollout, facts.report
     revision = rollout.revision(target)
     if facts.desired == revision and not target.seen:
@@ -60,11 +58,7 @@ def _observe_desired(turn: Turn, target: Target, facts: DeviceFacts) -> None:
         target = turn.rollout.targets[target.device]
     if target.seen and facts.desired is not None and facts.desired != revision:
         by = f"by revision {facts.desired}" if facts.desired else "with nothing"
-        turn.do(
-            MoveTarget(
-                target.device, TargetState.SUPERSEDED, REPLACED, f"another client replaced the desired document {by}"
-            )
-        )
+        turn.do(MoveTarget(target.device, TargetState.SUPERSEDED, REPLACED, f"somebody replaced the wish {by}"))
         return
     if not concerns(report, revision, rollout.bundle):
         return
@@ -83,7 +77,7 @@ def _observe_desired(turn: Turn, target: Target, facts: DeviceFacts) -> None:
 
 
 def _meaning(rollout: Rollout, report: Report) -> tuple[TargetState, str, str]:
-    """State, reason and message that a report about our desired document stands for."""
+    """State, reason and message that a report about our wish stands for."""
     if report.phase != "IDLE":
         return TargetState.PROBATION if report.phase in _LATE else TargetState.INSTALLING, "", ""
     if report.error and not report.retries:

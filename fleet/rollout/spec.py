@@ -103,11 +103,10 @@ class SpecDocument(Struct, frozen=True, forbid_unknown_fields=True):
 class Spec(Struct, frozen=True, kw_only=True):
     """A rollout as it was asked for; times in seconds.
 
-    ``bake``: how long a wave runs before it is judged; ``deadline``: for one device, from the desired document until
-    the bundle is active; ``patience``: how long a wave may wait for the first of its devices; ``offline``: how long a
-    device that is deferred is waited for; ``expires``: for the whole rollout. ``slots_per_site``: devices of one site
-    that download at a time, 0 for any number, each at most ``slot_expires``. ``rollback``: what is turned back when it
-    halts.
+    ``bake``: how long a wave runs before it is judged; ``deadline``: for one device, from the wish until the bundle is
+    active; ``patience``: how long a wave may wait for the first of its devices; ``offline``: how long a device that is
+    deferred is waited for; ``expires``: for the whole rollout. ``slots_per_site``: devices of one site that download
+    at a time, 0 for any number, each at most ``slot_expires``. ``rollback``: what is turned back when it halts.
     """
 
     name: str

@@ -126,4 +126,4 @@ OPEN = WAITING | IN_PROGRESS | {_T.ACTIVE}
 FAILURES = frozenset({_T.FAILED, _T.TIMED_OUT})
 
 EXECUTED = FAILURES | {_T.ACTIVE, _T.BAKED}
-"""The denominator of every rate: who got the desired document and was there since. Who was off is neither."""
+"""The denominator of every rate: who got the wish and was there since. Who was off is neither."""

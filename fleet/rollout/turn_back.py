@@ -11,7 +11,7 @@ NO_PREVIOUS = "no_previous"
 """Reason of a device that ran nothing before, and so cannot be turned back to it."""
 
 NOT_CONFIRMED = "not_confirmed"
-"""Reason of a device that did not say in time that it was turned back. The desired document stands."""
+"""Reason of a device that did not say in time that it was turned back. The wish stands."""
 
 
 def begin_turn_back(turn: Turn, reason: str, *, everything: bool, ending: RolloutState) -> None:
@@ -40,9 +40,7 @@ def in_scope(target: Target, *, everything: bool) -> bool:
 
 
 def ask_back(turn: Turn, target: Target) -> None:
-    """Publish what the device ran before; where that was nothing, withdraw the desired document, and say
-    that this is all.
-    """
+    """Wish for what the device ran before; where that was nothing, withdraw the wish, and say that this is all."""
     rollout = turn.rollout
     revision = rollout.turn_back_revision(target)
     turn.do(Publish(target.device, revision, target.previous, rollout.spec.source))
@@ -58,7 +56,7 @@ def continue_turn_back(turn: Turn) -> None:
     for target in turn.targets():
         late = target.turn_back_deadline is not None and turn.now >= target.turn_back_deadline
         if target.turn_back is TurnBack.REQUESTED and late:
-            message = "it did not say that it was turned back; the desired document stays"
+            message = "it did not say that it was turned back; the wish stands"
             settle_turn_back(turn, target, TurnBack.TIMED_OUT, NOT_CONFIRMED, message)
     if any(target.turn_back is TurnBack.REQUESTED for target in turn.rollout.targets.values()):
         return
@@ -66,12 +64,10 @@ def continue_turn_back(turn: Turn) -> None:
 
 
 def give_up_turn_back(turn: Turn, reason: str) -> None:
-    """Wait no longer for devices that were asked back; the desired documents stay."""
+    """Wait no longer for devices that were asked back; the wishes stand."""
     for target in turn.targets():
         if target.turn_back is TurnBack.REQUESTED:
-            settle_turn_back(
-                turn, target, TurnBack.TIMED_OUT, NOT_CONFIRMED, "the rollout was aborted; the desired document stays"
-            )
+            settle_turn_back(turn, target, TurnBack.TIMED_OUT, NOT_CONFIRMED, "it was not waited for; the wish stands")
     _end(turn, RolloutState.ABORTED, reason)
 
 

@@ -1,6 +1,4 @@
-"""Desired documents on their way to the broker: written with the state that they come of, sent after it, again where
-in doubt.
-"""
+"""Wishes on their way to the broker: written with the state that they come of, sent after it, again where in doubt."""
 
 from __future__ import annotations
 
@@ -12,34 +10,31 @@ from sqlalchemy import Connection, select, update
 from fleet.store.schema import outbox
 
 
-class DesiredMessage(NamedTuple):
-    """The current desired document for a device; an empty payload withdraws it."""
+class Wish(NamedTuple):
+    """The current wish for a device; an empty payload withdraws it."""
 
     device: str
     revision: str
     payload: bytes
 
 
-def unsent(connection: Connection, limit: int = 1000) -> list[DesiredMessage]:
+def unsent(connection: Connection, limit: int = 1000) -> list[Wish]:
     """Those that the broker has not acknowledged, the oldest first."""
     query = select(outbox).where(outbox.c.sent_at.is_(None)).order_by(outbox.c.written_at, outbox.c.device)
-    return [
-        DesiredMessage(row.device, row.revision, row.payload.encode()) for row in connection.execute(query.limit(limit))
-    ]
+    return [Wish(row.device, row.revision, row.payload.encode()) for row in connection.execute(query.limit(limit))]
 
 
-def mark_sent(connection: Connection, messages: Sequence[DesiredMessage], now: float) -> None:
-    """The broker has them. A newer desired document for the same device stays unsent."""
-    for message in messages:
-        same = (outbox.c.device == message.device) & (outbox.c.revision == message.revision)
+def mark_sent(connection: Connection, wishes: Sequence[Wish], now: float) -> None:
+    """The broker has them. A newer wish for the same device stays unsent."""
+    for wish in wishes:
+        same = (outbox.c.device == wish.device) & (outbox.c.revision == wish.revision)
         connection.execute(update(outbox).where(same).values(sent_at=now))
 
 
-def current(connection: Connection) -> dict[str, DesiredMessage]:
-    """The desired document of every device that has one."""
+def current(connection: Connection) -> dict[str, Wish]:
+    """The wish of every device that has one."""
     return {
-        row.device: DesiredMessage(row.device, row.revision, row.payload.encode())
-        for row in connection.execute(select(outbox))
+        row.device: Wish(row.device, row.revision, row.payload.encode()) for row in connection.execute(select(outbox))
     }
 
 

@@ -1,4 +1,4 @@
-"""Rollouts in the database: read as one state, changed in one transaction with the documents to send."""
+"""Rollouts in the database: read as one state, changed in one transaction with the wishes that come of it."""
 
 from __future__ import annotations
 
@@ -76,8 +76,7 @@ def numbers(connection: Connection, *, unfinished: bool = False) -> list[int]:
 
 
 def save(connection: Connection, before: Rollout, actions: Sequence[Action], now: float) -> Rollout:
-    """Carry ``actions`` out, with the desired documents that they send, in the transaction in which ``before`` was
-    read.
+    """Carry ``actions`` out, with the wishes that they send, in the transaction in which ``before`` was read.
 
     Raises:
         IllegalMove: the tables of states do not allow one of them.
@@ -98,7 +97,7 @@ def save(connection: Connection, before: Rollout, actions: Sequence[Action], now
     for action in actions:
         match action:
             case Publish():
-                _write_desired(connection, after.id, action, now)
+                _write_wish(connection, after.id, action, now)
             case TakeSlot(site, device, expires):
                 connection.execute(delete(slot).where((slot.c.site == site) & (slot.c.device == device)))
                 connection.execute(insert(slot).values(site=site, device=device, expires=expires))
@@ -224,15 +223,15 @@ def _note_attempts(connection: Connection, after: Rollout, actions: Sequence[Act
             connection.execute(update(attempt).where(where).values(**values))
 
 
-def _write_desired(connection: Connection, number: int, action: Publish, now: float) -> None:
-    """One row a device: an older desired document that was not sent yet must not come after this one."""
+def _write_wish(connection: Connection, number: int, wish: Publish, now: float) -> None:
+    """One row a device: an older wish that was not sent yet must not come after this one."""
     payload = b""
-    if action.bundle is not None:
-        document = Desired(action.revision, BundleReference(action.bundle.name, action.bundle.version))
-        payload = encode(document if action.source is None else structs.replace(document, source=action.source))
-    connection.execute(delete(outbox).where(outbox.c.device == action.device))
+    if wish.bundle is not None:
+        document = Desired(wish.revision, BundleReference(wish.bundle.name, wish.bundle.version))
+        payload = encode(document if wish.source is None else structs.replace(document, source=wish.source))
+    connection.execute(delete(outbox).where(outbox.c.device == wish.device))
     connection.execute(
         insert(outbox).values(
-            device=action.device, revision=action.revision, payload=payload.decode(), rollout=number, written_at=now
+            device=wish.device, revision=wish.revision, payload=payload.decode(), rollout=number, written_at=now
         )
     )

@@ -16,6 +16,7 @@ from packager.adapter_bundle import build_adapter_bundle
 from packager.behaviour import FIELDS, read_generation, read_system_prompt, read_template
 from packager.build import DryRun, build_bundle, default_cache, dry_run
 from packager.bundle import BuiltBundle
+from packager.licenses import check_license
 from packager.plan import BLOCK_SIZES, EMBEDDINGS, OFFERED, QUANTIZERS, BuildPlan
 from packager.progress import choose_progress
 from packager.quality.gates import QualityPlan
@@ -243,7 +244,7 @@ def run(arguments: argparse.Namespace) -> int:
         embedding=arguments.embedding,
         block_size=arguments.block_size,
         accuracy_level=arguments.accuracy_level,
-        license=arguments.license,
+        license=None if arguments.license is None else check_license(arguments.license),
         adapter_slots=arguments.adapter_slots,
         quality=quality_plan(arguments),
         origin=source_options(arguments),

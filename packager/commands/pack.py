@@ -14,6 +14,7 @@ from packager.commands.build import (
     print_bundle,
     template_of,
 )
+from packager.licenses import check_license
 from packager.pack import pack_bundle
 from packager.plan import BuildPlan
 from packager.progress import choose_progress
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         version=arguments.version,
         epoch=arguments.epoch,
-        license=arguments.license,
+        license=None if arguments.license is None else check_license(arguments.license),
         origin=SourceOptions(chat_template=template_of(arguments)),
         behaviour=behaviour_of(arguments),
     )

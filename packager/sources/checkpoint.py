@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused
 from packager.families import check_architecture, family_of
+from packager.licenses import UNKNOWN, license_of_card
+from packager.sources.naming import find_unfinished, refuse_stand_in
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.vocabulary import TOKENIZER_FILE, find_rowless
 
@@ -24,16 +26,12 @@ TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json")
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 CARD_FILE = "README.md"
 TEMPLATE_FILE = "chat_template.jinja"
+PLAIN = "name the checkpoint that it was made from"
+OLD_QUANTIZATION = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Where earlier tools, and those of other runtimes, say how they quantised."""
 QUANTIZED_METHODS = ("gptq", "awq")
 NEED_CODE = ("chatglm", "internlm2", "phi3small")
 """Families that transformers runs only with Python files out of the checkpoint."""
-
-_LICENSE_LINE = re.compile(r"^license:\s*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?\s*$", re.MULTILINE)
-_SPDX = {
-    "apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-4.0": "CC-BY-4.0",
-    "cc-by-sa-4.0": "CC-BY-SA-4.0", "openrail": "LicenseRef-OpenRAIL", "gemma": "LicenseRef-Gemma",
-    "llama3": "LicenseRef-Llama-3", "llama3.1": "LicenseRef-Llama-3.1", "llama3.2": "LicenseRef-Llama-3.2",
-}  # fmt: skip
 
 
 class Quantization(Struct, frozen=True):
@@ -47,7 +45,8 @@ class Quantization(Struct, frozen=True):
 class Checkpoint(Struct, frozen=True):
     """A directory that the builder can read, and what is known of it. ``quantization`` None: plain weights.
 
-    ``rowless`` are tokens that the tokenizer has and the model does not; the bundle does without them.
+    ``rowless`` are tokens that the tokenizer has and the model does not; the bundle does without them. ``surveyed``: it
+    is yet to be converted or fetched, and known by small files alone.
     """
 
     path: Path
@@ -61,18 +60,41 @@ class Checkpoint(Struct, frozen=True):
     quantization: Quantization | None = None
     needs_code: bool = False
     rowless: tuple[str, ...] = ()
+    surveyed: bool = False
 
 
 def inspect_checkpoint(path: Path) -> Checkpoint:
-    """Look at ``path`` and refuse what cannot become a bundle.
+    """Look at ``path`` and refuse what cannot become a bundle; of the weights, nothing but their headers is read.
 
     Raises:
         BuildRefused: config, tokenizer or weights are missing, damaged, or of an architecture that is not known.
     """
-    config = _read_config(path)
-    architecture = _known_architecture(path, config)
+    config = read_config(path)
+    architecture = known_architecture(path, config)
+    _require_tokenizer(path)
+    parameters = sum(count_parameters(shard) for shard in find_shards(path))
+    return _describe(path, config, architecture, parameters)
+
+
+def survey_checkpoint(path: Path, config: dict[str, Any], architecture: str, parameters: int) -> Checkpoint:
+    """What the small files in ``path`` say of a checkpoint that has to be converted before it can be inspected.
+
+    ``config`` and ``architecture`` are those that it will have, ``parameters`` about how many.
+
+    Raises:
+        BuildRefused: as :func:`inspect_checkpoint`, as far as it can be told.
+    """
+    _require_tokenizer(path)
+    found = _describe(path, config, check_architecture(architecture), parameters)
+    return msgspec.structs.replace(found, surveyed=True)
+
+
+def _require_tokenizer(path: Path) -> None:
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise BuildRefused(f"{path} has no tokenizer; put tokenizer.json beside config.json")
+
+
+def _describe(path: Path, config: dict[str, Any], architecture: str, parameters: int) -> Checkpoint:
     rows = config.get("vocab_size")
     license_file = next((path / name for name in LICENSE_FILES if (path / name).is_file()), None)
     return Checkpoint(
@@ -80,7 +102,7 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
         config=config,
         architecture=architecture,
         family=family_of(architecture),
-        parameters=sum(count_parameters(shard) for shard in find_shards(path)),
+        parameters=parameters,
         chat_template=read_chat_template(path),
         license_spdx=_read_license(path),
         license_file=license_file,
@@ -102,7 +124,9 @@ def find_rowless_tokens(path: Path, rows: int) -> tuple[str, ...]:
     document, settings = read_json(file), {}
     if (path / "tokenizer_config.json").is_file():
         settings = read_json(path / "tokenizer_config.json")
-    if not isinstance(document, dict) or not isinstance(settings, dict):
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise BuildRefused(f"{file} is not a tokenizer of the tokenizers library; fetch it again")
+    if not isinstance(settings, dict):
         raise BuildRefused(f"{file} or its tokenizer_config.json is not a JSON object; fetch them again")
     try:
         return find_rowless(document, rows, settings, (read_chat_template(path) or b"").decode("utf-8", "replace"))
@@ -113,6 +137,7 @@ def find_rowless_tokens(path: Path, rows: int) -> tuple[str, ...]:
 def _read_quantization(path: Path, config: dict[str, Any]) -> Quantization | None:
     entry = config.get("quantization_config")
     if entry is None:
+        _refuse_other_quantization(path, config)
         return None
     method = entry.get("quant_method") if isinstance(entry, dict) else None
     if method not in QUANTIZED_METHODS:
@@ -135,7 +160,24 @@ def _read_quantization(path: Path, config: dict[str, Any]) -> Quantization | Non
     return Quantization(method=str(method), bits=bits, group_size=group)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _refuse_other_quantization(path: Path, config: dict[str, Any]) -> None:
+    """Weights quantised by the word of another file or key than transformers looks at, which takes them for plain."""
+    if isinstance(config.get("quantization"), dict):
+        raise BuildRefused(f"{path} is quantised for MLX, which the builder does not read; {PLAIN}")
+    beside = next((name for name in OLD_QUANTIZATION if (path / name).is_file()), None)
+    if beside is not None:
+        raise BuildRefused(
+            f"{path} is quantised by the word of {beside} alone; put what that says into config.json as its "
+            f"'quantization_config', with its quant_method, or {PLAIN}"
+        )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The checkpoint's ``config.json``.
+
+    Raises:
+        BuildRefused: it is missing or damaged.
+    """
     file = path / "config.json"
     if not file.is_file():
         raise BuildRefused(f"{path} has no config.json; name a directory that holds a Hugging Face checkpoint")
@@ -153,6 +195,7 @@ def read_json(file: Path) -> Any:
     Raises:
         BuildRefused: it is too large, is not JSON, or says a thing twice.
     """
+    refuse_stand_in(file)
     size = file.stat().st_size
     if size > MAX_JSON_BYTES:
         raise BuildRefused(f"{file} has {size} bytes, more than the {MAX_JSON_BYTES} of any configuration file")
@@ -170,7 +213,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _known_architecture(path: Path, config: dict[str, Any]) -> str:
+def known_architecture(path: Path, config: dict[str, Any]) -> str:
+    """The architecture that ``config`` names.
+
+    Raises:
+        BuildRefused: none, or one that cannot be built.
+    """
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise BuildRefused(f"{path}/config.json names no architecture; add its 'architectures' entry")
@@ -189,6 +237,9 @@ def find_shards(path: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     found = sorted(file.name for file in path.glob("*.safetensors"))
+    unfinished = find_unfinished(path)
+    if not found and unfinished is not None:
+        raise BuildRefused(f"{path} has no weights yet, {unfinished!r} was not fetched to its end; fetch that again")
     if not found:
         raise BuildRefused(
             f"{path} has no weights; it needs model.safetensors, shards with their index, or pytorch_model.bin"
@@ -219,7 +270,10 @@ def _indexed_shards(path: Path, index: Path) -> list[Path]:
     names = sorted(set(read_weight_map(index).values()))
     missing = [name for name in names if "/" in name or not (path / name).is_file()]
     if missing:
-        raise BuildRefused(f"{path} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}")
+        raise BuildRefused(
+            f"{path} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}; "
+            f"fetch them beside {index.name}"
+        )
     if (path / WHOLE_FILE).is_file() and names != [WHOLE_FILE]:
         raise BuildRefused(f"{path} holds {WHOLE_FILE} and an index of other files; remove one of the two")
     return [path / name for name in names]
@@ -244,12 +298,7 @@ def read_chat_template(path: Path) -> bytes | None:
 
 def _read_license(path: Path) -> str:
     card = path / CARD_FILE
-    if card.is_file():
-        head = card.read_text("utf-8", "replace")[:65536]
-        match = _LICENSE_LINE.search(head)
-        if match is not None:
-            return _SPDX.get(match[1].lower(), "unknown")
-    return "unknown"
+    return license_of_card(card.read_text("utf-8", "replace")[:65536]) if card.is_file() else UNKNOWN
 
 
 def digest_directory(path: Path) -> str:

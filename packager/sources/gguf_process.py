@@ -6,51 +6,74 @@ the weights, and nothing else of what it makes is taken on trust.
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
 from packager.child import Reporter, child_main
+from packager.families import check_architecture
+from packager.reference_process import render
 from packager.sources.checkpoint import CARD_FILE
 from packager.sources.gguf_metadata import find_ends, read_config
 from packager.sources.gguf_tokenizer import CONTROL, settle_tokenizer
 from packager.sources.weight_names import Mismatch, WeightFaults, drop_harmless, refuse_wrong_weights, shape_text
 
-STEPS = 5
+STEPS = 4
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+PARTS = {
+    "adapter": "a LoRA adapter", "mmproj": "the part of a model that sees", "clip": "the part of a model that sees",
+    "imatrix": "a table of how much each weight matters", "vocab": "a vocabulary without weights",
+}  # fmt: skip
+"""What files of the same format hold instead, by their type or architecture."""
+
 FAILURES = (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError, OSError)
 
 
 def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Dequantise ``job["gguf"]`` to fp32 and save model, tokenizer, template and special tokens to ``job["out"]``."""
+    """Save tokenizer, template and special tokens of ``job["gguf"]`` to ``job["out"]``; then, unless only the
+    ``header`` is asked for, the model, dequantised to fp32.
+    """
     path, out = Path(job["gguf"]), Path(job["out"])
     reporter.progress(1, STEPS)
     try:
-        kind, fields, factors = read_fields(path)
+        kind, fields, factors, tensors = read_fields(path)
         config = make_config(path, kind, fields, factors)
         reporter.progress(2, STEPS)
+        facts = judge_weights(path, config, tensors) if job.get("header") else {}
         write_tokenizer(path, out, kind, fields)
+        _write_card(fields, out / CARD_FILE)
         reporter.progress(3, STEPS)
+        if job.get("header"):
+            return {**facts, "templates": render(str(out))}
         write_model(path, config, fields, out)
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildRefused(f"{path.name} cannot be read as a language model: {reason}") from error
-    reporter.progress(4, STEPS)
-    _write_card(fields, out / CARD_FILE)
-    reporter.progress(5, STEPS)
+    reporter.progress(STEPS, STEPS)
     return {}
 
 
-def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]]]:
-    """The architecture, every field by its name, and the tensors that hold rotary factors.
+def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]], list[Any]]:
+    """The architecture, every field by its name, the numbers of rotary factors, and all tensors as the library has
+    them.
 
     Raises:
-        BuildRefused: it is one of several pieces.
+        BuildRefused: it is one of several pieces, not whole, or no language model.
     """
     from gguf import GGUFReader
 
-    reader = GGUFReader(str(path))
+    try:
+        reader = GGUFReader(str(path))
+    except FAILURES as error:
+        reason = " ".join(str(error).split())[:120]
+        raise BuildRefused(f"{path.name} is not whole, or damaged; fetch it again ({reason})") from error
     fields = {name: field.contents() for name, field in reader.fields.items()}
+    kind = str(fields.get("general.architecture", ""))
+    part = PARTS.get(str(fields.get("general.type", "model")), PARTS.get(kind))
+    if part is not None:
+        raise BuildRefused(f"{path.name} is {part}; name the GGUF file of the model itself")
     pieces = fields.get("split.count", 1)
     if pieces and pieces > 1:
         raise BuildRefused(f"{path.name} is one of {pieces} pieces; join them with llama.cpp's gguf-split --merge")
@@ -59,7 +82,55 @@ def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]]
         for tensor in reader.tensors
         if tensor.name in FACTORS
     }
-    return str(fields["general.architecture"]), fields, factors
+    return str(fields["general.architecture"]), fields, factors, list(reader.tensors)
+
+
+def judge_weights(path: Path, config: Any, tensors: list[Any]) -> dict[str, Any]:
+    """Architecture, number of weights and configuration, if the file holds every weight of the model, in a format that
+    can be read.
+
+    Raises:
+        BuildRefused: it does not, with what is wrong.
+    """
+    import torch
+    from gguf import dequantize
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    architecture = check_architecture(type(model).__name__)
+    for tensor in {tensor.tensor_type: tensor for tensor in tensors}.values():
+        try:
+            dequantize(tensor.data[:1], tensor.tensor_type)
+        except (NotImplementedError, KeyError) as error:
+            raise BuildRefused(
+                f"{path.name} holds weights as {tensor.tensor_type.name}, which cannot be read; fetch it as Q8_0 or F16"
+            ) from error
+    named = model
+    if config.model_type == "mistral":  # which llama.cpp calls a llama, and so does transformers' reader
+        with torch.device("meta"):
+            named = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **_shapes(config)))
+    kind = str(named.config.model_type)
+    names = get_gguf_hf_weights_map(named, TENSOR_PROCESSORS.get(kind, TensorProcessor)(config=config.to_dict()))
+    stored = {names[tensor.name]: math.prod(map(int, tensor.shape)) for tensor in tensors if tensor.name in names}
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name in names.values()}
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    faults = WeightFaults(
+        missing=sorted(name for name in wanted.keys() - stored.keys() if tied.get(name) not in stored),
+        unexpected=[],
+        mismatched=[
+            Mismatch(name, f"{stored[name]} numbers", shape_text(wanted[name].shape))
+            for name in wanted.keys() & stored.keys()
+            if stored[name] != wanted[name].numel()
+        ],
+    )
+    refuse_wrong_weights(architecture, faults)
+    return {
+        "config": json.loads(config.to_json_string(use_diff=False)),
+        "architecture": architecture,
+        "parameters": sum(stored.values()),
+    }
 
 
 def make_config(path: Path, kind: str, fields: dict[str, Any], factors: dict[str, list[float]]) -> Any:

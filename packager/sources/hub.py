@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
 
 from contract.errors import UsageError
 from packager.child import run_child
@@ -18,14 +21,32 @@ def is_hub_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None and ".." not in text and not Path(text).exists()
 
 
+class SeenOnHub(Struct, frozen=True):
+    """The small files of a model lie in ``path``; its weights take ``weight_bytes``, 0 where nobody says."""
+
+    path: Path
+    commit: str
+    weight_bytes: int
+
+
+def look_at_hub(model: str, revision: str | None, cache: Path | None, log: Path) -> SeenOnHub:
+    """Fetch everything of ``model`` but its weights.
+
+    Raises:
+        BuildRefused, UsageError: as :func:`fetch_from_hub`.
+    """
+    value = _run(model, revision, cache, log, small=True, on_progress=None)
+    return SeenOnHub(Path(value["path"]), value["commit"], int(value["weight_bytes"]))
+
+
 def fetch_from_hub(
     model: str,
     revision: str | None,
     cache: Path | None,
     log: Path,
     on_progress: Callable[[float, float], None],
-) -> tuple[Path, str]:
-    """The directory of ``model`` at ``revision`` (a branch, tag or commit; the default branch without one), its commit.
+) -> Path:
+    """The directory of ``model`` at ``revision`` (a branch, tag or commit; the default branch without one).
 
     ``cache`` is a hub cache directory, the user's own when None. This is the only place that uses a network; with
     ``HF_HUB_OFFLINE=1`` it uses what the cache holds.
@@ -34,10 +55,21 @@ def fetch_from_hub(
         BuildRefused: there is no such model or revision, it may not be read, or it cannot be reached.
         UsageError: ``revision`` is none.
     """
+    return Path(_run(model, revision, cache, log, small=False, on_progress=on_progress)["path"])
+
+
+def _run(
+    model: str,
+    revision: str | None,
+    cache: Path | None,
+    log: Path,
+    *,
+    small: bool,
+    on_progress: Callable[[float, float], None] | None,
+) -> dict[str, Any]:
     if revision is not None and (_REVISION.fullmatch(revision) is None or ".." in revision):
         raise UsageError(f"{revision!r} is not a branch, tag or commit", field="revision")
-    job = {"model": model, "revision": revision, "cache": None if cache is None else str(cache)}
-    value = run_child(
+    job = {"model": model, "revision": revision, "cache": None if cache is None else str(cache), "small": small}
+    return run_child(
         "packager.sources.hub_process", job, log, doing=f"fetching {model}", on_progress=on_progress, online=True
     )
-    return Path(value["path"]), value["commit"]

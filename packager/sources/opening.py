@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,14 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused, UsageError
-from packager.reference import Reference, read_reference
+from packager.reference import Reference, Templates, read_reference, read_templates
 from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
-from packager.sources.gguf import GGUF_MAGIC, convert_gguf
-from packager.sources.hub import fetch_from_hub, is_hub_id
-from packager.sources.naming import check_naming
+from packager.sources.gguf import check_gguf, convert_gguf, survey_gguf
+from packager.sources.hub import fetch_from_hub, is_hub_id, look_at_hub
+from packager.sources.naming import check_directory, check_naming
 from packager.sources.pickled import convert_pickled, find_pickled
+from packager.sources.survey import survey_directory, survey_small_files
 from packager.sources.template import check_template, replace_template
 from packager.sources.text_only import extract_text, find_sight
 from packager.sources.weight_check import check_weights
@@ -71,44 +71,57 @@ class SourceOptions(Struct, frozen=True):
     text_only: bool = False
 
 
+class _Found(Struct, frozen=True):
+    """A source that nothing was read of but small files and headers: ``checkpoint`` is what will come of it.
+
+    ``whole``: it is a checkpoint as it stands, and all of its headers are known. ``read`` hashes, converts or fetches.
+    """
+
+    checkpoint: Checkpoint
+    whole: bool
+    read: Callable[[Progress], OpenedSource]
+    templates: Templates | None = None
+
+
+Progress = Callable[[float, float], None]
+
+
 def open_source(
     text: str,
     cache: Path,
     log: Path,
-    on_progress: Callable[[float, float], None],
+    on_progress: Progress,
     options: SourceOptions | None = None,
     *,
     on_headers: Callable[[Checkpoint], None] = lambda checkpoint: None,
 ) -> OpenedSource:
     """Open a model of the hub, a GGUF file or a local checkpoint directory, with an adapter merged in if there is one.
 
-    Only a hub id makes a connection. Conversions are kept in ``cache`` by the digests of what they were made from.
-    ``on_headers`` is called once the small files and the headers of the weights are known, and may refuse: the weights
-    themselves, gigabytes, are read after that.
+    What small files and headers say is judged first, also by ``on_headers``, which is given what will come of the
+    source as far as it is known: no weights are read, hashed, converted or fetched before. Only a hub id makes a
+    connection. Conversions are kept in ``cache`` by the digests of what they were made from.
 
     Raises:
         BuildRefused: it is none of these, or cannot become a bundle.
     """
     options = options or SourceOptions()
     check_naming(text)
-    # Before the base is fetched or converted, which takes long.
     adapter = None if options.adapter is None else inspect_adapter(options.adapter.expanduser())
-    found = _find_base(text, cache, log, on_progress, options)
-    base = found.checkpoint
-    if base.needs_code and not options.trust_code:
+    found = _find(text, cache, log, on_progress, options)
+    if found.checkpoint.needs_code and not options.trust_code:
         raise BuildRefused(
-            f"{base.architecture} runs Python files of the checkpoint itself; read them, then add --trust-remote-code"
+            f"{found.checkpoint.architecture} runs Python files of the checkpoint itself; read them, then add "
+            "--trust-remote-code"
         )
-    on_headers(base)
-    reference = None
-    if not base.needs_code:  # code of the checkpoint alone knows its weights; running it to compare comes later
-        asked = base
-        if options.chat_template is not None:
-            asked, _ = replace_template(base, found.digest(), options.chat_template, cache)
-        reference = read_reference(asked, cache, log)
-        check_template(asked, reference)
-        check_weights(base, reference)
-    opened = OpenedSource(found.kind, found.label, found.digest(), base, revision=found.revision, reference=reference)
+    on_headers(found.checkpoint)
+    if adapter is not None and found.whole:
+        check_base(adapter, found.checkpoint, text)
+    reference = _check_headers(found, cache, log, options)
+    opened = found.read(on_progress)
+    base = opened.checkpoint
+    if not found.whole:
+        reference = _check_headers(_Found(base, True, found.read), cache, log, options)
+    opened = msgspec.structs.replace(opened, reference=reference)
     refuse_broken_numbers(find_shards(base.path), on_progress)
     if adapter is not None:
         check_base(adapter, base, text)
@@ -121,54 +134,84 @@ def open_source(
     return opened
 
 
-class _Base(Struct, frozen=True):
-    """A source whose weights were not read yet: ``digest`` does that, once."""
-
-    kind: str
-    label: str
-    digest: Callable[[], str]
-    checkpoint: Checkpoint
-    revision: str | None = None
-
-
-def _open_directory(
-    path: Path, digest: Callable[[], str], cache: Path, log: Path, options: SourceOptions
-) -> Checkpoint:
-    """The checkpoint in ``path``: its weights as safetensors, and of a model that also sees, the one that reads."""
-    pickled = find_pickled(path)
-    if pickled:
-        path = convert_pickled(path, pickled, digest(), cache, log)
-    architecture = find_sight(path)
-    if architecture is not None and options.text_only:
-        path = extract_text(path, digest(), architecture, cache, log)
-    elif options.text_only:
-        raise UsageError("--text-only is for models that also see; this one reads alone", field="text-only")
-    return inspect_checkpoint(path)
+def _check_headers(found: _Found, cache: Path, log: Path, options: SourceOptions) -> Reference | None:
+    """Template, names and shapes, as far as they are known; None where the checkpoint's own code would have to run."""
+    base, template = found.checkpoint, options.chat_template
+    if base.needs_code:
+        return None  # code of the checkpoint alone knows its weights; running it to compare comes later
+    if found.whole:
+        reference = read_reference(base, cache, log, template)
+        check_template(base.path, reference.templates, template)
+        check_weights(base, reference)
+        return reference
+    templates = found.templates if template is None else None
+    check_template(base.path, templates or read_templates(base.path, log, template), template)
+    return None
 
 
-def _find_base(
-    text: str, cache: Path, log: Path, on_progress: Callable[[float, float], None], options: SourceOptions
-) -> _Base:
+def _find(text: str, cache: Path, log: Path, on_progress: Progress, options: SourceOptions) -> _Found:
     if is_hub_id(text):
-        found, commit = fetch_from_hub(text, options.revision, options.hub_cache, log, on_progress)
-        digest = functools.cache(lambda: digest_directory(found))
-        checkpoint = _open_directory(found, digest, cache, log, options)
-        return _Base("hub", text, digest, checkpoint, revision=commit)
+        return _find_on_hub(text, cache, log, on_progress, options)
     if options.revision is not None:
         raise UsageError("--revision belongs to a model of the hub; a file or directory has none", field="revision")
     path = Path(text).expanduser()
     if path.is_dir():
-        digest = functools.cache(lambda: digest_directory(path))
-        checkpoint = _open_directory(path.resolve(), digest, cache, log, options)
-        return _Base("checkpoint", path.resolve().name, digest, checkpoint)
+        return _find_directory(path.resolve(), cache, log, options)
     if not path.is_file():
         raise BuildRefused(
             f"{text!r} is neither a GGUF file, nor a directory with a Hugging Face checkpoint, "
             "nor OWNER/MODEL of the hub"
         )
-    with path.open("rb") as file:
-        if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
-            raise BuildRefused(f"{path} is not a GGUF file; name a .gguf file or a checkpoint directory")
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return _Base("gguf", path.name, lambda: sha256, convert_gguf(path.resolve(), sha256, cache, log, on_progress))
+    if options.text_only:
+        raise UsageError("--text-only is for checkpoint directories; a GGUF file reads alone", field="text-only")
+    return _find_gguf(path, cache, log)
+
+
+def _find_directory(path: Path, cache: Path, log: Path, options: SourceOptions) -> _Found:
+    checkpoint, whole = survey_directory(path, text_only=options.text_only)
+
+    def read(on_progress: Progress) -> OpenedSource:
+        digest = digest_directory(path)
+        made = checkpoint if whole else convert_directory(path, digest, cache, log, options)
+        return OpenedSource("checkpoint", path.name, digest, made)
+
+    return _Found(checkpoint, whole, read)
+
+
+def _find_gguf(path: Path, cache: Path, log: Path) -> _Found:
+    check_gguf(path)
+    checkpoint, templates = survey_gguf(path.resolve(), cache, log)
+
+    def read(on_progress: Progress) -> OpenedSource:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return OpenedSource("gguf", path.name, digest, convert_gguf(path.resolve(), digest, cache, log, on_progress))
+
+    return _Found(checkpoint, False, read, templates)
+
+
+def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, options: SourceOptions) -> _Found:
+    seen = look_at_hub(text, options.revision, options.hub_cache, log)
+    check_directory(seen.path, text)
+    checkpoint = survey_small_files(seen.path, seen.weight_bytes, text_only=options.text_only)
+
+    def read(on_progress: Progress) -> OpenedSource:
+        # The commit that was judged, whatever its branch is at by now.
+        path = fetch_from_hub(text, seen.commit, options.hub_cache, log, on_progress)
+        survey_directory(path, text_only=options.text_only)
+        digest = digest_directory(path)
+        made = convert_directory(path, digest, cache, log, options)
+        return OpenedSource("hub", text, digest, made, revision=seen.commit)
+
+    return _Found(checkpoint, False, read)
+
+
+def convert_directory(path: Path, digest: str, cache: Path, log: Path, options: SourceOptions) -> Checkpoint:
+    """The checkpoint in ``path``: its weights as safetensors, and of a model that also sees, the one that reads."""
+    pickled = find_pickled(path)
+    if pickled:
+        path = convert_pickled(path, pickled, digest, cache, log)
+    architecture = find_sight(path)
+    if architecture is not None and options.text_only:
+        path = extract_text(path, digest, architecture, cache, log)
+    return inspect_checkpoint(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from contract import strict_json
 from contract.errors import BuildRefused, BundleRefused
+from packager.sources.naming import refuse_stand_in
 
 MAX_HEADER_BYTES = 100 * 2**20
 """The library's own limit."""
@@ -18,6 +19,7 @@ def read_header(path: Path) -> bytes:
     Raises:
         BuildRefused: the file is truncated or is not a safetensors file.
     """
+    refuse_stand_in(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

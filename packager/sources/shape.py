@@ -41,8 +41,10 @@ class ModelShape(Struct, frozen=True):
 
 
 def read_shape(checkpoint: Checkpoint) -> ModelShape:
-    """The shape of ``checkpoint``; no weight is read."""
+    """The shape of ``checkpoint``; no weight is read. Of one without headers yet, by its configuration."""
     config = checkpoint.config
+    if checkpoint.surveyed:
+        return _guess_shape(checkpoint)
     layers: Counter[str] = Counter()
     copied = largest = half = 0
     for tensor in (tensor for shard in find_shards(checkpoint.path) for tensor in list_tensors(shard)):
@@ -80,6 +82,31 @@ def _switches_at(config: dict[str, object]) -> int:
         return 0
     name = "original_max_position_embeddings"
     return _integer(config, name) or _integer(rope, name) or _integer(config, "max_position_embeddings")
+
+
+def _guess_shape(checkpoint: Checkpoint) -> ModelShape:
+    config, total = checkpoint.config, checkpoint.parameters
+    vocabulary, hidden = _integer(config, "vocab_size"), _integer(config, "hidden_size")
+    table = min(vocabulary * hidden, total)
+    layers = _integer(config, "num_hidden_layers") or 1
+    heads = _integer(config, "num_attention_heads") or 1
+    head = _integer(config, "head_dim") or hidden // heads
+    cached = (_integer(config, "num_key_value_heads") or heads) * head
+    half = str(config.get("torch_dtype") or config.get("dtype")) in ("float16", "bfloat16")
+    return ModelShape(
+        parameters=total,
+        layer=(total - table) // layers,
+        matrix=max(table, hidden * _integer(config, "intermediate_size")),
+        table=0 if config.get("tie_word_embeddings") else table,
+        vocabulary=vocabulary,
+        hidden=hidden,
+        kv_token_bytes=2 * 4 * layers * cached,
+        copied_bytes=(2 if half else 4) * layers * hidden * (hidden + 2 * cached),
+        layer_kv_bytes=2 * 4 * cached,
+        switches_at=_switches_at(config),
+        switching_rope_bytes=4 * _integer(config, "max_position_embeddings") * head if _switches_at(config) else 0,
+        half=half,
+    )
 
 
 def _integer(config: dict[str, object], name: str) -> int:

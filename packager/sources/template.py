@@ -7,35 +7,36 @@ import json
 import shutil
 from pathlib import Path
 
-from contract.chat.files import ChatFiles, read_chat_files
+from contract.chat.files import DEFAULT, ChatFiles, read_chat_files
 from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, RequestInvalid
 from packager.quality.conversations import CONVERSATIONS, DAY, differing
-from packager.reference import Reference
+from packager.reference import Templates
 from packager.shelf import held, make_once
 from packager.sources.checkpoint import TEMPLATE_FILE, Checkpoint, inspect_checkpoint, read_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-def check_template(checkpoint: Checkpoint, reference: Reference) -> None:
-    """Hold what a device would make of some conversations against what transformers makes of them.
+def check_template(path: Path, templates: Templates, own: str | None = None) -> None:
+    """Hold what a device would make of some conversations, with the template in ``path`` or ``own`` in its place,
+    against what transformers makes of them.
 
     Raises:
         BuildRefused: the template renders none of them, or a device would render some otherwise.
     """
-    if not reference.renderings:
+    if not templates.renderings:
         return
-    files = ChatFiles(read_chat_files(checkpoint.path).templates, reference.special_tokens)
-    template = ChatTemplate(files, now=lambda: DAY)
+    texts = read_chat_files(path).templates if own is None else {DEFAULT: own}
+    template = ChatTemplate(ChatFiles(texts, templates.special_tokens), now=lambda: DAY)
     try:
-        if all(text is None for _, _, text in reference.renderings):
+        if all(text is None for _, _, text in templates.renderings):
             template.render(CONVERSATIONS["one question"].messages)
     except RequestInvalid as refused:
         raise BuildRefused(
             f"the chat template renders no conversation: {refused.message}; give another with --chat-template"
         ) from refused
-    fault, different = template.fault, differing(template, reference.renderings)
+    fault, different = template.fault, differing(template, templates.renderings)
     if fault is not None or different:
         why = fault.message if fault is not None else ", ".join(different)
         raise BuildRefused(

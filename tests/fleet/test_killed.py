@@ -45,9 +45,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def nothing_was_doubled(devices: list[SimulatedDevice], revisions: int) -> None:
-    """Every device heard each desired document once, and installed the bundle once."""
+    """Every device heard each wish once, and installed the bundle once."""
     assert [device.installed for device in devices] == [["model@2.0.0"]] * len(devices)
-    assert [len(device.revisions) for device in devices] == [revisions] * len(devices)
+    assert [len(device.wishes) for device in devices] == [revisions] * len(devices)
 
 
 def test_a_controller_killed_in_every_wave_doubles_nothing(broker: Broker, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.broker
 
 
 def retained(broker: Broker, count: int) -> dict[str, bytes]:
-    """The desired documents that the broker holds, by device."""
+    """The wishes that the broker holds, by device."""
     with BrokerSession(parse_broker(broker.url), "looks") as session:
         session.subscribe(f"{ROOT}/d/+/desired")
         found: dict[str, bytes] = {}
@@ -64,7 +64,7 @@ def test_a_good_bundle_reaches_everybody_and_bad_ones_the_first_wave_alone(datab
     # One device got each of the two; all of them what was good, once.
     assert sum(device.installed.count("model@4.0.0") for device in devices) == 1
     assert all(device.installed.count("model@2.0.0") in (1, 2) for device in devices)
-    assert all(len(set(device.revisions)) == len(device.revisions) for device in devices)
+    assert all(len(set(device.wishes)) == len(device.wishes) for device in devices)
     with database.read() as connection:
         assert audit.verify(connection) > 10
         actions = [each.action for each in audit.entries(connection, subject=f"rollout {bad}")]
@@ -72,7 +72,7 @@ def test_a_good_bundle_reaches_everybody_and_bad_ones_the_first_wave_alone(datab
     assert actions == ["wave.open", "wave.failed", "rollout.rolling_back", "rollout.rolled_back"]
 
 
-def test_a_broker_that_was_emptied_is_given_the_documents_again(tmp_path: Path, broker: Broker) -> None:
+def test_a_broker_that_was_emptied_is_given_the_wishes_again(tmp_path: Path, broker: Broker) -> None:
     database = Database(parse_database(f"sqlite:///{tmp_path}/fleet.db"))
     database.create()
     devices = make_devices(4)
@@ -86,20 +86,20 @@ def test_a_broker_that_was_emptied_is_given_the_documents_again(tmp_path: Path, 
         for left in broker.directory.glob("mosquitto.db*"):
             left.unlink()
         broker.start()
-        until(lambda: retained(broker, 4) == before, "the desired documents to be back")
+        until(lambda: retained(broker, 4) == before, "the wishes to be back")
     # The same documents: nobody installed anything again.
     assert all(device.installed == ["model@2.0.0"] for device in devices)
     database.close()
 
 
-def test_another_clients_desired_document_is_left_alone(tmp_path: Path, broker: Broker) -> None:
+def test_somebody_elses_wish_is_left_alone(tmp_path: Path, broker: Broker) -> None:
     database = Database(parse_database(f"sqlite:///{tmp_path}/fleet.db"))
     database.create()
     devices = make_devices(2, pace=0.4)
     with living(devices, broker.port), serving(database, broker):
         wait_for_devices(database, 2)
         number = start(database, "2.0.0", waves=["100%"])
-        until(lambda: load(database, number).targets["sim-0"].seen, "the desired document to be seen on the broker")
+        until(lambda: load(database, number).targets["sim-0"].seen, "the wish to be seen on the broker")
         with BrokerSession(parse_broker(broker.url), "somebody") as session:
             document = b'{"revision": "mine", "bundle": {"name": "model", "version": "1.0.0"}}'
             session.publish(f"{ROOT}/d/sim-0/desired", document, retain=True)

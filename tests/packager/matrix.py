@@ -204,7 +204,7 @@ def show(
     assert compare_rope(theirs.rope, config, place / "built") == []
     runtime = Runtime(place / "built", 1)
     assert _respelled(runtime, theirs.spellings) == []
-    assert runtime.rerendered(theirs.renderings) == []
+    assert runtime.rerendered(theirs.templates.renderings) == []
     assert set(_stopping(runtime)) >= {token for token in ends if token < config.vocab_size}
     assert compare_ends(msgspec.convert(report["ends"], list[TurnEnd]), config) == []
     spread = float(source_logits(model, np.arange(3, 40, dtype=np.int32)).std())

@@ -7,16 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from contract.errors import BuildRefused
 from packager.child import Reporter
+from packager.reference import Templates
 from packager.reference_process import find_rope
-from packager.sources.checkpoint import inspect_checkpoint
+from packager.sources.checkpoint import inspect_checkpoint, survey_checkpoint
 from packager.sources.gguf_metadata import read_config
 from packager.sources.gguf_process import convert
+from packager.sources.template import check_template
 from packager.sources.weight_check import check_weights
 from tests.packager.families import source_logits
 from tests.packager.gguf_files import write_published_gguf
@@ -140,8 +143,18 @@ ENDS = {
 
 
 def converted(path: Path, out: Path) -> Path:
-    out.mkdir()
-    convert({"gguf": str(path), "out": str(out)}, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    """What is made of ``path``, whose header must say the same beforehand."""
+    header = out.with_name("header")
+    for directory in (header, out):
+        directory.mkdir()
+    reporter = Reporter(os.open(os.devnull, os.O_WRONLY))
+    facts = convert({"gguf": str(path), "out": str(header), "header": True}, reporter)
+    convert({"gguf": str(path), "out": str(out)}, reporter)
+    found = inspect_checkpoint(out)
+    assert (facts["architecture"], facts["parameters"]) == (found.architecture, found.parameters)
+    assert survey_checkpoint(header, facts["config"], facts["architecture"], 1).chat_template == found.chat_template
+    check_template(out, msgspec.convert(facts["templates"], Templates))
+    assert not any(header.glob("*.safetensors"))
     return out
 
 

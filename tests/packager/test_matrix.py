@@ -14,7 +14,7 @@ from packager.child import Reporter
 from packager.sources import pickled, text_only
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.gguf_process import convert as convert_gguf
-from packager.sources.opening import SourceOptions, _open_directory
+from packager.sources.opening import SourceOptions, convert_directory
 from packager.sources.pickled_process import convert
 from packager.sources.text_config_process import resolve
 from tests.packager.matrix import KINDS, LAYOUTS, REFUSED, is_quick, show, table
@@ -44,7 +44,7 @@ def test_it_becomes_the_source_or_is_refused(layout: str, kind: str, tmp_path: P
     def opening(path: Path, text: bool) -> Checkpoint:
         options = SourceOptions(text_only=text)
         digest = hashlib.sha256(str(path).encode()).hexdigest()
-        return _open_directory(path, lambda: digest, tmp_path / "cache", tmp_path / "log", options)
+        return convert_directory(path, digest, tmp_path / "cache", tmp_path / "log", options)
 
     def read_gguf(path: Path, out: Path) -> Path:
         out.mkdir()

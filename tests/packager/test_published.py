@@ -71,8 +71,8 @@ def test_it_is_opened_and_built_as_the_source(name: str, tmp_path: Path) -> None
     assert compare_rope(reference.rope, config, tmp_path / "fp32") == []
     runtime = Runtime(tmp_path / "fp32", 1)
     assert _respelled(runtime, reference.spellings) == []
-    assert bool(reference.renderings) == bool(checkpoint.chat_template)
-    assert runtime.rerendered(reference.renderings) == []
+    assert bool(reference.templates.renderings) == bool(checkpoint.chat_template)
+    assert runtime.rerendered(reference.templates.renderings) == []
     assert set(config.eos_token_ids) >= set(turn_ends(source))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     spread = float(source_logits(model, np.arange(3, 40, dtype=np.int32)).std())

@@ -86,7 +86,7 @@ def test_a_dry_run_says_what_would_be_built_and_makes_nothing(
     shown = capsys.readouterr().out
     assert "clerk@1.0.0 would be built from checkpoint" in shown
     assert "LlamaForCausalLM" in shown
-    assert "GiB of memory" in shown
+    assert "MiB of memory" in shown
     assert '"system_prompt":"Be brief."' in shown
     assert build(*words, "--json") == 0
     found = json.loads(capsys.readouterr().out)

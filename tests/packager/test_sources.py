@@ -17,7 +17,8 @@ import pytest
 from contract.errors import BuildRefused, StoreFull, UsageError
 from packager.build import dry_run
 from packager.commands.build import source_options
-from packager.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
+from packager.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit, size_text
+from packager.licenses import check_license
 from packager.plan import BuildPlan, check_source
 from packager.proof import compare
 from packager.readback import read_back
@@ -299,6 +300,14 @@ class TestEstimate:
         assert more.memory_bytes >= plain.memory_bytes
         assert more.disk_bytes >= plain.disk_bytes
 
+    @pytest.mark.parametrize(
+        ("size", "text"),
+        [(0, "0.0 KiB"), (5000, "4.9 KiB"), (40 << 20, "40.0 MiB"), (3 << 29, "1.5 GiB"), (1 << 40, "1024.0 GiB")],
+    )
+    def test_sizes_are_told_in_a_unit_that_leaves_a_number(self, size: int, text: str) -> None:
+        assert size_text(size) == text
+        assert "0.0 GiB" not in str(Estimate(2000, 3 << 20, 60))
+
     def test_what_cannot_fit_is_refused_before_it_starts(self, tmp_path: Path) -> None:
         with pytest.raises(BuildRefused, match="of memory are free"):
             refuse_what_cannot_fit(Estimate(2**40, 0, 60), [tmp_path], memory=2**30)
@@ -384,6 +393,44 @@ class TestHeadersFirst:
         assert 2 * shape.table < plain.disk_bytes - int8.disk_bytes < 8 * shape.table
 
 
+class TestLicenses:
+    @pytest.mark.parametrize(
+        ("text", "spdx"),
+        [
+            ("apache-2.0", "Apache-2.0"), ("MIT", "MIT"), ("mit or apache-2.0", "MIT OR Apache-2.0"),
+            ("GPL-2.0-only WITH Classpath-exception-2.0", "GPL-2.0-only WITH Classpath-exception-2.0"),
+            ("LicenseRef-Ours", "LicenseRef-Ours"), ("unknown", "unknown"),
+        ],
+    )  # fmt: skip
+    def test_an_expression_is_written_as_spdx_writes_it(self, text: str, spdx: str) -> None:
+        assert check_license(text) == spdx
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [("Apache 2.0", "did you mean Apache-2.0"), ("llama3.2", "did you mean LicenseRef-Llama-3.2"),
+         ("proprietary", "LicenseRef-NAME"), ("MIT AND", "did you mean MIT"), ("", "spdx.org")],
+    )  # fmt: skip
+    def test_what_is_none_is_refused_with_what_was_meant(self, text: str, words: str) -> None:
+        with pytest.raises(UsageError, match=words):
+            check_license(text)
+
+    @pytest.mark.parametrize(
+        ("head", "spdx"),
+        [
+            ("---\nlicense: apache-2.0\n---\n", "Apache-2.0"),
+            ("---\nlicense: 'llama3.1'\n---\n", "LicenseRef-Llama-3.1"),
+            ("---\nlicense: gpl-3.0\n---\n", "GPL-3.0"),
+            ("---\nlicense: other\nlicense_name: Falcon LLM\n---\n", "LicenseRef-Falcon-LLM"),
+            ("---\nlicense: other\n---\n", "unknown"),
+            ("---\ntags: [x]\n---\nlicense: mit\n", "unknown"),
+            ("", "unknown"),
+        ],
+    )
+    def test_a_cards_licence(self, copy: Path, head: str, spdx: str) -> None:
+        (copy / "README.md").write_text(head)
+        assert inspect_checkpoint(copy).license_spdx == spdx
+
+
 class TestNaming:
     """What people name instead of a source is answered with what to name."""
 
@@ -395,6 +442,13 @@ class TestNaming:
             ("hf.co/owner/model/blob/main/config.json", "name the model as owner/model"),
             ("models/missing.gguf", "there is no file 'models/missing.gguf'"),
             ("missing.gguf", "there is no file"),
+            ("https://huggingface.co/datasets/owner/texts", "is a data set and not a model"),
+            ("huggingface.co/spaces/owner/demo", "is an application and not a model"),
+            ("https://github.com/owner/model", "is an address; fetch it and name"),
+            ("s3://bucket/model", "is an address; fetch it and name"),
+            ("git@hf.co:owner/model", "is an address; fetch it and name"),
+            ("owner/model:Q4_K_M", "names a tag, as other tools do"),
+            ("llama3.2:1b", "names a tag, as other tools do"),
         ],
     )
     def test_addresses_and_files_that_are_not_there(self, text: str, words: str, tmp_path: Path) -> None:
@@ -407,6 +461,44 @@ class TestNaming:
 
     def test_an_adapter(self, tmp_path: Path) -> None:
         assert "name the model that it was trained on" in refused(make_adapter(tmp_path / "adapter"), tmp_path)
+
+    @pytest.mark.parametrize(
+        ("files", "words"),
+        [
+            (["genai_config.json", "model.onnx"], "edge-packager pack makes a bundle of it"),
+            (["manifest.json", "genai_config.json"], "is a bundle already"),
+            (["config.json", "onnx/model.onnx"], "name the checkpoint that they were made from"),
+            (["model_index.json"], "a pipeline of diffusers"),
+            (["params.json", "consolidated.00.pth", "tokenizer.model"], "its maker's own layout"),
+            (["inner/config.json", "README.md"], "a directory in it has; name that: {path}/inner"),
+        ],
+    )
+    def test_directories_of_other_things(self, files: list[str], words: str, tmp_path: Path) -> None:
+        path = tmp_path / "model"
+        for file in files:
+            (path / file).parent.mkdir(parents=True, exist_ok=True)
+            (path / file).write_text("{}")
+        assert words.format(path=path) in refused(path, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("model.zip", "is an archive; unpack it"),
+            ("model.tar.gz", "is an archive; unpack it"),
+            ("model.safetensors", "is one file of a checkpoint; name its directory: {path}"),
+            ("pytorch_model.bin", "is one file of a checkpoint; name its directory: {path}"),
+            ("config.json", "is one file of a checkpoint; name its directory: {path}"),
+            ("model.onnx", "is a finished graph"),
+            ("model.edgebundle", "is a bundle already"),
+        ],
+    )
+    def test_files_that_are_no_source(self, name: str, words: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(b"x")
+        assert words.format(path=tmp_path) in refused(tmp_path / name, tmp_path)
+
+    def test_a_directory_within_a_checkpoint(self, copy: Path, tmp_path: Path) -> None:
+        (copy / "onnx").mkdir()
+        assert f"the directory above it has; name that: {copy}" in refused(copy / "onnx", tmp_path)
 
     def test_a_directory_of_gguf_files(self, tmp_path: Path) -> None:
         (tmp_path / "models").mkdir()

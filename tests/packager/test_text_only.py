@@ -16,8 +16,9 @@ from contract.errors import BuildRefused, UsageError
 from packager.child import Reporter
 from packager.sources import pickled, text_only
 from packager.sources.checkpoint import Checkpoint
-from packager.sources.opening import SourceOptions, _open_directory
+from packager.sources.opening import SourceOptions, convert_directory
 from packager.sources.pickled_process import convert
+from packager.sources.survey import survey_directory
 from packager.sources.text_config_process import resolve
 from packager.sources.weight_check import check_weights
 from tests.packager.families import FAMILY_CONFIGS, difference, make_random, sample_ids, source_logits
@@ -123,7 +124,12 @@ def make_seeing(directory: Path, name: str) -> Any:
 
 
 def opened(directory: Path, tmp_path: Path, **options: Any) -> Checkpoint:
-    return _open_directory(directory, lambda: "0" * 64, tmp_path / "cache", tmp_path / "log", SourceOptions(**options))
+    surveyed, whole = survey_directory(directory, text_only=bool(options.get("text_only")))
+    found = convert_directory(directory, "0" * 64, tmp_path / "cache", tmp_path / "log", SourceOptions(**options))
+    assert surveyed.architecture == found.architecture
+    assert (surveyed.config["vocab_size"], whole) == (found.config["vocab_size"], found.path == directory)
+    assert 0.8 * found.parameters < surveyed.parameters < 1.5 * found.parameters
+    return found
 
 
 @pytest.mark.parametrize("name", SEEING)

@@ -1,5 +1,5 @@
 """A controller that dies before or after each of its effects, one after the other: the next one ends where one that
-never died does, and every device hears the same desired documents.
+never died does, and every device hears the same wishes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Stage:
         with self.plug.effect():
             self.held[topic] = payload
             device = self.devices[topic.split("/")[3]]
-            self.hear({device: device.receive(payload, self.now)})
+            self.hear({device: device.wish(payload, self.now)})
 
     def hear(self, said: Mapping[SimulatedDevice, list[Message]]) -> None:
         """Into the registry, past the plug: ingest is somebody else."""
@@ -151,7 +151,7 @@ def outcome(stage: Stage, found: Rollout) -> tuple[object, ...]:
     states = {name: (each.state, each.reason, each.attempt, each.turn_back) for name, each in found.targets.items()}
     return (
         found.state, found.reason, states, stage.held, lines,
-        {name: (device.revisions, device.installed) for name, device in stage.devices.items()},
+        {name: (device.wishes, device.installed) for name, device in stage.devices.items()},
     )  # fmt: skip
 
 
@@ -174,11 +174,11 @@ def test_whenever_it_dies_it_ends_the_same(version: str, tmp_path: Path) -> None
             shutil.rmtree(directory)
 
 
-def test_the_stage_notices_a_desired_document_that_is_sent_twice(tmp_path: Path) -> None:
+def test_the_stage_notices_a_wish_that_is_sent_twice(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "fleet.db", "2.0.0")
     name = next(iter(stage.devices))
     for revision in ("one", "two"):
         payload = b'{"revision": "%s", "bundle": {"name": "model", "version": "2.0.0"}}' % revision.encode()
         stage.publish(f"{ROOT}/d/{name}/desired", payload, retain=True)
-    assert stage.devices[name].revisions == ["one", "two"]
+    assert stage.devices[name].wishes == ["one", "two"]
     stage.close()

@@ -56,7 +56,7 @@ def test_a_copy_of_another_device_is_known_by_its_info(database: Database) -> No
     birth(inbox, "box-2", as_name="box-1")
     store(database, inbox)
     found = find(database, "box-1")
-    assert "its info names 'box-2'" in found.trouble
+    assert "says that it is 'box-2'" in found.trouble
     assert found.info is None
 
 

@@ -64,7 +64,7 @@ def test_a_field_of_a_newer_device_is_no_fault() -> None:
 @pytest.mark.parametrize(
     ("payload", "words"),
     [
-        (altered("info", device="box-2"), "its info names 'box-2'"),
+        (altered("info", device="box-2"), "says that it is 'box-2'"),
         (altered("info", groups=["x" * 65]), "groups is longer"),
         (altered("info", versions={"agent": "1\x1b[2J"}), "not printable"),
         (altered("info", host="none"), "is not valid at host"),
@@ -133,7 +133,7 @@ def test_errors_are_what_the_device_did_wrong() -> None:
         (b"{", "?"),
     ],
 )
-def test_documents_are_known_by_their_revision(payload: bytes, revision: str) -> None:
+def test_wishes_are_known_by_their_revision(payload: bytes, revision: str) -> None:
     assert reading.read_desired(payload) == revision
 
 

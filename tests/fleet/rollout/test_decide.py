@@ -33,8 +33,8 @@ def test_a_good_bundle_goes_through_every_wave_and_is_done() -> None:
         world.bake()
     assert world.rollout.state is S.DONE
     assert world.rollout.reason == "8 baked"
-    assert all(document.bundle == NEW for document in world.desired.values())
-    assert {document.revision for document in world.desired.values()} == {"ro1.w1.a1", "ro1.w2.a1", "ro1.w3.a1"}
+    assert all(wish.bundle == NEW for wish in world.wishes.values())
+    assert {wish.revision for wish in world.wishes.values()} == {"ro1.w1.a1", "ro1.w2.a1", "ro1.w3.a1"}
 
 
 def test_nothing_is_asked_before_the_wave_before_has_passed() -> None:
@@ -54,7 +54,7 @@ def test_a_bad_bundle_halts_in_the_first_wave_and_is_turned_back() -> None:
     world.decide(5)
     assert world.rollout.state is S.ROLLING_BACK
     assert "canary_drift" in world.rollout.reason
-    assert world.desired[canary] == Publish(canary, "ro1.w1.a1.back", OLD)
+    assert world.wishes[canary] == Publish(canary, "ro1.w1.a1.back", OLD)
     world.obey(canary)
     world.decide(5)
     assert world.rollout.state is S.ROLLED_BACK
@@ -82,7 +82,7 @@ def test_a_wave_that_does_not_hold_halts(values: dict[str, float], words: str) -
     assert words in world.rollout.reason
     assert states(world) == [W.FAILED, W.PENDING, W.PENDING]
     (canary,) = world.wave(1)
-    assert world.desired[canary].bundle == OLD
+    assert world.wishes[canary].bundle == OLD
 
 
 def test_a_device_that_does_not_answer_halts_whatever_it_counts() -> None:
@@ -135,7 +135,7 @@ def test_what_slows_the_control_group_too_is_not_the_bundles_fault() -> None:
     world.obey_all()
     world.bake(per_second=5.0)
     assert states(world)[0] is W.PASSED
-    assert not any(name in world.desired for name in held)
+    assert not any(name in world.wishes for name in held)
 
 
 def test_an_offline_device_blocks_nobody_is_no_success_and_catches_up() -> None:
@@ -149,7 +149,7 @@ def test_an_offline_device_blocks_nobody_is_no_success_and_catches_up() -> None:
     assert states(world) == [W.PASSED] * 3
     assert world.rollout.state is S.RUNNING
     assert (world.state(away), world.rollout.targets[away].reason) == (T.DEFERRED, "offline")
-    assert away not in world.desired
+    assert away not in world.wishes
     world.set(away, online=True, seen_at=world.now)
     world.decide()
     assert world.in_state(T.ASKED) == [away]
@@ -181,18 +181,18 @@ def test_a_wave_in_which_nobody_is_there_is_inconclusive_not_passed() -> None:
     assert world.published == []
 
 
-def test_a_device_that_went_away_before_it_heard_the_desired_document_is_not_a_failure() -> None:
+def test_a_device_that_went_away_before_it_heard_the_wish_is_not_a_failure() -> None:
     world = World(patience=86400.0).begin()
     world.decide()
     (canary,) = world.wave(1)
     world.set(canary, online=False)
     world.decide(world.spec.deadline)
     assert (world.state(canary), world.rollout.targets[canary].reason) == (T.DEFERRED, "offline")
-    # The desired document must not stand: it would be followed behind every gate's back.
-    assert world.desired[canary] == Publish(canary, "ro1.w1.a1.deferred", OLD)
+    # The wish must not stand: it would be followed behind every gate's back.
+    assert world.wishes[canary] == Publish(canary, "ro1.w1.a1.deferred", OLD)
     world.set(canary, online=True, seen_at=world.now)
     world.decide(1)
-    assert world.desired[canary].revision == "ro1.w1.a2"
+    assert world.wishes[canary].revision == "ro1.w1.a2"
 
 
 def test_a_device_that_was_there_and_takes_too_long_has_failed() -> None:
@@ -309,7 +309,7 @@ def test_a_pinned_device_waits_until_it_is_unpinned() -> None:
         world.obey_all()
         world.bake()
     assert (world.state(pinned), world.rollout.targets[pinned].reason) == (T.DEFERRED, "pinned")
-    assert pinned not in world.desired
+    assert pinned not in world.wishes
 
 
 def test_a_device_that_runs_it_already_is_not_asked() -> None:
@@ -343,7 +343,7 @@ def test_a_device_that_leaves_the_bundle_later_has_failed() -> None:
     assert "reverted" in world.rollout.reason
 
 
-def test_a_desired_document_that_somebody_replaced_is_given_up_not_fought_for() -> None:
+def test_a_wish_that_somebody_replaced_is_given_up_not_fought_for() -> None:
     world = World().begin()
     world.decide()
     (canary,) = world.wave(1)
@@ -379,7 +379,7 @@ def test_a_rollback_that_a_device_refuses_is_shown() -> None:
     assert "1 of 1 devices were not turned back" in world.rollout.reason
 
 
-def test_a_device_that_ran_nothing_before_cannot_be_turned_back_and_its_desired_document_is_withdrawn() -> None:
+def test_a_device_that_ran_nothing_before_cannot_be_turned_back_and_its_wish_is_withdrawn() -> None:
     world = World().begin()
     (canary,) = world.wave(1)
     world.set(canary, report=None)
@@ -388,7 +388,7 @@ def test_a_device_that_ran_nothing_before_cannot_be_turned_back_and_its_desired_
     world.decide(1)
     assert world.rollout.state is S.ROLLED_BACK
     assert world.rollout.targets[canary].turn_back is TurnBack.IMPOSSIBLE
-    assert world.desired[canary].bundle is None
+    assert world.wishes[canary].bundle is None
 
 
 def test_a_device_that_never_says_it_was_turned_back_does_not_keep_the_rollout() -> None:
@@ -410,7 +410,7 @@ def test_turning_everything_back_reaches_the_waves_before() -> None:
     world.obey_all()
     world.bake(crashes=1)
     assert world.rollout.state is S.ROLLING_BACK
-    back = {name for name, document in world.desired.items() if document.bundle == OLD}
+    back = {name for name, wish in world.wishes.items() if wish.bundle == OLD}
     assert back == {*world.wave(1), *world.wave(2)}
 
 
@@ -421,7 +421,7 @@ def test_turning_a_wave_back_leaves_those_that_were_judged_good() -> None:
     world.bake()
     world.obey_all()
     world.bake(crashes=1)
-    assert {name for name, document in world.desired.items() if document.bundle == OLD} == set(world.wave(2))
+    assert {name for name, wish in world.wishes.items() if wish.bundle == OLD} == set(world.wave(2))
     for name in world.wave(2):
         world.obey(name)
     world.decide(1)
@@ -438,7 +438,7 @@ def test_without_turning_back_a_halted_rollout_stays_until_a_person_decides() ->
     assert world.rollout.state is S.HALTED
     world.take(retry(world.rollout, "bob", world.now))
     world.decide(1)
-    assert world.desired[canary].revision == "ro1.w1.a2"
+    assert world.wishes[canary].revision == "ro1.w1.a2"
     assert world.rollout.state is S.RUNNING
     world.obey_all()
     world.bake()
@@ -501,7 +501,7 @@ def test_late_devices_of_a_dynamic_rollout_are_further_waves_behind_the_gates() 
     world.devices |= {name: world.fresh(name) for name in late}
     world.newcomers = tuple(Newcomer(name, "", "") for name in late)
     world.decide()
-    assert len(world.desired) == 1
+    assert len(world.wishes) == 1
     for _ in range(4):
         world.obey_all()
         world.bake()
@@ -572,7 +572,7 @@ def test_of_ten_thousand_devices_a_bad_bundle_reaches_the_first_wave_alone() -> 
     world.obey(world.wave(1)[0])
     world.decide(1)
     assert world.rollout.state is S.ROLLED_BACK
-    assert {document.device for document in world.published} == set(world.wave(1))
+    assert {wish.device for wish in world.published} == set(world.wave(1))
 
 
 def test_a_bundle_that_only_fails_in_numbers_stops_at_the_wave_that_shows_it() -> None:

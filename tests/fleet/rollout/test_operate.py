@@ -42,7 +42,7 @@ def test_what_no_table_allows_is_refused_and_changes_nothing() -> None:
         assert world.rollout == before
 
 
-def test_an_approval_is_another_clients() -> None:
+def test_an_approval_is_somebody_elses() -> None:
     world = World(approval=True)
     world.take(start(world.rollout, world.now))
     assert world.rollout.state is S.WAITING_APPROVAL
@@ -109,7 +109,7 @@ def test_aborting_turns_back_those_under_way() -> None:
     world.report(canary, "FETCH")
     world.take(abort(world.rollout, "bob", world.now))
     assert world.rollout.state is S.ROLLING_BACK
-    assert world.desired[canary].bundle == OLD
+    assert world.wishes[canary].bundle == OLD
     world.obey(canary)
     world.decide(1)
     assert (world.rollout.state, world.state(canary)) == (S.ABORTED, T.ROLLED_BACK)

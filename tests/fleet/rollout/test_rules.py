@@ -46,7 +46,7 @@ class Fleet(RuleBasedStateMachine):
         }  # fmt: skip
         self.rollouts: dict[int, Rollout] = {}
         self.slots: dict[str, dict[str, float]] = {}
-        self.desired: dict[str, Publish] = {}
+        self.wishes: dict[str, Publish] = {}
         self.served: dict[str, int] = dict.fromkeys(NAMES, 0)
         """Requests of each device since its bundle last became active: the machine's own book."""
 
@@ -104,16 +104,12 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(name=names, phase=st.sampled_from(PHASES), error=st.sampled_from(["", "canary_drift"]), retries=st.booleans())
     def report(self, name: str, phase: str, error: str, retries: bool) -> None:
-        document = self.desired.get(name)
-        if document is None or not self.devices[name].online:
+        wish = self.wishes.get(name)
+        if wish is None or not self.devices[name].online:
             return
-        active = (
-            document.bundle if phase in ("IDLE", "PROBATION", "COMMIT") and not error else self.devices[name].active
-        )
-        report = Report(document.revision, phase, active or self.devices[name].active, None, error, "", retries)
-        self.devices[name] = structs.replace(
-            self.devices[name], report=report, seen_at=self.now, desired=document.revision
-        )
+        active = wish.bundle if phase in ("IDLE", "PROBATION", "COMMIT") and not error else self.devices[name].active
+        report = Report(wish.revision, phase, active or self.devices[name].active, None, error, "", retries)
+        self.devices[name] = structs.replace(self.devices[name], report=report, seen_at=self.now, desired=wish.revision)
 
     @rule(name=names, ok=st.booleans())
     def obey(self, name: str, ok: bool) -> None:
@@ -131,7 +127,7 @@ class Fleet(RuleBasedStateMachine):
         )
 
     @rule(name=names, revision=st.sampled_from(["", "somebody-else", "ro9.w1.a1"]))
-    def another_client_publishes(self, name: str, revision: str) -> None:
+    def somebody_else_wishes(self, name: str, revision: str) -> None:
         self.devices[name] = structs.replace(self.devices[name], desired=revision)
 
     @rule(name=names, pinned=st.booleans(), reliable=st.booleans(), ready=st.sampled_from([None, True, False]))
@@ -164,7 +160,7 @@ class Fleet(RuleBasedStateMachine):
         for action in actions:
             match action:
                 case Publish(device):
-                    self.desired[device] = action
+                    self.wishes[device] = action
                 case TakeSlot(site, device, expires):
                     self.slots.setdefault(site, {})[device] = expires
                     held = [when for when in self.slots[site].values() if when > self.now]

@@ -48,7 +48,7 @@ SPEC = Spec(
 
 
 class World:
-    """One rollout over ``count`` devices; ``desired`` are the last documents that were published."""
+    """One rollout over ``count`` devices; ``wishes`` are the last documents that were published."""
 
     def __init__(self, count: int = 8, *, sites: int = 2, **changes: Any) -> None:
         self.now = BEGIN
@@ -59,7 +59,7 @@ class World:
         self.devices = {name: self.fresh(name) for name in names}
         self.slots: dict[str, dict[str, float]] = {}
         self.newcomers: tuple[Newcomer, ...] = ()
-        self.desired: dict[str, Publish] = {}
+        self.wishes: dict[str, Publish] = {}
         self.published: list[Publish] = []
 
     def fresh(self, name: str, **changes: Any) -> DeviceFacts:
@@ -88,7 +88,7 @@ class World:
         for action in actions:
             match action:
                 case Publish(device):
-                    self.desired[device] = action
+                    self.wishes[device] = action
                     self.published.append(action)
                 case TakeSlot(site, device, expires):
                     self.slots.setdefault(site, {})[device] = expires
@@ -111,15 +111,15 @@ class World:
         self.devices[name] = structs.replace(self.devices[name], **changes)
 
     def report(self, name: str, phase: str = "IDLE", **changes: Any) -> None:
-        """The device says something about the desired document that it has."""
-        document = self.desired[name]
+        """The device says something about the wish that it has."""
+        wish = self.wishes[name]
         active = changes.pop("active", self.devices[name].active)
-        report = Report(revision=document.revision, phase=phase, active=active, **changes)
-        self.set(name, report=report, seen_at=self.now, desired=document.revision)
+        report = Report(revision=wish.revision, phase=phase, active=active, **changes)
+        self.set(name, report=report, seen_at=self.now, desired=wish.revision)
 
     def obey(self, name: str) -> None:
         """The device has done what it was asked for."""
-        self.report(name, active=self.desired[name].bundle or self.devices[name].active)
+        self.report(name, active=self.wishes[name].bundle or self.devices[name].active)
 
     def fail(self, name: str, reason: str = "canary_drift") -> None:
         self.report(name, error=reason, message="the canary moved")

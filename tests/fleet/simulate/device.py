@@ -1,4 +1,4 @@
-"""One simulated device: what it does about a desired document, phase by phase, and what it counts. Pure, no clock."""
+"""One simulated device: what it does about a wish, phase by phase, and what it counts. Pure: the clock is handed in."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class SimulatedDevice:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.name)
-        self.revisions: list[str] = []
+        self.wishes: list[str] = []
         """Revisions that were followed, in their order."""
         self.installed: list[str] = []
         self._revision: str | None = None
@@ -106,7 +106,7 @@ class SimulatedDevice:
         return Info(self.name, "1", ["simulated"], {"agent": "0.1.0"}, host, Limits(1, 1, 1, 1, 50, 1, 1),
                     state_of(self.active), None)  # fmt: skip
 
-    def receive(self, payload: bytes, now: float) -> list[Message]:
+    def wish(self, payload: bytes, now: float) -> list[Message]:
         """The retained document came: the first time, or again after a connect, when it hurries nothing."""
         desired = parse_desired(payload)
         if desired is None:
@@ -116,7 +116,7 @@ class SimulatedDevice:
             return []
         self._revision = desired.revision
         self._desired = f"{desired.bundle.name}@{desired.bundle.version}"
-        self.revisions.append(desired.revision)
+        self.wishes.append(desired.revision)
         self._error = None
         if self._desired == self.active:
             self._phase, self._next = "IDLE", None

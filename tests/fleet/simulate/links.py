@@ -46,7 +46,7 @@ class Link:
         client.will_set(f"{self._base}/{will.topic}", will.payload, qos=1, retain=True)
         client.on_connect = lambda *_: self._welcome(client)
         client.on_message = lambda _client, _data, message: self._publish(
-            self.device.receive(bytes(message.payload), time.time())
+            self.device.wish(bytes(message.payload), time.time())
         )
         client.on_socket_open = lambda _client, _data, sock: self._loop.add_reader(sock, client.loop_read)
         client.on_socket_close = lambda _client, _data, sock: (self._loop.remove_reader(sock), gone.set())

@@ -39,7 +39,7 @@ def test_another_version_is_refused_and_left_alone(database: Database) -> None:
         database.create()
 
 
-def test_another_clients_tables_are_refused(database_url: str) -> None:
+def test_somebody_elses_tables_are_refused(database_url: str) -> None:
     found = Database(parse_database(database_url))
     with found.write() as connection:
         connection.execute(text("CREATE TABLE device (name TEXT)"))

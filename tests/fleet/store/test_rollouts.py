@@ -1,4 +1,4 @@
-"""Rollouts in the database: whole or not at all, with the desired documents they send, one open target a device."""
+"""Rollouts in the database: whole or not at all, with the wishes they send, one open target a device."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_nothing_is_left_of_a_rollout_that_could_not_be_stored_whole(database: D
         assert rollouts.numbers(connection) == []
 
 
-def test_states_and_documents_are_written_together(database: Database) -> None:
+def test_states_and_wishes_are_written_together(database: Database) -> None:
     world = World(source="depot", slots_per_site=1)
     added = add(database, world)
     with database.write() as connection:
@@ -76,16 +76,16 @@ def test_states_and_documents_are_written_together(database: Database) -> None:
     (asked,) = [each for each in after.targets.values() if each.state is TargetState.ASKED]
     assert load(database, added.id) == after
     with database.read() as connection:
-        (message,) = outbox.unsent(connection)
+        (wish,) = outbox.unsent(connection)
         assert rollouts.slots(connection, BEGIN) == {asked.site: {asked.device: BEGIN + world.spec.slot_expires}}
         assert [each["state"] for each in rollouts.attempts(connection, asked.device)] == ["asked"]
-    assert (message.device, message.revision) == (asked.device, f"ro{added.id}.w1.a1")
-    document = parse_desired(message.payload)
+    assert (wish.device, wish.revision) == (asked.device, f"ro{added.id}.w1.a1")
+    document = parse_desired(wish.payload)
     assert document is not None
-    assert (document.revision, document.bundle.name, document.source) == (message.revision, "model", "depot")
+    assert (document.revision, document.bundle.name, document.source) == (wish.revision, "model", "depot")
 
 
-def test_a_turn_that_breaks_changes_neither_states_nor_documents(database: Database) -> None:
+def test_a_turn_that_breaks_changes_neither_states_nor_wishes(database: Database) -> None:
     world = World()
     added = add(database, world)
     with database.write() as connection:
@@ -100,7 +100,7 @@ def test_a_turn_that_breaks_changes_neither_states_nor_documents(database: Datab
         assert outbox.unsent(connection) == []
 
 
-def test_a_desired_document_is_sent_once_and_a_newer_one_takes_its_place(database: Database) -> None:
+def test_a_wish_is_sent_once_and_a_newer_one_takes_its_place(database: Database) -> None:
     added = add(database, World())
     name = next(iter(added.targets))
     with database.write() as connection:
