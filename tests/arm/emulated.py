@@ -70,6 +70,7 @@ def main(arguments: list[str]) -> int:
 
 def run(root: Path, command: list[str]) -> int:
     """Run ``command`` in ``root`` on an emulated processor; the checkout lies at its own path."""
+    variables = _variables()  # while this machine's files are there
     ready_read, ready_write = os.pipe()
     mapped_read, mapped_write = os.pipe()
     child = os.fork()
@@ -82,7 +83,7 @@ def run(root: Path, command: list[str]) -> int:
             first = os.fork()
             if first == 0:
                 die_with_parent()
-                _run_as_first(root, command)
+                _run_as_first(root, command, variables)
             _, status = os.waitpid(first, 0)
             os._exit(os.waitstatus_to_exitcode(status) & 255)
         except BaseException as error:
@@ -97,12 +98,12 @@ def run(root: Path, command: list[str]) -> int:
     return os.waitstatus_to_exitcode(status) & 255
 
 
-def _run_as_first(root: Path, command: list[str]) -> None:
+def _run_as_first(root: Path, command: list[str], variables: dict[str, str]) -> None:
     """Process 1: everything below it ends with it, and orphans come to it."""
     _enter(root)
     wanted = os.fork()
     if wanted == 0:
-        os.execve(command[0], command, _variables())
+        os.execve(command[0], command, variables)
     while True:
         ended, status = os.wait()
         if ended == wanted:
