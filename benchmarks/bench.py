@@ -168,7 +168,7 @@ def built_bundle(gguf: Path, cache: Path) -> Path:
 
     directory = cache / "bench-bundle"
     if not directory.is_dir():
-        build_bundle(BuildPlan(str(gguf), "smollm2", "1.0.0"), directory, cache=cache)
+        build_bundle(BuildPlan(str(gguf), "smollm2", "1.0.0", quantizer="rtn"), directory, cache=cache)
     return directory
 
 

@@ -1,6 +1,6 @@
 """What each quantizer costs and keeps, on one source, against the source itself.
 
-    python benchmarks/quality.py MODEL.gguf [--text FILE ...] [--quantizers rtn k-quant gptq auto-round]
+    python benchmarks/quality.py MODEL.gguf [--text FILE ...] [--quantizers rtn k-quant gptq-fast gptq auto-round]
 
 Builds a bundle with each quantizer, reads the same texts with all of them, and prints one table; ratios are to the
 first quantizer. Bundles are kept in ``--work`` and not built again.
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="GGUF file or checkpoint directory")
     parser.add_argument("--text", action="append", default=[], type=Path, help="more text to read")
-    every = ["rtn", "k-quant", "gptq", "auto-round"]
+    every = ["rtn", "k-quant", "gptq-fast", "gptq", "auto-round"]
     parser.add_argument("--quantizers", nargs="+", default=every, choices=sorted(QUANTIZERS))
     parser.add_argument("--work", type=Path, default=default_cache() / "benchmark-quality")
     arguments = parser.parse_args()

@@ -38,7 +38,7 @@ from packager.evidence import (
 from packager.kept_graph import build_or_resume, drop_graph
 from packager.kv_cache import describe_scales, scaled_digest
 from packager.logits import compare_logits, compare_workarounds
-from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source
+from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source, settle_quantizer
 from packager.progress import BuildProgress, SilentProgress
 from packager.proof import compare_ends, prove
 from packager.quality.assessment import Assessment, Exam, assess, hear_source, prepare_exam
@@ -97,7 +97,7 @@ def build_bundle(
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("building"), staging(out) as staged:
         log.unlink(missing_ok=True)
-        source, quantizer, _ = _open(plan, out, cache, log, progress)
+        source, plan, quantizer, _ = _open(plan, out, cache, log, progress)
         buildable, key = source.checkpoint, source.digest
         progress.stage(2, STAGES, "comparing two layers with the source", cache)
         known, advance = source.reference, progress.advance
@@ -106,7 +106,7 @@ def build_bundle(
         progress.stage(3, STAGES, f"building {plan.precision} for {plan.ep}", cache)
         if plan.quantizer in CALIBRATED:
             buildable, key = calibrate_checkpoint(
-                source.checkpoint, plan.quantizer, calibration, cache, log=log, on_progress=advance
+                source.checkpoint, plan, calibration, cache, log=log, on_progress=advance
             )
             # The builder reads such a checkpoint by other ways than a plain one.
             shown = compare_logits(buildable, key, known, cache=cache, log=log)
@@ -177,7 +177,7 @@ def dry_run(plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("reading the source"), staging(out):
-        source, quantizer, estimate = _open(plan, out, cache, log, progress)
+        source, plan, quantizer, estimate = _open(plan, out, cache, log, progress)
     checkpoint = source.checkpoint
     return DryRun(
         source=source.describe(),
@@ -201,14 +201,18 @@ def _read_inputs(plan: BuildPlan) -> tuple[Exam, EvalText | None]:
 
 def _open(
     plan: BuildPlan, out: Path, cache: Path, log: Path, progress: BuildProgress
-) -> tuple[OpenedSource, str, Estimate]:
-    """The source, the quantizer to put on record, and what the build will take; refuses what cannot become a bundle."""
+) -> tuple[OpenedSource, BuildPlan, str, Estimate]:
+    """The source, the plan with its quantizer settled, the one to put on record, and what the build will take; refuses
+    what cannot become a bundle.
+    """
     progress.stage(1, STAGES, "reading the source", cache)
-    known: list[tuple[str, Estimate]] = []
+    known: list[tuple[BuildPlan, str, Estimate]] = []
 
     def look(checkpoint: Checkpoint) -> None:
         complete_behaviour(plan.behaviour, checkpoint.path)  # refuses settings that no request could have
-        known.append((check_source(plan, checkpoint), _announce(plan, checkpoint, [out.parent, cache], progress)))
+        settled = settle_quantizer(plan, checkpoint)
+        quantizer = check_source(settled, checkpoint)
+        known.append((settled, quantizer, _announce(settled, checkpoint, [out.parent, cache], progress)))
 
     source = open_source(plan.source, cache, log, progress.advance, plan.origin, on_headers=look)
     if plan.source_sha256 is not None and source.sha256 != plan.source_sha256:
@@ -279,11 +283,7 @@ def _write_extras(
             "ep": plan.ep,
             "quantizer": plan.quantizer,
             "builder": builder_options(plan),
-            **(
-                {"calibration": describe_calibration(plan.quantizer, plan.calibration)}
-                if plan.quantizer in CALIBRATED
-                else {}
-            ),
+            **({"calibration": describe_calibration(plan)} if plan.quantizer in CALIBRATED else {}),
             **({"kv": describe_scales(read_calibration(plan.calibration))} if plan.kv != "float" else {}),
         },
         **record_build(plan, source.describe()),

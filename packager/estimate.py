@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from contract.errors import BuildRefused, StoreFull
 from packager.check import host_threads
-from packager.plan import CALIBRATED, BuildPlan
+from packager.plan import FAST, TUNED, BuildPlan
 from packager.quality.source_process import AT_ONCE, WINDOW
 from packager.sources.shape import ModelShape
 from packager.streaming import PIECE_ELEMENTS
@@ -58,6 +58,9 @@ CALIBRATION_BYTES_PER_PARAMETER = 16
 
 CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
 """Measured on 135 million parameters, in core seconds: text 150, source 120, layers 700, table 180, tuning 360."""
+
+FAST_CORE_SECONDS_PER_PARAMETER = 2.0e-7
+"""One pass over a short text: linear in the parameters, most of it products in fp32."""
 
 
 def size_text(size: float) -> str:
@@ -106,13 +109,17 @@ def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
         # The runtime packs the weights anew when it loads them.
         LIBRARIES_BYTES // 2 + stored + CACHE_TOKENS * shape.kv_token_bytes + SCORES_BYTES // 4 * shape.vocabulary,
     ]
-    calibrated = plan.quantizer in CALIBRATED
+    calibrated = plan.quantizer in TUNED
     if calibrated:
         peaks.append(LIBRARIES_BYTES + CALIBRATION_BYTES_PER_PARAMETER * shape.parameters)
     seconds = START_SECONDS + SECONDS_PER_PARAMETER * shape.parameters
     if plan.kv != "float":
         seconds *= 2  # a first build to measure keys and values on
     disk = COPIES * stored
+    if plan.quantizer == FAST:
+        peaks.append(LIBRARIES_BYTES + _pass_bytes(shape))
+        seconds += FAST_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
+        disk += 4 * shape.parameters  # at the most: what is packed has an eighth of that
     if calibrated:
         seconds += CALIBRATION_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
         disk += 4 * shape.parameters  # the checkpoint between rounding and building, and what it goes on from
@@ -153,6 +160,11 @@ def _proof_bytes(shape: ModelShape) -> int:
     weights = PROOF_LAYERS * shape.layer + shape.table + shape.vocabulary * shape.hidden
     cache = PROOF_CACHES * PROOF_LAYERS * shape.layer_kv_bytes * shape.switches_at
     return LIBRARIES_BYTES + PROOF_BYTES_PER_PARAMETER * weights + cache + ROPE_COPIES * shape.switching_rope_bytes
+
+
+def _pass_bytes(shape: ModelShape) -> int:
+    """One layer in fp32 and what is made of it, and the table with its levels, rounded and about to be written."""
+    return max(3 * 4 * shape.layer, 4 * 4 * shape.vocabulary * shape.hidden)
 
 
 def _source_bytes(shape: ModelShape) -> int:

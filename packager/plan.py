@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from contract.errors import UsageError
@@ -34,14 +35,25 @@ QUANTIZERS: dict[str, tuple[str, ...]] = {
     "rtn": (),
     "k-quant": ("algo_config=k_quant",),
     "k-quant-mixed": ("algo_config=k_quant_mixed",),
+    "gptq-fast": (),
     "gptq": (),
     "auto-round": (),
 }
 """Round to nearest; k-quants; k-quants with 8 bits where it hurts most (lm_head, first and last layers); rounding by
-what comes out, on a calibration text, with GPTQ or with the auto-round library (:mod:`packager.calibration`)."""
+what comes out, on a calibration text, with GPTQ in one pass, with GPTQ and tuned scales, or with the auto-round library
+(:mod:`packager.calibration`)."""
 
-CALIBRATED = ("gptq", "auto-round")
-CALIBRATED_BLOCK = 32
+AUTO = "auto"
+"""The quantizer that nobody named: ``gptq-fast`` where it applies (:func:`settle_quantizer`), else ``rtn``."""
+
+FAST = "gptq-fast"
+CALIBRATED = (FAST, "gptq", "auto-round")
+TUNED = ("gptq", "auto-round")
+TUNED_BLOCK = 32
+
+CALIBRATION_TEXTS = ("auto", "self", "shipped")
+"""What ``--calibration`` names beside a file: the quantizer's own choice, what the source model writes, a short text
+that is shipped."""
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
@@ -56,8 +68,9 @@ KV_KINDS = {"float": (), "int8": ("cpu", "cuda")}
 class BuildPlan(Struct, frozen=True):
     """One build. ``block_size`` weights share a scale; ``accuracy_level`` 4 computes in int8, 1 in fp32.
 
-    ``calibration`` is ``self`` or a text file, and counts for calibrated quantizers and for the scales of an INT8 cache
-    (``kv``). ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
+    ``calibration`` is a text file or one of :data:`CALIBRATION_TEXTS`, and counts for calibrated quantizers; a
+    file also for the scales of an INT8 cache (``kv``). ``license`` overrides what the source says of itself; ``arch``
+    is what the bundle may be installed on.
 
     ``embedding`` is the type of an embedding that is not shared with the lm_head, where weights are quantised for CPUs.
 
@@ -71,11 +84,11 @@ class BuildPlan(Struct, frozen=True):
     epoch: int = 0
     precision: str = "int4"
     ep: str = "cpu"
-    quantizer: str = "rtn"
+    quantizer: str = AUTO
     block_size: int = 32
     accuracy_level: int = 4
     license: str | None = None
-    calibration: str = "self"
+    calibration: str = "auto"
     adapter_slots: bool = False
     kv: str = "float"
     embedding: str = "int8"
@@ -114,15 +127,13 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
             f"(offered are: {_list_offered()})",
             field="precision",
         )
-    _choose("quantizer", plan.quantizer, QUANTIZERS)
-    if plan.quantizer != "rtn" and plan.precision != "int4":
+    _choose("quantizer", plan.quantizer, {AUTO: (), **QUANTIZERS})
+    if plan.quantizer not in ("rtn", AUTO) and plan.precision != "int4":
         raise UsageError(f"the quantizer {plan.quantizer} makes int4; {plan.precision} has none but rtn")
-    if plan.quantizer in CALIBRATED and plan.block_size != CALIBRATED_BLOCK:
-        raise UsageError(f"the quantizer {plan.quantizer} works in blocks of {CALIBRATED_BLOCK}", field="block-size")
-    if plan.calibration != "self" and plan.quantizer not in CALIBRATED and plan.kv == "float":
-        raise UsageError(
-            f"--calibration is for --quantizer {' or '.join(CALIBRATED)} and --kv int8", field="calibration"
-        )
+    if plan.quantizer in TUNED and plan.block_size != TUNED_BLOCK:
+        raise UsageError(f"the quantizer {plan.quantizer} works in blocks of {TUNED_BLOCK}", field="block-size")
+    if plan.quantizer != AUTO or plan.precision != "int4":
+        _check_calibration(plan)
     _choose("embedding", plan.embedding, EMBEDDINGS)
     _choose("kv", plan.kv, KV_KINDS)
     if plan.kv != "float" and (plan.ep not in KV_KINDS[plan.kv] or not plan.quantised):
@@ -138,11 +149,40 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
     return plan
 
 
+def _check_calibration(plan: BuildPlan) -> None:
+    """Refuse a calibration text that nothing would read."""
+    if plan.calibration != "auto" and plan.quantizer not in CALIBRATED and plan.kv == "float":
+        raise UsageError(
+            f"--calibration is for --quantizer {', '.join(CALIBRATED[:-1])} or {CALIBRATED[-1]} and --kv int8",
+            field="calibration",
+        )
+
+
 def _choose(option: str, value: str, offered: dict[str, tuple[str, ...]]) -> None:
     if value not in offered:
         near = difflib.get_close_matches(value, offered, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(offered)}"
         raise UsageError(f"{value!r} is not a known {option}; {hint}", field=option)
+
+
+def settle_quantizer(plan: BuildPlan, checkpoint: Checkpoint) -> BuildPlan:
+    """``plan`` with the quantizer that nobody named: ``gptq-fast`` for INT4 on a CPU of a plain checkpoint whose layers
+    are dense, which is where it was measured.
+
+    Raises:
+        UsageError: a calibration text was named, and nothing would read it.
+    """
+    if plan.quantizer != AUTO:
+        return plan
+    plain = plan.precision == "int4" and plan.ep == "cpu" and checkpoint.quantization is None
+    dense = not any(checkpoint.config.get(name) for name in EXPERTS) and not checkpoint.needs_code
+    settled = msgspec.structs.replace(plan, quantizer=FAST if plain and dense else "rtn")
+    _check_calibration(settled)
+    return settled
+
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Keys by which configurations say how many experts a layer has."""
 
 
 def check_source(plan: BuildPlan, checkpoint: Checkpoint) -> str:
@@ -151,7 +191,7 @@ def check_source(plan: BuildPlan, checkpoint: Checkpoint) -> str:
     Raises:
         UsageError: the weights are quantised already, to something else.
     """
-    stored = checkpoint.quantization
+    plan, stored = settle_quantizer(plan, checkpoint), checkpoint.quantization
     if stored is None:
         return plan.quantizer if plan.quantised else "none"
     wanted = (f"int{stored.bits}", stored.group_size, "rtn")
@@ -188,5 +228,5 @@ def builder_options(plan: BuildPlan) -> list[str]:
     return [
         f"block_size={plan.block_size}",
         f"accuracy_level={plan.accuracy_level}",
-        *QUANTIZERS[plan.quantizer],
+        *QUANTIZERS.get(plan.quantizer, ()),
     ]

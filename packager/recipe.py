@@ -19,7 +19,7 @@ from contract import strict_json
 from contract.errors import BundleRefused, UsageError
 from contract.manifest import GenerationDefaults
 from packager.evidence import BUILD_TOOLS, EVIDENCE_DIR, tool_versions
-from packager.plan import BuildPlan
+from packager.plan import CALIBRATION_TEXTS, BuildPlan
 from packager.sources.checkpoint import TEMPLATE_FILE
 
 PROVENANCE_FILE = "provenance.json"
@@ -127,7 +127,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _resolve(options: dict[str, Any], directory: Path) -> dict[str, Any]:
     for name in PATH_OPTIONS:
-        if name in options and options[name] != "self":
+        if name in options and not (name == "calibration" and options[name] in CALIBRATION_TEXTS):
             options[name] = str(directory / Path(options[name]).expanduser())
     source = options.get("source")
     if source is not None and (directory / Path(source).expanduser()).exists():
@@ -201,6 +201,7 @@ def record_build(plan: BuildPlan, source: dict[str, Any]) -> dict[str, Any]:
         "revision": source.get("revision", UNSET) if hub else UNSET,
         "merge_adapter": True if "adapter" in source else UNSET,
         "license": plan.license or UNSET,
+        "calibration": plan.calibration if plan.calibration in CALIBRATION_TEXTS[1:] else UNSET,
         "max_kl": _or_unset(quality.max_kl),
         "max_perplexity_ratio": _or_unset(quality.max_perplexity_ratio),
         "accept_quality": _or_unset(quality.accept),
@@ -221,7 +222,7 @@ def record_build(plan: BuildPlan, source: dict[str, Any]) -> dict[str, Any]:
     )
     recipe = Recipe(**{name: getattr(plan, name) for name in plain}, adapter_slots=plan.adapter_slots, **named)
     files = {
-        "calibration": None if plan.calibration == "self" else Path(plan.calibration),
+        "calibration": None if plan.calibration in CALIBRATION_TEXTS else Path(plan.calibration),
         "eval": None if quality.eval_file is None else Path(quality.eval_file),
         "behaviour": None if quality.behaviour_file is None else Path(quality.behaviour_file),
     }

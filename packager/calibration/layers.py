@@ -35,8 +35,9 @@ class Rounded:
 
     def weight(self) -> torch.Tensor:
         """What the runtime multiplies with."""
-        grid = self.grid
-        return (self.levels.float() + grid.low - grid.spread(grid.zero)) * grid.spread(grid.scale)
+        grid, columns = self.grid, self.levels.shape[1]
+        zeros, scales = (grid.spread(values)[:, :columns] for values in (grid.zero, grid.scale))
+        return (self.levels.float() + grid.low - zeros) * scales
 
 
 def round_model(
@@ -47,7 +48,7 @@ def round_model(
     Raises:
         BuildRefused: a matrix whose rows cannot be cut into blocks.
     """
-    base, layers = _decoder(model)
+    base, layers = find_decoder(model)
     names = {module: name for name, module in model.named_modules()}
     done: dict[str, Rounded] = {}
 
@@ -93,7 +94,7 @@ def head_moments(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return moments
 
 
-def _decoder(model: Any) -> tuple[Any, Any]:
+def find_decoder(model: Any) -> tuple[Any, Any]:
     """The model below its lm_head, and its list of layers."""
     wanted = model.config.num_hidden_layers
     for name, module in model.named_modules():

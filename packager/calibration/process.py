@@ -8,19 +8,17 @@ from typing import Any
 import torch
 
 from contract.errors import BuildRefused
-from packager.calibration.compensation import round_matrix
+from packager.calibration.compensation import TABLE_DAMPING, round_matrix
 from packager.calibration.export import write_checkpoint
 from packager.calibration.layers import Rounded, head_moments, round_model
-from packager.calibration.samples import LENGTH, sample_self, tokens_of_text
+from packager.calibration.samples import LENGTH, sample_self, tokens_of_passages, tokens_of_text
+from packager.calibration.single_pass import Shards, finish_checkpoint, fits_gptq, round_in_one_pass
 from packager.calibration.stages import Stages
 from packager.calibration.tuning import Target, tune_scales
 from packager.child import Reporter, child_main
 
 SAMPLING, ROUNDING, TUNING = 20, 45, 30
 """Parts of a hundred on the display, as long as they take on a small model; packing is the rest."""
-
-HEAD_DAMPING = 0.1
-"""The table is read as embedding too, where every input counts alike: this much of the mean is added to each."""
 
 
 def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -30,11 +28,9 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     model, tokenizer = load_source(job["checkpoint"])
     stages = Stages(Path(job["stages"]))
     with torch.no_grad():
-        if job["text"] is None:
-            context = int(getattr(model.config, "max_position_embeddings", LENGTH))
-            ids = stages.once("samples", lambda: sample_self(model, tokenizer, context))
-        else:
-            ids = tokens_of_text(tokenizer, job["text"])
+        ids = _read(job, model, tokenizer, stages)
+        if job["quantizer"] == "gptq-fast":
+            return _round_fast(job, model, ids, reporter)
         reporter.progress(SAMPLING, 100)
         model = model.float()
         target = Target(model, ids, stages)
@@ -45,7 +41,7 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
 
         def moments() -> torch.Tensor:
             found = head_moments(model, ids)
-            found.diagonal().add_(HEAD_DAMPING * found.diagonal().mean())
+            found.diagonal().add_(TABLE_DAMPING * found.diagonal().mean())
             return found
 
         head = model.get_output_embeddings()
@@ -68,6 +64,33 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     write_checkpoint(model, rounded, Path(job["checkpoint"]), Path(job["out"]))
     reporter.progress(100, 100)
     return {"tokens": ids.numel(), "matrices": len(rounded) + 1, "tuned": target.plain}
+
+
+def _read(job: dict[str, Any], model: Any, tokenizer: Any, stages: Stages) -> torch.Tensor:
+    """The calibration text that was asked for, ``[sequences, tokens]``."""
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", LENGTH) or LENGTH)
+    if job["text"] is not None:
+        return tokens_of_text(tokenizer, job["text"])
+    if job.get("passages"):
+        return tokens_of_passages(tokenizer, context)
+    return torch.as_tensor(stages.once("samples", lambda: sample_self(model, tokenizer, context)))
+
+
+def _round_fast(job: dict[str, Any], model: Any, ids: torch.Tensor, reporter: Reporter) -> dict[str, Any]:
+    """One pass, each layer written as soon as it is rounded."""
+    plain = next(model.parameters()).dtype
+    # What was stored in 16 bits is stored in 16 bits again: scales are chosen so that nothing is lost by that.
+    shards = Shards(
+        Path(job["stages"]),
+        torch.float32 if plain == torch.float32 else torch.float16,
+        symmetric=job.get("symmetric", False) or not fits_gptq(model, job["block"]),
+    )
+    rounded = round_in_one_pass(
+        model, ids, shards, block=job["block"], on_layer=lambda done, of: reporter.progress(95 * done / of, 100)
+    )
+    finish_checkpoint(shards, Path(job["checkpoint"]), Path(job["out"]), job["block"])
+    reporter.progress(100, 100)
+    return {"tokens": ids.numel(), "matrices": rounded, "tuned": False}
 
 
 def _round(

@@ -1,4 +1,4 @@
-"""The text that weights are rounded on: somebody's, or what the model itself writes.
+"""The text that weights are rounded on: somebody's, what the model itself writes, or a short one that is shipped.
 
 What a model writes on its own covers what it knows: a quarter from the start of a conversation, so that it invents
 what users say, and the rest from single tokens drawn at random, so that no kind of text is left out. Seeds are fixed.
@@ -6,11 +6,21 @@ what users say, and the rest from single tokens drawn at random, so that no kind
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from contract.errors import BuildRefused
+from packager.calibration.passages import read_passages
+
+PASSAGE_LENGTH = 256
+"""Tokens of a sequence of the shipped text."""
+
+WRITTEN = datetime.date(2025, 1, 1)
+"""What a chat template that asks for today's date is told: the same source gives the same bytes on every day."""
 
 SEQUENCES = 128
 LENGTH = 192
@@ -37,6 +47,44 @@ def tokens_of_text(tokenizer: Any, text: str) -> torch.Tensor:
     count = min(SEQUENCES, len(ids) // LENGTH)
     starts = [round(n * (len(ids) - LENGTH) / max(1, count - 1)) for n in range(count)]
     return torch.tensor([ids[start : start + LENGTH] for start in starts])
+
+
+def tokens_of_passages(tokenizer: Any, context: int) -> torch.Tensor:
+    """``[sequences, PASSAGE_LENGTH]``: the shipped passages, and conversations in the model's own template."""
+    beginning = [int(token) for token in tokenizer("")["input_ids"]]
+    texts = [one[0] if len(one) == 1 else _render(tokenizer, *one) for one in read_passages()]
+    ids = [int(token) for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    room = min(PASSAGE_LENGTH, context) - len(beginning)
+    pieces = [ids[start : start + room] for start in range(0, len(ids) - room + 1, room)]
+    return torch.tensor([[*beginning, *piece] for piece in pieces])
+
+
+def _render(tokenizer: Any, asked: str, answered: str) -> str:
+    """One conversation in the model's template, or as plain lines where there is none that takes it."""
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    if tokenizer.chat_template:
+        # Templates may raise anything; the model reads the same words without one.
+        with _on_one_day(), contextlib.suppress(Exception):
+            return str(tokenizer.apply_chat_template(turns, tokenize=False))
+    return f"Question: {asked}\nAnswer: {answered}\n\n"
+
+
+@contextlib.contextmanager
+def _on_one_day() -> Iterator[None]:
+    """Templates that ask for today's date are told :data:`WRITTEN`."""
+    from transformers.utils import chat_template_utils
+
+    class Stopped(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Stopped:
+            return cls(WRITTEN.year, WRITTEN.month, WRITTEN.day, tzinfo=tz)
+
+    clock = chat_template_utils.datetime
+    chat_template_utils.datetime = Stopped
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = clock
 
 
 def sample_self(model: Any, tokenizer: Any, context: int) -> torch.Tensor:

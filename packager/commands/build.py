@@ -17,7 +17,7 @@ from packager.behaviour import FIELDS, read_generation, read_system_prompt, read
 from packager.build import DryRun, build_bundle, default_cache, dry_run
 from packager.bundle import BuiltBundle
 from packager.licenses import check_license
-from packager.plan import BLOCK_SIZES, EMBEDDINGS, OFFERED, QUANTIZERS, BuildPlan
+from packager.plan import AUTO, BLOCK_SIZES, CALIBRATED, EMBEDDINGS, FAST, OFFERED, QUANTIZERS, BuildPlan
 from packager.progress import choose_progress
 from packager.quality.gates import QualityPlan
 from packager.recipe import RecordedBuild, read_recipe, read_recorded_build, replay
@@ -50,12 +50,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", default="int4", metavar="P", help=f"one of {', '.join(OFFERED['cuda'])} (int4)")
     parser.add_argument("--ep", default="cpu", metavar="EP", help=f"one of {', '.join(OFFERED)} (cpu)")
-    parser.add_argument("--quantizer", default="rtn", metavar="Q", help=f"one of {', '.join(QUANTIZERS)} (rtn)")
+    parser.add_argument(
+        "--quantizer",
+        default=AUTO,
+        metavar="Q",
+        help=f"one of {', '.join(QUANTIZERS)} ({FAST} for int4 on cpu, else rtn)",
+    )
     parser.add_argument(
         "--calibration",
-        default="self",
+        default="auto",
         metavar="FILE",
-        help="text for gptq, auto-round and --kv; self: sampled from the source (self)",
+        help=f"text for {', '.join(CALIBRATED)} and --kv; self: sampled from the source; shipped: a short one "
+        f"of our own (shipped for {FAST}, else self)",
     )
     parser.add_argument(
         "--kv", default="float", metavar="T", help="key-value cache: float or int8, a quarter of its memory (float)"

@@ -224,7 +224,7 @@ def default_bundle() -> Path:
     def make(directory: Path) -> None:
         with tempfile.TemporaryDirectory() as checkpoint:
             make_checkpoint(Path(checkpoint))
-            build_bundle(BuildPlan(checkpoint, "tiny", "1.0.0"), directory, cache=CACHE)
+            build_bundle(BuildPlan(checkpoint, "tiny", "1.0.0", quantizer="rtn"), directory, cache=CACHE)
 
     return _kept("crash-bundle", make)
 

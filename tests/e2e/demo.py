@@ -53,7 +53,10 @@ def _tell(story: Story, teller: Teller) -> None:
     teller.chapter(1, "Build a bundle, prove it, sign it")
     first = story.build("1.0.0")
     manifest = json.loads((first / "manifest.json").read_bytes())
-    teller.say(f"canary: {manifest['canary'][0]['expected_text'].strip()!r}")
+    canary = json.loads((first / "evidence" / "quality.json").read_bytes())["canaries"][0]
+    teller.say(f"asked {canary['prompt']!r}")
+    teller.say(f"  the source answers {canary['source'].strip()!r}")
+    teller.say(f"  the bundle answers {manifest['canary'][0]['expected_text'].strip()!r}")
     story.create_repository()
     story.publish(first)
 
@@ -73,8 +76,8 @@ def _tell(story: Story, teller: Teller) -> None:
     teller.say(f"{last['usage']['completion_tokens']} tokens from {last['bundle']}, "
                f"the first after {last['timing']['first_token_ms']:.0f} ms")  # fmt: skip
 
-    teller.chapter(5, "Deploy 1.1.0, built with finer blocks, while questions keep coming")
-    second = story.build("1.1.0", "--block-size", "16")
+    teller.chapter(5, "Deploy 1.1.0, rounded to nearest in finer blocks, while questions keep coming")
+    second = story.build("1.1.0", "--quantizer", "rtn", "--block-size", "16")
     story.publish(second)
     swap = story.swap_under_load()
     teller.say(f"{swap.asked} questions, {swap.lost} lost, {swap.duplicated} answered twice, {swap.failed} failed")

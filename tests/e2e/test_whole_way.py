@@ -35,7 +35,7 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     first = story.build("1.0.0")
     manifest = json.loads((first / "manifest.json").read_bytes())
     assert manifest["schema"] == "edge-bundle/1"
-    assert manifest["model"]["precision"] == "int4"
+    assert (manifest["model"]["precision"], manifest["model"]["quantizer"]) == ("int4", "gptq-fast")
     assert manifest["budget"]["tokens_per_second"] > 0
     assert "Paris" in manifest["canary"][0]["expected_text"]
     story.create_repository()
@@ -98,7 +98,7 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     assert story.client.wait_answer("after").text
 
     # The second version arrives while questions keep coming.
-    second = story.build("1.1.0", "--block-size", "16")
+    second = story.build("1.1.0", "--quantizer", "rtn", "--block-size", "16")
     story.publish(second)
     swap = story.swap_under_load()
     assert (swap.lost, swap.duplicated, swap.failed) == (0, 0, 0)

@@ -110,7 +110,8 @@ def test_a_build_signs_them_and_runs_with_the_new_template(
     template.write_text(TEMPLATE.replace("{% for", "{# ours #}{% for", 1))
     words = [
         "build", str(source), "--name", "clerk", "--version", "1.0.0", "--out", str(tmp_path / "bundle"), "--json",
-        "--cache", str(tmp_path / "cache"), "--system-prompt", "Be brief.", "--chat-template", str(template),
+        "--quantizer", "rtn", "--cache", str(tmp_path / "cache"), "--system-prompt", "Be brief.",
+        "--chat-template", str(template),
         "--generation", "max_tokens=20,stop=END",
     ]  # fmt: skip
     assert packager(*words) == 0, capsys.readouterr().err

@@ -41,7 +41,7 @@ def again(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The tiny bundle, built a second time."""
     root = tmp_path_factory.mktemp("again")
     return build_bundle(
-        BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0"), root / "bundle", cache=root / "cache"
+        BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0", quantizer="rtn"), root / "bundle", cache=root / "cache"
     ).directory
 
 
@@ -223,7 +223,7 @@ def test_an_existing_target_is_never_touched(tiny_checkpoint: Path, tmp_path: Pa
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path, number: signal.Signals) -> None:
     cache = tmp_path / "cache"
-    command = ["build", str(tiny_checkpoint), "--name", "tiny", "--version", "1.0.0"]
+    command = ["build", str(tiny_checkpoint), "--name", "tiny", "--version", "1.0.0", "--quantizer", "rtn"]
     with subprocess.Popen(
         [sys.executable, "-m", "packager.cli", *command, "--out", str(tmp_path / "out"), "--cache", str(cache)],
         stderr=subprocess.PIPE,

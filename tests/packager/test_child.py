@@ -77,7 +77,8 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(tiny_checkpoint: Path, tm
     disk.mkdir()
     line = (
         f"mount -t tmpfs -o size={kilobytes}k tmpfs {disk} && {sys.executable} -m packager.cli build {tiny_checkpoint} "
-        f"--name tiny --version 1.0.0 --out {disk}/out --cache {disk}/cache; status=$?; ls {disk} >&2; exit $status"
+        f"--quantizer rtn --name tiny --version 1.0.0 --out {disk}/out --cache {disk}/cache; status=$?; ls {disk} >&2; "
+        "exit $status"
     )
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", line], capture_output=True, text=True, check=False, timeout=280

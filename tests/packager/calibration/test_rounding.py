@@ -105,9 +105,10 @@ class TestText:
 
 
 def test_calibration_without_its_quantizer_is_refused() -> None:
-    with pytest.raises(UsageError, match="--quantizer gptq or auto-round and --kv int8"):
-        check_plan(BuildPlan("source", "name", "1.0.0", calibration="text.txt"))
-    assert check_plan(BuildPlan("source", "name", "1.0.0", calibration="text.txt", kv="int8")).kv == "int8"
+    with pytest.raises(UsageError, match="--quantizer gptq-fast, gptq or auto-round and --kv int8"):
+        check_plan(BuildPlan("source", "name", "1.0.0", quantizer="rtn", calibration="text.txt"))
+    plan = BuildPlan("source", "name", "1.0.0", quantizer="rtn", calibration="text.txt", kv="int8")
+    assert check_plan(plan).kv == "int8"
 
 
 def test_what_was_kept_of_a_matrix_is_the_same_matrix() -> None:
