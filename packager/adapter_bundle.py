@@ -41,13 +41,13 @@ from packager.evidence import (
     tool_versions,
     write_evidence,
 )
-from packager.kept_graph import LABELS
+from packager.graph_cache import LABELS
+from packager.graph_facts import read_back
 from packager.plan import BuildPlan
 from packager.progress import BuildProgress, SilentProgress
-from packager.quality.assessment import Assessment, assess, hear_source, prepare_exam
-from packager.readback import read_back
+from packager.quality.assessment import Assessment, evaluate, prepare_evaluation, source_logits
 from packager.report import write_report
-from packager.slots import place_adapter
+from packager.slots import assign_slots
 from packager.sources.adapter import WEIGHTS, Adapter, check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, find_shards
 from packager.sources.opening import OpenedSource, open_source
@@ -113,7 +113,7 @@ def build_adapter_bundle(
         adapter = inspect_adapter(plan.origin.adapter.expanduser())
         base = read_base(base_dir, progress)
         of_base = base.manifest.model
-        exam = prepare_exam(plan.quality, of_base.precision if of_base.precision != "mixed" else "int4")
+        spec = prepare_evaluation(plan.quality, of_base.precision if of_base.precision != "mixed" else "int4")
         plain = msgspec.structs.replace(plan.origin, adapter=None)
         source = open_source(plan.source, cache, log, progress.advance, plain)
         check_base(adapter, source.checkpoint, plan.source)
@@ -124,12 +124,12 @@ def build_adapter_bundle(
         merged = merge_adapter(
             source.checkpoint, source.sha256, adapter, cache=cache, log=log, on_progress=progress.advance
         )
-        heard = hear_source(exam, merged, cache, log, progress)
+        heard = source_logits(spec, merged, cache, log, progress)
         progress.stage(4, STAGES, "loading the base with the adapter and comparing")
-        assessed = assess(exam, heard, base.directory, log, progress, adapter=staged / ADAPTER_FILE)
+        assessed = evaluate(spec, heard, base.directory, log, progress, adapter=staged / ADAPTER_FILE)
         progress.stage(5, STAGES, "writing the bundle")
         origin = _provenance(source, adapter, base)
-        _write_evidence(staged, plan, base, assessed, text=exam.text.name, origin=origin)
+        _write_evidence(staged, plan, base, assessed, text=spec.text.name, origin=origin)
         manifest = _compose(
             plan, base, assessed.checked, staged, parameters=parameters, quality=assessed.summary, provenance=origin
         )
@@ -158,7 +158,7 @@ def export_adapter(adapter: Adapter, checkpoint: Checkpoint, base: BaseBundle, o
         for tensor in list_tensors(shard)
         if tensor.shape
     }
-    blocks = place_adapter(adapter.pairs, widths, base.slots)
+    blocks = assign_slots(adapter.pairs, widths, base.slots)
     job = {
         "adapter": str(adapter.path / WEIGHTS),
         "scale": adapter.scale,

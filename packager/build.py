@@ -24,6 +24,7 @@ from packager.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.cache import bound_cache
 from packager.calibration.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
 from packager.check import CheckResult
+from packager.conformance import check_conformance, compare_ends
 from packager.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
 from packager.evidence import (
     BUILD_TOOLS,
@@ -35,22 +36,21 @@ from packager.evidence import (
     tool_versions,
     write_evidence,
 )
-from packager.kept_graph import build_or_resume, drop_graph
+from packager.graph_cache import build_or_resume, drop_graph
+from packager.graph_facts import GraphFacts, read_back
 from packager.kv_cache import describe_scales, scaled_digest
 from packager.logits import compare_logits, compare_workarounds
+from packager.not_executed import NOT_RUN, not_executed_result
 from packager.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source, settle_quantizer
 from packager.progress import BuildProgress, SilentProgress
-from packager.proof import compare_ends, prove
-from packager.quality.assessment import Assessment, Exam, assess, hear_source, prepare_exam
+from packager.quality.assessment import Assessment, EvaluationSpec, evaluate, prepare_evaluation, source_logits
 from packager.quality.text import EvalText
-from packager.readback import GraphFacts, read_back
 from packager.recipe import record_build
 from packager.report import write_report
 from packager.rope_check import compare_rope
 from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_template
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.shape import read_shape
-from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 7
 MIB = 2**20
@@ -92,7 +92,7 @@ def build_bundle(
         BundleRefused: what was built could not be installed anywhere.
         StoreFull, StoreBroken: the disk.
     """
-    exam, calibration = _read_inputs(plan)
+    spec, calibration = _read_inputs(plan)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
     with disk_errors("building"), staging(out) as staged:
@@ -102,7 +102,7 @@ def build_bundle(
         progress.stage(2, STAGES, "comparing two layers with the source", cache)
         known, advance = source.reference, progress.advance
         shown = compare_logits(buildable, key, known, cache=cache, log=log, on_progress=advance)
-        progress.say(str(shown))
+        progress.message(str(shown))
         progress.stage(3, STAGES, f"building {plan.precision} for {plan.ep}", cache)
         if plan.quantizer in CALIBRATED:
             buildable, key = calibrate_checkpoint(
@@ -110,7 +110,7 @@ def build_bundle(
             )
             # The builder reads such a checkpoint by other ways than a plain one.
             shown = compare_logits(buildable, key, known, cache=cache, log=log)
-            progress.say(f"rounded: {shown}")
+            progress.message(f"rounded: {shown}")
         if plan.kv != "float":
             key = scaled_digest(key, calibration)
         report, kept = build_or_resume(
@@ -121,9 +121,9 @@ def build_bundle(
         rope = None if known is None else known.rope
         more = [] if rope is None else compare_rope(rope, config, staged)
         more += compare_workarounds(shown, report.workarounds)
-        prove(plan, report.config, config, graph, [*more, *compare_ends(report.ends, config)])
-        assessed = _assess(plan, exam, source, graph, staged=staged, cache=cache, log=log, progress=progress)
-        checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, exam.text.name), **assessed.summary}
+        check_conformance(plan, report.config, config, graph, [*more, *compare_ends(report.ends, config)])
+        assessed = _assess(plan, spec, source, graph, staged=staged, cache=cache, log=log, progress=progress)
+        checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, spec.text.name), **assessed.summary}
         quality |= {"logits": shown.describe(), "stops": describe_stops(report.ends, checked)}
         progress.stage(7, STAGES, "writing the bundle")
         _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
@@ -192,11 +192,11 @@ def dry_run(plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *
     )
 
 
-def _read_inputs(plan: BuildPlan) -> tuple[Exam, EvalText | None]:
+def _read_inputs(plan: BuildPlan) -> tuple[EvaluationSpec, EvalText | None]:
     """Check the options, and read the files that they name."""
     check_plan(plan)
     require_library(plan.quantizer)
-    return prepare_exam(plan.quality, plan.precision), read_calibration(plan.calibration)
+    return prepare_evaluation(plan.quality, plan.precision), read_calibration(plan.calibration)
 
 
 def _open(
@@ -223,24 +223,24 @@ def _open(
     return source, *known[-1]
 
 
-def _announce(plan: BuildPlan, checkpoint: Checkpoint, places: list[Path], progress: BuildProgress) -> Estimate:
+def _announce(plan: BuildPlan, checkpoint: Checkpoint, directories: list[Path], progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
     estimate = estimate_build(plan, read_shape(checkpoint))
     memory = available_memory()
-    refuse_what_cannot_fit(estimate, places, memory)
+    refuse_what_cannot_fit(estimate, directories, memory)
     estimate = estimate.within(memory)
-    progress.say(str(estimate))
+    progress.message(str(estimate))
     if checkpoint.rowless:
         named = ", ".join(checkpoint.rowless[:4]) + (" …" if len(checkpoint.rowless) > 4 else "")
-        progress.say(f"the model has no rows for the tokens {named}: the bundle's tokenizer does without them")
+        progress.message(f"the model has no rows for the tokens {named}: the bundle's tokenizer does without them")
     if checkpoint.chat_template is None:
-        progress.say("there is no chat template: a base model, whose prompts go in as they are")
+        progress.message("there is no chat template: a base model, whose prompts go in as they are")
     return estimate
 
 
 def _assess(
     plan: BuildPlan,
-    exam: Exam,
+    spec: EvaluationSpec,
     source: OpenedSource,
     graph: GraphFacts,
     *,
@@ -251,14 +251,16 @@ def _assess(
 ) -> Assessment:
     if plan.ep != "cpu":
         progress.stage(6, STAGES, f"{NOT_RUN}: {plan.ep}")
-        return Assessment(unrun_result(graph), {"check": NOT_RUN}, {})
+        return Assessment(not_executed_result(graph), {"check": NOT_RUN}, {})
     progress.stage(5, STAGES, "asking the source")
-    heard = hear_source(exam, source.checkpoint, cache, log, progress)
+    heard = source_logits(spec, source.checkpoint, cache, log, progress)
     progress.stage(6, STAGES, "loading, generating and comparing")
     known = source.reference
     if known is None:
-        return assess(exam, heard, staged, log, progress)
-    return assess(exam, heard, staged, log, progress, spellings=known.spellings, renderings=known.templates.renderings)
+        return evaluate(spec, heard, staged, log, progress)
+    return evaluate(
+        spec, heard, staged, log, progress, spellings=known.spellings, renderings=known.templates.renderings
+    )
 
 
 def _write_extras(

@@ -51,8 +51,8 @@ def build_graph(
     """
     if plan.kv == "float":
         return _run_builder(checkpoint, plan, out, log, on_progress=on_progress)
-    with tempfile.TemporaryDirectory(prefix=".scales-", dir=out.parent) as place:
-        plain, scales = Path(place) / "plain", Path(place) / "scales.json"
+    with tempfile.TemporaryDirectory(prefix=".scales-", dir=out.parent) as scratch:
+        plain, scales = Path(scratch) / "plain", Path(scratch) / "scales.json"
         _run_builder(checkpoint, msgspec.structs.replace(plan, kv="float"), plain, log)
         measure_scales(plain, checkpoint, text, scales, log)
         asked = (f"kv_cache_quant_scheme={SCHEME}", f"kv_cache_scale_file={scales}")

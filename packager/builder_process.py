@@ -13,7 +13,7 @@ from packager.ends import find_ends
 from packager.slots import add_slots
 from packager.sources.checkpoint import find_rowless_tokens
 from packager.sources.vocabulary import leave_out
-from packager.workarounds import mend
+from packager.workarounds import apply_workarounds
 
 STEPS = 3
 GRAPH_FILE = "model.onnx"
@@ -32,7 +32,7 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     options = builder.parse_extra_options(*fixed, list(job["options"]))
     config = options["hf_details"]["hf_config"]
     resolved = json.loads(config.to_json_string(use_diff=False))
-    applied = mend(config, options, job.get("skip", ""))
+    applied = apply_workarounds(config, options, job.get("skip", ""))
     if job.get("embedding") in BITS:
         quantise_embedding(builder.Model, BITS[job["embedding"]])
     reporter.progress(2, STEPS)

@@ -10,11 +10,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from contract.errors import UsageError
-from packager.shelf import held
+from packager.build_cache import locked
 
 KINDS: dict[str, str] = {
     "checkpoints": "converted GGUF files and merged adapters",
-    "calibrated": "checkpoints with calibrated weights, and what a calibration goes on from",
+    "calibrated": "checkpoints with calibrated weights, and what an interrupted calibration resumes from",
     "graphs": "graphs of builds that were interrupted or refused",
     "source-views": "what sources answered to the evaluation",
     "references": "what transformers makes of the small files of sources",
@@ -73,7 +73,7 @@ def clean_cache(cache: Path, kinds: Sequence[str], *, older_than_unix: float | N
         if older_than_unix is not None and entry.used_unix >= older_than_unix:
             continue
         path = cache / entry.kind / entry.name
-        with held(path):
+        with locked(path):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -94,7 +94,7 @@ def bound_cache(cache: Path, now_unix: float, *, limit_bytes: int = LIMIT_BYTES)
         if size <= limit_bytes or entry.used_unix > now_unix - SPARED_SECONDS:
             break
         path = cache / entry.kind / entry.name
-        with held(path):
+        with locked(path):
             shutil.rmtree(path, ignore_errors=True)
         size -= entry.size
         removed.append(entry)
@@ -102,7 +102,7 @@ def bound_cache(cache: Path, now_unix: float, *, limit_bytes: int = LIMIT_BYTES)
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Finished entries; names with a dot are locks and builds under way (:mod:`packager.shelf`)."""
+    """Finished entries; names with a dot are locks and builds under way (:mod:`packager.build_cache`)."""
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if not path.name.startswith(".")]

@@ -132,8 +132,8 @@ class Runtime:
                 break
             made.append(token)
         seconds = time.perf_counter() - started
-        said = made[:tokens]
-        text = str(self.tokenizer.decode(np.array(said, dtype=np.int32))) if said else ""
+        answered = made[:tokens]
+        text = str(self.tokenizer.decode(np.array(answered, dtype=np.int32))) if answered else ""
         return Answer(text, seconds, len(made), ended)
 
     def stops_at(self, token: int, prompt: str) -> bool:
@@ -250,7 +250,7 @@ def _stopping(runtime: Runtime) -> list[int]:
     """
     for token in runtime.facts.eos_token_ids:
         if not runtime.stops_at(token, runtime.render("x")):
-            raise BuildRefused(f"generation goes on after the end token {token}; the runtime does not heed it")
+            raise BuildRefused(f"generation continues after the end token {token}; the runtime ignores it")
     return list(runtime.facts.eos_token_ids)
 
 

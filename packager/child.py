@@ -38,7 +38,7 @@ OFFLINE = {
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LEAST_FREE = 2**20
 OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", os.strerror(errno.ENOMEM))
-SHORT = "memory ran out while {doing} was at work; end other programs and build again, which goes on from what is done"
+SHORT = "memory ran out while {doing} was at work; end other programs and build again, which resumes from what is done"
 WRITTEN = ("out", "stages", "scratch")
 """Keys under which jobs name what they write."""
 
@@ -111,17 +111,17 @@ def _write_down() -> None:
         sys.stderr.flush()
 
 
-def ran_full(error: BaseException, places: Sequence[Path]) -> bool:
+def ran_full(error: BaseException, directories: Sequence[Path]) -> bool:
     """Whether ``error`` comes of a disk without room: libraries say so in errors of their own, or only in words.
 
-    ``places`` are where the job writes: what fails in any other way where not a mebibyte is left, fails for that.
+    ``directories`` are where the job writes: what fails in any other way where not a mebibyte is left, fails for that.
     """
     link: BaseException | None = error
     while link is not None:
         if getattr(link, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(link):
             return True
         link = link.__cause__ or link.__context__
-    existing = {next(path for path in (place, *place.parents) if path.exists()) for place in places}
+    existing = {next(path for path in (directory, *directory.parents) if path.exists()) for directory in directories}
     return any(shutil.disk_usage(path).free < LEAST_FREE for path in existing)
 
 

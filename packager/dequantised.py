@@ -51,7 +51,7 @@ def _read_awq(words: Any, zeros: Any, scales: Any, bits: int) -> Any:
     """Codes lie along the outputs, eight a word in an order of their own."""
     import torch
 
-    places = torch.argsort(torch.tensor(AWQ_ORDER))
-    codes, points = (_unpack(part, bits)[..., places].flatten(1) for part in (words, zeros))
+    order = torch.argsort(torch.tensor(AWQ_ORDER))
+    codes, points = (_unpack(part, bits)[..., order].flatten(1) for part in (words, zeros))
     rows = torch.arange(len(codes)) // (len(codes) // len(scales))
     return (scales.float()[rows] * (codes - points[rows])).T.contiguous()

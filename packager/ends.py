@@ -10,7 +10,7 @@ from typing import Any
 
 from packager.sources.checkpoint import read_json
 
-SAID, ASKED = "spoken words", "another question"
+REPLY, QUESTION = "spoken words", "another question"
 FILES = ("generation_config.json", "config.json")
 TEMPLATE = "chat template"
 
@@ -36,11 +36,11 @@ def find_turn_ends(tokenizer: Any) -> list[int]:
         return []
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     found: list[int] = []
-    for after in ([], [{"role": "user", "content": ASKED}]):
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": SAID}, *after]
-        _, said, rest = _render(tokenizer, turns).rpartition(SAID)
+    for after in ([], [{"role": "user", "content": QUESTION}]):
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": REPLY}, *after]
+        _, before, rest = _render(tokenizer, turns).rpartition(REPLY)
         rest = rest.lstrip()
-        behind = [text for text in added if said and rest.startswith(text)]
+        behind = [text for text in added if before and rest.startswith(text)]
         if behind:
             found.append(int(added[max(behind, key=len)]))
     return list(dict.fromkeys(found))
@@ -53,6 +53,6 @@ def _render(tokenizer: Any, turns: list[dict[str, str]]) -> str:
         # A template may raise whatever it likes; the check of templates says what.
         with contextlib.suppress(Exception):
             text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
-            if SAID in text:
+            if REPLY in text:
                 return text
     return ""

@@ -18,7 +18,7 @@ import msgspec
 
 from packager.builder import TurnEnd
 from packager.check import CheckResult
-from packager.readback import GraphFacts
+from packager.graph_facts import GraphFacts
 
 EVIDENCE_DIR = "evidence"
 BUILD_TOOLS = ("onnxruntime-genai", "onnxruntime", "transformers", "torch", "onnx", "onnx-ir", "gguf", "safetensors")

@@ -28,11 +28,11 @@ from packager import (
     truncation,
     workarounds,
 )
+from packager.build_cache import get_or_create, locked, sweep
 from packager.child import run_child
 from packager.estimate import available_memory
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.reference import Reference
-from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint
 from packager.truncation import choose_layers, truncated_bytes
 
@@ -114,7 +114,7 @@ def find_boundaries(config: Mapping[str, Any]) -> list[int]:
     if parameters.get("rope_type") == "longrope":
         found.add(int(parameters.get("original_max_position_embeddings") or context))
     room = sum(logits_process.AROUND)
-    return sorted(place for place in found if 0 < place <= context - room)
+    return sorted(boundary for boundary in found if 0 < boundary <= context - room)
 
 
 def compare_logits(
@@ -138,19 +138,19 @@ def compare_logits(
     layers = choose_layers(config)
     size, parameters = truncated_bytes(checkpoint.path, layers)
     boundaries, omitted, cache_bytes = [], [], 0
-    for place in find_boundaries(config):
-        needed = place * _bytes_per_position(config, len(layers))
+    for boundary in find_boundaries(config):
+        needed = boundary * _bytes_per_position(config, len(layers))
         if needed > MAX_CACHE_BYTES:
-            omitted.append(f"nothing beyond {place} positions: keys and values of that many take {needed >> 20} MiB")
+            omitted.append(f"nothing beyond {boundary} positions: keys and values of that many take {needed >> 20} MiB")
         else:
-            boundaries.append(place)
+            boundaries.append(boundary)
             cache_bytes += needed
-    shelf = cache / "logits"
-    entry = shelf / _key(digest, layers, boundaries)
-    sweep(shelf)
+    cache_dir = cache / "logits"
+    entry = cache_dir / _key(digest, layers, boundaries)
+    sweep(cache_dir)
 
     def make(staging: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix=".layers-", dir=shelf) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".layers-", dir=cache_dir) as scratch:
             quantization = checkpoint.quantization
             job = {
                 "checkpoint": str(checkpoint.path),
@@ -167,12 +167,14 @@ def compare_logits(
             )
         (staging / FILE).write_text(json.dumps(value), "utf-8")
 
-    with held(entry):
+    with locked(entry):
         if not (entry / FILE).exists():
-            lacking = _lacking(shelf, size, parameters, cache_bytes, available_memory() if memory is None else memory)
+            lacking = _lacking(
+                cache_dir, size, parameters, cache_bytes, available_memory() if memory is None else memory
+            )
             if lacking is not None:
                 return Unaffordable(lacking)
-        make_once(entry, make, mark=FILE)
+        get_or_create(entry, make, mark=FILE)
         found = json.loads((entry / FILE).read_text("utf-8"))
     proof = LogitsProof(layers=layers, boundaries=boundaries, omitted=omitted, **found)
     _refuse(proof)
@@ -193,11 +195,11 @@ def _bytes_per_position(config: Mapping[str, Any], layers: int) -> int:
     return 2 * 4 * heads * size * layers
 
 
-def _lacking(shelf: Path, size: int, parameters: int, cache_bytes: int, memory: int) -> str | None:
+def _lacking(cache_dir: Path, size: int, parameters: int, cache_bytes: int, memory: int) -> str | None:
     needed = PROCESS_BYTES + BYTES_PER_PARAMETER * parameters + COPIES * cache_bytes
     if needed > memory:
         return f"that needs about {needed / 2**30:.1f} GiB of memory, and {memory / 2**30:.1f} GiB are free"
-    room, free = size + 2 * 4 * parameters, shutil.disk_usage(shelf).free
+    room, free = size + 2 * 4 * parameters, shutil.disk_usage(cache_dir).free
     if room > free:
         return f"that needs about {room / 2**30:.1f} GiB of disk, and {free / 2**30:.1f} GiB are free in the cache"
     return None

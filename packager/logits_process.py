@@ -48,13 +48,13 @@ def compare(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     if method:
         _write_plain(cut, plain, method, job["bits"])
     reporter.progress(1, STEPS)
-    places = [0, *(max(1, boundary - BEFORE) for boundary in job["boundaries"])]
+    starts = [0, *(max(1, boundary - BEFORE) for boundary in job["boundaries"])]
     source = plain if method else cut
-    wanted, pasts, vocabulary = run_source(source, places, "float32", None)
+    wanted, pasts, vocabulary = run_source(source, starts, "float32", None)
     reporter.progress(2, STEPS)
     dtype, own = _own_type(source), None
     if dtype not in ("float32", "float64"):
-        own, _, _ = run_source(source, places, dtype, pasts)
+        own, _, _ = run_source(source, starts, dtype, pasts)
     reporter.progress(3, STEPS)
     precision, options = (f"int{job['bits']}", [f"block_size={job['group']}", *QUANTISED]) if method else ("fp32", [])
     work = {"checkpoint": str(cut), "out": str(out), "scratch": str(scratch / "builder"), "precision": precision}
@@ -62,7 +62,7 @@ def compare(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     report = _build({**work, "ep": "cpu", "options": options, "skip": job.get("skip", "")}, method)
     gc.collect()
     reporter.progress(4, STEPS)
-    found = run_graph(out, places, pasts, vocabulary)
+    found = run_graph(out, starts, pasts, vocabulary)
     spread = float(np.concatenate(wanted).std())
     return {
         "positions": sum(len(rows) for rows in wanted),
@@ -121,17 +121,17 @@ def _write_plain(cut: Path, plain: Path, method: str, bits: int) -> None:
     save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
 
 
-def _ids(place: int, vocabulary: int) -> list[npt.NDArray[np.int64]]:
-    """The tokens read at ``place``, the same every time, by slices."""
-    sizes = AROUND if place else FRESH
-    ids = np.random.default_rng(place).integers(0, vocabulary, sum(sizes))
+def _ids(start: int, vocabulary: int) -> list[npt.NDArray[np.int64]]:
+    """The tokens read at ``start``, the same every time, by slices."""
+    sizes = AROUND if start else FRESH
+    ids = np.random.default_rng(start).integers(0, vocabulary, sum(sizes))
     return list(np.split(ids.astype(np.int64), np.cumsum(sizes)[:-1]))
 
 
 def run_source(
-    checkpoint: Path, places: list[int], dtype: str, pasts: list[Cache] | None
+    checkpoint: Path, starts: list[int], dtype: str, pasts: list[Cache] | None
 ) -> tuple[list[Logits], list[Cache], int]:
-    """Logits of every position read, by ``places``; the caches before them, and the size of the vocabulary.
+    """Logits of every position read, by ``starts``; the caches before them, and the size of the vocabulary.
 
     Caches are made where there are none: random numbers as large as the model's own.
     """
@@ -147,25 +147,25 @@ def run_source(
     made: list[Cache] = []
     scales: list[tuple[float, float]] = []
     with torch.inference_mode():
-        for number, place in enumerate(places):
+        for number, start in enumerate(starts):
             past: Any = None
-            if place:
-                entry = pasts[number] if pasts is not None else _random_cache(scales, made[0], place)
+            if start:
+                entry = pasts[number] if pasts is not None else _random_cache(scales, made[0], start)
                 if pasts is None:
                     made.append(entry)
                 # Without a configuration every layer keeps everything; windows are the masks' then.
                 past = DynamicCache()
                 for layer, (keys, values) in enumerate(entry):
                     past.update(keys.to(model.dtype), values.to(model.dtype), layer)
-            at = place
+            at = start
             slices = []
-            for ids in _ids(place, vocabulary):
+            for ids in _ids(start, vocabulary):
                 positions = torch.arange(at, at + len(ids))[None]
                 output = model(torch.tensor(ids)[None], past_key_values=past, position_ids=positions, use_cache=True)
                 past, at = output.past_key_values, at + len(ids)
                 slices.append(output.logits[0].float().numpy())
             rows.append(np.concatenate(slices))
-            if not place and pasts is None and len(places) > 1:
+            if not start and pasts is None and len(starts) > 1:
                 made.append([(layer.keys, layer.values) for layer in past.layers])
                 scales = [(float(keys.std()), float(values.std())) for keys, values in made[0]]
     if not all(np.isfinite(each).all() for each in rows):
@@ -189,7 +189,7 @@ def _random_cache(scales: list[tuple[float, float]], like: Cache, length: int) -
     return cache
 
 
-def run_graph(folder: Path, places: list[int], pasts: list[Cache], vocabulary: int) -> list[Logits]:
+def run_graph(folder: Path, starts: list[int], pasts: list[Cache], vocabulary: int) -> list[Logits]:
     """The same with the built ``folder``, its graph driven directly: caches are read and written in place."""
     import onnxruntime
 
@@ -200,14 +200,14 @@ def run_graph(folder: Path, places: list[int], pasts: list[Cache], vocabulary: i
     session = onnxruntime.InferenceSession(str(folder / facts.filename), options, providers=["CPUExecutionProvider"])
     inputs = {entry.name: entry for entry in session.get_inputs()}
     rows = []
-    for number, place in enumerate(places):
-        slices = _ids(place, vocabulary)
-        room = max(place + sum(map(len, slices)), facts.least_cache)
+    for number, start in enumerate(starts):
+        slices = _ids(start, vocabulary)
+        room = max(start + sum(map(len, slices)), facts.least_cache)
         state = {
             name: onnxruntime.OrtValue.ortvalue_from_numpy(values)
-            for name, values in _make_state(inputs, pasts[number] if place else None, room, facts.head_size).items()
+            for name, values in _make_state(inputs, pasts[number] if start else None, room, facts.head_size).items()
         }
-        at, found = place, []
+        at, found = start, []
         for ids in slices:
             feed = {"input_ids": ids[None], "attention_mask": np.ones((1, at + len(ids)), np.int64)}
             if "position_ids" in inputs:

@@ -13,13 +13,13 @@ from packager.build import compose_manifest, default_cache, disk_errors, short_p
 from packager.bundle import BuiltBundle, finish_bundle, staging
 from packager.check import CheckResult, check_model
 from packager.evidence import describe_host, quality_of, write_evidence
+from packager.graph_facts import GraphFacts, read_back
+from packager.not_executed import NOT_RUN, not_executed_result
 from packager.plan import BuildPlan, check_plan
 from packager.progress import BuildProgress, SilentProgress
 from packager.quality.text import reference_text
-from packager.readback import GraphFacts, read_back
 from packager.report import write_report
 from packager.sources.checkpoint import TEMPLATE_FILE, TOKENIZER_FILES, digest_directory
-from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 4
 PARTS = {"vision": "pictures", "speech": "sound"}
@@ -61,7 +61,7 @@ def pack_bundle(
         provenance = short_provenance(
             {"kind": "folder", "name": model_dir.resolve().name, "sha256": digest_directory(model_dir)}
         )
-        quality = {**quality_of(checked, graph, reference_text().name), **said_of_check(config)}
+        quality = {**quality_of(checked, graph, reference_text().name), **note_on_check(config)}
         write_evidence(staged, quality, {**provenance, "host": describe_host()}, graph)
         write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph)
         progress.stage(4, STAGES, "writing the bundle")
@@ -89,13 +89,13 @@ def pack_bundle(
 
 def _check(staged: Path, config: GenaiFacts, graph: GraphFacts, log: Path, progress: BuildProgress) -> CheckResult:
     if config.provider != "cpu":
-        return unrun_result(graph)
+        return not_executed_result(graph)
     if "text" not in config.capabilities:
         return check_model(staged, log, questions=(), on_progress=progress.advance)
     return check_model(staged, log, text=reference_text().text, on_progress=progress.advance)
 
 
-def said_of_check(config: GenaiFacts) -> dict[str, str]:
+def note_on_check(config: GenaiFacts) -> dict[str, str]:
     """What evidence says where not all of a model was run: pictures and sound are loaded, never shown or played."""
     parts = [PARTS[part] for part in config.capabilities if part in PARTS]
     if config.provider != "cpu":

@@ -2,7 +2,7 @@
 
 The model builder ignores option names that it does not know, and did so for its own older ones (``int4_block_size``
 and the rest of the ``int4_`` family), so the only place that writes its option strings is here, and the produced
-graph is compared with the plan afterwards (:mod:`packager.readback`).
+graph is compared with the plan afterwards (:mod:`packager.graph_facts`).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class BuildProgress(Protocol):
     def advance(self, done: float, total: float) -> None:
         """``done`` of ``total`` of this stage, in whatever unit the stage counts."""
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """A fact worth a line."""
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class SilentProgress:
 
     def advance(self, done: float, total: float) -> None: ...
 
-    def say(self, line: str) -> None: ...
+    def message(self, line: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -87,7 +87,7 @@ class LineProgress:
         self._output: Path | None = None
         self._before = 0
         self._since = 0.0
-        self._said = 0.0
+        self._printed_at = 0.0
 
     def _finish(self) -> None:
         if self._title is not None:
@@ -104,19 +104,19 @@ class LineProgress:
     def stage(self, number: int, of: int, title: str, output: Path | None = None) -> None:
         self._finish()
         self._title, self._output, self._before = f"[{number}/{of}] {title}", output, written_bytes(output)
-        self._since = self._said = self._clock()
+        self._since = self._printed_at = self._clock()
 
     def advance(self, done: float, total: float) -> None:
         now = self._clock()
-        if now - self._said < WORD_SECONDS or self._title is None:
+        if now - self._printed_at < WORD_SECONDS or self._title is None:
             return
-        self._said = now
+        self._printed_at = now
         spent = now - self._since
         share = [f"{done / total:.0%}"] if total else []
         left = f"{spent * (total - done) / done / 60:.0f} min left" if done else f"{spent / 60:.0f} min so far"
         self._print(f"{self._title}: {', '.join([*share, *self._bytes(), left])}")
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self._finish()
         self._print(f"      {line}")
 
@@ -171,7 +171,7 @@ class BarProgress:
             if task.id == self._task:
                 self._bars.update(task.id, completed=done, total=total)
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self._finish()
         self._bars.console.print(f"      {line}", markup=False, highlight=False)
 

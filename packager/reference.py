@@ -17,11 +17,11 @@ from msgspec import Struct
 
 from contract.chat.files import MORE_TEMPLATES
 from packager import reference_process, rope
+from packager.build_cache import get_or_create, locked, sweep
 from packager.child import run_child
 from packager.quality import conversations, corpus
 from packager.quality.conversations import Rendering
 from packager.rope import RopeFacts
-from packager.shelf import held, make_once, sweep
 from packager.sources.checkpoint import Checkpoint, find_shards
 from packager.sources.safetensors_header import read_header
 
@@ -79,17 +79,17 @@ def read_reference(checkpoint: Checkpoint, cache: Path, log: Path, template: str
     Raises:
         BuildRefused: transformers cannot make sense of the checkpoint.
     """
-    shelf = cache / "references"
-    entry = shelf / _key(checkpoint, template)
-    sweep(shelf)
+    cache_dir = cache / "references"
+    entry = cache_dir / _key(checkpoint, template)
+    sweep(cache_dir)
 
     def make(staging: Path) -> None:
         job = {"checkpoint": str(checkpoint.path), "template": template}
         value = run_child("packager.reference_process", job, log, doing="reading the configuration")
         (staging / FILE).write_text(json.dumps(value), "utf-8")
 
-    with held(entry):
-        make_once(entry, make, mark=FILE)
+    with locked(entry):
+        get_or_create(entry, make, mark=FILE)
         return msgspec.json.decode((entry / FILE).read_bytes(), type=Reference)
 
 

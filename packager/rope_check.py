@@ -53,8 +53,8 @@ def _compare_table(what: str, table: tuple[Table, float] | None, wanted: RopeRow
         return [f"{what} has {len(values)} positions instead of {wanted.length}"]
     difference = np.abs(values[wanted.positions] - rows).max(axis=1)
     if difference.max() > tolerance:
-        place = int(difference.argmax())
-        return [f"{what} is off by {difference[place]:.3g} at position {wanted.positions[place]}"]
+        index = int(difference.argmax())
+        return [f"{what} is off by {difference[index]:.3g} at position {wanted.positions[index]}"]
     return []
 
 

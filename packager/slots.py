@@ -73,8 +73,8 @@ def add_slots(graph_file: Path) -> None:
             widths = tuple(weights[node.input[1]].dims)
         else:
             continue
-        slot, place, rank = Slot(stem, *widths), "/" + stem.replace(".", "/"), f"lora_rank_{len(nodes)}"
-        result, product = node.output[0], f"{place}/base/output_0"
+        slot, prefix, rank = Slot(stem, *widths), "/" + stem.replace(".", "/"), f"lora_rank_{len(nodes)}"
+        result, product = node.output[0], f"{prefix}/base/output_0"
         node.output[0] = product
         for name, dims, shape in (
             (slot.first, (slot.width_in, 0), (slot.width_in, rank)),
@@ -82,18 +82,18 @@ def add_slots(graph_file: Path) -> None:
         ):
             graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, dims, b"", raw=True))
             graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        narrow, change = f"{place}/lora_A/output_0", f"{place}/lora_B/output_0"
+        narrow, change = f"{prefix}/lora_A/output_0", f"{prefix}/lora_B/output_0"
         nodes += [
-            helper.make_node("MatMul", [node.input[0], slot.first], [narrow], name=f"{place}/lora_A/MatMul"),
-            helper.make_node("MatMul", [narrow, slot.second], [change], name=f"{place}/lora_B/MatMul"),
-            helper.make_node("Add", [product, change], [result], name=f"{place}/lora/Add"),
+            helper.make_node("MatMul", [node.input[0], slot.first], [narrow], name=f"{prefix}/lora_A/MatMul"),
+            helper.make_node("MatMul", [narrow, slot.second], [change], name=f"{prefix}/lora_B/MatMul"),
+            helper.make_node("Add", [product, change], [result], name=f"{prefix}/lora/Add"),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
     onnx.save(model, str(graph_file))
 
 
-def place_adapter(
+def assign_slots(
     pairs: Mapping[str, tuple[str, str]], widths: Mapping[str, int], slots: Mapping[str, Slot]
 ) -> dict[str, list[Block]]:
     """Which pair goes where, by slot: ``pairs`` by the weight they change, ``widths`` of all of the base's weights.

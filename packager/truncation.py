@@ -31,10 +31,10 @@ KEPT = (".json", ".jinja", ".model", ".txt")
 def choose_layers(config: Mapping[str, Any]) -> list[int]:
     """The first layer of every kind by ``config`` (every default filled in), at least two where there are two."""
     count = int(config["num_hidden_layers"])
-    says = [config[key] for key in BY_LAYER if isinstance(config.get(key), list) and len(config[key]) == count]
+    per_layer = [config[key] for key in BY_LAYER if isinstance(config.get(key), list) and len(config[key]) == count]
     kinds: dict[tuple[Any, ...], int] = {}
     for layer in range(count):
-        kinds.setdefault(tuple(entry[layer] for entry in says), layer)
+        kinds.setdefault(tuple(entry[layer] for entry in per_layer), layer)
     chosen = set(kinds.values())
     for layer in range(count):
         if len(chosen) < LEAST_LAYERS:

@@ -17,9 +17,9 @@ from contract.names import Digest, path_below
 from contract.onnx_wire import read_graph_file
 from contract.reasons import Reason
 from packager.check import CheckResult, check_model
+from packager.graph_facts import GraphFacts, read_back
+from packager.not_executed import NOT_RUN, not_executed_result
 from packager.progress import BuildProgress
-from packager.readback import GraphFacts, read_back
-from packager.unrun import NOT_RUN, unrun_result
 
 STAGES = 3
 
@@ -52,7 +52,9 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress, base: Pat
     _, graph = read_back(model_dir)
     if manifest.model.ep != "cpu":
         progress.stage(3, STAGES, f"{NOT_RUN}: {manifest.model.ep}")
-        return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=unrun_result(graph))
+        return Verified(
+            directory=directory, digest=digest, manifest=manifest, graph=graph, checked=not_executed_result(graph)
+        )
     progress.stage(3, STAGES, "loading and scoring the canaries")
     known = [(canary.prompt, canary.expected_text, canary.stops) for canary in manifest.canary]
     questions = () if known else ("Hello",)

@@ -18,21 +18,21 @@ SEEN = {"onnxruntime-genai": "0.18.0", "transformers": "5.23.0"}
 
 
 class Workaround(Struct, frozen=True):
-    """One fault. ``applies`` looks at transformers' configuration, ``mend`` changes it and the builder's options."""
+    """One fault. ``applies`` looks at transformers' configuration, ``apply`` changes it and the builder's options."""
 
     name: str
     symptom: str
     fix: str
     applies: Callable[[Any], bool]
-    mend: Callable[[Any, dict[str, Any]], None]
+    apply: Callable[[Any, dict[str, Any]], None]
 
 
-def mend(config: Any, options: dict[str, Any], skip: str = "") -> list[str]:
+def apply_workarounds(config: Any, options: dict[str, Any], skip: str = "") -> list[str]:
     """Apply every workaround that ``config`` needs; their names. ``skip`` leaves one out, to show its symptom."""
     applied = []
     for workaround in WORKAROUNDS:
         if workaround.name != skip and workaround.applies(config):
-            workaround.mend(config, options)
+            workaround.apply(config, options)
             applied.append(workaround.name)
     return applied
 
@@ -227,7 +227,7 @@ WORKAROUNDS = (
         "the same inputs give other bytes after every commit",
         fix="name the commit that the package says it was made from",
         applies=_always,
-        mend=_name_package_commit,
+        apply=_name_package_commit,
     ),
     Workaround(
         name="rope-tables",
@@ -235,28 +235,28 @@ WORKAROUNDS = (
         "cut where it should be, the local layers of a scaled Gemma 3 (4B and larger) get the global layers' scaling",
         fix="take all angles from transformers' own code",
         applies=_rotates,
-        mend=_take_own_tables,
+        apply=_take_own_tables,
     ),
     Workaround(
         name="longrope-type",
         symptom="a Phi-3.5 or Phi-4-mini checkpoint saved by transformers 5 ends the builder with KeyError: 'type'",
         fix="name the kind of scaling under its older key as well",
         applies=_needs_rope_type,
-        mend=_add_rope_type,
+        apply=_add_rope_type,
     ),
     Workaround(
         name="gemma3-nested-rope",
         symptom="Gemma 3 ends the builder with KeyError: 'rope_type', since its rope parameters are kept by layer type",
         fix="hand the global layers' entry over as the model's, and the local layers' base apart",
         applies=_has_nested_rope,
-        mend=_flatten_rope,
+        apply=_flatten_rope,
     ),
     Workaround(
         name="norm-epsilon",
         symptom="Phi-2 and Nemotron name the epsilon of their norms otherwise than the builder does, which takes 1e-6",
         fix="name it as the builder does",
         applies=_names_epsilon_otherwise,
-        mend=_name_epsilon,
+        apply=_name_epsilon,
     ),
     Workaround(
         name="gemma-rounding",
@@ -264,14 +264,14 @@ WORKAROUNDS = (
         "decimals: logits are off by several percent of their spread",
         fix="hand norms over in fp32, and the whole scale",
         applies=_is_gemma,
-        mend=_add_in_full,
+        apply=_add_in_full,
     ),
     Workaround(
         name="still-layers",
         symptom="SmolLM3 ends the builder with KeyError: 'position_ids' at the first layer that does not rotate",
         fix="say of such a layer that it has no rotary embedding at all",
         applies=_has_still_layers,
-        mend=_leave_still_layers,
+        apply=_leave_still_layers,
     ),
     Workaround(
         name="dropped-window",
@@ -279,14 +279,14 @@ WORKAROUNDS = (
         "cache by it, so that longer prompts are refused by the runtime",
         fix="name every layer as a local one, which the builder heeds",
         applies=_loses_window,
-        mend=_name_local_layers,
+        apply=_name_local_layers,
     ),
     Workaround(
         name="window-beyond-context",
         symptom="caches are to be as long as a window that is longer than the context: the runtime refuses any prompt",
         fix="keep caches as long as the context",
         applies=_has_endless_window,
-        mend=_keep_whole_caches,
+        apply=_keep_whole_caches,
     ),
     Workaround(
         name="all-weights-at-once",
@@ -294,7 +294,7 @@ WORKAROUNDS = (
         "parameters, 19 GiB for 3.8 billion",
         fix="hand weights to the quantizer in pieces as it comes to them",
         applies=_always,
-        mend=_stream_weights,
+        apply=_stream_weights,
     ),
 )
 """In the order in which they are applied."""

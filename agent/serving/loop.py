@@ -92,7 +92,7 @@ class Loop:
         if request is not None:
             due = self._sender.flush(request, now)
             if due is not None:
-                self._wake_by(due)
+                self._schedule_wakeup(due)
 
     def on_writable(self) -> None:
         """The connection takes frames again."""
@@ -204,9 +204,9 @@ class Loop:
         times = (self._scheduler.next_deadline(), self._sender.next_due(), self._next_positions)
         due = min((when for when in times if when is not None), default=None)
         if due is not None:
-            self._wake_by(due)
+            self._schedule_wakeup(due)
 
-    def _wake_by(self, due: float) -> None:
+    def _schedule_wakeup(self, due: float) -> None:
         timer = self._timer
         if timer is not None:
             if timer.when() <= due:

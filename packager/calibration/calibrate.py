@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
+from packager.build_cache import locked, sweep
 from packager.calibration.passages import digest_passages
 from packager.child import run_child
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import CALIBRATION_TEXTS, FAST, BuildPlan
 from packager.quality.text import EvalText, read_text
-from packager.shelf import held, sweep
 from packager.sources.checkpoint import Checkpoint, digest_directory, inspect_checkpoint
 
 LIBRARY = "auto-round"
 """The quantizer that is a library of that name, of the ``calibration`` extra."""
 
 CODE = (
-    "compensation", "export", "grid", "layers", "learned", "passages", "process", "samples", "single_pass", "stages",
+    "auto_round", "checkpoints", "export", "gptq", "grid", "layers", "passages", "process", "samples", "single_pass",
     "tuning",
 )  # fmt: skip
 """Modules beside this one that decide a calibrated checkpoint's bytes; read, not imported, since they load torch."""
@@ -61,14 +61,14 @@ def reads_passages(plan: BuildPlan) -> bool:
 def describe_calibration(plan: BuildPlan) -> dict[str, Any]:
     """What provenance says of the calibration text and of how it was read."""
     # Both load torch, which a command that builds nothing must not wait for.
-    from packager.calibration import learned, samples
+    from packager.calibration import auto_round, samples
 
     if reads_passages(plan):
         return {"text": "shipped", "sha256": digest_passages(), "length": samples.PASSAGE_LENGTH}
     text = read_calibration(plan.calibration)
     shape: dict[str, Any] = {"sequences": samples.SEQUENCES, "length": samples.LENGTH, "seed": samples.SEED}
     if plan.quantizer == LIBRARY:
-        shape |= {LIBRARY: importlib.metadata.version(LIBRARY), "steps": learned.STEPS}
+        shape |= {LIBRARY: importlib.metadata.version(LIBRARY), "steps": auto_round.STEPS}
     return {"text": "self", **shape} if text is None else {"text": text.name, "sha256": text.sha256, **shape}
 
 
@@ -106,11 +106,11 @@ def calibrate_checkpoint(
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     entry = cache / "calibrated" / key[:32]
     sweep(entry.parent, ".*")
-    with held(entry):
+    with locked(entry):
         if entry.is_dir():
             os.utime(entry)
             return inspect_checkpoint(entry), key
-        # Not make_once: what an interrupted calibration has done so far stays in ``work``, to go on from.
+        # Not get_or_create: what an interrupted calibration has done so far stays in ``work``, to go on from.
         work = entry.parent / f".{entry.name}"
         work.mkdir(exist_ok=True)
         staging = work / "out"

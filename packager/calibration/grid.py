@@ -14,7 +14,7 @@ import torch
 
 BLOCK = 32
 LEVELS = 16
-TINIEST = 1e-8
+EPS = 1e-8
 """Scale of a block of zeros: any number that can be divided by."""
 
 SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.78, 0.74, 0.7)
@@ -99,4 +99,4 @@ def _asymmetric(blocks: torch.Tensor, shrink: float) -> tuple[torch.Tensor, torc
 
 
 def _nonzero(scale: torch.Tensor) -> torch.Tensor:
-    return torch.where(scale == 0, torch.full_like(scale, TINIEST), scale)
+    return torch.where(scale == 0, torch.full_like(scale, EPS), scale)

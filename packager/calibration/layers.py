@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from contract.errors import BuildRefused
-from packager.calibration.compensation import round_matrix
+from packager.calibration.checkpoints import CalibrationCheckpoints
+from packager.calibration.gptq import round_matrix
 from packager.calibration.grid import BLOCK, Grid
-from packager.calibration.stages import Stages
 
 AT_ONCE = 8
 """Sequences in one pass where nothing is gained by more."""
@@ -24,7 +24,7 @@ class Rounded:
         self.grid = grid
 
     def kept(self) -> dict[str, Any]:
-        """All of it, for :mod:`packager.calibration.stages`."""
+        """All of it, for :mod:`packager.calibration.checkpoints`."""
         return {"levels": self.levels, "scale": self.grid.scale, "zero": self.grid.zero, "low": self.grid.low}
 
     @classmethod
@@ -41,7 +41,7 @@ class Rounded:
 
 
 def round_model(
-    model: Any, ids: torch.Tensor, stages: Stages, on_layer: Callable[[int, int], None]
+    model: Any, ids: torch.Tensor, stages: CalibrationCheckpoints, on_layer: Callable[[int, int], None]
 ) -> dict[str, Rounded]:
     """Round every Linear of the decoder layers in place; all by name. Layers that ``stages`` has are not done again.
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from contract.errors import BuildRefused
-from packager.calibration.compensation import TABLE_DAMPING, round_matrix
+from packager.calibration.checkpoints import CalibrationCheckpoints
 from packager.calibration.export import write_checkpoint
+from packager.calibration.gptq import TABLE_DAMPING, round_matrix
 from packager.calibration.layers import Rounded, head_moments, round_model
 from packager.calibration.samples import LENGTH, sample_self, tokens_of_passages, tokens_of_text
 from packager.calibration.single_pass import Shards, finish_checkpoint, fits_gptq, round_in_one_pass
-from packager.calibration.stages import Stages
 from packager.calibration.tuning import Target, tune_scales
 from packager.child import Reporter, child_main
 
@@ -26,7 +26,7 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from packager.quality.source_process import load_source
 
     model, tokenizer = load_source(job["checkpoint"])
-    stages = Stages(Path(job["stages"]))
+    stages = CalibrationCheckpoints(Path(job["stages"]))
     with torch.no_grad():
         ids = _read(job, model, tokenizer, stages)
         if job["quantizer"] == "gptq-fast":
@@ -66,7 +66,7 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     return {"tokens": ids.numel(), "matrices": len(rounded) + 1, "tuned": target.plain}
 
 
-def _read(job: dict[str, Any], model: Any, tokenizer: Any, stages: Stages) -> torch.Tensor:
+def _read(job: dict[str, Any], model: Any, tokenizer: Any, stages: CalibrationCheckpoints) -> torch.Tensor:
     """The calibration text that was asked for, ``[sequences, tokens]``."""
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", LENGTH) or LENGTH)
     if job["text"] is not None:
@@ -94,12 +94,18 @@ def _round_fast(job: dict[str, Any], model: Any, ids: torch.Tensor, reporter: Re
 
 
 def _round(
-    job: dict[str, Any], model: Any, tokenizer: Any, ids: torch.Tensor, *, stages: Stages, reporter: Reporter
+    job: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    ids: torch.Tensor,
+    *,
+    stages: CalibrationCheckpoints,
+    reporter: Reporter,
 ) -> dict[str, Rounded]:
     """Round the layers of ``model`` in place, in the way that was asked for."""
     if job["quantizer"] != "auto-round":
         return round_model(model, ids, stages, lambda done, of: reporter.progress(SAMPLING + ROUNDING * done / of, 100))
-    from packager.calibration.learned import learn_rounding
+    from packager.calibration.auto_round import learn_rounding
     from packager.quality.source_process import load_source
 
     def learn() -> dict[str, Any]:

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from contract.errors import BuildRefused
-from packager.calibration.compensation import TABLE_DAMPING, Compensation, plan_compensation, round_rows
 from packager.calibration.export import gptq_tensors, quantization_config
+from packager.calibration.gptq import TABLE_DAMPING, Compensation, plan_compensation, round_rows
 from packager.calibration.layers import Rounded, find_decoder
 from packager.dequantised import dequantise
 

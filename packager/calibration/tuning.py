@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from packager.calibration.checkpoints import CalibrationCheckpoints
 from packager.calibration.grid import BLOCK
 from packager.calibration.layers import AT_ONCE, Rounded
-from packager.calibration.stages import Stages
 
 BATCH = 8
 STEPS = 16
@@ -40,7 +40,7 @@ def half_precision() -> bool:
 class Target:
     """What the source says over ``ids``: its last hidden states, and the table that makes logits of them."""
 
-    def __init__(self, model: Any, ids: torch.Tensor, stages: Stages) -> None:
+    def __init__(self, model: Any, ids: torch.Tensor, stages: CalibrationCheckpoints) -> None:
         base = model.base_model
         self.hidden = stages.once(
             "hidden",
@@ -59,7 +59,7 @@ def tune_scales(
     ids: torch.Tensor,
     target: Target,
     *,
-    stages: Stages,
+    stages: CalibrationCheckpoints,
     on_step: Callable[[int, int], None],
 ) -> None:
     """Tune the scales of ``rounded`` (modules of ``model`` by name, its lm_head too) and the vectors, all in place."""

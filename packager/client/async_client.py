@@ -10,11 +10,11 @@ from typing import Any
 
 from contract.errors import SourceUnavailable
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
-from packager.client.asking import Asking, control_message
 from packager.client.broker import BrokerAddress
 from packager.client.client import client_name, session_name
 from packager.client.completion import Chunk, Completion, to_chunk, to_completion
 from packager.client.replies import Answer, Found
+from packager.client.request_session import RequestSession, control_message
 from packager.mqtt import BrokerSession, Message
 
 
@@ -123,12 +123,12 @@ class AsyncClient:
 
         Raises:
             SourceUnavailable: no answer within ``seconds``, or the client was closed meanwhile. UsageError,
-            RequestInvalid: as :class:`Asking` does.
+            RequestInvalid: as :class:`RequestSession` does.
         """
         session = self._session
         assert session is not None, "enter the client first: async with AsyncClient(…) as client"
         now = asyncio.get_running_loop().time
-        asking = Asking(
+        asking = RequestSession(
             body, name=self.name, root=self._root, device=device, group=group,
             now=now(), seconds=seconds, retry=retry,
         )  # fmt: skip

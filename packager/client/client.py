@@ -11,10 +11,10 @@ from typing import Any
 from contract.errors import SourceUnavailable, UsageError
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
 from contract.names import is_identifier
-from packager.client.asking import Asking, control_message
 from packager.client.broker import BrokerAddress
 from packager.client.completion import Chunk, Completion, to_chunk, to_completion
 from packager.client.replies import Answer, Found
+from packager.client.request_session import RequestSession, control_message
 from packager.mqtt import BrokerSession
 
 GLANCE_SECONDS = 1.0
@@ -123,9 +123,9 @@ class Client:
         ``body`` is the request; it gets an id if it has none.
 
         Raises:
-            SourceUnavailable: no answer within ``seconds``. UsageError, RequestInvalid: as :class:`Asking` does.
+            SourceUnavailable: no answer within ``seconds``. UsageError, RequestInvalid: as :class:`RequestSession`.
         """
-        asking = Asking(
+        asking = RequestSession(
             body, name=self.name, root=self._root, device=device, group=group,
             now=time.monotonic(), seconds=seconds, retry=retry,
         )  # fmt: skip

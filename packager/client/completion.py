@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from contract.mqtt.messages import Timing, Usage
-from packager.client.asking import last_of
 from packager.client.replies import Answer, Found, Piece
+from packager.client.request_session import last_of
 
 
 class ChatMessage(Struct, frozen=True):

@@ -259,7 +259,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     progress = choose_progress(quiet=arguments.json)
     if recorded is not None and recorded.tools_changed:
-        progress.say(f"built with other versions, so its bytes may differ: {', '.join(recorded.tools_changed)}")
+        progress.message(f"built with other versions, so its bytes may differ: {', '.join(recorded.tools_changed)}")
     out, cache = output_directory(arguments), arguments.cache or default_cache()
     try:
         if arguments.base is not None:

@@ -30,12 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_broker(parser)
     parser.add_argument("--source", metavar="S", help="name of a source in the device's configuration (default: any)")
     parser.add_argument("--revision", metavar="R", help="what the device echoes (default: a random one)")
-    parser.add_argument("--clear", action="store_true", help="withdraw the wish instead of making one")
+    parser.add_argument("--clear", action="store_true", help="withdraw the desired bundle instead of setting one")
     parser.add_argument("--wait", action="store_true", help="follow it until it is active everywhere or refused")
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for --wait; default 3600")
     parser.add_argument("--json", action="store_true", help="print what happens as JSON lines")
     parser.epilog = (
-        "The wish is kept by the broker: a device that is offline follows it when it comes back.\n\n"
+        "The broker retains the desired bundle: a device that is offline follows it when it reconnects.\n\n"
         "examples:\n"
         "  edge-packager deploy --device kitchen-1 smollm2@1.1.0 --wait\n"
         "  edge-packager deploy --group office --source depot smollm2@1.1.0 --broker mqtts://broker.example.org\n"
@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if (arguments.bundle is None) != arguments.clear:
-        raise UsageError("give NAME@VERSION, or --clear to withdraw the wish")
+        raise UsageError("give NAME@VERSION, or --clear to withdraw the desired bundle")
     payload, revision = b"", None
     if not arguments.clear:
         payload, revision = _document(arguments)
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             session.subscribe(*(Topics(device, arguments.topic_root).reported for device in devices))
         for device in devices:
             session.publish(Topics(device, arguments.topic_root).desired, payload, retain=True)
-            _say(arguments, {"device": device, "revision": revision, "bundle": arguments.bundle}, "asked")
+            _print_event(arguments, {"device": device, "revision": revision, "bundle": arguments.bundle}, "asked")
         if arguments.wait and revision is not None:
             _follow(session, arguments, devices, revision)
     return 0
@@ -96,7 +96,7 @@ def find_group(session: BrokerSession, root: str, group: str) -> list[str]:
 def _follow(session: BrokerSession, arguments: argparse.Namespace, devices: list[str], revision: str) -> None:
     waiting = {Topics(device, arguments.topic_root).reported: device for device in devices}
     refused: list[tuple[str, str, str]] = []
-    said: dict[str, str] = {}
+    last_phase: dict[str, str] = {}
     failing: dict[str, str] = {}
     end = time.monotonic() + arguments.timeout
     while waiting and time.monotonic() < end:
@@ -111,9 +111,9 @@ def _follow(session: BrokerSession, arguments: argparse.Namespace, devices: list
             if reported.revision != revision:
                 continue
             phase = _phase_text(reported)
-            if said.get(device) != phase:
-                said[device] = phase
-                _say(arguments, {"device": device, "reported": msgspec.to_builtins(reported)}, phase)
+            if last_phase.get(device) != phase:
+                last_phase[device] = phase
+                _print_event(arguments, {"device": device, "reported": msgspec.to_builtins(reported)}, phase)
             if reported.error is not None and reported.error.retry_in_seconds is not UNSET:
                 failing[device] = reported.error.message
             elif reported.error is not None and reported.phase == "IDLE":
@@ -156,7 +156,7 @@ def _phase_text(reported: Reported) -> str:
     return text
 
 
-def _say(arguments: argparse.Namespace, event: dict[str, object], text: str) -> None:
+def _print_event(arguments: argparse.Namespace, event: dict[str, object], text: str) -> None:
     if arguments.json:
         print(json.dumps(event), flush=True)
     else:

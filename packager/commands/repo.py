@@ -158,14 +158,16 @@ def _counted(arguments: argparse.Namespace, doing: str) -> Iterator[Callable[[in
         yield lambda count: bars.advance(task, count)
 
 
-def _say(arguments: argparse.Namespace, sentence: str, **fields: object) -> int:
+def _print_sentence(arguments: argparse.Namespace, sentence: str, **fields: object) -> int:
     print(msgspec.json.encode(fields).decode() if arguments.json else sentence)
     return 0
 
 
-def _tell(arguments: argparse.Namespace, outcome: Outcome, done: str) -> int:
+def _print_outcome(arguments: argparse.Namespace, outcome: Outcome, done: str) -> int:
     waiting = f"waiting for {', '.join(outcome.pending)}; run `edge-packager repo sign` where those keys are"
-    return _say(arguments, done if outcome.published else waiting, published=outcome.published, pending=outcome.pending)
+    return _print_sentence(
+        arguments, done if outcome.published else waiting, published=outcome.published, pending=outcome.pending
+    )
 
 
 def _init(arguments: argparse.Namespace) -> int:
@@ -181,14 +183,14 @@ def _init(arguments: argparse.Namespace) -> int:
         others,
     )
     root = arguments.repo / "metadata" / "1.root.json"
-    return _tell(
+    return _print_outcome(
         arguments, outcome, f"made {arguments.repo}; provision devices with {root}, keep {arguments.keys} safe"
     )
 
 
 def _keygen(arguments: argparse.Namespace) -> int:
     key: SigningKey = KeyRing(arguments.keys, _passphrase(arguments, new=True)).generate(arguments.role)
-    return _say(
+    return _print_sentence(
         arguments, f"made a {arguments.role} key in {arguments.keys}; its .pub goes to whoever runs `repo init`",
         keyid=key.keyid, public=key.public,
     )  # fmt: skip
@@ -197,12 +199,12 @@ def _keygen(arguments: argparse.Namespace) -> int:
 def _publish(arguments: argparse.Namespace) -> int:
     with _counted(arguments, "publishing") as on_bytes:
         outcome = _open(arguments).publish(arguments.bundle, on_bytes)
-    return _tell(arguments, outcome, f"published {arguments.bundle} in {arguments.repo}")
+    return _print_outcome(arguments, outcome, f"published {arguments.bundle} in {arguments.repo}")
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
     parse_reference(arguments.reference)
-    return _tell(arguments, _open(arguments).revoke(arguments.reference), f"revoked {arguments.reference}")
+    return _print_outcome(arguments, _open(arguments).revoke(arguments.reference), f"revoked {arguments.reference}")
 
 
 def _rotate(arguments: argparse.Namespace) -> int:
@@ -212,26 +214,26 @@ def _rotate(arguments: argparse.Namespace) -> int:
         threshold=arguments.threshold,
         others=[read_public_key(path) for path in arguments.public_key],
     )
-    return _tell(arguments, outcome, f"{arguments.role} has new keys; the old ones count for nothing any more")
+    return _print_outcome(arguments, outcome, f"{arguments.role} has new keys; the old ones count for nothing any more")
 
 
 def _renew(arguments: argparse.Namespace) -> int:
     repository = _open(arguments)
     outcome = repository.renew_root() if arguments.role == "root" else repository.renew_targets()
-    return _tell(arguments, outcome, f"{arguments.role} is signed again")
+    return _print_outcome(arguments, outcome, f"{arguments.role} is signed again")
 
 
 def _sign(arguments: argparse.Namespace) -> int:
-    return _tell(arguments, _open(arguments).sign(), "signed and published")
+    return _print_outcome(arguments, _open(arguments).sign(), "signed and published")
 
 
 def _discard(arguments: argparse.Namespace) -> int:
     _without_keys(arguments).discard()
-    return _say(arguments, "nothing waits any more", discarded=True)
+    return _print_sentence(arguments, "nothing waits any more", discarded=True)
 
 
 def _refresh(arguments: argparse.Namespace) -> int:
-    return _tell(arguments, _open(arguments).refresh(), "snapshot and timestamp are signed again")
+    return _print_outcome(arguments, _open(arguments).refresh(), "snapshot and timestamp are signed again")
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -239,7 +241,7 @@ def _export(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path(f"{name}-{version}.edgebundle")
     with _counted(arguments, "writing") as on_bytes:
         manifest = _without_keys(arguments).export(name, version, out, on_bytes)
-    return _say(arguments, f"wrote {out} ({manifest.total_bytes / 1e6:.1f} MB of files)", file=str(out))
+    return _print_sentence(arguments, f"wrote {out} ({manifest.total_bytes / 1e6:.1f} MB of files)", file=str(out))
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -252,7 +254,9 @@ def _import(arguments: argparse.Namespace) -> int:
             received = _without_keys(arguments).receive(source, root, on_bytes)
     finally:
         source.close()
-    return _say(arguments, f"received {', '.join(received) or 'no bundle, only metadata'}", received=received)
+    return _print_sentence(
+        arguments, f"received {', '.join(received) or 'no bundle, only metadata'}", received=received
+    )
 
 
 def _source(arguments: argparse.Namespace) -> Source:
@@ -292,4 +296,6 @@ def _show(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     with _counted(arguments, "verifying") as on_bytes:
         count = report.verify(arguments.repo, lambda: datetime.now(UTC), on_bytes)
-    return _say(arguments, f"{arguments.repo} holds: {count} bundle(s), every signature and every byte", bundles=count)
+    return _print_sentence(
+        arguments, f"{arguments.repo} holds: {count} bundle(s), every signature and every byte", bundles=count
+    )

@@ -14,7 +14,7 @@ from packager.check import CANARY_QUESTIONS, CANARY_TOKENS, CheckResult, check_m
 from packager.progress import BuildProgress
 from packager.quality.behaviour import Case, compare_behaviour, read_cases
 from packager.quality.conversations import Rendering
-from packager.quality.gates import Limits, QualityPlan, check_reason, choose_limits, judge
+from packager.quality.gates import Limits, QualityPlan, check_reason, choose_limits, evaluate_limits
 from packager.quality.source import DEFAULT_TOKENS, EVAL_TOKENS, SourceView, view_source
 from packager.quality.text import EvalText, read_text, reference_text
 from packager.reference import Spelling
@@ -23,7 +23,7 @@ from packager.sources.checkpoint import Checkpoint
 PREQUANTISED = "the source is quantised already; transformers alone cannot run it as it is"
 
 
-class Exam(Struct, frozen=True):
+class EvaluationSpec(Struct, frozen=True):
     """A :class:`QualityPlan` whose files were read, before anything heavy starts: its faults come first."""
 
     text: EvalText
@@ -41,7 +41,7 @@ class Assessment(Struct, frozen=True):
     details: dict[str, Any]
 
 
-def prepare_exam(plan: QualityPlan, precision: str) -> Exam:
+def prepare_evaluation(plan: QualityPlan, precision: str) -> EvaluationSpec:
     """Read and check everything that ``plan`` names.
 
     Raises:
@@ -49,7 +49,7 @@ def prepare_exam(plan: QualityPlan, precision: str) -> Exam:
         BuildRefused: a file that cannot be used.
     """
     own = plan.eval_file is not None
-    return Exam(
+    return EvaluationSpec(
         text=read_text(Path(plan.eval_file), "--eval") if plan.eval_file is not None else reference_text(),
         tokens=EVAL_TOKENS if own else DEFAULT_TOKENS,
         cases=read_cases(Path(plan.behaviour_file)) if plan.behaviour_file is not None else [],
@@ -58,8 +58,8 @@ def prepare_exam(plan: QualityPlan, precision: str) -> Exam:
     )
 
 
-def hear_source(
-    exam: Exam, checkpoint: Checkpoint, cache: Path, log: Path, progress: BuildProgress
+def source_logits(
+    spec: EvaluationSpec, checkpoint: Checkpoint, cache: Path, log: Path, progress: BuildProgress
 ) -> SourceView | None:
     """The source's side; None when it cannot be run by transformers because it is quantised already.
 
@@ -68,16 +68,16 @@ def hear_source(
         StoreFull: no room in the cache.
     """
     if "quantization_config" in checkpoint.config:
-        if exam.cases:
+        if spec.cases:
             raise BuildRefused(f"--behaviour compares with the source, but {PREQUANTISED}")
         return None
     questions = [(question, CANARY_TOKENS) for question in CANARY_QUESTIONS]
-    questions += [(case.prompt, case.tokens) for case in exam.cases]
-    return view_source(checkpoint, exam.text, questions, cache, log, tokens=exam.tokens, on_progress=progress.advance)
+    questions += [(case.prompt, case.tokens) for case in spec.cases]
+    return view_source(checkpoint, spec.text, questions, cache, log, tokens=spec.tokens, on_progress=progress.advance)
 
 
-def assess(
-    exam: Exam,
+def evaluate(
+    spec: EvaluationSpec,
     heard: SourceView | None,
     staged: Path,
     log: Path,
@@ -97,19 +97,19 @@ def assess(
     checked = check_model(
         staged,
         log,
-        text=exam.text.text,
+        text=spec.text.text,
         source=heard,
-        behaviour=[(case.prompt, case.tokens) for case in exam.cases] if heard is not None else (),
+        behaviour=[(case.prompt, case.tokens) for case in spec.cases] if heard is not None else (),
         adapter=adapter,
         spellings=spellings,
         renderings=renderings,
         on_progress=progress.advance,
     )
-    summary: dict[str, Any] = {"text": {"name": exam.text.name, "sha256": exam.text.sha256}}
+    summary: dict[str, Any] = {"text": {"name": spec.text.name, "sha256": spec.text.sha256}}
     details: dict[str, Any] = {}
     if checked.respelled:
         texts = ", ".join(repr(text[:24]) for text in checked.respelled[:4])
-        progress.say(f"the runtime makes other tokens than the source of {len(checked.respelled)} texts: {texts}")
+        progress.message(f"the runtime makes other tokens than the source of {len(checked.respelled)} texts: {texts}")
         details["respelled"] = checked.respelled
     if checked.rerendered:
         raise BuildRefused(
@@ -118,7 +118,7 @@ def assess(
         )
     endless = find_endless(heard, checked)
     if heard is None or checked.compared is None:
-        summary["limits"] = judge(exam.limits, exam.accepted, None, None, checked.respelled)
+        summary["limits"] = evaluate_limits(spec.limits, spec.accepted, None, None, checked.respelled)
         summary["compared"] = f"not compared: {PREQUANTISED}"
         return Assessment(checked, summary, details)
     numbers = msgspec.to_builtins(checked.compared)
@@ -126,11 +126,13 @@ def assess(
     details["window"] = max(map(len, heard.windows))
     details["canaries"] = _side_by_side(heard.answers[: len(CANARY_QUESTIONS)], checked)
     behaviour = None
-    if exam.cases:
-        behaviour = compare_behaviour(exam.cases, heard.answers[len(CANARY_QUESTIONS) :], checked.answers)
+    if spec.cases:
+        behaviour = compare_behaviour(spec.cases, heard.answers[len(CANARY_QUESTIONS) :], checked.answers)
         details["behaviour"] = behaviour
-        summary["behaviour"] = {"cases": len(exam.cases), **{key: behaviour[key] for key in BEHAVIOUR_KEYS}}
-    summary["limits"] = judge(exam.limits, exam.accepted, numbers, behaviour, checked.respelled, endless=endless)
+        summary["behaviour"] = {"cases": len(spec.cases), **{key: behaviour[key] for key in BEHAVIOUR_KEYS}}
+    summary["limits"] = evaluate_limits(
+        spec.limits, spec.accepted, numbers, behaviour, checked.respelled, endless=endless
+    )
     # The manifest's ``perplexity`` has these two, as it does where there is no source.
     del numbers["perplexity"], numbers["tokens"]
     summary |= {**numbers, "source_dtype": heard.dtype}
@@ -149,10 +151,10 @@ def find_endless(heard: SourceView | None, checked: CheckResult) -> list[str]:
     return [] if any(ended for _, ended in due) else [question for question, _ in due]
 
 
-def _side_by_side(said: Sequence[str], checked: CheckResult) -> list[dict[str, str]]:
+def _side_by_side(answers: Sequence[str], checked: CheckResult) -> list[dict[str, str]]:
     """Canary questions with both answers; a canary that the bundle left unanswered shows as empty."""
     rows = []
-    for question, answer in zip(CANARY_QUESTIONS, said, strict=True):
+    for question, answer in zip(CANARY_QUESTIONS, answers, strict=True):
         found = [canary.text for canary in checked.canaries if question in canary.prompt]
         rows.append({"prompt": question, "source": answer, "bundle": found[0] if found else ""})
     return rows

@@ -96,13 +96,13 @@ def failed_expectations(case: Case, answer: str) -> list[str]:
 def compare_behaviour(cases: Sequence[Case], source: Sequence[str], bundle: Sequence[str]) -> dict[str, Any]:
     """The whole comparison for evidence: each case with both answers, and which ones the bundle lost."""
     rows: list[dict[str, Any]] = []
-    for case, said, says in zip(cases, source, bundle, strict=True):
+    for case, from_source, from_bundle in zip(cases, source, bundle, strict=True):
         rows.append(
             {
                 "name": case.title,
                 "prompt": case.prompt,
-                "source": {"answer": said, "lacks": failed_expectations(case, said)},
-                "bundle": {"answer": says, "lacks": failed_expectations(case, says)},
+                "source": {"answer": from_source, "lacks": failed_expectations(case, from_source)},
+                "bundle": {"answer": from_bundle, "lacks": failed_expectations(case, from_bundle)},
             }
         )
     passed = [row for row in rows if not row["source"]["lacks"]]

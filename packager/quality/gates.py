@@ -122,7 +122,7 @@ def find_faults(
     return faults
 
 
-def judge(
+def evaluate_limits(
     limits: Limits,
     accepted: str | None,
     compared: dict[str, Any] | None,

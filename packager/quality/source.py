@@ -16,9 +16,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from packager.build_cache import get_or_create, locked
 from packager.child import run_child
 from packager.quality.text import EvalText
-from packager.shelf import held, make_once
 from packager.sources.checkpoint import Checkpoint, digest_directory
 
 REVISION = 3
@@ -83,8 +83,8 @@ def view_source(
     }
     versions = [importlib.metadata.version(name) for name in ("transformers", "torch")]
     key = [digest_directory(checkpoint.path), text.sha256, job["questions"], tokens, REVISION, versions]
-    shelf = cache / "source-views"
-    entry = shelf / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    cache_dir = cache / "source-views"
+    entry = cache_dir / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
     def make(staging: Path) -> None:
         value = run_child(
@@ -96,16 +96,16 @@ def view_source(
         )
         (staging / FILE).write_text(json.dumps(value), "utf-8")
 
-    with held(entry):
-        make_once(entry, make, mark=FILE)
-    _forget_oldest(shelf, entry)
+    with locked(entry):
+        get_or_create(entry, make, mark=FILE)
+    _forget_oldest(cache_dir, entry)
     value = json.loads((entry / FILE).read_text("utf-8"))
     return SourceView(rows=entry / ROWS, **value)
 
 
-def _forget_oldest(shelf: Path, fresh: Path) -> None:
+def _forget_oldest(cache_dir: Path, fresh: Path) -> None:
     kept = sorted(
-        (path for path in shelf.iterdir() if path != fresh and not path.name.startswith(".")),
+        (path for path in cache_dir.iterdir() if path != fresh and not path.name.startswith(".")),
         key=lambda path: path.stat().st_mtime,
         reverse=True,
     )

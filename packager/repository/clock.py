@@ -19,7 +19,7 @@ BEHIND = timedelta(hours=1)
 AHEAD = timedelta(days=90)
 """A repository that nobody refreshed for so long after it ran out is rarer than a clock that is wrong."""
 
-_MEND = "set it, or say --clock-is-right"
+_FIX = "set it, or say --clock-is-right"
 
 
 def check_publishers_clock(now: datetime, metadata: PublishedMetadata) -> None:
@@ -30,12 +30,12 @@ def check_publishers_clock(now: datetime, metadata: PublishedMetadata) -> None:
     """
     shown = f"the clock of this machine says {now:%Y-%m-%d %H:%M}"
     if now < datetime.fromtimestamp(EARLIEST, UTC):
-        raise BuildRefused(f"{shown}, before this program was made; {_MEND}")
+        raise BuildRefused(f"{shown}, before this program was made; {_FIX}")
     if metadata.timestamp is None:
         return
     signed = metadata.listing.signed
     if signed is not None and now < signed - BEHIND:
-        raise BuildRefused(f"{shown}, but the repository was signed at {signed:%Y-%m-%d %H:%M}; {_MEND}")
+        raise BuildRefused(f"{shown}, but the repository was signed at {signed:%Y-%m-%d %H:%M}; {_FIX}")
     expired = state_of(metadata.timestamp, "timestamp").expires
     if now > expired + AHEAD:
-        raise BuildRefused(f"{shown}, {(now - expired).days} days after the last timestamp ran out; {_MEND}")
+        raise BuildRefused(f"{shown}, {(now - expired).days} days after the last timestamp ran out; {_FIX}")

@@ -64,8 +64,8 @@ def show(path: Path) -> RepositoryReport:
     root = documents["root"]
     waiting = _waiting(path, root)
     if root is None:
-        mend = "signatures are missing, see `edge-packager repo sign`" if waiting else "see `edge-packager repo init`"
-        raise BuildRefused(f"{path} is not a finished repository: {mend}")
+        fix = "signatures are missing, see `edge-packager repo sign`" if waiting else "see `edge-packager repo init`"
+        raise BuildRefused(f"{path} is not a finished repository: {fix}")
     keys = role_keys(root)
     roles = []
     for role in ROLES:

@@ -17,8 +17,8 @@ from typing import Any
 from msgspec import Struct
 
 from contract.errors import BuildRefused
+from packager.build_cache import get_or_create, locked
 from packager.child import run_child
-from packager.shelf import held, make_once
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint, read_json
 from packager.sources.hub import is_hub_id
 from packager.sources.safetensors_header import count_parameters
@@ -161,6 +161,6 @@ def merge_adapter(
         run_child("packager.sources.adapter_process", job, log, doing="merging the adapter", on_progress=on_progress)
         inspect_checkpoint(staging)
 
-    with held(entry):
-        make_once(entry, make)
+    with locked(entry):
+        get_or_create(entry, make)
     return inspect_checkpoint(entry)

@@ -17,10 +17,10 @@ from msgspec import Struct
 
 from contract.errors import BuildRefused
 from packager import reference_process
+from packager.build_cache import get_or_create, locked, sweep
 from packager.child import run_child
 from packager.quality import conversations
 from packager.reference import Templates
-from packager.shelf import held, make_once, sweep
 from packager.sources import gguf_metadata, gguf_process, gguf_tokenizer
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint, survey_checkpoint
 from packager.sources.naming import refuse_stand_in
@@ -81,8 +81,8 @@ def survey_gguf(path: Path, cache: Path, log: Path) -> tuple[Checkpoint, Templat
         value = run_child("packager.sources.gguf_process", job, log, doing="reading the header of the GGUF file")
         (staging / FACTS_FILE).write_text(json.dumps(value), "utf-8")
 
-    with held(entry):
-        make_once(entry, make, mark=FACTS_FILE)
+    with locked(entry):
+        get_or_create(entry, make, mark=FACTS_FILE)
         facts = msgspec.json.decode((entry / FACTS_FILE).read_bytes(), type=_Facts)
         found = survey_checkpoint(entry, facts.config, facts.architecture, facts.parameters)
     return found, facts.templates
@@ -110,6 +110,6 @@ def convert_gguf(
         run_child("packager.sources.gguf_process", job, log, doing="reading the GGUF file", on_progress=on_progress)
         inspect_checkpoint(staging)
 
-    with held(entry):
-        make_once(entry, make)
+    with locked(entry):
+        get_or_create(entry, make)
     return inspect_checkpoint(entry)

@@ -143,18 +143,20 @@ def make_config(path: Path, kind: str, fields: dict[str, Any], factors: dict[str
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     own = {name.removeprefix(f"{kind}."): value for name, value in fields.items() if name.startswith(f"{kind}.")}
-    said = read_config(kind, own, factors)
+    stored = read_config(kind, own, factors)
     tokens = fields.get("tokenizer.ggml.tokens") or []
-    said.setdefault("vocab_size", len(tokens))
+    stored.setdefault("vocab_size", len(tokens))
     guessed = load_gguf_checkpoint(str(path), return_tensors=False)["config"]
     for key in ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"):
         guessed.pop(key, None)
     for name, key in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
-        said[key] = fields.get(f"tokenizer.ggml.{name}_token_id")
-    merged = {**guessed, **said}
+        stored[key] = fields.get(f"tokenizer.ggml.{name}_token_id")
+    merged = {**guessed, **stored}
     config = AutoConfig.for_model(merged.pop("model_type"), **merged)
-    made = {key: getattr(config, key, None) for key in said.keys() - {"model_type", "architectures", "rope_parameters"}}
-    wrong = [f"{key} is {value} instead of {said[key]}" for key, value in made.items() if value != said[key]]
+    made = {
+        key: getattr(config, key, None) for key in stored.keys() - {"model_type", "architectures", "rope_parameters"}
+    }
+    wrong = [f"{key} is {value} instead of {stored[key]}" for key, value in made.items() if value != stored[key]]
     if wrong:
         raise BuildRefused(f"{path.name} cannot be read for what it says: {'; '.join(wrong[:4])}")
     return config

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
+from packager.build_cache import get_or_create, locked
 from packager.child import run_child
-from packager.shelf import held, make_once
 from packager.sources.checkpoint import read_weight_map
 
 REVISION = 1
@@ -58,6 +58,6 @@ def convert_pickled(path: Path, files: list[Path], digest: str, cache: Path, log
         job: dict[str, Any] = {"files": [str(file) for file in files], "out": str(staging)}
         run_child("packager.sources.pickled_process", job, log, doing="reading the pickled weights")
 
-    with held(entry):
-        make_once(entry, make)
+    with locked(entry):
+        get_or_create(entry, make)
     return entry

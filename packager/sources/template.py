@@ -10,9 +10,9 @@ from pathlib import Path
 from contract.chat.files import DEFAULT, ChatFiles, read_chat_files
 from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, RequestInvalid
+from packager.build_cache import get_or_create, locked
 from packager.quality.conversations import CONVERSATIONS, DAY, differing
 from packager.reference import Templates
-from packager.shelf import held, make_once
 from packager.sources.checkpoint import TEMPLATE_FILE, Checkpoint, inspect_checkpoint, read_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -66,9 +66,9 @@ def replace_template(checkpoint: Checkpoint, digest: str, template: str, cache: 
             (staging / TOKENIZER_CONFIG).write_text(json.dumps(document, indent=1), "utf-8")
         (staging / TEMPLATE_FILE).write_text(template, "utf-8")
 
-    with held(entry):
+    with locked(entry):
         # The source may have been moved since.
         if any(not path.exists() for path in entry.glob("*")):
             shutil.rmtree(entry)
-        make_once(entry, make)
+        get_or_create(entry, make)
     return inspect_checkpoint(entry), sha256

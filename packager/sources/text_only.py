@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
+from packager.build_cache import get_or_create, locked
 from packager.child import run_child
 from packager.families import TEXT_OF
-from packager.shelf import held, make_once
 from packager.sources.checkpoint import find_shards, read_json
 from packager.sources.stored import rewrite_shards
 from packager.sources.weights import list_tensors
@@ -67,8 +67,8 @@ def extract_text(path: Path, digest: str, architecture: str, cache: Path, log: P
         names = {tensor.name: _rename(tensor.name) for shard in shards for tensor in list_tensors(shard)}
         rewrite_shards(shards, {old: new for old, new in names.items() if new is not None}, staging)
 
-    with held(entry):
-        make_once(entry, make)
+    with locked(entry):
+        get_or_create(entry, make)
     return entry
 
 

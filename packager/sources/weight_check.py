@@ -63,7 +63,7 @@ def _list_files(checkpoint: Checkpoint) -> list[tuple[Path, StoredTensor]]:
         at = {tensor.name: shard.name for shard, tensor in held}
         for name, shard in read_weight_map(index).items():
             if at.get(name) != shard:
-                raise BuildRefused(f"{index} says that {name!r} is in {shard}, and it is not; fetch both again")
+                raise BuildRefused(f"{index} states that {name!r} is in {shard}, and it is not; fetch both again")
     others = sorted({path.name for path in checkpoint.path.glob("*.safetensors")} - {shard.name for shard in shards})
     if others and checkpoint.quantization is not None:
         # The builder reads every weight file of a quantised checkpoint.

@@ -125,18 +125,18 @@ def refuse_wrong_weights(architecture: str, faults: WeightFaults) -> None:
     """
     if not faults:
         return
-    said = []
+    problems = []
     if faults.missing:
-        said.append(f"{len(faults.missing)} missing in the files: {_listed(faults.missing)}")
+        problems.append(f"{len(faults.missing)} missing in the files: {_listed(faults.missing)}")
     if faults.unexpected:
-        said.append(f"{len(faults.unexpected)} that the model has no place for: {_listed(faults.unexpected)}")
+        problems.append(f"{len(faults.unexpected)} that the model has no place for: {_listed(faults.unexpected)}")
     if faults.mismatched:
         listed = [
             f"{each.name} is {each.stored} in the files and {each.wanted} in the model" for each in faults.mismatched
         ]
-        said.append(f"{len(listed)} mismatched: {_listed(listed)}")
+        problems.append(f"{len(listed)} mismatched: {_listed(listed)}")
     raise BuildRefused(
-        f"the weight files are not those of the {architecture} that config.json describes: {'; '.join(said)}"
+        f"the weight files are not those of the {architecture} that config.json describes: {'; '.join(problems)}"
         f"{_advice(faults)}"
     )
 

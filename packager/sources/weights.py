@@ -97,7 +97,7 @@ def refuse_different_tie(first: tuple[Path, StoredTensor], second: tuple[Path, S
     if not _same_bytes(first, second):
         raise BuildRefused(
             f"the files hold a {first[1].name!r} that differs from {second[1].name!r}, although tie_word_embeddings "
-            "says that they are one; set that to false in config.json if the model was trained with both, or remove "
+            "states that they are one; set that to false in config.json if the model was trained with both, or remove "
             f"{first[1].name!r}"
         )
 

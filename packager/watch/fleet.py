@@ -30,7 +30,7 @@ CONTESTED = "two devices are connected under this name in turn: give each a name
 MAX_TEXT = 400
 
 
-class Happening(Struct, frozen=True):
+class DeviceEvent(Struct, frozen=True):
     """``at`` as the device wrote it, ``what`` the type of event, ``text`` for people."""
 
     at: str
@@ -76,7 +76,7 @@ class Fleet:
         self._held: dict[str, list[Message]] = {}
         self._others: set[str] = set()
         self.devices: dict[str, DeviceView] = {}
-        self.events: deque[Happening] = deque(maxlen=MAX_EVENTS)
+        self.events: deque[DeviceEvent] = deque(maxlen=MAX_EVENTS)
         self.contested: list[str] = []
         """Devices of which that became known, until it is taken note of."""
         self.unreadable = 0
@@ -129,7 +129,7 @@ class Fleet:
             self.unreadable += 1
         if view.contested and not contested:
             self.contested.append(device)
-            self.events.append(Happening("", device, "broker", CONTESTED))
+            self.events.append(DeviceEvent("", device, "broker", CONTESTED))
 
     def _happen(self, device: str, what: str, payload: bytes) -> None:
         event = _decode(payload, Event)
@@ -137,7 +137,7 @@ class Fleet:
             self.unreadable += 1
         else:
             self.events.append(
-                Happening(printable(event.at), device, printable(what), describe_event(what, event.detail))
+                DeviceEvent(printable(event.at), device, printable(what), describe_event(what, event.detail))
             )
 
 
@@ -198,7 +198,7 @@ def describe_event(what: str, detail: dict[str, Any]) -> str:
             f"requests waited {detail['queue_pause_ms']:.0f} ms"
         ),
         "rollback": lambda: f"{detail['from']} → {detail['to'] or 'nothing'}: {detail['message']} [{detail['reason']}]",
-        "refused": lambda: f"{detail.get('bundle', 'a wish')}: {detail['message']} [{detail['reason']}]",
+        "refused": lambda: f"{detail.get('bundle', 'the desired bundle')}: {detail['message']} [{detail['reason']}]",
         "broker": lambda: (
             f"{detail['topic'] + ': ' if 'topic' in detail else ''}{detail['message']} [{detail['reason']}]"
         ),

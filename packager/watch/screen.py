@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from packager.watch.fleet import CONTESTED, DeviceView, Fleet, Happening, printable, reference
+from packager.watch.fleet import CONTESTED, DeviceEvent, DeviceView, Fleet, printable, reference
 from packager.watch.samples import LlmReading
 from packager.watch.series import Series, sparkline
 
@@ -333,7 +333,7 @@ _EVENT_STYLES = {
 }
 
 
-def _events(events: Iterable[Happening], room: int, *, show_device: bool) -> RenderableType:
+def _events(events: Iterable[DeviceEvent], room: int, *, show_device: bool) -> RenderableType:
     last = list(events)[-room:]
     if not last:
         return Text("\n  no events since this watch began", FAINT)

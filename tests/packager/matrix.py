@@ -18,12 +18,12 @@ import numpy as np
 from packager.builder import TurnEnd
 from packager.check_process import Runtime, _respelled, _stopping
 from packager.child import Reporter
+from packager.conformance import compare, compare_ends
 from packager.ends import find_ends
+from packager.graph_facts import read_back
 from packager.logits_process import QUANTISED, _write_plain
 from packager.logits_process import compare as compare_layers
 from packager.plan import BuildPlan
-from packager.proof import compare, compare_ends
-from packager.readback import read_back
 from packager.reference import Reference
 from packager.rope_check import compare_rope
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint

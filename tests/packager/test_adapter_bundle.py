@@ -17,11 +17,11 @@ from contract.onnx_wire import read_graph_file
 from packager.adapter_bundle import build_adapter_bundle
 from packager.build import build_bundle
 from packager.check_process import Runtime
+from packager.conformance import compare
+from packager.graph_facts import read_back
 from packager.plan import BuildPlan, check_plan
 from packager.progress import SilentProgress
-from packager.proof import compare
-from packager.readback import read_back
-from packager.slots import place_adapter
+from packager.slots import assign_slots
 from packager.sources.opening import SourceOptions
 from packager.verify import verify_bundle
 from tests.conftest import CACHE
@@ -182,7 +182,7 @@ class TestRefused:
 
     def test_a_lora_of_what_has_no_place(self) -> None:
         with pytest.raises(BuildRefused, match="--merge-adapter"):
-            place_adapter({"model.embed_tokens.weight": ("a", "b")}, {"model.embed_tokens.weight": 8}, {})
+            assign_slots({"model.embed_tokens.weight": ("a", "b")}, {"model.embed_tokens.weight": 8}, {})
 
 
 def test_joined_and_separate_products_meet_in_the_right_columns() -> None:
@@ -191,10 +191,10 @@ def test_joined_and_separate_products_meet_in_the_right_columns() -> None:
     stem = "model.layers.0"
     slots = {f"{stem}.mlp.{name}": Slot(f"{stem}.mlp.{name}", 4, 6) for name in ("gate_proj", "up_proj")}
     joined = f"{stem}.mlp.gate_up_proj.weight"
-    placed = place_adapter({joined: ("A", "B")}, {joined: 12}, slots)
+    placed = assign_slots({joined: ("A", "B")}, {joined: 12}, slots)
     assert [(block.start, block.end, block.at) for block in placed[f"{stem}.mlp.gate_proj"]] == [(0, 6, 0)]
     assert [(block.start, block.end, block.at) for block in placed[f"{stem}.mlp.up_proj"]] == [(6, 12, 0)]
     packed = {f"{stem}.attn.qkv_proj": Slot(f"{stem}.attn.qkv_proj", 4, 12)}
     widths = {f"{stem}.self_attn.{name}_proj.weight": width for name, width in (("q", 8), ("k", 2), ("v", 2))}
-    placed = place_adapter({f"{stem}.self_attn.v_proj.weight": ("A", "B")}, widths, packed)
+    placed = assign_slots({f"{stem}.self_attn.v_proj.weight": ("A", "B")}, widths, packed)
     assert [(block.start, block.end, block.at) for block in placed[f"{stem}.attn.qkv_proj"]] == [(0, 2, 10)]

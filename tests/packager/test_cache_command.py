@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from contract.command_line import main
+from packager.build_cache import get_or_create, locked
 from packager.cache import bound_cache, list_cache
 from packager.cli import COMMANDS
-from packager.shelf import held, make_once
 
 
 def cache(*words: str) -> int:
@@ -66,7 +66,7 @@ def test_too_much_is_not_kept_and_what_was_just_used_is(tmp_path: Path) -> None:
         os.utime(entry, (100 * day - age * day, 100 * day - age * day))
     (tmp_path / "source-views" / "small").mkdir(parents=True)
     assert bound_cache(tmp_path, 100 * day, limit_bytes=3000) == []
-    make_once(tmp_path / "checkpoints" / "old", lambda staging: None)  # used again, now
+    get_or_create(tmp_path / "checkpoints" / "old", lambda staging: None)  # used again, now
     assert [entry.name for entry in bound_cache(tmp_path, 100 * day, limit_bytes=2500)] == ["older-than-a-day"]
     assert bound_cache(tmp_path, 100 * day, limit_bytes=10) == []
     assert sorted(entry.name for entry in list_cache(tmp_path)) == ["fresh", "old", "small"]
@@ -74,7 +74,7 @@ def test_too_much_is_not_kept_and_what_was_just_used_is(tmp_path: Path) -> None:
 
 def test_an_entry_that_is_in_use_is_waited_for(filled: Path) -> None:
     cleaning = threading.Thread(target=cache, args=("clean", "checkpoints", "--cache", str(filled)))
-    with held(filled / "checkpoints" / "one"):
+    with locked(filled / "checkpoints" / "one"):
         cleaning.start()
         cleaning.join(0.2)
         assert (filled / "checkpoints" / "one" / "weights").exists()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from contract.errors import UsageError
+from packager.conformance import compare
 from packager.embedding import choose_block, quantise_rows
+from packager.graph_facts import read_back
 from packager.plan import BuildPlan, check_plan
-from packager.proof import compare
-from packager.readback import read_back
 from tests.packager.families import FAMILY_CONFIGS, build_here, difference, make_random, runtime, sample_ids
 
 

@@ -15,12 +15,12 @@ from contract.manifest import MANIFEST_FILE, parse_manifest
 from packager.builder import TurnEnd
 from packager.check import CANARY_QUESTIONS, CheckResult
 from packager.check_process import Runtime, _stopping
+from packager.conformance import compare_ends
 from packager.ends import find_ends
-from packager.proof import compare_ends
+from packager.graph_facts import read_back
 from packager.quality.assessment import find_endless
 from packager.quality.gates import DEFAULT_LIMITS, find_faults
 from packager.quality.source import SourceView
-from packager.readback import read_back
 from tests.packager.families import build_here
 from tests.packager.published import PUBLISHED, write_layout
 

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from contract.errors import BuildRefused
+from packager.conformance import compare
 from packager.families import family_of, offered_architectures
+from packager.graph_facts import read_back
 from packager.plan import BuildPlan, builder_options
-from packager.proof import compare
-from packager.readback import read_back
 from packager.reference_process import find_rope
 from packager.rope import RopeFacts
 from packager.rope_check import compare_rope

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from contract.errors import BuildRefused
-from packager.kept_graph import build_or_resume, drop_graph, graph_key
+from packager.graph_cache import build_or_resume, drop_graph, graph_key
 from packager.plan import BuildPlan
 from packager.sources.checkpoint import inspect_checkpoint
 from tests.packager.families import FAMILY_CONFIGS, make_random

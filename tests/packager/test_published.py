@@ -16,11 +16,11 @@ from contract.errors import BuildRefused
 from contract.manifest import MANIFEST_FILE
 from packager.check_process import Runtime, _respelled
 from packager.child import Reporter
+from packager.conformance import compare
 from packager.ends import find_turn_ends
+from packager.graph_facts import read_back
 from packager.pack import pack_bundle
 from packager.plan import BuildPlan
-from packager.proof import compare
-from packager.readback import read_back
 from packager.reference import Reference
 from packager.reference_process import look
 from packager.rope_check import compare_rope

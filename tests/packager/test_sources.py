@@ -17,11 +17,11 @@ import pytest
 from contract.errors import BuildRefused, StoreFull, UsageError
 from packager.build import dry_run
 from packager.commands.build import source_options
+from packager.conformance import compare
 from packager.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit, size_text
+from packager.graph_facts import read_back
 from packager.licenses import check_license
 from packager.plan import BuildPlan, check_source
-from packager.proof import compare
-from packager.readback import read_back
 from packager.sources.checkpoint import Quantization, find_shards, inspect_checkpoint
 from packager.sources.hub import is_hub_id
 from packager.sources.opening import OpenedSource, SourceOptions, open_source

@@ -8,10 +8,10 @@ import pytest
 
 from contract.errors import BuildRefused
 from packager.check_process import Runtime
+from packager.conformance import compare
+from packager.graph_facts import read_back
+from packager.not_executed import not_executed_result
 from packager.plan import OFFERED, BuildPlan, builder_options
-from packager.proof import compare
-from packager.readback import read_back
-from packager.unrun import unrun_result
 from tests.packager.families import BASE, build_here, generate, make_random
 
 PLAIN = ("block_size=32", "accuracy_level=4")
@@ -60,4 +60,4 @@ def test_every_offered_combination_is_what_it_says(tied: Path, tmp_path: Path, e
     if ep == "cpu":
         assert generate(tmp_path, 4)
     else:
-        assert unrun_result(graph).peak_rss_bytes == graph.tensor_bytes > 0
+        assert not_executed_result(graph).peak_rss_bytes == graph.tensor_bytes > 0

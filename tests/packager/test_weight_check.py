@@ -184,7 +184,7 @@ class TestShards:
         index = json.loads(file.read_text())
         index["weight_map"]["model.norm.weight"] = index["weight_map"]["model.embed_tokens.weight"]
         file.write_text(json.dumps(index))
-        assert "says that 'model.norm.weight' is in" in refused(sharded)
+        assert "states that 'model.norm.weight' is in" in refused(sharded)
 
     def test_mistrals_own_file_beside_them_is_left_alone(self, sharded: Path) -> None:
         shutil.copyfile(next(sharded.glob("model-*.safetensors")), sharded / "consolidated.safetensors")

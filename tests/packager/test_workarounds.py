@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from packager.conformance import compare
+from packager.graph_facts import read_back
 from packager.plan import BuildPlan
-from packager.proof import compare
-from packager.readback import read_back
 from packager.workarounds import WORKAROUNDS
 from tests.packager.families import (
     CONTEXT,

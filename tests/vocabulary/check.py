@@ -28,10 +28,14 @@ class Use(Struct, frozen=True):
     instead: str
 
 
+STANDARD = {"tell"}
+"""Names of the standard library, which are what they are."""
+
+
 @cache
 def retired_in(identifier: str) -> str | None:
     """What is said instead of the first retired word in ``identifier``; None if there is none."""
-    words = (word.lower() for word in _WORD.findall(identifier))
+    words = () if identifier in STANDARD else (word.lower() for word in _WORD.findall(identifier))
     return next((f"{word}: {WORDS[word]}" for word in words if word in WORDS), None)
 
 

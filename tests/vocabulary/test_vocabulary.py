@@ -27,7 +27,7 @@ def test_a_retired_word_is_found_wherever_it_stands(source: str) -> None:
 
 
 def test_a_module_is_found_by_its_own_name() -> None:
-    assert [use.found for use in find("packager/shelf.py", "")] == ["shelf"]
+    assert [use.found for use in find("packager/exam.py", "")] == ["exam"]
 
 
 @pytest.mark.parametrize(

@@ -139,4 +139,4 @@ def test_a_full_disk_does_not_keep_it_from_being_announced(file: Path, caplog: p
     run = Run(file, FullDisk(), enabled=True)
     for _ in range(3):
         assert run.announce(ready=READY).platforms() == {"ready": ("binary_sensor", True)}
-    assert len([line for line in caplog.messages if "could not be written down" in line]) == 1
+    assert len([line for line in caplog.messages if "could not be stored" in line]) == 1

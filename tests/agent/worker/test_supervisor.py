@@ -120,7 +120,7 @@ def test_cancel_and_update_reach_a_running_request(bundle: Path) -> None:
         ("raise", "the runtime gave up"),
         ("surprise", "ZeroDivisionError: one over none"),
         ("exit", "exit status 3: these are my last words"),
-        ("garbage", "the worker sent something that is not a reply"),
+        ("garbage", "the worker sent an invalid reply"),
         ("environment", f"telemetry 1 nice {min(19, os.nice(0) + 7)}"),
     ],
 )

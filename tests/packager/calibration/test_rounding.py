@@ -12,15 +12,15 @@ import torch
 
 from contract.errors import BuildRefused, UsageError
 from packager.build import build_bundle
-from packager.calibration import learned, samples, tuning
+from packager.calibration import auto_round, samples, tuning
 from packager.calibration.calibrate import require_library
-from packager.calibration.compensation import round_matrix
+from packager.calibration.checkpoints import CalibrationCheckpoints
 from packager.calibration.export import gptq_tensors, pack_words
+from packager.calibration.gptq import round_matrix
 from packager.calibration.grid import BLOCK, choose_grid
 from packager.calibration.layers import Rounded
 from packager.calibration.process import calibrate
 from packager.calibration.samples import LENGTH, tokens_of_text
-from packager.calibration.stages import Stages
 from packager.child import Reporter
 from packager.plan import BuildPlan, check_plan
 from packager.sources.checkpoint import Quantization, digest_directory, inspect_checkpoint
@@ -151,14 +151,14 @@ def test_auto_round_decides_the_layers(tiny_checkpoint: Path, tmp_path: Path, mo
     from safetensors.torch import load_file
 
     for module, name, value in (
-        (samples, "SEQUENCES", 8), (samples, "LENGTH", 32), (tuning, "STEPS", 1), (learned, "STEPS", 3),
+        (samples, "SEQUENCES", 8), (samples, "LENGTH", 32), (tuning, "STEPS", 1), (auto_round, "STEPS", 3),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     (tmp_path / "out").mkdir()
     job = {"checkpoint": str(tiny_checkpoint), "quantizer": "auto-round", "text": None, "out": str(tmp_path / "out")}
     calibrate({**job, "stages": str(tmp_path / "stages")}, Reporter(os.open(os.devnull, os.O_WRONLY)))
     assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)
-    kept = Stages(tmp_path / "stages").load("learned")
+    kept = CalibrationCheckpoints(tmp_path / "stages").load("learned")
     source = load_file(tiny_checkpoint / "model.safetensors")
     assert len(kept) == 2 * 7
     for name, one in kept.items():

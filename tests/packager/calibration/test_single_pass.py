@@ -16,8 +16,8 @@ from contract.errors import UsageError
 from packager.build import build_bundle
 from packager.calibration import single_pass
 from packager.calibration.calibrate import describe_calibration
-from packager.calibration.compensation import plan_compensation, round_rows
 from packager.calibration.export import gptq_tensors
+from packager.calibration.gptq import plan_compensation, round_rows
 from packager.calibration.grid import BLOCK
 from packager.calibration.layers import Rounded
 from packager.calibration.passages import digest_passages, read_passages

@@ -15,7 +15,7 @@ from packager.check import check_model
 from packager.child import run_child
 from packager.plan import BuildPlan, builder_options
 from packager.progress import SilentProgress
-from packager.quality.assessment import Exam, assess, hear_source, prepare_exam
+from packager.quality.assessment import EvaluationSpec, evaluate, prepare_evaluation, source_logits
 from packager.quality.gates import QualityPlan
 from packager.quality.source import SourceView, view_source
 from packager.quality.text import reference_text
@@ -34,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def exam_with(tmp_path: Path, **changes: object) -> Exam:
+def exam_with(tmp_path: Path, **changes: object) -> EvaluationSpec:
     cases = [
         {"name": "capital", "prompt": "What is the capital of France?", "contains": ["paris"]},
         {"name": "count", "prompt": "Count from one to five.", "matches": ["one.*five$"]},
@@ -42,18 +42,18 @@ def exam_with(tmp_path: Path, **changes: object) -> Exam:
     ]
     (tmp_path / "cases.json").write_text(json.dumps(cases), "utf-8")
     plan = QualityPlan(behaviour_file=str(tmp_path / "cases.json"))
-    return prepare_exam(msgspec.structs.replace(plan, **changes), "int4")
+    return prepare_evaluation(msgspec.structs.replace(plan, **changes), "int4")
 
 
 @pytest.fixture(scope="module")
 def heard(checkpoint: Checkpoint, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> SourceView:
-    view = hear_source(exam_with(tmp_path_factory.mktemp("cases")), checkpoint, cache, cache / "log", QUIET)
+    view = source_logits(exam_with(tmp_path_factory.mktemp("cases")), checkpoint, cache, cache / "log", QUIET)
     assert view is not None
     return view
 
 
 def test_both_sides_are_measured_and_the_cases_judged(tiny_bundle: Path, heard: SourceView, tmp_path: Path) -> None:
-    found = assess(exam_with(tmp_path), heard, tiny_bundle, tmp_path / "log", QUIET)
+    found = evaluate(exam_with(tmp_path), heard, tiny_bundle, tmp_path / "log", QUIET)
     assert 0 < found.summary["kl"] < 0.5
     assert 0.5 < found.summary["top1_agreement"] < 1
     assert found.summary["tokenizer_same"] is True
@@ -64,9 +64,9 @@ def test_both_sides_are_measured_and_the_cases_judged(tiny_bundle: Path, heard: 
 
 def test_a_limit_fails_the_build_unless_it_is_accepted(tiny_bundle: Path, heard: SourceView, tmp_path: Path) -> None:
     with pytest.raises(BuildRefused, match=r"KL divergence from the source is 0\.\d+, the limit 0\.001"):
-        assess(exam_with(tmp_path, max_kl=0.001), heard, tiny_bundle, tmp_path / "log", QUIET)
-    exam = exam_with(tmp_path, max_kl=0.001, accept="only for a test")
-    found = assess(exam, heard, tiny_bundle, tmp_path / "log", QUIET)
+        evaluate(exam_with(tmp_path, max_kl=0.001), heard, tiny_bundle, tmp_path / "log", QUIET)
+    spec = exam_with(tmp_path, max_kl=0.001, accept="only for a test")
+    found = evaluate(spec, heard, tiny_bundle, tmp_path / "log", QUIET)
     assert found.summary["limits"]["accepted"]["reason"] == "only for a test"
 
 
@@ -83,7 +83,7 @@ def test_a_damaged_copy_is_found_out(tiny_bundle: Path, heard: SourceView, tmp_p
     data[span] = bytes(reversed(data[span]))
     (folder / "model.onnx.data").write_bytes(data)
     with pytest.raises(BuildRefused):
-        assess(exam_with(tmp_path), heard, folder, tmp_path / "log", QUIET)
+        evaluate(exam_with(tmp_path), heard, folder, tmp_path / "log", QUIET)
 
 
 def test_a_pruned_head_is_compared_at_the_same_positions(
@@ -104,7 +104,7 @@ def test_a_pruned_head_is_compared_at_the_same_positions(
 
 def test_the_source_is_asked_once(checkpoint: Checkpoint, heard: SourceView, cache: Path, tmp_path: Path) -> None:
     before = heard.rows.stat().st_mtime_ns
-    again = hear_source(exam_with(tmp_path), checkpoint, cache, tmp_path / "log", QUIET)
+    again = source_logits(exam_with(tmp_path), checkpoint, cache, tmp_path / "log", QUIET)
     assert again == heard
     assert heard.rows.stat().st_mtime_ns == before
     assert not (tmp_path / "log").exists()
@@ -123,4 +123,4 @@ def test_files_that_are_no_text_are_refused_before_anything_starts(
     if content is not None:
         (tmp_path / "text").write_bytes(content)
     with pytest.raises(BuildRefused, match=said):
-        prepare_exam(QualityPlan(eval_file=str(tmp_path / "text")), "int4")
+        prepare_evaluation(QualityPlan(eval_file=str(tmp_path / "text")), "int4")

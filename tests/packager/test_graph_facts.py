@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from contract.errors import BuildRefused
+from packager.conformance import check_conformance, compare, expected_windows
+from packager.graph_facts import GraphFacts, read_back
 from packager.plan import BuildPlan
-from packager.proof import compare, expected_windows, prove
-from packager.readback import GraphFacts, read_back
 
 onnx = pytest.importorskip("onnx")
 PLAN = BuildPlan("source", "tiny", "1.0.0")
@@ -27,7 +27,7 @@ def source(tiny_checkpoint: Path) -> dict[str, Any]:
 def edited(bundle: Path, edit: Callable[[Any], None]) -> GraphFacts:
     """The facts of the bundle's graph after ``edit`` changed each node of a copy."""
     from contract.onnx_wire import read_graph
-    from packager.readback import describe_graph
+    from packager.graph_facts import describe_graph
 
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     for node in model.graph.node:
@@ -68,20 +68,20 @@ def test_a_graph_that_ignored_an_option_is_refused(
 ) -> None:
     config, _ = read_back(tiny_bundle)
     with pytest.raises(BuildRefused, match=word):
-        prove(PLAN, source, config, edited(tiny_bundle, edit))
+        check_conformance(PLAN, source, config, edited(tiny_bundle, edit))
 
 
 def test_a_dropped_sliding_window_is_refused(tiny_bundle: Path, source: dict[str, Any]) -> None:
     config, graph = read_back(tiny_bundle)
     with pytest.raises(BuildRefused, match="layer 0 attends over everything instead of a window of 32"):
-        prove(PLAN, {**source, "sliding_window": 32}, config, graph)
+        check_conformance(PLAN, {**source, "sliding_window": 32}, config, graph)
 
 
 def test_another_precision_than_the_one_asked_for_is_refused(tiny_bundle: Path, source: dict[str, Any]) -> None:
     config, graph = read_back(tiny_bundle)
     for precision in ("int8", "fp32"):
         with pytest.raises(BuildRefused, match=precision):
-            prove(msgspec.structs.replace(PLAN, precision=precision), source, config, graph)
+            check_conformance(msgspec.structs.replace(PLAN, precision=precision), source, config, graph)
 
 
 def test_types_and_operator_sets_are_compared_too(tiny_bundle: Path, source: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def test_types_and_operator_sets_are_compared_too(tiny_bundle: Path, source: dic
 def test_another_shape_than_the_sources_is_refused(tiny_bundle: Path, source: dict[str, Any], key: str) -> None:
     config, graph = read_back(tiny_bundle)
     with pytest.raises(BuildRefused, match=key):
-        prove(PLAN, {**source, key: 7}, config, graph)
+        check_conformance(PLAN, {**source, key: 7}, config, graph)
 
 
 def test_windows_by_layer() -> None:

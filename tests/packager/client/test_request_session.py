@@ -9,8 +9,8 @@ import pytest
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
 from contract.mqtt.messages import ErrorBody
-from packager.client.asking import RETRY_SECONDS, SILENCE_SECONDS, Asking, raise_error
 from packager.client.replies import Answer, Piece
+from packager.client.request_session import RETRY_SECONDS, SILENCE_SECONDS, RequestSession, raise_error
 
 LAST: dict[str, Any] = {
     "s": 1, "text": "all of it", "finish_reason": "stop", "attempt": 1, "bundle": "toy@1.0.0",
@@ -19,8 +19,8 @@ LAST: dict[str, Any] = {
 }  # fmt: skip
 
 
-def asking(*, device: str | None = None, group: str | None = None, retry: bool = False) -> Asking:
-    return Asking(
+def asking(*, device: str | None = None, group: str | None = None, retry: bool = False) -> RequestSession:
+    return RequestSession(
         {"id": "q", "prompt": "x"}, name="me", root="edge/v1", device=device, group=group, now=0.0, seconds=100.0,
         retry=retry,
     )  # fmt: skip
@@ -91,13 +91,13 @@ def test_what_a_device_cannot_answer_under_its_id_is_refused_at_once(
 ) -> None:
     """Its answer would go to another topic, and the client wait for the whole of its time."""
     with pytest.raises(RequestInvalid) as caught:
-        Asking(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
+        RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
     assert (caught.value.field, caught.value.code) == (field, code)
 
 
 def test_other_scripts_take_the_bytes_that_they_have() -> None:
     body = {"prompt": "语" * 340_000}
-    one = Asking(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
+    one = RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
     assert json.loads(one.payload)["prompt"] == body["prompt"]
 
 

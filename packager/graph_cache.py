@@ -16,11 +16,11 @@ from pathlib import Path
 import msgspec
 
 from packager import builder_process, embedding, ends, plan, rope, slots, streaming, workarounds
+from packager.build_cache import get_or_create, locked, sweep
 from packager.builder import BuilderReport, build_graph
 from packager.evidence import BUILD_TOOLS, tool_versions
 from packager.plan import BuildPlan, builder_options
 from packager.quality.text import EvalText
-from packager.shelf import held, make_once, sweep
 from packager.sources import vocabulary
 from packager.sources.checkpoint import Checkpoint
 
@@ -65,16 +65,16 @@ def build_or_resume(
     Raises:
         BuildRefused: the builder failed; the log has its words.
     """
-    shelf = cache / "graphs"
-    entry = shelf / graph_key(build_plan, digest)
-    sweep(shelf)
+    cache_dir = cache / "graphs"
+    entry = cache_dir / graph_key(build_plan, digest)
+    sweep(cache_dir)
 
     def make(staging: Path) -> None:
         report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress=on_progress, text=text)
         (staging / REPORT).write_bytes(msgspec.json.encode(report))
 
-    with held(entry):
-        make_once(entry, make, mark=REPORT)
+    with locked(entry):
+        get_or_create(entry, make, mark=REPORT)
         link_tree(entry / MODEL, out)
         return msgspec.json.decode((entry / REPORT).read_bytes(), type=BuilderReport), entry
 
@@ -94,5 +94,5 @@ def link_tree(source: Path, target: Path) -> None:
 
 def drop_graph(entry: Path) -> None:
     """Forget a kept graph."""
-    with held(entry):
+    with locked(entry):
         shutil.rmtree(entry, ignore_errors=True)

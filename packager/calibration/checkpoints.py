@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 
-class Stages:
+class CalibrationCheckpoints:
     """Results of stages by name, each a file of tensors in ``directory``."""
 
     def __init__(self, directory: Path) -> None:

@@ -16,7 +16,7 @@ FORGOTTEN_SECONDS = 7 * 24 * 3600
 
 
 @contextlib.contextmanager
-def held(entry: Path) -> Iterator[None]:
+def locked(entry: Path) -> Iterator[None]:
     """Wait until no other process makes, reads or drops ``entry``; the kernel lets go of it when its holder dies."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     path = entry.with_name(f".{entry.name}.lock")
@@ -39,11 +39,11 @@ def _lock(path: Path) -> int:
         os.close(handle)
 
 
-def make_once(entry: Path, make: Callable[[Path], None], *, mark: str = ".") -> None:
+def get_or_create(entry: Path, make: Callable[[Path], None], *, mark: str = ".") -> None:
     """Have ``entry``, a directory that ``make(staging)`` fills, unless ``entry/mark`` is there already.
 
     Only a whole one ever stands at ``entry``, and what ``make`` raises leaves nothing. To be called while
-    :func:`held`.
+    :func:`locked`.
     """
     if (entry / mark).exists():
         os.utime(entry)  # when it was last used decides what goes first where there is too much
@@ -58,9 +58,9 @@ def make_once(entry: Path, make: Callable[[Path], None], *, mark: str = ".") -> 
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def sweep(shelf: Path, pattern: str = "*") -> None:
+def sweep(directory: Path, pattern: str = "*") -> None:
     """Remove what was left by builds that were killed outright, and entries that nobody came back for."""
-    for path in shelf.glob(pattern):
+    for path in directory.glob(pattern):
         if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -9,8 +9,8 @@ from contract.errors import BuildRefused
 from contract.genai_config import GenaiFacts
 from packager.builder import TurnEnd
 from packager.embedding import BITS, choose_block
+from packager.graph_facts import GraphFacts
 from packager.plan import BuildPlan, io_type, kv_type
-from packager.readback import GraphFacts
 from packager.slots import slot_name
 
 MAX_REPORTED = 4
@@ -164,7 +164,7 @@ def expected_windows(source: dict[str, Any], layers: int) -> list[int]:
     return [window] * layers
 
 
-def prove(
+def check_conformance(
     plan: BuildPlan, source: dict[str, Any], config: GenaiFacts, graph: GraphFacts, more: Sequence[str] = ()
 ) -> None:
     """Refuse a graph that is not what was asked for; ``more`` are differences found elsewhere.

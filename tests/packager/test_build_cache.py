@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from packager.shelf import FORGOTTEN_SECONDS, held, make_once, sweep
+from packager.build_cache import FORGOTTEN_SECONDS, get_or_create, locked, sweep
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from packager.shelf import held, make_once
+from packager.build_cache import get_or_create, locked
 
 entry = Path(sys.argv[1])
 
@@ -24,8 +24,8 @@ def make(staging):
     print("making", flush=True)
     sys.stdin.readline()
 
-with held(entry):
-    make_once(entry, make)
+with locked(entry):
+    get_or_create(entry, make)
 print((entry / "made").read_text(), flush=True)
 """
 
@@ -72,8 +72,8 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
         (staging / "half").touch()
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), held(tmp_path / "entry"):
-        make_once(tmp_path / "entry", fail)
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "entry"):
+        get_or_create(tmp_path / "entry", fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,8 +81,8 @@ def test_an_entry_without_its_mark_is_made_anew(tmp_path: Path) -> None:
     entry = tmp_path / "entry"
     entry.mkdir()
     (entry / "half").touch()
-    with held(entry):
-        make_once(entry, lambda staging: (staging / "report").touch(), mark="report")
+    with locked(entry):
+        get_or_create(entry, lambda staging: (staging / "report").touch(), mark="report")
     assert [path.name for path in entry.iterdir()] == ["report"]
 
 

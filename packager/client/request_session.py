@@ -27,7 +27,7 @@ RETRY_SECONDS = 1.0
 Action = Literal["ask", "resume"]
 
 
-class Asking:
+class RequestSession:
     """``device`` or ``group`` is asked as client ``name``; with ``retry``, refusals that name a time are waited out.
 
     Raises:
