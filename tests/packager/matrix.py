@@ -24,6 +24,7 @@ from packager.graph_facts import read_back
 from packager.logits_process import QUANTISED, _write_plain
 from packager.logits_process import compare as compare_layers
 from packager.plan import BuildPlan
+from packager.quality.corpus import TEXTS
 from packager.reference import Reference
 from packager.rope_check import compare_rope
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint
@@ -203,7 +204,12 @@ def show(
     assert theirs.rope is not None
     assert compare_rope(theirs.rope, config, place / "built") == []
     runtime = Runtime(place / "built", 1)
-    assert _respelled(runtime, theirs.spellings) == []
+    spellings = theirs.spellings
+    if kind == "gguf":  # which lacks what transformers adds by the tokenizer's class alone
+        stored = json.loads((source / "tokenizer.json").read_text())["added_tokens"]
+        own = {f"a {token['content']} b" for token in stored}
+        spellings = [each for each in spellings if each[0] in TEXTS or each[0] in own]
+    assert _respelled(runtime, spellings) == []
     assert runtime.rerendered(theirs.templates.renderings) == []
     assert set(_stopping(runtime)) >= {token for token in ends if token < config.vocab_size}
     assert compare_ends(msgspec.convert(report["ends"], list[TurnEnd]), config) == []

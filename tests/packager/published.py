@@ -279,9 +279,9 @@ _GEMMA_3: dict[str, Any] = {
 }  # fmt: skip
 GEMMA_TOKENIZER = sentence_piece(GEMMA, [], prefix=False, first="<bos>")
 
-DEEPSEEK = byte_level(
-    ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"], "<｜begin▁of▁sentence｜>"
-)
+_DEEPSEEK_TOKENS = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"]
+DEEPSEEK = byte_level(_DEEPSEEK_TOKENS, "<｜begin▁of▁sentence｜>")
+DEEPSEEK_QWEN = byte_level(_DEEPSEEK_TOKENS, "<｜begin▁of▁sentence｜>", composes=True)
 _DEEPSEEK_ROW: dict[str, Any] = {
     "settings": {
         "bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>", "model_max_length": 16384,
@@ -473,7 +473,7 @@ PUBLISHED: dict[str, Layout] = {
     "deepseek-r1-distill-qwen": Layout(
         {**_QWEN, "bos_token_id": 320, "eos_token_id": 321, "max_position_embeddings": 131072, "rope_theta": 10000,
          "sliding_window": 4096, "tie_word_embeddings": False},
-        DEEPSEEK,
+        DEEPSEEK_QWEN,
         **_DEEPSEEK_ROW,
     ),
     "deepseek-r1-distill-llama": Layout(
@@ -487,7 +487,7 @@ PUBLISHED: dict[str, Layout] = {
             "rope_theta": 100000, "is_llama_config": True, "rope_interleaved": False, "tie_word_embeddings": True,
             "rope_scaling": None,
         },
-        QWEN,
+        byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
         {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "model_max_length": 8192},
         {"bos_token_id": 321, "eos_token_id": 322, "pad_token_id": 322},
         CHATML,
