@@ -82,7 +82,7 @@ def test_a_device_in_the_middle_of_an_update(
     assert "desired   tiny@1.2.0, revision r7" in head
     lines = table.splitlines()
     assert lines[0].split() == ["BUNDLE", "STATE", "SIZE", "EPOCH", "SPEED", "DIGEST", "REASON"]
-    assert lines[1].split() == ["(on", "its", "way)", "candidate", "-", "-", "-", IN_FLIGHT[:12]]
+    assert lines[1].split() == ["(downloading)", "candidate", "-", "-", "-", IN_FLIGHT[:12]]
     found = rows(table)
     assert found["tiny@1.1.0"][1] == "active" and "41.2" in " ".join(found["tiny@1.1.0"])
     assert found["tiny@1.0.0"][1] == "previous"
