@@ -110,7 +110,7 @@ def build_adapter_bundle(
     with disk_errors("building"), staging(out) as staged:
         log.unlink(missing_ok=True)
         progress.stage(1, STAGES, "reading base and source")
-        adapter = inspect_adapter(plan.origin.adapter.expanduser())
+        adapter = inspect_adapter(plan.origin.adapter.expanduser(), merged=False)
         base = read_base(base_dir, progress)
         of_base = base.manifest.model
         spec = prepare_evaluation(plan.quality, of_base.precision if of_base.precision != "mixed" else "int4")
@@ -160,6 +160,9 @@ def export_adapter(adapter: Adapter, checkpoint: Checkpoint, base: BaseBundle, o
     }
     blocks = assign_slots(adapter.pairs, widths, base.slots)
     job = {
+        "checkpoint": str(checkpoint.path),
+        "adapter_dir": str(adapter.path.resolve()),
+        "pairs": {target: list(pair) for target, pair in adapter.pairs.items()},
         "adapter": str(adapter.path / WEIGHTS),
         "scale": adapter.scale,
         "out": str(out),

@@ -1,13 +1,15 @@
-"""A base model and its LoRA adapter, merged into one checkpoint: ``W + scale * B A`` for every product it changes.
+"""A base model and its LoRA adapter, merged into one checkpoint by peft itself.
 
-The formula is that of LoRA (Hu et al., 2021) with ``scale = alpha / r``, or ``alpha / sqrt(r)`` where the adapter asks
-for rank-stabilised scaling. Only plain LoRA is merged; whatever else an adapter may hold is refused, since leaving it
-out would be silent.
+peft decides what an adapter is: scaling, magnitudes (DoRA), ways to begin that change the base as well (PiSSA, OLoRA).
+What it cannot merge, or needs more than the adapter's files for, is refused by name. An adapter that stays beside its
+base is another matter: there it is ``W + scale * B A`` (Hu et al., 2021) for every product or it is refused, and each
+product is held against peft's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import math
 import shutil
 from collections.abc import Callable
@@ -19,26 +21,48 @@ from msgspec import Struct
 from contract.errors import BuildRefused
 from packager.build_cache import get_or_create, locked
 from packager.child import run_child
-from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint, read_json
+from packager.sources.checkpoint import (
+    INDEX_FILE,
+    Checkpoint,
+    digest_directory,
+    find_shards,
+    inspect_checkpoint,
+    read_json,
+)
 from packager.sources.hub import is_hub_id
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.weights import StoredTensor, list_tensors
 
+CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-REVISION = 1
+REVISION = 2
 """Raised whenever merging changes, so that older cache entries are not taken for its result."""
 
 
-EXTRAS = (
-    "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias", "use_qalora",
-    "layer_replication", "target_parameters", "alora_invocation_tokens", "trainable_token_indices", "arrow_config",
-)  # fmt: skip
-"""Entries of adapter_config.json that make an adapter more than ``scale * B A`` beside each product."""
+BYTES_PER_PARAMETER = 5
+"""Of the base: it is merged in fp32, a product at a time."""
 
-PLAIN_STARTS = (True, False, None, "gaussian", "eva")
-"""Ways to begin an adapter that leave the base as it is. PiSSA, OLoRA, LoftQ, CorDA and others take from the base what
-they put into the adapter, and peft does that again whenever it loads one."""
+PROCESS_BYTES = 700 * 2**20
+
+UNMERGED = (
+    "use_qalora", "layer_replication", "target_parameters", "alora_invocation_tokens", "trainable_token_indices",
+    "arrow_config", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
+)  # fmt: skip
+"""Entries of adapter_config.json whose adapters peft does not merge into a plain model of the same shape."""
+
+BESIDE = (
+    "use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias",
+)  # fmt: skip
+"""Entries that make an adapter more than ``scale * B A`` beside each product: peft merges them."""
+
+PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to begin an adapter that leave the base as it is."""
+
+MERGED_STARTS = ("pissa", "olora")
+"""Ways to begin that take from the base what they put into the adapter, which peft does again whenever it loads one.
+Others need more for that than the adapter's files hold: LoftQ, CorDA, LoRA-GA, and the random numbers of pissa_niter.
+"""
 
 
 class Adapter(Struct, frozen=True):
@@ -52,42 +76,56 @@ class Adapter(Struct, frozen=True):
     tensors: dict[str, StoredTensor]
 
 
-def inspect_adapter(path: Path) -> Adapter:
-    """Look at the adapter directory ``path``.
+def inspect_adapter(path: Path, *, merged: bool = True) -> Adapter:
+    """Look at the adapter directory ``path``, which is to be ``merged`` or to stay beside its base.
 
     Raises:
-        BuildRefused: it is no LoRA adapter, or holds more than plain LoRA.
+        BuildRefused: it is no LoRA adapter, or holds what cannot be merged, or more than plain LoRA for one that stays.
     """
-    if not (path / "adapter_config.json").is_file() or not (path / WEIGHTS).is_file():
-        raise BuildRefused(f"{path} is not an adapter; it needs adapter_config.json and {WEIGHTS}")
-    config = read_json(path / "adapter_config.json")
+    if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
+        raise BuildRefused(f"{path} is not an adapter; it needs {CONFIG} and {WEIGHTS}")
+    config = read_json(path / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise BuildRefused(f"{path} is not a LoRA adapter; other kinds cannot be merged")
-    _refuse_extras(path, config)
+    _refuse_extras(path, config, merged=merged)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
-        raise BuildRefused(f"{path}/adapter_config.json has no rank 'r' or no 'lora_alpha'")
+        raise BuildRefused(f"{path}/{CONFIG} has no rank 'r' or no 'lora_alpha'")
     count_parameters(path / WEIGHTS)  # refuses a damaged file
     tensors = {tensor.name: tensor for tensor in list_tensors(path / WEIGHTS)}
+    pairs = _pair(path, tensors)
+    if not merged and 2 * len(pairs) != len(tensors):
+        raise BuildRefused(f"the adapter {path.name!r} holds tensors other than pairs of lora_A and lora_B")
     return Adapter(
         path=path,
         sha256=digest_directory(path),
         base=str(config.get("base_model_name_or_path") or ""),
         scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
-        pairs=_pair(path, tensors),
+        pairs=pairs,
         tensors=tensors,
     )
 
 
-def _refuse_extras(path: Path, config: dict[str, Any]) -> None:
-    for key in EXTRAS:
+def _refuse_extras(path: Path, config: dict[str, Any], *, merged: bool) -> None:
+    for key in UNMERGED:
         if config.get(key):
-            raise BuildRefused(f"the adapter {path.name!r} uses {key}, which is not merged here; merge it with peft")
+            raise BuildRefused(f"the adapter {path.name!r} uses {key}, which cannot be merged into a plain model")
+    for key in BESIDE:
+        if config.get(key) and not merged:
+            raise BuildRefused(
+                f"the adapter {path.name!r} uses {key}, which cannot stay beside its base; merge it (--merge-adapter)"
+            )
     start = config.get("init_lora_weights", True)
-    if start not in PLAIN_STARTS:
+    takes = start in MERGED_STARTS
+    if takes and not merged:
         raise BuildRefused(
-            f"the adapter {path.name!r} began as {str(start)[:40]!r} (init_lora_weights), which changes the base as "
-            "well; merge it with peft, or save it again there with path_initial_model_for_weight_conversion"
+            f"the adapter {path.name!r} began as {start!r} (init_lora_weights), which changes the base as well; "
+            "merge it (--merge-adapter), or save it again in peft with path_initial_model_for_weight_conversion"
+        )
+    if not takes and start not in PLAIN_STARTS:
+        raise BuildRefused(
+            f"the adapter {path.name!r} began as {str(start)[:40]!r} (init_lora_weights), which changes the base by "
+            "more than its files hold; save it again in peft with path_initial_model_for_weight_conversion"
         )
 
 
@@ -100,8 +138,8 @@ def _pair(path: Path, tensors: dict[str, StoredTensor]) -> dict[str, tuple[str, 
             if other not in tensors:
                 raise BuildRefused(f"the adapter {path.name!r} has {name!r} without its B")
             pairs[f"{stem.removeprefix(PREFIX)}.weight"] = (name, other)
-    if not pairs or 2 * len(pairs) != len(tensors):
-        raise BuildRefused(f"the adapter {path.name!r} holds tensors other than pairs of lora_A and lora_B")
+    if not pairs:
+        raise BuildRefused(f"the adapter {path.name!r} holds no pairs of lora_A and lora_B")
     return pairs
 
 
@@ -143,21 +181,26 @@ def merge_adapter(
         BuildRefused: the process that merges failed.
         StoreFull: no room for a copy of the weights.
     """
-    key = hashlib.sha256(f"{digest} {adapter.sha256} {REVISION}".encode()).hexdigest()[:32]
-    entry = cache / "checkpoints" / f"{key}-merged"
+    from packager.estimate import available_memory  # which knows plans, which know how sources are opened
+
+    key = hashlib.sha256(f"{digest} {adapter.sha256} {REVISION} {importlib.metadata.version('peft')}".encode())
+    entry = cache / "checkpoints" / f"{key.hexdigest()[:32]}-merged"
+    free, needed = available_memory(), PROCESS_BYTES + BYTES_PER_PARAMETER * base.parameters
 
     def make(staging: Path) -> None:
+        if needed > free:
+            raise BuildRefused(
+                f"merging the adapter needs about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB "
+                "are free"
+            )
         for file in base.path.iterdir():
-            if file.is_file() and file.suffix not in (".safetensors", ".bin", ".pt", ".gguf"):
+            if (
+                file.is_file()
+                and file.suffix not in (".safetensors", ".bin", ".pt", ".gguf")
+                and file.name != INDEX_FILE
+            ):
                 shutil.copyfile(file, staging / file.name)
-        job = {
-            "base": str(base.path),
-            "shards": [shard.name for shard in find_shards(base.path)],
-            "out": str(staging),
-            "adapter": str(adapter.path / WEIGHTS),
-            "scale": adapter.scale,
-            "pairs": {target: list(pair) for target, pair in adapter.pairs.items()},
-        }
+        job = {"base": str(base.path), "out": str(staging), "adapter": str(adapter.path.resolve())}
         run_child("packager.sources.adapter_process", job, log, doing="merging the adapter", on_progress=on_progress)
         inspect_checkpoint(staging)
 

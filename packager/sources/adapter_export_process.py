@@ -23,6 +23,7 @@ def export(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     tensors = {name: tensor.to(torch.float32).numpy() for name, tensor in load_file(job["adapter"]).items()}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise BuildRefused("the adapter holds numbers that are not finite; it is damaged")
+    _hold_against_peft(job)
     made: dict[str, Any] = {}
     for number, slot in enumerate(job["slots"]):
         ranks = [len(tensors[block["first"]]) for block in slot["blocks"]]
@@ -43,6 +44,41 @@ def export(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     written.set_parameters(values)
     written.export_adapter(job["out"])
     return {"parameters": int(sum(matrix.size for matrix in made.values()))}
+
+
+def _hold_against_peft(job: dict[str, Any]) -> None:
+    """Refuse pairs whose ``scale * B A`` is not what peft adds to the product, or that peft does not know.
+
+    The base is on torch's ``meta`` device: what peft adds does not depend on its numbers.
+    """
+    import torch
+    from peft import PeftConfig, get_peft_model
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    adapted = get_peft_model(base, PeftConfig.from_pretrained(job["adapter_dir"]), low_cpu_mem_usage=True)
+    modules = dict(adapted.base_model.model.named_modules())
+    tensors = load_file(job["adapter"])
+    for target, (first, second) in job["pairs"].items():
+        module: Any = modules.get(target.removesuffix(".weight"))
+        if not hasattr(module, "get_delta_weight"):
+            raise BuildRefused(f"the adapter changes {target!r}, which peft does not")
+        # In place of what was made on that device.
+        for layer, name in ((module.lora_A, first), (module.lora_B, second)):
+            layer["default"].weight = torch.nn.Parameter(tensors[name].float(), requires_grad=False)
+        theirs = module.get_delta_weight("default").float()
+        ours = job["scale"] * tensors[second].float() @ tensors[first].float()
+        if not float((ours - theirs).abs().max()) <= CLOSE * float(theirs.abs().max()) + TINY:
+            raise BuildRefused(
+                f"the adapter adds something else to {target!r} in peft than scale * B A; merge it (--merge-adapter)"
+            )
+
+
+CLOSE, TINY = 1e-5, 1e-12
+"""Of the largest number that is added; products in fp32 differ by a millionth of it."""
 
 
 if __name__ == "__main__":

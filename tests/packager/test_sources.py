@@ -110,7 +110,10 @@ def make_adapter(directory: Path, base: str = "", **changes: Any) -> Path:
         tensors[f"{stem}.lora_B.weight"] = torch.randn(rows, 2) * 0.2
     directory.mkdir()
     save_file(tensors, directory / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": base, **changes}
+    config = {
+        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": base, "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1], **changes,
+    }  # fmt: skip
     (directory / "adapter_config.json").write_text(json.dumps(config))
     return directory
 
@@ -150,17 +153,17 @@ class TestAdapter:
         ("changes", "words"),
         [
             ({"peft_type": "IA3"}, "not a LoRA"),
-            ({"use_dora": True}, "use_dora"),
-            ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+            ({"use_qalora": True}, "use_qalora"),
+            ({"trainable_token_indices": [1]}, "trainable_token_indices"),
             ({"r": None}, "no rank"),
-            ({"init_lora_weights": "pissa"}, "changes the base as well"),
-            ({"init_lora_weights": "pissa_niter_16"}, "changes the base as well"),
-            ({"init_lora_weights": "olora"}, "changes the base as well"),
-            ({"init_lora_weights": "loftq"}, "changes the base as well"),
+            ({"init_lora_weights": "pissa_niter_16"}, "changes the base by more than its files hold"),
+            ({"init_lora_weights": "loftq"}, "changes the base by more than its files hold"),
+            ({"init_lora_weights": "corda"}, "changes the base by more than its files hold"),
+            ({"init_lora_weights": "lora_ga"}, "changes the base by more than its files hold"),
             ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
         ],
     )
-    def test_what_is_not_plain_lora(self, llama: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    def test_what_cannot_be_merged(self, llama: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
         adapter = make_adapter(tmp_path / "adapter", **changes)
         assert words in refused(llama, tmp_path, SourceOptions(adapter=adapter))
 
