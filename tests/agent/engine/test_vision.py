@@ -205,7 +205,7 @@ def test_want_of_memory_is_not_the_clients_fault(
         def open_bytes(*_: bytes) -> None:
             raise failure
 
-    monkeypatch.setattr(seeing._sight._og, "Images", Full)  # type: ignore[attr-defined]
+    monkeypatch.setattr(seeing._vision._og, "Images", Full)  # type: ignore[attr-defined]
     seeing.admit(look(1, RED, QUESTION))
     with pytest.raises(EngineFailed, match="failed on a picture"):
         seeing.step()
