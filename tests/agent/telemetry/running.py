@@ -65,6 +65,6 @@ def scrape_until_ready(page: int) -> str:
 MACHINES_OWN = {
     families.SWAP, families.SWAP_IN, families.SWAP_OUT, families.DISK_READ, families.DISK_WRITTEN, families.SENT,
     families.RECEIVED, families.PRESSURE, families.TEMPERATURE, families.TEMPERATURE_LIMIT, families.FREQUENCY,
-    families.THROTTLE_EVENTS, families.THROTTLED, families.LOAD,
+    families.THROTTLE_EVENTS, families.THROTTLED, families.UNDERVOLTAGE, families.LOAD,
 }  # fmt: skip
 """Not every machine has them."""
