@@ -134,7 +134,8 @@ def build_plain(checkpoint: Path, work: Path) -> Watched:
 def table(shape: str, checkpoint: Path, work: Path, found: Watched, plain: Watched | None) -> str:
     """What is printed."""
     manifest = json.loads((work / "bundle" / "manifest.json").read_text("utf-8"))
-    promised = re.search(r"needs about ([\d.]+) GiB of memory", found.output)
+    promise = re.search(r"needs about ([\d.]+) ([KMG])iB of memory", found.output)
+    promised = f"{float(promise[1]) / 1024 ** 'GMK'.index(promise[2]):.2f}" if promise else "?"
     rows = [
         f"{shape}, {manifest['model']['parameters'] / 1e9:.2f} billion parameters; {host_line()}",
         "",
@@ -143,7 +144,7 @@ def table(shape: str, checkpoint: Path, work: Path, found: Watched, plain: Watch
     ]
     for name, peak in sorted(found.peaks.items(), key=lambda item: -item[1]):
         rows.append(f"| {name} | {peak / GIB:.2f} | {found.seconds[name]:.0f} |")
-    rows.append(f"| **together** (promised {promised[1] if promised else '?'}) | **{found.together / GIB:.2f}** | |")
+    rows.append(f"| **together** (promised {promised}) | **{found.together / GIB:.2f}** | |")
     if plain is not None:
         took = max(plain.seconds.values())
         rows.append(f"| the model builder as it comes | {plain.together / GIB:.2f} | {took:.0f} |")

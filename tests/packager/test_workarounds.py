@@ -98,7 +98,9 @@ def test_the_symptom_still_shows(name: str, family: str, tmp_path: Path, monkeyp
         assert b"+5742a15" not in (tmp_path / "mended" / "model.onnx").read_bytes()
         return
     if name == "all-weights-at-once":
-        whole = sum(parameter.numel() for parameter in source.parameters() if parameter.ndim == 2) * 4
+        # The products' weights; the table of the embedding is quantised apart, where it is not shared.
+        products = [weight for key, weight in source.named_parameters() if weight.ndim == 2 and "embed" not in key]
+        whole = sum(weight.numel() for weight in products) * 4
         assert quantised_graph_bytes(tmp_path / "source", out, skip=name) > whole
         assert quantised_graph_bytes(tmp_path / "source", tmp_path / "mended") < whole / 10
         return
