@@ -100,7 +100,7 @@ def test_a_connection_starts_a_worker_that_sees_bundles_and_nothing_else(bare: C
     )
     bare.run("sh", "-c", "echo secret > /etc/edge-agent/credentials/password")
     bare.run("mkdir", "-p", "/usr/lib/python3/dist-packages/agent/worker")
-    put_program(bare, "/usr/lib/python3/dist-packages/agent/worker/process.py", WORKER_THAT_LOOKS_AROUND)
+    put_program(bare, "/usr/lib/python3/dist-packages/agent/worker/main.py", WORKER_THAT_LOOKS_AROUND)
     bare.run("systemctl", "start", "edge-agent-worker.socket")
     connect = (
         "import socket; s = socket.socket(socket.AF_UNIX); s.connect('/run/edge-agent-worker.sock'); "

@@ -29,7 +29,7 @@ from contract.reasons import BrokerReason, HealthReason, Reason
 from tests.agent.telemetry.exposition_reader import official
 from tests.agent.telemetry.running import MACHINES_OWN, SECONDS, running_agent, scrape_until_ready
 from tests.agent.telemetry.test_metrics import STATE
-from tests.agent.telemetry.trees import BOARD, PC, plant
+from tests.agent.telemetry.trees import BOARD, PC, RASPBERRY_PI_5, plant
 from tests.broker import free_port
 
 FOLDER = Path(__file__).resolve().parents[2] / "systemd" / "monitoring"
@@ -100,7 +100,7 @@ def labels_of(text: str) -> Labels:
 def pages_of_machines(tmp_path: Path) -> list[str]:
     """Of machines with sensors, swap and pressure, which the one that tests may not have."""
     found = []
-    for name, tree in (("pc", PC), ("board", BOARD)):
+    for name, tree in (("pc", PC), ("board", BOARD), ("pi", RASPBERRY_PI_5)):
         plant(tmp_path / name, tree)
         sampler = SystemSampler(tmp_path, proc=tmp_path / name / "proc", sys=tmp_path / name / "sys")
         found.append(page("box", STATE, sampler.sample({7: "agent"}), LlmMeter(1.0).sample(0, 0)))
@@ -299,6 +299,7 @@ WELL = {
     **{retries(reason): "0+0x600" for reason in ("digest_mismatch", "not_json", "source_unavailable")},
     **{rollbacks(reason): "0+0x600" for reason in ("canary_drift", "operator")},
     "edge_worker_crashes_total{}": "0+0x600",
+    "edge_power_undervoltage{}": "0+0x600",
     "edge_disk_size_bytes{}": "32e9+0x600",
     "edge_disk_free_bytes{}": "16e9+0x600",
     'edge_requests_rejected_total{error="queue_full"}': "0+0x600",
@@ -371,6 +372,8 @@ CASES = {
     "read only for a moment": Case({'edge_health_reason{reason="store_read_only"}': "1+0x600"}, 8, ()),
     "hot": Case({'edge_health_reason{reason="throttled_temperature"}': "1+0x600"}, 35, ("EdgeDeviceThrottled",)),
     "short of memory": Case({'edge_health_reason{reason="throttled_memory"}': "1+0x600"}, 35, ("EdgeDeviceThrottled",)),
+    "weak supply": Case({"edge_power_undervoltage{}": "1+0x600"}, 6, ("EdgeUndervoltage",)),
+    "supply that was weak for a moment": Case({"edge_power_undervoltage{}": "1+0x2 0+0x600"}, 6, ()),
     "hot for some minutes": Case({'edge_health_reason{reason="throttled_temperature"}': "1+0x600"}, 28, ()),
     "unloaded": Case({'edge_health_reason{reason="unloaded"}': "1+0x600"}, 60, ()),
     "queue full": Case({'edge_requests_rejected_total{error="queue_full"}': "0+3x600"}, 20, ("EdgeQueueFull",)),

@@ -159,7 +159,7 @@ def test_without_a_terminal_there_is_a_line_for_each_message(broker: Broker, dev
         assert any("office-1 health: ready · 2 active, 1 queued" in line for line in retained)
         say(devices, "office-1", "event/refused", event(message="\x1b[2Jgone", reason="not_listed"))
         (line,) = lines_of(process, 1)
-        assert "office-1 event/refused: a wish: \N{REPLACEMENT CHARACTER}[2Jgone [not_listed]" in line
+        assert "office-1 event/refused: the desired bundle: \N{REPLACEMENT CHARACTER}[2Jgone [not_listed]" in line
         process.kill()
 
 
