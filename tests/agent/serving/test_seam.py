@@ -115,6 +115,10 @@ def next_request_is_answered(client: RawClient, name: str) -> None:
     assert client.wait_answer(name).lasts[0]["text"] == "0 1 "
 
 
+ATTEMPTS = 5
+"""To have a step of a loop fail that runs beside the requests."""
+
+
 def test_a_request_is_answered_and_acknowledged_whichever_step_fails(
     make_device: MakeDevice, client: RawClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -137,15 +141,19 @@ def test_a_request_is_answered_and_acknowledged_whichever_step_fails(
         "Scheduler._dispatch",
     } <= names
     for number, step in enumerate(steps):
-        caplog.clear()
-        with watched(device, Watcher()) as watcher:
-            watcher.victim = step
-            client.ask(f"q{number}", "count 1")
-            (last, *others) = client.wait_answer(f"q{number}").lasts
-            device.until(lambda: settled(device))
+        # The writer may have begun the round that a request joins before the step was told to fail: the next one fails.
+        for attempt in range(ATTEMPTS):
+            caplog.clear()
+            with watched(device, Watcher()) as watcher:
+                watcher.victim = step
+                client.ask(f"q{number}-{attempt}", "count 1")
+                (last, *others) = client.wait_answer(f"q{number}-{attempt}").lasts
+                device.until(lambda: settled(device))
+            found = last.get("text") or (last["error"]["code"], last["error"]["type"])
+            assert found in ("0 ", (500, "internal_error")), step.co_qualname
+            if watcher.victim is None:
+                break
         assert watcher.victim is None, f"{step.co_qualname} was not called"
-        found = last.get("text") or (last["error"]["code"], last["error"]["type"])
-        assert found in ("0 ", (500, "internal_error")), step.co_qualname
         assert all(other == last for other in others), f"another result after {step.co_qualname} failed"
         logged = [record for record in caplog.records if record.exc_info and record.levelno == logging.ERROR]
         assert any("Injected" in repr(record.exc_info) for record in logged), step.co_qualname
