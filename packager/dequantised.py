@@ -35,12 +35,12 @@ def _unpack(words: Any, bits: int) -> Any:
 
 
 def _read_gptq(words: Any, zeros: Any, scales: Any, groups: Any, bits: int) -> Any:
-    """Codes lie along the inputs, eight of four bits a word; zero points are stored less one."""
+    """Codes lie along the inputs, eight of four bits a word; zero points are stored less one, 0 as the largest."""
     import torch
 
     columns = words.shape[1]
     codes = _unpack(words, bits).permute(0, 2, 1).reshape(-1, columns)
-    points = _unpack(zeros, bits).reshape(len(zeros), columns) + 1
+    points = (_unpack(zeros, bits).reshape(len(zeros), columns) + 1) & (2**bits - 1)
     if groups is None:
         groups = torch.arange(len(codes)) // (len(codes) // len(scales))
     groups = groups.to(torch.int64)

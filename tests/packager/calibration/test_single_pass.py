@@ -18,7 +18,7 @@ from packager.calibration import single_pass
 from packager.calibration.calibrate import describe_calibration
 from packager.calibration.export import gptq_tensors
 from packager.calibration.gptq import plan_compensation, round_rows
-from packager.calibration.grid import BLOCK
+from packager.calibration.grid import BLOCK, Grid
 from packager.calibration.layers import Rounded
 from packager.calibration.passages import digest_passages, read_passages
 from packager.calibration.process import calibrate
@@ -261,3 +261,15 @@ class TestDefault:
             msgspec.structs.replace(PLAN, quantizer="gptq-fast")
         )
         assert said["recipe"]["quantizer"] == "gptq-fast"
+
+
+def test_a_zero_point_of_zero_is_stored_as_the_largest_and_read_back() -> None:
+    """A block without a negative weight has it; a real Qwen2.5 has two such blocks in its first layer."""
+    weight = torch.arange(256, dtype=torch.float32).view(8, 32) / 256 + 0.5
+    scale = (weight.amax(1, keepdim=True) / 15).unsqueeze(-1)
+    levels = torch.round(weight / scale.squeeze(-1)).clamp(0, 15)
+    grid = Grid(scale, torch.zeros_like(scale), low=0, pinned=None, block=32)
+    stored = gptq_tensors("layer", Rounded(levels, grid))
+    assert int(stored["layer.qzeros"][0, 0]) & 0xFF == 0xFF, "less one"
+    read = dequantise(stored, "gptq", 4)["layer.weight"]
+    assert torch.allclose(read, levels * scale.squeeze(-1))
