@@ -75,6 +75,9 @@ test-js: $(STAMP) $(JS) ## the JavaScript client, against a real broker and agen
 	@npm --prefix clients/js run --silent types
 	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix clients/js test --silent
 
+layouts: $(STAMP) ## every published layout from every kind of source: logits, tokens, templates, end tokens
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m "layouts or not layouts" tests/packager/test_matrix.py
+
 test-root: $(STAMP) $(WHEEL) ## the tests that need root: mounts, containers, namespaces
 	@test "$$(id -u)" = 0 || { echo "make test-root must run as root" >&2; exit 1; }
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m root
