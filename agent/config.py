@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.broker_settings import BrokerSettings, broker_faults
 from agent.config_faults import Faults, line_of
-from agent.credentials import find_credential
 from agent.install.settings import InstallSettings
+from agent.mqtt.settings import BrokerSettings, broker_faults
 from agent.serving.settings import ServingSettings
+from agent.systemd.credentials import find_credential
 from agent.telemetry.settings import TelemetrySettings
 from agent.worker.settings import WorkerSettings
 from contract.errors import ConfigInvalid
+from contract.identifiers import is_identifier
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
-from contract.names import is_identifier
 from contract.source.access import FILES, Source, location_of, source_faults
 
 MAX_CONFIG_BYTES = 1 << 20

@@ -163,8 +163,8 @@ def gguf_of(wheel: Path, directory: Path) -> Path:
 
 def built_bundle(gguf: Path, cache: Path) -> Path:
     """A bundle of it, made as an operator would and kept."""
-    from packager.build import build_bundle
-    from packager.plan import BuildPlan
+    from packager.build.pipeline import build_bundle
+    from packager.build.plan import BuildPlan
 
     directory = cache / "bench-bundle"
     if not directory.is_dir():

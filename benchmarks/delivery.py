@@ -20,7 +20,7 @@ import msgspec
 
 from agent.install.job import InstallJob, Progressed
 from agent.install.ports import SealedBundle
-from contract.manifest import MANIFEST_FILE, Chunk, FileEntry, Manifest, encode_manifest, parse_manifest
+from contract.bundle.manifest import MANIFEST_FILE, Chunk, FileEntry, Manifest, encode_manifest, parse_manifest
 from tests.agent.install.market import Device, Market, make_variant
 
 WEIGHTS = "model.onnx.data"

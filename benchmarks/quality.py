@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from contract.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from packager.build import build_bundle, default_cache
-from packager.check import Comparison, check_model
-from packager.plan import QUANTIZERS, BuildPlan
-from packager.progress import choose_progress
-from packager.quality.gates import QualityPlan
-from packager.quality.source import view_source
-from packager.quality.text import EvalText, read_text, reference_text
+from contract.bundle.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from packager.build.pipeline import build_bundle, default_cache
+from packager.build.plan import QUANTIZERS, BuildPlan
+from packager.build.progress import choose_progress
+from packager.evaluate.check import Comparison, check_model
+from packager.evaluate.gates import QualityPlan
+from packager.evaluate.source import view_source
+from packager.evaluate.text import EvalText, read_text, reference_text
 from packager.sources.opening import open_source
 
 

@@ -30,9 +30,9 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.engine.interface import FinishEvent, Generation, StepEvent
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from agent.state.database import Database
 from agent.state.migrations import MIGRATIONS

@@ -27,8 +27,8 @@ from pathlib import Path
 
 import psutil
 
-from packager.evidence import host_line
-from packager.plan import BuildPlan, builder_options
+from packager.build.plan import BuildPlan, builder_options
+from packager.evaluate.evidence import host_line
 from tests.random_checkpoint import SHAPES, config_of, make_random_checkpoint, small_config
 
 PAUSE = 0.02

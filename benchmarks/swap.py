@@ -26,7 +26,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from contract.manifest import MANIFEST_FILE, parse_manifest
+from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from tests.agent.install.market import Market
 from tests.broker import Broker
 

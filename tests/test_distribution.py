@@ -91,7 +91,7 @@ def test_no_module_of_the_agent_loads_build_time_packages() -> None:
 
 
 def test_the_running_agent_process_loads_no_runtime() -> None:
-    script = "import agent.service, sys, json; print(json.dumps(sorted(sys.modules)))"
+    script = "import agent.app, sys, json; print(json.dumps(sorted(sys.modules)))"
     loaded = loaded_after(script)
     assert not loaded & {"numpy", "onnxruntime", "onnxruntime_genai", "tuf", "cryptography", "jinja2"}
 

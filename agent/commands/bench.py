@@ -21,8 +21,8 @@ from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.lock import is_held
 from agent.state.opening import open_to_read
 from agent.worker.supervisor import WorkerProcess
+from contract.bundle.manifest import Budget
 from contract.errors import UsageError
-from contract.manifest import Budget
 
 MAX_TOKENS = 4096
 MAX_ROUNDS = 100
@@ -60,7 +60,7 @@ class Report(Struct, frozen=True):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     add_context_options(parser)
     parser.add_argument("--tokens", type=int, default=128, metavar="N", help="length of each answer (default 128)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="how often each is asked (default 3)")
@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     for name, most in (("tokens", MAX_TOKENS), ("rounds", MAX_ROUNDS)):
         if not 1 <= getattr(arguments, name) <= most:
             raise UsageError(f"--{name} must be between 1 and {most}")

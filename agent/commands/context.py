@@ -15,7 +15,7 @@ from agent.install.settings import InstallSettings
 from agent.state.layout import StateDirectory
 from agent.worker.settings import WorkerSettings
 from contract.errors import UsageError
-from contract.names import is_identifier
+from contract.identifiers import is_identifier
 from contract.source.access import Source
 
 DEFAULT_CONFIG = Path("/etc/edge-agent/agent.toml")

@@ -19,13 +19,13 @@ from agent.commands.context import (
     format_size,
     read_context,
 )
-from agent.control import AgentRefused, Order, call_agent, install_target, raise_for
 from agent.install.backoff import Backoff
 from agent.install.offline_install import install_offline
 from agent.install.reporter import delay_text
+from agent.operator.control import AgentRefused, Order, call_agent, install_target, raise_for
 from contract.errors import EdgeBundleError, SourceUnavailable
+from contract.identifiers import parse_reference
 from contract.mqtt.messages import Reported
-from contract.names import parse_reference
 from contract.source.access import location_of
 
 TIMEOUT_SECONDS = 600.0

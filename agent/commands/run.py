@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.commands.context import DEFAULT_CONFIG
 from agent.config import load_config
-from agent.journal import open_log
+from agent.systemd.journal import open_log
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config)
     open_log(arguments.log_level)
     # Imported here: a wrong configuration is said at once, and check-config needs none of it.
-    from agent.service import run_service
+    from agent.app import run_service
 
     run_service(config)
     return 0

@@ -8,11 +8,11 @@ import msgspec
 from msgspec import UNSET
 
 from agent.commands.context import CliContext, add_context_options, existing_context, format_size, print_table
-from agent.control import Order, call_agent
 from agent.diagnosis.readiness import last_failure
 from agent.install.desired import revision_of
 from agent.install.reporter import Reporter
 from agent.install.status import BundleStatus, InstallStatus, collect_status
+from agent.operator.control import Order, call_agent
 from agent.state.installation import InstallationState
 from agent.state.opening import open_to_read
 from contract.mqtt.messages import BrokerState, Health

@@ -18,9 +18,9 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
-from contract.command_line import report
-from contract.durable import Disk
 from contract.errors import EdgeBundleError, UsageError
+from contract.system.command_line import report
+from contract.system.durable import Disk
 
 _EXAMPLES = """\
 examples:

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from agent.broker_settings import BrokerSettings
-from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
-from agent.group_probe import probe_groups
 from agent.mqtt import Connection, Received, Undeliverable
+from agent.mqtt.group_probe import probe_groups
+from agent.mqtt.settings import BrokerSettings
+from agent.operator.control import Order, call_agent
 from agent.state.layout import StateDirectory
 from contract.mqtt.topics import Topics
 from contract.reasons import BrokerReason

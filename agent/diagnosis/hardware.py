@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from agent import isa
-from agent.cores import computing_cores
 from agent.diagnosis.finding import Finding
-from agent.memory import available_memory, total_memory
-from agent.telemetry.sensors import Sensors
+from agent.host import isa
+from agent.host.cores import computing_cores
+from agent.host.memory import available_memory, total_memory
+from agent.host.sensors import Sensors
 
 IMPORT_SECONDS = 120.0
 """Importing 40 MB of libraries from a slow card."""

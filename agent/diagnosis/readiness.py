@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from msgspec import UNSET
 
-from agent.control import Order, call_agent
 from agent.diagnosis.finding import Finding
 from agent.install.status import InstallStatus
+from agent.operator.control import Order, call_agent
 from agent.state.audit import Entry, read_audit
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory

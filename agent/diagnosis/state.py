@@ -9,8 +9,9 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from agent import host, memory
 from agent.diagnosis.finding import Finding
+from agent.host import facts as host
+from agent.host import memory
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
 from agent.state.database import Database, check_not_lost
@@ -19,9 +20,9 @@ from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock, is_held
 from agent.state.migrations import MIGRATIONS
 from agent.state.opening import open_to_read
-from contract.durable import Disk
+from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import BundleRefused, EdgeBundleError
-from contract.manifest import MANIFEST_FILE, parse_manifest
+from contract.system.durable import Disk
 
 TRUST_SECONDS = 60.0
 BY_ITSELF = "An agent that runs serves on and needs no restart; edge-agent bundles lists what lies there"

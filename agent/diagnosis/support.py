@@ -29,8 +29,8 @@ from agent.install.status import bundle_statuses
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.opening import open_to_read
-from contract.durable import translate
 from contract.errors import EdgeBundleError
+from contract.system.durable import translate
 
 LOG_LINES = 5000
 """Some hours of a talkative agent, half a megabyte compressed."""

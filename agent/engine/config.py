@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from contract.bundle.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from contract.errors import BundleRefused, EngineFailed
-from contract.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 
 
 def read_config(bundle_dir: Path) -> GenaiFacts:

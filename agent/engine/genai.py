@@ -34,7 +34,7 @@ from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
 from agent.engine.sequence import TokenSequence, prepare, rejection, with_changes
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.vision import PLACEHOLDERS, ImageInputs, ImagePreprocessor, Vision
-from agent.memory import mapped_bytes
+from agent.host.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is first imported

@@ -17,10 +17,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from agent import isa
 from agent.engine.interface import Engine
+from agent.host import isa
+from contract.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Canary, parse_manifest
 from contract.errors import EdgeBundleError
-from contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Canary, parse_manifest
 
 DISABLE_KLEIDIAI = "mlas.disable_kleidiai"
 """The runtime's name for it, an entry of a session's configuration."""

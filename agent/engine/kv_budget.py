@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from agent.engine.interface import Generation
 from agent.engine.memory import FLOAT_BYTES, kv_bytes_per_token, usable_bytes
+from contract.bundle.genai_config import GenaiFacts
 from contract.errors import RequestInvalid
-from contract.genai_config import GenaiFacts
 
 KV_GRANULE = 64
 """Generators are sized in multiples of this many tokens."""

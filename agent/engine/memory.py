@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent.memory import available_memory
-from contract.genai_config import GenaiFacts
+from agent.host.memory import available_memory
+from contract.bundle.genai_config import GenaiFacts
 
 RESERVE = 0.5
 """Share of the available memory that stays free for everybody else."""

@@ -18,12 +18,12 @@ from typing import Any
 
 from agent.engine.interface import ChatTurn, Generation
 from agent.engine.vocabulary import Vocabulary
-from contract.canary import join_canary
+from contract.bundle.canary import join_canary
+from contract.bundle.tokens import begin, compose, composes, read_beginning
 from contract.chat.files import read_chat_files
 from contract.chat.limits import Allowance
 from contract.chat.template import FAILED, ChatTemplate
 from contract.errors import EngineFailed, RequestInvalid
-from contract.tokens import begin, compose, composes, read_beginning
 
 MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
 """Private-use characters; the mark is the first that occurs in no message, and is dropped from them if all occur."""

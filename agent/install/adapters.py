@@ -12,13 +12,13 @@ from agent.install.bundle_verifier import verify_bundle
 from agent.install.ports import SealedBundle
 from agent.state.installation import InstalledBundle
 from agent.state.layout import StateDirectory
-from contract.adapter_file import check_adapter, read_adapter_file
-from contract.adapter_slots import find_slots
+from contract.bundle.adapter_file import check_adapter, read_adapter_file
+from contract.bundle.adapter_slots import find_slots
+from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
+from contract.bundle.manifest import Manifest
 from contract.errors import BundleRefused, StoreBroken
-from contract.genai_config import CONFIG_FILE, read_genai_config
-from contract.manifest import Manifest
-from contract.names import Digest, check_digest
-from contract.onnx_wire import read_graph_file
+from contract.identifiers import Digest, check_digest
+from contract.onnx.wire import read_graph_file
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")

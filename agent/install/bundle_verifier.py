@@ -12,9 +12,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.install.ports import SealedBundle
+from contract.bundle.manifest import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    manifest_digest,
+    parse_manifest,
+)
 from contract.errors import BundleRefused, StoreBroken
-from contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, manifest_digest, parse_manifest
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.reasons import Reason
 
 READ_BYTES = 1 << 20

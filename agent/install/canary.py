@@ -13,14 +13,14 @@ import msgspec
 from msgspec import Struct
 
 from agent.engine.interface import FinishEvent, Generation, RejectEvent, StepEvent
+from agent.host.memory import total_memory
 from agent.install.ports import SealedBundle
 from agent.install.settings import InstallSettings
 from agent.install.worker_start import load_bundle
-from agent.memory import total_memory
 from agent.state.installation import Failure
 from agent.worker.ports import Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings
-from contract.canary import STOP_TOKENS
+from contract.bundle.canary import STOP_TOKENS
 from contract.errors import EngineFailed
 from contract.reasons import Reason
 

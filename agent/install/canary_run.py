@@ -10,6 +10,7 @@ from functools import partial
 
 from msgspec import Struct
 
+from agent.host.memory import available_memory
 from agent.install.bundle_verifier import (
     StatFingerprint,
     check_unchanged,
@@ -24,12 +25,11 @@ from agent.install.probation import evaluate_probation, measured_speed
 from agent.install.restore import Restorer
 from agent.install.settings import InstallSettings
 from agent.install.step_reporter import StepReporter
-from agent.memory import available_memory
 from agent.state.installation import Failure, InstallationState
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from contract.bundle.genai_config import CONFIG_FILE, MAX_CONFIG_BYTES, read_genai_config
+from contract.bundle.manifest import Manifest
 from contract.errors import BundleRefused, StoreBroken
-from contract.genai_config import CONFIG_FILE, MAX_CONFIG_BYTES, read_genai_config
-from contract.manifest import Manifest
-from contract.onnx_rules import check_graph
-from contract.onnx_wire import read_graph_file
+from contract.onnx.rules import check_graph
+from contract.onnx.wire import read_graph_file
 from contract.reasons import Reason
 
 GRAPH_SUFFIX = ".onnx"

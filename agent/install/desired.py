@@ -11,8 +11,8 @@ from agent.install.settings import InstallSettings, tighten
 from agent.install.state_machine import State
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
+from contract.identifiers import Digest
 from contract.mqtt.reading import parse_desired, salvage_revision
-from contract.names import Digest
 from contract.reasons import Reason
 from contract.source.access import Source
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.host import check_provider, check_requires, disk_available, measure_host
+from agent.host.facts import check_provider, check_requires, disk_available, measure_host
 from agent.install.adapters import check_has_base
 from agent.install.bundle_verifier import check_file, verify_bundle
 from agent.install.fetch import fill_part
@@ -31,11 +31,11 @@ from agent.install.staging import LocalChunks, Part
 from agent.install.state_machine import Event
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
-from contract.durable import Disk
+from contract.bundle.manifest import FileEntry, Manifest
 from contract.errors import BundleRefused, StoreBroken, StoreFull
-from contract.manifest import FileEntry, Manifest
-from contract.names import check_digest
+from contract.identifiers import check_digest
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from contract.trust.verified import TrustedManifest
 
 Report = Callable[[Line], None]

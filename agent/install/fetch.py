@@ -9,8 +9,8 @@ from agent.install.fetch_plan import ChunkSlice, plan_ranges, slices_of
 from agent.install.install_progress import ProgressMeter
 from agent.install.parallel_fetch import ParallelFetcher
 from agent.install.staging import LocalChunks, Part
-from contract.durable import Disk
-from contract.manifest import FileEntry
+from contract.bundle.manifest import FileEntry
+from contract.system.durable import Disk
 
 
 def fill_part(

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from contract.manifest import FileEntry, Manifest
+from contract.bundle.manifest import FileEntry, Manifest
 
 MAX_GAP_BYTES = 16 << 10
 """Bytes we have already that are fetched again to save a request: less than a round trip's worth on any link."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from agent.install.bundle_verifier import read_manifest
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from contract.durable import Disk
+from contract.bundle.manifest import Manifest
 from contract.errors import BundleRefused, StoreBroken
-from contract.manifest import Manifest
-from contract.names import Digest
+from contract.identifiers import Digest
+from contract.system.durable import Disk
 
 
 def tree_bytes(path: Path) -> int:

@@ -16,18 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent.host.process_priority import set_nice, set_oom_score_adj
 from agent.install.download_pipeline import DownloadPipeline
 from agent.install.job import MAX_LINE_BYTES, Failed, Fault, InstallJob, Line, encode_line, parse_job
 from agent.install.ports import SealedBundle
 from agent.install.sources import Mirrors
-from agent.process_priority import set_nice, set_oom_score_adj
 from agent.state.audit import AuditLog, suppressed_text
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
-from contract.durable import Disk
 from contract.errors import (
     BundleRefused,
     EdgeBundleError,
@@ -37,6 +36,7 @@ from contract.errors import (
     StoreFull,
 )
 from contract.reasons import Reason
+from contract.system.durable import Disk
 
 NICENESS = 10
 """A tenth of the weight of a model that answers; unlike a canary it has sources that give up on who is too slow."""

@@ -20,8 +20,8 @@ from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
-from contract.durable import Disk
 from contract.mqtt.messages import Reported
+from contract.system.durable import Disk
 
 
 class NullServer:

@@ -18,9 +18,9 @@ from agent.install.bandwidth import Bandwidth
 from agent.install.fetch_plan import ByteRange, ChunkSlice, remainder_after
 from agent.install.sources import Mirrors
 from agent.install.staging import matches
+from contract.bundle.layout import object_path
+from contract.bundle.manifest import MAX_CHUNK_BYTES, FileEntry
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable
-from contract.layout import object_path
-from contract.manifest import MAX_CHUNK_BYTES, FileEntry
 from contract.reasons import Reason
 from contract.source import BundleSource
 

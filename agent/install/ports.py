@@ -7,8 +7,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from contract.manifest import Manifest
-from contract.names import Digest
+from contract.bundle.manifest import Manifest
+from contract.identifiers import Digest
 
 SwapMode = Literal["overlap", "drain"]
 

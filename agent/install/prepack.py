@@ -28,15 +28,15 @@ from msgspec import Struct
 from agent.engine.batched.graph import read_decoder
 from agent.engine.config import read_config
 from agent.engine.runtime_errors import Declined
-from agent.host import disk_available, installed_version
+from agent.host.facts import disk_available, installed_version
+from agent.host.memory import available_memory
 from agent.install.garbage_collection import used_bytes
 from agent.install.ports import SealedBundle
-from agent.memory import available_memory
 from agent.state.layout import StateDirectory
 from agent.worker.prepacking import DECLINED
 from agent.worker.settings import WorkerSettings, usable_threads
-from contract.durable import Disk
 from contract.errors import EdgeBundleError, EngineFailed
+from contract.system.durable import Disk
 
 log = logging.getLogger("edge_agent.install")
 

@@ -28,11 +28,11 @@ from agent.state.layout import StateDirectory
 from agent.telemetry.installs import InstallMeter
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
-from contract.durable import Disk
 from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, StoreBroken, StoreFull
 from contract.mqtt.messages import Reported, ReportedError
 from contract.reasons import Reason
 from contract.source.access import Source
+from contract.system.durable import Disk
 
 log = logging.getLogger("edge_agent.install")
 

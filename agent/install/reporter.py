@@ -13,6 +13,7 @@ from agent.install.state_machine import State
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.telemetry.installs import InstallMeter
 from contract.errors import EdgeBundleError
+from contract.identifiers import Digest
 from contract.mqtt.messages import (
     MAX_FIELD,
     MAX_MESSAGE,
@@ -23,7 +24,6 @@ from contract.mqtt.messages import (
     fault_details,
 )
 from contract.mqtt.topics import EventType
-from contract.names import Digest
 from contract.reasons import Reason
 
 PROGRESS_INTERVAL_SECONDS = 1.0

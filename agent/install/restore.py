@@ -16,7 +16,7 @@ from agent.install.worker_start import fingerprint_tree
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from contract.errors import BundleRefused, EngineFailed
-from contract.names import Digest
+from contract.identifiers import Digest
 
 log = logging.getLogger("edge_agent.install")
 

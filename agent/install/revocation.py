@@ -8,7 +8,7 @@ from agent.install.desired import DesiredBundle, read_desired
 from agent.install.settings import InstallSettings
 from agent.state.installation import InstallationState, InstalledBundle
 from contract.errors import BundleRefused
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.source.access import Source
 
 

@@ -13,10 +13,10 @@ from agent.install.adapters import check_fits
 from agent.install.content_policy import check_contents
 from agent.install.ports import SealedBundle
 from agent.state.layout import StateDirectory
-from contract.durable import Disk
+from contract.bundle.manifest import MANIFEST_FILE, Manifest
 from contract.errors import BundleRefused
-from contract.manifest import MANIFEST_FILE, Manifest
-from contract.names import Digest
+from contract.identifiers import Digest
+from contract.system.durable import Disk
 from contract.trust.verified import TrustedManifest
 
 FILE_MODE = 0o444

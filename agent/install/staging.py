@@ -13,9 +13,9 @@ from types import TracebackType
 
 from agent.install.fetch_plan import ChunkSlice, Location
 from agent.install.flush_hasher import FlushHasher
-from contract.durable import Disk
+from contract.bundle.manifest import FileEntry
 from contract.errors import StoreBroken
-from contract.manifest import FileEntry
+from contract.system.durable import Disk
 
 
 class Part:

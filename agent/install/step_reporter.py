@@ -12,12 +12,12 @@ from agent.install.job import Progressed, Resolved
 from agent.install.ports import SealedBundle, ServingCounters, SwapReport
 from agent.install.reporter import Reporter, retry_error
 from agent.install.settings import InstallSettings
-from agent.journal import fields
 from agent.state.audit import AuditLog
 from agent.state.installation import Failure, InstalledBundle
+from agent.systemd.journal import fields
 from contract.errors import EdgeBundleError
+from contract.identifiers import Digest
 from contract.mqtt.messages import ReportedError
-from contract.names import Digest
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")

@@ -16,12 +16,12 @@ from agent.install.reporter import Reporter, reported_error
 from agent.install.revocation import adapters_to_drop, find_replacement, must_be_replaced, replacement_target
 from agent.install.settings import InstallSettings
 from agent.install.update_runner import UpdateRunner
-from agent.journal import fields
 from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.warnings import Warned
+from agent.systemd.journal import fields
 from contract.errors import BundleRefused, EdgeBundleError, SourceInvalid
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.reasons import Reason
 from contract.source.access import Source
 

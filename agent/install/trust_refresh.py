@@ -17,11 +17,11 @@ from agent.state.audit import AuditLog
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.warnings import Warned
-from contract.durable import Disk
+from contract.bundle.layout import target_name
 from contract.errors import BundleRefused, EdgeBundleError, UsageError
-from contract.layout import target_name
 from contract.reasons import Reason
 from contract.source import BundleSource
+from contract.system.durable import Disk
 from contract.trust.clock import effective_time, kernel_clock_synchronised
 from contract.trust.verified import TrustedManifest
 

@@ -32,7 +32,6 @@ from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.causes import Cause
-from contract.durable import Disk
 from contract.errors import (
     BundleRefused,
     EdgeBundleError,
@@ -42,8 +41,9 @@ from contract.errors import (
     StoreBroken,
     StoreFull,
 )
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.reasons import Reason
+from contract.system.durable import Disk
 
 log = logging.getLogger("edge_agent.install")
 

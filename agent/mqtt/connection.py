@@ -1,6 +1,6 @@
 """A session with a broker that comes back by itself: what to send, what has arrived, what is owed.
 
-What survives a connection lies in :mod:`agent.mqtt.sender` and :mod:`agent.outbox`; each connection is a
+What survives a connection lies in :mod:`agent.mqtt.sender` and :mod:`agent.mqtt.outbox`; each connection is a
 :class:`~agent.mqtt.link.Link` of its own.
 """
 
@@ -13,16 +13,16 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 
-from agent.broker_settings import BrokerSettings, Protocol
-from agent.journal import fields
 from agent.mqtt.connector import CONNECT_SECONDS, Connector
 from agent.mqtt.link import Link, Received, Will, make_client, received
 from agent.mqtt.loss import Loss, Rivalry
+from agent.mqtt.outbox import MAX_IN_FLIGHT, Backoff
 from agent.mqtt.sender import ACKNOWLEDGE_SECONDS, Sender
+from agent.mqtt.settings import BrokerSettings, Protocol
 from agent.mqtt.size_limit import FoundLimit, SizeLimit, Undeliverable
 from agent.mqtt.sockets import Stream
 from agent.mqtt.subscriber import Subscriber
-from agent.outbox import MAX_IN_FLIGHT, Backoff
+from agent.systemd.journal import fields
 from contract.errors import ConfigInvalid, SourceUnavailable
 
 log = logging.getLogger("edge_agent.mqtt")

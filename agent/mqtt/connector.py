@@ -10,8 +10,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from agent.broker_settings import BrokerSettings, Endpoint, Protocol
 from agent.mqtt.link import Link, lacks
+from agent.mqtt.settings import BrokerSettings, Endpoint, Protocol
 from agent.mqtt.sockets import Stream, WrongProtocol, open_socket
 from contract.errors import SourceUnavailable
 from contract.mqtt.protocol_detection import Spoken, find_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.outbox import LOSSES
+from agent.mqtt.outbox import LOSSES
 
 ALONE_LOSSES = 2
 """A filter that was asked for alone, and the connection lost twice before the answer, is left out."""

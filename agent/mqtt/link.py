@@ -16,14 +16,14 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.broker_settings import BrokerSettings, Protocol, read_password
 from agent.mqtt.loss import Loss
+from agent.mqtt.outbox import AckOrder, publish_size
 from agent.mqtt.publish_reader import read_publish
+from agent.mqtt.settings import BrokerSettings, Protocol, read_password
 from agent.mqtt.size_limit import Undeliverable
 from agent.mqtt.sockets import Stream, forget
 from agent.mqtt.unconfirmed import Unconfirmed
 from agent.mqtt.websocket import WebSocket
-from agent.outbox import AckOrder, publish_size
 
 log = logging.getLogger("edge_agent.mqtt")
 

@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import Callable
 
-from agent.journal import fields
 from agent.mqtt.link import PACKET_OVERHEAD, Answered, Link, publish_properties
 from agent.mqtt.loss import Loss
+from agent.mqtt.outbox import MAX_IN_FLIGHT, Outbox, Outgoing, publish_size
 from agent.mqtt.size_limit import FoundLimit, SizeLimit, Undeliverable
-from agent.outbox import MAX_IN_FLIGHT, Outbox, Outgoing, publish_size
+from agent.systemd.journal import fields
 
 log = logging.getLogger("edge_agent.mqtt")
 

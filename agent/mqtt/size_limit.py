@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from agent.outbox import LOSSES
+from agent.mqtt.outbox import LOSSES
 
 FIRST_HOLD_SECONDS = 60.0
 LONGEST_HOLD_SECONDS = 86400.0

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable
 from typing import TypeVar
 
-from agent.broker_settings import BrokerSettings, Endpoint, open_tls
+from agent.mqtt.settings import BrokerSettings, Endpoint, open_tls
 from agent.mqtt.websocket import MAX_HEAD_BYTES, WebSocket, check_handshake, handshake_request
 from contract.errors import SourceUnavailable
 

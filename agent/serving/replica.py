@@ -20,8 +20,7 @@ from msgspec import UNSET
 from agent.engine.interface import StepEvent
 from agent.install.ports import Footprint, SealedBundle
 from agent.install.worker_start import load_bundle
-from agent.journal import fields
-from agent.outbox import Backoff
+from agent.mqtt.outbox import Backoff
 from agent.serving.active_request import ActiveRequest
 from agent.serving.events import (
     ReplicaClosed,
@@ -31,6 +30,7 @@ from agent.serving.events import (
     ReplicaUnloading,
 )
 from agent.serving.slots import Slots
+from agent.systemd.journal import fields
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
 from contract.mqtt.messages import Deviation, EngineInfo

@@ -11,10 +11,10 @@ import re
 
 from msgspec import UNSET
 
-from agent.journal import fields
 from agent.serving.active_request import ActiveRequest
 from agent.serving.requests import Refusal
 from agent.state.result_store import Key
+from agent.systemd.journal import fields
 from contract.mqtt.messages import GenerateRequest, ImagePart, Message
 
 log = logging.getLogger("edge_agent.serving")

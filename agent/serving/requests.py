@@ -9,8 +9,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
 from agent.engine.interface import ChatTurn, Generation
+from contract.bundle.manifest import Behaviour
 from contract.errors import Fault, RequestInvalid
-from contract.manifest import Behaviour
 from contract.mqtt.messages import (
     MAX_FIELD,
     MAX_MESSAGE,

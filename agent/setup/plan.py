@@ -13,7 +13,7 @@ from agent.setup import steps
 from agent.setup.paths import ACCOUNTS, ENABLED, LINK, UNITS, SetupPaths
 from agent.setup.steps import Link, Remove, RunCommand, Step, WriteFile
 from contract.errors import UsageError
-from contract.names import is_identifier
+from contract.identifiers import is_identifier
 
 CONFIG_GROUP = "edge-agent"
 _DEVICE = re.compile(r"^\s*device\s*=\s*(.*?)\s*(?:#.*)?$", re.MULTILINE)

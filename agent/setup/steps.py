@@ -10,8 +10,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from contract.durable import Disk, translate
 from contract.errors import StoreBroken
+from contract.system.durable import Disk, translate
 
 COMMAND_SECONDS = 300
 """Starting the service waits for READY=1, which opens state and checks a seal."""

@@ -19,8 +19,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from contract.durable import Disk, translate
 from contract.errors import EdgeBundleError, StoreBroken, StoreFull
+from contract.system.durable import Disk, translate
 
 log = logging.getLogger("edge_agent.audit")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from contract.durable import Disk
 from contract.errors import StoreBroken, StoreFull
+from contract.system.durable import Disk
 
 log = logging.getLogger("edge_agent.mqtt")
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent.host.disk_space import explain
 from agent.state import integrity
-from agent.state.disk_space import explain
 from agent.state.layout import StateDirectory
 from agent.state.wal import merge
-from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
 from contract.reasons import Reason
+from contract.system.durable import Effects
 
 log = logging.getLogger("edge_agent.state")
 

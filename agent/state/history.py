@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from agent.state.database import Database
-from contract.names import Digest
+from contract.identifiers import Digest
 
 HISTORY_1 = """
 CREATE TABLE history (

@@ -16,9 +16,9 @@ from agent.state.history import History, note_activation
 from agent.state.integrity import EPOCH, FLOORS, UNKNOWN, SetAside, forget_floors
 from agent.state.warnings import WarningStore
 from contract.errors import BundleRefused, StoreBroken, StoreFull
+from contract.identifiers import Digest
 from contract.mqtt.messages import BundleReference, BundleState
 from contract.mqtt.reading import parse_desired
-from contract.names import Digest
 from contract.reasons import Reason
 
 INSTALLATION_1 = """

@@ -24,10 +24,10 @@ from typing import Any
 from msgspec import Struct
 
 from agent.state.layout import StateDirectory
+from contract.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, parse_manifest
 from contract.errors import BundleRefused
-from contract.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, parse_manifest
+from contract.identifiers import Digest, check_bundle_name, check_version, is_identifier
 from contract.mqtt.messages import MAX_DESIRED_BYTES, Phase
-from contract.names import Digest, check_bundle_name, check_version, is_identifier
 from contract.reasons import Reason
 
 INTEGRITY_1 = """

@@ -6,9 +6,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from contract.durable import Disk
 from contract.errors import StoreBroken, StoreFull
-from contract.names import Digest, check_digest
+from contract.identifiers import Digest, check_digest
+from contract.system.durable import Disk
 
 
 class StateDirectory:

@@ -6,13 +6,13 @@ everything that must not be forgotten (what is installed, the floors of trust) i
 
 from __future__ import annotations
 
+from agent.host.disk_space import check_free_space, explain
 from agent.state import result_store
 from agent.state.database import Database, is_unwritable
-from agent.state.disk_space import check_free_space, explain
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
-from contract.durable import Effects
 from contract.errors import StoreBroken, StoreFull
+from contract.system.durable import Effects
 
 
 class State:

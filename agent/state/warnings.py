@@ -13,8 +13,8 @@ from collections.abc import Collection, Mapping
 from msgspec import Struct
 
 from agent.state.database import Database
-from contract.layout import ROLES
-from contract.names import Digest
+from contract.bundle.layout import ROLES
+from contract.identifiers import Digest
 from contract.reasons import Reason
 
 STANDING_1 = """

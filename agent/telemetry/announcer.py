@@ -15,9 +15,9 @@ import msgspec
 
 from agent.telemetry.home_assistant import Components, discovery, discovery_topic
 from agent.telemetry.settings import HomeAssistantSettings
-from contract.durable import Disk
 from contract.errors import StoreBroken, StoreFull
 from contract.mqtt.topics import Topics
+from contract.system.durable import Disk
 
 log = logging.getLogger("edge_agent.home_assistant")
 

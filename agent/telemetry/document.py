@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import NODEFAULT, UNSET, Meta, Struct, UnsetType
 
-from agent.telemetry import throttling
+from agent.host import throttling
 from agent.telemetry.families import FAMILIES
 from agent.telemetry.llm import SECONDS, TOKEN_SECONDS
 from agent.telemetry.samples import LlmSample, SystemSample

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import UNSET, UnsetType
 
-from agent.telemetry import kernel, sensors
+from agent.host import kernel, sensors
 from agent.telemetry.rates import Rates
 from agent.telemetry.samples import Cpu, DiskUse, Memory, NetworkInterface, Pressure, Process, Swap, SystemSample
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import agent
 import contract
-from agent.memory import total_memory
-from agent.process_priority import OOM_SCORE_WORKER, set_oom_score_adj
+from agent.host.memory import total_memory
+from agent.host.process_priority import OOM_SCORE_WORKER, set_oom_score_adj
 from agent.worker.seccomp import deny_program
 from contract.errors import StoreBroken
 

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.engine.interface import READ_SLICE, Engine
-from agent.memory import own_anonymous_bytes
-from agent.notify import Notifier
-from agent.process_priority import set_nice
+from agent.host.memory import own_anonymous_bytes
+from agent.host.process_priority import set_nice
+from agent.systemd.notify import Notifier
 from agent.worker.protocol import (
     Admit,
     Cancel,

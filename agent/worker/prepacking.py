@@ -24,7 +24,7 @@ from agent.engine.interface import Engine
 from agent.engine.kernels import AS_IT_COMES, Kernels, open_chosen
 from agent.engine.kernels import FILE as KERNELS_FILE
 from agent.engine.runtime_errors import Declined
-from agent.process_priority import MAX_NICE, set_nice, set_oom_score_adj
+from agent.host.process_priority import MAX_NICE, set_nice, set_oom_score_adj
 from agent.worker.isolation import isolate
 from agent.worker.main import end_with_parent, release_freed_memory
 from contract.errors import EdgeBundleError

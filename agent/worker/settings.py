@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from agent.cores import computing_cores
+from agent.host.cores import computing_cores
 
 
 class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """``threads`` 0: the cores that this process may use, without slow ones beside fast ones (:mod:`agent.cores`);
+    """``threads`` 0: the cores that this process may use, without slow ones beside fast ones (:mod:`agent.host.cores`);
     ``max_bytes`` 0: decided from the memory available.
 
     ``load_seconds`` bounds loading, ``stall_seconds`` the silence of a worker before it counts as hung (one step on

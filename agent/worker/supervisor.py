@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
+from agent.systemd.socket_activation import ActivatedProcess
 from agent.worker import protocol
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings, usable_threads
-from agent.worker.socket_activation import ActivatedProcess
 from agent.worker.stderr_tail import StderrTail
 from contract.errors import EngineFailed
 

@@ -13,6 +13,7 @@ from msgspec import UNSET, Struct
 
 from contract import strict_json
 from contract.errors import BundleRefused, Fault, RequestInvalid
+from contract.identifiers import check_bundle_name, check_version, is_identifier
 from contract.mqtt.messages import (
     MAX_DESIRED_BYTES,
     MAX_PICTURES,
@@ -27,7 +28,6 @@ from contract.mqtt.messages import (
 from contract.mqtt.pictures import picture_bytes
 from contract.mqtt.salvage import find_member
 from contract.mqtt.topics import NO_ID
-from contract.names import check_bundle_name, check_version, is_identifier
 from contract.reasons import Reason
 from contract.schema_faults import MAX_FAULTS, nearest, schema_faults
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from contract.errors import ConfigInvalid
-from contract.names import is_identifier
+from contract.identifiers import is_identifier
 
 DEFAULT_ROOT = "edge/v1"
 

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 class BundleSource(Protocol):
     """A repository's files by their paths below its root (``metadata/…``, ``manifests/…``, ``objects/…``).
 
-    Paths are built by :mod:`contract.layout` or by TUF, never taken from the source itself.
+    Paths are built by :mod:`contract.bundle.layout` or by TUF, never taken from the source itself.
     """
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.names import path_below
+from contract.identifiers import path_below
 from contract.reasons import Reason
 
 PIECE_BYTES = 2**20

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.names import check_path
+from contract.identifiers import check_path
 from contract.reasons import Reason
 from contract.source.access import Source, location_of
 from contract.source.directory import PIECE_BYTES

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.names import check_path
+from contract.identifiers import check_path
 from contract.reasons import Reason
 from contract.source.directory import PIECE_BYTES
 from contract.source.tar_index import index_members

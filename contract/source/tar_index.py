@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from contract.bundle.layout import is_repository_path
 from contract.errors import BundleRefused
-from contract.layout import is_repository_path
 from contract.reasons import Reason
 
 BLOCK = 512

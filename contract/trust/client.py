@@ -17,11 +17,11 @@ from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
 from contract import strict_json
-from contract.durable import translate
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable
 from contract.reasons import Reason
 from contract.source.http_session import Exchange, Response
 from contract.source.throughput_guard import ThroughputGuard
+from contract.system.durable import translate
 from contract.trust.key_policy import check_metadata
 from contract.trust.refresh import TARGETS_MAX_BYTES, check_root, explain
 

@@ -23,12 +23,12 @@ from tuf.ngclient.config import EnvelopeType
 from tuf.ngclient.fetcher import FetcherInterface
 
 from contract import strict_json
-from contract.durable import translate
+from contract.bundle.layout import METADATA_DIR, is_repository_path
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable
-from contract.layout import METADATA_DIR, is_repository_path
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.tar import TarSource
+from contract.system.durable import translate
 from contract.trust.key_policy import check_metadata
 
 ROOT_MAX_BYTES = 512_000

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from contract.bundle.layout import manifest_path, target_name
+from contract.bundle.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable
-from contract.layout import manifest_path, target_name
-from contract.manifest import MAX_MANIFEST_BYTES, parse_manifest
-from contract.names import Digest, check_digest
+from contract.identifiers import Digest, check_digest
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.tar import TarSource

@@ -24,8 +24,8 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from tuf.api.metadata import Metadata, MetaFile, Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from contract import strict_json
+from contract.bundle.layout import ROLES
 from contract.errors import BuildRefused, BundleRefused
-from contract.layout import ROLES
 from contract.reasons import Reason
 from contract.trust.key_policy import check_metadata, check_public_key
 from contract.trust.targets_index import REVOKED_FIELD, SIGNED_FIELD, TIME_FORMAT, Entry, TargetsIndex

@@ -2,7 +2,7 @@
 
 python-tuf keeps one file per role, does not flush them and passes over an unreadable one as if it had never been
 there; with emptied files it accepts a rolled-back timestamp and a revoked root key. Here all roles are one document
-with a digest of its own, written through :class:`~contract.durable.Disk`; the floor in ``state.db`` knows the
+with a digest of its own, written through :class:`~contract.system.durable.Disk`; the floor in ``state.db`` knows the
 versions it must have; anything less is TRUST_STATE_LOST and stays so until an operator provisions again.
 """
 
@@ -17,9 +17,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from contract import strict_json
-from contract.durable import Disk
 from contract.errors import BundleRefused, UsageError
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from contract.trust.refresh import TrustFiles, check_root
 from contract.trust.rollback_floor import ResettableRollbackFloor, RollbackFloor
 

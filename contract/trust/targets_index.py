@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from tuf.api.metadata import Metadata, Targets
 
+from contract.bundle.layout import target_name
 from contract.errors import BundleRefused
-from contract.layout import target_name
-from contract.names import Digest, check_digest
+from contract.identifiers import Digest, check_digest
 from contract.reasons import Reason
 
 REVOKED_FIELD = "x-edge-revoked"

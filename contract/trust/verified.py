@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
-from contract.manifest import Manifest, manifest_digest
-from contract.names import Digest
+from contract.bundle.manifest import Manifest, manifest_digest
+from contract.identifiers import Digest
 
 _GUARD = object()
 

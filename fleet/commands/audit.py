@@ -10,7 +10,7 @@ from fleet.store import audit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     add_database(parser)
     parser.add_argument("--last", type=int, default=50, metavar="N", help="the last N lines; default 50, 0 for all")
     parser.add_argument("--subject", metavar="WHAT", help="only about this, such as 'rollout 12' or a device")
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     with opened(arguments) as database, database.read() as connection:
         if arguments.verify:
             count = audit.verify(connection)

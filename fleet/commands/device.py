@@ -19,7 +19,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}=[^\x00-\x1f]{0,128}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.add_argument("device", metavar="DEVICE", help="its name")
     add_database(parser)
     parser.add_argument(
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     labels = _read_labels(arguments.label)
     pinned = True if arguments.pin else False if arguments.unpin else None
     with opened(arguments) as database:

@@ -12,7 +12,7 @@ from fleet.store.devices import DeviceRow
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     add_database(parser)
     parser.add_argument("--where", default="*", metavar="SELECTION", help="those that match; default * for every one")
     parser.epilog = (
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     selector = parse_selector(arguments.where)
     with opened(arguments) as database, database.read() as connection:
         every = devices.rows(connection)

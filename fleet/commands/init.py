@@ -10,7 +10,7 @@ from fleet.store import audit
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     add_database(parser)
     parser.epilog = (
         "What is there already is left as it is.\n\n"
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     database = find_database(arguments)
     try:
         made = database.create()

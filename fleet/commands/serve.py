@@ -17,7 +17,7 @@ from packager.client.broker import add_broker, find_broker
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     add_database(parser)
     add_broker(parser)
     parser.add_argument(
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     roles = read_roles(arguments.roles)
     address = find_broker(arguments)
     Topics("any", arguments.topic_root)

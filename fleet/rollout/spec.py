@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from contract.errors import BundleRefused, Fault, RequestInvalid
-from contract.names import is_identifier, parse_reference
+from contract.identifiers import is_identifier, parse_reference
 from contract.schema_faults import MAX_FAULTS, schema_faults
 from fleet.rollout.durations import parse_duration
 from fleet.rollout.selector import parse_selector

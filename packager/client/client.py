@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from contract.errors import SourceUnavailable, UsageError
+from contract.identifiers import is_identifier
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
-from contract.names import is_identifier
 from packager.client.broker import BrokerAddress
 from packager.client.completion import Chunk, Completion, to_chunk, to_completion
 from packager.client.replies import Answer, Found

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from msgspec import UNSET, structs
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
+from contract.identifiers import is_identifier
 from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody, LastFrame
 from contract.mqtt.topics import Topics
-from contract.names import is_identifier
 from packager.client.replies import Answer, Found, Reassembly
 
 SILENCE_SECONDS = 15.0

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from msgspec import to_builtins
 
+from packager.build.progress import choose_progress
 from packager.kit.archive import Kit, read_config, read_root, write_kit
 from packager.kit.target import ARCHITECTURES, check_target
 from packager.kit.wheels import fetch_dependencies, own_wheel
-from packager.progress import choose_progress
 
 EXAMPLES = """examples:
   edge-packager agent-kit --arch aarch64 --out kit.tar --root-json repo/metadata/1.root.json --config agent.toml
@@ -27,7 +27,7 @@ exit status: 0 written, 2 wrong option or file, 4 packages could not be fetched,
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument("--arch", required=True, metavar="ARCH", help=f"of the device: {' or '.join(ARCHITECTURES)}")
     parser.add_argument("--python", default="3.11", metavar="X.Y", help="the device's Python (default 3.11, Debian 12)")
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     target = check_target(arguments.arch, arguments.python)
     root, config = read_root(arguments.root_json), read_config(arguments.config)
     progress = choose_progress(quiet=arguments.json)

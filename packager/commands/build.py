@@ -10,18 +10,18 @@ from typing import Any
 
 import msgspec
 
+from contract.bundle.manifest import Behaviour, GenerationDefaults
 from contract.errors import UsageError
-from contract.manifest import Behaviour, GenerationDefaults
-from packager.adapter_bundle import build_adapter_bundle
-from packager.behaviour import FIELDS, read_generation, read_system_prompt, read_template
-from packager.build import DryRun, build_bundle, default_cache, dry_run
-from packager.bundle import BuiltBundle
-from packager.licenses import check_license
-from packager.plan import AUTO, BLOCK_SIZES, CALIBRATED, EMBEDDINGS, FAST, OFFERED, QUANTIZERS, BuildPlan
-from packager.progress import choose_progress
-from packager.quality.gates import QualityPlan
-from packager.recipe import RecordedBuild, read_recipe, read_recorded_build, replay
+from packager.build.adapter_bundle import build_adapter_bundle
+from packager.build.behaviour import FIELDS, read_generation, read_system_prompt, read_template
+from packager.build.bundle import BuiltBundle
+from packager.build.pipeline import DryRun, build_bundle, default_cache, dry_run
+from packager.build.plan import AUTO, BLOCK_SIZES, CALIBRATED, EMBEDDINGS, FAST, OFFERED, QUANTIZERS, BuildPlan
+from packager.build.progress import choose_progress
+from packager.build.recipe import RecordedBuild, read_recipe, read_recorded_build, replay
+from packager.evaluate.gates import QualityPlan
 from packager.sources.checkpoint import TEMPLATE_FILE
+from packager.sources.licenses import check_license
 from packager.sources.opening import SourceOptions
 
 EXAMPLES = """examples:
@@ -43,7 +43,7 @@ exit status: 0 built, 2 wrong option, 3 the source or the build was refused, 5 t
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument(
         "source", metavar="SOURCE", nargs="?", help="hub model (OWNER/MODEL), GGUF file or checkpoint directory"
@@ -233,7 +233,7 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, *, named: bool = True)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     end_on_terminate()
     given = vars(arguments)
     arguments, recorded = complete(given, given.pop("option_defaults"))

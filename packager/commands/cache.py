@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from packager.build import default_cache
-from packager.cache import KINDS, CacheEntry, clean_cache, list_cache
+from packager.build.cache import KINDS, CacheEntry, clean_cache, list_cache
+from packager.build.pipeline import default_cache
 
 EXAMPLES = """examples:
   edge-packager cache list
@@ -28,7 +28,7 @@ DAY_SECONDS = 24 * 3600
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.epilog = EXAMPLES
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="what is kept, and how large it is")
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     cache = arguments.cache or default_cache()
     if arguments.action == "list":
         entries = list_cache(cache)

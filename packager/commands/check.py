@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from packager.build import default_cache
+from packager.build.pipeline import default_cache
+from packager.build.progress import choose_progress
 from packager.commands.build import end_on_terminate
-from packager.progress import choose_progress
-from packager.verify import verify_bundle
+from packager.evaluate.verify import verify_bundle
 
 EXAMPLES = """examples:
   edge-packager check smollm2-1.0.0
@@ -21,7 +21,7 @@ exit status: 0 whole and working, 2 not a bundle, 3 refused with the reason, 130
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="bundle directory")
     parser.add_argument("--base", type=Path, metavar="BUNDLE", help="of an adapter bundle: the bundle it belongs to")
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     end_on_terminate()
     log = (arguments.cache or default_cache()) / "logs" / "check.log"
     progress = choose_progress(quiet=arguments.json)

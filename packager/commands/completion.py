@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from contract.command_line import build_parser
+from contract.system.command_line import build_parser
 
 EXAMPLES = """examples:
   edge-packager completion bash > ~/.local/share/bash-completion/completions/edge-packager
@@ -19,13 +19,13 @@ SHELLS = ("bash", "fish", "tcsh", "zsh")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument("shell", choices=SHELLS, help="the shell that will read the script")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     import shtab
 
     from packager.cli import COMMANDS, DESCRIPTION

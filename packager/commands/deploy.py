@@ -11,9 +11,9 @@ import msgspec
 from msgspec import UNSET
 
 from contract.errors import BundleRefused, SourceUnavailable, UsageError
+from contract.identifiers import is_identifier, parse_reference
 from contract.mqtt.messages import Reported
 from contract.mqtt.topics import Topics
-from contract.names import is_identifier, parse_reference
 from contract.reasons import Reason
 from packager.client.broker import add_broker, find_broker
 from packager.mqtt import BrokerSession

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from packager.comparison import BundleDifference, compare_bundles, find_bundle
+from packager.evaluate.comparison import BundleDifference, compare_bundles, find_bundle
 
 EXAMPLES = """examples:
   edge-packager diff smollm2-1.0.0 smollm2-1.1.0                        # two bundle directories
@@ -23,7 +23,7 @@ MAX_SHOWN = 60
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument("before", metavar="A", help="bundle that devices run: a directory, or NAME@VERSION of --repo")
     parser.add_argument("after", metavar="B", help="bundle that is to replace it")
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     found = compare_bundles(find_bundle(arguments.before, arguments.repo), find_bundle(arguments.after, arguments.repo))
     if arguments.json:
         print(msgspec.json.encode(found).decode())

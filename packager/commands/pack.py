@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from packager.build import default_cache
+from packager.build.pack import pack_bundle
+from packager.build.pipeline import default_cache
+from packager.build.plan import BuildPlan
+from packager.build.progress import choose_progress
 from packager.commands.build import (
     add_behaviour_arguments,
     add_bundle_arguments,
@@ -14,10 +17,7 @@ from packager.commands.build import (
     print_bundle,
     template_of,
 )
-from packager.licenses import check_license
-from packager.pack import pack_bundle
-from packager.plan import BuildPlan
-from packager.progress import choose_progress
+from packager.sources.licenses import check_license
 from packager.sources.opening import SourceOptions
 
 EXAMPLES = """examples:
@@ -29,7 +29,7 @@ exit status: 0 packed, 2 wrong option, 3 the folder was refused, 5 the disk, 130
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     parser.epilog = EXAMPLES
     parser.add_argument("model_dir", metavar="MODEL_DIR", help="folder with genai_config.json, graph and tokenizer")
     add_behaviour_arguments(parser)
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     end_on_terminate()
     plan = BuildPlan(
         source=arguments.model_dir,

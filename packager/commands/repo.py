@@ -15,14 +15,14 @@ import msgspec
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
+from contract.bundle.layout import ROLES
 from contract.errors import UsageError
-from contract.layout import ROLES
-from contract.names import parse_reference
+from contract.identifiers import parse_reference
 from contract.source.access import Source, SourceSettings, source_faults
 from contract.source.opening import open_source
 from contract.trust.signing import SigningKey
-from packager.repository import Outcome, Repository, report
-from packager.repository.keyring import KeyRing, read_public_key
+from packager.publish import Outcome, Repository, report
+from packager.publish.keyring import KeyRing, read_public_key
 
 PASSPHRASE_VARIABLE = "EDGE_REPO_PASSPHRASE"  # noqa: S105 - the name of a variable, not a passphrase
 

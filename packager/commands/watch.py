@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from contract.errors import UsageError
+from contract.identifiers import is_identifier
 from contract.mqtt.topics import Topics
-from contract.names import is_identifier
 from packager.client.broker import add_broker, find_broker
 from packager.mqtt import BrokerSession, Message
 from packager.watch.fleet import CONTESTED, Fleet, describe_event, printable
@@ -37,7 +37,7 @@ exit status: 0 --seconds are over, 2 wrong option, 4 no connection to the broker
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--device", metavar="D", help="only this one (default: all)")
     which.add_argument("--group", metavar="G", help="only devices that say they belong to this group")
@@ -50,7 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """See :class:`contract.command_line.Command`."""
+    """See :class:`contract.system.command_line.Command`."""
     for name in (arguments.device, arguments.group):
         if name is not None and not is_identifier(name):
             raise UsageError(f"{name!r} cannot name a device or group: use 1 to 64 of A-Z a-z 0-9 _ . -")

@@ -13,8 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from contract import strict_json
-from contract.durable import translate
 from contract.errors import BuildRefused, EdgeBundleError, UsageError
+from contract.system.durable import translate
 from packager.kit.target import Target
 from packager.kit.wheels import Wheel
 

@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from contract.genai_config import CONFIG_FILE, read_genai_config
-from contract.onnx_wire import read_graph_file
-from packager.graph_facts import GraphFacts
+from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
+from contract.onnx.wire import read_graph_file
+from packager.graph.facts import GraphFacts
 from packager.report.parts import KINDS, bytes_by_part
 from packager.report.plots import scatter_over_positions, stacked_bars
 

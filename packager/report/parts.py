@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from contract.onnx_graph import OnnxModel, Tensor
+from contract.onnx.graph import OnnxModel, Tensor
 
 KINDS = ("weights", "scales", "zero points", "plain")
 """Packed integers, their scales and zero points, and everything that is not quantised."""

@@ -19,8 +19,7 @@ from typing import Any
 from msgspec import Struct
 
 from contract.errors import BuildRefused
-from packager.build_cache import get_or_create, locked
-from packager.child import run_child
+from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import (
     INDEX_FILE,
     Checkpoint,
@@ -32,6 +31,7 @@ from packager.sources.checkpoint import (
 from packager.sources.hub import is_hub_id
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.weights import StoredTensor, list_tensors
+from packager.subprocess_job import run_child
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -181,7 +181,7 @@ def merge_adapter(
         BuildRefused: the process that merges failed.
         StoreFull: no room for a copy of the weights.
     """
-    from packager.estimate import available_memory  # which knows plans, which know how sources are opened
+    from packager.build.estimate import available_memory  # which knows plans, which know how sources are opened
 
     key = hashlib.sha256(f"{digest} {adapter.sha256} {REVISION} {importlib.metadata.version('peft')}".encode())
     entry = cache / "checkpoints" / f"{key.hexdigest()[:32]}-merged"

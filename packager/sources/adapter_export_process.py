@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from contract.errors import BuildRefused
-from packager.child import Reporter, child_main
+from packager.subprocess_job import Reporter, child_main
 
 
 def export(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:

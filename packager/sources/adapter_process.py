@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import BuildRefused
-from packager.child import Reporter, child_main
+from packager.subprocess_job import Reporter, child_main
 
 STEPS = 4
 TOKENS = 48

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused
-from packager.families import check_architecture, family_of
-from packager.licenses import UNKNOWN, license_of_card
+from packager.sources.families import check_architecture, family_of
+from packager.sources.licenses import UNKNOWN, license_of_card
 from packager.sources.naming import find_unfinished, refuse_stand_in
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.vocabulary import TOKENIZER_FILE, find_rowless

@@ -16,14 +16,13 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused
-from packager import reference_process
-from packager.build_cache import get_or_create, locked, sweep
-from packager.child import run_child
-from packager.quality import conversations
-from packager.reference import Templates
+from packager.build.build_cache import get_or_create, locked, sweep
+from packager.evaluate import conversations, reference_process
+from packager.evaluate.reference import Templates
 from packager.sources import gguf_metadata, gguf_process, gguf_tokenizer
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint, survey_checkpoint
 from packager.sources.naming import refuse_stand_in
+from packager.subprocess_job import run_child
 
 GGUF_MAGIC = b"GGUF"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.child import Reporter, child_main
-from packager.families import check_architecture
-from packager.reference_process import render
+from packager.evaluate.reference_process import render
 from packager.sources.checkpoint import CARD_FILE
+from packager.sources.families import check_architecture
 from packager.sources.gguf_metadata import find_ends, read_config
 from packager.sources.gguf_tokenizer import CONTROL, settle_tokenizer
 from packager.sources.weight_names import Mismatch, WeightFaults, drop_harmless, refuse_wrong_weights, shape_text
+from packager.subprocess_job import Reporter, child_main
 
 STEPS = 4
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from contract.errors import UsageError
-from packager.child import run_child
+from packager.subprocess_job import run_child
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.child import Reporter, child_main
+from packager.subprocess_job import Reporter, child_main
 
 WEIGHTS = "*.safetensors"
 WANTED = ["*.json", WEIGHTS, "*.model", "*.jinja", "*.txt", "*.md", "LICENSE*", "NOTICE*", "*.tiktoken", "*.py"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from contract.bundle.genai_config import CONFIG_FILE as GENAI_CONFIG
+from contract.bundle.manifest import MANIFEST_FILE
 from contract.errors import BuildRefused
-from contract.genai_config import CONFIG_FILE as GENAI_CONFIG
-from contract.manifest import MANIFEST_FILE
 
 _HUB = r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)"
 _URL = re.compile(_HUB + r"/(?!datasets/|spaces/|collections/)([\w.-]+/[\w.-]+)(?:/(?:tree|resolve|blob)/([^/?#]+))?.*")

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused, UsageError
-from packager.reference import Reference, Templates, read_reference, read_templates
+from packager.evaluate.reference import Reference, Templates, read_reference, read_templates
 from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
 from packager.sources.gguf import check_gguf, convert_gguf, survey_gguf

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.build_cache import get_or_create, locked
-from packager.child import run_child
+from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import read_weight_map
+from packager.subprocess_job import run_child
 
 REVISION = 1
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.child import Reporter, child_main
 from packager.sources.checkpoint import INDEX_FILE, WHOLE_FILE
+from packager.subprocess_job import Reporter, child_main
 
 
 def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import UsageError
-from packager.families import TEXT_OF
 from packager.sources.checkpoint import (
     Checkpoint,
     find_shards,
@@ -20,6 +19,7 @@ from packager.sources.checkpoint import (
     read_config,
     survey_checkpoint,
 )
+from packager.sources.families import TEXT_OF
 from packager.sources.naming import refuse_stand_in
 from packager.sources.pickled import find_pickled
 from packager.sources.safetensors_header import count_parameters

@@ -10,9 +10,9 @@ from pathlib import Path
 from contract.chat.files import DEFAULT, ChatFiles, read_chat_files
 from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, RequestInvalid
-from packager.build_cache import get_or_create, locked
-from packager.quality.conversations import CONVERSATIONS, DAY, differing
-from packager.reference import Templates
+from packager.build.build_cache import get_or_create, locked
+from packager.evaluate.conversations import CONVERSATIONS, DAY, differing
+from packager.evaluate.reference import Templates
 from packager.sources.checkpoint import TEMPLATE_FILE, Checkpoint, inspect_checkpoint, read_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.child import Reporter, child_main
+from packager.subprocess_job import Reporter, child_main
 
 
 def resolve(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:

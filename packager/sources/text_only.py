@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.build_cache import get_or_create, locked
-from packager.child import run_child
-from packager.families import TEXT_OF
+from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import find_shards, read_json
+from packager.sources.families import TEXT_OF
 from packager.sources.stored import rewrite_shards
 from packager.sources.weights import list_tensors
+from packager.subprocess_job import run_child
 
 REVISION = 2
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""

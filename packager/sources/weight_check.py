@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from contract.errors import BuildRefused
-from packager.reference import LoadFaults, Reference
+from packager.evaluate.reference import LoadFaults, Reference
 from packager.sources.checkpoint import INDEX_FILE, Checkpoint, find_shards, read_weight_map
 from packager.sources.weight_names import (
     Mismatch,

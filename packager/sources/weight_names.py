@@ -2,7 +2,8 @@
 
 transformers fills a weight that is missing in the files with random numbers and leaves out what the model has no place
 for, each with no more than a line in a log; source and bundle then agree on a model that nobody trained. So every
-difference is a refusal, before anything is built. Pure: what the model has comes from :mod:`packager.reference`.
+difference is a refusal, before anything is built. Pure: what the model has comes from
+:mod:`packager.evaluate.reference`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct
 
+from contract.identifiers import is_identifier
 from contract.mqtt.messages import Event, Health, Info, Reported, Status
-from contract.names import is_identifier
 from packager.mqtt import Message
 from packager.watch.samples import LlmReading, SystemReading
 from packager.watch.series import Series, Speed

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from tests.agent.device import Device
 

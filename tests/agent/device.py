@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.config import AgentConfig
-from agent.gateway import Gateway
 from agent.install.ports import SealedBundle
+from agent.mqtt.gateway import Gateway
 from agent.serving.loop import Observers
 from agent.serving.serving import Dependencies, Serving
 from agent.state.broker_memory import BrokerMemory
@@ -21,7 +21,7 @@ from agent.state.migrations import MIGRATIONS
 from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
 from agent.worker.ports import Worker
-from contract.manifest import (
+from contract.bundle.manifest import (
     Budget,
     FileEntry,
     License,
@@ -29,8 +29,8 @@ from contract.manifest import (
     Model,
     Requires,
 )
+from contract.identifiers import Digest
 from contract.mqtt.messages import Health
-from contract.names import Digest
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.waiting import until
 

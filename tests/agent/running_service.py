@@ -9,9 +9,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.broker_settings import BrokerSettings
+from agent.app import Service
 from agent.config import AgentConfig
-from agent.service import Service
+from agent.mqtt.settings import BrokerSettings
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.waiting import until
 

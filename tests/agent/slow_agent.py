@@ -32,8 +32,8 @@ def work(stall: Path) -> None:
 
 
 async def serve_until_stopped(config: Path, stall: Path) -> None:
+    from agent.app import Service
     from agent.config import load_config
-    from agent.service import Service
     from agent.worker.supervisor import WorkerProcess
 
     command = (sys.executable, str(Path(__file__).resolve()), str(config), str(stall))

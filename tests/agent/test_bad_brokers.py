@@ -14,7 +14,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.broker_settings import TlsSettings
+from agent.mqtt.settings import TlsSettings
 from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto
 from tests.certificates import Authority, tls_broker

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent import service
+from agent import app as service
 from tests.agent.device import sealed
 from tests.agent.running_service import running, settings
 from tests.broker import Broker

@@ -10,7 +10,7 @@ import pytest
 
 from agent.install.prepack import RECORD_FILE, is_intact
 from agent.state.audit import AuditLog, read_audit
-from contract.durable import Disk
+from contract.system.durable import Disk
 from tests.agent.running_service import running, settings
 from tests.broker import free_port
 

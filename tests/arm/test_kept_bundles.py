@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from contract.manifest import MANIFEST_FILE
+from contract.bundle.manifest import MANIFEST_FILE
 from tests.conftest import CACHE
 
 

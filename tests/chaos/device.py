@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.install.ports import SealedBundle, SwapMode
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed

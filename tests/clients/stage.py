@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.mqtt.settings import BrokerSettings
 from contract.mqtt.messages import Health
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers

@@ -17,14 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from agent.host import Host, measure_host
+from agent.host.facts import Host, measure_host
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
-from contract.durable import Disk, Effects
+from contract.bundle.manifest import MANIFEST_FILE, Manifest, manifest_digest, parse_manifest
 from contract.errors import BundleRefused
-from contract.manifest import MANIFEST_FILE, Manifest, manifest_digest, parse_manifest
+from contract.system.durable import Disk, Effects
 from tests.agent.install.market import Device, Market
 from tests.crash.invariants import after_restart, at_the_end, missing_bytes
 from tests.crash.scenarios import EARLY, SCENARIOS, Scenario, prepare, publish, source_of
@@ -216,8 +216,8 @@ def forget_to_flush(what: str) -> None:
 
 def default_bundle() -> Path:
     """A tiny bundle, made once for each state of the sources."""
-    from packager.build import build_bundle
-    from packager.plan import BuildPlan
+    from packager.build.pipeline import build_bundle
+    from packager.build.plan import BuildPlan
     from tests.conftest import CACHE, _kept
     from tests.tiny import make_checkpoint
 

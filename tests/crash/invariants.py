@@ -13,10 +13,10 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
-from contract.durable import Disk
+from contract.bundle.manifest import Manifest
 from contract.errors import BundleRefused
-from contract.manifest import Manifest
-from contract.names import Digest
+from contract.identifiers import Digest
+from contract.system.durable import Disk
 from contract.trust.store import TrustStore
 from tests.crash.scenarios import Scenario
 from tests.crash.world import CPU, Life

@@ -19,10 +19,9 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
-from contract.adapter_slots import find_slots
-from contract.chunks import digest_chunks
-from contract.durable import Disk
-from contract.manifest import (
+from contract.bundle.adapter_slots import find_slots
+from contract.bundle.chunks import digest_chunks
+from contract.bundle.manifest import (
     MANIFEST_FILE,
     Base,
     FileEntry,
@@ -31,7 +30,8 @@ from contract.manifest import (
     manifest_digest,
     parse_manifest,
 )
-from contract.onnx_wire import read_graph_file
+from contract.onnx.wire import read_graph_file
+from contract.system.durable import Disk
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import desired
@@ -189,7 +189,7 @@ def publish(root: Path, base: Path) -> Market:
 
 def with_slots(graph: Path, scratch: Path) -> bytes:
     """The graph with places for adapters."""
-    from packager.slots import add_slots
+    from packager.graph.slots import add_slots
 
     shutil.copyfile(graph, scratch)
     add_slots(scratch)

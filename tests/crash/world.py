@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agent.host import Host
+from agent.host.facts import Host
 from agent.install import download_pipeline, prepack
 from agent.install.installer import run_job
 from agent.install.job import InstallJob, Line, Progressed
@@ -21,8 +21,8 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
 from agent.worker.settings import WorkerSettings
-from contract.durable import Disk, Effects
 from contract.mqtt.messages import Reported
+from contract.system.durable import Disk, Effects
 from tests.agent.install.stage import StandInServing, StandInWorkers
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from contract.command_line import main
-from contract.manifest import MANIFEST_FILE, parse_manifest
+from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
+from contract.system.command_line import main
 from fleet.cli import COMMANDS, DESCRIPTION
 from fleet.rollout.states import TargetState, TurnBack
 from fleet.store import devices, outbox

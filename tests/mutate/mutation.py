@@ -12,15 +12,15 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from contract.bundle.layout import object_path
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.layout import object_path
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.tar import TarSource
 from contract.trust.resolve import resolve
 from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.store import TrustStore
-from packager.repository import Repository
+from packager.publish import Repository
 from tests.contract.trust.publisher import MemorySource
 from tests.contract.trust.samples import NOW, make_bundle
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from packager.child import OFFLINE, Reporter
-from packager.plan import BuildPlan
+from packager.build.plan import BuildPlan
+from packager.subprocess_job import OFFLINE, Reporter
 from tests.tiny import VOCABULARY, make_tokenizer
 
 os.environ.update(OFFLINE)  # before the libraries read it
@@ -143,7 +143,7 @@ def build_here(
     embedding: str | None = None,
 ) -> dict[str, Any]:
     """What the builder's process does, in this one: loading its libraries takes longer than a tiny build."""
-    from packager.builder_process import build
+    from packager.build.model_builder_process import build
 
     own_embedding = BuildPlan("source", "tiny", "1.0.0", precision=precision, ep=ep).own_embedding
     with tempfile.TemporaryDirectory() as scratch, unmended_afterwards():

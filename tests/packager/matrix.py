@@ -15,20 +15,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from packager.builder import TurnEnd
-from packager.check_process import Runtime, _respelled, _stopping
-from packager.child import Reporter
-from packager.conformance import compare, compare_ends
-from packager.ends import find_ends
-from packager.graph_facts import read_back
-from packager.logits_process import QUANTISED, _write_plain
-from packager.logits_process import compare as compare_layers
-from packager.plan import BuildPlan
-from packager.quality.corpus import TEXTS
-from packager.reference import Reference
-from packager.rope_check import compare_rope
+from packager.build.model_builder import TurnEnd
+from packager.build.plan import BuildPlan
+from packager.evaluate.check_process import Runtime, _respelled, _stopping
+from packager.evaluate.conformance import compare, compare_ends
+from packager.evaluate.corpus import TEXTS
+from packager.evaluate.ends import find_ends
+from packager.evaluate.logits_process import QUANTISED, _write_plain
+from packager.evaluate.logits_process import compare as compare_layers
+from packager.evaluate.reference import Reference
+from packager.graph.facts import read_back
+from packager.graph.rope_check import compare_rope
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint
 from packager.sources.weight_check import check_weights
+from packager.subprocess_job import Reporter
 from tests.packager.families import build_here, difference, source_logits, unmended_afterwards
 from tests.packager.gguf_files import write_published_gguf
 from tests.packager.published import PUBLISHED, write_layout
@@ -99,7 +99,7 @@ def publish(layout: str, directory: Path, *, exact: bool) -> Published:
 
 
 def _publish_seeing(layout: str, directory: Path) -> Published:
-    from tests.packager.test_text_only import make_phi_that_sees, make_seeing
+    from tests.packager.sources.test_text_only import make_phi_that_sees, make_seeing
 
     model = make_phi_that_sees(directory) if layout == "phi-3.5-vision" else make_seeing(directory, layout)
     for file in directory.iterdir():
@@ -177,7 +177,7 @@ def show(
         shutil.copytree(source, changed)
         {"sharded": shard, "bin": pickle}.get(kind, lambda path: None)(changed)
         if kind in ("gptq", "awq"):
-            from tests.packager.test_sources import quantise
+            from tests.packager.sources.test_sources import quantise
 
             quantise(changed, kind)
         checkpoint = opening(changed, published.text_only)

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from contract.errors import BuildRefused
-from packager.child import Reporter
 from packager.sources import pickled, text_only
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.gguf_process import convert as convert_gguf
 from packager.sources.opening import SourceOptions, convert_directory
 from packager.sources.pickled_process import convert
 from packager.sources.text_config_process import resolve
+from packager.subprocess_job import Reporter
 from tests.packager.matrix import KINDS, LAYOUTS, REFUSED, is_quick, show, table
-from tests.packager.test_published import reference_of
+from tests.packager.sources.test_published import reference_of
 
 CELLS = [
     pytest.param(layout, kind, marks=[] if is_quick(layout, kind) else pytest.mark.layouts)

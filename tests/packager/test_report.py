@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from contract.onnx_wire import read_graph_file
-from packager.graph_facts import read_back
+from contract.onnx.wire import read_graph_file
+from packager.graph.facts import read_back
 from packager.report import write_report
 from packager.report.parts import bytes_by_part
 from packager.report.plots import scatter_over_positions, stacked_bars

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from contract.errors import BuildRefused
-from packager.check_process import Runtime
-from packager.conformance import compare
-from packager.graph_facts import read_back
-from packager.not_executed import not_executed_result
-from packager.plan import OFFERED, BuildPlan, builder_options
+from packager.build.plan import OFFERED, BuildPlan, builder_options
+from packager.evaluate.check_process import Runtime
+from packager.evaluate.conformance import compare
+from packager.graph.facts import read_back
+from packager.graph.not_executed import not_executed_result
 from tests.packager.families import BASE, build_here, generate, make_random
 
 PLAIN = ("block_size=32", "accuracy_level=4")

@@ -20,12 +20,12 @@ _HERE = {
     "T": "tests/contract/source/test_tar.py",
     "F": "tests/contract/source/test_conformance.py",
     "S": "tests/contract/test_strict_json.py",
-    "N": "tests/contract/test_names.py",
-    "B": "tests/contract/test_manifest.py",
-    "G": "tests/contract/test_genai_config.py",
-    "O": "tests/contract/test_onnx_wire.py",
-    "Q": "tests/contract/test_mqtt_messages.py",
-    "R": "tests/packager/repository/test_repository.py",
+    "N": "tests/contract/test_identifiers.py",
+    "B": "tests/contract/bundle/test_manifest.py",
+    "G": "tests/contract/bundle/test_genai_config.py",
+    "O": "tests/contract/onnx/test_wire.py",
+    "Q": "tests/contract/mqtt/test_messages.py",
+    "R": "tests/packager/publish/test_repository.py",
     "I": "tests/agent/install/test_download_pipeline.py",
     "C": "tests/agent/install/test_reconciler.py",
     "V": "tests/agent/install/test_revocation.py",
@@ -34,7 +34,7 @@ _HERE = {
     "Y": "tests/contract/source/test_access.py",
     "E": "tests/agent/install/test_settings.py",
     "A": "tests/agent/state/test_audit.py",
-    "P": "tests/agent/test_host.py",
+    "P": "tests/agent/host/test_host.py",
     "J": "tests/contract/chat/test_template.py",
     "U": "tests/agent/trust/test_tuf_client.py",
 }
@@ -77,11 +77,11 @@ _KEYS = "contract.trust.key_policy"
 _UPDATING = "contract.trust.refresh"
 _RESOLVE = "contract.trust.resolve"
 _STORE = "contract.trust.store"
-_NAMES = "contract.names"
+_NAMES = "contract.identifiers"
 _TAR = "contract.source.tar_index"
 _PACE = "contract.source.throughput_guard"
 _HTTP = "contract.source.http_session"
-_RULES = "contract.onnx_rules"
+_RULES = "contract.onnx.rules"
 _VERIFIES = (_PAYLOAD, "        return len(self.signed) >= self.threshold", "        return True")
 _STALE = (_PAYLOAD, "        return reference_time >= self.expires", "        return False")
 _OLDER_TARGETS = (_TUF, "                if new_fileinfo.version < fileinfo.version:\n", "                if False:\n")
@@ -175,7 +175,7 @@ CHECKS: tuple[Check, ...] = (
         "extraneous file: in a bundle directory",
         "R.attack_bundle_directory_that_is_not_what_it_lists",
         (
-            "packager.repository.bundle_directory",
+            "packager.publish.bundle_directory",
             "        if name not in listed:\n",
             "        if name not in listed:\n            continue\n        if name not in listed:\n",
         ),
@@ -333,7 +333,7 @@ CHECKS: tuple[Check, ...] = (
         "rollback of a version: published again with other contents",
         "R.a_published_version_cannot_be_replaced",
         (
-            "packager.repository.repository",
+            "packager.publish.repository",
             "            if known is not None and known.digest != bundle.digest:\n",
             "            if False:\n",
         ),
@@ -437,7 +437,7 @@ CHECKS: tuple[Check, ...] = (
         "missing digest in the manifest",
         "B.every_fault_is_refused_with_its_reason",
         (
-            "contract.manifest",
+            "contract.bundle.manifest",
             "    path: str\n    size: Bytes\n    sha256: Sha256\n    role: Role\n    chunks: list[Chunk]\n",
             '    path: str\n    size: Bytes\n    role: Role\n    chunks: list[Chunk]\n    sha256: str = ""\n',
         ),
@@ -456,7 +456,7 @@ CHECKS: tuple[Check, ...] = (
         "chunks that do not add up",
         "B.every_fault_is_refused_with_its_reason",
         (
-            "contract.manifest",
+            "contract.bundle.manifest",
             "        if sum(chunk.size for chunk in entry.chunks) != entry.size:\n",
             "        if False:\n",
         ),
@@ -543,7 +543,11 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "negative sizes",
         "B.every_fault_is_refused_with_its_reason",
-        ("contract.manifest", "Bytes = Annotated[int, Meta(ge=0, le=2**53)]", "Bytes = Annotated[int, Meta(le=2**53)]"),
+        (
+            "contract.bundle.manifest",
+            "Bytes = Annotated[int, Meta(ge=0, le=2**53)]",
+            "Bytes = Annotated[int, Meta(le=2**53)]",
+        ),
     ),
     _check(
         "path traversal in a file's path",
@@ -575,7 +579,7 @@ CHECKS: tuple[Check, ...] = (
         "path traversal in genai_config.json",
         "G.what_is_not_on_the_list_is_refused",
         (
-            "contract.genai_rules",
+            "contract.bundle.genai_rules",
             "    def file(self, path: str, value: Any) -> None:\n",
             "    def file(self, path: str, value: Any) -> None:\n        return\n",
         ),
@@ -661,7 +665,7 @@ CHECKS: tuple[Check, ...] = (
         "special files in a directory",
         "R.attack_bundle_directory_that_is_not_what_it_lists",
         (
-            "packager.repository.bundle_directory",
+            "packager.publish.bundle_directory",
             "            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):\n",
             "            if False:\n",
         ),
@@ -807,7 +811,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "configuration that loads code",
         "G.what_is_not_on_the_list_is_refused I.a_configuration_that_would_load_code_is_refused_and_not_left_behind",
-        ("contract.genai_config", '    CONFIG_RULE(walk, "", document)\n', ""),
+        ("contract.bundle.genai_config", '    CONFIG_RULE(walk, "", document)\n', ""),
     ),
     _check(
         "operators that are not built in",
@@ -823,34 +827,38 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "a device of another architecture",
         "I.what_the_device_lacks_is_refused_before_anything_is_fetched P.what_is_lacking_is_named",
-        ("agent.host", "    if host.arch not in requires.arch:\n", "    if False:\n"),
+        ("agent.host.facts", "    if host.arch not in requires.arch:\n", "    if False:\n"),
     ),
     _check(
         "instruction sets that are not there",
         "I.what_the_device_lacks_is_refused_before_anything_is_fetched P.what_is_lacking_is_named",
-        ("agent.host", "    if requires.isa_any and not host.isa.intersection(requires.isa_any):\n", "    if False:\n"),
+        (
+            "agent.host.facts",
+            "    if requires.isa_any and not host.isa.intersection(requires.isa_any):\n",
+            "    if False:\n",
+        ),
     ),
     _check(
         "too little RAM",
         "I.what_the_device_lacks_is_refused_before_anything_is_fetched P.what_is_lacking_is_named",
-        ("agent.host", "    if requires.min_ram_bytes > host.ram_bytes:\n", "    if False:\n"),
+        ("agent.host.facts", "    if requires.min_ram_bytes > host.ram_bytes:\n", "    if False:\n"),
     ),
     _check(
         "too little disk",
         "I.what_the_device_lacks_is_refused_before_anything_is_fetched P.what_is_lacking_is_named",
-        ("agent.host", "    if requires.min_disk_bytes > room:\n", "    if False:\n"),
+        ("agent.host.facts", "    if requires.min_disk_bytes > room:\n", "    if False:\n"),
     ),
     _check(
         "another runtime or agent version",
         "I.what_the_device_lacks_is_refused_before_anything_is_fetched P.what_is_lacking_is_named",
-        ("agent.host", "        if not satisfies(installed, bounds):\n", "        if False:\n"),
+        ("agent.host.facts", "        if not satisfies(installed, bounds):\n", "        if False:\n"),
     ),
     _check(
         "an unknown requirement",
         "I.a_requirement_that_is_not_understood_is_refused B.every_fault_is_refused_with_its_reason",
-        ("contract.manifest", "    _refuse_unknown_requirements(document)\n", ""),
+        ("contract.bundle.manifest", "    _refuse_unknown_requirements(document)\n", ""),
         (
-            "agent.host",
+            "agent.host.facts",
             "        if match is None:\n",
             "        if match is None:\n            continue\n        if False:\n",
         ),

@@ -24,7 +24,7 @@ from agent.telemetry.families import FAMILIES
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.metrics import OUTCOMES, PHASES, REJECTIONS, page
 from agent.telemetry.system import SystemSampler
-from contract.layout import ROLES
+from contract.bundle.layout import ROLES
 from contract.reasons import BrokerReason, HealthReason, Reason
 from tests.agent.telemetry.exposition_reader import official
 from tests.agent.telemetry.running import MACHINES_OWN, SECONDS, running_agent, scrape_until_ready

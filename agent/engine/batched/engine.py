@@ -38,7 +38,7 @@ from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.sequence import TokenSequence, prepare, rejection
 from agent.engine.tokenizing import Tokenizing
-from agent.memory import mapped_bytes
+from agent.host.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported

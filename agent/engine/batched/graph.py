@@ -8,10 +8,10 @@ from msgspec import Struct
 
 from agent.engine.batched.rope import rope_switch
 from agent.engine.runtime_errors import Declined
+from contract.bundle.genai_config import GenaiFacts
 from contract.errors import BundleRefused
-from contract.genai_config import GenaiFacts
-from contract.onnx_graph import FLOAT, INT8, INT64, Node, OnnxModel
-from contract.onnx_wire import read_graph_file
+from contract.onnx.graph import FLOAT, INT8, INT64, Node, OnnxModel
+from contract.onnx.wire import read_graph_file
 
 ATTENTION = "GroupQueryAttention"
 OTHER_STATE = frozenset({"MultiHeadAttention", "Attention", "PagedAttention", "LinearAttention", "CausalConvWithState"})

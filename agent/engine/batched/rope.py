@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.engine.runtime_errors import Declined
-from contract.onnx_graph import INT64, Graph, Node, OnnxModel, Tensor
+from contract.onnx.graph import INT64, Graph, Node, OnnxModel, Tensor
 
 INT64_BYTES = 8
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.control import ControlServer, Order, call_agent
 from agent.install.settings import InstallSettings
 from agent.install.state_machine import State
+from agent.operator.control import ControlServer, Order, call_agent
 from agent.state.audit import read_audit
 from contract.errors import EdgeBundleError
 from contract.mqtt.messages import Reported

@@ -16,7 +16,7 @@ from agent.install.job import InstallJob, Line, Progressed, Reached, Resolved
 from agent.install.state_machine import Event
 from agent.install.status import collect_status
 from agent.state.installation import Quarantined
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.reasons import Reason
 from tests.agent.commands.test_device_commands import edge_agent
 from tests.agent.install.market import Device, Market

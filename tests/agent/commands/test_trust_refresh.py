@@ -11,8 +11,8 @@ import pytest
 
 from agent.commands.trust_facts import Affected, RoleFacts, TrustFacts
 from agent.commands.trust_refresh import changes, lines
-from agent.control import ControlServer
 from agent.install.settings import InstallSettings
+from agent.operator.control import ControlServer
 from tests.agent.commands.test_device_commands import edge_agent
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired

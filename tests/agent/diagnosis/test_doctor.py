@@ -14,15 +14,15 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from agent.broker_settings import BrokerSettings
 from agent.cli import main
 from agent.commands.doctor import summary
-from agent.control import OrderResult
 from agent.diagnosis import hardware, readiness, state
 from agent.diagnosis.broker import round_trip
 from agent.diagnosis.finding import Finding, Verdict, run_check
 from agent.diagnosis.support import redacted_config
 from agent.install.status import InstallStatus
+from agent.mqtt.settings import BrokerSettings
+from agent.operator.control import OrderResult
 from agent.state.audit import AuditLog
 from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
@@ -30,12 +30,12 @@ from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from agent.state.warnings import Warned
-from contract.durable import Disk
 from contract.errors import StoreBroken
+from contract.identifiers import Digest
 from contract.mqtt.messages import BrokerState, BundleState, Deviation, EngineInfo, Health, Reported, ReportedError
 from contract.mqtt.topics import Topics
-from contract.names import Digest
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from tests.agent.device import sealed
 from tests.agent.running_service import running, settings
 from tests.agent.telemetry.trees import plant

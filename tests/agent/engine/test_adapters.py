@@ -9,8 +9,8 @@ import pytest
 
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import Engine, Generation
+from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import EngineFailed
-from contract.manifest import MANIFEST_FILE, parse_manifest
 from tests.agent.engine.driving import answer, run
 
 QUESTION = [{"role": "user", "content": "Tell me a long story."}]

@@ -8,7 +8,7 @@ import pytest
 
 from agent.engine.interface import Generation
 from agent.engine.tokenizing import Tokenizing
-from contract.tokens import begin, compose, composes
+from contract.bundle.tokens import begin, compose, composes
 from tests.packager.families import build_here
 from tests.packager.published import PUBLISHED, write_layout
 

@@ -13,7 +13,7 @@ from agent.engine.engine_selection import open_engine
 from agent.engine.interface import CanaryScore
 from agent.engine.kernels import AS_IT_COMES, FILE, SHARE, Kernels, choose, drift, evidence, open_chosen, to_choose
 from agent.worker.prepacking import GRAPH_FILE, prepack, prove
-from contract.manifest import Canary
+from contract.bundle.manifest import Canary
 from contract.mqtt.messages import EngineInfo
 
 CANARIES = [Canary("a", "b", 1.0, 0.1), Canary("c", "d", 2.0, 0.2)]

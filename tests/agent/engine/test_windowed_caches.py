@@ -12,9 +12,9 @@ from agent.engine.engine_selection import open_engine
 from agent.engine.genai import GenaiEngine
 from agent.engine.interface import Generation
 from agent.engine.kv_budget import KvBudget
+from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.errors import RequestInvalid
-from contract.genai_config import CONFIG_FILE, read_genai_config
-from packager.check_process import Runtime
+from packager.evaluate.check_process import Runtime
 from tests.agent.engine.driving import answer
 from tests.agent.engine.test_batched_families import asked, assert_source_agrees, prompt_ids, tokens_of
 from tests.packager.families import FAMILY_CONFIGS, build_here, make_random

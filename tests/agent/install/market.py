@@ -17,10 +17,10 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
-from contract.chunks import digest_chunks
-from contract.durable import Disk
-from contract.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, parse_manifest
-from packager.repository.repository import Repository
+from contract.bundle.chunks import digest_chunks
+from contract.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, parse_manifest
+from contract.system.durable import Disk
+from packager.publish.repository import Repository
 
 Changes = Mapping[str, bytes | None]
 

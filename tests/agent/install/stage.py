@@ -23,11 +23,11 @@ from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
 from agent.worker.ports import OnEvent
 from agent.worker.settings import WorkerSettings
-from contract.durable import Disk
+from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import EngineFailed
-from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.mqtt.messages import Reported
 from contract.mqtt.topics import EventType
+from contract.system.durable import Disk
 
 QUIET = ServingCounters(finished=0, failed=0, crashes=0, speed=None)
 

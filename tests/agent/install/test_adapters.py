@@ -17,10 +17,10 @@ from agent.install.settings import InstallSettings
 from agent.install.status import bundle_statuses
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
-from contract.durable import Disk
-from contract.manifest import MANIFEST_FILE, Base, Manifest, encode_manifest, parse_manifest
+from contract.bundle.manifest import MANIFEST_FILE, Base, Manifest, encode_manifest, parse_manifest
 from contract.mqtt.messages import Reported
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Changes, Device, Market, make_variant
 from tests.agent.install.stage import Stage

@@ -15,11 +15,11 @@ import pytest
 from agent.install.bundle_verifier import find_faults, verify_bundle
 from agent.install.job import Progressed, Resolved
 from agent.install.state_machine import Event
-from contract.durable import Disk, Effects
+from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable, StoreBroken, StoreFull
-from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.reasons import Reason
-from packager.repository.archive import export
+from contract.system.durable import Disk, Effects
+from packager.publish.archive import export
 from tests.agent.install.market import Device, Market
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from agent.install.settings import InstallSettings
 from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.migrations import MIGRATIONS
-from contract.durable import Disk
 from contract.errors import EdgeBundleError, StoreBroken, StoreFull, UsageError
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired

@@ -15,9 +15,9 @@ from agent.install.installer import run_job
 from agent.install.job import Line, Progressed
 from agent.install.reporter import PROGRESS_INTERVAL_SECONDS, Reporter
 from agent.install.state_machine import State
-from contract.durable import Disk
 from contract.errors import SourceUnavailable
 from contract.mqtt.messages import Reported
+from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 from tests.contract.source.test_nginx import NGINX
 from tests.soak.world import Web

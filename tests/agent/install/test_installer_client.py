@@ -19,9 +19,9 @@ from agent.install.fetch_plan import plan_ranges, slices_of
 from agent.install.job import Progressed
 from agent.install.parallel_fetch import ParallelFetcher
 from agent.install.sources import Mirrors
-from contract.chunks import digest_chunks
+from contract.bundle.chunks import digest_chunks
+from contract.bundle.manifest import FileEntry
 from contract.errors import SourceUnavailable
-from contract.manifest import FileEntry
 from tests.agent.install.market import Device, Market
 from tests.contract.source.servers import PlainHandler, RangeHandler, serve
 

@@ -11,9 +11,9 @@ from agent.install.desired import DesiredBundle
 from agent.install.installer import run_job
 from agent.install.job import InstallJob, Line
 from agent.install.settings import InstallSettings
-from contract.durable import Disk
 from contract.errors import SourceUnavailable
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import desired
 from tests.agent.install.test_reconciler import active, failed, spoil, stage_for

@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import pytest
 
-from contract.manifest import Requires
+from contract.bundle.manifest import Requires
 from contract.reasons import Reason
 from tests.soak.scene import GOOD, Scene
 

@@ -12,9 +12,9 @@ from msgspec import UNSET
 
 from agent.install.installer_client import run_installer
 from agent.install.job import InstallJob, Line, Progressed
-from contract.durable import Disk
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired

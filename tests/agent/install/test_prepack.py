@@ -16,15 +16,15 @@ from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import FinishEvent, Generation, TokenEvent
 from agent.engine.memory import RESERVE
+from agent.host.memory import mapped_bytes
 from agent.install.garbage_collection import collect_bundles
 from agent.install.ports import SealedBundle
 from agent.install.prepack import MEMORY_GROWTH, RECORD_FILE, WeightPrepacker, cpu_id, intact_weights, is_intact
 from agent.install.settings import InstallSettings
-from agent.memory import mapped_bytes
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
-from contract.durable import Disk
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 from tests.neighbours import LITTLE, MUCH, make_neighbourly
 

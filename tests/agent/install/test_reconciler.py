@@ -20,10 +20,10 @@ from agent.install.prepack import WeightPrepacker
 from agent.install.settings import InstallSettings
 from agent.install.state_machine import Event, State
 from agent.state.installation import Failure
-from contract.durable import Disk
 from contract.errors import SourceUnavailable
 from contract.mqtt.messages import BundleReference, Reported
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 from tests.agent.waiting import until

@@ -196,7 +196,7 @@ async def test_lost_trust_is_reported_and_mended_by_provisioning_again(market: M
         reported = await stage.until(warns(Reason.TRUST_STATE_LOST))
         assert reported.active is not None
         assert stage.serving.bundle is not None, "it serves on"
-        from contract.durable import Disk
+        from contract.system.durable import Disk
         from contract.trust.store import TrustStore
 
         TrustStore(device.directory.trust, Disk()).reprovision(market.root_json.read_bytes(), device.state())

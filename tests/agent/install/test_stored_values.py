@@ -29,11 +29,11 @@ from agent.state.migrations import MIGRATIONS
 from agent.state.result_store import Key
 from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
-from contract.durable import Disk
 from contract.errors import BundleRefused
 from contract.mqtt.messages import Reported
 from contract.mqtt.topics import Topics
 from contract.reasons import Reason
+from contract.system.durable import Disk
 from contract.trust.store import TrustStore
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired

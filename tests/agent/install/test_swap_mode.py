@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from agent import memory
+from agent.host import memory
 from agent.install import reconciler as coordinating
 from agent.install.ports import Footprint
+from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import StoreBroken
-from contract.manifest import MANIFEST_FILE, parse_manifest
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired

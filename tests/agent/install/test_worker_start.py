@@ -17,8 +17,8 @@ from agent.install.prepack import WeightPrepacker
 from agent.install.worker_start import fingerprint_tree, load_bundle
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
-from contract.durable import Disk
 from contract.errors import EngineFailed
+from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 
 

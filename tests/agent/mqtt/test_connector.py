@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.broker_settings import BrokerSettings, TlsSettings
 from agent.mqtt.connector import explain
 from agent.mqtt.loss import Loss
+from agent.mqtt.settings import BrokerSettings, TlsSettings
 from contract.mqtt.protocol_detection import Spoken, find_out
 from tests.agent.device import Device, sealed
 from tests.agent.test_bad_brokers import CONNACK, CONNECT, Liar, packet

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 
 from agent.mqtt.filters import ALONE_LOSSES, FilterSuspicion
-from agent.outbox import LOSSES
+from agent.mqtt.outbox import LOSSES
 from tests.agent.device import Device
 from tests.agent.test_bad_brokers import GOOD, PUBLISH, SUBSCRIBE, Liar, packet
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import paho.mqtt.client as mqtt
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.diagnosis.broker import group_round_trip, round_trip
+from agent.mqtt.settings import BrokerSettings
 from contract.mqtt.topics import Topics
 from tests.agent.device import Device, sealed
 from tests.agent.test_bad_brokers import Liar, connack
@@ -49,7 +49,7 @@ def warnings(device: Device) -> list[str]:
 def test_a_broker_that_grants_shared_subscriptions_and_delivers_nothing(
     tmp_path: Path, member: Callable[[int], Device], monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
-    monkeypatch.setattr("agent.group_probe.DELIVERY_SECONDS", 0.5)
+    monkeypatch.setattr("agent.mqtt.group_probe.DELIVERY_SECONDS", 0.5)
     nats = Nats(tmp_path / "nats")
     nats.start()
     device = member(nats.port)
@@ -91,7 +91,7 @@ class ClosesOnMqtt5(Liar):
 def test_an_old_broker_that_closes_without_a_word_is_asked_in_the_version_that_it_knows(
     tmp_path: Path, member: Callable[[int], Device], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.group_probe.DELIVERY_SECONDS", 0.5)
+    monkeypatch.setattr("agent.mqtt.group_probe.DELIVERY_SECONDS", 0.5)
     nats = Nats(tmp_path / "nats")
     nats.start()
     old = ClosesOnMqtt5(nats.port)
@@ -165,7 +165,7 @@ def test_where_not_even_a_plain_message_comes_back_it_is_said_that_nothing_is_kn
 ) -> None:
     liar = Liar((connack(), True))
     settings = BrokerSettings(host="127.0.0.1", port=liar.port)
-    monkeypatch.setattr("agent.group_probe.DELIVERY_SECONDS", 0.3)
+    monkeypatch.setattr("agent.mqtt.group_probe.DELIVERY_SECONDS", 0.3)
     (found,) = group_round_trip(settings, Topics("box"), ["office"])
     assert found.verdict == "bad"
     assert "cannot determine" in found.detail

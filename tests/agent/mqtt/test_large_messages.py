@@ -149,7 +149,7 @@ def test_telemetry_that_is_too_large_is_left_out(tmp_path: Path, connect: Callab
 
 def test_what_is_said_of_itself_comes_to_rest() -> None:
     """A health document that is given up for what it says of being given up must not go round for ever."""
-    from agent.broker_health import BrokerHealth
+    from agent.mqtt.broker_health import BrokerHealth
     from contract.mqtt.topics import Topics
 
     topics = Topics("box")

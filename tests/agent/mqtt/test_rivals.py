@@ -11,13 +11,13 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.commands.status import show
 from agent.config import AgentConfig
-from agent.control import Order, call_agent
 from agent.diagnosis.broker import reported_by_agent
 from agent.mqtt import connection as connections
 from agent.mqtt.loss import CALM_SECONDS, HEARD_SECONDS, SESSION_TAKEN_OVER, Loss, Rivalry
+from agent.mqtt.settings import BrokerSettings
+from agent.operator.control import Order, call_agent
 from agent.state.layout import StateDirectory
 from tests.agent.device import Device, sealed
 from tests.agent.running_service import running, settings
@@ -165,7 +165,7 @@ def test_doctor_and_status_of_two_whole_agents_say_it(
     places = [tmp_path / "one", tmp_path / "two"]
     with running(settings(places[0], broker.port)) as one, running(settings(places[1], broker.port)) as two:
         for agent in (one, two):
-            agent.until(lambda agent=agent: bool(agent.service._gateway.broker.warnings))  # type: ignore[misc]
+            agent.until(lambda agent=agent: bool(agent.app._gateway.broker.warnings))  # type: ignore[misc]
         for place in places:
             (found,) = reported_by_agent(StateDirectory(place))
             assert found.verdict == "bad"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from agent.mqtt.outbox import LOSSES, Outbox, Outgoing
 from agent.mqtt.size_limit import FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, MAX_TOPICS, FoundLimit, SizeLimit
 from agent.mqtt.unconfirmed import SETTLED_SECONDS, Unconfirmed
-from agent.outbox import LOSSES, Outbox, Outgoing
 
 
 def send_all(outbox: Outbox, limit: int) -> list[int]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from tests.agent.device import Device
 from tests.agent.fake_worker import FakeWorkers

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.install.ports import SealedBundle
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
-from contract.manifest import MANIFEST_FILE, manifest_digest, parse_manifest
+from contract.bundle.manifest import MANIFEST_FILE, manifest_digest, parse_manifest
 from tests.agent.device import Device
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
 from agent.mqtt.link import MAX_BACKED_UP
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from tests.agent.device import Device, sealed
 

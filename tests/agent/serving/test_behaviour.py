@@ -6,7 +6,7 @@ import pytest
 
 from agent.engine.interface import Generation
 from agent.serving.requests import to_generation
-from contract.manifest import Behaviour, GenerationDefaults
+from contract.bundle.manifest import Behaviour, GenerationDefaults
 from contract.mqtt.reading import parse_request
 
 SIGNED = Behaviour(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from contract.command_line import main
 from contract.mqtt.pictures import picture_url
+from contract.system.command_line import main
 from packager.cli import COMMANDS
 from tests.agent.device import Device
 from tests.agent.serving.test_real_model import last_of, serve, user

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess

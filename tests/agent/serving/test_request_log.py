@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.journal import JournalHandler, LineFormatter
+from agent.systemd.journal import JournalHandler, LineFormatter
 from contract.mqtt.pictures import picture_url
 from tests.agent.device import sealed
 from tests.agent.serving.conftest import MakeDevice

@@ -20,9 +20,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.gateway import Gateway
 from agent.mqtt import Received
 from agent.mqtt.connection import Connection
+from agent.mqtt.gateway import Gateway
 from agent.serving.intake import AcceptedRequest
 from agent.serving.settlement import Settlement
 from agent.state import result_writer

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from agent.host.throttling import CALM_SECONDS, STEP_SECONDS
 from agent.telemetry.llm import LlmMeter
+from agent.telemetry.loop import TelemetryLoop
 from agent.telemetry.settings import TelemetrySettings
 from agent.telemetry.system import SystemSampler
-from agent.telemetry.throttling import CALM_SECONDS, STEP_SECONDS
-from agent.telemetry_loop import TelemetryLoop
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice

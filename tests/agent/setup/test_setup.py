@@ -11,9 +11,9 @@ import pytest
 
 from agent.cli import main
 from agent.config import WORKER_SOCKET_VARIABLE, load_config
-from agent.credentials import find_credential
 from agent.setup.paths import UNITS
 from agent.setup.plan import name_device
+from agent.systemd.credentials import find_credential
 from contract.errors import UsageError
 
 Capture = pytest.CaptureFixture[str]

@@ -12,10 +12,10 @@ import pytest
 
 from agent.state import audit
 from agent.state.audit import AuditLog, AuditRateLimiter, read_audit, suppressed_text
-from contract.durable import Disk
 from contract.errors import BundleRefused
 from contract.reasons import Reason
-from tests.contract.test_durable import Recording
+from contract.system.durable import Disk
+from tests.contract.system.test_durable import Recording
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -80,7 +80,8 @@ def test_every_line_passes_the_door_of_effects(tmp_path: Path) -> None:
 
 def test_two_processes_lose_nothing_while_files_are_rotated(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from agent.state import audit; from contract.durable import Disk\n"
+        "import sys; from pathlib import Path\n"
+        "from agent.state import audit; from contract.system.durable import Disk\n"
         "audit.MAX_BYTES = 20_000\n"
         "log = audit.AuditLog(Path(sys.argv[1]), Disk(), 'agent')\n"
         "for number in range(150): log.record('refused', revision=f'{sys.argv[2]}-{number}')"

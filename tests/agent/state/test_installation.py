@@ -14,7 +14,7 @@ from agent.state.database import Database
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
 from agent.state.migrations import MIGRATIONS
 from contract.errors import StoreBroken
-from contract.names import Digest
+from contract.identifiers import Digest
 from contract.reasons import Reason
 
 A, B, C = (Digest(letter * 64) for letter in "abc")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.state.layout import StateDirectory, make_private
-from contract.durable import Disk
+from contract.system.durable import Disk
 
 
 @pytest.mark.parametrize(

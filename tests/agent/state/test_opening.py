@@ -16,7 +16,7 @@ from agent.state.migrations import MIGRATIONS
 from agent.state.opening import State, open_to_read
 from agent.state.result_store import Key
 from contract.errors import StoreBroken, StoreFull
-from contract.names import Digest
+from contract.identifiers import Digest
 
 DIGEST = Digest("a" * 64)
 
@@ -125,7 +125,7 @@ def test_a_disk_with_less_room_than_a_request_counts_as_full(
     directory: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = 1000
-    monkeypatch.setattr("agent.host.disk_available", lambda _path: free)
+    monkeypatch.setattr("agent.host.facts.disk_available", lambda _path: free)
     state = State(directory)
     assert isinstance(state.unwritable, StoreFull)
     with pytest.raises(StoreFull):

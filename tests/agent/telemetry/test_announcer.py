@@ -10,9 +10,9 @@ import pytest
 
 from agent.telemetry.announcer import MAX_RECORD_BYTES, Announcer
 from agent.telemetry.settings import HomeAssistantSettings
-from contract.durable import Disk
 from contract.errors import StoreFull
 from contract.mqtt.topics import Topics
+from contract.system.durable import Disk
 from tests.agent.telemetry.home_assistant_schema import check_document
 
 HEAT = {"platform": "sensor", "name": "Heat", "state_topic": "t", "value_template": "{{ value }}"}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from agent.telemetry import kernel
+from agent.host import kernel
 from agent.telemetry.rates import Rates
 from agent.telemetry.samples import Frequency, Process, Swap
 from agent.telemetry.system import SelfReported, SystemSampler

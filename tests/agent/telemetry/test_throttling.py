@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.host.throttling import CALM_SECONDS, MAX_LEVEL, STEP_SECONDS, Limit, Strain, Throttle, evaluate_strain
 from agent.telemetry.samples import Cpu, Frequency, Memory, Pressure, Swap, SystemSample
-from agent.telemetry.throttling import CALM_SECONDS, MAX_LEVEL, STEP_SECONDS, Limit, Strain, Throttle, evaluate_strain
 
 HOT, SHORT = "throttled_temperature", "throttled_memory"
 

@@ -16,7 +16,7 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.migrations import MIGRATIONS
-from contract.command_line import main
+from contract.system.command_line import main
 from tests.contract.source.servers import RangeHandler, serve
 from tests.contract.trust.publisher import Publisher
 

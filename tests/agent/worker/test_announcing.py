@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from agent.engine.interface import FinishEvent, Generation
-from agent.notify import Notifier
+from agent.systemd.notify import Notifier
 from agent.worker import protocol
 from agent.worker.main import WATCHDOG_GRACE_SECONDS, serve
 from tests.agent.engine.stand_in import StandIn, write_bundle

@@ -14,13 +14,13 @@ from typing import Any
 
 from securesystemslib.formats import encode_canonical
 
-from contract.durable import Disk
+from contract.bundle.manifest import Chunk, FileEntry, encode_manifest
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.manifest import Chunk, FileEntry, encode_manifest
-from contract.names import check_path, parse_reference
+from contract.identifiers import check_path, parse_reference
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.source.tar import TarSource
+from contract.system.durable import Disk
 from contract.trust.resolve import resolve
 from contract.trust.rollback_floor import MemoryRollbackFloor
 from contract.trust.signing import SigningKey

@@ -6,9 +6,9 @@ import random
 from datetime import UTC, datetime
 from pathlib import Path
 
-from contract.chunks import digest_chunks
-from contract.manifest import Budget, Canary, FileEntry, License, Manifest, Model, Requires, encode_manifest
-from packager.repository import Expiries, Repository
+from contract.bundle.chunks import digest_chunks
+from contract.bundle.manifest import Budget, Canary, FileEntry, License, Manifest, Model, Requires, encode_manifest
+from packager.publish import Expiries, Repository
 
 NOW = datetime(2026, 12, 1, 12, 0, 0, tzinfo=UTC)
 

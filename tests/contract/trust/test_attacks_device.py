@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import pytest
 
-from contract.durable import Disk, Effects
 from contract.errors import BundleRefused, SourceUnavailable, UsageError
 from contract.reasons import Reason
+from contract.system.durable import Disk, Effects
 from contract.trust.clock import EARLIEST, effective_time
 from contract.trust.resolve import listed_digest
 from contract.trust.rollback_floor import MemoryRollbackFloor

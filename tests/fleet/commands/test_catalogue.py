@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from contract.command_line import main
+from contract.bundle.manifest import parse_manifest
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable, UsageError
-from contract.manifest import parse_manifest
-from contract.names import parse_reference
+from contract.identifiers import parse_reference
+from contract.system.command_line import main
 from fleet.catalogue import look_up
 from fleet.cli import COMMANDS, DESCRIPTION
 from fleet.rollout.model import Bundle
@@ -19,7 +19,7 @@ from fleet.rollout.selector import Traits
 from fleet.rollout.spec import read_spec
 from fleet.store import devices
 from fleet.store.database import Database, parse_database
-from packager.repository import Repository
+from packager.publish import Repository
 from tests.contract.trust.samples import make_bundle
 
 

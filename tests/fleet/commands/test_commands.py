@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from contract.command_line import main
+from contract.system.command_line import main
 from fleet.cli import COMMANDS, DESCRIPTION
 from fleet.rollout.model import Rollout
 from fleet.store import devices, outbox, rollouts

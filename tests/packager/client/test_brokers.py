@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.mqtt.settings import BrokerSettings
 from contract.errors import SourceUnavailable, UsageError
 from packager.client.broker import BrokerAddress, parse_broker
 from packager.client.client import Client

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from agent.broker_settings import BrokerSettings
 from agent.config import AgentConfig
+from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from contract.errors import RequestInvalid, SourceUnavailable
 from contract.mqtt.messages import LastFrame, Timing, Usage

@@ -1,0 +1,1 @@
+"""What this device is and has: every reader of /proc, /sys and cgroups that belongs to no one else."""

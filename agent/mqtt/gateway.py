@@ -1,0 +1,319 @@
+"""Between the broker's topics and the rooms of the agent: who gets which message, and what we say of ourselves.
+
+Retained documents (reported, info, health) are kept here and published again after every reconnect: a broker that
+lost its store must not leave a device that seems to have none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from agent.config import AgentConfig
+from agent.mqtt import Connection, FoundLimit, Received, SizeLimit, Undeliverable, Will
+from agent.mqtt.broker_health import BrokerHealth, another_at_work
+from agent.mqtt.group_probe import GroupVerdict, probe_groups
+from agent.mqtt.settings import BrokerSettings
+from agent.serving.intake import IncomingRequest
+from agent.serving.serving import Serving
+from agent.serving.settlement import Settlement
+from agent.state.broker_memory import BrokerMemory
+from contract.mqtt import messages
+from contract.mqtt.messages import BrokerState, Event, Health, Reported, Status
+from contract.mqtt.topics import EventType
+from contract.reasons import BrokerReason
+
+PROBE_PAUSE_SECONDS = 30.0
+PROBE_SECONDS = 3600.0
+"""Between two looks whether the broker delivers to groups, while the connection lasts."""
+
+log = logging.getLogger("edge_agent.mqtt")
+
+
+class Gateway:
+    """Owns the connection; ``serving`` is set once it is made, before :meth:`run`.
+
+    ``on_desired`` gets the payload of every desired document and whether it is the broker's retained copy,
+    ``on_change`` is called when the connection came or went, ``on_broker`` when :attr:`broker` may have changed;
+    ``memory`` keeps what was found out about the broker.
+    """
+
+    serving: Serving
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        boot_id: str,
+        *,
+        on_desired: Callable[[bytes, bool], None],
+        on_change: Callable[[bool], None] = lambda _up: None,
+        on_broker: Callable[[], None] = lambda: None,
+        memory: BrokerMemory | None = None,
+    ) -> None:
+        self._topics = config.topics
+        self._boot_id = boot_id
+        self._on_desired = on_desired
+        self._on_change = on_change
+        self._on_broker = on_broker
+        self._memory = memory
+        self._broker_health = BrokerHealth(config.topics, time.monotonic)
+        self._retained: dict[str, bytes] = {}
+        self._group_filters = [config.topics.group_filter(group) for group in config.groups]
+        self._high_mark = config.serving.group_high_mark
+        self._busy = False
+        self.connections = 0
+        """How often a broker accepted us."""
+        self._ready = False
+        self._filters = [self._topics.generate_filter, self._topics.control_filter, self._topics.desired]
+        client_id = config.broker.client_id or f"edge-{config.device}"
+        self._config = config
+        self._group_up = asyncio.Event()
+        self.group_connection: Connection | None = None
+        if self._group_filters:
+            # A session of its own that ends with the connection: a broker goes on feeding a member that is away.
+            self.group_connection = Connection(
+                config.broker,
+                f"{client_id}-groups",
+                clean=True,
+                on_message=self._on_group_message,
+                on_up=lambda _present: self._group_up.set(),
+            )
+        self.connection = Connection(
+            config.broker,
+            client_id,
+            will=Will(self._topics.status, messages.encode(Status(online=False, boot_id=boot_id))),
+            subscriptions=self._filters,
+            on_message=self._on_message,
+            on_up=self._on_up,
+            on_down=self._on_down,
+            on_delivered=lambda number: self.serving.replies.delivered(number),  # noqa: PLW0108 # serving is set later
+            on_given_up=self._on_given_up,
+            on_limit=self._on_limit,
+            on_writable=lambda: self.serving.loop.on_writable(),  # noqa: PLW0108
+            on_change=self._on_rivalry,
+            rival_at_work=lambda: self._check_for_rival(config.broker, f"{client_id}-{boot_id[:8]}"),
+            limit=SizeLimit(_known_limits(memory)),
+        )
+
+    @property
+    def broker(self) -> BrokerState:
+        """The broker as we find it now."""
+        return self._broker_health.state(self.connection)
+
+    async def _check_for_rival(self, settings: BrokerSettings, client_id: str) -> bool | None:
+        payloads = {self._topics.doctor: messages.encode(Status(online=False, boot_id=self._boot_id))}
+        if not self.connection.rival:
+            detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
+            payloads[self._topics.event("broker")] = messages.encode(Event(_now(), detail))
+        try:
+            return await another_at_work(settings, client_id, self._topics, self._boot_id, payloads)
+        except Exception:
+            log.exception("could not determine whether another client uses our client id")
+            return None
+
+    def _on_rivalry(self) -> None:
+        # Whoever stays away because of us says so there.
+        if self.connection.contested and self._topics.doctor not in self.connection.filters:
+            self.connection.listen([*self._filters, self._topics.doctor])
+        self._on_broker()
+
+    def _on_rival_status(self, payload: bytes) -> None:
+        with contextlib.suppress(msgspec.MsgspecError):
+            if msgspec.json.decode(payload, type=Status).boot_id != self._boot_id:
+                self.connection.note_rival()
+
+    def _on_given_up(self, number: int, given_up: Undeliverable) -> None:
+        self.serving.replies.oversized(number, given_up.why)
+        detail = self._broker_health.given_up(given_up)
+        # One that tells of itself would never end.
+        if detail is not None:
+            self.event("broker", detail)
+        self._on_broker()
+
+    def _on_limit(self, limit: FoundLimit | None) -> None:
+        if self._memory is not None:
+            self._memory.save(*((None,) if limit is None else (limit.refused_bytes, limit.found_at, limit.times)))
+        self._on_broker()
+
+    async def run(self) -> None:
+        """Keep the connection; until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.connection.run())
+            if self.group_connection is not None:
+                group.create_task(self.group_connection.run())
+                group.create_task(self._watch_groups(f"{self.group_connection.client_id}-{self._boot_id[:8]}"))
+
+    async def _watch_groups(self, client_id: str) -> None:
+        """Find out after a connect, and every hour, whether a request to a group would arrive."""
+        while True:
+            await self._group_up.wait()
+            self._group_up.clear()
+            try:
+                verdict = await probe_groups(self._config.broker, client_id, self._topics)
+            except Exception:
+                # A question that fails must not end what it asks about.
+                log.exception("could not determine whether requests to groups arrive")
+                verdict = GroupVerdict(reached=False)
+            if verdict.reached and verdict.why != self._broker_health.groups:
+                self._broker_health.groups = verdict.why
+                if verdict.why:
+                    log.error("%s", verdict.why)
+                else:
+                    log.info("the broker delivers to shared subscriptions")
+                self._on_broker()
+            # Not at every connect of a broker that comes and goes.
+            await asyncio.sleep(PROBE_PAUSE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._group_up.wait()
+            self._group_up.set()
+
+    async def close(self) -> None:
+        """Say that we go, and go."""
+        if self.group_connection is not None:
+            await self.group_connection.close()
+        self._retain(self._topics.status, messages.encode(Status(online=False, boot_id=self._boot_id)))
+        await self.connection.close()
+
+    # -- in ------------------------------------------------------------------------------------------------------------
+
+    def _on_group_message(self, received: Received) -> None:
+        assert self.group_connection is not None
+        self._on_message(received, self.group_connection)
+
+    def on_load(self, queued: int) -> None:
+        """So many requests wait: above the high mark other members of our groups are the better choice."""
+        # Half of it to come back, so that the subscription does not flap with every request.
+        self._busy = queued > (self._high_mark // 2 if self._busy else self._high_mark)
+        self._choose_groups()
+
+    def _choose_groups(self) -> None:
+        connection = self.group_connection
+        if connection is not None:
+            wanted = self._group_filters if self._ready and not self._busy else []
+            if connection.filters != wanted:
+                connection.listen(wanted)
+
+    def _on_message(self, received: Received, connection: Connection | None = None) -> None:
+        settlement = Settlement(
+            acknowledge=partial((connection or self.connection).acknowledge, received),
+            answer=partial(self._report_fault, received),
+        )
+        settlement.guarded(self._handle)(received, settlement)
+
+    def _handle(self, received: Received, settlement: Settlement) -> None:
+        inbound = self._topics.parse(received.topic)
+        if inbound is None:
+            if received.topic == self._topics.doctor:
+                self._on_rival_status(received.payload)
+            settlement.settle()
+        elif inbound.kind == "desired":
+            # The coordinator stores it; a crash before that is healed by the retained message itself.
+            self._on_desired(received.payload, received.retained)
+            settlement.settle()
+        elif inbound.client is None or received.retained:
+            # A retained request would come again at every reconnect, for ever.
+            log.warning("ignored a retained request on %s; publish requests without retain", received.topic)
+            settlement.settle()
+        elif inbound.kind == "control":
+            self.serving.controls.receive(inbound.client, received.payload, settlement)
+            settlement.settle()
+        else:
+            self.serving.intake.receive(
+                IncomingRequest(
+                    client=inbound.client,
+                    payload=received.payload,
+                    settlement=settlement,
+                    response_topic=received.response_topic,
+                    correlation=received.correlation,
+                    expiry_seconds=received.expiry_seconds,
+                )
+            )
+
+    def _report_fault(self, received: Received) -> None:
+        """Tell the sender of a message that we failed at it."""
+        inbound = self._topics.parse(received.topic)
+        if inbound is not None and inbound.client is not None and not received.retained:
+            self.serving.replies.report_fault(
+                inbound.client,
+                received.payload,
+                received.correlation,
+                received.response_topic,
+                control=inbound.kind == "control",
+            )
+
+    # -- out -----------------------------------------------------------------------------------------------------------
+
+    def _on_up(self, _session_present: bool) -> None:
+        self.connections += 1
+        self._retain(self._topics.status, messages.encode(Status(online=True, boot_id=self._boot_id)))
+        for topic, payload in self._retained.items():
+            self.connection.publish(topic, payload, retain=True)
+        self.serving.loop.on_writable()
+        self._on_change(True)
+
+    def _on_down(self, _why: str) -> None:
+        self._on_change(False)
+
+    def _retain(self, topic: str, payload: bytes) -> None:
+        self.connection.publish(topic, payload, retain=True)
+
+    def _keep(self, topic: str, payload: bytes) -> None:
+        if self._retained.get(topic) != payload:
+            self._retained[topic] = payload
+            self._retain(topic, payload)
+
+    def reported(self, reported: Reported) -> None:
+        """What the device does about the desired bundle."""
+        self._keep(self._topics.reported, messages.encode(reported))
+
+    def info(self, info: messages.Info) -> None:
+        """What the device is and can do."""
+        self._keep(self._topics.info, messages.encode(info))
+
+    def health(self, health: Health) -> None:
+        """Whether prompts are answered now; only then do our groups get us. ``broker`` is added here."""
+        warned = [each.reason for each in self.broker.warnings]
+        if warned:
+            health = msgspec.structs.replace(health, warnings=[*(health.warnings or []), *warned])
+        if self.connection.connected:
+            health = msgspec.structs.replace(health, broker=self.broker)
+        self._ready = health.ready
+        self._choose_groups()
+        self._keep(self._topics.health, messages.encode(health))
+
+    def announce(self, documents: dict[str, bytes]) -> None:
+        """Retained documents for others than our clients, by topic."""
+        for topic, payload in documents.items():
+            self._keep(topic, payload)
+
+    def event(self, kind: EventType, detail: dict[str, Any]) -> None:
+        """Something happened; delivered once the broker is there."""
+        self.connection.publish(self._topics.event(kind), messages.encode(Event(at=_now(), detail=detail)))
+
+    def telemetry(self, system: bytes | None, llm: bytes | None) -> None:
+        """One sample of each; gone if nobody can be told now."""
+        if self.connection.writable:
+            if system is not None:
+                self.connection.publish_once(self._topics.telemetry_system, system)
+            if llm is not None:
+                self.connection.publish_once(self._topics.telemetry_llm, llm)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _known_limits(memory: BrokerMemory | None) -> FoundLimit | None:
+    facts = None if memory is None else memory.load()
+    if facts is None or facts.refused_bytes is None:
+        return None
+    return FoundLimit(facts.refused_bytes, facts.found_at, facts.times)

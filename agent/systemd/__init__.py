@@ -1,0 +1,1 @@
+"""How the agent speaks with systemd: readiness and watchdog, the journal, credentials, sockets it is handed."""

@@ -1,0 +1,1 @@
+"""What is in a bundle, and the rules it is held to on both sides."""

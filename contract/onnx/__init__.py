@@ -1,0 +1,1 @@
+"""Reading ONNX files without onnx: the wire format, the graph, what a device accepts."""

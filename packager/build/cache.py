@@ -1,0 +1,115 @@
+"""What the packager's cache holds, and how it is emptied without breaking a build that is running."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from contract.errors import UsageError
+from packager.build.build_cache import locked
+
+KINDS: dict[str, str] = {
+    "checkpoints": "converted GGUF files and merged adapters",
+    "calibrated": "checkpoints with calibrated weights, and what an interrupted calibration resumes from",
+    "graphs": "graphs of builds that were interrupted or refused",
+    "source-views": "what sources answered to the evaluation",
+    "references": "what transformers makes of the small files of sources",
+    "logits": "what two layers of sources showed",
+    "gguf-headers": "what the headers of GGUF files say",
+    "logs": "logs of builds",
+}
+"""Folders of the cache, each with what it is for; everything in them can be made again."""
+
+
+BOUNDED = ("checkpoints", "calibrated")
+"""What grows by gigabytes with every source."""
+
+LIMIT_BYTES = 40 * 10**9
+"""Of those together: two conversions of a model of 3.8 billion parameters, in fp32."""
+
+SPARED_SECONDS = 24 * 3600
+"""An entry that was used within the last day may be under a build that is running."""
+
+
+class CacheEntry(Struct, frozen=True):
+    """``used_unix``: when it was last written, in seconds."""
+
+    kind: str
+    name: str
+    size: int
+    used_unix: float
+
+
+def list_cache(cache: Path) -> list[CacheEntry]:
+    """Every entry, the oldest first."""
+    found = []
+    for kind in KINDS:
+        for path in _entries(cache / kind):
+            # A build beside us may drop its entry while we look.
+            with contextlib.suppress(FileNotFoundError):
+                found.append(CacheEntry(kind, path.name, _size_of(path), path.stat().st_mtime))
+    return sorted(found, key=lambda entry: entry.used_unix)
+
+
+def clean_cache(cache: Path, kinds: Sequence[str], *, older_than_unix: float | None = None) -> list[CacheEntry]:
+    """Remove the entries of ``kinds`` (none named: all), only those last written before ``older_than_unix``.
+
+    An entry that a build is making or reading is waited for. What was removed is returned.
+
+    Raises:
+        UsageError: a kind that does not exist.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"{kind!r} is not in the cache; choose from {', '.join(KINDS)}", field="kind")
+    removed = []
+    for entry in list_cache(cache):
+        if kinds and entry.kind not in kinds:
+            continue
+        if older_than_unix is not None and entry.used_unix >= older_than_unix:
+            continue
+        path = cache / entry.kind / entry.name
+        with locked(path):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        removed.append(entry)
+    return removed
+
+
+def bound_cache(cache: Path, now_unix: float, *, limit_bytes: int = LIMIT_BYTES) -> list[CacheEntry]:
+    """Remove converted and calibrated checkpoints, those used longest ago first, while there are too many of them.
+
+    None that was used within :data:`SPARED_SECONDS`. What was removed is returned.
+    """
+    entries = [entry for entry in list_cache(cache) if entry.kind in BOUNDED]
+    size = sum(entry.size for entry in entries)
+    removed = []
+    for entry in entries:
+        if size <= limit_bytes or entry.used_unix > now_unix - SPARED_SECONDS:
+            break
+        path = cache / entry.kind / entry.name
+        with locked(path):
+            shutil.rmtree(path, ignore_errors=True)
+        size -= entry.size
+        removed.append(entry)
+    return removed
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Finished entries; names with a dot are locks and builds under way (:mod:`packager.build.build_cache`)."""
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of all files in ``path``."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())

@@ -1,0 +1,234 @@
+"""What a build will need, said before it starts, and the refusal when this host does not have it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import psutil
+from msgspec import Struct
+
+from contract.errors import BuildRefused, StoreFull
+from packager.build.plan import FAST, TUNED, BuildPlan
+from packager.evaluate.check import host_threads
+from packager.evaluate.source_process import AT_ONCE, WINDOW
+from packager.quantize.streaming import PIECE_ELEMENTS
+from packager.sources.shape import ModelShape
+
+LIBRARIES_BYTES = 300 * 2**20
+"""Anonymous memory of a process with torch, transformers and the model builder, before it has done anything."""
+
+COMMAND_BYTES = 80 * 2**20
+"""The command itself, which waits for that process."""
+
+PIECE_BYTES = 4 * PIECE_ELEMENTS
+
+PROOF_LAYERS = 2
+PROOF_BYTES_PER_PARAMETER = 6
+"""Measured where Llama-3.2-1B's shape is cut to two layers."""
+
+PROOF_CACHES = 6
+
+ROPE_COPIES = 10
+"""Of rotary tables inside branches: the graph is taken apart and put together again with them in it."""
+
+PACKED_COPIES = 4
+"""Of the largest weight once it is quantised: in pieces, joined, on its way into the graph, and there."""
+
+SCORES_BYTES = 4 * AT_ONCE * WINDOW
+"""Of logits in fp32, for each row of the vocabulary, where source and bundle are compared."""
+
+CACHE_TOKENS = 512
+"""Positions whose keys and values are there while a bundle is checked, at the most."""
+
+STORED_BITS = {"int4": 5.0, "int8": 9.0, "fp16": 16.0, "bf16": 16.0, "fp32": 32.0}
+"""Bits a stored weight, scales included."""
+
+COPIES = 2
+"""The graph lies in the cache until the bundle beside it is finished."""
+
+SECONDS_PER_PARAMETER = 1.5e-7
+START_SECONDS = 15
+"""SmolLM2-135M on two idle cores, nine builds: 12 to 16 s in the model builder, about 10 to run the source, 4 to 22 to
+run the bundle; half of that is loading libraries. k-quants take longer, by how much was not measured."""
+
+CALIBRATION_BYTES_PER_PARAMETER = 16
+"""The tuning of scales holds the weights in fp32 as rounded and as scaled, their gradients and halves of them."""
+
+CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
+"""Measured on 135 million parameters, in core seconds: text 150, source 120, layers 700, table 180, tuning 360."""
+
+FAST_CORE_SECONDS_PER_PARAMETER = 3.9e-7
+"""One pass over a short text: linear in the parameters, most of it products in fp32; 52 core seconds on 135 million."""
+
+
+def size_text(size: float) -> str:
+    """Bytes for a person, in a unit that leaves a number to read."""
+    unit, name = next(((unit, name) for unit, name in _UNITS if abs(size) >= unit), _UNITS[-1])
+    return f"{size / unit:.1f} {name}"
+
+
+_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+
+
+class Estimate(Struct, frozen=True):
+    """What a build needs, roughly and rather too much than too little; ``proof_bytes`` of memory for computing two
+    layers twice, which is left out where there is less.
+    """
+
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+    proof_bytes: int = 0
+
+    def within(self, memory: int) -> Estimate:
+        """The same, with what it takes in all where so much ``memory`` is there."""
+        most = self.proof_bytes if self.proof_bytes <= memory else 0
+        return msgspec.structs.replace(self, memory_bytes=max(self.memory_bytes, most))
+
+    def __str__(self) -> str:
+        """One line for the display."""
+        minutes = max(1, round(self.seconds / 60))
+        return (
+            f"needs about {size_text(self.memory_bytes)} of memory, {size_text(self.disk_bytes)} of disk "
+            f"and {minutes} minute{'s' if minutes > 1 else ''}"
+        )
+
+
+def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
+    """For a model of ``shape``.
+
+    Memory is what processes have for themselves: the checkpoint and the bundle are mapped, and the system takes such
+    pages back where they are needed elsewhere.
+    """
+    stored = _stored_bytes(plan, shape)
+    peaks = [
+        _build_bytes(plan, shape, stored),
+        LIBRARIES_BYTES + _source_bytes(shape),
+        # The runtime packs the weights anew when it loads them.
+        LIBRARIES_BYTES // 2 + stored + CACHE_TOKENS * shape.kv_token_bytes + SCORES_BYTES // 4 * shape.vocabulary,
+    ]
+    calibrated = plan.quantizer in TUNED
+    if calibrated:
+        peaks.append(LIBRARIES_BYTES + CALIBRATION_BYTES_PER_PARAMETER * shape.parameters)
+    seconds = START_SECONDS + SECONDS_PER_PARAMETER * shape.parameters
+    if plan.kv != "float":
+        seconds *= 2  # a first build to measure keys and values on
+    disk = COPIES * stored
+    if plan.quantizer == FAST:
+        peaks.append(LIBRARIES_BYTES + _pass_bytes(shape))
+        seconds += FAST_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
+        disk += 4 * shape.parameters  # at the most: what is packed has an eighth of that
+    if calibrated:
+        seconds += CALIBRATION_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
+        disk += 4 * shape.parameters  # the checkpoint between rounding and building, and what it goes on from
+    return Estimate(
+        memory_bytes=COMMAND_BYTES + max(peaks),
+        disk_bytes=disk,
+        seconds=seconds,
+        proof_bytes=COMMAND_BYTES + _proof_bytes(shape),
+    )
+
+
+def _stored_bytes(plan: BuildPlan, shape: ModelShape) -> int:
+    bits = STORED_BITS[plan.precision]
+    stored = shape.parameters * bits
+    if plan.quantised:
+        # Only int4 shares a table with the lm_head.
+        table = shape.table or (0 if plan.precision == "int4" else shape.vocabulary * shape.hidden)
+        plain = "fp32" if plan.ep == "cpu" else "fp16"
+        kind = plain if plan.own_embedding == "float" else plan.own_embedding
+        stored += table * (STORED_BITS[kind] - (bits if shape.table else 0))
+    return int(stored / 8)
+
+
+def _build_bytes(plan: BuildPlan, shape: ModelShape, stored: int) -> int:
+    """What is quantised stays in memory until all of it is, as do weights that were joined; plain ones are written one
+    by one.
+    """
+    if not plan.quantised:
+        return LIBRARIES_BYTES + 2 * 4 * shape.matrix + shape.copied_bytes
+    rope = ROPE_COPIES * shape.switching_rope_bytes
+    packed = int(STORED_BITS[plan.precision] / 8 * shape.matrix)
+    quantised = int(STORED_BITS[plan.precision] / 8 * (shape.parameters - shape.table))
+    return LIBRARIES_BYTES + shape.copied_bytes + PIECE_BYTES + quantised + PACKED_COPIES * packed + rope
+
+
+def _proof_bytes(shape: ModelShape) -> int:
+    """Two layers, embedding and lm_head, by transformers and by the builder; with a cache as long as until a switch."""
+    weights = PROOF_LAYERS * shape.layer + shape.table + shape.vocabulary * shape.hidden
+    cache = PROOF_CACHES * PROOF_LAYERS * shape.layer_kv_bytes * shape.switches_at
+    return LIBRARIES_BYTES + PROOF_BYTES_PER_PARAMETER * weights + cache + ROPE_COPIES * shape.switching_rope_bytes
+
+
+def _pass_bytes(shape: ModelShape) -> int:
+    """One layer in fp32 and what is made of it, and the table with its levels, rounded and about to be written."""
+    return max(3 * 4 * shape.layer, 4 * 4 * shape.vocabulary * shape.hidden)
+
+
+def _source_bytes(shape: ModelShape) -> int:
+    """One part of the model in fp32 at a time, beside the logits."""
+    converted = 4 * max(shape.layer, shape.vocabulary * shape.hidden) if shape.half else 0
+    return converted + SCORES_BYTES * shape.vocabulary
+
+
+def refuse_what_cannot_fit(estimate: Estimate, directories: list[Path], memory: int | None = None) -> None:
+    """Refuse a build that this host cannot finish; ``memory`` is what it has, found out when not given.
+
+    Raises:
+        BuildRefused: not enough memory.
+        StoreFull: not enough room in one of ``directories``.
+    """
+    memory = available_memory() if memory is None else memory
+    if estimate.memory_bytes > memory:
+        raise BuildRefused(
+            f"this build {estimate}, and only {size_text(memory)} of memory are free; "
+            "build on a larger machine, or end other programs"
+        )
+    for directory in directories:
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if estimate.disk_bytes > free:
+            raise StoreFull(f"this build {estimate}, and only {size_text(free)} are free in {existing}")
+
+
+def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that a new process can have: free memory and swap, within the limits of this process's cgroup and of all
+    above it. What files hold there counts as free, since it is given up first.
+    """
+    free = int(psutil.virtual_memory().available + psutil.swap_memory().free)
+    try:
+        lines = (proc / "self" / "cgroup").read_text("ascii").splitlines()
+    except OSError:
+        return free
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = groups, ("memory.max", "memory.current", "inactive_file", "active_file")
+        elif "memory" in controllers.split(","):
+            root = groups / "memory"
+            names = (
+                "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file",
+            )  # fmt: skip
+        else:
+            continue
+        group = root / path.strip("/")
+        for level in (group, *group.parents):
+            free = min(free, _left(level, *names, otherwise=free))
+            if level == root:
+                break
+    return max(0, free)
+
+
+def _left(group: Path, limit: str, used: str, *reclaimable: str, otherwise: int) -> int:
+    """What the limit of one cgroup leaves; ``otherwise`` where it has none."""
+    try:
+        most = (group / limit).read_text("ascii").strip()
+        taken = int((group / used).read_text("ascii"))
+        fields = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
+    except (OSError, ValueError):
+        return otherwise
+    if not most.isdigit():
+        return otherwise
+    return int(most) - taken + sum(int(fields.get(name, 0)) for name in reclaimable)

@@ -1,0 +1,87 @@
+"""The model builder of onnxruntime-genai, held at arm's length: a child process, offline, its noise in a log."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from packager.build.kv_cache import SCHEME, measure_scales
+from packager.build.plan import BuildPlan, builder_options
+from packager.evaluate.text import EvalText
+from packager.sources.checkpoint import Checkpoint
+from packager.subprocess_job import run_child
+
+
+class TurnEnd(Struct, frozen=True):
+    """A token that ends a turn, and which of the source's files name it as such."""
+
+    token: int
+    text: str
+    named_by: list[str]
+
+
+class BuilderReport(Struct, frozen=True):
+    """What the builder read: ``config`` with every default filled in; the names of ``workarounds`` that it needed;
+    the ``ends`` of a turn.
+    """
+
+    config: dict[str, Any]
+    workarounds: list[str]
+    ends: list[TurnEnd] = []
+
+
+def build_graph(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    out: Path,
+    log: Path,
+    *,
+    on_progress: Callable[[float, float], None] | None = None,
+    text: EvalText | None = None,
+) -> BuilderReport:
+    """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai; ``text`` is for the scales of a cache.
+
+    Raises:
+        BuildRefused: the builder failed; the log has its words.
+    """
+    if plan.kv == "float":
+        return _run_builder(checkpoint, plan, out, log, on_progress=on_progress)
+    with tempfile.TemporaryDirectory(prefix=".scales-", dir=out.parent) as scratch:
+        plain, scales = Path(scratch) / "plain", Path(scratch) / "scales.json"
+        _run_builder(checkpoint, msgspec.structs.replace(plan, kv="float"), plain, log)
+        measure_scales(plain, checkpoint, text, scales, log)
+        asked = (f"kv_cache_quant_scheme={SCHEME}", f"kv_cache_scale_file={scales}")
+        return _run_builder(checkpoint, plan, out, log, on_progress=on_progress, more=asked)
+
+
+def _run_builder(
+    checkpoint: Checkpoint,
+    plan: BuildPlan,
+    out: Path,
+    log: Path,
+    *,
+    on_progress: Callable[[float, float], None] | None = None,
+    more: tuple[str, ...] = (),
+) -> BuilderReport:
+    out.mkdir(exist_ok=True)
+    # The scratch is ours to remove, and beside the output: a builder that is interrupted leaves gigabytes in it.
+    with tempfile.TemporaryDirectory(prefix=".builder-", dir=out.parent) as scratch:
+        job = {
+            "checkpoint": str(checkpoint.path),
+            "out": str(out),
+            "scratch": scratch,
+            "precision": plan.precision,
+            "adapter_slots": plan.adapter_slots,
+            "embedding": plan.own_embedding,
+            "ep": plan.ep,
+            "options": [*builder_options(plan), *more, *(["hf_remote=true"] if plan.origin.trust_code else [])],
+        }
+        value = run_child(
+            "packager.build.model_builder_process", job, log, doing="the model builder", on_progress=on_progress
+        )
+    return msgspec.convert(value, BuilderReport)

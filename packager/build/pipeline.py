@@ -1,0 +1,394 @@
+"""The whole build, as a list: source, graph, proof, check, evidence, bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from msgspec import Struct
+
+from contract.bundle.adapter_slots import CAPABILITY
+from contract.bundle.genai_config import GenaiFacts
+from contract.bundle.manifest import Behaviour, Budget, Canary, License, Manifest, Model, Requires
+from contract.errors import BuildRefused
+from contract.system.durable import translate
+from packager.build.behaviour import complete_behaviour
+from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
+from packager.build.cache import bound_cache
+from packager.build.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
+from packager.build.kv_cache import describe_scales, scaled_digest
+from packager.build.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source, settle_quantizer
+from packager.build.progress import BuildProgress, SilentProgress
+from packager.build.recipe import record_build
+from packager.evaluate.assessment import Assessment, EvaluationSpec, evaluate, prepare_evaluation, source_logits
+from packager.evaluate.check import CheckResult
+from packager.evaluate.conformance import check_conformance, compare_ends
+from packager.evaluate.evidence import (
+    BUILD_TOOLS,
+    EVIDENCE_DIR,
+    describe_host,
+    describe_stops,
+    host_line,
+    quality_of,
+    tool_versions,
+    write_evidence,
+)
+from packager.evaluate.logits import compare_logits, compare_workarounds
+from packager.evaluate.text import EvalText
+from packager.graph.cache import build_or_resume, drop_graph
+from packager.graph.facts import GraphFacts, read_back
+from packager.graph.not_executed import NOT_RUN, not_executed_result
+from packager.graph.rope_check import compare_rope
+from packager.quantize.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
+from packager.report import write_report
+from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_template
+from packager.sources.opening import OpenedSource, open_source
+from packager.sources.shape import read_shape
+
+STAGES = 7
+MIB = 2**20
+
+RAM_RESERVE_BYTES = 64 * MIB
+"""What the agent and the system's own growth need beside a worker that peaks as measured."""
+
+DISK_FACTOR = 2
+"""A new version lies beside the old one until it has proved itself."""
+
+AGENT_BOUND = ">=0.1.0"
+
+
+def default_cache() -> Path:
+    """Where converted checkpoints and logs are kept: ``EDGE_CACHE``, else the user's cache directory."""
+    named = os.environ.get("EDGE_CACHE")
+    if named:
+        return Path(named).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-bundle"
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Errors of the operating system as ours: a full disk is no fault of the source."""
+    try:
+        yield
+    except OSError as error:
+        raise translate(error, doing) from error
+
+
+def build_bundle(
+    plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *, cache: Path | None = None
+) -> BuiltBundle:
+    """Build ``plan`` into the directory ``out``, which must not exist yet; nothing is left of a build that fails.
+
+    Raises:
+        UsageError: the plan or ``out`` make no sense.
+        BuildRefused: the source cannot be built, or the build is not what was asked for.
+        BundleRefused: what was built could not be installed anywhere.
+        StoreFull, StoreBroken: the disk.
+    """
+    spec, calibration = _read_inputs(plan)
+    progress, cache = progress or SilentProgress(), cache or default_cache()
+    log = cache / "logs" / f"{plan.name}-{plan.version}.log"
+    with disk_errors("building"), staging(out) as staged:
+        log.unlink(missing_ok=True)
+        source, plan, quantizer, _ = _open(plan, out, cache, log, progress)
+        buildable, key = source.checkpoint, source.digest
+        progress.stage(2, STAGES, "comparing two layers with the source", cache)
+        known, advance = source.reference, progress.advance
+        shown = compare_logits(buildable, key, known, cache=cache, log=log, on_progress=advance)
+        progress.message(str(shown))
+        progress.stage(3, STAGES, f"building {plan.precision} for {plan.ep}", cache)
+        if plan.quantizer in CALIBRATED:
+            buildable, key = calibrate_checkpoint(
+                source.checkpoint, plan, calibration, cache, log=log, on_progress=advance
+            )
+            # The builder reads such a checkpoint by other ways than a plain one.
+            shown = compare_logits(buildable, key, known, cache=cache, log=log)
+            progress.message(f"rounded: {shown}")
+        if plan.kv != "float":
+            key = scaled_digest(key, calibration)
+        report, kept = build_or_resume(
+            buildable, key, plan, staged, cache=cache, log=log, on_progress=progress.advance, text=calibration
+        )
+        progress.stage(4, STAGES, "reading the graph back")
+        config, graph = read_back(staged)
+        rope = None if known is None else known.rope
+        more = [] if rope is None else compare_rope(rope, config, staged)
+        more += compare_workarounds(shown, report.workarounds)
+        check_conformance(plan, report.config, config, graph, [*more, *compare_ends(report.ends, config)])
+        assessed = _assess(plan, spec, source, graph, staged=staged, cache=cache, log=log, progress=progress)
+        checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, spec.text.name), **assessed.summary}
+        quality |= {"logits": shown.describe(), "stops": describe_stops(report.ends, checked)}
+        progress.stage(7, STAGES, "writing the bundle")
+        _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
+        checkpoint = source.checkpoint
+        manifest = compose_manifest(
+            name=plan.name,
+            version=plan.version,
+            epoch=plan.epoch,
+            arch=plan.arch,
+            ep=plan.ep,
+            quantizer=quantizer,
+            family=checkpoint.family,
+            architecture=checkpoint.architecture,
+            parameters=checkpoint.parameters,
+            spdx=plan.license or checkpoint.license_spdx,
+            config=config,
+            graph=graph,
+            checked=checked,
+            quality=quality,
+            staged=staged,
+            provenance=short_provenance(source.describe()),
+            behaviour=complete_behaviour(plan.behaviour, checkpoint.path),
+        )
+        built = finish_bundle(staged, out, manifest)
+        drop_graph(kept)
+        bound_cache(cache, time.time())
+        return built
+
+
+class DryRun(Struct, frozen=True):
+    """What a build would do; ``behaviour`` is what it would sign."""
+
+    source: dict[str, Any]
+    architecture: str
+    parameters: int
+    precision: str
+    quantizer: str
+    license: str
+    chat_template: bool
+    behaviour: Behaviour | None
+    estimate: Estimate
+
+
+def dry_run(plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *, cache: Path | None = None) -> DryRun:
+    """Do what :func:`build_bundle` does before it builds: check the options, open the source, estimate. Makes nothing.
+
+    Raises:
+        UsageError, BuildRefused, StoreFull, StoreBroken: what would be refused before the graph is built.
+    """
+    _read_inputs(plan)
+    progress, cache = progress or SilentProgress(), cache or default_cache()
+    log = cache / "logs" / f"{plan.name}-{plan.version}.log"
+    with disk_errors("reading the source"), staging(out):
+        source, plan, quantizer, estimate = _open(plan, out, cache, log, progress)
+    checkpoint = source.checkpoint
+    return DryRun(
+        source=source.describe(),
+        architecture=checkpoint.architecture,
+        parameters=checkpoint.parameters,
+        precision=plan.precision,
+        quantizer=quantizer,
+        license=plan.license or checkpoint.license_spdx,
+        chat_template=checkpoint.chat_template is not None,
+        behaviour=complete_behaviour(plan.behaviour, checkpoint.path),
+        estimate=estimate,
+    )
+
+
+def _read_inputs(plan: BuildPlan) -> tuple[EvaluationSpec, EvalText | None]:
+    """Check the options, and read the files that they name."""
+    check_plan(plan)
+    require_library(plan.quantizer)
+    return prepare_evaluation(plan.quality, plan.precision), read_calibration(plan.calibration)
+
+
+def _open(
+    plan: BuildPlan, out: Path, cache: Path, log: Path, progress: BuildProgress
+) -> tuple[OpenedSource, BuildPlan, str, Estimate]:
+    """The source, the plan with its quantizer settled, the one to put on record, and what the build will take; refuses
+    what cannot become a bundle.
+    """
+    progress.stage(1, STAGES, "reading the source", cache)
+    known: list[tuple[BuildPlan, str, Estimate]] = []
+
+    def look(checkpoint: Checkpoint) -> None:
+        complete_behaviour(plan.behaviour, checkpoint.path)  # refuses settings that no request could have
+        settled = settle_quantizer(plan, checkpoint)
+        quantizer = check_source(settled, checkpoint)
+        known.append((settled, quantizer, _announce(settled, checkpoint, [out.parent, cache], progress)))
+
+    source = open_source(plan.source, cache, log, progress.advance, plan.origin, on_headers=look)
+    if plan.source_sha256 is not None and source.sha256 != plan.source_sha256:
+        raise BuildRefused(
+            f"{source.label} is not the source of that build: its SHA-256 is {source.sha256[:12]}…, "
+            f"the source's was {plan.source_sha256[:12]}…"
+        )
+    return source, *known[-1]
+
+
+def _announce(plan: BuildPlan, checkpoint: Checkpoint, directories: list[Path], progress: BuildProgress) -> Estimate:
+    """Say what is coming, and refuse what this host cannot finish."""
+    estimate = estimate_build(plan, read_shape(checkpoint))
+    memory = available_memory()
+    refuse_what_cannot_fit(estimate, directories, memory)
+    estimate = estimate.within(memory)
+    progress.message(str(estimate))
+    if checkpoint.rowless:
+        named = ", ".join(checkpoint.rowless[:4]) + (" …" if len(checkpoint.rowless) > 4 else "")
+        progress.message(f"the model has no rows for the tokens {named}: the bundle's tokenizer does without them")
+    if checkpoint.chat_template is None:
+        progress.message("there is no chat template: a base model, whose prompts go in as they are")
+    return estimate
+
+
+def _assess(
+    plan: BuildPlan,
+    spec: EvaluationSpec,
+    source: OpenedSource,
+    graph: GraphFacts,
+    *,
+    staged: Path,
+    cache: Path,
+    log: Path,
+    progress: BuildProgress,
+) -> Assessment:
+    if plan.ep != "cpu":
+        progress.stage(6, STAGES, f"{NOT_RUN}: {plan.ep}")
+        return Assessment(not_executed_result(graph), {"check": NOT_RUN}, {})
+    progress.stage(5, STAGES, "asking the source")
+    heard = source_logits(spec, source.checkpoint, cache, log, progress)
+    progress.stage(6, STAGES, "loading, generating and comparing")
+    known = source.reference
+    if known is None:
+        return evaluate(spec, heard, staged, log, progress)
+    return evaluate(
+        spec, heard, staged, log, progress, spellings=known.spellings, renderings=known.templates.renderings
+    )
+
+
+def _write_extras(
+    staged: Path,
+    source: OpenedSource,
+    plan: BuildPlan,
+    quality: dict[str, Any],
+    graph: GraphFacts,
+    *,
+    workarounds: list[str],
+) -> None:
+    if source.checkpoint.license_file is not None:
+        shutil.copyfile(source.checkpoint.license_file, staged / "LICENSE")
+    card = source.checkpoint.path / CARD_FILE
+    (staged / EVIDENCE_DIR).mkdir(exist_ok=True)
+    if card.is_file():
+        shutil.copyfile(card, staged / EVIDENCE_DIR / CARD_FILE)
+    provenance = {
+        **short_provenance(source.describe()),
+        "options": {
+            "precision": plan.precision,
+            "ep": plan.ep,
+            "quantizer": plan.quantizer,
+            "builder": builder_options(plan),
+            **({"calibration": describe_calibration(plan)} if plan.quantizer in CALIBRATED else {}),
+            **({"kv": describe_scales(read_calibration(plan.calibration))} if plan.kv != "float" else {}),
+        },
+        **record_build(plan, source.describe()),
+        "workarounds": workarounds,
+        "host": describe_host(),
+    }
+    write_evidence(staged, quality, provenance, graph)
+    write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph)
+
+
+def short_provenance(source: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest itself says of its origin; the whole lies in ``evidence/provenance.json``."""
+    return {
+        "source": source,
+        "tools": tool_versions(BUILD_TOOLS),
+        "evidence": f"{EVIDENCE_DIR}/provenance.json",
+    }
+
+
+def measured_canaries(checked: CheckResult) -> list[Canary]:
+    """What devices hold the bundle against: the texts that it gave here, and how likely it found them."""
+    return [
+        Canary(
+            prompt=canary.prompt,
+            expected_text=canary.text,
+            mean_nll=round(canary.mean_nll, 6),
+            tolerance=canary.tolerance,
+            stops=canary.stops,
+        )
+        for canary in checked.canaries
+    ]
+
+
+def compose_manifest(
+    *,
+    name: str,
+    version: str,
+    epoch: int,
+    arch: tuple[Literal["x86_64", "aarch64"], ...],
+    ep: str,
+    quantizer: str,
+    family: str,
+    architecture: str,
+    parameters: int,
+    spdx: str,
+    config: GenaiFacts,
+    graph: GraphFacts,
+    checked: CheckResult,
+    quality: dict[str, Any],
+    staged: Path,
+    provenance: dict[str, Any],
+    behaviour: Behaviour | None = None,
+) -> Manifest:
+    """The manifest of the finished folder ``staged``: measured and read back, not copied from what was asked for."""
+    files = list_files(staged)
+    total = sum(entry.size for entry in files)
+    versions = tool_versions(("onnxruntime", "onnxruntime-genai"))
+    template = read_chat_template(staged)
+    products = graph.quantised
+    return Manifest(
+        schema="edge-bundle/1",
+        name=name,
+        version=version,
+        security_epoch=epoch,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        files=files,
+        model=Model(
+            family=family,
+            architecture=architecture,
+            parameters=parameters,
+            precision=cast(Any, graph.precision),
+            block_size=max((product.block_size for product in products), default=0),
+            accuracy_level=min((product.accuracy_level for product in products), default=0),
+            quantizer=quantizer,
+            context_length=config.context_length,
+            vocab_size=config.vocab_size,
+            chat_template_sha256=None if template is None else hashlib.sha256(template).hexdigest(),
+            ep=cast(Any, ep),
+            capabilities=[
+                *config.capabilities,
+                *(["chat"] if template else []),
+                *([CAPABILITY] if graph.slots else []),
+            ],
+        ),
+        requires=Requires(
+            arch=list(arch),
+            isa_any=[],
+            min_ram_bytes=-(-(checked.peak_rss_bytes + RAM_RESERVE_BYTES) // MIB) * MIB,
+            min_disk_bytes=DISK_FACTOR * total,
+            onnxruntime=f">={versions['onnxruntime']}",
+            onnxruntime_genai=f">={versions['onnxruntime-genai']}",
+            agent=AGENT_BOUND,
+        ),
+        budget=Budget(
+            peak_rss_bytes=checked.peak_rss_bytes,
+            load_seconds=checked.load_seconds,
+            tokens_per_second=checked.tokens_per_second,
+            host=host_line() if ep == "cpu" else NOT_RUN,
+            threads=checked.threads,
+        ),
+        canary=measured_canaries(checked),
+        quality=quality,
+        license=License(spdx=spdx, file="LICENSE" if (staged / "LICENSE").is_file() else None),
+        provenance=provenance,
+        behaviour=behaviour,
+    )

@@ -1,0 +1,1 @@
+"""Built graphs: reading them, changing them, holding their tables against the source."""

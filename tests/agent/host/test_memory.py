@@ -1,0 +1,104 @@
+"""What memory there is, told by files as the kernel writes them and by this machine's own."""
+
+from __future__ import annotations
+
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.engine.memory import RESERVE, usable_bytes
+from agent.host import memory
+from agent.host.memory import available_memory, mapped_bytes, total_memory
+from contract.errors import StoreBroken
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 4,000 MiB, half of it available; groups are made below ``cgroup``."""
+    (tmp_path / "meminfo").write_text(f"MemTotal: {4000 * 1024} kB\nMemAvailable: {2000 * 1024} kB\n")
+    own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    place = tmp_path / "cgroup" / own.strip("/")
+    place.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP_ROOT", tmp_path / "cgroup")
+    return place
+
+
+def limit(place: Path, most: str, current: int, **stat: int) -> None:
+    (place / "memory.max").write_text(f"{most}\n")
+    (place / "memory.current").write_text(f"{current * MIB}\n")
+    (place / "memory.stat").write_text("".join(f"{key} {value * MIB}\n" for key, value in {"anon": 1, **stat}.items()))
+
+
+def test_this_machine_can_be_asked() -> None:
+    assert 0 < available_memory() <= total_memory()
+
+
+def test_without_a_group_the_machine_counts(kernel: Path) -> None:
+    assert (total_memory(), available_memory()) == (4000 * MIB, 2000 * MIB)
+
+
+def test_a_group_without_a_limit_is_none(kernel: Path) -> None:
+    limit(kernel, "max", 3999)
+    assert (total_memory(), available_memory()) == (4000 * MIB, 2000 * MIB)
+
+
+def test_the_tightest_limit_counts(kernel: Path) -> None:
+    limit(kernel, str(1000 * MIB), 300)
+    assert (total_memory(), available_memory()) == (1000 * MIB, 700 * MIB)
+
+
+def test_file_cache_is_no_use_of_a_group_however_often_it_was_read(kernel: Path) -> None:
+    """After an installation a group is full of it to the limit: what was written was read back, so it is active."""
+    limit(kernel, str(1000 * MIB), 1000, active_file=500, inactive_file=250, slab_reclaimable=50)
+    assert available_memory() == 800 * MIB
+
+
+def test_a_group_beyond_its_limit_has_nothing_left(kernel: Path) -> None:
+    limit(kernel, str(1000 * MIB), 1100)
+    assert available_memory() == 0
+
+
+def test_a_kernel_that_does_not_say_is_an_error(kernel: Path, tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\n")
+    with pytest.raises(StoreBroken, match="MemAvailable"):
+        available_memory()
+
+
+def test_half_is_used_of_what_mapped_weights_leave_and_a_predecessor_gives_back(kernel: Path) -> None:
+    assert usable_bytes() == 2000 * MIB * RESERVE
+    assert usable_bytes(mapped=1500 * MIB) == 500 * MIB * RESERVE
+    assert usable_bytes(mapped=2500 * MIB) == 0
+    assert usable_bytes(mapped=2500 * MIB, leaving=1000 * MIB) == 500 * MIB * RESERVE
+
+
+def test_mapped_files_are_found_before_they_are_read(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "with a blank", tmp_path / "with a blank, too"
+    for folder in (inside, outside):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * (3 * mmap.PAGESIZE))
+    assert mapped_bytes([inside]) == 0
+    with (inside / "weights").open("rb") as one, (outside / "weights").open("rb") as other:
+        first = mmap.mmap(one.fileno(), 0, prot=mmap.PROT_READ)
+        second = mmap.mmap(other.fileno(), 0, prot=mmap.PROT_READ)
+        assert mapped_bytes([inside]) == 3 * mmap.PAGESIZE
+        assert mapped_bytes([inside, outside]) == 6 * mmap.PAGESIZE
+        first.close()
+        second.close()
+
+
+def test_what_a_process_makes_for_itself_is_anonymous() -> None:
+    """In a process of its own: what others left behind in this one may be given back meanwhile."""
+    text = (
+        "from agent.host.memory import own_anonymous_bytes; before = own_anonymous_bytes();"
+        "made = bytearray(64 << 20); print(own_anonymous_bytes() - before, len(made))"
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=120, check=True)
+    grown, length = map(int, done.stdout.split())
+    assert 50 * MIB < grown < 80 * MIB
+    assert length == 64 * MIB

@@ -1,0 +1,346 @@
+"""What is wrong with a source is told before its weights are read: the kernel says how much of them anybody has."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contract.errors import BuildRefused, UsageError
+from packager.build.pipeline import dry_run
+from packager.build.plan import BuildPlan
+from packager.sources.checkpoint import Checkpoint
+from packager.sources.opening import SourceOptions, open_source
+from packager.sources.safetensors_header import read_header
+from tests.packager.gguf_files import write_published_gguf
+from tests.packager.page_cache import forget, pages_read
+from tests.packager.published import PUBLISHED, write_layout
+from tests.tiny import make_tokenizer
+
+READ_AHEAD = 0.05
+"""Of the weights' pages: their header, and what the kernel reads ahead of it."""
+
+WIDE = {"hidden_size": 512, "intermediate_size": 8192, "num_hidden_layers": 4, "vocab_size": 448}
+
+
+def write_wide(directory: Path, **changes: Any) -> Path:
+    """A Llama of 250 MB whose weights are a hole in the file: there is nothing in it but a header."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    directory.mkdir()
+    make_tokenizer().save_pretrained(directory)
+    config = LlamaConfig(
+        **{
+            "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 1,
+            "eos_token_id": 2, "pad_token_id": 2, "tie_word_embeddings": True, **WIDE, **changes,
+        }
+    )  # fmt: skip
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(directory)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    header, at = {}, 0
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":
+            size = 4 * math.prod(tensor.shape)
+            header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+            at += size
+    text = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wide(tmp_path_factory.mktemp("wide") / "model")
+
+
+@pytest.fixture
+def source(wide: Path, tmp_path: Path) -> Path:
+    """A copy to damage; a hole stays one."""
+    target = tmp_path / "model"
+    target.mkdir()
+    for file in wide.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copyfile(file, target / file.name)
+    weights = wide / "model.safetensors"
+    with (target / weights.name).open("wb") as file:
+        file.write(len(read_header(weights)).to_bytes(8, "little") + read_header(weights))
+        file.truncate(weights.stat().st_size)
+    return target
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def refusal(
+    source: Path, weights: Path, cache: Path, tmp_path: Path, judge: Callable[[Checkpoint], None] = lambda found: None,
+    **options: Any,
+) -> str:  # fmt: skip
+    """Why ``source`` is refused, while nobody reads ``weights`` beyond their header."""
+    forget(weights)
+    with pytest.raises((BuildRefused, UsageError)) as caught:
+        open_source(
+            str(source), cache, tmp_path / "log", lambda done, total: None, SourceOptions(**options), on_headers=judge
+        )
+    assert pages_read(weights) < READ_AHEAD, f"{caught.value.message} was said after the weights were read"
+    return caught.value.message
+
+
+def change(source: Path, file: str, **values: Any) -> None:
+    path = source / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_what_is_accepted_is_read(source: Path, cache: Path, tmp_path: Path) -> None:
+    """Else the others would prove nothing."""
+    forget(source / "model.safetensors")
+    open_source(str(source), cache, tmp_path / "log", lambda done, total: None)
+    assert pages_read(source / "model.safetensors") > 0.99
+
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another architecture": ({"architectures": ["MambaForCausalLM"]}, "cannot be built"),
+    "no architecture": ({"architectures": None}, "names no architecture"),
+    "a model that sees": ({"architectures": ["Gemma3ForConditionalGeneration"]}, "add --text-only"),
+    "other shapes": ({"intermediate_size": 4096}, "mismatched: model.layers"),
+    "rows for a smaller vocabulary": ({"vocab_size": 300}, "belongs to another model"),
+    "bitsandbytes": ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
+    "fp8": ({"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}, "'fp8'"),
+    "mxfp4": ({"quantization_config": {"quant_method": "mxfp4"}}, "'mxfp4'"),
+    "compressed tensors": ({"quantization_config": {"quant_method": "compressed-tensors"}}, "compressed-tensors"),
+    "no method": ({"quantization_config": {"bits": 4}}, "quantised with"),
+    "one scale a column": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": -1}}, "groups of 32 or 128",
+    ),
+    "older keys of AWQ": (
+        {"quantization_config": {"quant_method": "awq", "w_bit": 4, "q_group_size": 128}}, "rename w_bit to bits",
+    ),
+    "MLX": ({"quantization": {"group_size": 64, "bits": 4}}, "quantised for MLX"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations(name: str, source: Path, cache: Path, tmp_path: Path) -> None:
+    values, words = CONFIGS[name]
+    change(source, "config.json", **values)
+    assert words in refusal(source, source / "model.safetensors", cache, tmp_path)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 2200000000\n"
+FILES: dict[str, tuple[str, str | None, str]] = {
+    "no tokenizer": ("tokenizer.json", None, "put tokenizer.json beside config.json"),
+    "a tokenizer that is a pointer": ("tokenizer.json", POINTER, "git lfs pull"),
+    "a tokenizer that is a web page": ("tokenizer.json", "<!DOCTYPE html><title>Sign in", "is a web page"),
+    "a tokenizer cut short": ("tokenizer.json", '{"model": {', "is not JSON"),
+    "a tokenizer of another kind": ("tokenizer.json", "{}", "tokenizer"),
+    "no configuration": ("config.json", None, "has no config.json"),
+    "an empty configuration": ("config.json", "", "is empty"),
+    "a template that is none": ("chat_template.jinja", "{% for %}", "is no Jinja template"),
+    "a template that refuses everybody": (
+        "chat_template.jinja",
+        "{{ raise_exception('no') }}",
+        "refuses these messages",
+    ),
+    "a template without end": (
+        "chat_template.jinja",
+        "{% for a in range(60000) %}{% for b in range(60000) %}{% endfor %}{% endfor %}x",
+        "processor time",
+    ),
+    "a template that is no text": ("chat_template.jinja", "x" * 300_000, "otherwise than transformers"),
+    "quantised by the word of another file": ("quantize_config.json", '{"bits": 4}', "quantize_config.json alone"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_small_files(name: str, source: Path, cache: Path, tmp_path: Path) -> None:
+    file, text, words = FILES[name]
+    (source / file).unlink(missing_ok=True)
+    if text is not None:
+        (source / file).write_text(text)
+    assert words in refusal(source, source / "model.safetensors", cache, tmp_path)
+
+
+def test_weights_that_are_another_files_stand_in(source: Path, cache: Path, tmp_path: Path) -> None:
+    weights = source / "model.safetensors"
+    size = weights.stat().st_size
+    os.truncate(weights, size - 4)
+    assert f"has {size - 4} bytes" in refusal(source, weights, cache, tmp_path)
+    weights.write_text(POINTER)
+    with pytest.raises(BuildRefused, match=r"pointer of Git LFS .*; run `git lfs pull` in"):
+        open_source(str(source), cache, tmp_path / "log", lambda done, total: None)
+
+
+def test_generation_settings_that_no_request_has(source: Path, tmp_path: Path) -> None:
+    (source / "generation_config.json").write_text('{"do_sample": true, "temperature": -1.0}')
+    forget(source / "model.safetensors")
+    with pytest.raises(BuildRefused, match=r"generation_config.json: .*temperature"):
+        dry_run(BuildPlan(str(source), "wide", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache")
+    assert pages_read(source / "model.safetensors") < READ_AHEAD
+
+
+def test_shards_of_an_index_alone(source: Path, cache: Path, tmp_path: Path) -> None:
+    shard = "model-00001-of-00002.safetensors"
+    (source / "model.safetensors").rename(source / shard)
+    index = {"weight_map": {"a": shard, "b": "model-00002-of-00002.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = refusal(source, source / shard, cache, tmp_path)
+    assert "lacks 1 of 2 weight files, first 'model-00002-of-00002.safetensors'; fetch them" in message
+    (source / shard).rename(source / f"{shard}.incomplete")
+    (source / "model.safetensors.index.json").unlink()
+    with pytest.raises(BuildRefused, match="was not fetched to its end"):
+        open_source(str(source), cache, tmp_path / "log", lambda done, total: None)
+
+
+def test_a_template_of_the_operators_own(source: Path, cache: Path, tmp_path: Path) -> None:
+    broken = {"chat_template": "{{ raise_exception('never') }}"}
+    assert "never" in refusal(source, source / "model.safetensors", cache, tmp_path, **broken)
+
+
+def test_an_adapter_of_another_base(source: Path, cache: Path, tmp_path: Path) -> None:
+    from tests.packager.sources.test_sources import make_adapter
+
+    adapter = make_adapter(tmp_path / "adapter")
+    assert "belongs to another base" in refusal(source, source / "model.safetensors", cache, tmp_path, adapter=adapter)
+
+
+def test_memory_and_quantizer_are_judged_from_headers(tmp_path: Path) -> None:
+    """A model of 1.6 TB, which nobody could read in a test."""
+    source = write_wide(tmp_path / "model", hidden_size=32768, intermediate_size=131072, num_hidden_layers=24)
+    weights = source / "model.safetensors"
+    assert weights.stat().st_size > 1 << 40
+    forget(weights)
+    with pytest.raises(BuildRefused, match=r"needs about [\d.]+ GiB of memory.* are free; build on a larger machine"):
+        dry_run(BuildPlan(str(source), "wide", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache")
+    change(source, "config.json", quantization_config={"quant_method": "gptq", "bits": 8, "group_size": 128})
+    with pytest.raises(UsageError, match="--precision int8 --block-size 128"):
+        dry_run(BuildPlan(str(source), "wide", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache" / "checkpoints").exists()
+
+
+class TestPickled:
+    @pytest.fixture
+    def pickled(self, wide: Path, tmp_path: Path) -> Path:
+        import torch
+
+        source = tmp_path / "pickled"
+        shutil.copytree(wide, source, ignore=shutil.ignore_patterns("*.safetensors"))
+        torch.save({"x": torch.zeros(6 << 20)}, source / "pytorch_model.bin")
+        return source
+
+    @pytest.mark.parametrize("name", ["no tokenizer", "a template that refuses everybody"])
+    def test_small_files(self, name: str, pickled: Path, cache: Path, tmp_path: Path) -> None:
+        file, text, words = FILES[name]
+        (pickled / file).unlink(missing_ok=True)
+        if text is not None:
+            (pickled / file).write_text(text)
+        assert words in refusal(pickled, pickled / "pytorch_model.bin", cache, tmp_path)
+
+    def test_memory(self, pickled: Path, cache: Path, tmp_path: Path) -> None:
+        def judge(found: Checkpoint) -> None:
+            raise BuildRefused(f"{found.parameters >> 20} million weights are too many")
+
+        assert "6 million" in refusal(pickled, pickled / "pytorch_model.bin", cache, tmp_path, judge)
+
+
+class TestGguf:
+    @pytest.fixture
+    def write(self, tmp_path: Path) -> Callable[..., Path]:
+        """Write a GGUF file as ``fields`` say, and behind it a hole of a gigabyte that belongs to no tensor."""
+
+        def make(kind: str = "llama", template: str | None = None, **fields: Any) -> Path:
+            import msgspec
+
+            layout = PUBLISHED["llama-3"]
+            if template is not None:
+                layout = msgspec.structs.replace(layout, template=template)
+            source = write_layout(tmp_path / "source", layout)
+            write_published_gguf(tmp_path / "model.gguf", source, kind, **fields)
+            os.truncate(tmp_path / "model.gguf", 1 << 30)
+            return tmp_path / "model.gguf"
+
+        return make
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"attention.temperature_scale": 0.1}, "not known here: llama.attention.temperature_scale"),
+            ({"feed_forward_length": 128}, "mismatched: model.layers.{0-1}.mlp."),
+            ({"template": "{% for %}"}, "renders no conversation"),
+        ],
+    )
+    def test_headers(
+        self, write: Callable[..., Path], given: dict[str, Any], words: str, cache: Path, tmp_path: Path
+    ) -> None:
+        path = write(**given)
+        assert words in refusal(path, path, cache, tmp_path)
+
+    def test_memory_is_judged_before_it_is_hashed(
+        self, write: Callable[..., Path], cache: Path, tmp_path: Path
+    ) -> None:
+        seen: list[Checkpoint] = []
+
+        def judge(found: Checkpoint) -> None:
+            seen.append(found)
+            raise BuildRefused("there is no memory for it")
+
+        path = write(license="apache-2.0")
+        assert "no memory" in refusal(path, path, cache, tmp_path, judge)
+        found = seen[0]
+        assert (found.architecture, found.license_spdx) == ("LlamaForCausalLM", "Apache-2.0")
+        assert found.parameters > 50_000
+        assert found.chat_template is not None
+
+    def test_cut_short(self, write: Callable[..., Path], cache: Path, tmp_path: Path) -> None:
+        path = write()
+        os.truncate(path, 100_000)
+        with pytest.raises(BuildRefused, match="is not whole, or damaged; fetch it again"):
+            open_source(str(path), cache, tmp_path / "log", lambda done, total: None)
+
+    @pytest.mark.parametrize(
+        ("head", "words"),
+        [
+            (b"tjgg" + bytes(60), "older than GGUF"),
+            (POINTER.encode(), "git lfs pull"),
+            (b"<html>", "is a web page"),
+            (b"", "is empty"),
+            (b"PK\3\4" + bytes(60), "is not a GGUF file"),
+        ],
+    )
+    def test_what_is_none(self, head: bytes, words: str, cache: Path, tmp_path: Path) -> None:
+        path = tmp_path / "model.gguf"
+        path.write_bytes(head)
+        with pytest.raises(BuildRefused, match=words):
+            open_source(str(path), cache, tmp_path / "log", lambda done, total: None)
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"general.architecture": "clip"}, "the part of a model that sees"),
+            ({"general.architecture": "llama", "general.type": "adapter"}, "a LoRA adapter"),
+            ({"general.architecture": "llama", "general.type": "imatrix"}, "how much each weight matters"),
+        ],
+    )
+    def test_what_is_no_model(self, fields: dict[str, str], words: str, cache: Path, tmp_path: Path) -> None:
+        import gguf
+
+        path = tmp_path / "part.gguf"
+        writer = gguf.GGUFWriter(str(path), fields["general.architecture"])
+        if "general.type" in fields:
+            writer.add_type(fields["general.type"])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        with pytest.raises(BuildRefused, match=words):
+            open_source(str(path), cache, tmp_path / "log", lambda done, total: None)

@@ -1,0 +1,88 @@
+"""``edge-packager cache``: what is kept is listed and can be removed, never under a running build."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from contract.system.command_line import main
+from packager.build.build_cache import get_or_create, locked
+from packager.build.cache import bound_cache, list_cache
+from packager.cli import COMMANDS
+
+
+def cache(*words: str) -> int:
+    return main("edge-packager", "", COMMANDS, ["cache", *words])
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """Three entries, one of them old, and what is no entry: a lock, and a folder of somebody else's."""
+    root = tmp_path / "cache"
+    for name, size in (("checkpoints/one", 1000), ("graphs/two", 500)):
+        (root / name).mkdir(parents=True)
+        (root / name / "weights").write_bytes(bytes(size))
+    (root / "logs").mkdir()
+    (root / "logs" / "build.log").write_bytes(b"words")
+    os.utime(root / "checkpoints" / "one", (1_000_000_000, 1_000_000_000))
+    (root / "graphs" / ".two.lock").write_bytes(b"")
+    (root / "test-bundles" / "mine").mkdir(parents=True)
+    return root
+
+
+def test_every_entry_is_listed_with_its_bytes(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cache("list", "--cache", str(filled), "--json") == 0
+    entries = json.loads(capsys.readouterr().out)["entries"]
+    assert next((entry["kind"], entry["name"], entry["size"]) for entry in entries) == ("checkpoints", "one", 1000)
+    assert {(entry["kind"], entry["size"]) for entry in entries} == {
+        ("checkpoints", 1000),
+        ("graphs", 500),
+        ("logs", 5),
+    }
+    assert cache("list", "--cache", str(filled)) == 0
+    assert "3 entries" in capsys.readouterr().out
+
+
+def test_only_what_was_asked_for_is_removed(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cache("clean", "--older-than", "1", "--cache", str(filled)) == 0
+    assert "removed 1 entry, 0.0 MB" in capsys.readouterr().out
+    assert cache("clean", "graphs", "--cache", str(filled)) == 0
+    assert [entry.kind for entry in list_cache(filled)] == ["logs"]
+    assert cache("clean", "--cache", str(filled)) == 0
+    assert list_cache(filled) == []
+    assert (filled / "test-bundles" / "mine").is_dir()
+
+
+def test_too_much_is_not_kept_and_what_was_just_used_is(tmp_path: Path) -> None:
+    day = 24 * 3600
+    for age, name in ((40, "old"), (30, "older-than-a-day"), (0, "fresh")):
+        entry = tmp_path / "checkpoints" / name
+        entry.mkdir(parents=True)
+        (entry / "weights").write_bytes(bytes(1000))
+        os.utime(entry, (100 * day - age * day, 100 * day - age * day))
+    (tmp_path / "source-views" / "small").mkdir(parents=True)
+    assert bound_cache(tmp_path, 100 * day, limit_bytes=3000) == []
+    get_or_create(tmp_path / "checkpoints" / "old", lambda staging: None)  # used again, now
+    assert [entry.name for entry in bound_cache(tmp_path, 100 * day, limit_bytes=2500)] == ["older-than-a-day"]
+    assert bound_cache(tmp_path, 100 * day, limit_bytes=10) == []
+    assert sorted(entry.name for entry in list_cache(tmp_path)) == ["fresh", "old", "small"]
+
+
+def test_an_entry_that_is_in_use_is_waited_for(filled: Path) -> None:
+    cleaning = threading.Thread(target=cache, args=("clean", "checkpoints", "--cache", str(filled)))
+    with locked(filled / "checkpoints" / "one"):
+        cleaning.start()
+        cleaning.join(0.2)
+        assert (filled / "checkpoints" / "one" / "weights").exists()
+    cleaning.join(30)
+    assert not (filled / "checkpoints" / "one").exists()
+
+
+def test_a_kind_that_does_not_exist_is_refused(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cache("clean", "grafs", "--cache", str(filled)) == 2
+    assert "'grafs' is not in the cache; choose from checkpoints" in capsys.readouterr().err
+    assert len(list_cache(filled)) == 3

@@ -1,0 +1,275 @@
+"""The default quantizer: one pass over a short text, on a grid that the builder finds again; always the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from contract.errors import UsageError
+from packager.build.pipeline import build_bundle
+from packager.build.plan import BuildPlan, check_plan, settle_quantizer
+from packager.evaluate.check import CANARY_QUESTIONS
+from packager.evaluate.source_process import load_source
+from packager.evaluate.text import reference_text
+from packager.graph.dequantised import dequantise
+from packager.quantize import single_pass
+from packager.quantize.calibrate import describe_calibration
+from packager.quantize.export import gptq_tensors
+from packager.quantize.gptq import plan_compensation, round_rows
+from packager.quantize.grid import BLOCK, Grid
+from packager.quantize.layers import Rounded
+from packager.quantize.passages import digest_passages, read_passages
+from packager.quantize.process import calibrate
+from packager.quantize.samples import tokens_of_passages
+from packager.quantize.single_pass import Shards, round_in_one_pass
+from packager.sources.checkpoint import Quantization, digest_directory, inspect_checkpoint
+from packager.subprocess_job import Reporter
+from tests.packager.build.test_build import manifest_of
+from tests.packager.families import (
+    FAMILY_CONFIGS,
+    build_here,
+    difference,
+    make_random,
+    runtime,
+    sample_ids,
+    source_logits,
+)
+from tests.packager.quantize.test_rounding import inputs, matrix, output_error
+
+PLAN = BuildPlan("source", "tiny", "1.0.0")
+
+
+def job(checkpoint: Path, root: Path, **changes: Any) -> dict[str, Any]:
+    (root / "out").mkdir(exist_ok=True, parents=True)
+    places = {"out": str(root / "out"), "stages": str(root / "stages")}
+    return {"quantizer": "gptq-fast", "passages": "any", "block": 32, "text": None, **places, **changes} | {
+        "checkpoint": str(checkpoint)
+    }
+
+
+def quietly(work: dict[str, Any]) -> dict[str, Any]:
+    return calibrate(work, Reporter(os.open(os.devnull, os.O_WRONLY)))
+
+
+def weights_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {name: one for path in sorted(checkpoint.glob("*.safetensors")) for name, one in load_file(path).items()}
+
+
+def requantised(weight: torch.Tensor, block: int) -> torch.Tensor:
+    """By largest magnitudes, as the model builder does; zeros fill up the last block."""
+    short = -weight.shape[1] % block
+    blocks = torch.nn.functional.pad(weight, (0, short)).reshape(len(weight), -1, block)
+    scale = torch.gather(blocks, -1, blocks.abs().argmax(-1, keepdim=True)) / -8
+    rounded = torch.where(scale == 0, 0, torch.round(blocks / scale).clamp(-8, 7) * scale)
+    return rounded.reshape(len(weight), -1)[:, : weight.shape[1]]
+
+
+@pytest.fixture
+def as_another_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny Llama is treated as a family whose GPTQ checkpoints the builder is not known to read."""
+    monkeypatch.setattr(single_pass, "GPTQ_FAMILIES", ())
+
+
+@pytest.mark.parametrize("families", [("llama",), ()])
+def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(
+    tiny_checkpoint: Path, tmp_path: Path, families: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_pass, "GPTQ_FAMILIES", families)
+
+    class Stopping:
+        def progress(self, done: float, total: float) -> None:
+            raise KeyboardInterrupt
+
+    work = job(tiny_checkpoint, tmp_path / "broken")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(work, cast(Reporter, Stopping()))
+    assert [path.name for path in (tmp_path / "broken" / "stages").iterdir()] == ["model-layer-0000.safetensors"]
+    done = quietly(work)
+    assert done["matrices"] == 2 * 7 + 1
+    quietly(job(tiny_checkpoint, tmp_path / "whole"))
+    assert digest_directory(tmp_path / "broken" / "out") == digest_directory(tmp_path / "whole" / "out")
+    stored = inspect_checkpoint(tmp_path / "whole" / "out").quantization
+    assert stored == (Quantization("gptq", 4, 32) if families else None)
+
+
+def test_packed_weights_are_read_back_as_they_were(tmp_path: Path) -> None:
+    given = inputs(128)
+    plan = plan_compensation(given.pow(2).sum(0), lambda columns: given[:, columns].t() @ given[:, columns])
+    for block in (16, 32, 64):
+        rounded = Rounded(*round_rows(matrix(48, 128), plan, symmetric=False, block=block))
+        assert torch.equal(dequantise(gptq_tensors("a", rounded), "gptq", 4)["a.weight"], rounded.weight())
+
+
+@pytest.mark.usefixtures("as_another_family")
+@pytest.mark.parametrize("block", [16, 32, 128])
+def test_the_builder_finds_the_very_grid_again(tiny_checkpoint: Path, tmp_path: Path, block: int) -> None:
+    quietly(job(tiny_checkpoint, tmp_path, block=block))
+    source, made = weights_of(tiny_checkpoint), weights_of(tmp_path / "out")
+    assert made.keys() == source.keys()
+    matrices = [name for name, one in made.items() if one.ndim == 2]
+    assert len(matrices) == 2 * 7 + 1
+    for name in made:
+        same = torch.equal(made[name], source[name])
+        assert same is (name not in matrices), name
+    for name in matrices:
+        assert torch.equal(requantised(made[name], block), made[name]), name
+
+
+@pytest.mark.usefixtures("as_another_family")
+def test_half_precision_holds_every_rounded_weight(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint in bfloat16 becomes one in float16 whose weights are exactly those of the grid."""
+    half = {name: one.bfloat16() for name, one in weights_of(tiny_checkpoint).items()}
+    (tmp_path / "source").mkdir()
+    for path in tiny_checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / "source" / path.name).write_bytes(path.read_bytes())
+    save_file(half, tmp_path / "source" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tiny_checkpoint / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    quietly(job(tmp_path / "source", tmp_path))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+    for name, one in weights_of(tmp_path / "out").items():
+        assert one.dtype == torch.float16
+        if one.ndim == 2:
+            assert torch.equal(requantised(one.float(), 32), one.float()), name
+    assert str(load_source(str(tmp_path / "out"))[0].dtype) == "torch.float16"
+
+
+def test_the_sources_own_weights_are_there_again_after_the_pass(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """One layer in fp32 at a time: what was passed is given back, and what comes is not yet taken."""
+    model, tokenizer = load_source(str(tiny_checkpoint))
+    mapped = {name: tensor.data_ptr() for name, tensor in model.named_parameters() if ".layers." in name}
+    held: list[int] = []
+
+    def look(done: int, of: int) -> None:
+        held.append(
+            sum(tensor.data_ptr() != mapped[name] for name, tensor in model.named_parameters() if name in mapped)
+        )
+
+    with torch.no_grad():
+        round_in_one_pass(
+            model, tokens_of_passages(tokenizer, 512), Shards(tmp_path, torch.float32), block=32, on_layer=look
+        )
+    assert held == [0, 0]
+
+
+@pytest.mark.parametrize(("span", "part"), [(None, 0.5), (48, 0.6)])
+def test_rows_are_rounded_better_than_by_the_grid_alone(span: int | None, part: float) -> None:
+    weight, given = matrix(48, 100), inputs(100)
+    plan = plan_compensation(given.pow(2).sum(0), lambda columns: given[:, columns].t() @ given[:, columns], span=span)
+    assert sorted(int(one) for columns, _ in plan.spans for one in columns) == list(range(100))
+    levels, grid = round_rows(weight, plan, symmetric=True)
+    rounded = levels * grid.spread(grid.scale)[:, :100]
+    nearest = requantised(weight, BLOCK)
+    assert output_error(weight, rounded, given) < part * output_error(weight, nearest, given)
+
+
+@pytest.mark.parametrize("family", ["llama-3", "mistral", "qwen-2", "qwen-3", "phi-3.5-mini", "gemma-3"])
+def test_the_graph_computes_what_was_rounded(family: str, tmp_path: Path) -> None:
+    """In fp32 activations, so that nothing but a grid that was not found again could make a difference."""
+    config = FAMILY_CONFIGS[family]()
+    config.tie_word_embeddings = True  # a table of its own would be rounded by other rules
+    model = make_random(tmp_path / "source", config)
+    quietly(job(tmp_path / "source", tmp_path))
+    made = dequantise(weights_of(tmp_path / "out"), "gptq", 4)
+    packed = inspect_checkpoint(tmp_path / "out").quantization is not None
+    assert packed is (model.config.model_type in single_pass.GPTQ_FAMILIES)
+    wanted = source_logits(model, sample_ids(40))
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in made:
+                tensor.copy_(made[name])
+    rounded = source_logits(model, sample_ids(40))
+    build_here(tmp_path / "out", tmp_path / "graph", "int4", options=("block_size=32", "accuracy_level=1"))
+    computed = runtime(tmp_path / "graph")(sample_ids(40))
+    assert difference(computed, rounded)[0] < 1e-3
+    assert difference(computed, wanted)[0] > 1e-2
+
+
+@pytest.mark.parametrize("family", sorted(FAMILY_CONFIGS))
+def test_every_family_is_rounded(family: str, tmp_path: Path) -> None:
+    make_random(tmp_path / "source", FAMILY_CONFIGS[family]())
+    done = quietly(job(tmp_path / "source", tmp_path))
+    source, made = weights_of(tmp_path / "source"), weights_of(tmp_path / "out")
+    if inspect_checkpoint(tmp_path / "out").quantization is None:
+        assert {name: one.shape for name, one in made.items()} == {name: one.shape for name, one in source.items()}
+    assert sum(name not in made or not torch.equal(made[name], one) for name, one in source.items()) == done["matrices"]
+
+
+def test_a_template_that_asks_for_the_date_gives_the_same_text_every_day(tiny_checkpoint: Path) -> None:
+    _, tokenizer = load_source(str(tiny_checkpoint))
+    plain = tokens_of_passages(tokenizer, 512)
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }}" + tokenizer.chat_template
+    dated = tokens_of_passages(tokenizer, 512)
+    assert "01 January 2025" in tokenizer.decode(dated.flatten())
+    assert len(dated) >= len(plain)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    assert "Question: " in tokenizer.decode(tokens_of_passages(tokenizer, 512).flatten())
+
+
+def test_bundles_are_not_judged_by_what_they_were_rounded_on() -> None:
+    shipped = " ".join(text for passage in read_passages() for text in passage)
+    assert len(shipped) > 12_000
+    assert not any(question in shipped for question in CANARY_QUESTIONS)
+    judged = reference_text().text
+    assert not any(line in judged for line in shipped.splitlines() if len(line) > 40)
+
+
+class TestDefault:
+    def test_plain_int4_on_a_cpu_is_calibrated(self, tiny_checkpoint: Path) -> None:
+        assert settle_quantizer(check_plan(PLAN), inspect_checkpoint(tiny_checkpoint)).quantizer == "gptq-fast"
+
+    @pytest.mark.parametrize("changes", [{"precision": "int8"}, {"precision": "fp32"}, {"ep": "cuda"}])
+    def test_where_it_was_not_measured_weights_are_rounded_to_nearest(
+        self, tiny_checkpoint: Path, changes: dict[str, Any]
+    ) -> None:
+        plan = check_plan(msgspec.structs.replace(PLAN, **changes))
+        assert settle_quantizer(plan, inspect_checkpoint(tiny_checkpoint)).quantizer == "rtn"
+
+    def test_so_are_experts_and_what_is_quantised_stays(self, tiny_checkpoint: Path) -> None:
+        checkpoint = inspect_checkpoint(tiny_checkpoint)
+        experts = msgspec.structs.replace(checkpoint, config={**checkpoint.config, "num_local_experts": 8})
+        stored = msgspec.structs.replace(checkpoint, quantization=Quantization("awq", 4, 32))
+        for one in (experts, stored):
+            assert settle_quantizer(PLAN, one).quantizer == "rtn"
+        with pytest.raises(UsageError, match="--calibration is for"):
+            settle_quantizer(msgspec.structs.replace(PLAN, calibration="shipped"), experts)
+
+    def test_what_was_named_is_taken(self, tiny_checkpoint: Path) -> None:
+        for quantizer in ("rtn", "gptq", "k-quant"):
+            plan = msgspec.structs.replace(PLAN, quantizer=quantizer)
+            assert settle_quantizer(plan, inspect_checkpoint(tiny_checkpoint)) == plan
+
+    def test_a_build_is_nearer_to_its_source(self, tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+        plain = manifest_of(tiny_bundle)
+        built = build_bundle(BuildPlan(str(tiny_checkpoint), "tiny", "1.0.0"), tmp_path / "out", cache=tmp_path / "one")
+        manifest = built.manifest
+        assert manifest.model.quantizer == "gptq-fast"
+        assert manifest.quality["kl"] < 0.6 * plain.quality["kl"]
+        sizes = [sum(entry.size for entry in made.files if entry.role == "model") for made in (manifest, plain)]
+        assert sizes[0] < 1.04 * sizes[1]  # the graph file itself weighs in a model this small
+        said = json.loads((tmp_path / "out" / "evidence" / "provenance.json").read_text())
+        assert said["options"]["calibration"] == {"text": "shipped", "sha256": digest_passages(), "length": 256}
+        assert said["options"]["calibration"] == describe_calibration(
+            msgspec.structs.replace(PLAN, quantizer="gptq-fast")
+        )
+        assert said["recipe"]["quantizer"] == "gptq-fast"
+
+
+def test_a_zero_point_of_zero_is_stored_as_the_largest_and_read_back() -> None:
+    """A block without a negative weight has it; a real Qwen2.5 has two such blocks in its first layer."""
+    weight = torch.arange(256, dtype=torch.float32).view(8, 32) / 256 + 0.5
+    scale = (weight.amax(1, keepdim=True) / 15).unsqueeze(-1)
+    levels = torch.round(weight / scale.squeeze(-1)).clamp(0, 15)
+    grid = Grid(scale, torch.zeros_like(scale), low=0, pinned=None, block=32)
+    stored = gptq_tensors("layer", Rounded(levels, grid))
+    assert int(stored["layer.qzeros"][0, 0]) & 0xFF == 0xFF, "less one"
+    read = dequantise(stored, "gptq", 4)["layer.weight"]
+    assert torch.allclose(read, levels * scale.squeeze(-1))

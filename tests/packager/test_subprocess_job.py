@@ -1,0 +1,89 @@
+"""What a child process says when the disk is full or there is no memory, whoever noticed and however it was put."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contract.errors import BuildRefused
+from packager.subprocess_job import ran_full, run_child
+
+
+def nested() -> Exception:
+    """A library's own error, caused by the system's."""
+    try:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("could not save") from error
+    except RuntimeError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "anything"),
+        OSError(errno.EDQUOT, "anything"),
+        nested(),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_known_by_its_number_its_cause_or_its_words(error: Exception, tmp_path: Path) -> None:
+    assert ran_full(error, [tmp_path])
+
+
+def test_other_errors_are_not_the_disks(tmp_path: Path) -> None:
+    assert not ran_full(OSError(errno.EACCES, "no"), [tmp_path / "not" / "there"])
+    assert not ran_full(RuntimeError("no"), [])
+
+
+WORK = """
+from packager.subprocess_job import child_main
+def work(job, reporter):
+    {line}
+child_main(work)
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)",
+        "import numpy; numpy.zeros(2**55)",
+        "import torch; torch.empty(2**55)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+def test_memory_that_ran_out_is_one_sentence(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hungry_process.py").write_text(WORK.format(line=line))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    with pytest.raises(BuildRefused, match="memory ran out while the hungry one was at work; end other programs"):
+        run_child("hungry_process", {}, tmp_path / "log", doing="the hungry one")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kilobytes", [485, 900])
+def test_a_disk_that_fills_up_in_the_middle_of_a_build(tiny_checkpoint: Path, tmp_path: Path, kilobytes: int) -> None:
+    """Bundle, cache and the log itself on a file system too small for the graph, or for the source's logits."""
+    if shutil.which("unshare") is None:
+        pytest.fail("unshare is missing: apt install util-linux")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    line = (
+        f"mount -t tmpfs -o size={kilobytes}k tmpfs {disk} && {sys.executable} -m packager.cli build {tiny_checkpoint} "
+        f"--quantizer rtn --name tiny --version 1.0.0 --out {disk}/out --cache {disk}/cache; status=$?; ls {disk} >&2; "
+        "exit $status"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", line], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 5, done.stderr
+    assert "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "cache"  # and no "out"
