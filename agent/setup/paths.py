@@ -54,6 +54,11 @@ class SetupPaths:
         return self.at("/etc/edge-agent/agent.toml")
 
     @property
+    def reference(self) -> Path:
+        """Every key of the configuration, as comments."""
+        return self.at("/etc/edge-agent/agent.reference.toml")
+
+    @property
     def credentials(self) -> Path:
         return self.at("/etc/edge-agent/credentials")
 

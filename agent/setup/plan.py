@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from agent.setup import steps
 from agent.setup.paths import ACCOUNTS, ENABLED, LINK, UNITS, SetupPaths
+from agent.setup.reference import example
 from agent.setup.steps import Link, Remove, RunCommand, Step, WriteFile
 from contract.errors import UsageError
 from contract.identifiers import is_identifier
@@ -54,11 +55,14 @@ def plan_setup(desired: DesiredSetup, paths: SetupPaths) -> list[Step]:
     if config is not None:
         made.append(config)
     made += [credential for credential in _credential_files(desired, paths) if _differs(credential)]
+    # Nothing reads it, so it alone restarts nothing.
+    reference = WriteFile(paths.reference, example().encode())
+    explained: list[Step] = [reference] if _differs(reference) else []
     if paths.live:
         made += _trust(desired, paths)
         if desired.start and steps.systemd_runs():
             made += _services(changed=bool(made), units_changed=units_changed)
-    return made
+    return explained + made
 
 
 def plan_removal(paths: SetupPaths, *, purge: bool) -> list[Step]:
@@ -71,7 +75,7 @@ def plan_removal(paths: SetupPaths, *, purge: bool) -> list[Step]:
         )
         made.append(RunCommand(("systemctl", "stop", "edge-agent-worker@*.service"), "end its workers", optional=True))
     enabled = [paths.units / wants / name for name, wants in ENABLED.items()]
-    candidates = [*enabled, *there, paths.sysusers, paths.tmpfiles]
+    candidates = [*enabled, *there, paths.sysusers, paths.tmpfiles, paths.reference]
     if purge:
         candidates += [paths.config.parent, paths.state]
     made += [Remove(path) for path in candidates if _exists(path)]
@@ -111,7 +115,8 @@ def _config_file(desired: DesiredSetup, paths: SetupPaths) -> WriteFile | None:
 
 
 DEFAULT_CONFIG = """\
-# Every key is explained in docs/OPERATIONS.md; `edge-agent check-config` says what is wrong.
+# Every key, with its default and what it means: /etc/edge-agent/agent.reference.toml
+# `edge-agent check-config` says what is wrong, `systemctl restart edge-agent` makes a change count.
 [broker]
 host = "localhost"
 port = 1883

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import NODEFAULT, UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from agent.host import throttling
 from agent.telemetry.families import FAMILIES
 from agent.telemetry.llm import SECONDS, TOKEN_SECONDS
 from agent.telemetry.samples import LlmSample, SystemSample
-from agent.telemetry.settings import TelemetrySettings
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "TELEMETRY.md"
 
@@ -54,6 +53,11 @@ Switched off again, or under another name or prefix, what was announced is remov
 does not have any more.
 """
 
+SETTINGS = """## Configuration
+
+Intervals, throttling, Prometheus and Home Assistant: [CONFIGURATION.md](CONFIGURATION.md#telemetry).
+"""
+
 
 def text() -> str:
     """The whole page."""
@@ -65,7 +69,7 @@ def text() -> str:
     parts.append(_metrics())
     parts.append(HOME_ASSISTANT)
     parts.append(_throttling())
-    parts.append(_settings())
+    parts.append(SETTINGS)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -161,21 +165,6 @@ def _throttling() -> str:
         f"{100 * t.AVAILABLE_HIGH:g} % left, or swapping while less than {200 * t.AVAILABLE_LOW:g} % is left | "
         f"{t.MEMORY_FULL_LOW:g} %, {100 * t.AVAILABLE_LOW:g} % left, no swapping |\n"
     )
-
-
-def _settings() -> str:
-    lines = ["## Configuration", "", "| key | default |", "|---|---|"]
-    lines += [f"| `{key}` | `{value}` |" for key, value in _keys("telemetry", TelemetrySettings)]
-    return "\n".join(lines) + "\n"
-
-
-def _keys(prefix: str, type_: type[Struct]) -> Iterator[tuple[str, str]]:
-    for field in msgspec.structs.fields(type_):
-        default = field.default if field.default is not NODEFAULT else field.default_factory()
-        if isinstance(default, Struct):
-            yield from _keys(f"{prefix}.{field.name}", type(default))
-        else:
-            yield f"{prefix}.{field.name}", msgspec.json.encode(default).decode()
 
 
 def main(arguments: list[str]) -> int:

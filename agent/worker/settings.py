@@ -12,27 +12,54 @@ from agent.host.cores import computing_cores
 
 
 class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """``threads`` 0: the cores that this process may use, without slow ones beside fast ones (:mod:`agent.host.cores`);
-    ``max_bytes`` 0: decided from the memory available.
+    """``[worker]``: the process that holds a model."""
 
-    ``load_seconds`` bounds loading, ``stall_seconds`` the silence of a worker before it counts as hung (one step on
-    a slow device takes a second or two), ``nice`` is its scheduling weakness. ``socket``: where systemd starts a worker
-    for every connection, in a sandbox and an account of its own; without it workers are children of the agent.
-    ``logits_processors``: names from the entry-point group ``edge_bundle.logits_processors``, which see and may change
-    the scores of every token, in this order. ``reproducible``: what a request gets does not depend by a bit on what
-    else runs, which costs a lone request a third of its speed where the processor has another kernel for one row;
-    without, that kernel is taken and rounds differently (``info.engine`` says by how much).
-    """
-
-    threads: Annotated[int, Meta(ge=0, le=256)] = 0
-    engine: Literal["auto", "batched", "genai"] = "auto"
-    max_bytes: Annotated[int, Meta(ge=0)] = 0
-    load_seconds: Annotated[float, Meta(gt=0, le=3600)] = 300.0
-    stall_seconds: Annotated[float, Meta(gt=0, le=3600)] = 30.0
-    nice: Annotated[int, Meta(ge=0, le=19)] = 0
-    socket: Path | None = None
-    logits_processors: Annotated[list[str], Meta(max_length=8)] = []
-    reproducible: bool = False
+    threads: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="that compute; 0: the cores that the agent may use, without slow ones beside fast ones",
+        ),
+    ] = 0
+    engine: Annotated[
+        Literal["auto", "batched", "genai"],
+        Meta(
+            description="`batched` runs requests together; `genai` (onnxruntime-genai) runs every kind of model, by "
+            "turns; `auto` takes the first that can"
+        ),
+    ] = "auto"
+    max_bytes: Annotated[
+        int,
+        Meta(ge=0, description="memory for keys and values of requests and known beginnings; 0: half of what is free"),
+    ] = 0
+    load_seconds: Annotated[float, Meta(gt=0, le=3600, description="longest that loading a model may take")] = 300.0
+    stall_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="silence after which a worker counts as hung and is replaced")
+    ] = 30.0
+    nice: Annotated[int, Meta(ge=0, le=19, description="niceness of workers; 19 is the lowest priority")] = 0
+    socket: Annotated[
+        Path | None,
+        Meta(
+            description="where systemd starts a sandboxed worker for every connection; left out: "
+            "`EDGE_AGENT_WORKER_SOCKET`, which the unit sets, or else workers are children of the agent"
+        ),
+    ] = None
+    logits_processors: Annotated[
+        list[str],
+        Meta(
+            max_length=8,
+            description="names from the entry-point group `edge_bundle.logits_processors`, which change the scores of "
+            "every token, in this order",
+        ),
+    ] = []
+    reproducible: Annotated[
+        bool,
+        Meta(
+            description="what a request gets does not depend by a bit on what else runs; a request that runs alone "
+            "may take a third longer"
+        ),
+    ] = False
 
 
 def usable_threads(settings: WorkerSettings) -> int:

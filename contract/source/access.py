@@ -30,26 +30,29 @@ _TEXT = re.compile(r"[^\x00-\x1f\x7f]+")
 
 
 class SourceSettings(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A repository behind HTTP(S), where more is to be said of it than its URL.
-
-    ``proxy``: ``http://HOST:PORT``, or ``direct``; left out, the environment's ``HTTP_PROXY``, ``HTTPS_PROXY`` and
-    ``NO_PROXY`` count. ``ca`` (PEM) replaces the system's trusted authorities; ``cert`` and ``key`` are this device's.
-    ``token_file`` holds a bearer token; ``username`` and ``password_file`` are for basic authentication,
-    ``proxy_username`` and ``proxy_password_file`` for that of the proxy. Secrets go to other machines over TLS only,
-    unless ``allow_plaintext`` is true.
+    """``[sources.NAME]``: a repository behind HTTP(S), where more is to be said of it than its URL. Secrets go to other
+    machines over TLS only, unless ``allow_plaintext`` is true.
     """
 
-    url: str
-    proxy: str | None = None
-    ca: FileName | None = None
-    cert: FileName | None = None
-    key: FileName | None = None
-    token_file: FileName | None = None
-    username: str | None = None
-    password_file: FileName | None = None
-    proxy_username: str | None = None
-    proxy_password_file: FileName | None = None
-    allow_plaintext: bool = False
+    url: Annotated[str, Meta(description="http(s) URL of the repository's folder")]
+    proxy: Annotated[
+        str | None,
+        Meta(
+            description="`http://HOST:PORT`, or `direct`; left out: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and "
+            "`NO_PROXY` of the environment"
+        ),
+    ] = None
+    ca: Annotated[FileName | None, Meta(description="authorities (PEM) to trust instead of the system's")] = None
+    cert: Annotated[FileName | None, Meta(description="this device's certificate (PEM)")] = None
+    key: Annotated[FileName | None, Meta(description="the key of `cert`, where it is not in the same file")] = None
+    token_file: Annotated[FileName | None, Meta(description="file that holds a bearer token")] = None
+    username: Annotated[str | None, Meta(description="for basic authentication, with `password_file`")] = None
+    password_file: Annotated[FileName | None, Meta(description="file that holds the password")] = None
+    proxy_username: Annotated[
+        str | None, Meta(description="for basic authentication at the proxy, with `proxy_password_file`")
+    ] = None
+    proxy_password_file: Annotated[FileName | None, Meta(description="file that holds the proxy's password")] = None
+    allow_plaintext: Annotated[bool, Meta(description="allow credentials over http:// to another machine")] = False
 
 
 FILES = ("ca", "cert", "key", "token_file", "password_file", "proxy_password_file")
