@@ -13,6 +13,8 @@ from typing import Literal
 
 from contract.errors import EdgeBundleError, SourceUnavailable
 from contract.mqtt.topics import Topics
+from edge_bundle.broker import BrokerAddress
+from edge_bundle.broker_session import BrokerSession, Message
 from fleet.controller.publisher import Publisher
 from fleet.controller.reconciler import Reconciler
 from fleet.controller.retained import SETTLE_SECONDS, Retained
@@ -22,8 +24,6 @@ from fleet.ingest.reading import FILTERS
 from fleet.store import counters
 from fleet.store.database import Database
 from fleet.store.leader import Leader, LeadershipLost
-from packager.client.broker import BrokerAddress
-from packager.mqtt import BrokerSession, Message
 
 log = logging.getLogger("edge_fleet")
 

@@ -47,8 +47,6 @@ KEEP_SECONDS = 3600
 UNRELATED = (
     "packager/publish",
     "packager/commands",
-    "packager/client",
-    "packager/mqtt",
     "packager/watch",
     "packager/cli.py",
 )

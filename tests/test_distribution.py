@@ -36,11 +36,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(found)
 
 
-def test_wheel_holds_exactly_the_four_packages(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_exactly_the_five_packages(wheel: zipfile.ZipFile) -> None:
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {
         "agent",
         "contract",
+        "edge_bundle",
         "fleet",
         "packager",
     }
@@ -54,7 +55,7 @@ def test_wheel_brings_the_unit_files_that_setup_installs(wheel: zipfile.ZipFile)
 
 def test_wheel_holds_every_module_and_the_type_markers(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    for package in ("agent", "contract", "fleet", "packager"):
+    for package in ("agent", "contract", "edge_bundle", "fleet", "packager"):
         assert f"{package}/py.typed" in names
         for module in (ROOT / package).rglob("*.py"):
             assert str(module.relative_to(ROOT)) in names
@@ -125,7 +126,7 @@ def with_only(directory: Path, modules: tuple[str, ...], *command: str) -> subpr
 
 def test_client_extra_is_enough_for_the_client_and_the_commands_that_ask_devices(tmp_path: Path) -> None:
     small = ("msgspec", "paho")
-    code = "from packager.client.async_client import AsyncClient; from packager.client.client import Client"
+    code = "from edge_bundle import AsyncClient, Client, parse_broker"
     assert with_only(tmp_path, small, "-c", code).stderr == ""
     for command in ("prompt hello --device box", "deploy a@1.0.0 --device box", "watch"):
         ended = with_only(tmp_path, small, "-m", "packager.cli", *command.split(), "--broker", "mqtt://127.0.0.1:1")

@@ -100,7 +100,7 @@ def missing_package(program: str, error: ModuleNotFoundError) -> ConfigInvalid:
         ModuleNotFoundError: ``error`` itself, where a module of ours is missing.
     """
     module = (error.name or "").partition(".")[0]
-    if not module or module in ("agent", "contract", "fleet", "packager"):
+    if not module or module in ("agent", "contract", "edge_bundle", "fleet", "packager"):
         raise error
     package = _DISTRIBUTIONS.get(module, module.replace("_", "-").lower())
     extras = _EXTRAS[program]

@@ -11,9 +11,9 @@ from typing import cast
 from contract.errors import UsageError
 from contract.mqtt.topics import Topics
 from contract.schema_faults import nearest
+from edge_bundle.broker import add_broker, find_broker
 from fleet.commands.context import add_database, find_database
 from fleet.service import ROLES, Role, Service
-from packager.client.broker import add_broker, find_broker
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

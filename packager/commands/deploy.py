@@ -15,8 +15,8 @@ from contract.identifiers import is_identifier, parse_reference
 from contract.mqtt.messages import Reported
 from contract.mqtt.topics import Topics
 from contract.reasons import Reason
-from packager.client.broker import add_broker, find_broker
-from packager.mqtt import BrokerSession
+from edge_bundle.broker import add_broker, find_broker
+from edge_bundle.broker_session import BrokerSession
 
 STATUS_SECONDS = 2.0
 """How long retained documents of a group's devices may take to arrive."""

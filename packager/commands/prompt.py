@@ -12,10 +12,10 @@ from typing import Any
 from contract.errors import RequestInvalid, UsageError
 from contract.mqtt.messages import MAX_REQUEST_BYTES
 from contract.mqtt.pictures import picture_url
-from packager.client.broker import add_broker, find_broker
-from packager.client.client import Client
-from packager.client.replies import Answer
-from packager.client.request_session import raise_error
+from edge_bundle.broker import add_broker, find_broker
+from edge_bundle.client import Client
+from edge_bundle.replies import Answer
+from edge_bundle.request_session import raise_error
 
 MAX_PICTURE_BYTES = (MAX_REQUEST_BYTES - (64 << 10)) * 3 // 4
 """In base64, with 64 KiB of a request left for words."""

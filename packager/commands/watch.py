@@ -15,8 +15,8 @@ import msgspec
 from contract.errors import UsageError
 from contract.identifiers import is_identifier
 from contract.mqtt.topics import Topics
-from packager.client.broker import add_broker, find_broker
-from packager.mqtt import BrokerSession, Message
+from edge_bundle.broker import add_broker, find_broker
+from edge_bundle.broker_session import BrokerSession, Message
 from packager.watch.fleet import CONTESTED, Fleet, describe_event, printable
 
 FOREVER_SECONDS = 10 * 365 * 86400.0

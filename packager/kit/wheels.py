@@ -23,7 +23,7 @@ PIP_SECONDS = 1800
 """Some 100 MB over a slow line."""
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "contract", "packager", "agent", "systemd")
+_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "contract", "edge_bundle", "packager", "agent", "systemd")
 
 
 class Wheel(Struct, frozen=True):

@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct
 
 from contract.identifiers import is_identifier
 from contract.mqtt.messages import Event, Health, Info, Reported, Status
-from packager.mqtt import Message
+from edge_bundle.broker_session import Message
 from packager.watch.samples import LlmReading, SystemReading
 from packager.watch.series import Series, Speed
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from packager.client.replies import Answer, Found, Piece, Queued, Reassembly, Refused
+from edge_bundle.replies import Answer, Found, Piece, Queued, Reassembly, Refused
 
 CASES = json.loads(Path(__file__).with_name("reassembly.json").read_text(encoding="utf-8"))
 

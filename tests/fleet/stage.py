@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from edge_bundle.broker import parse_broker
 from fleet.rollout.model import Bundle, Rollout
 from fleet.rollout.plan import draft
 from fleet.rollout.spec import read_spec
 from fleet.service import Service
 from fleet.store import devices, outbox, rollouts
 from fleet.store.database import Database
-from packager.client.broker import parse_broker
 from tests.broker import Broker
 from tests.fleet.simulate.device import Behaviour, SimulatedDevice, digest_of
 from tests.fleet.waiting import until

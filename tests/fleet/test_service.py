@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from edge_bundle.broker import parse_broker
+from edge_bundle.broker_session import BrokerSession
 from fleet.controller.retained import OURS
 from fleet.rollout.states import TargetState, TurnBack, WaveState
 from fleet.store import audit
 from fleet.store import devices as registry
 from fleet.store.database import Database, parse_database
-from packager.client.broker import parse_broker
-from packager.mqtt import BrokerSession
 from tests.broker import Broker
 from tests.fleet.simulate.links import living
 from tests.fleet.stage import (

@@ -13,7 +13,7 @@ from msgspec import Struct
 from tests.vocabulary.exceptions import EXCEPTIONS
 from tests.vocabulary.retired import PHRASES, WORDS
 
-PACKAGES = ("agent", "contract", "packager")
+PACKAGES = ("agent", "contract", "edge_bundle", "packager")
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _PHRASES = [(re.compile(pattern, re.IGNORECASE), instead) for pattern, instead in PHRASES.items()]

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import sys
 
-from packager.client.broker import DEFAULT, parse_broker
+from edge_bundle.broker import DEFAULT, parse_broker
 from tests.fleet.simulate.device import Behaviour, SimulatedDevice
 from tests.fleet.simulate.links import serve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from packager.mqtt import Message
+from edge_bundle.broker_session import Message
 
 ROOT = "edge/v1"
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.telemetry.llm import LlmMeter
-from packager.mqtt import Message
+from edge_bundle.broker_session import Message
 from packager.watch import fleet as fleets
 from packager.watch.fleet import Fleet, describe_event
 from packager.watch.samples import LlmReading

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from packager.client.broker import BrokerAddress
-from packager.mqtt import BrokerSession
+from edge_bundle.broker import BrokerAddress
+from edge_bundle.broker_session import BrokerSession
 from tests.broker import Broker
 from tests.packager.watch.messages import event, health, info, llm, message, reported, system
 

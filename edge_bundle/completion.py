@@ -8,8 +8,8 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from contract.mqtt.messages import Timing, Usage
-from packager.client.replies import Answer, Found, Piece
-from packager.client.request_session import last_of
+from edge_bundle.replies import Answer, Found, Piece
+from edge_bundle.request_session import last_of
 
 
 class ChatMessage(Struct, frozen=True):

@@ -11,11 +11,11 @@ from typing import Any
 from contract.errors import SourceUnavailable, UsageError
 from contract.identifiers import is_identifier
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
-from packager.client.broker import BrokerAddress
-from packager.client.completion import Chunk, Completion, to_chunk, to_completion
-from packager.client.replies import Answer, Found
-from packager.client.request_session import RequestSession, control_message
-from packager.mqtt import BrokerSession
+from edge_bundle.broker import BrokerAddress
+from edge_bundle.broker_session import BrokerSession
+from edge_bundle.completion import Chunk, Completion, to_chunk, to_completion
+from edge_bundle.replies import Answer, Found
+from edge_bundle.request_session import RequestSession, control_message
 
 GLANCE_SECONDS = 1.0
 """How often a broken connection is looked for while nothing comes."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from contract.mqtt import messages
 from contract.mqtt.messages import Frame, LastFrame, Timing, Usage
-from packager.client.replies import Answer, Found, Piece, Queued, Reassembly, Refused
+from edge_bundle.replies import Answer, Found, Piece, Queued, Reassembly, Refused
 
 
 def last(text: str, sequence: int = 99, attempt: int = 1) -> bytes:

@@ -15,9 +15,9 @@ import pytest
 from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
 from contract.errors import SourceUnavailable, UsageError
-from packager.client.broker import BrokerAddress, parse_broker
-from packager.client.client import Client
-from packager.mqtt import BrokerSession
+from edge_bundle.broker import BrokerAddress, parse_broker
+from edge_bundle.broker_session import BrokerSession
+from edge_bundle.client import Client
 from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto, free_port
 from tests.certificates import Authority, tls_broker
@@ -94,7 +94,7 @@ def test_the_next_node_is_taken_at_the_start_and_when_one_is_gone(tmp_path: Path
 def test_what_speaks_there_instead_is_named_with_the_url_to_write(
     tmp_path: Path, authority: Authority, nats: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("packager.mqtt.CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr("edge_bundle.broker_session.CONNECT_SECONDS", 2.0)
     plain = Broker(tmp_path / "plain")
     plain.start()
     closed = tls_broker(tmp_path / "tls", authority, "good")

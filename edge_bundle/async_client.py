@@ -10,18 +10,18 @@ from typing import Any
 
 from contract.errors import SourceUnavailable
 from contract.mqtt.topics import DEFAULT_ROOT, Topics
-from packager.client.broker import BrokerAddress
-from packager.client.client import client_name, session_name
-from packager.client.completion import Chunk, Completion, to_chunk, to_completion
-from packager.client.replies import Answer, Found
-from packager.client.request_session import RequestSession, control_message
-from packager.mqtt import BrokerSession, Message
+from edge_bundle.broker import BrokerAddress
+from edge_bundle.broker_session import BrokerSession, Message
+from edge_bundle.client import client_name, session_name
+from edge_bundle.completion import Chunk, Completion, to_chunk, to_completion
+from edge_bundle.replies import Answer, Found
+from edge_bundle.request_session import RequestSession, control_message
 
 
 class AsyncClient:
     """``async with AsyncClient(address) as client: await client.complete(device="kitchen-1", messages=[…])``.
 
-    The same as :class:`packager.client.client.Client`, for any number of tasks of one event loop.
+    The same as :class:`edge_bundle.client.Client`, for any number of tasks of one event loop.
 
     Raises (on entering): SourceUnavailable, UsageError.
     """

@@ -14,8 +14,8 @@ import pytest
 from contract.mqtt import messages
 from contract.mqtt.messages import BundleState, Phase, Reported, ReportedError
 from contract.mqtt.topics import Topics
-from packager.client.broker import BrokerAddress
-from packager.mqtt import BrokerSession
+from edge_bundle.broker import BrokerAddress
+from edge_bundle.broker_session import BrokerSession
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker

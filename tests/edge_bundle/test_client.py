@@ -15,12 +15,12 @@ from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from contract.errors import RequestInvalid, SourceUnavailable
 from contract.mqtt.messages import LastFrame, Timing, Usage
-from packager.client.async_client import AsyncClient
-from packager.client.broker import BrokerAddress
-from packager.client.client import Client
-from packager.client.completion import Completion, to_completion
-from packager.client.replies import Answer, Found, Piece, Refused
-from packager.mqtt import BrokerSession
+from edge_bundle.async_client import AsyncClient
+from edge_bundle.broker import BrokerAddress
+from edge_bundle.broker_session import BrokerSession
+from edge_bundle.client import Client
+from edge_bundle.completion import Completion, to_completion
+from edge_bundle.replies import Answer, Found, Piece, Refused
 from tests.agent.device import Device, sealed
 from tests.agent.fake_worker import FakeWorkers
 from tests.broker import Broker
@@ -199,7 +199,7 @@ def test_a_broker_that_is_long_away_is_waited_for(
     device: Device, address: BrokerAddress, broker: Broker, monkeypatch: pytest.MonkeyPatch, flavour: str
 ) -> None:
     """Longer than a publish waits: the request is asked when the broker is back."""
-    monkeypatch.setattr("packager.mqtt.PUBLISH_SECONDS", 0.2)
+    monkeypatch.setattr("edge_bundle.broker_session.PUBLISH_SECONDS", 0.2)
     given_up = threading.Event()
     publish = BrokerSession.publish
 

@@ -9,8 +9,8 @@ import pytest
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
 from contract.mqtt.messages import ErrorBody
-from packager.client.replies import Answer, Piece
-from packager.client.request_session import RETRY_SECONDS, SILENCE_SECONDS, RequestSession, raise_error
+from edge_bundle.replies import Answer, Piece
+from edge_bundle.request_session import RETRY_SECONDS, SILENCE_SECONDS, RequestSession, raise_error
 
 LAST: dict[str, Any] = {
     "s": 1, "text": "all of it", "finish_reason": "stop", "attempt": 1, "bundle": "toy@1.0.0",

@@ -17,7 +17,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from contract.errors import SourceUnavailable, UsageError
 from contract.mqtt.protocol_detection import find_out
-from packager.client.broker import BrokerAddress, endpoint_name
+from edge_bundle.broker import BrokerAddress, endpoint_name
 
 CONNECT_SECONDS = 15.0
 PUBLISH_SECONDS = 15.0

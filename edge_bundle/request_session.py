@@ -16,7 +16,7 @@ from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, Usa
 from contract.identifiers import is_identifier
 from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody, LastFrame
 from contract.mqtt.topics import Topics
-from packager.client.replies import Answer, Found, Reassembly
+from edge_bundle.replies import Answer, Found, Reassembly
 
 SILENCE_SECONDS = 15.0
 """Without any frame for so long, the device is asked again: the same id never costs a second run."""
