@@ -22,7 +22,7 @@ from agent.clock import steady_clock
 from agent.config import AgentConfig
 from agent.host import facts as host
 from agent.host import memory
-from agent.install.garbage_collection import used_bytes
+from agent.install.gc import used_bytes
 from agent.install.prepack import WeightPrepacker
 from agent.install.reconciler import Reconciler
 from agent.mqtt import MAX_TURN_SECONDS

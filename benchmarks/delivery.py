@@ -18,8 +18,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.install.job import InstallJob, Progressed
 from agent.install.ports import SealedBundle
+from agent.install.process.messages import InstallJob, Progressed
 from contract.bundle.manifest import MANIFEST_FILE, Chunk, FileEntry, Manifest, encode_manifest, parse_manifest
 from tests.agent.install.market import Device, Market, make_variant
 

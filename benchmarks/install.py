@@ -20,9 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from agent.install.installer_client import COMMAND
-from agent.install.job import Failed, Reached, encode_line, parse_line
-from agent.install.state_machine import Event
+from agent.install.process.client import COMMAND
+from agent.install.process.messages import Failed, Reached, encode_line, parse_line
+from agent.install.update.state_machine import Event
 from tests.agent.install.market import Market, make_variant
 
 

@@ -15,8 +15,8 @@ from msgspec import Struct
 from agent.commands.context import CliContext, add_context_options, existing_context, format_size, print_table
 from agent.commands.verify import faults_of
 from agent.diagnosis.benchmark import Measurement, measure
-from agent.install.bundle_verifier import read_manifest
 from agent.install.prepack import cpu_id, intact_weights
+from agent.install.verify.bundle_verifier import read_manifest
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.lock import is_held
 from agent.state.opening import open_to_read

@@ -20,7 +20,7 @@ from agent.commands.context import (
     read_context,
 )
 from agent.install.backoff import Backoff
-from agent.install.offline_install import install_offline
+from agent.install.offline import install_offline
 from agent.install.reporter import delay_text
 from agent.operator.control import AgentRefused, Order, call_agent, install_target, raise_for
 from contract.errors import EdgeBundleError, SourceUnavailable

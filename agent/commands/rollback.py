@@ -11,7 +11,7 @@ import os
 from agent.commands.context import CliContext, act_as_owner, add_context_options, existing_context
 from agent.commands.install import ProgressPrinter
 from agent.install.desired import DesiredBundle, rollback_target
-from agent.install.offline_install import install_offline
+from agent.install.offline import install_offline
 from agent.install.status import InstallStatus
 from agent.operator.control import Order, call_agent, check_may_lower_epoch, raise_for
 from agent.state.installation import InstallationState

@@ -140,7 +140,7 @@ def _state_directory(arguments: argparse.Namespace) -> StateDirectory:
 
 
 def _provision(arguments: argparse.Namespace) -> int:
-    from agent.install.trust_refresh import expiry_times
+    from agent.install.trust.refresh import expiry_times
     from contract.trust.store import TrustStore
 
     root = _read(arguments.root)

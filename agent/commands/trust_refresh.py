@@ -9,8 +9,8 @@ from typing import Any
 
 from agent.commands.context import CliContext, absolute_source, act_as_owner, existing_context
 from agent.commands.trust_facts import TrustFacts, read_facts
-from agent.install.installer_client import run_installer
-from agent.install.trust_monitor import refresh_job
+from agent.install.process.client import run_installer
+from agent.install.trust.monitor import refresh_job
 from agent.operator.control import Order, call_agent, sources_to_ask
 from agent.state.lock import FileLock
 

@@ -7,10 +7,10 @@ import json
 import sys
 
 from agent.commands.context import CliContext, add_context_options, existing_context, format_size
-from agent.install.adapters import check_fits
-from agent.install.bundle_verifier import find_faults, read_manifest
-from agent.install.content_policy import check_contents
 from agent.install.prepack import is_intact
+from agent.install.verify.adapters import check_fits
+from agent.install.verify.bundle_verifier import find_faults, read_manifest
+from agent.install.verify.content_policy import check_contents
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.opening import open_to_read
 from contract.errors import BundleRefused

@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import UNSET, Struct
 
 from agent.install.settings import InstallSettings, tighten
-from agent.install.state_machine import State
+from agent.install.update.state_machine import State
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
 from contract.identifiers import Digest

@@ -17,7 +17,8 @@ class SealedBundle(Struct, frozen=True):
     """A bundle on disk whose every byte was verified against a trusted manifest; made only by ``agent.install``.
 
     ``directory`` is read-only and named after ``digest``; ``derived`` holds prepacked weights of this CPU, if any;
-    ``derived_fingerprint`` tell whether they were touched since they were verified (:mod:`agent.install.worker_start`).
+    ``derived_fingerprint`` tells whether they were touched since they were verified
+    (:mod:`agent.install.update.worker_start`).
     ``adapters`` are bundles for this one that are loaded beside it, one of each name.
     """
 

@@ -30,7 +30,7 @@ from agent.engine.config import read_config
 from agent.engine.runtime_errors import Declined
 from agent.host.facts import disk_available, installed_version
 from agent.host.memory import available_memory
-from agent.install.garbage_collection import used_bytes
+from agent.install.gc import used_bytes
 from agent.install.ports import SealedBundle
 from agent.state.layout import StateDirectory
 from agent.worker.prepacking import DECLINED

@@ -1,7 +1,7 @@
 """Reconciles the device with its desired state: the latest desired bundle wins, what failed is retried for as long as
 it is desired, what was refused is not.
 
-:mod:`agent.install.update_runner` does the work. Whatever may be abandoned safely is abandoned when another target
+:mod:`agent.install.update.runner` does the work. Whatever may be abandoned safely is abandoned when another target
 arrives; a switch, a commit or a rollback is finished first.
 """
 
@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from agent.install.desired import DesiredBundle, read_desired, revision_of
-from agent.install.installer_client import Installer, run_installer
 from agent.install.ports import Serving
 from agent.install.prepack import Prepacker
+from agent.install.process.client import Installer, run_installer
 from agent.install.reporter import OnEvent, OnReported, Reporter, reported_error
 from agent.install.settings import InstallSettings
-from agent.install.state_machine import State
-from agent.install.trust_monitor import RefreshResult, TrustMonitor
-from agent.install.update_runner import Outcome, UpdateRunner
+from agent.install.trust.monitor import RefreshResult, TrustMonitor
+from agent.install.update.runner import Outcome, UpdateRunner
+from agent.install.update.state_machine import State
 from agent.state.audit import AuditLog, AuditRateLimiter, suppressed_text
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from agent.install.job import Progressed
-from agent.install.state_machine import State
+from agent.install.process.messages import Progressed
+from agent.install.update.state_machine import State
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.telemetry.installs import InstallMeter
 from contract.errors import EdgeBundleError

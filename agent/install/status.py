@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from agent.install.garbage_collection import used_bytes
+from agent.install.gc import used_bytes
 from agent.state.installation import InstallationState, InstalledBundle, Quarantined
 from agent.state.layout import StateDirectory
 from contract.mqtt.messages import BrokerState, EngineInfo, Health, Reported

@@ -19,7 +19,7 @@ from msgspec import UNSET
 
 from agent.engine.interface import StepEvent
 from agent.install.ports import Footprint, SealedBundle
-from agent.install.worker_start import load_bundle
+from agent.install.update.worker_start import load_bundle
 from agent.mqtt.outbox import Backoff
 from agent.serving.active_request import ActiveRequest
 from agent.serving.events import (

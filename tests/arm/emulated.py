@@ -35,7 +35,7 @@ APART = {"tests/agent/worker/test_isolation.py": "neither seccomp nor Landlock s
 """Tests that emulation of system calls cannot pass, each with what is missing; they are left out and listed."""
 
 MOST_VALUABLE = [
-    "tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/test_worker_start.py",
+    "tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/update/test_worker_start.py",
     "tests/agent/install/test_prepack.py", "tests/agent/diagnosis", "tests/contract",
 ]  # fmt: skip
 """What runs without arguments: what depends on a model or on the processor, and the contract."""

@@ -11,7 +11,11 @@ import sys
 from tests.avx2 import environment, how
 from tests.conftest import CACHE
 
-ENGINE = ["tests/agent/engine", "tests/agent/worker/test_real_worker.py", "tests/agent/install/test_worker_start.py"]
+ENGINE = [
+    "tests/agent/engine",
+    "tests/agent/worker/test_real_worker.py",
+    "tests/agent/install/update/test_worker_start.py",
+]
 """What runs on a model, without arguments."""
 
 

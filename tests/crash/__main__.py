@@ -260,7 +260,7 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, default=SCRATCH if SCRATCH.is_dir() else None, metavar="DIR")
     arguments = parser.parse_args()
     # Loaded once, before forking: a fork that imports tuf takes ten times as long as the installation.
-    import agent.install.trust_refresh  # noqa: F401
+    import agent.install.trust.refresh  # noqa: F401
 
     started = time.monotonic()
     tried: dict[str, Counter[str]] = {}

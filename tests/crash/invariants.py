@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.install.bundle_verifier import verify_bundle
-from agent.install.fetch_plan import plan_ranges, slices_of, unique_files
+from agent.install.download.fetch_plan import matches, plan_ranges, slices_of, unique_files
 from agent.install.prepack import is_intact
-from agent.install.staging import matches
+from agent.install.verify.bundle_verifier import verify_bundle
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory

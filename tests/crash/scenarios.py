@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from agent.install.desired import DesiredBundle, rollback_target
-from agent.install.job import InstallJob
+from agent.install.process.messages import InstallJob
 from agent.install.reconciler import Reconciler
 from agent.state.database import Database
 from agent.state.installation import InstallationState

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.host.facts import Host
-from agent.install import download_pipeline, prepack
-from agent.install.installer import run_job
-from agent.install.job import InstallJob, Line, Progressed
+from agent.install import prepack
+from agent.install.download import pipeline as download_pipeline
 from agent.install.prepack import WeightPrepacker
+from agent.install.process.installer import run_job
+from agent.install.process.messages import InstallJob, Line, Progressed
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.state.database import Database

@@ -51,11 +51,13 @@ def located(cut: Cut) -> Cut:
     if not cut.module.startswith(OURS) or not package.is_dir():
         return cut
     # By path: looking for a module by its name imports the packages above it.
-    files = sorted(package.glob("*.py"))
-    found = [file.stem for file in files if cut.old in file.read_text("utf-8")]
+    files = sorted(package.rglob("*.py"))
+    found = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if cut.old in file.read_text("utf-8")
+    ]
     if len(found) != 1:
         raise LookupError(f"{cut.old!r} stands in {found or 'no module'} of {cut.module}; it must be one")
-    return Cut(f"{cut.module}.{found[0]}", cut.old, cut.new)
+    return Cut(found[0], cut.old, cut.new)
 
 
 def source_of(module: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agent.install.settings import InstallSettings
-from agent.install.state_machine import State
+from agent.install.update.state_machine import State
 from agent.operator.control import ControlServer, Order, call_agent
 from agent.state.audit import read_audit
 from contract.errors import EdgeBundleError

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from agent.commands.status import show
-from agent.install.job import InstallJob, Line, Progressed, Reached, Resolved
-from agent.install.state_machine import Event
+from agent.install.process.messages import InstallJob, Line, Progressed, Reached, Resolved
 from agent.install.status import collect_status
+from agent.install.update.state_machine import Event
 from agent.state.installation import Quarantined
 from contract.identifiers import Digest
 from contract.reasons import Reason

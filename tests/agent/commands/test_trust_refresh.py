@@ -17,7 +17,7 @@ from tests.agent.commands.test_device_commands import edge_agent
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 from tests.agent.install.test_reconciler import active
-from tests.agent.install.test_revocation import warns
+from tests.agent.install.trust.test_revocation import warns
 
 
 @pytest.fixture

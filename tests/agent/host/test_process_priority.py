@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from agent.host.process_priority import MAX_NICE, OOM_SCORE_INSTALLER
-from agent.install.installer import NICENESS
-from agent.install.installer_client import COMMAND as INSTALLER
 from agent.install.prepack import COMMAND as PREPACKING
+from agent.install.process.client import COMMAND as INSTALLER
+from agent.install.process.installer import NICENESS
 
 SECONDS = 30.0
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from agent.install.installer import run_job
-from agent.install.job import InstallJob, Line, Reached
 from agent.install.ports import SealedBundle
-from agent.install.state_machine import Event
+from agent.install.process.installer import run_job
+from agent.install.process.messages import InstallJob, Line, Reached
+from agent.install.update.state_machine import Event
 from agent.state.audit import Entry, read_audit
 from agent.state.database import Database
 from agent.state.installation import InstallationState

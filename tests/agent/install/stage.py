@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 
 from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation
-from agent.install.installer import run_job
-from agent.install.job import InstallJob, Line
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.install.prepack import Prepacker
+from agent.install.process.installer import run_job
+from agent.install.process.messages import InstallJob, Line
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.state.database import Database

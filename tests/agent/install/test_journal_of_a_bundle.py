@@ -15,7 +15,7 @@ from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 from tests.agent.install.test_reconciler import active, failed, stage_for
-from tests.agent.install.test_revocation import SOON, settle
+from tests.agent.install.trust.test_revocation import SOON, settle
 from tests.agent.waiting import until
 
 STEPS = ["wanted", "resolved", "fetched", "canary", "swapped", "probation", "committed"]

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from agent.install.desired import DesiredBundle
-from agent.install.installer import run_job
-from agent.install.job import InstallJob, Line
+from agent.install.process.installer import run_job
+from agent.install.process.messages import InstallJob, Line
 from agent.install.settings import InstallSettings
 from contract.errors import SourceUnavailable
 from contract.reasons import Reason

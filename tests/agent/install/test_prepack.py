@@ -17,7 +17,7 @@ from agent.engine.engine_selection import open_engine
 from agent.engine.interface import FinishEvent, Generation, TokenEvent
 from agent.engine.memory import RESERVE
 from agent.host.memory import mapped_bytes
-from agent.install.garbage_collection import collect_bundles
+from agent.install.gc import collect_bundles
 from agent.install.ports import SealedBundle
 from agent.install.prepack import MEMORY_GROWTH, RECORD_FILE, WeightPrepacker, cpu_id, intact_weights, is_intact
 from agent.install.settings import InstallSettings

@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from agent.install import canary_run
 from agent.install.desired import DesiredBundle
-from agent.install.job import InstallJob, Line, Reached, Resolved
 from agent.install.ports import ServingCounters, Speed
 from agent.install.prepack import WeightPrepacker
+from agent.install.process.messages import InstallJob, Line, Reached, Resolved
 from agent.install.settings import InstallSettings
-from agent.install.state_machine import Event, State
+from agent.install.update import canary_run
+from agent.install.update.state_machine import Event, State
 from agent.state.installation import Failure
 from contract.errors import SourceUnavailable
 from contract.mqtt.messages import BundleReference, Reported

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.install.ports import ServingCounters, Speed
-from agent.install.probation import evaluate_probation
 from agent.install.settings import InstallSettings
+from agent.install.update.probation import evaluate_probation
 from agent.serving.statistics import Statistics
 from agent.state.installation import Failure
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.install.job import Progressed
+from agent.install.process.messages import Progressed
 from contract.system.command_line import main
 from packager.cli import COMMANDS
 from packager.evaluate.comparison import compare_bundles, find_bundle

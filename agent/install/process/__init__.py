@@ -1,0 +1,1 @@
+"""The installer process, and what it and the agent send each other."""

@@ -1,0 +1,1 @@
+"""What lies on this device is what was signed, and nothing in it is dangerous."""
