@@ -1,17 +1,19 @@
-"""The packager's only way to a broker: a thin blocking skin over paho, in our errors and with bounds on every wait."""
+"""The only way to a broker: a thin skin over paho, in our errors and with bounds on every wait."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct
-from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
+from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
@@ -21,9 +23,15 @@ from edge_bundle.broker import BrokerAddress, endpoint_name
 
 CONNECT_SECONDS = 15.0
 PUBLISH_SECONDS = 15.0
+FLUSH_SECONDS = 2.0
+"""How long closing waits until the broker has what was sent: whoever leaves tells devices to stop."""
+
 Protocol = Literal["5", "3.1.1"]
 UNSUPPORTED = "Unsupported protocol version"
 """As paho writes what a broker says that does not know MQTT 5."""
+
+MAX_WAITED_FOR = 100
+"""Of the messages that were sent without waiting; closing looks after the last ones."""
 
 MAX_WAITING = 10_000
 """Messages that the caller has not looked at; beyond, the oldest are dropped (last frames repeat everything)."""
@@ -61,6 +69,8 @@ class BrokerSession:
         self._messages: queue.Queue[Message] = queue.Queue(MAX_WAITING)
         self._filters: list[str] = []
         self._granted: dict[int, threading.Event] = {}
+        self._subscribing = threading.Lock()
+        self._unacknowledged: deque[MQTTMessageInfo] = deque(maxlen=MAX_WAITED_FOR)
         self._answered = threading.Event()
         self._accepted = False
         self._closed = False
@@ -154,6 +164,8 @@ class BrokerSession:
         if not self._accepted:
             # Before it has answered: it will not.
             self._answered.set()
+        for waiting in list(self._granted.values()):
+            waiting.set()
         self._turn(client)
 
     def __enter__(self) -> BrokerSession:
@@ -168,7 +180,14 @@ class BrokerSession:
         return bool(self._client.is_connected())
 
     def close(self) -> None:
+        """End the connection, once the broker has what :meth:`send` sent."""
         self._closed = True
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while self._unacknowledged and self.connected and (left := deadline - time.monotonic()) > 0:
+            # One that the queue did not take has nothing to wait for.
+            with contextlib.suppress(RuntimeError, ValueError):
+                self._unacknowledged[0].wait_for_publish(left)
+            self._unacknowledged.popleft()
         self._end()
 
     def _end(self) -> None:
@@ -186,15 +205,24 @@ class BrokerSession:
         Raises:
             SourceUnavailable: the broker refuses it or does not answer.
         """
-        self._filters += filters
-        done = threading.Event()
-        mid = self._subscribe(self._client, filters)
-        if mid is not None:
+        with self._subscribing:
+            self._filters += [each for each in filters if each not in self._filters]
+            done = threading.Event()
+            mid = self._subscribe(self._client, filters)
+            if mid is None:
+                raise SourceUnavailable(f"the broker {self.address.name} is away; the subscription follows")
             self._granted[mid] = done
-        if not done.wait(CONNECT_SECONDS):
-            raise SourceUnavailable(f"the broker {self.address.name} does not answer a subscription")
-        if self._refused:
-            raise SourceUnavailable(f"the broker refuses the subscription to {filters[0]}: {self._refused}")
+            answered = done.wait(CONNECT_SECONDS)
+            if mid in self._granted:
+                del self._granted[mid]
+                text = "is away; the subscription follows" if answered else "does not answer a subscription"
+                raise SourceUnavailable(f"the broker {self.address.name} {text}")
+            if self._refused:
+                raise SourceUnavailable(f"the broker refuses the subscription to {filters[0]}: {self._refused}")
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Publish at QoS 1 without waiting; while the broker is away it waits in memory. Any thread may call it."""
+        self._unacknowledged.append(self._client.publish(topic, payload, qos=1))
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Publish at QoS 1 and wait until the broker has it.

@@ -1,63 +1,133 @@
-"""A blocking client: ask a device (or a group) and read the answer as it comes."""
+"""The client without ``await``: :class:`AsyncClient` in a thread of its own, and nothing of its own beside."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
-import secrets
-import time
-from collections.abc import Iterator
-from typing import Any
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from typing import Any, TypeVar, overload
 
-from contract.errors import SourceUnavailable, UsageError
-from contract.identifiers import is_identifier
-from contract.mqtt.topics import DEFAULT_ROOT, Topics
+from contract.errors import UsageError
+from contract.mqtt.topics import DEFAULT_ROOT
+from edge_bundle.async_client import DEFAULT_TIMEOUT, AsyncClient, Offline
 from edge_bundle.broker import BrokerAddress
-from edge_bundle.broker_session import BrokerSession
-from edge_bundle.completion import Chunk, Completion, to_chunk, to_completion
-from edge_bundle.replies import Answer, Found
-from edge_bundle.request_session import RequestSession, control_message
+from edge_bundle.chat import Chat
+from edge_bundle.completion import Chunk, Completion, ParsedCompletion
+from edge_bundle.presence import Device
+from edge_bundle.replies import Found
 
-GLANCE_SECONDS = 1.0
-"""How often a broken connection is looked for while nothing comes."""
+T = TypeVar("T")
 
-
-def client_name(name: str | None) -> str:
-    """A client's name in the topics, a random one for None.
-
-    Raises:
-        UsageError: it cannot stand in a topic.
-    """
-    name = name or f"client-{secrets.token_hex(6)}"
-    if not is_identifier(name):
-        raise UsageError(f"{name!r} cannot be a client's name: use 1 to 64 of A-Z a-z 0-9 _ . -")
-    return name
+UNWIND_SECONDS = 5.0
+"""For what was interrupted to tell the device; it takes milliseconds."""
 
 
-def session_name(name: str) -> str:
-    """The MQTT client id of one connection: a broker ends the older of two that have the same."""
-    return f"{name}-{secrets.token_hex(4)}"
+class _EventLoop:
+    """An event loop in a thread, for callers without one."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="edge-bundle client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Its result. Whatever interrupts the wait (Ctrl-C) cancels it, and it has ended when this returns.
+
+        Raises:
+            UsageError: the loop has ended.
+        """
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+        tasks: list[asyncio.Task[T]] = []
+
+        def start() -> None:
+            task = self._loop.create_task(coroutine)
+            tasks.append(task)
+            task.add_done_callback(lambda ended: _hand_over(ended, done))
+
+        try:
+            self._loop.call_soon_threadsafe(start)
+        except RuntimeError:
+            coroutine.close()
+            raise UsageError("this client is closed") from None
+        if threading.current_thread() is self._thread:
+            # The garbage collector may end an iterator here: it ends by itself then.
+            raise RuntimeError("not from its own thread")
+        try:
+            return done.result()
+        except BaseException:
+            if not done.done():
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+                concurrent.futures.wait([done], UNWIND_SECONDS)
+            raise
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call it in the loop's thread."""
+
+        async def inner() -> T:
+            return function()
+
+        return self.run(inner())
+
+    def stop(self) -> None:
+        """End the thread, once what runs has ended."""
+
+        async def drain() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        with contextlib.suppress(UsageError):
+            self.run(drain())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(UNWIND_SECONDS)
+            self._loop.close()
+
+
+def _hand_over(ended: asyncio.Task[T], done: concurrent.futures.Future[T]) -> None:
+    if ended.cancelled():
+        done.set_exception(concurrent.futures.CancelledError())
+    elif (error := ended.exception()) is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(ended.result())
+
+
+def _close(loop: _EventLoop, core: AsyncClient) -> None:
+    """Also when the interpreter ends: nothing here needs a new thread."""
+    session = loop.call(core.leave)
+    if session is not None:
+        session.close()
+    loop.stop()
 
 
 class Client:
-    """``with Client(address) as client: client.complete(device="kitchen-1", messages=[…])``. For one thread.
+    """``with Client("mqtt://localhost") as client: client.complete(device="kitchen-1", messages=[…])``.
 
-    ``device`` or ``group`` says who is asked, ``seconds`` for how long, and the other keywords are the fields of a
-    request. A broken connection is bridged, a busy device is waited for (unless ``retry`` is false), and neither costs
-    a second run.
+    Every method is :class:`AsyncClient`'s of that name, and any number of threads may call them. Breaking out of a
+    loop, Ctrl-C and a time-out end the request on the device.
 
     Raises (constructor): SourceUnavailable, UsageError.
     """
 
-    def __init__(self, address: BrokerAddress, *, name: str | None = None, root: str = DEFAULT_ROOT) -> None:
-        self.name = client_name(name)
-        self._root = root
-        self._session = BrokerSession(address, session_name(self.name))
+    def __init__(self, address: BrokerAddress | str, *, name: str | None = None, root: str = DEFAULT_ROOT) -> None:
+        self._core = AsyncClient(address, name=name, root=root)
+        self._loop = _EventLoop()
         try:
-            # Any device's topics do: the reply filter names only us.
-            self._session.subscribe(Topics("any", root).client_replies_filter(self.name))
+            self._loop.run(self._core.connect())
         except BaseException:
-            self._session.close()
+            self._loop.stop()
             raise
+        self._finalizer = weakref.finalize(self, _close, self._loop, self._core)
+
+    @property
+    def name(self) -> str:
+        """Our name in the topics."""
+        return self._core.name
 
     def __enter__(self) -> Client:
         return self
@@ -66,48 +136,55 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._session.close()
+        """Cancel what is under way and end the connection."""
+        self._finalizer()
 
+    @overload
     def complete(
         self,
         *,
         device: str | None = None,
         group: str | None = None,
-        seconds: float = 600.0,
+        timeout: float = DEFAULT_TIMEOUT,
         retry: bool = True,
+        offline: Offline = "refuse",
+        parse: None = None,
         **fields: Any,
-    ) -> Completion:
-        """The whole answer.
+    ) -> Completion: ...
 
-        Raises:
-            SourceUnavailable: no answer in time, or the device cannot answer now. RequestInvalid: the request is at
-            fault. EngineFailed: the device failed.
-        """
-        # The frames of a group say who of it answers.
-        body = {"stream": group is not None, **fields}
-        for found in self.ask(body, device=device, group=group, seconds=seconds, retry=retry):
-            if isinstance(found, Answer):
-                return to_completion(found)
-        raise AssertionError("asking ends with an answer or an error")
+    @overload
+    def complete(
+        self,
+        *,
+        device: str | None = None,
+        group: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        retry: bool = True,
+        offline: Offline = "refuse",
+        parse: type[T],
+        **fields: Any,
+    ) -> ParsedCompletion[T]: ...
+
+    def complete(self, *, parse: type[Any] | None = None, **options: Any) -> Completion:
+        """See :meth:`AsyncClient.complete`."""
+        return self._loop.run(self._core.complete(parse=parse, **options))
 
     def stream(
         self,
         *,
         device: str | None = None,
         group: str | None = None,
-        seconds: float = 600.0,
+        timeout: float = DEFAULT_TIMEOUT,
         retry: bool = True,
+        offline: Offline = "refuse",
         **fields: Any,
-    ) -> Iterator[Chunk]:
-        """The answer as it comes; the last chunk says why it ended.
-
-        Raises:
-            As :meth:`complete` does.
-        """
-        request_id = str(fields.setdefault("id", secrets.token_hex(8)))
-        for found in self.ask(fields, device=device, group=group, seconds=seconds, retry=retry):
-            if (chunk := to_chunk(request_id, found)) is not None:
-                yield chunk
+    ) -> Generator[Chunk, None, None]:
+        """See :meth:`AsyncClient.stream`."""
+        return self._iterate(
+            self._core.stream(
+                device=device, group=group, timeout=timeout, retry=retry, offline=offline, **fields
+            )
+        )  # fmt: skip
 
     def ask(
         self,
@@ -115,49 +192,46 @@ class Client:
         *,
         device: str | None = None,
         group: str | None = None,
-        seconds: float = 600.0,
+        timeout: float = DEFAULT_TIMEOUT,
         retry: bool = False,
-    ) -> Iterator[Found]:
-        """Send a request and yield what comes of it; an :class:`Answer` is the end.
+        offline: Offline = "refuse",
+    ) -> Generator[Found, None, None]:
+        """See :meth:`AsyncClient.ask`."""
+        return self._iterate(
+            self._core.ask(body, device=device, group=group, timeout=timeout, retry=retry, offline=offline)
+        )
 
-        ``body`` is the request; it gets an id if it has none.
+    def _iterate(self, found: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        async def following() -> list[T]:
+            try:
+                return [await anext(found)]
+            except StopAsyncIteration:
+                return []
 
-        Raises:
-            SourceUnavailable: no answer within ``seconds``. UsageError, RequestInvalid: as :class:`RequestSession`.
-        """
-        asking = RequestSession(
-            body, name=self.name, root=self._root, device=device, group=group,
-            now=time.monotonic(), seconds=seconds, retry=retry,
-        )  # fmt: skip
-        reconnects = self._session.reconnects
-        while True:
-            if self._session.reconnects != reconnects:
-                reconnects = self._session.reconnects
-                asking.reconnected(time.monotonic())
-            for action in asking.actions(time.monotonic()):
-                # A broker that is away: it is asked again when the connection is back, or the time is up.
-                with contextlib.suppress(SourceUnavailable):
-                    self._session.publish(*asking.message(action))
-            wait = min(GLANCE_SECONDS, max(0.0, asking.due_at() - time.monotonic()))
-            message = self._session.next_message(wait)
-            if message is None:
-                continue
-            for found in asking.feed(message.topic, message.payload, time.monotonic()):
-                yield found
-                if isinstance(found, Answer):
-                    return
+        try:
+            while one := self._loop.run(following()):
+                yield one[0]
+        finally:
+            # Left, interrupted or over. A client that was closed has ended it already.
+            with contextlib.suppress(UsageError):
+                self._loop.run(found.aclose())
+
+    def devices(self) -> dict[str, Device]:
+        """See :meth:`AsyncClient.devices`."""
+        return self._loop.run(self._core.devices())
+
+    def chat(self, **options: Any) -> Chat:
+        """See :meth:`AsyncClient.chat`."""
+        return Chat(self, **options)
 
     def cancel(self, device: str, request_id: str) -> None:
-        """End a request of our own; its last frame says ``cancelled``."""
-        self._control(device, request_id, "cancel")
+        """See :meth:`AsyncClient.cancel`."""
+        self._loop.run(self._core.cancel(device, request_id))
 
     def update(self, device: str, request_id: str, **changes: Any) -> None:
-        """Change sampling parameters of a request of our own; asking yields ``Refused`` if that is wrong."""
-        self._control(device, request_id, "update", set=changes)
+        """See :meth:`AsyncClient.update`."""
+        self._loop.run(self._core.update(device, request_id, **changes))
 
     def resume(self, device: str, request_id: str) -> None:
-        """Ask for all text so far, or for the last frame, of a request of our own."""
-        self._control(device, request_id, "resume")
-
-    def _control(self, device: str, request_id: str, op: str, **more: Any) -> None:
-        self._session.publish(*control_message(self._root, device, self.name, request_id, op, **more))
+        """See :meth:`AsyncClient.resume`."""
+        self._loop.run(self._core.resume(device, request_id))

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import time
+from typing import Any, Generic, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, structs
 
 from contract.mqtt.messages import Timing, Usage
 from edge_bundle.replies import Answer, Found, Piece
 from edge_bundle.request_session import last_of
 
+T = TypeVar("T")
 
-class ChatMessage(Struct, frozen=True):
+
+class FunctionCall(Struct, frozen=True):
+    """``arguments`` is a JSON object, as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True):
+    """A function of ``tools`` that the model wants called; the result goes back as a message of the role ``tool``."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments, read."""
+        return msgspec.json.decode(self.function.arguments or b"{}", type=dict[str, Any])
+
+
+class ChatMessage(Struct, frozen=True, omit_defaults=True):
+    """``reasoning_content`` is what the model thought first, ``tool_calls`` what it wants called."""
+
     content: str
     role: str = "assistant"
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a message of a further request."""
+        thought_out = structs.replace(self, reasoning_content=None)
+        return {**msgspec.to_builtins(thought_out), "role": self.role}
 
 
 class TopLogprob(Struct, frozen=True):
@@ -82,6 +114,17 @@ class Chunk(Struct, frozen=True):
     object: str = "chat.completion.chunk"
 
 
+class ParsedCompletion(Completion, Generic[T], frozen=True, kw_only=True):
+    """A whole answer, and what was read from it as the type that was asked for."""
+
+    parsed: T
+
+
+class _Extras(Struct, frozen=True):
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
 def to_completion(answer: Answer) -> Completion:
     """A request's end in OpenAI's shape.
 
@@ -92,7 +135,12 @@ def to_completion(answer: Answer) -> Completion:
     logprobs = None
     if last.logprobs is not UNSET:
         logprobs = ChoiceLogprobs(msgspec.convert(last.logprobs, list[TokenLogprob]))
-    choice = Choice(0, ChatMessage(last.text), last.finish_reason, logprobs)
+    extras = msgspec.convert(
+        {key: answer.raw[key] for key in ("reasoning_content", "tool_calls") if answer.raw.get(key)},
+        _Extras,
+    )
+    message = ChatMessage(last.text, reasoning_content=extras.reasoning_content, tool_calls=extras.tool_calls)
+    choice = Choice(0, message, last.finish_reason, logprobs)
     return Completion(answer.id, last.bundle, [choice], last.usage, last.timing, last.attempt, int(time.time()))
 
 

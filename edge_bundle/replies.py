@@ -121,3 +121,8 @@ class Reassembly:
         self.tokens = last.usage.completion_tokens
         found.append(Answer(last, None, raw))
         return found
+
+
+def is_refusal(payload: bytes) -> bool:
+    """Whether this says of a control message that it did nothing."""
+    return any(isinstance(each, Refused) for each in Reassembly().feed(payload))

@@ -16,7 +16,7 @@ from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, Usa
 from contract.identifiers import is_identifier
 from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody, LastFrame
 from contract.mqtt.topics import Topics
-from edge_bundle.replies import Answer, Found, Reassembly
+from edge_bundle.replies import Answer, Found, Queued, Reassembly
 
 SILENCE_SECONDS = 15.0
 """Without any frame for so long, the device is asked again: the same id never costs a second run."""
@@ -29,6 +29,8 @@ Action = Literal["ask", "resume"]
 
 class RequestSession:
     """``device`` or ``group`` is asked as client ``name``; with ``retry``, refusals that name a time are waited out.
+
+    ``asked``: whether the request was sent, so that somebody may be at it.
 
     Raises:
         UsageError: neither or both of device and group. RequestInvalid: what a device could not answer on the topic
@@ -44,7 +46,7 @@ class RequestSession:
         device: str | None,
         group: str | None,
         now: float,
-        seconds: float,
+        timeout: float,
         retry: bool,
     ) -> None:
         if (device is None) == (group is None):
@@ -63,15 +65,18 @@ class RequestSession:
                 code=413,
             )
         self.device = device
+        self.asked = False
         self._name = name
         self._root = root
-        self._group = group
-        self._seconds = seconds
+        self.group = group
+        self._timeout = timeout
         self._retry = retry
-        self._deadline = now + seconds
+        self._deadline = now + timeout
         self._ask_at: float | None = now
         self._resume_at: float | None = None
-        self._heard = now
+        self._heard = self._arrived = now
+        self._position: int | None = None
+        self._turned_away: ErrorBody | None = None
         self._reassembly = Reassembly()
 
     @property
@@ -79,7 +84,11 @@ class RequestSession:
         """Where the request goes: to the device that answers it, once that is known."""
         if self.device is not None:
             return Topics(self.device, self._root).generate(self._name)
-        return Topics("any", self._root).group_generate(str(self._group), self._name)
+        return Topics("any", self._root).group_generate(str(self.group), self._name)
+
+    def cancel(self, device: str) -> tuple[str, bytes]:
+        """Topic and payload that end the request on ``device``."""
+        return control_message(self._root, device, self._name, self.id, "cancel")
 
     def message(self, action: Action) -> tuple[str, bytes]:
         """Topic and payload that ``action`` sends."""
@@ -107,19 +116,31 @@ class RequestSession:
             SourceUnavailable: the time is up.
         """
         if now >= self._deadline:
-            raise SourceUnavailable(
-                f"no answer from {self.device or self._group} within {self._seconds:.0f} s; is it online?"
-            )
+            raise SourceUnavailable(self._late())
         if now - self._heard >= SILENCE_SECONDS:
             self._heard_nothing(now)
         found: list[Action] = []
         if self._ask_at is not None and self._ask_at <= now:
             self._ask_at = None
+            self.asked = True
             found.append("ask")
         if self._resume_at is not None and self._resume_at <= now:
             self._resume_at = None
             found.append("resume")
         return found
+
+    def _late(self) -> str:
+        """That the time is up, and how far it came."""
+        within = f"within {self._timeout:g} s"
+        if self._reassembly.shown:
+            came, ago = len(self._reassembly.shown), self._deadline - self._arrived
+            last = f", the last of them {ago:.0f} s ago" if ago >= 1 else ""
+            return f"the answer of {self.device} was not complete {within}: {came} characters had come{last}"
+        if self._turned_away is not None:
+            return f"{self.device} could not answer {within}: {self._turned_away.message}"
+        if self._position is not None:
+            return f"{self.device} had not begun to answer {within}: {self._position} requests were before this one"
+        return f"no answer from {self.device or f'the group {self.group}'} {within}; is it online?"
 
     def due_at(self) -> float:
         """When :meth:`actions` has something to do again."""
@@ -133,13 +154,17 @@ class RequestSession:
             return []
         if device != self.device and self.device is not None:
             return self._hear_another(payload)
-        self._heard = now
+        self._heard = self._arrived = now
         self.device = device
         found = self._read(payload)
+        for each in found:
+            if isinstance(each, Queued):
+                self._position = each.position
         if self._retry and found and isinstance(found[-1], Answer) and _may_pass(found[-1].error):
             error = found[-1].error
             assert error is not None
             wait = RETRY_SECONDS if error.retry_after_ms is UNSET else max(0.05, error.retry_after_ms / 1000)
+            self._turned_away = error
             if now + wait < self._deadline:
                 self._ask_at = now + wait
                 self._heard = now + wait
@@ -149,7 +174,7 @@ class RequestSession:
 
     def _hear_another(self, payload: bytes) -> list[Found]:
         """Another device than the one we listen to: of a group, its whole answer is as good; else it has no say."""
-        if self._group is None:
+        if self.group is None:
             return []
         ends = [one for one in Reassembly().feed(payload) if isinstance(one, Answer) and one.last is not None]
         if not ends:

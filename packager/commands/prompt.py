@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not text.strip():
         raise UsageError("the prompt is empty")
     body = _body(arguments, text)
-    where = {"device": arguments.device, "group": arguments.group, "seconds": arguments.timeout}
+    where = {"device": arguments.device, "group": arguments.group, "timeout": arguments.timeout}
     with Client(find_broker(arguments), name=arguments.client, root=arguments.topic_root) as client:
         if arguments.json:
             return _print_last_frame(client, body, where)

@@ -30,7 +30,7 @@ from contract.bundle.manifest import (
     Requires,
 )
 from contract.identifiers import Digest
-from contract.mqtt.messages import Health
+from contract.mqtt.messages import Health, Info, Limits
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.waiting import until
 
@@ -117,6 +117,8 @@ class Device:
             Observers(self._on_health, self.gateway.on_load),
         )
         self.gateway.serving = self.serving
+        limits = Limits(1, 1, 1, 1, 1, 1, 1)
+        self.gateway.info(Info(self.config.device, "edge/v1", list(self.config.groups), {}, {}, limits, None, None))
         await self.serving.recover()
         self._tasks.append(asyncio.create_task(self.gateway.run()))
 

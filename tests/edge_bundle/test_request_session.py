@@ -21,7 +21,7 @@ LAST: dict[str, Any] = {
 
 def asking(*, device: str | None = None, group: str | None = None, retry: bool = False) -> RequestSession:
     return RequestSession(
-        {"id": "q", "prompt": "x"}, name="me", root="edge/v1", device=device, group=group, now=0.0, seconds=100.0,
+        {"id": "q", "prompt": "x"}, name="me", root="edge/v1", device=device, group=group, now=0.0, timeout=100.0,
         retry=retry,
     )  # fmt: skip
 
@@ -91,13 +91,13 @@ def test_what_a_device_cannot_answer_under_its_id_is_refused_at_once(
 ) -> None:
     """Its answer would go to another topic, and the client wait for the whole of its time."""
     with pytest.raises(RequestInvalid) as caught:
-        RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
+        RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, timeout=9.0, retry=True)
     assert (caught.value.field, caught.value.code) == (field, code)
 
 
 def test_other_scripts_take_the_bytes_that_they_have() -> None:
     body = {"prompt": "语" * 340_000}
-    one = RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, seconds=9.0, retry=True)
+    one = RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, timeout=9.0, retry=True)
     assert json.loads(one.payload)["prompt"] == body["prompt"]
 
 

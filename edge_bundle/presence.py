@@ -1,0 +1,139 @@
+"""What devices say of themselves, from their retained documents, and why one of them cannot be asked now. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from contract.mqtt.messages import Health, Status
+from contract.schema_faults import nearest
+
+T = TypeVar("T")
+
+MAX_DEVICES = 10_000
+"""Whoever may publish here could otherwise fill our memory with names."""
+
+DOCUMENTS = ("status", "health", "info")
+"""Kinds that are read, below ``d/DEVICE/``."""
+
+
+class Groups(Struct, frozen=True):
+    """What is read of ``info``."""
+
+    groups: list[str] = []
+
+
+class Device(Struct, frozen=True):
+    """``online`` by its birth and last will; ``ready``: it answers prompts now, else ``reasons`` says why not."""
+
+    online: bool
+    ready: bool
+    reasons: tuple[str, ...]
+    active: int
+    groups: tuple[str, ...]
+
+    @property
+    def has_model(self) -> bool:
+        return self.ready or "no_model" not in self.reasons
+
+
+class _Documents:
+    def __init__(self) -> None:
+        self.status: Status | None = None
+        self.health: Health | None = None
+        self.info: Groups | None = None
+
+
+class Presence:
+    """Devices by name, as their last documents have them."""
+
+    def __init__(self) -> None:
+        self._devices: dict[str, _Documents] = {}
+
+    def hear(self, device: str, kind: str, payload: bytes) -> None:
+        """A document of ``device``; an empty one takes back what it said."""
+        known = self._devices.get(device)
+        if known is None:
+            if not payload or len(self._devices) >= MAX_DEVICES:
+                return
+            known = self._devices[device] = _Documents()
+        match kind:
+            case "status":
+                known.status = _read(payload, Status)
+            case "health":
+                known.health = _read(payload, Health)
+            case "info":
+                known.info = _read(payload, Groups)
+        if known.status is None and known.health is None and known.info is None:
+            del self._devices[device]
+
+    def device(self, name: str) -> Device | None:
+        """What is known of a device; None where it never said anything."""
+        known = self._devices.get(name)
+        return None if known is None else _view(known)
+
+    def devices(self) -> dict[str, Device]:
+        """Every device that is known."""
+        return {name: _view(known) for name, known in sorted(self._devices.items())}
+
+    def members(self, group: str) -> dict[str, Device]:
+        """Devices that say they belong to ``group``."""
+        return {name: device for name, device in self.devices().items() if group in device.groups}
+
+    def may_answer(self, *, device: str | None, group: str | None) -> bool:
+        """Whether what is known is enough to ask at once."""
+        found = [self.device(device)] if device is not None else self.members(group or "").values()
+        return any(each is not None and each.online and each.has_model for each in found)
+
+    def objection(self, *, device: str | None, group: str | None) -> str | None:
+        """Why ``device`` or ``group`` cannot be asked now, as a sentence; None if it can."""
+        if self.may_answer(device=device, group=group):
+            return None
+        return self._of_device(device) if device is not None else self._of_group(group or "")
+
+    def _of_device(self, name: str) -> str | None:
+        found = self.device(name)
+        if found is None:
+            return self.unknown("device", name, self._devices)
+        return f"the device {name} has no model" if found.online else f"the device {name} is offline"
+
+    def _of_group(self, name: str) -> str:
+        members = self.members(name)
+        online = [device for device in members.values() if device.online]
+        if not members:
+            return self.unknown("group", name, {each for known in self.devices().values() for each in known.groups})
+        if online:
+            return f"no device of the group {name} that is online has a model"
+        return f"every device of the group {name} is offline: {', '.join(list(members)[:8])}"
+
+    def unknown(self, what: str, name: str, known: Collection[str]) -> str:
+        """That no device or group of this name is known, and which one was probably meant."""
+        if not self._devices:
+            return f"the {what} {name} is not known: no device has reported to this broker where this user may read it"
+        near = nearest(name, sorted(known))
+        hint = "" if near is None else f"; did you mean {near}?"
+        missing = f"no device {name} is known" if what == "device" else f"no device of a group {name} is known"
+        return f"{missing} to this broker{hint}"
+
+
+def _view(known: _Documents) -> Device:
+    status, health, info = known.status, known.health, known.info
+    return Device(
+        online=status is not None and status.online,
+        # Without a health document nobody says that it cannot answer.
+        ready=health is None or health.ready,
+        reasons=() if health is None else tuple(health.reasons),
+        active=0 if health is None else health.active,
+        groups=() if info is None else tuple(info.groups),
+    )
+
+
+def _read(payload: bytes, type_: type[T]) -> T | None:
+    """None for what cannot be read: a device of another version, or no device of ours."""
+    try:
+        return msgspec.json.decode(payload, type=type_) if payload else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
