@@ -27,10 +27,25 @@ def join_path(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+FOREIGN_NAMES = {
+    "max_new_tokens": "max_tokens", "max_length": "max_tokens", "num_predict": "max_tokens", "n_predict": "max_tokens",
+    "maxTokens": "max_tokens", "max_output_tokens": "max_tokens", "stop_sequences": "stop", "num_return_sequences": "n",
+    "best_of": "n", "repeat_penalty": "repetition_penalty", "typical_p": "top_p",
+    "format": "response_format", "guided_json": "response_format", "guided_regex": "response_format",
+    "guided_choice": "response_format", "guided_grammar": "response_format", "grammar": "response_format",
+    "json_schema": "response_format", "functions": "tools", "function_call": "tool_choice", "lora": "adapter",
+    "system": "messages", "input": "messages", "think": "reasoning_effort", "reasoning": "reasoning_effort",
+    "timeout": "deadline_ms", "request_id": "id",
+}  # fmt: skip
+"""What other programs call what is called otherwise here."""
+
+
 def nearest(name: object, known: Sequence[str]) -> str | None:
     """What was probably meant by ``name``."""
     if not isinstance(name, str) or len(name) > MAX_COMPARED:
         return None
+    if (ours := FOREIGN_NAMES.get(name)) in known:
+        return ours
     return next(iter(difflib.get_close_matches(name.lower(), known, 1)), None)
 
 
@@ -90,9 +105,7 @@ def _inner(value: Any, type_: Any, flawed: Sequence[str], path: str) -> Iterator
     """Faults of the parts of ``value``; none where it has no parts, or is itself what is wrong."""
     choices = _choices(type_)
     if isinstance(value, dict):
-        structs = [each for each in choices if isinstance(each, type) and issubclass(each, msgspec.Struct)]
-        if len(structs) > 1:
-            structs = [each for each in structs if value.get(_config(each).tag_field or "") == _config(each).tag]
+        structs = _structs(value, choices)
         if len(structs) == 1:
             yield from _members(value, structs[0], flawed, path)
         for each in choices if not structs else []:
@@ -104,6 +117,33 @@ def _inner(value: Any, type_: Any, flawed: Sequence[str], path: str) -> Iterator
             if typing.get_origin(each) is list:
                 for number, member in enumerate(value):
                     yield from schema_faults(member, typing.get_args(each)[0], flawed, f"{path}[{number}]")
+
+
+def _structs(value: dict[str, Any], choices: Sequence[Any]) -> list[type[msgspec.Struct]]:
+    """Those of ``choices`` that ``value`` may be meant for."""
+    structs = [each for each in choices if isinstance(each, type) and issubclass(each, msgspec.Struct)]
+    if len(structs) > 1:
+        structs = [each for each in structs if value.get(_config(each).tag_field or "") == _config(each).tag]
+    return structs
+
+
+def without_nulls(value: Any, type_: Any) -> Any:
+    """``value`` without the members that are null and might have been left out, as deep as ``type_`` has structs."""
+    choices = _choices(type_)
+    if isinstance(value, dict):
+        structs = _structs(value, choices)
+        if len(structs) != 1:
+            return value
+        fields, hints = _fields(structs[0]), _hints(structs[0])
+        return {
+            key: without_nulls(member, hints[fields[key].name]) if key in fields else member
+            for key, member in value.items()
+            if member is not None or key not in fields or fields[key].required
+        }
+    if isinstance(value, list):
+        items = next((typing.get_args(each)[0] for each in choices if typing.get_origin(each) is list), None)
+        return value if items is None else [without_nulls(member, items) for member in value]
+    return value
 
 
 def _config(struct: type[msgspec.Struct]) -> Any:

@@ -19,7 +19,7 @@ import msgspec
 
 from contract.errors import BundleRefused, Fault
 from contract.reasons import Reason
-from contract.schema_faults import MAX_FAULTS, join_path, schema_faults
+from contract.schema_faults import MAX_FAULTS, join_path, schema_faults, without_nulls
 
 T = TypeVar("T")
 
@@ -221,13 +221,24 @@ def decode(data: bytes, type_: type[T], *, max_bytes: int, what: str, max_depth:
     return found
 
 
-def examine(data: bytes, type_: type[T], *, max_bytes: int, what: str, max_depth: int = MAX_DEPTH) -> T | Examined:
-    """As :func:`decode`, except that a document with faults is told about.
+def examine(
+    data: bytes,
+    type_: type[T],
+    *,
+    max_bytes: int,
+    what: str,
+    max_depth: int = MAX_DEPTH,
+    null_is_absent: bool = False,
+) -> T | Examined:
+    """As :func:`decode`, except that a document with faults is told about. ``null_is_absent``: a member that may be
+    left out may be null as well.
 
     Raises:
         BundleRefused: it is too large, too deep, or not JSON at all.
     """
     document, flaws = _parse(data, max_bytes, what, max_depth)
+    if null_is_absent and b"null" in data:
+        document = without_nulls(document, type_)
     try:
         if not flaws:
             return msgspec.convert(document, type_)

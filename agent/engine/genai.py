@@ -50,6 +50,8 @@ CAPABILITIES = (
     "logit_bias",
     "min_p",
     "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
     "repetition_penalty",
     "no_repeat_ngram_size",
     "num_beams",
@@ -293,6 +295,8 @@ def _check_beams(generation: Generation) -> None:
         "temperature": generation.temperature > 0,
         "logprobs": generation.logprobs,
         "logit_bias": bool(generation.logit_bias),
+        "presence_penalty": generation.presence_penalty != 0,
+        "frequency_penalty": generation.frequency_penalty != 0,
         "response_format": generation.grammar is not None,
     }
     for field, given in ignored.items():

@@ -17,7 +17,7 @@ READ_SLICE = 128
 """Prompt tokens that a step reads at most: cancel waits for one slice; slices of 64 to 256 cost nothing."""
 
 ChatTurn = dict[str, str | list[str | None]]
-"""``role`` and ``content``: a text, or texts and None where the request's next picture stands."""
+"""``role``, ``name`` if there is one, and ``content``: a text, or texts and None where the next picture stands."""
 
 
 class Generation(Struct, frozen=True):
@@ -25,7 +25,7 @@ class Generation(Struct, frozen=True):
 
     ``pictures`` are PNG or JPEG files that nobody has looked into yet, one for each None in ``messages``.
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``max_tokens`` None means up to the context's
-    end. ``client`` scopes the prefix cache.
+    end. ``client`` scopes the prefix cache. ``reasoning_effort`` is the chat template's to read.
     """
 
     request: int
@@ -46,9 +46,12 @@ class Generation(Struct, frozen=True):
     logit_bias: dict[int, float] = {}
     grammar: tuple[str, str] | None = None
     num_beams: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     adapter: str | None = None
+    reasoning_effort: str | None = None
 
 
 class TokenEvent(Struct, frozen=True, tag="token"):

@@ -27,6 +27,8 @@ UPDATABLE = frozenset(
         "top_p",
         "top_k",
         "min_p",
+        "presence_penalty",
+        "frequency_penalty",
         "repetition_penalty",
         "no_repeat_ngram_size",
         "logit_bias",
@@ -45,7 +47,9 @@ class Sampler:
         self.generation = generation
         self._eos = eos
         self._generated = 0
-        self._random = np.random.Generator(np.random.PCG64(generation.seed))
+        seed = generation.seed
+        self._random = np.random.Generator(np.random.PCG64(None if seed is None else seed % 2**64))
+        self._uses = Uses()
         self._tokens: list[int] = list(prompt)
         self._seen: set[int] = set(self._tokens)
         self._follow: dict[tuple[int, ...], set[int]] = {}
@@ -72,6 +76,7 @@ class Sampler:
     def accept(self, token: int) -> None:
         """The token was taken into the sequence."""
         self._generated += 1
+        self._uses.add(token)
         self._tokens.append(token)
         self._seen.add(token)
         size = self.generation.no_repeat_ngram_size
@@ -88,14 +93,22 @@ class Sampler:
 
     def _plain(self, mask: NDArray[np.bool_] | None) -> bool:
         """Greedy, and only bans can change what is best: no copy of the row is needed while they do not."""
+        return self.generation.temperature <= 0 and mask is None and not self._penalises()
+
+    def _penalises(self) -> bool:
+        """Whether bias or penalties change the logits."""
         wanted = self.generation
-        return wanted.temperature <= 0 and not wanted.logit_bias and wanted.repetition_penalty == 1.0 and mask is None
+        return bool(
+            wanted.logit_bias or wanted.repetition_penalty != 1.0 or wanted.presence_penalty or wanted.frequency_penalty
+        )
 
     def _shape(self, logits: Row, mask: NDArray[np.bool_] | None) -> Row:
-        """Bias, penalties and bans, in the order of Hugging Face's processors."""
+        """Bias, penalties and bans, in the order of Hugging Face's processors; presence and frequency come last of the
+        penalties, as in vLLM.
+        """
         wanted = self.generation
         banned = self._banned()
-        if not (wanted.logit_bias or wanted.repetition_penalty != 1.0 or banned or mask is not None):
+        if not (self._penalises() or banned or mask is not None):
             return logits
         row = logits.copy()
         for token, bias in wanted.logit_bias.items():
@@ -105,6 +118,9 @@ class Sampler:
             values = row[seen]
             penalty = np.float32(wanted.repetition_penalty)
             row[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if wanted.presence_penalty or wanted.frequency_penalty:
+            used, counts = self._uses.tokens, self._uses.counts
+            row[used] -= np.float32(wanted.presence_penalty) + np.float32(wanted.frequency_penalty) * counts
         if banned:
             self._ban(row, banned, mask)
         if mask is not None:
@@ -153,6 +169,33 @@ class Sampler:
             weights = weights[likely]
         position = drawn(weights, self._random.random())
         return position if tokens is None else int(tokens[position])
+
+
+class Uses:
+    """How often each token was generated: what presence and frequency penalties go by, the prompt apart."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, int] = {}
+        self._tokens = np.zeros(64, np.int64)
+        self._counts = np.zeros(64, np.float32)
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Each once."""
+        return self._tokens[: len(self._slots)]
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        return self._counts[: len(self._slots)]
+
+    def add(self, token: int) -> None:
+        """It was generated once more."""
+        slot = self._slots.setdefault(token, len(self._slots))
+        if slot == len(self._tokens):
+            self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._tokens[slot] = token
+        self._counts[slot] += 1
 
 
 def drawn(weights: Row, share: float) -> int:

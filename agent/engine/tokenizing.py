@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ MARKS = "\ue0f0\ue0f1\ue0f2\ue0f3"
 
 ASSISTANT_ROLE = "assistant"
 """The role of what the model itself said."""
+
+SYSTEM_ROLE, DEVELOPER_ROLE = "system", "developer"
+"""Two names of one role; templates that do not know the second get the first."""
+
+EFFORT, THINKING = "reasoning_effort", "enable_thinking"
+"""Variables by which templates are told how much to think, and whether at all."""
+
+NO_EFFORT = "none"
 
 NONE: frozenset[str] = frozenset()
 
@@ -57,6 +65,7 @@ class Tokenizing:
         # What a template does not write, it cannot look for.
         self._looked_for = [text for text in controls if text in files.default]
         self.chat = self._template.exists
+        self._text = files.default
         self._control = re.compile("|".join(re.escape(text) for text in controls)) if controls else None
         self._tokenizer_file = bundle_dir / "tokenizer.json"
         self._vocabulary: Vocabulary | None = None
@@ -73,13 +82,10 @@ class Tokenizing:
             raise RequestInvalid("this model has no chat template: give a prompt", field="messages")
         mark = _free_mark(generation.messages, MARKS)
         picture = _free_mark(generation.messages, PICTURE_MARKS)
-        turns = [
-            {"role": str(turn["role"]), "content": picture.join(_clean(text, mark, picture) for text in _texts(turn))}
-            for turn in generation.messages
-        ]
-        if any("\0" in turn["content"] for turn in turns):
+        turns = [self._turn(turn, mark, picture) for turn in generation.messages]
+        if any("\0" in text for turn in turns for text in turn.values()):
             raise RequestInvalid("a NUL character cannot be given to a model", field="messages")
-        rendered = self._render(turns, mark)
+        rendered = self._render(turns, mark, self._variables(generation))
         if rendered.count(picture) != len(pictures):
             raise RequestInvalid("the chat template of this model loses pictures", field="messages")
         left = iter(pictures)
@@ -90,6 +96,35 @@ class Tokenizing:
             elif piece:
                 ids.extend(self.encode(piece, "messages") if number == 0 else self.encode_more(piece, "messages"))
         return ids
+
+    def _turn(self, turn: ChatTurn, mark: str, picture: str) -> dict[str, str]:
+        """``turn`` for the template, with ``picture`` where each of its pictures stands."""
+        role = str(turn["role"])
+        found = {
+            "role": SYSTEM_ROLE if role == DEVELOPER_ROLE and DEVELOPER_ROLE not in self._text else role,
+            "content": picture.join(_clean(text, mark, picture) for text in _texts(turn)),
+        }
+        return {**found, "name": _clean(str(turn["name"]), mark, picture)} if "name" in turn else found
+
+    def _variables(self, generation: Generation) -> dict[str, Any]:
+        """What the template is told besides the messages.
+
+        Raises:
+            RequestInvalid: it cannot be told how much to think.
+        """
+        effort = generation.reasoning_effort
+        found: dict[str, Any] = {}
+        if effort is None:
+            return found
+        if EFFORT in self._text:
+            found[EFFORT] = effort
+        if THINKING in self._text:
+            found[THINKING] = effort != NO_EFFORT
+        if not found and effort != NO_EFFORT:
+            raise RequestInvalid(
+                "the chat template of this model knows no reasoning effort: leave it out", field="reasoning_effort"
+            )
+        return found
 
     def encode(self, text: str, field: str) -> list[int]:
         """Token ids of a text as it is, without what stands before a text; control tokens written out in it are such.
@@ -143,7 +178,7 @@ class Tokenizing:
         """A new ``TokenizerStream``: its ``decode(id)`` gives text once its characters are complete."""
         return self._tokenizer.create_stream()
 
-    def _render(self, turns: list[dict[str, str]], mark: str) -> str:
+    def _render(self, turns: list[dict[str, str]], mark: str, variables: Mapping[str, Any]) -> str:
         """What the template makes of ``turns``, with a mark in every control token's text that was in them.
 
         A template looks for some of them in what was said, and takes a thought out of it. There it must find them:
@@ -158,11 +193,12 @@ class Tokenizing:
             broken = [
                 {
                     **turn,
+                    **({"name": self._break(turn["name"], mark, NONE)} if "name" in turn else {}),
                     "content": self._break(turn["content"], mark, whole if turn["role"] == ASSISTANT_ROLE else NONE),
                 }
                 for turn in turns
             ]
-            return self._template.render(broken, allowance=allowance)
+            return self._template.render(broken, variables=variables, allowance=allowance)
 
         assistant_text = "\n".join(turn["content"] for turn in turns if turn["role"] == ASSISTANT_ROLE)
         whole = frozenset(text for text in self._looked_for if text in assistant_text)

@@ -119,7 +119,7 @@ class Intake:
         may_insert = self._refusal(incoming.client, len(incoming.payload)) is None
         future = self._result_store.accept(
             key,
-            reading.request_fingerprint(incoming.payload),
+            reading.request_fingerprint(request),
             incoming.payload,
             deadline_at=None if seconds is None else self._now_unix() + seconds,
             correlation=incoming.correlation,

@@ -25,6 +25,9 @@ from contract.mqtt.pictures import picture_bytes
 
 T = TypeVar("T")
 
+INSTRUCTIONS = ("system", "developer")
+"""Roles of messages that take the place of the bundle's system prompt."""
+
 NO_MODEL = "no_model"
 UNLOADED = "unloaded"
 STORE_READ_ONLY = "store_read_only"
@@ -68,7 +71,7 @@ def to_generation(
         messages=None if request.messages is UNSET else _turns(request.messages, signed.system_prompt),
         pictures=[] if request.messages is UNSET else _pictures(request.messages),
         prompt=None if request.prompt is UNSET else request.prompt,
-        max_tokens=defaults.max_tokens if request.max_tokens is UNSET else request.max_tokens,
+        max_tokens=defaults.max_tokens if request.token_limit is UNSET else request.token_limit,
         min_tokens=request.min_tokens,
         # Beam search is greedy, whatever the bundle's default for a single answer is.
         temperature=_first(request.temperature, defaults.temperature if request.num_beams == 1 else None, 0.0),
@@ -82,9 +85,12 @@ def to_generation(
         logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
         grammar=grammar,
         num_beams=request.num_beams,
+        presence_penalty=_first(request.presence_penalty, defaults.presence_penalty, 0.0),
+        frequency_penalty=_first(request.frequency_penalty, defaults.frequency_penalty, 0.0),
         repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         no_repeat_ngram_size=_first(request.no_repeat_ngram_size, defaults.no_repeat_ngram_size, 0),
         adapter=request.adapter,
+        reasoning_effort=None if request.reasoning_effort is UNSET else request.reasoning_effort,
     )
     return structs.replace(generation, **changes) if changes else generation
 
@@ -99,14 +105,18 @@ def _first(asked: T | UnsetType, signed: T | None, otherwise: T) -> T:
 def _turns(messages: list[Message], system_prompt: str | None) -> list[ChatTurn]:
     """The messages, after the bundle's system prompt where they bring none of their own."""
     turns = [_turn(message) for message in messages]
-    if system_prompt is None or any(turn["role"] == "system" for turn in turns):
+    if system_prompt is None or any(turn["role"] in INSTRUCTIONS for turn in turns):
         return turns
     return [{"role": "system", "content": system_prompt}, *turns]
 
 
 def _turn(message: Message) -> ChatTurn:
     parts = [None if isinstance(part, ImagePart) else part.text for part in message.parts]
-    return {"role": message.role, "content": parts if None in parts else "".join(part or "" for part in parts)}
+    turn: ChatTurn = {
+        "role": message.role,
+        "content": parts if None in parts else "".join(part or "" for part in parts),
+    }
+    return turn if message.name is UNSET else {**turn, "name": message.name}
 
 
 def _pictures(messages: list[Message]) -> list[bytes]:
@@ -117,7 +127,9 @@ def _pictures(messages: list[Message]) -> list[bytes]:
 def read_changes(changes: dict[str, Any]) -> dict[str, Any]:
     """The ``set`` of an update that :func:`contract.mqtt.reading.parse_control` took, as the engine sees it."""
     checked = msgspec.convert(changes, GenerateRequest)
-    result = {name: getattr(checked, name) for name in changes if name != "stop"}
+    result = {name: getattr(checked, name) for name in changes if name not in ("stop", "max_completion_tokens")}
+    if checked.token_limit is not UNSET:
+        result["max_tokens"] = checked.token_limit
     if "stop" in changes:
         result["stops"] = checked.stops
     return result

@@ -138,6 +138,8 @@ class GenerationDefaults(Struct, frozen=True, forbid_unknown_fields=True, omit_d
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
     no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None

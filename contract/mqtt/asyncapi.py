@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from contract.mqtt.asyncapi_rules import faults
+from contract.mqtt.asyncapi_rules import faults, references
 from contract.mqtt.messages import (
     ControlRefused,
     ControlRequest,
@@ -89,9 +89,38 @@ def document() -> dict[str, Any]:
                     for _, _, name in TELEMETRY
                 },
             },
-            "schemas": _without_discriminators(components),
+            "schemas": _without_discriminators(_with_nulls(components)),
         },
     }
+
+
+def _with_nulls(schemas: dict[str, Any]) -> dict[str, Any]:
+    """``schemas``, where null stands for a member that a message to the device may leave out."""
+    left, taken = [ControlRequest.__name__, GenerateRequest.__name__], set[str]()
+    while left:
+        name = left.pop()
+        if name not in taken:
+            taken.add(name)
+            left += [target.rpartition("/")[2] for _, target in references(schemas[name])]
+    return {name: _nullable(schema) if name in taken else schema for name, schema in schemas.items()}
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    needed = schema.get("required", [])
+    members = {
+        name: member if name in needed else _or_null(member) for name, member in schema.get("properties", {}).items()
+    }
+    return {**schema, "properties": members}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    null = {"type": "null"}
+    if not schema or null in schema.get("anyOf", []):
+        return schema
+    own = {key: found for key, found in schema.items() if key != "default"}
+    kinds = own.get("anyOf", [own])
+    default = {"default": schema["default"]} if "default" in schema else {}
+    return {"anyOf": [*kinds, null], **default}
 
 
 def _without_discriminators(schema: Any) -> Any:

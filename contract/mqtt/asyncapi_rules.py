@@ -29,7 +29,7 @@ BINDING = {"qos", "retain", "messageExpiryInterval", "bindingVersion"}
 SCHEMA = {
     "title", "description", "type", "properties", "required", "additionalProperties", "items", "enum", "anyOf",
     "default", "pattern", "minLength", "maxLength", "minItems", "maxItems", "maxProperties", "minimum", "maximum",
-    "exclusiveMinimum", "$ref",
+    "exclusiveMinimum", "propertyNames", "$ref",
 }  # fmt: skip
 TYPES = {"null", "boolean", "integer", "number", "string", "array", "object"}
 NUMBERS = {
@@ -43,10 +43,10 @@ def faults(document: dict[str, Any]) -> list[str]:
     if document.get("asyncapi") != "3.0.0":
         found.append("asyncapi must be 3.0.0")
     found += [f"info.{name} is missing" for name in ("title", "version") if not document.get("info", {}).get(name)]
-    references = list(_references(document))
-    found += [f"{pointer}: {target} leads nowhere" for pointer, target in references if _find(document, target) is None]
+    leading = list(references(document))
+    found += [f"{pointer}: {target} leads nowhere" for pointer, target in leading if _find(document, target) is None]
     components = document.get("components", {})
-    reached = {target for _, target in references}
+    reached = {target for _, target in leading}
     for kind in ("messages", "schemas"):
         for name in components.get(kind, {}):
             if f"#/components/{kind}/{name}" not in reached:
@@ -100,7 +100,7 @@ def _schema(pointer: str, schema: Any) -> Iterator[str]:
         return
     yield from _keys(schema, SCHEMA, pointer)
     yield from _keywords(pointer, schema)
-    parts = [(name, schema[name]) for name in ("items", "additionalProperties") if name in schema]
+    parts = [(name, schema[name]) for name in ("items", "additionalProperties", "propertyNames") if name in schema]
     parts += schema.get("properties", {}).items()
     parts += [(f"anyOf[{index}]", inner) for index, inner in enumerate(schema.get("anyOf", []))]
     for name, inner in parts:
@@ -129,15 +129,16 @@ def _keys(found: dict[str, Any], allowed: set[str], pointer: str) -> Iterator[st
         yield f"{pointer} may not have {name}"
 
 
-def _references(node: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
+def references(node: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
+    """Every reference in ``node``: where it stands, and what it points to."""
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
             yield pointer, node["$ref"]
         for name, inner in node.items():
-            yield from _references(inner, f"{pointer}.{name}".lstrip("."))
+            yield from references(inner, f"{pointer}.{name}".lstrip("."))
     elif isinstance(node, list):
         for index, inner in enumerate(node):
-            yield from _references(inner, f"{pointer}[{index}]")
+            yield from references(inner, f"{pointer}[{index}]")
 
 
 def _find(document: Any, target: str) -> Any:

@@ -32,45 +32,88 @@ MAX_PARTS = 64
 MAX_PICTURES = 8
 """In one request. Each becomes hundreds to thousands of tokens, and the request as a whole stays within its bytes."""
 
+MAX_CHOICES = 16
+"""Answers from one prompt."""
+
+MAX_METADATA = 16
+MAX_LABEL = 512
+"""Characters of what a client writes for itself: a user, a cache key, a value of ``metadata``."""
+
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$(?!\n)")]
 """``$`` alone lets a line break follow, and brokers cut whoever publishes to a topic with one."""
+
+
+Label = Annotated[str, Meta(max_length=MAX_LABEL)]
 
 
 class TextPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
     """A text among pictures."""
 
     text: str
+    prompt_cache_breakpoint: dict[str, Any] | UnsetType = UNSET
+
+
+class RefusalPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
+    """What the model said when it refused: read as its text."""
+
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
 
 
 class ImageUrl(Struct, frozen=True, forbid_unknown_fields=True):
-    """``url`` is the picture itself, ``data:image/png;base64,…`` or ``image/jpeg``: a device fetches nothing."""
+    """``url`` is the picture itself, ``data:image/png;base64,…`` or ``image/jpeg``: a device fetches nothing.
+
+    ``detail`` changes nothing: a model has one size of its own for pictures.
+    """
 
     url: str
-    detail: Literal["auto"] = "auto"
+    detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="image_url"):
     """A picture among texts, for models with the capability ``vision``."""
 
     image_url: ImageUrl
+    prompt_cache_breakpoint: dict[str, Any] | UnsetType = UNSET
 
 
-Parts = Annotated[list[TextPart | ImagePart], Meta(min_length=1, max_length=MAX_PARTS)]
+Part = TextPart | ImagePart | RefusalPart
+Parts = Annotated[list[Part], Meta(min_length=1, max_length=MAX_PARTS)]
 
 
 class Message(Struct, frozen=True, forbid_unknown_fields=True):
-    """One turn of a chat: a text, or texts and pictures in their order."""
+    """One turn of a chat: a text, or texts and pictures in their order.
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str | Parts
+    ``developer`` is ``system`` where the chat template knows no such role. An assistant's turn may have no ``content``,
+    and what its answers bring besides (``refusal``, ``annotations``), so that an answer can be sent back as it came.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Parts | UnsetType = UNSET
+    name: Label | UnsetType = UNSET
+    refusal: str | UnsetType = UNSET
+    annotations: list[dict[str, Any]] | UnsetType = UNSET
+    audio: dict[str, Any] | UnsetType = UNSET
+    function_call: dict[str, Any] | UnsetType = UNSET
+    tool_calls: list[dict[str, Any]] | UnsetType = UNSET
+    tool_call_id: Label | UnsetType = UNSET
 
     @property
-    def parts(self) -> list[TextPart | ImagePart]:
-        return [TextPart(self.content)] if isinstance(self.content, str) else self.content
+    def parts(self) -> list[Part]:
+        if isinstance(self.content, list):
+            return self.content
+        text = self.content if self.content is not UNSET else self.refusal
+        return [] if text is UNSET else [TextPart(text)]
 
 
 class JsonSchemaFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    """``strict`` changes nothing: an answer always keeps to its schema. Nor do ``name`` and ``description``."""
+
     name: str = "schema"
+    description: str = ""
     schema: dict[str, Any] = {}
     strict: bool = True
 
@@ -83,6 +126,13 @@ class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
     regex: Annotated[str, Meta(max_length=4096)] | None = None
 
 
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """Both change nothing: the last frame always has ``usage``, and frames are not padded."""
+
+    include_usage: bool = True
+    include_obfuscation: bool = False
+
+
 AdapterName = Annotated[str, Meta(pattern=r"^[a-z0-9._-]{1,64}(@[0-9A-Za-z.+-]{1,64})?$(?!\n)", max_length=129)]
 """The name of an adapter bundle, or NAME@VERSION."""
 
@@ -91,19 +141,23 @@ class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """A request for text; exactly one of ``messages`` and ``prompt``. Times in milliseconds.
 
     ``prompt`` is taken as it is, ``messages`` go through the model's chat template. What the request leaves open, the
-    bundle's ``behaviour`` may say; else it is generated greedily, without penalties, up to the end of the context.
+    bundle's ``behaviour`` may say; else it is generated greedily, without penalties, up to the end of the context. A
+    member that is null is as if it were left out.
     """
 
     id: Identifier | UnsetType = UNSET
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | UnsetType = UNSET
     prompt: Annotated[str, Meta(min_length=1)] | UnsetType = UNSET
+    model: Annotated[str, Meta(max_length=256)] | UnsetType = UNSET
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] = 1
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | UnsetType = UNSET
+    max_completion_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] | UnsetType = UNSET
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 0
     temperature: Annotated[float, Meta(ge=0, le=2)] | UnsetType = UNSET
     top_p: Annotated[float, Meta(gt=0, le=1)] | UnsetType = UNSET
     top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | UnsetType = UNSET
     min_p: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
-    seed: Annotated[int, Meta(ge=0, le=2**53)] | UnsetType = UNSET
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | UnsetType = UNSET
     stop: (
         Annotated[str, Meta(min_length=1, max_length=256)]
         | Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=MAX_STOPS)]
@@ -114,13 +168,45 @@ class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     logit_bias: Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)] = {}
     response_format: ResponseFormat | None = None
     stream: bool = True
+    stream_options: StreamOptions | UnsetType = UNSET
     num_beams: Annotated[int, Meta(ge=1, le=8)] = 1
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | UnsetType = UNSET
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | UnsetType = UNSET
     repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] | UnsetType = UNSET
     no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] | UnsetType = UNSET
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | UnsetType = UNSET
     adapter: AdapterName | None = None
     priority: Annotated[int, Meta(ge=0, le=9)] = DEFAULT_PRIORITY
     deadline_ms: Annotated[int, Meta(ge=1, le=86_400_000)] | UnsetType = UNSET
     supersede_key: Identifier | UnsetType = UNSET
+    # What programs write for OpenAI, and what changes no answer here.
+    user: Label | UnsetType = UNSET
+    metadata: Annotated[dict[Annotated[str, Meta(max_length=64)], Label], Meta(max_length=MAX_METADATA)] | UnsetType = (
+        UNSET
+    )
+    safety_identifier: Label | UnsetType = UNSET
+    prompt_cache_key: Label | UnsetType = UNSET
+    prompt_cache_retention: Label | UnsetType = UNSET
+    prompt_cache_options: dict[str, Any] | UnsetType = UNSET
+    prediction: dict[str, Any] | UnsetType = UNSET
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | UnsetType = UNSET
+    # Read so that what would change the answer is refused with a reason: contract/mqtt/unsupported.py.
+    store: bool = False
+    modalities: list[Literal["text", "audio"]] | UnsetType = UNSET
+    verbosity: Literal["low", "medium", "high"] | UnsetType = UNSET
+    audio: dict[str, Any] | UnsetType = UNSET
+    moderation: dict[str, Any] | UnsetType = UNSET
+    web_search_options: dict[str, Any] | UnsetType = UNSET
+    functions: list[dict[str, Any]] | UnsetType = UNSET
+    function_call: str | dict[str, Any] | UnsetType = UNSET
+    tools: list[dict[str, Any]] | UnsetType = UNSET
+    tool_choice: str | dict[str, Any] | UnsetType = UNSET
+    parallel_tool_calls: bool | UnsetType = UNSET
+
+    @property
+    def token_limit(self) -> int | UnsetType:
+        """``max_completion_tokens`` and ``max_tokens`` are two names of one thing."""
+        return self.max_tokens if self.max_completion_tokens is UNSET else self.max_completion_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, structs
 
 from contract import strict_json
 from contract.errors import BundleRefused, Fault, RequestInvalid
@@ -28,6 +28,7 @@ from contract.mqtt.messages import (
 from contract.mqtt.pictures import picture_bytes
 from contract.mqtt.salvage import find_member
 from contract.mqtt.topics import NO_ID
+from contract.mqtt.unsupported import unsupported
 from contract.reasons import Reason
 from contract.schema_faults import MAX_FAULTS, nearest, schema_faults
 
@@ -36,17 +37,24 @@ _M = TypeVar("_M", bound=Struct)
 _More = Callable[[_M, Collection[str]], Iterator[tuple[Reason, Fault]]]
 """Faults of a document that are no matter of types; the members that are there are named, sound or not."""
 
-UPDATABLE = frozenset({"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "stop"})
+UPDATABLE = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+        *("max_tokens", "max_completion_tokens", "stop"),
+    }
+)
 """What ``update`` may change while a request runs: sampling, and when it ends."""
 
 
-def _read(payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M]) -> _M:
+def _read(
+    payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M], *, null_is_absent: bool = False
+) -> _M:
     """``payload`` as a ``type_``.
 
     Raises:
         BundleRefused: with all its faults; those of values that are of the wrong type already are left out.
     """
-    found = strict_json.examine(payload, type_, max_bytes=max_bytes, what=what)
+    found = strict_json.examine(payload, type_, max_bytes=max_bytes, what=what, null_is_absent=null_is_absent)
     if isinstance(found, strict_json.Examined):
         faults = list(found.faults)
         try:
@@ -70,7 +78,7 @@ def _members(found: Struct) -> list[str]:
 
 def _read_request(payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M]) -> _M:
     try:
-        return _read(payload, type_, max_bytes, what, more)
+        return _read(payload, type_, max_bytes, what, more, null_is_absent=True)
     except BundleRefused as refused:
         code = 413 if refused.reason is Reason.TOO_LARGE else 400
         raise RequestInvalid(refused.message, field=refused.field, code=code, details=refused.details) from refused
@@ -111,6 +119,10 @@ def _request_faults(
             yield _fault("logit_bias keys are token ids", f"logit_bias.{token[:32]}")
     if request.num_beams > 1 and request.temperature is not UNSET and request.temperature > 0:
         yield _fault("beam search needs temperature 0", "num_beams")
+    if request.max_tokens != request.token_limit is not UNSET and request.max_tokens is not UNSET:
+        yield _fault("max_tokens says the same as max_completion_tokens: give one of them", "max_completion_tokens")
+    for fault in unsupported(request):
+        yield Reason.SCHEMA_INVALID, fault
 
 
 def _id_faults(
@@ -176,9 +188,12 @@ def salvage_revision(payload: bytes) -> str | None:
     return find_member(payload, "revision", lambda text: len(text) <= MAX_REVISION and text.isprintable())
 
 
-def request_fingerprint(payload: bytes) -> str:
-    """Tells a redelivery (equal bytes) from another request that reuses an id."""
-    return hashlib.sha256(payload).hexdigest()
+def request_fingerprint(request: GenerateRequest) -> str:
+    """Tells a repeat from another request that reuses an id: equal for the same members with the same values, in
+    whatever order, spacing or escapes they were written; a member that is left out counts as its default.
+    """
+    nameless = structs.replace(request, id=UNSET)
+    return hashlib.sha256(msgspec.json.encode(nameless, order="sorted")).hexdigest()
 
 
 def parse_control(payload: bytes) -> ControlRequest:

@@ -25,7 +25,7 @@ from agent.state import result_store
 from agent.state.layout import StateDirectory
 from agent.state.opening import State
 from agent.state.result_store import Key
-from contract.mqtt.reading import request_fingerprint
+from contract.mqtt.reading import parse_request, request_fingerprint
 from tests.agent.install.market import Market
 from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient
@@ -208,7 +208,9 @@ def test_what_was_accepted_before_waits_for_room_and_is_answered_once(device: Fu
     body = json.dumps({"id": "left", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 40}).encode()
     state = State(StateDirectory(device.root / "state"))
     with state.answering.transaction("answers") as connection:
-        result_store.accept(connection, Key("me", "left"), request_fingerprint(body), body, now=time.time())
+        result_store.accept(
+            connection, Key("me", "left"), request_fingerprint(parse_request(body)[1]), body, now=time.time()
+        )
     state.close()
     client.answers["left"] = Answer(time.monotonic())
 

@@ -34,7 +34,7 @@ PNG = base64.b64encode(
 
 NEAR = (
     "max_token", "maxTokens", "max-tokens", "Prompt", "promt", "ID", "Id", "id ", "temprature", "top_P", "stops",
-    "response_fromat", "n", "model", "user", "tools", "frequency_penalty", "max_completion_tokens", "__class__", "",
+    "response_fromat", "N", "model_id", "users", "tool", "frequency-penalty", "max_new_tokens", "__class__", "",
     "priority\0", "\ud83d", "x" * 500,
 )  # fmt: skip
 """Names of no field, near to one or known from elsewhere."""
@@ -64,6 +64,32 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "priority": (0, 4, 9, 10, -1),
     "deadline_ms": (1, 50, 86_400_000, 86_400_001, 0, -1),
     "supersede_key": ("k", "", "k" * 65, "ä", "k/k"),
+    "model": ("tiny", "gpt-4o-mini", "", "m" * 256, "m" * 257, 7, None, "\ud83d"),
+    "n": (1, 2, 16, 17, 0, -1, "2", None),
+    "max_completion_tokens": (1, 8, 0, 1 << 20, (1 << 20) + 1, None, "8"),
+    "presence_penalty": (0, -2, 2, 1.5, 2.1, "high"),
+    "frequency_penalty": (0, -2, 2, 0.1, -2.5, [1]),
+    "reasoning_effort": ("none", "low", "max", "lots", None, 3),
+    "stream_options": ({}, {"include_usage": True}, {"include_usage": None}, {"more": 1}, "usage", []),
+    "user": ("u", "u" * 512, "u" * 513, 5, None),
+    "metadata": ({}, {"a": "b"}, {"a": 1}, {str(n): "" for n in range(17)}, {"k" * 65: ""}, {"": "v" * 513}, []),
+    "safety_identifier": ("s", "s" * 513, None),
+    "prompt_cache_key": ("k", "", 1),
+    "prompt_cache_retention": ("24h", "in_memory", None, 24),
+    "prompt_cache_options": ({}, {"mode": "explicit", "ttl": "30m"}, "implicit"),
+    "prediction": ({"type": "content", "content": "x"}, {}, None, "x"),
+    "service_tier": ("auto", "flex", "gold", None),
+    "store": (False, True, None, "no"),
+    "modalities": (["text"], ["text", "audio"], [], ["smell"], "text", None),
+    "verbosity": ("medium", "low", "lots", None),
+    "audio": (None, {"voice": "alloy", "format": "wav"}, {}, 1),
+    "moderation": (None, {"model": "m"}, True),
+    "web_search_options": (None, {}, {"search_context_size": "low"}),
+    "functions": ([], [{"name": "f"}], None, {}),
+    "function_call": ("none", "auto", {"name": "f"}, None, 1),
+    "tools": ([], None, [{"type": "function", "function": {"name": "f"}}], [1], {}),
+    "tool_choice": ("auto", "none", "required", {"type": "function", "function": {"name": "f"}}, None, 1),
+    "parallel_tool_calls": (True, False, None, "yes"),
 }  # fmt: skip
 """Every documented field beside id, prompt and messages: values in and out of range."""
 
@@ -102,7 +128,9 @@ def message(random: Random) -> Any:
             [{"type": "text", "text": ""}], [{"type": "text"}], [{"type": "sound"}], [{"text": content}], [content],
         ))  # fmt: skip
     role = (
-        "user" if random.random() < 0.9 else random.choice(("system", "assistant", "tool", "boss", "", None, 7, "User"))
+        "user"
+        if random.random() < 0.9
+        else random.choice(("system", "developer", "assistant", "tool", "boss", "", None, 7, "User"))
     )
     turn = {"role": role, "content": content}
     if random.random() < 0.05:

@@ -54,7 +54,8 @@ PREFIX_SHARE = 0.25
 
 CAPABILITIES = (
     *("chat", "continuous_batching", "prefix_cache", "stop", "seed", "logprobs", "logit_bias", "min_p"),
-    *("min_tokens", "repetition_penalty", "no_repeat_ngram_size", "response_format", "update"),
+    *("min_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "no_repeat_ngram_size"),
+    *("response_format", "update"),
 )
 
 

@@ -35,12 +35,13 @@ class _Tokenizer(ByteTokenizer):
         return b"".join(parts).decode()
 
 
-def rendered(directory: Path, template: str, *messages: dict[str, Any]) -> str:
+def rendered(directory: Path, template: str, *messages: dict[str, Any], effort: str | None = None) -> str:
     added = [{"content": text, "special": text.startswith("<|")} for text in CONTROLS]
     (directory / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
     (directory / "tokenizer_config.json").write_text(json.dumps({**SPECIAL, "chat_template": template}))
     tokenizing = Tokenizing(_Tokenizer(), directory, (257,))
-    return _Tokenizer().show(tokenizing.encode_generation(Generation(1, "anna", messages=list(messages))))
+    generation = Generation(1, "anna", messages=list(messages), reasoning_effort=effort)
+    return _Tokenizer().show(tokenizing.encode_generation(generation))
 
 
 def user(content: str) -> dict[str, Any]:
@@ -101,3 +102,44 @@ def test_all_renderings_of_a_request_share_one_allowance(tmp_path: Path) -> None
     with pytest.raises(RequestInvalid, match="processor time") as refused:
         rendered(tmp_path, slow + "{% if '</think>' not in messages[0].content %}" + endless + "{% endif %}", THOUGHT)
     assert refused.value.kind == FAILED
+
+
+TURNS = (
+    "{% for turn in messages %}{{ turn.role }}{% if turn.name %}({{ turn.name }}){% endif %}: {{ turn.content }};"
+    "{% endfor %}"
+)
+KNOWS_DEVELOPER = TURNS + "{% if messages[0].role == 'developer' %}!{% endif %}"
+
+
+def test_a_developer_is_the_system_where_the_template_knows_no_developer(tmp_path: Path) -> None:
+    turns = ({"role": "developer", "content": "Be brief."}, user("Hi"))
+    assert rendered(tmp_path, TURNS, *turns) == "system: Be brief.;user: Hi;"
+    assert rendered(tmp_path, KNOWS_DEVELOPER, *turns) == "developer: Be brief.;user: Hi;!"
+
+
+def test_a_name_reaches_a_template_that_asks_for_it_and_makes_no_control_token(tmp_path: Path) -> None:
+    turn = {**user("Hi"), "name": "anna<|im_end|>"}
+    assert rendered(tmp_path, TURNS, turn) == "user(anna<|im_end|>): Hi;"
+    with pytest.raises(RequestInvalid, match="NUL"):
+        rendered(tmp_path, TURNS, {**turn, "name": "\0"})
+
+
+EFFORT = TURNS + "{{ reasoning_effort | default('unsaid') }}"
+
+
+@pytest.mark.parametrize(("effort", "written"), [(None, "unsaid"), ("low", "low"), ("none", "none"), ("max", "max")])
+def test_a_template_that_knows_an_effort_is_told(tmp_path: Path, effort: str | None, written: str) -> None:
+    assert rendered(tmp_path, EFFORT, user("Hi"), effort=effort) == f"user: Hi;{written}"
+
+
+def test_a_template_that_only_knows_thinking_or_not_is_told_that(tmp_path: Path) -> None:
+    assert "<think>" not in rendered(tmp_path, QWEN_3, user("Hi"))
+    assert rendered(tmp_path, QWEN_3, user("Hi"), effort="none").endswith("«<think>»\n\n«</think>»\n\n")
+    assert rendered(tmp_path, QWEN_3, user("Hi"), effort="high") == rendered(tmp_path, QWEN_3, user("Hi"))
+
+
+def test_an_effort_that_the_template_cannot_be_told_is_refused_unless_it_is_none(tmp_path: Path) -> None:
+    assert rendered(tmp_path, TURNS, user("Hi"), effort="none") == "user: Hi;"
+    with pytest.raises(RequestInvalid, match="reasoning effort") as caught:
+        rendered(tmp_path, TURNS, user("Hi"), effort="high")
+    assert caught.value.field == "reasoning_effort"

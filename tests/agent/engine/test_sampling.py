@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from msgspec.structs import replace
 
 from agent.engine.interface import Generation
 from agent.engine.sampling import Sampler, best, drawn, log_softmax, nucleus
@@ -191,3 +192,40 @@ def test_changed_parameters_count_from_the_next_token() -> None:
 @given(rows)
 def test_log_probabilities_sum_to_one(row: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     assert np.exp(log_softmax(row)).sum() == pytest.approx(1.0)
+
+
+@given(
+    st.lists(st.integers(0, 99), max_size=300),
+    st.floats(-2, 2, width=32),
+    st.floats(-2, 2, width=32),
+    st.integers(0, 99),
+)
+def test_presence_and_frequency_penalties_count_what_was_generated(
+    generated: list[int], presence: float, frequency: float, seed: int
+) -> None:
+    """OpenAI's formula, token by token; the prompt counts for nothing."""
+    row = np.random.Generator(np.random.PCG64(seed)).normal(0, 3, 100).astype(np.float32)
+    penal = sampler((1, 2, 3, 3), presence_penalty=presence, frequency_penalty=frequency)
+    for token in generated:
+        penal.accept(token)
+    expected = row.copy()
+    for token in set(generated):
+        expected[token] -= np.float32(presence) + np.float32(frequency) * np.float32(generated.count(token))
+    assert penal.choose(row) == int(expected.argmax())
+
+
+def test_penalties_may_change_while_it_runs() -> None:
+    penal = sampler()
+    for _ in range(3):
+        penal.accept(1)
+    row = row_of(0.0, 1.0, 0.5, -9.0)
+    assert penal.choose(row) == 1
+    penal.change(replace(penal.generation, frequency_penalty=0.5))
+    assert penal.choose(row) == 2
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_every_64_bit_seed_draws_and_repeats(seed: int) -> None:
+    row = np.zeros(64, dtype=np.float32)
+    one, two = sampler(temperature=1.0, seed=seed), sampler(temperature=1.0, seed=seed)
+    assert [one.choose(row) for _ in range(5)] == [two.choose(row) for _ in range(5)]

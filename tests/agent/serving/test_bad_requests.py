@@ -33,7 +33,7 @@ BAD: list[tuple[str, Any, str | None]] = [
     ("temperature", {"prompt": "a", "temperature": 9}, "temperature"),
     ("max_tokens", {"prompt": "a", "max_tokens": 0}, "max_tokens"),
     ("top_p", {"prompt": "a", "top_p": 0}, "top_p"),
-    ("seed", {"prompt": "a", "seed": -1}, "seed"),
+    ("seed", {"prompt": "a", "seed": 0.5}, "seed"),
     ("priority", {"prompt": "a", "priority": 10}, "priority"),
     ("deadline", {"prompt": "a", "deadline_ms": 0}, "deadline_ms"),
     ("logit_bias", {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias.x"),

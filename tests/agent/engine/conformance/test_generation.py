@@ -107,6 +107,18 @@ def test_a_repetition_penalty_changes_a_repetitive_answer(engine: Engine) -> Non
     assert free.text != held.text
 
 
+def test_presence_and_frequency_penalties_end_a_repetition(engine: Engine) -> None:
+    biased = ask(prompt="abc", logit_bias={65: 100.0, 66: 99.0, 67: 96.0}, max_tokens=8)
+    free, present, frequent = (
+        [event.text for event in answer(engine, asked).tokens]
+        for asked in (biased, replace(biased, presence_penalty=2.0), replace(biased, frequency_penalty=2.0))
+    )
+    assert len(set(free)) == 1
+    assert free[0] == present[0] == frequent[0], "nothing was generated yet"
+    assert len(set(present)) == 2, "each pays once"
+    assert len(set(frequent)) >= 3, "each pays for every use"
+
+
 def test_log_probabilities_belong_to_the_tokens(engine: Engine) -> None:
     outcome = answer(engine, ask(logprobs=True, top_logprobs=3))
     for event in outcome.tokens:
