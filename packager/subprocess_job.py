@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from contract.errors import BuildRefused, EngineFailed, StoreFull
 
@@ -137,6 +137,13 @@ def ran_short(error: BaseException) -> bool:
     return False
 
 
+def start_module(module: str, noise: IO[bytes], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """``python -m module``, its standard error going to ``noise``."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, env=env
+    )
+
+
 def run_child(
     module: str,
     job: dict[str, Any],
@@ -156,13 +163,8 @@ def run_child(
     with log.open("ab") as noise:
         noise.write(f"\n==== {module}\n".encode())
         noise.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=noise,
-            env={**os.environ, **OFFLINE} if not online else {**OFFLINE, **_ONLINE, **os.environ},
-        )
+        env = {**os.environ, **OFFLINE} if not online else {**OFFLINE, **_ONLINE, **os.environ}
+        process = start_module(module, noise, env)
         try:
             return _collect(process, job, log, doing, on_progress)
         finally:

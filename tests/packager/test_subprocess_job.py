@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from contract.errors import BuildRefused
+from packager import subprocess_job
 from packager.subprocess_job import ran_full, run_child
+from tests.forked import start_module
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a command starts its children is what is tried here."""
+    monkeypatch.setattr(subprocess_job, "start_module", start_module)
 
 
 def nested() -> Exception:
