@@ -50,6 +50,7 @@ from packager.graph.slots import assign_slots
 from packager.report import write_report
 from packager.sources.adapter import WEIGHTS, Adapter, check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, find_shards
+from packager.sources.headers import read_headers
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.weights import list_tensors
 from packager.subprocess_job import run_child
@@ -116,7 +117,7 @@ def build_adapter_bundle(
         spec = prepare_evaluation(plan.quality, of_base.precision if of_base.precision != "mixed" else "int4")
         plain = msgspec.structs.replace(plan.origin, adapter=None)
         source = open_source(plan.source, cache, log, progress.advance, plain)
-        check_base(adapter, source.checkpoint, plan.source)
+        check_base(adapter, source.checkpoint, read_headers(source.checkpoint.path), plan.source)
         _check_source(base, source, plan.source)
         progress.stage(2, STAGES, "writing the adapter")
         parameters = export_adapter(adapter, source.checkpoint, base, staged / ADAPTER_FILE, log)

@@ -14,6 +14,7 @@ from packager.build.plan import FAST, TUNED, BuildPlan
 from packager.evaluate.check import host_threads
 from packager.evaluate.source_process import AT_ONCE, WINDOW
 from packager.quantize.streaming import PIECE_ELEMENTS
+from packager.sources.checkpoint import Pending
 from packager.sources.shape import ModelShape
 
 LIBRARIES_BYTES = 300 * 2**20
@@ -45,6 +46,8 @@ CACHE_TOKENS = 512
 STORED_BITS = {"int4": 5.0, "int8": 9.0, "fp16": 16.0, "bf16": 16.0, "fp32": 32.0}
 """Bits a stored weight, scales included."""
 
+NOTHING = Pending()
+
 COPIES = 2
 """The graph lies in the cache until the bundle beside it is finished."""
 
@@ -74,13 +77,24 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 class Estimate(Struct, frozen=True):
     """What a build needs, roughly and rather too much than too little; ``proof_bytes`` of memory for computing two
-    layers twice, which is left out where there is less.
+    layers twice, which is left out where there is less. Of the disk ``bundle_bytes`` are where the bundle goes, and the
+    rest is in the cache.
     """
 
     memory_bytes: int
     disk_bytes: int
     seconds: float
     proof_bytes: int = 0
+    bundle_bytes: int = 0
+
+    def after(self, pending: Pending) -> Estimate:
+        """The same for a source that is to be converted first, if that is not done yet."""
+        converting = COMMAND_BYTES + pending.memory_bytes if pending.memory_bytes else 0
+        return msgspec.structs.replace(
+            self,
+            memory_bytes=max(self.memory_bytes, converting),
+            disk_bytes=self.disk_bytes + pending.disk_bytes,
+        )
 
     def within(self, memory: int) -> Estimate:
         """The same, with what it takes in all where so much ``memory`` is there."""
@@ -128,6 +142,7 @@ def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
         disk_bytes=disk,
         seconds=seconds,
         proof_bytes=COMMAND_BYTES + _proof_bytes(shape),
+        bundle_bytes=stored,
     )
 
 
@@ -173,12 +188,16 @@ def _source_bytes(shape: ModelShape) -> int:
     return converted + SCORES_BYTES * shape.vocabulary
 
 
-def refuse_what_cannot_fit(estimate: Estimate, directories: list[Path], memory: int | None = None) -> None:
-    """Refuse a build that this host cannot finish; ``memory`` is what it has, found out when not given.
+def refuse_what_cannot_fit(
+    estimate: Estimate, out: Path, cache: Path, memory: int | None = None, *, pending: Pending = NOTHING
+) -> None:
+    """Refuse a build into ``out`` that this host cannot finish; ``memory`` is what it has, found out when not given.
+
+    ``pending`` is part of ``estimate``, but for what is to be fetched.
 
     Raises:
         BuildRefused: not enough memory.
-        StoreFull: not enough room in one of ``directories``.
+        StoreFull: not enough room in ``out``, in ``cache`` or where the source is fetched to.
     """
     memory = available_memory() if memory is None else memory
     if estimate.memory_bytes > memory:
@@ -186,11 +205,38 @@ def refuse_what_cannot_fit(estimate: Estimate, directories: list[Path], memory: 
             f"this build {estimate}, and only {size_text(memory)} of memory are free; "
             "build on a larger machine, or end other programs"
         )
-    for directory in directories:
+    locations = [(out, estimate.bundle_bytes), (cache, estimate.disk_bytes - estimate.bundle_bytes)]
+    if pending.download_bytes and pending.download_directory is not None:
+        locations.append((pending.download_directory, pending.download_bytes))
+    needed: dict[int, int] = {}
+    for directory, size in locations:
         existing = next(path for path in (directory, *directory.parents) if path.exists())
-        free = shutil.disk_usage(existing).free
-        if estimate.disk_bytes > free:
-            raise StoreFull(f"this build {estimate}, and only {size_text(free)} are free in {existing}")
+        device, free = existing.stat().st_dev, shutil.disk_usage(existing).free
+        needed[device] = needed.get(device, 0) + size
+        if needed[device] > free:
+            fetched = f", {size_text(pending.download_bytes)} to be fetched" if pending.download_bytes else ""
+            raise StoreFull(f"this build {estimate}{fetched}, and only {size_text(free)} are free in {existing}")
+
+
+def refuse_conversion(pending: Pending, cache: Path, doing: str, memory: int | None = None) -> None:
+    """Refuse what turns a source into a checkpoint, right before it is done, where this host cannot do it.
+
+    Raises:
+        BuildRefused: not enough memory.
+        StoreFull: not enough room in ``cache``.
+    """
+    memory = available_memory() if memory is None else memory
+    if pending.memory_bytes > memory:
+        raise BuildRefused(
+            f"{doing} needs about {size_text(pending.memory_bytes)} of memory, and {size_text(memory)} are free; use a "
+            "larger machine, or end other programs"
+        )
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if pending.disk_bytes > free:
+        raise StoreFull(
+            f"{doing} needs about {size_text(pending.disk_bytes)} of disk, and {size_text(free)} are free in {existing}"
+        )
 
 
 def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:

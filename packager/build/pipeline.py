@@ -212,7 +212,7 @@ def _open(
         complete_behaviour(plan.behaviour, checkpoint.path)  # refuses settings that no request could have
         settled = settle_quantizer(plan, checkpoint)
         quantizer = check_source(settled, checkpoint)
-        known.append((settled, quantizer, _announce(settled, checkpoint, [out.parent, cache], progress)))
+        known.append((settled, quantizer, _announce(settled, checkpoint, out.parent, cache, progress)))
 
     source = open_source(plan.source, cache, log, progress.advance, plan.origin, on_headers=look)
     if plan.source_sha256 is not None and source.sha256 != plan.source_sha256:
@@ -223,11 +223,11 @@ def _open(
     return source, *known[-1]
 
 
-def _announce(plan: BuildPlan, checkpoint: Checkpoint, directories: list[Path], progress: BuildProgress) -> Estimate:
+def _announce(plan: BuildPlan, checkpoint: Checkpoint, out: Path, cache: Path, progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
-    estimate = estimate_build(plan, read_shape(checkpoint))
+    estimate = estimate_build(plan, read_shape(checkpoint)).after(checkpoint.pending)
     memory = available_memory()
-    refuse_what_cannot_fit(estimate, directories, memory)
+    refuse_what_cannot_fit(estimate, out, cache, memory, pending=checkpoint.pending)
     estimate = estimate.within(memory)
     progress.message(str(estimate))
     if checkpoint.rowless:

@@ -21,8 +21,8 @@ from packager.evaluate import conversations, corpus, reference_process
 from packager.evaluate.conversations import Rendering
 from packager.graph import rope
 from packager.graph.rope import RopeFacts
-from packager.sources.checkpoint import Checkpoint, find_shards
-from packager.sources.safetensors_header import read_header
+from packager.sources.checkpoint import Checkpoint
+from packager.sources.headers import Entry, WeightHeaders, read_headers
 from packager.subprocess_job import run_child
 
 FILE = "reference.json"
@@ -73,18 +73,29 @@ def read_templates(path: Path, log: Path, template: str | None = None) -> Templa
     return msgspec.convert(value, Templates)
 
 
-def read_reference(checkpoint: Checkpoint, cache: Path, log: Path, template: str | None = None) -> Reference:
+def read_reference(
+    checkpoint: Checkpoint,
+    cache: Path,
+    log: Path,
+    template: str | None = None,
+    *,
+    headers: WeightHeaders | None = None,
+    config: dict[str, Any] | None = None,
+) -> Reference:
     """The reference of ``checkpoint`` with ``template`` in place of its own, from ``cache`` if it was read before.
+
+    ``headers`` and ``config`` are those of a checkpoint whose weights, or whose config.json, are not there yet.
 
     Raises:
         BuildRefused: transformers cannot make sense of the checkpoint.
     """
     cache_dir = cache / "references"
-    entry = cache_dir / _key(checkpoint, template)
+    entries = (headers or read_headers(checkpoint.path)).entries()
+    entry = cache_dir / _key(checkpoint, template, entries, config)
     sweep(cache_dir)
 
     def make(staging: Path) -> None:
-        job = {"checkpoint": str(checkpoint.path), "template": template}
+        job = {"checkpoint": str(checkpoint.path), "template": template, "weights": entries, "config": config}
         value = run_child("packager.evaluate.reference_process", job, log, doing="reading the configuration")
         (staging / FILE).write_text(json.dumps(value), "utf-8")
 
@@ -93,13 +104,13 @@ def read_reference(checkpoint: Checkpoint, cache: Path, log: Path, template: str
         return msgspec.json.decode((entry / FILE).read_bytes(), type=Reference)
 
 
-def _key(checkpoint: Checkpoint, template: str | None) -> str:
+def _key(checkpoint: Checkpoint, template: str | None, entries: list[Entry], config: dict[str, Any] | None) -> str:
     whole = hashlib.sha256("".join(map(inspect.getsource, (reference_process, rope, corpus, conversations))).encode())
     whole.update(importlib.metadata.version("transformers").encode())
     whole.update(repr(template).encode())
-    for shard in find_shards(checkpoint.path):
-        whole.update(shard.name.encode() + b"\0" + read_header(shard))
+    whole.update(json.dumps([entries, config]).encode())
     for pattern in ("*.json", "*.jinja", f"{MORE_TEMPLATES}/*.jinja"):
         for path in sorted(checkpoint.path.glob(pattern)):
-            whole.update(path.name.encode() + b"\0" + path.read_bytes())
+            if not path.name.endswith(".index.json"):  # which says where weights lie, and nothing of what they are
+                whole.update(path.name.encode() + b"\0" + path.read_bytes())
     return whole.hexdigest()[:32]

@@ -18,8 +18,7 @@ from contract.errors import BuildRefused
 from packager.evaluate.conversations import CONVERSATIONS, DAY
 from packager.evaluate.corpus import MAX_SPECIAL, TEXTS
 from packager.graph.rope import Rotary
-from packager.sources.checkpoint import find_shards
-from packager.sources.weights import list_tensors
+from packager.sources.headers import Entry, read_headers
 from packager.subprocess_job import Reporter, child_main
 
 RENDER_BYTES = 256 << 20
@@ -30,15 +29,20 @@ FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSErro
 
 
 def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """The :class:`packager.evaluate.reference.Reference` of ``job["checkpoint"]``."""
-    from transformers import AutoConfig
+    """The :class:`packager.evaluate.reference.Reference` of ``job["checkpoint"]``, with ``job["weights"]`` and
+    ``job["config"]`` in place of its own where they are given.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     reporter.progress(0, 1)
     if job.get("templates"):
         return render(job["checkpoint"], job["template"])
     try:
-        config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
-        weights = find_weights(job["checkpoint"], config)
+        if job.get("config") is None:
+            config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
+        else:
+            config = CONFIG_MAPPING[job["config"]["model_type"]].from_dict(job["config"])
+        weights = find_weights(job.get("weights") or read_headers(Path(job["checkpoint"])).entries(), config)
         rope = find_rope(config)
         spellings = spell(job["checkpoint"], int(config.get_text_config().vocab_size))
     except FAILURES as error:
@@ -117,7 +121,7 @@ def find_rope(config: Any) -> Any:
         return None
 
 
-def find_weights(checkpoint: str, config: Any) -> dict[str, Any]:
+def find_weights(entries: list[Entry], config: Any) -> dict[str, Any]:
     """Names and shapes of the model's weights, which are tied, and what a load of the files would lack or leave out.
 
     transformers maps the files' names to the model's itself, since that is what will be loaded; weights that are
@@ -144,7 +148,7 @@ def find_weights(checkpoint: str, config: Any) -> dict[str, Any]:
         _, info = type(model).from_pretrained(
             None,
             config=config,
-            state_dict=_as_stored(Path(checkpoint)),
+            state_dict=_as_stored(entries),
             device_map="meta",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -160,15 +164,13 @@ def find_weights(checkpoint: str, config: Any) -> dict[str, Any]:
     return found
 
 
-def _as_stored(checkpoint: Path) -> dict[str, Any]:
+def _as_stored(entries: list[Entry]) -> dict[str, Any]:
     """The weights by the names and shapes of the files' headers, without numbers."""
     import torch
 
     types = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     return {
-        tensor.name: torch.empty(tensor.shape, dtype=types.get(tensor.dtype, torch.float32), device="meta")
-        for shard in find_shards(checkpoint)
-        for tensor in list_tensors(shard)
+        name: torch.empty(shape, dtype=types.get(dtype, torch.float32), device="meta") for name, dtype, shape in entries
     }
 
 

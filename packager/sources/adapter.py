@@ -23,11 +23,13 @@ from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import (
     INDEX_FILE,
     Checkpoint,
+    Pending,
     digest_directory,
-    find_shards,
     inspect_checkpoint,
     read_json,
 )
+from packager.sources.converted import holds_converted
+from packager.sources.headers import WeightHeaders
 from packager.sources.hub import is_hub_id
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.weights import StoredTensor, list_tensors
@@ -44,6 +46,8 @@ BYTES_PER_PARAMETER = 5
 """Of the base: it is merged in fp32, a product at a time."""
 
 PROCESS_BYTES = 700 * 2**20
+STORED_BYTES = {"float16": 2, "bfloat16": 2}
+"""Of a weight of the merged model, by the type that config.json names."""
 
 UNMERGED = (
     "use_qalora", "layer_replication", "target_parameters", "alora_invocation_tokens", "trainable_token_indices",
@@ -143,8 +147,9 @@ def _pair(path: Path, tensors: dict[str, StoredTensor]) -> dict[str, tuple[str, 
     return pairs
 
 
-def check_base(adapter: Adapter, base: Checkpoint, source: str) -> None:
-    """Refuse an adapter that was trained on another base, as far as names and shapes tell.
+def check_base(adapter: Adapter, base: Checkpoint, headers: WeightHeaders, source: str) -> None:
+    """Refuse an adapter that was trained on another base than ``base``, whose weights ``headers`` list, as far as names
+    and shapes tell.
 
     Raises:
         BuildRefused: naming the first difference.
@@ -154,7 +159,7 @@ def check_base(adapter: Adapter, base: Checkpoint, source: str) -> None:
         raise BuildRefused("an adapter cannot be merged into quantised weights; name the base that it was trained on")
     if is_hub_id(source) and is_hub_id(adapter.base) and source != adapter.base:
         raise BuildRefused(f"the adapter {name!r} was trained on {adapter.base}, not on {source}")
-    weights = {tensor.name: tensor for shard in find_shards(base.path) for tensor in list_tensors(shard)}
+    weights = {tensor.name: tensor for tensor in headers.tensors}
     for target, (first, second) in adapter.pairs.items():
         if target not in weights:
             raise BuildRefused(f"the adapter {name!r} belongs to another base: this one has no {target!r}")
@@ -164,6 +169,17 @@ def check_base(adapter: Adapter, base: Checkpoint, source: str) -> None:
                 f"the adapter {name!r} belongs to another base: {target!r} is {weights[target].shape} here and "
                 f"{shape} there"
             )
+
+
+def pending_merge(base: Checkpoint, cache: Path) -> Pending:
+    """What merging into ``base`` takes; nothing where ``cache`` holds such a model, as far as its size tells."""
+    found = _merging(base)
+    return Pending() if holds_converted(cache, "*-merged", found.disk_bytes) else found
+
+
+def _merging(base: Checkpoint) -> Pending:
+    size = STORED_BYTES.get(str(base.config.get("torch_dtype") or base.config.get("dtype")), 4) * base.parameters
+    return Pending(memory_bytes=PROCESS_BYTES + BYTES_PER_PARAMETER * base.parameters, disk_bytes=size)
 
 
 def merge_adapter(
@@ -181,18 +197,13 @@ def merge_adapter(
         BuildRefused: the process that merges failed.
         StoreFull: no room for a copy of the weights.
     """
-    from packager.build.estimate import available_memory  # which knows plans, which know how sources are opened
+    from packager.build.estimate import refuse_conversion  # which knows plans, which know how sources are opened
 
     key = hashlib.sha256(f"{digest} {adapter.sha256} {REVISION} {importlib.metadata.version('peft')}".encode())
     entry = cache / "checkpoints" / f"{key.hexdigest()[:32]}-merged"
-    free, needed = available_memory(), PROCESS_BYTES + BYTES_PER_PARAMETER * base.parameters
 
     def make(staging: Path) -> None:
-        if needed > free:
-            raise BuildRefused(
-                f"merging the adapter needs about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB "
-                "are free"
-            )
+        refuse_conversion(_merging(base), cache, "merging the adapter")
         for file in base.path.iterdir():
             if (
                 file.is_file()

@@ -42,11 +42,31 @@ class Quantization(Struct, frozen=True):
     group_size: int
 
 
+class Pending(Struct, frozen=True):
+    """What it takes to have a checkpoint that is yet to be converted or fetched, beside what a build of it takes.
+
+    ``download_bytes`` go to ``download_directory``, ``disk_bytes`` to the packager's cache.
+    """
+
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    download_bytes: int = 0
+    download_directory: Path | None = None
+
+    def then(self, other: Pending) -> Pending:
+        """This, and ``other`` once it is done, which fetches nothing."""
+        return msgspec.structs.replace(
+            self,
+            memory_bytes=max(self.memory_bytes, other.memory_bytes),
+            disk_bytes=self.disk_bytes + other.disk_bytes,
+        )
+
+
 class Checkpoint(Struct, frozen=True):
     """A directory that the builder can read, and what is known of it. ``quantization`` None: plain weights.
 
     ``rowless`` are tokens that the tokenizer has and the model does not; the bundle does without them. ``surveyed``: it
-    is yet to be converted or fetched, and known by small files alone.
+    is yet to be converted or fetched, and known by small files alone; ``pending`` is what that takes.
     """
 
     path: Path
@@ -61,6 +81,7 @@ class Checkpoint(Struct, frozen=True):
     needs_code: bool = False
     rowless: tuple[str, ...] = ()
     surveyed: bool = False
+    pending: Pending = Pending()
 
 
 def inspect_checkpoint(path: Path) -> Checkpoint:
@@ -254,26 +275,56 @@ def find_shards(path: Path) -> list[Path]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Weight to file, as an index says.
+    """Weight to file, as an index says; every file is one that could lie beside it.
 
     Raises:
-        BuildRefused: it has no such map.
+        BuildRefused: it has no such map, or not the form in which transformers reads it.
     """
     document = read_json(index)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise BuildRefused(f"{index} has no weight map; fetch it again")
+    if not isinstance(weight_map, dict):
+        raise BuildRefused(f"{index} has no 'weight_map', which names the file of each weight; fetch it again")
+    if not weight_map:
+        raise BuildRefused(
+            f"{index} has an empty 'weight_map', which should name the file of each weight; fetch it again"
+        )
+    suffix = index.name.removesuffix(".index.json").rpartition(".")[2]
+    for weight, name in weight_map.items():
+        if not isinstance(name, str):
+            raise BuildRefused(f"{index} names no file for {weight[:80]!r}, but {str(name)[:40]!r}; fetch it again")
+        if Path(name).name != name or "\\" in name or "\0" in name:
+            raise BuildRefused(
+                f"{index} names {name[:80]!r}, which is not the name of a file beside it; fetch it again, or move the "
+                "weight files there and name them alone"
+            )
+        if not name.endswith(f".{suffix}"):
+            raise BuildRefused(f"{index} names {name[:80]!r}, which is not a .{suffix} file; fetch it again")
+    if index.name == INDEX_FILE and not isinstance(document.get("metadata"), dict):
+        raise BuildRefused(
+            f"{index} has no 'metadata' object, without which transformers does not read it; fetch it again, or add "
+            '"metadata": {} to it'
+        )
     return weight_map
 
 
-def _indexed_shards(path: Path, index: Path) -> list[Path]:
+def list_indexed(index: Path) -> list[str]:
+    """The files that an index names, all of which lie beside it.
+
+    Raises:
+        BuildRefused: some do not, or it is no index.
+    """
     names = sorted(set(read_weight_map(index).values()))
-    missing = [name for name in names if "/" in name or not (path / name).is_file()]
+    missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise BuildRefused(
-            f"{path} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}; "
+            f"{index.parent} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}; "
             f"fetch them beside {index.name}"
         )
+    return names
+
+
+def _indexed_shards(path: Path, index: Path) -> list[Path]:
+    names = list_indexed(index)
     if (path / WHOLE_FILE).is_file() and names != [WHOLE_FILE]:
         raise BuildRefused(f"{path} holds {WHOLE_FILE} and an index of other files; remove one of the two")
     return [path / name for name in names]

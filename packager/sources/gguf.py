@@ -20,15 +20,20 @@ from packager.build.build_cache import get_or_create, locked, sweep
 from packager.evaluate import conversations, reference_process
 from packager.evaluate.reference import Templates
 from packager.sources import gguf_metadata, gguf_process, gguf_tokenizer
-from packager.sources.checkpoint import Checkpoint, inspect_checkpoint, survey_checkpoint
+from packager.sources.checkpoint import Checkpoint, Pending, inspect_checkpoint, survey_checkpoint
+from packager.sources.converted import holds_converted
 from packager.sources.naming import refuse_stand_in
 from packager.subprocess_job import run_child
 
 GGUF_MAGIC = b"GGUF"
 
-CONVERTER_REVISION = 3
+CONVERTER_REVISION = 4
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""
 
+FP32_BYTES = 4
+PROCESS_BYTES = 400 * 2**20
+"""Anonymous memory of the process that dequantises, beside the weights, all of which it holds in fp32: 962 MiB were
+seen for SmolLM2-135M, 513 of them weights."""
 
 OLDER_MAGIC = (b"lmgg", b"tjgg", b"algg", b"fmgg")
 """GGML, GGJT and their kin, before GGUF."""
@@ -87,6 +92,25 @@ def survey_gguf(path: Path, cache: Path, log: Path) -> tuple[Checkpoint, Templat
     return found, facts.templates
 
 
+def pending_gguf(checkpoint: Checkpoint, cache: Path) -> Pending:
+    """What dequantising takes, by the header that ``checkpoint`` is known by; nothing where ``cache`` holds a model of
+    that size.
+    """
+    found = _converting(checkpoint)
+    return Pending() if holds_converted(cache, f"*-{_entry_suffix()}", found.disk_bytes) else found
+
+
+def _converting(checkpoint: Checkpoint) -> Pending:
+    size = FP32_BYTES * checkpoint.parameters
+    rows, width = (int(checkpoint.config.get(name) or 0) for name in ("vocab_size", "hidden_size"))
+    # The largest weight is there twice while it is read.
+    return Pending(memory_bytes=PROCESS_BYTES + size + 2 * FP32_BYTES * rows * width, disk_bytes=size)
+
+
+def _entry_suffix() -> str:
+    return f"{importlib.metadata.version('transformers')}-{CONVERTER_REVISION}"
+
+
 def _version() -> str:
     sources = (gguf_process, gguf_metadata, gguf_tokenizer, reference_process, conversations)
     written = hashlib.sha256("".join(map(inspect.getsource, sources)).encode()).hexdigest()
@@ -94,17 +118,26 @@ def _version() -> str:
 
 
 def convert_gguf(
-    path: Path, digest: str, cache: Path, log: Path, on_progress: Callable[[float, float], None]
+    path: Path,
+    digest: str,
+    surveyed: Checkpoint,
+    *,
+    cache: Path,
+    log: Path,
+    on_progress: Callable[[float, float], None],
 ) -> Checkpoint:
-    """The checkpoint made from ``path``, from ``cache`` if it was made before.
+    """The checkpoint made from ``path``, which is ``surveyed``, from ``cache`` if it was made before.
 
     Raises:
-        BuildRefused: transformers cannot read the file, or its architecture is not known.
+        BuildRefused: transformers cannot read the file, its architecture is not known, or there is too little memory.
+        StoreFull: no room for what comes of it.
     """
-    version = importlib.metadata.version("transformers")
-    entry = cache / "checkpoints" / f"{digest[:32]}-{version}-{CONVERTER_REVISION}"
+    from packager.build.estimate import refuse_conversion  # which knows plans, which know how sources are opened
+
+    entry = cache / "checkpoints" / f"{digest[:32]}-{_entry_suffix()}"
 
     def make(staging: Path) -> None:
+        refuse_conversion(_converting(surveyed), cache, "reading the GGUF file")
         job = {"gguf": str(path), "out": str(staging), "header": False}
         run_child("packager.sources.gguf_process", job, log, doing="reading the GGUF file", on_progress=on_progress)
         inspect_checkpoint(staging)

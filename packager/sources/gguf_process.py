@@ -199,7 +199,6 @@ def write_model(path: Path, config: Any, fields: dict[str, Any], out: Path) -> N
         ],
     )
     refuse_wrong_weights(type(model).__name__, faults)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict({name: tensor.float() for name, tensor in loaded.items()}, strict=False, assign=True)
     model.tie_weights()
     tokens = fields["tokenizer.ggml.tokens"]

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from contract.errors import UsageError
+from packager.sources.headers import WeightHeaders, read_headers, reported_headers
 from packager.subprocess_job import run_child
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -22,21 +23,29 @@ def is_hub_id(text: str) -> bool:
 
 
 class SeenOnHub(Struct, frozen=True):
-    """The small files of a model lie in ``path``; its weights take ``weight_bytes``, 0 where nobody says."""
+    """The small files of a model lie in ``path``; its weights take ``weight_bytes``, 0 where nobody says, of which
+    ``missing_bytes`` are to be fetched. ``headers``: what the weight files hold, None for pickled ones and where the
+    server would not say.
+    """
 
     path: Path
     commit: str
     weight_bytes: int
+    missing_bytes: int
+    headers: WeightHeaders | None
 
 
 def look_at_hub(model: str, revision: str | None, cache: Path | None, log: Path) -> SeenOnHub:
-    """Fetch everything of ``model`` but its weights.
+    """Fetch everything of ``model`` but its weights, and of these their headers.
 
     Raises:
         BuildRefused, UsageError: as :func:`fetch_from_hub`.
     """
     value = _run(model, revision, cache, log, small=True, on_progress=None)
-    return SeenOnHub(Path(value["path"]), value["commit"], int(value["weight_bytes"]))
+    path, reported = Path(value["path"]), value["headers"]
+    here = value["weight_bytes"] > 0 and value["missing_bytes"] == 0 and any(path.glob("*.safetensors"))
+    headers = read_headers(path) if here else None if reported is None else reported_headers(reported)
+    return SeenOnHub(path, value["commit"], value["weight_bytes"], value["missing_bytes"], headers)
 
 
 def fetch_from_hub(

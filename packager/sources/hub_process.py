@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from contract.errors import BuildRefused
+from packager.sources.checkpoint import INDEX_FILE, WHOLE_FILE, read_weight_map
+from packager.sources.safetensors_header import header_length
+from packager.sources.weights import parse_header
 from packager.subprocess_job import Reporter, child_main
 
 WEIGHTS = "*.safetensors"
@@ -14,6 +19,14 @@ WANTED = ["*.json", WEIGHTS, "*.model", "*.jinja", "*.txt", "*.md", "LICENSE*", 
 UNWANTED = ["*/*", "consolidated*"]
 """Other formats of the same weights lie in subdirectories, and Mistral's own beside those of transformers."""
 PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+FIRST_BYTES = 128 * 2**10
+"""Asked for of each weight file at first: nearly all headers are shorter."""
+
+AT_ONCE = 8
+"""Weight files whose headers are asked for at a time."""
+
+HTTP_PARTIAL = 206
 
 
 def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -39,8 +52,7 @@ def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
                 allow_patterns=[pattern for pattern in WANTED if pattern != WEIGHTS],
                 ignore_patterns=UNWANTED,
             )
-            commit = Path(path).name
-            return {"path": path, "commit": commit, "weight_bytes": count_weight_bytes(model, commit, Path(path))}
+            return {"path": path, "commit": Path(path).name, **look_at_weights(model, Path(path))}
         path = snapshot_download(
             model, revision=revision, cache_dir=job["cache"], allow_patterns=WANTED, ignore_patterns=UNWANTED
         )
@@ -64,24 +76,95 @@ def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     return {"path": path, "commit": Path(path).name}
 
 
-def count_weight_bytes(model: str, commit: str, path: Path) -> int:
-    """What the weights take, by what lies in ``path`` already or by what the hub says; 0 where it cannot be asked."""
+def look_at_weights(model: str, path: Path) -> dict[str, Any]:
+    """What is known of the weights of the snapshot ``path`` before they are fetched: ``weight_bytes`` of all of them (0
+    where nobody says), ``missing_bytes`` of those that are not here, and ``headers`` where they can be read.
+    """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    here = sum(file.stat().st_size for file in path.glob(WEIGHTS) if not file.name.startswith("consolidated"))
-    if here:
-        return here
+    here = {file.name: file.stat().st_size for file in path.glob(WEIGHTS) if _is_wanted(file.name)}
     try:
-        files = HfApi().model_info(model, revision=commit, files_metadata=True).siblings or []
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        return 0
-    sizes = {file.rfilename: file.size or 0 for file in files if "/" not in file.rfilename}
-    for kind in (WEIGHTS, *PICKLED[:1]):
-        found = sum(size for name, size in sizes.items() if fnmatch(name, kind) and not name.startswith("consolidated"))
-        if found:
-            return found
-    return 0
+        files = HfApi().model_info(model, revision=path.name, files_metadata=True).siblings or []
+        there = {file.rfilename: file.size or 0 for file in files if _is_wanted(file.rfilename)}
+    except _client_errors():
+        there = here
+    safe = {name: size for name, size in there.items() if fnmatch(name, WEIGHTS)}
+    sizes = safe or {name: size for name, size in there.items() if fnmatch(name, PICKLED[0])}
+    missing = [name for name in sizes if not (path / name).is_file()]
+    return {
+        "weight_bytes": sum(sizes.values()),
+        "missing_bytes": sum(sizes[name] for name in missing),
+        "headers": read_remote_headers(model, path, sorted(safe)) if safe and missing else None,
+    }
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """Those of the library's HTTP client, whichever that is, and of the system."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
+
+
+def _is_wanted(name: str) -> bool:
+    return "/" not in name and not name.startswith("consolidated")
+
+
+def read_remote_headers(model: str, path: Path, present: list[str]) -> list[tuple[str, list[Any]]] | None:
+    """The headers of the weight files at the commit that the snapshot ``path`` is of, of which nothing else is fetched;
+    None where the server does not give them.
+
+    Raises:
+        BuildRefused: the index names files that the repository lacks, or one of them is no safetensors file.
+    """
+    index = path / INDEX_FILE
+    names = sorted(set(read_weight_map(index).values())) if index.is_file() else [WHOLE_FILE]
+    lacking = [name for name in names if name not in present]
+    if lacking:
+        raise BuildRefused(
+            f"{model} has no {lacking[0]!r}"
+            + (
+                f", one of {len(names)} files that its {INDEX_FILE} names"
+                if index.is_file()
+                else " and no index of others"
+            )
+        )
+    try:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            headers = list(pool.map(partial(_fetch_header, model, path.name), names))
+    except _client_errors():
+        return None
+    return [
+        (
+            name,
+            [(each.name, each.dtype, list(each.shape), each.end - each.start) for each in parse_header(header, name)],
+        )
+        for name, header in zip(names, headers, strict=True)
+    ]
+
+
+def _fetch_header(model: str, commit: str, name: str) -> bytes:
+    """The header of one weight file. The connection is closed behind it, should a server send the whole file."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+    found, wanted = b"", FIRST_BYTES
+    while len(found) < wanted:
+        headers = {**build_hf_headers(), "Range": f"bytes={len(found)}-{wanted - 1}"}
+        with get_session().stream("GET", hf_hub_url(model, name, revision=commit), headers=headers) as response:
+            hf_raise_for_status(response)
+            if found and response.status_code != HTTP_PARTIAL:
+                found = b""  # the server begins at the beginning again
+            got = len(found)
+            for piece in response.iter_bytes():
+                found += piece
+                if len(found) >= 8:
+                    wanted = 8 + header_length(found, name)
+                if len(found) >= wanted:
+                    return found[8:wanted]
+        if len(found) == got:
+            break
+    raise BuildRefused(f"{name} of {model} is truncated or is not a safetensors file")
 
 
 if __name__ == "__main__":

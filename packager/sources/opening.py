@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,24 @@ from msgspec import Struct
 
 from contract.errors import BuildRefused, UsageError
 from packager.evaluate.reference import Reference, Templates, read_reference, read_templates
-from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
-from packager.sources.checkpoint import Checkpoint, digest_directory, find_shards, inspect_checkpoint
-from packager.sources.gguf import check_gguf, convert_gguf, survey_gguf
+from packager.sources.adapter import check_base, inspect_adapter, merge_adapter, pending_merge
+from packager.sources.checkpoint import (
+    INDEX_FILE,
+    Checkpoint,
+    Pending,
+    digest_directory,
+    find_shards,
+    inspect_checkpoint,
+)
+from packager.sources.gguf import check_gguf, convert_gguf, pending_gguf, survey_gguf
+from packager.sources.headers import WeightHeaders, read_headers, refuse_wrong_index
 from packager.sources.hub import fetch_from_hub, is_hub_id, look_at_hub
 from packager.sources.naming import check_directory, check_naming
-from packager.sources.pickled import convert_pickled, find_pickled
-from packager.sources.survey import survey_directory, survey_small_files
+from packager.sources.pickled import INDEX as PICKLED_INDEX
+from packager.sources.pickled import convert_pickled, find_pickled, read_pickled_headers
+from packager.sources.survey import pending_directory, survey_directory, survey_small_files
 from packager.sources.template import check_template, replace_template
-from packager.sources.text_only import extract_text, find_sight
+from packager.sources.text_only import extract_text, find_sight, name_of_text, read_text_config
 from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
 
@@ -71,15 +81,24 @@ class SourceOptions(Struct, frozen=True):
     text_only: bool = False
 
 
+class Outline(Struct, frozen=True):
+    """Names and shapes of the weights of a checkpoint that is yet to be; its ``config`` where that is to be another."""
+
+    headers: WeightHeaders
+    config: dict[str, Any] | None = None
+
+
 class _Found(Struct, frozen=True):
     """A source that nothing was read of but small files and headers: ``checkpoint`` is what will come of it.
 
-    ``whole``: it is a checkpoint as it stands, and all of its headers are known. ``read`` hashes, converts or fetches.
+    ``whole``: it is a checkpoint as it stands. ``outline`` reads what weights it has, None where that is not known yet
+    or, of a GGUF file, judged already. ``read`` hashes, converts or fetches.
     """
 
     checkpoint: Checkpoint
     whole: bool
     read: Callable[[Progress], OpenedSource]
+    outline: Callable[[], Outline | None] = lambda: None
     templates: Templates | None = None
 
 
@@ -113,18 +132,23 @@ def open_source(
             f"{found.checkpoint.architecture} runs Python files of the checkpoint itself; read them, then add "
             "--trust-remote-code"
         )
-    on_headers(found.checkpoint)
-    if adapter is not None and found.whole:
-        check_base(adapter, found.checkpoint, text)
-    reference = _check_headers(found, cache, log, options)
+    pending = found.checkpoint.pending
+    if adapter is not None:
+        pending = pending.then(pending_merge(found.checkpoint, cache))
+    on_headers(msgspec.structs.replace(found.checkpoint, pending=pending))
+    outline = found.outline()
+    if adapter is not None and outline is not None:
+        check_base(adapter, found.checkpoint, outline.headers, text)
+    reference = _check_headers(found, outline, cache, log, options)
     opened = found.read(on_progress)
     base = opened.checkpoint
     if not found.whole:
-        reference = _check_headers(_Found(base, True, found.read), cache, log, options)
+        whole = _Found(base, True, found.read)
+        reference = _check_headers(whole, Outline(read_headers(base.path)), cache, log, options)
     opened = msgspec.structs.replace(opened, reference=reference)
     refuse_broken_numbers(find_shards(base.path), on_progress)
     if adapter is not None:
-        check_base(adapter, base, text)
+        check_base(adapter, base, read_headers(base.path), text)
         merged = merge_adapter(base, opened.sha256, adapter, cache=cache, log=log, on_progress=on_progress)
         names = {"name": adapter.path.resolve().name, "sha256": adapter.sha256}
         opened = msgspec.structs.replace(opened, checkpoint=merged, adapter=names)
@@ -134,15 +158,17 @@ def open_source(
     return opened
 
 
-def _check_headers(found: _Found, cache: Path, log: Path, options: SourceOptions) -> Reference | None:
+def _check_headers(
+    found: _Found, outline: Outline | None, cache: Path, log: Path, options: SourceOptions
+) -> Reference | None:
     """Template, names and shapes, as far as they are known; None where the checkpoint's own code would have to run."""
     base, template = found.checkpoint, options.chat_template
     if base.needs_code:
         return None  # code of the checkpoint alone knows its weights; running it to compare comes later
-    if found.whole:
-        reference = read_reference(base, cache, log, template)
+    if outline is not None:
+        reference = read_reference(base, cache, log, template, headers=outline.headers, config=outline.config)
         check_template(base.path, reference.templates, template)
-        check_weights(base, reference)
+        check_weights(base, reference, outline.headers)
         return reference
     templates = found.templates if template is None else None
     check_template(base.path, templates or read_templates(base.path, log, template), template)
@@ -169,49 +195,85 @@ def _find(text: str, cache: Path, log: Path, on_progress: Progress, options: Sou
 
 def _find_directory(path: Path, cache: Path, log: Path, options: SourceOptions) -> _Found:
     checkpoint, whole = survey_directory(path, text_only=options.text_only)
+    pickled = find_pickled(path)
+
+    @functools.cache
+    def outline() -> Outline:
+        headers = read_pickled_headers(pickled, log) if pickled else read_headers(path)
+        refuse_wrong_index(path, headers, PICKLED_INDEX if pickled else INDEX_FILE)
+        return _outline_text(path, headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:
         digest = digest_directory(path)
-        made = checkpoint if whole else convert_directory(path, digest, cache, log, options)
+        made = checkpoint if whole else convert_directory(path, digest, cache, log, options, config=outline().config)
         return OpenedSource("checkpoint", path.name, digest, made)
 
-    return _Found(checkpoint, whole, read)
+    pending = Pending() if whole else pending_directory(path, checkpoint, cache, text_only=options.text_only)
+    return _Found(msgspec.structs.replace(checkpoint, pending=pending), whole, read, outline)
+
+
+def _outline_text(path: Path, headers: WeightHeaders, log: Path, options: SourceOptions) -> Outline:
+    """What ``headers`` are of the text model where that is asked for."""
+    sight = find_sight(path) if options.text_only else None
+    if sight is None:
+        return Outline(headers)
+    return Outline(headers.rename(name_of_text), read_text_config(path, sight, log))
 
 
 def _find_gguf(path: Path, cache: Path, log: Path) -> _Found:
     check_gguf(path)
     checkpoint, templates = survey_gguf(path.resolve(), cache, log)
+    pending = pending_gguf(checkpoint, cache)
 
     def read(on_progress: Progress) -> OpenedSource:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return OpenedSource("gguf", path.name, digest, convert_gguf(path.resolve(), digest, cache, log, on_progress))
+        made = convert_gguf(path.resolve(), digest, checkpoint, cache=cache, log=log, on_progress=on_progress)
+        return OpenedSource("gguf", path.name, digest, made)
 
-    return _Found(checkpoint, False, read, templates)
+    return _Found(msgspec.structs.replace(checkpoint, pending=pending), False, read, templates=templates)
 
 
 def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, options: SourceOptions) -> _Found:
     seen = look_at_hub(text, options.revision, options.hub_cache, log)
     check_directory(seen.path, text)
     checkpoint = survey_small_files(seen.path, seen.weight_bytes, text_only=options.text_only)
+    pending = Pending(
+        disk_bytes=seen.weight_bytes if options.text_only else 0,
+        download_bytes=seen.missing_bytes,
+        download_directory=seen.path,
+    )
+
+    @functools.cache
+    def outline() -> Outline | None:
+        if seen.headers is None:
+            return None
+        refuse_wrong_index(seen.path, seen.headers)
+        return _outline_text(seen.path, seen.headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:
         # The commit that was judged, whatever its branch is at by now.
         path = fetch_from_hub(text, seen.commit, options.hub_cache, log, on_progress)
         survey_directory(path, text_only=options.text_only)
         digest = digest_directory(path)
-        made = convert_directory(path, digest, cache, log, options)
+        known = outline()
+        config = None if known is None else known.config
+        made = convert_directory(path, digest, cache, log, options, config=config)
         return OpenedSource("hub", text, digest, made, revision=seen.commit)
 
-    return _Found(checkpoint, False, read)
+    return _Found(msgspec.structs.replace(checkpoint, pending=pending), False, read, outline)
 
 
-def convert_directory(path: Path, digest: str, cache: Path, log: Path, options: SourceOptions) -> Checkpoint:
-    """The checkpoint in ``path``: its weights as safetensors, and of a model that also sees, the one that reads."""
+def convert_directory(
+    path: Path, digest: str, cache: Path, log: Path, options: SourceOptions, *, config: dict[str, Any] | None = None
+) -> Checkpoint:
+    """The checkpoint in ``path``: its weights as safetensors, and of a model that also sees, the one that reads, with
+    ``config`` where that is known already.
+    """
     pickled = find_pickled(path)
     if pickled:
         path = convert_pickled(path, pickled, digest, cache, log)
     architecture = find_sight(path)
     if architecture is not None and options.text_only:
-        path = extract_text(path, digest, architecture, cache, log)
+        path = extract_text(path, digest, architecture, cache, log, config=config)
     return inspect_checkpoint(path)

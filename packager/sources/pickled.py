@@ -10,9 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from contract.errors import BuildRefused
 from packager.build.build_cache import get_or_create, locked
-from packager.sources.checkpoint import read_weight_map
+from packager.sources.checkpoint import list_indexed
+from packager.sources.converted import holds_converted
+from packager.sources.headers import WeightHeaders, reported_headers
 from packager.subprocess_job import run_child
 
 REVISION = 1
@@ -21,6 +22,8 @@ REVISION = 1
 WHOLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
 
+PICKLE_BYTES = 8 * 2**20
+"""More than a file of pickled weights has beside their numbers, or than one of safetensors has."""
 
 WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 
@@ -29,17 +32,32 @@ def find_pickled(path: Path) -> list[Path]:
     """The pickled weight files of ``path`` if it has no others.
 
     Raises:
-        BuildRefused: some that the index names are missing.
+        BuildRefused: some that the index names are missing, or it is no index.
     """
     if any(path.glob("*.safetensors")):
         return []
     if (path / INDEX).is_file():
-        names = sorted(set(read_weight_map(path / INDEX).values()))
-        missing = [name for name in names if "/" in name or not (path / name).is_file()]
-        if missing:
-            raise BuildRefused(f"{path} lacks {len(missing)} of {len(names)} weight files, first {missing[0]!r}")
-        return [path / name for name in names]
+        return [path / name for name in list_indexed(path / INDEX)]
     return [path / WHOLE] if (path / WHOLE).is_file() else []
+
+
+def read_pickled_headers(files: list[Path], log: Path) -> WeightHeaders:
+    """Names, types and shapes of the weights in ``files``; none of their numbers are read.
+
+    Raises:
+        BuildRefused: a file holds more than tensors, or is damaged.
+    """
+    job: dict[str, Any] = {"files": [str(file) for file in files], "out": None}
+    found = run_child("packager.sources.pickled_process", job, log, doing="reading the names of the pickled weights")
+    return reported_headers(found["headers"])
+
+
+def is_unpickled(files: list[Path], cache: Path, shared: int) -> bool:
+    """Whether ``cache`` holds what :func:`convert_pickled` would make of ``files``, as far as size tells; so many as
+    ``shared`` bytes may be in a pickle once for two names.
+    """
+    size = sum(file.stat().st_size for file in files)
+    return holds_converted(cache, f"*-unpickled-{REVISION}", size, within=shared + len(files) * PICKLE_BYTES)
 
 
 def convert_pickled(path: Path, files: list[Path], digest: str, cache: Path, log: Path) -> Path:

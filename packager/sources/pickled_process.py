@@ -1,4 +1,4 @@
-"""The process that reads pickled weights, tensors only, and writes them as safetensors."""
+"""The process that reads pickled weights, tensors only: their names and shapes, or all of them, as safetensors."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from contract.errors import BuildRefused
 from packager.sources.checkpoint import INDEX_FILE, WHOLE_FILE
 from packager.subprocess_job import Reporter, child_main
 
+ZIP = b"PK\3\4"
+"""How a file begins that torch has written since version 1.6."""
+
+TYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""Types of torch as safetensors writes them; others have their own name, which no model's weight has."""
+
 
 def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Write each of ``job["files"]`` to ``job["out"]``, with an index where there are several."""
-    import torch
+    """Write each of ``job["files"]`` to ``job["out"]``, with an index where there are several; where that is None, only
+    say what is in them: by file, name, type, shape and bytes of each weight.
+    """
+    files = [Path(name) for name in job["files"]]
+    if job["out"] is None:
+        return {"headers": [[file.name, _describe(_load(file, "meta"))] for file in files]}
     from safetensors.torch import save_file
 
-    files, out = [Path(name) for name in job["files"]], Path(job["out"])
+    out = Path(job["out"])
     index: dict[str, str] = {}
     for number, file in enumerate(files, 1):
-        try:
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise BuildRefused(
-                f"{file.name} holds more than tensors or is damaged, and pickled code is not run: {reason}; "
-                "fetch a checkpoint of safetensors"
-            ) from error
-        tensors = found if isinstance(found, dict) else {}
-        if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-            raise BuildRefused(f"{file.name} is no plain table of weights; fetch a checkpoint of safetensors")
+        tensors = _load(file, "cpu")
         name = WHOLE_FILE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
         # Two names may share one storage in a pickle, which safetensors knows nothing of.
         save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, out / name, {"format": "pt"})
@@ -39,6 +42,42 @@ def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     if len(files) > 1:
         (out / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": index}), "utf-8")
     return {}
+
+
+def _load(file: Path, device: str) -> dict[str, Any]:
+    """The tensors of ``file``: mapped, or, on the device ``meta``, without their numbers.
+
+    Raises:
+        BuildRefused: it holds something else, or is damaged.
+    """
+    import torch
+
+    with file.open("rb") as handle:
+        if handle.read(len(ZIP)) != ZIP:
+            raise BuildRefused(
+                f"{file.name} is damaged, or of the format that torch wrote before version 1.6; fetch it again, save "
+                "it again with torch.save, or fetch a checkpoint of safetensors"
+            )
+    try:
+        found = torch.load(file, map_location=device, weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BuildRefused(
+            f"{file.name} holds more than tensors or is damaged, and pickled code is not run: {reason}; "
+            "fetch a checkpoint of safetensors"
+        ) from error
+    tensors = found if isinstance(found, dict) else {}
+    if not tensors or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise BuildRefused(f"{file.name} is no plain table of weights; fetch a checkpoint of safetensors")
+    return tensors
+
+
+def _describe(tensors: dict[str, Any]) -> list[tuple[str, str, list[int], int]]:
+    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    return [
+        (name, TYPES.get(kinds[name], kinds[name]), list(tensor.shape), tensor.numel() * tensor.element_size())
+        for name, tensor in tensors.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -22,10 +22,22 @@ def read_header(path: Path) -> bytes:
     refuse_stand_in(path)
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+        length = header_length(file.read(8), path.name)
+        if length > size - 8:
             raise BuildRefused(f"{path.name} is truncated or is not a safetensors file; fetch it again")
         return file.read(length)
+
+
+def header_length(start: bytes, name: str) -> int:
+    """Bytes of the header of a file that begins with ``start``.
+
+    Raises:
+        BuildRefused: it is no safetensors file.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or length > MAX_HEADER_BYTES:
+        raise BuildRefused(f"{name} is truncated or is not a safetensors file; fetch it again")
+    return length
 
 
 def count_parameters(path: Path) -> int:

@@ -6,13 +6,15 @@ the conversions of :mod:`packager.sources.opening` is the numbers themselves.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from contract.errors import UsageError
 from packager.sources.checkpoint import (
     Checkpoint,
+    Pending,
     find_shards,
     inspect_checkpoint,
     known_architecture,
@@ -20,13 +22,16 @@ from packager.sources.checkpoint import (
     survey_checkpoint,
 )
 from packager.sources.families import TEXT_OF
+from packager.sources.headers import read_headers
 from packager.sources.naming import refuse_stand_in
-from packager.sources.pickled import find_pickled
+from packager.sources.pickled import find_pickled, is_unpickled
 from packager.sources.safetensors_header import count_parameters
-from packager.sources.text_only import SIGHT, find_sight
-from packager.sources.weights import list_tensors
+from packager.sources.text_only import find_sight, is_extracted, name_of_text
 
 ALONE = "--text-only is for models that also see; this one reads alone"
+
+PICKLE_PROCESS_BYTES = 300 * 2**20
+"""Anonymous memory of the process that converts a pickle, beside one file of the result."""
 
 WEIGHT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Of a weight in a pickle, by the type that config.json names."""
@@ -51,6 +56,26 @@ def survey_directory(path: Path, *, text_only: bool) -> tuple[Checkpoint, bool]:
     architecture = TEXT_OF[sight][0] if sight and text_only else known_architecture(path, config)
     parameters = _count_pickled(pickled, config) if pickled else _count_text(path)
     return survey_checkpoint(path, _text_part(config) if sight else config, architecture, parameters), False
+
+
+def pending_directory(path: Path, checkpoint: Checkpoint, cache: Path, *, text_only: bool) -> Pending:
+    """What converting ``path`` into ``checkpoint`` takes: nothing of memory and disk for what ``cache`` holds."""
+    pickled = find_pickled(path)
+    found = Pending()
+    if pickled and not is_unpickled(pickled, cache, _table_bytes(checkpoint)):
+        sizes = [file.stat().st_size for file in pickled]
+        found = Pending(memory_bytes=PICKLE_PROCESS_BYTES + max(sizes), disk_bytes=sum(sizes))
+    if text_only:
+        size = sum(file.stat().st_size for file in pickled) or read_headers(path).rename(name_of_text).size
+        if not is_extracted(cache, size):
+            found = msgspec.structs.replace(found, disk_bytes=found.disk_bytes + size)
+    return found
+
+
+def _table_bytes(checkpoint: Checkpoint) -> int:
+    """The embedding, which a pickle may hold once for two names and safetensors hold twice."""
+    rows, width = checkpoint.config.get("vocab_size"), checkpoint.config.get("hidden_size")
+    return rows * width * 4 if isinstance(rows, int) and isinstance(width, int) else 0
 
 
 def survey_small_files(path: Path, weight_bytes: int, *, text_only: bool) -> Checkpoint:
@@ -79,11 +104,9 @@ def _count_pickled(files: list[Path], config: dict[str, Any]) -> int:
 
 
 def _count_text(path: Path) -> int:
-    shards = find_shards(path)
-    for shard in shards:
+    for shard in find_shards(path):
         count_parameters(shard)  # refuses a damaged file
-    tensors = [tensor for shard in shards for tensor in list_tensors(shard)]
-    return sum(math.prod(tensor.shape) for tensor in tensors if not SIGHT.match(tensor.name))
+    return read_headers(path).rename(name_of_text).parameters
 
 
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:

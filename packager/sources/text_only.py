@@ -15,6 +15,7 @@ from typing import Any
 from contract.errors import BuildRefused
 from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import find_shards, read_json
+from packager.sources.converted import WITHIN_BYTES, holds_converted
 from packager.sources.families import TEXT_OF
 from packager.sources.stored import rewrite_shards
 from packager.sources.weights import list_tensors
@@ -49,8 +50,11 @@ def find_sight(path: Path) -> str | None:
     return name if isinstance(name, str) and name in TEXT_OF else None
 
 
-def extract_text(path: Path, digest: str, architecture: str, cache: Path, log: Path) -> Path:
-    """The directory of the text model of ``path`` (whose files have ``digest``), made once.
+def extract_text(
+    path: Path, digest: str, architecture: str, cache: Path, log: Path, *, config: dict[str, Any] | None = None
+) -> Path:
+    """The directory of the text model of ``path`` (whose files have ``digest``), made once; ``config`` is what
+    :func:`read_text_config` gives.
 
     Raises:
         BuildRefused: its text model is of no architecture that can be built.
@@ -59,12 +63,13 @@ def extract_text(path: Path, digest: str, architecture: str, cache: Path, log: P
     entry = cache / "checkpoints" / f"{digest[:32]}-text-{REVISION}"
 
     def make(staging: Path) -> None:
-        (staging / "config.json").write_text(json.dumps(_text_config(path, architecture, log), indent=1), "utf-8")
+        own = config or read_text_config(path, architecture, log)
+        (staging / "config.json").write_text(json.dumps(own, indent=1), "utf-8")
         for file in path.iterdir():
             if file.is_file() and (file.suffix in KEPT or "LICEN" in file.name) and not _left_out(file.name):
                 shutil.copyfile(file, staging / file.name)
         shards = find_shards(path)
-        names = {tensor.name: _rename(tensor.name) for shard in shards for tensor in list_tensors(shard)}
+        names = {tensor.name: name_of_text(tensor.name) for shard in shards for tensor in list_tensors(shard)}
         rewrite_shards(shards, {old: new for old, new in names.items() if new is not None}, staging)
 
     with locked(entry):
@@ -72,12 +77,18 @@ def extract_text(path: Path, digest: str, architecture: str, cache: Path, log: P
     return entry
 
 
+def is_extracted(cache: Path, size: int) -> bool:
+    """Whether ``cache`` holds a text model of about ``size`` bytes, as far as that tells."""
+    return holds_converted(cache, f"*-text-{REVISION}", size, within=max(WITHIN_BYTES, size // 100))
+
+
 def _left_out(name: str) -> bool:
     """Whether ``name`` is written anew or belongs to the part that sees."""
     return name == "config.json" or name.endswith((".index.json", "processor_config.json"))
 
 
-def _rename(name: str) -> str | None:
+def name_of_text(name: str) -> str | None:
+    """What a weight of the whole model is called in the text model; None if it has no place there."""
     if SIGHT.match(name):
         return None
     for pattern, start in PREFIXES:
@@ -86,7 +97,12 @@ def _rename(name: str) -> str | None:
     return name
 
 
-def _text_config(path: Path, architecture: str, log: Path) -> dict[str, Any]:
+def read_text_config(path: Path, architecture: str, log: Path) -> dict[str, Any]:
+    """The config.json of the text model of ``path``.
+
+    Raises:
+        BuildRefused: it is of no architecture that can be built.
+    """
     document = read_json(path / "config.json")
     target, model_type = TEXT_OF[architecture]
     if architecture in RAW:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from contract.errors import BuildRefused
 from packager.evaluate.reference import LoadFaults, Reference
-from packager.sources.checkpoint import INDEX_FILE, Checkpoint, find_shards, read_weight_map
+from packager.sources.checkpoint import Checkpoint
+from packager.sources.headers import WeightHeaders, read_headers, refuse_wrong_index
 from packager.sources.weight_names import (
     Mismatch,
     WeightFaults,
@@ -18,21 +18,26 @@ from packager.sources.weight_names import (
     refuse_wrong_weights,
     shape_text,
 )
-from packager.sources.weights import StoredTensor, find_zeros, list_tensors, refuse_different_tie
+from packager.sources.weights import StoredTensor, find_zeros, refuse_different_tie
 
 
-def check_weights(checkpoint: Checkpoint, reference: Reference) -> None:
+def check_weights(checkpoint: Checkpoint, reference: Reference, headers: WeightHeaders | None = None) -> None:
     """Refuse files that are not the weights of the model, all of them and nothing else.
+
+    ``headers`` are those of a checkpoint whose numbers are not here yet; what only they can show is left out.
 
     Raises:
         BuildRefused: with everything missing, unexpected or mismatched; or an index or a tie that the files break.
     """
-    held = _list_files(checkpoint)
-    tensors = {tensor.name: (shard, tensor) for shard, tensor in held}
-    stored = {name: tensor for name, (_, tensor) in tensors.items()}
+    headers = headers or read_headers(checkpoint.path)
+    where = headers.directory
+    if where is not None:
+        refuse_wrong_index(where, headers)
+        _refuse_others(checkpoint, headers)
+    stored = {tensor.name: tensor for tensor in headers.tensors}
     quantization = checkpoint.quantization
     if quantization is not None:
-        biases = [entry for name, entry in tensors.items() if name.endswith(".bias") and name not in reference.weights]
+        biases = [name for name in stored if name.endswith(".bias") and name not in reference.weights]
         faults = compare_quantised(
             stored,
             reference.weights,
@@ -40,35 +45,28 @@ def check_weights(checkpoint: Checkpoint, reference: Reference) -> None:
             method=quantization.method,
             bits=quantization.bits,
             group=quantization.group_size,
-            zero_biases=find_zeros(biases),
+            zero_biases=biases if where is None else find_zeros(_located(where, headers, biases)),
         )
     elif reference.faults is not None:
         faults = _read_faults(reference.faults, stored.values())
     else:
         raise BuildRefused(f"{checkpoint.path} says in config.json that it is quantised, and by nothing that is known")
     refuse_wrong_weights(checkpoint.architecture, faults)
-    for target, source in reference.tied.items():
-        if target in tensors and source in tensors:
-            refuse_different_tie(tensors[target], tensors[source])
+    for pair in reference.tied.items():
+        if where is not None and all(name in stored for name in pair):
+            refuse_different_tie(*_located(where, headers, pair))
 
 
-def _list_files(checkpoint: Checkpoint) -> list[tuple[Path, StoredTensor]]:
-    shards = find_shards(checkpoint.path)
-    held = [(shard, tensor) for shard in shards for tensor in list_tensors(shard)]
-    twice = [name for name, count in Counter(tensor.name for _, tensor in held).items() if count > 1]
-    if twice:
-        raise BuildRefused(f"{checkpoint.path} holds the weight {twice[0]!r} in two files; fetch them again")
-    index = checkpoint.path / INDEX_FILE
-    if len(shards) > 1 or shards[0].name != "model.safetensors":
-        at = {tensor.name: shard.name for shard, tensor in held}
-        for name, shard in read_weight_map(index).items():
-            if at.get(name) != shard:
-                raise BuildRefused(f"{index} states that {name!r} is in {shard}, and it is not; fetch both again")
-    others = sorted({path.name for path in checkpoint.path.glob("*.safetensors")} - {shard.name for shard in shards})
+def _located(directory: Path, headers: WeightHeaders, names: Iterable[str]) -> list[tuple[Path, StoredTensor]]:
+    at = {tensor.name: (directory / shard, tensor) for shard, tensors in headers.shards.items() for tensor in tensors}
+    return [at[name] for name in names]
+
+
+def _refuse_others(checkpoint: Checkpoint, headers: WeightHeaders) -> None:
+    others = sorted({path.name for path in checkpoint.path.glob("*.safetensors")} - set(headers.shards))
     if others and checkpoint.quantization is not None:
         # The builder reads every weight file of a quantised checkpoint.
         raise BuildRefused(f"{checkpoint.path} holds {others[0]!r} beside its own weight files; move it elsewhere")
-    return held
 
 
 def _read_faults(faults: LoadFaults, stored: Iterable[StoredTensor]) -> WeightFaults:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from contract import strict_json
-from contract.errors import BuildRefused
+from contract.errors import BuildRefused, BundleRefused
 from packager.sources.safetensors_header import MAX_HEADER_BYTES, read_header
 
 Array = npt.NDArray[Any]
@@ -40,19 +40,31 @@ class StoredTensor(Struct, frozen=True):
 
 def list_tensors(path: Path) -> list[StoredTensor]:
     """The tensors of a safetensors file whose header :func:`~packager.sources.safetensors_header` found to be whole."""
-    data = read_header(path)
-    length, header = len(data), strict_json.loads(data, max_bytes=MAX_HEADER_BYTES, what=path.name)
-    return [
-        StoredTensor(
-            name=name,
-            dtype=str(entry["dtype"]),
-            shape=tuple(entry["shape"]),
-            start=8 + length + entry["data_offsets"][0],
-            end=8 + length + entry["data_offsets"][1],
-        )
-        for name, entry in header.items()
-        if name != "__metadata__"
-    ]
+    return parse_header(read_header(path), path.name)
+
+
+def parse_header(data: bytes, name: str) -> list[StoredTensor]:
+    """The tensors that the header ``data`` of a safetensors file lists.
+
+    Raises:
+        BuildRefused: it is damaged.
+    """
+    length = len(data)
+    try:
+        header = strict_json.loads(data, max_bytes=MAX_HEADER_BYTES, what=name)
+        return [
+            StoredTensor(
+                name=tensor,
+                dtype=str(entry["dtype"]),
+                shape=tuple(int(size) for size in entry["shape"]),
+                start=8 + length + int(entry["data_offsets"][0]),
+                end=8 + length + int(entry["data_offsets"][1]),
+            )
+            for tensor, entry in header.items()
+            if tensor != "__metadata__"
+        ]
+    except (BundleRefused, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BuildRefused(f"{name} has a damaged header; fetch it again") from error
 
 
 def refuse_broken_numbers(shards: list[Path], on_progress: Callable[[float, float], None]) -> None:

@@ -190,7 +190,7 @@ class TestRefusedSources:
         assert "safetensors" in self.refused(broken, tmp_path)
 
     def test_missing_shard(self, broken: Path, tmp_path: Path) -> None:
-        index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+        index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
         (broken / "model.safetensors.index.json").write_text(json.dumps(index))
         assert "lacks 1 of 2" in self.refused(broken, tmp_path)
 

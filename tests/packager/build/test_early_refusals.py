@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 import os
@@ -15,9 +16,11 @@ import pytest
 from contract.errors import BuildRefused, UsageError
 from packager.build.pipeline import dry_run
 from packager.build.plan import BuildPlan
-from packager.sources.checkpoint import Checkpoint
+from packager.sources.checkpoint import Checkpoint, Pending
+from packager.sources.gguf import CONVERTER_REVISION
 from packager.sources.opening import SourceOptions, open_source
 from packager.sources.safetensors_header import read_header
+from packager.sources.weights import list_tensors
 from tests.packager.gguf_files import write_published_gguf
 from tests.packager.page_cache import forget, pages_read
 from tests.packager.published import PUBLISHED, write_layout
@@ -193,7 +196,7 @@ def test_generation_settings_that_no_request_has(source: Path, tmp_path: Path) -
 def test_shards_of_an_index_alone(source: Path, cache: Path, tmp_path: Path) -> None:
     shard = "model-00001-of-00002.safetensors"
     (source / "model.safetensors").rename(source / shard)
-    index = {"weight_map": {"a": shard, "b": "model-00002-of-00002.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"a": shard, "b": "model-00002-of-00002.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     message = refusal(source, source / shard, cache, tmp_path)
     assert "lacks 1 of 2 weight files, first 'model-00002-of-00002.safetensors'; fetch them" in message
@@ -201,6 +204,42 @@ def test_shards_of_an_index_alone(source: Path, cache: Path, tmp_path: Path) -> 
     (source / "model.safetensors.index.json").unlink()
     with pytest.raises(BuildRefused, match="was not fetched to its end"):
         open_source(str(source), cache, tmp_path / "log", lambda done, total: None)
+
+
+SHARD = "model-00001-of-00001.safetensors"
+INDEXES: dict[str, tuple[Any, str]] = {
+    "no metadata": ({"weight_map": {"a": SHARD}}, 'add "metadata": {} to it'),
+    "metadata of another kind": ({"metadata": [], "weight_map": {"a": SHARD}}, "has no 'metadata' object"),
+    "no map": ({"metadata": {}}, "has no 'weight_map'"),
+    "a map of another kind": ({"metadata": {}, "weight_map": [SHARD]}, "has no 'weight_map'"),
+    "an empty map": ({"metadata": {}, "weight_map": {}}, "has an empty 'weight_map'"),
+    "a list": ([SHARD], "has no 'weight_map'"),
+    "a number for a file": ({"metadata": {}, "weight_map": {"a": 1}}, "names no file for 'a', but '1'"),
+    "a file elsewhere": ({"metadata": {}, "weight_map": {"a": f"../{SHARD}"}}, "not the name of a file beside it"),
+    "an absolute path": ({"metadata": {}, "weight_map": {"a": f"/{SHARD}"}}, "not the name of a file beside it"),
+    "the directory": ({"metadata": {}, "weight_map": {"a": ".."}}, "is not a .safetensors file"),
+    "a path of Windows": ({"metadata": {}, "weight_map": {"a": f"x\\{SHARD}"}}, "not the name of a file beside it"),
+    "another kind of file": ({"metadata": {}, "weight_map": {"a": "config.json"}}, "is not a .safetensors file"),
+    "a file that is not there": (
+        {"metadata": {}, "weight_map": {"a": SHARD, "b": "more.safetensors"}}, "lacks 1 of 2 weight files",
+    ),
+    "a weight that is not there": ({"metadata": {}, "weight_map": {"a": SHARD}}, f"states that 'a' is in {SHARD}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_indexes(name: str, source: Path, cache: Path, tmp_path: Path) -> None:
+    document, words = INDEXES[name]
+    (source / "model.safetensors").rename(source / SHARD)
+    (source / "model.safetensors.index.json").write_text(json.dumps(document))
+    assert words in refusal(source, source / SHARD, cache, tmp_path)
+
+
+def test_an_index_of_the_whole_file_is_true_too(source: Path, cache: Path, tmp_path: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"model.another.weight": "model.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    words = "states that 'model.another.weight' is in model.safetensors, and it is not"
+    assert words in refusal(source, source / "model.safetensors", cache, tmp_path)
 
 
 def test_a_template_of_the_operators_own(source: Path, cache: Path, tmp_path: Path) -> None:
@@ -239,6 +278,33 @@ class TestPickled:
         torch.save({"x": torch.zeros(6 << 20)}, source / "pytorch_model.bin")
         return source
 
+    def test_names_and_shapes(self, wide: Path, pickled: Path, cache: Path, tmp_path: Path) -> None:
+        import torch
+
+        tensors = {
+            tensor.name: torch.zeros(tensor.shape, dtype=torch.float16)
+            for tensor in list_tensors(wide / "model.safetensors")
+        }
+        del tensors["model.norm.weight"]
+        tensors["model.layers.0.mlp.up_proj.weight"] = torch.zeros(8, 512)
+        torch.save(tensors, pickled / "pytorch_model.bin")
+        message = refusal(pickled, pickled / "pytorch_model.bin", cache, tmp_path)
+        assert "1 missing in the files: model.norm.weight" in message
+        assert "model.layers.0.mlp.up_proj.weight is [8, 512] in the files and [8192, 512] in the model" in message
+        assert not list((cache / "checkpoints").glob("*unpickled*"))
+
+    def test_indexes(self, pickled: Path, cache: Path, tmp_path: Path) -> None:
+        index = pickled / "pytorch_model.bin.index.json"
+        for weight_map, words in (
+            ({}, "has an empty 'weight_map'"),
+            ({"x": "../pytorch_model.bin"}, "is not the name of a file beside it"),
+            ({"x": "pytorch_model-2.bin"}, "lacks 1 of 1 weight files, first 'pytorch_model-2.bin'"),
+            ({"x": "tokenizer.json"}, "is not a .bin file"),
+            ({"y": "pytorch_model.bin"}, "states that 'y' is in pytorch_model.bin, and it is not"),
+        ):
+            index.write_text(json.dumps({"weight_map": weight_map}))
+            assert words in refusal(pickled, pickled / "pytorch_model.bin", cache, tmp_path)
+
     @pytest.mark.parametrize("name", ["no tokenizer", "a template that refuses everybody"])
     def test_small_files(self, name: str, pickled: Path, cache: Path, tmp_path: Path) -> None:
         file, text, words = FILES[name]
@@ -248,10 +314,16 @@ class TestPickled:
         assert words in refusal(pickled, pickled / "pytorch_model.bin", cache, tmp_path)
 
     def test_memory(self, pickled: Path, cache: Path, tmp_path: Path) -> None:
+        seen: list[Checkpoint] = []
+
         def judge(found: Checkpoint) -> None:
+            seen.append(found)
             raise BuildRefused(f"{found.parameters >> 20} million weights are too many")
 
-        assert "6 million" in refusal(pickled, pickled / "pytorch_model.bin", cache, tmp_path, judge)
+        weights = pickled / "pytorch_model.bin"
+        assert "6 million" in refusal(pickled, weights, cache, tmp_path, judge)
+        assert seen[0].pending.disk_bytes == weights.stat().st_size
+        assert seen[0].pending.memory_bytes > weights.stat().st_size
 
 
 class TestGguf:
@@ -301,6 +373,21 @@ class TestGguf:
         assert (found.architecture, found.license_spdx) == ("LlamaForCausalLM", "Apache-2.0")
         assert found.parameters > 50_000
         assert found.chat_template is not None
+        # What dequantising takes belongs to it, until that is done.
+        size = 4 * found.parameters
+        assert found.pending.disk_bytes == size
+        assert found.pending.memory_bytes > size
+        made = (
+            tmp_path
+            / "kept"
+            / "checkpoints"
+            / f"{'0' * 32}-{importlib.metadata.version('transformers')}-{CONVERTER_REVISION}"
+        )
+        made.mkdir(parents=True)
+        with (made / "model.safetensors").open("wb") as file:
+            file.truncate(size)
+        refusal(path, path, tmp_path / "kept", tmp_path, judge)
+        assert seen[1].pending == Pending()
 
     def test_cut_short(self, write: Callable[..., Path], cache: Path, tmp_path: Path) -> None:
         path = write()

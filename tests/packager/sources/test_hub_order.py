@@ -27,6 +27,9 @@ class _Hub(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.directory = directory
         self.fetched: list[str] = []
+        self.read: dict[str, int] = {}
+        """Bytes of each weight file that were sent in answer to ranges."""
+        self.ranges = True
 
     @property
     def url(self) -> str:
@@ -55,14 +58,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(json.dumps(listed if "/tree/" in path else whole).encode())
         elif path.startswith(f"/owner/model/resolve/{COMMIT}/") and name in files:
             data = files[name].read_bytes()
+            asked = self.headers.get("Range") if self.server.ranges and self.command == "GET" else None
+            if asked is not None and asked.startswith("bytes="):
+                first, last = (int(part) for part in asked.removeprefix("bytes=").split("-"))
+                part = data[first : last + 1]
+                self.server.read[name] = self.server.read.get(name, 0) + len(part)
+                self._answer(part, 206, **{"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(data)}"})
+                return
             if self.command == "GET":
                 self.server.fetched.append(name)
             self._answer(data, ETag=f'"{hashlib.sha256(data).hexdigest()}"')
         else:
             self.send_error(404)
 
-    def _answer(self, data: bytes, **headers: str) -> None:
-        self.send_response(200)
+    def _answer(self, data: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(data)), "X-Repo-Commit": COMMIT}.items():
             self.send_header(key, value)
         self.end_headers()
@@ -91,18 +101,24 @@ def opened(tmp_path: Path, **more: Any) -> Any:
 
 
 def test_weights_are_fetched_once_and_last(hub: _Hub, tmp_path: Path) -> None:
-    known: list[tuple[int, list[str]]] = []
+    known: list[tuple[Checkpoint, list[str]]] = []
 
     def judge(found: Checkpoint) -> None:
-        known.append((found.parameters, list(hub.fetched)))
+        known.append((found, list(hub.fetched)))
 
     found = opened(tmp_path, on_headers=judge)
     assert found.revision == COMMIT
-    [(parameters, before)] = known
+    [(surveyed, before)] = known
+    parameters, pending = surveyed.parameters, surveyed.pending
+    assert pending.download_bytes == (hub.directory / "model.safetensors").stat().st_size
+    assert pending.download_directory is not None
+    assert pending.download_directory.is_relative_to(tmp_path / "hub")
     assert not [name for name in before if name.endswith(".safetensors")]
     assert abs(parameters - found.checkpoint.parameters) < 0.1 * parameters
     assert sorted(hub.fetched) == sorted(set(hub.fetched)), "nothing is fetched twice"
     assert [name for name in hub.fetched if name.endswith(".safetensors")] == ["model.safetensors"]
+    opened(tmp_path, on_headers=judge)
+    assert known[1][0].pending.download_bytes == 0, "what is there already is not fetched again"
 
 
 @pytest.mark.parametrize(
@@ -125,4 +141,33 @@ def test_nothing_of_the_weights_is_fetched_of_what_is_refused(
     with pytest.raises(BuildRefused, match=words):
         opened(tmp_path)
     assert hub.fetched
+    assert not [name for name in hub.fetched if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_names_and_shapes_are_judged_by_headers_alone(hub: _Hub, tmp_path: Path, ranges: bool) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = hub.directory / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.norm.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    hub.ranges = ranges
+    with pytest.raises(BuildRefused, match=r"1 missing in the files: model\.norm\.weight"):
+        opened(tmp_path)
+    assert not list((tmp_path / "hub").rglob("*.safetensors"))
+    if ranges:
+        assert file.name not in hub.fetched
+        assert 0 < hub.read[file.name] < 0.2 * file.stat().st_size
+
+
+def test_an_index_of_files_that_the_repository_lacks(hub: _Hub, tmp_path: Path) -> None:
+    (hub.directory / "model.safetensors").rename(hub.directory / "model-1.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (hub.directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        BuildRefused, match=r"owner/model has no 'model-2.safetensors', one of 2 files that its .*index"
+    ):
+        opened(tmp_path)
+    assert not hub.read
     assert not [name for name in hub.fetched if name.endswith(".safetensors")]

@@ -14,6 +14,7 @@ from packager.sources import adapter, adapter_process
 from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.adapter_export_process import _hold_against_peft
 from packager.sources.checkpoint import inspect_checkpoint
+from packager.sources.headers import read_headers
 from packager.subprocess_job import Reporter
 from tests.packager.families import FAMILY_CONFIGS, make_random, sample_ids, source_logits
 
@@ -69,7 +70,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def merged(base: Path, lora: Path, tmp_path: Path) -> Path:
     checkpoint, found = inspect_checkpoint(base), inspect_adapter(lora)
-    check_base(found, checkpoint, str(base))
+    check_base(found, checkpoint, read_headers(base), str(base))
     return merge_adapter(
         checkpoint, "0" * 64, found, cache=tmp_path, log=tmp_path / "log", on_progress=lambda done, total: None
     ).path

@@ -15,13 +15,20 @@ import numpy as np
 import pytest
 
 from contract.errors import BuildRefused, StoreFull, UsageError
-from packager.build.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit, size_text
+from packager.build.estimate import (
+    Estimate,
+    available_memory,
+    estimate_build,
+    refuse_conversion,
+    refuse_what_cannot_fit,
+    size_text,
+)
 from packager.build.pipeline import dry_run
 from packager.build.plan import BuildPlan, check_source
 from packager.commands.build import source_options
 from packager.evaluate.conformance import compare
 from packager.graph.facts import read_back
-from packager.sources.checkpoint import Quantization, find_shards, inspect_checkpoint
+from packager.sources.checkpoint import Pending, Quantization, find_shards, inspect_checkpoint
 from packager.sources.hub import is_hub_id
 from packager.sources.licenses import check_license
 from packager.sources.opening import OpenedSource, SourceOptions, open_source
@@ -313,10 +320,35 @@ class TestEstimate:
 
     def test_what_cannot_fit_is_refused_before_it_starts(self, tmp_path: Path) -> None:
         with pytest.raises(BuildRefused, match="of memory are free"):
-            refuse_what_cannot_fit(Estimate(2**40, 0, 60), [tmp_path], memory=2**30)
+            refuse_what_cannot_fit(Estimate(2**40, 0, 60), tmp_path, tmp_path, memory=2**30)
         with pytest.raises(StoreFull, match="are free in"):
-            refuse_what_cannot_fit(Estimate(0, 2**60, 60), [tmp_path / "not" / "there"], memory=2**30)
-        refuse_what_cannot_fit(Estimate(0, 0, 60), [tmp_path])
+            refuse_what_cannot_fit(Estimate(0, 2**60, 60), tmp_path / "not" / "there", tmp_path, memory=2**30)
+        refuse_what_cannot_fit(Estimate(0, 0, 60), tmp_path, tmp_path)
+
+    def test_what_turns_a_source_into_a_checkpoint_belongs_to_it(self, tmp_path: Path) -> None:
+        plain = estimate_build(BuildPlan("source", "tiny", "1.0.0", quantizer="rtn"), ModelShape(10**9))
+        pending = Pending(memory_bytes=2**40, disk_bytes=2**50)
+        whole = plain.after(pending)
+        assert whole.memory_bytes > 2**40
+        assert whole.disk_bytes == plain.disk_bytes + 2**50
+        assert plain.after(Pending()) == plain
+        # The larger of the two, not both: one ends before the other begins.
+        assert plain.after(Pending(memory_bytes=2**20)).memory_bytes == plain.memory_bytes
+        refuse_what_cannot_fit(plain, tmp_path, tmp_path, memory=2**39)
+        with pytest.raises(BuildRefused, match=r"about 1024.1 GiB of memory, .* only 512.0 GiB of memory are free"):
+            refuse_what_cannot_fit(whole, tmp_path, tmp_path, memory=2**39)
+        with pytest.raises(StoreFull, match=r"needs about .* of disk .* are free in"):
+            refuse_what_cannot_fit(whole, tmp_path, tmp_path, memory=2**41)
+        fetched = Pending(download_bytes=2**60, download_directory=tmp_path / "hub")
+        with pytest.raises(StoreFull, match=r"1073741824.0 GiB to be fetched, and only .* are free in"):
+            refuse_what_cannot_fit(plain, tmp_path, tmp_path, memory=2**41, pending=fetched)
+
+    def test_and_is_refused_again_right_before_it_is_done(self, tmp_path: Path) -> None:
+        refuse_conversion(Pending(2**30, 1), tmp_path / "not" / "there", "reading it", memory=2**30)
+        with pytest.raises(BuildRefused, match=r"reading it needs about 1.0 GiB of memory, and 512.0 MiB are free"):
+            refuse_conversion(Pending(2**30), tmp_path, "reading it", memory=2**29)
+        with pytest.raises(StoreFull, match=r"reading it needs about 1073741824.0 GiB of disk"):
+            refuse_conversion(Pending(0, 2**60), tmp_path, "reading it", memory=2**29)
 
 
 class TestMemoryOfAGroup:

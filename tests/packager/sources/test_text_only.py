@@ -15,7 +15,8 @@ import pytest
 from contract.errors import BuildRefused, UsageError
 from packager.sources import pickled, text_only
 from packager.sources.checkpoint import Checkpoint
-from packager.sources.opening import SourceOptions, convert_directory
+from packager.sources.opening import SourceOptions, convert_directory, open_source
+from packager.sources.pickled import read_pickled_headers
 from packager.sources.pickled_process import convert
 from packager.sources.survey import survey_directory
 from packager.sources.text_config_process import resolve
@@ -184,6 +185,22 @@ def test_a_phi_that_sees_is_a_phi_that_reads_under_the_same_names(tmp_path: Path
     assert all(torch.equal(kept[name], tensors[name]) for name in tensors)
 
 
+def test_its_names_are_judged_before_its_weights_are_copied(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    make_seeing(tmp_path / "source", "gemma-3-4b")
+    file = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(file)
+    [name] = [name for name in tensors if name.endswith("layers.1.mlp.up_proj.weight") and "vision" not in name]
+    save_file({key: value for key, value in tensors.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(BuildRefused, match=r"1 missing in the files: model\.layers\.1\.mlp\.up_proj\.weight"):
+        open_source(
+            str(tmp_path / "source"), tmp_path / "cache", tmp_path / "log", lambda done, total: None,
+            SourceOptions(text_only=True),
+        )  # fmt: skip
+    assert not (tmp_path / "cache" / "checkpoints").exists()
+
+
 def test_text_only_of_a_model_that_reads_alone(tmp_path: Path) -> None:
     make_random(tmp_path / "source", FAMILY_CONFIGS["qwen-2"]())
     with pytest.raises(UsageError, match="reads alone"):
@@ -218,6 +235,8 @@ class TestPickled:
         assert all(np.array_equal(kept[name].numpy(), tensors[name].numpy()) for name in tensors)
 
     def test_code_in_a_pickle_is_not_run(self, tmp_path: Path) -> None:
+        import torch
+
         class Trap:
             def __reduce__(self) -> Any:
                 return os.mkdir, (str(tmp_path / "sprung"),)
@@ -225,7 +244,12 @@ class TestPickled:
         source = tmp_path / "source"
         make_random(source, FAMILY_CONFIGS["qwen-2"]())
         (source / "model.safetensors").unlink()
-        (source / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Trap()}))
-        with pytest.raises(BuildRefused, match="holds more than tensors"):
+        file = source / "pytorch_model.bin"
+        torch.save({"x": Trap()}, file)
+        for refused in (lambda: opened(source, tmp_path), lambda: read_pickled_headers([file], tmp_path / "log")):
+            with pytest.raises(BuildRefused, match="holds more than tensors"):
+                refused()
+        file.write_bytes(pickle.dumps({"x": Trap()}))
+        with pytest.raises(BuildRefused, match="or of the format that torch wrote before version"):
             opened(source, tmp_path)
         assert not (tmp_path / "sprung").exists()

@@ -244,6 +244,6 @@ def test_opening_a_source_refuses_it_before_its_numbers_are_read(copy: Path, tmp
 
 def test_a_whole_file_beside_an_index_of_others(copy: Path) -> None:
     shutil.copyfile(copy / "model.safetensors", copy / "model-1.safetensors")
-    index = {"weight_map": {"model.norm.weight": "model-1.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-1.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "remove one of the two" in refused(copy)
