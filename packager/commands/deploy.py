@@ -8,18 +8,21 @@ import secrets
 import time
 
 import msgspec
-from msgspec import UNSET
 
-from contract.errors import BundleRefused, SourceUnavailable, UsageError
+from contract.errors import SourceUnavailable, UsageError
 from contract.identifiers import is_identifier, parse_reference
-from contract.mqtt.messages import Reported
+from contract.mqtt.messages import Status
 from contract.mqtt.topics import Topics
-from contract.reasons import Reason
 from edge_bundle.broker import add_broker, find_broker
-from edge_bundle.broker_session import BrokerSession
+from edge_bundle.broker_session import BrokerSession, Message
+from edge_bundle.presence import DOCUMENTS, Presence
+from packager.watch.deployment import Deployment
+
+GLANCE_SECONDS = 1.0
+"""How long retained documents of the devices that were named may take to arrive."""
 
 STATUS_SECONDS = 2.0
-"""How long retained documents of a group's devices may take to arrive."""
+"""The same for those of all devices."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,15 +34,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", metavar="S", help="name of a source in the device's configuration (default: any)")
     parser.add_argument("--revision", metavar="R", help="what the device echoes (default: a random one)")
     parser.add_argument("--clear", action="store_true", help="withdraw the desired bundle instead of setting one")
+    parser.add_argument("--force", action="store_true", help="also for a device that this broker has never heard of")
     parser.add_argument("--wait", action="store_true", help="follow it until it is active everywhere or refused")
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS", help="for --wait; default 3600")
     parser.add_argument("--json", action="store_true", help="print what happens as JSON lines")
     parser.epilog = (
-        "The broker retains the desired bundle: a device that is offline follows it when it reconnects.\n\n"
+        "The broker retains the desired bundle: a device that is offline follows it when it reconnects. --wait does\n"
+        "not wait for one that is offline to begin with.\n\n"
         "examples:\n"
         "  edge-packager deploy --device kitchen-1 smollm2@1.1.0 --wait\n"
         "  edge-packager deploy --group office --source depot smollm2@1.1.0 --broker mqtts://broker.example.org\n"
-        "  edge-packager deploy --device kitchen-1 --clear"
+        "  edge-packager deploy --device kitchen-1 --clear\n\n"
+        "exit status: 0 published, with --wait active everywhere; 2 the command line; 3 a device refused the bundle;\n"
+        "4 no broker, an unknown device, or with --wait a device that is offline, still at it or trying again;\n"
+        "130 interrupted (what is desired stays)"
     )
 
 
@@ -53,16 +61,25 @@ def run(arguments: argparse.Namespace) -> int:
         if not is_identifier(name):
             raise UsageError(f"{name!r} cannot name a device or group: use 1 to 64 of A-Z a-z 0-9 _ . -")
     with BrokerSession(find_broker(arguments), f"deploy-{secrets.token_hex(6)}") as session:
-        devices = arguments.device or find_group(session, arguments.topic_root, arguments.group)
-        if not devices:
-            raise SourceUnavailable(f"no device of group {arguments.group!r} has reported to this broker")
-        if arguments.wait and revision is not None:
-            session.subscribe(*(Topics(device, arguments.topic_root).reported for device in devices))
+        look = _Look(session, arguments.topic_root)
+        devices = _devices(look, arguments)
+        offline = [each for each in devices if (known := look.presence.device(each)) is None or not known.online]
+        follow = bool(arguments.wait and revision is not None)
+        if follow:
+            look.read_reports(devices)
         for device in devices:
             session.publish(Topics(device, arguments.topic_root).desired, payload, retain=True)
-            _print_event(arguments, {"device": device, "revision": revision, "bundle": arguments.bundle}, "asked")
-        if arguments.wait and revision is not None:
-            _follow(session, arguments, devices, revision)
+            text = "asked; it is offline and follows when it is back" if device in offline else "asked"
+            _print_event(arguments, {"device": device, "revision": revision, "bundle": arguments.bundle}, text)
+        if follow:
+            assert revision is not None
+            followed = [device for device in devices if device not in offline]
+            deployment = Deployment(arguments.bundle, revision, followed, time.monotonic())
+            for device, before in look.reports.items():
+                if (through := deployment.reported_before(device, before)) is not None:
+                    _print_event(arguments, {"device": device}, through)
+            _follow(session, arguments, deployment)
+            deployment.conclude(arguments.timeout, offline)
     return 0
 
 
@@ -75,85 +92,99 @@ def _document(arguments: argparse.Namespace) -> tuple[bytes, str]:
     return json.dumps(document).encode(), revision
 
 
-def find_group(session: BrokerSession, root: str, group: str) -> list[str]:
-    """Devices whose retained ``info`` names ``group``.
+class _Look:
+    """What the broker knows of devices before they are asked."""
+
+    def __init__(self, session: BrokerSession, root: str) -> None:
+        self.presence = Presence()
+        self.reports: dict[str, bytes] = {}
+        self._session = session
+        self._root = root
+
+    def read(self, device: str = "+") -> None:
+        """Their retained documents; of one, until its status is here.
+
+        Raises:
+            SourceUnavailable: the broker is gone, or refuses to say.
+        """
+        topics = Topics("any", self._root)
+        self._session.subscribe(*(getattr(topics, kind).replace("/any/", f"/{device}/", 1) for kind in DOCUMENTS))
+        for message in self._session.messages(STATUS_SECONDS if device == "+" else GLANCE_SECONDS):
+            self._hear(message)
+            if (known := self.presence.device(device)) is not None and known.online:
+                return
+
+    def read_reports(self, devices: list[str]) -> None:
+        """What they report now, so that it is not taken for their answer. From here on, their status, too."""
+        expected = {device for device in devices if self.presence.device(device) is not None}
+        self._session.subscribe(*(Topics(device, self._root).status for device in devices))
+        self._session.subscribe(*(Topics(device, self._root).reported for device in devices))
+        for message in self._session.messages(GLANCE_SECONDS):
+            self._hear(message)
+            if expected <= set(self.reports):
+                return
+
+    def _hear(self, message: Message) -> None:
+        device, _, kind = message.topic.removeprefix(f"{self._root}/d/").partition("/")
+        if kind == "reported":
+            self.reports[device] = message.payload
+        elif is_identifier(device):
+            self.presence.hear(device, kind, message.payload)
+
+
+def _devices(look: _Look, arguments: argparse.Namespace) -> list[str]:
+    """Who is asked.
 
     Raises:
-        SourceUnavailable: the broker is gone.
+        SourceUnavailable: the group has nobody, or a device was never heard of (unless --force).
     """
-    session.subscribe(Topics("any", root).info.replace("/any/", "/+/"))
-    found = set()
-    for message in session.messages(STATUS_SECONDS):
-        try:
-            info = msgspec.json.decode(message.payload)
-            if group in info["groups"]:
-                found.add(str(info["device"]))
-        except (msgspec.MsgspecError, KeyError, TypeError):
-            continue
-    return sorted(found)
+    if arguments.group is not None:
+        look.read()
+        found = sorted(look.presence.members(arguments.group))
+        if not found:
+            known = {each for device in look.presence.devices().values() for each in device.groups}
+            raise SourceUnavailable(look.presence.unknown("group", arguments.group, known))
+        return found
+    devices: list[str] = list(dict.fromkeys(arguments.device))
+    # What is withdrawn may well belong to a name that was never right.
+    if arguments.clear:
+        return devices
+    for device in devices:
+        look.read(device)
+    unknown = [device for device in devices if look.presence.device(device) is None]
+    if unknown and not arguments.force:
+        look.read()
+        unknown = [device for device in unknown if look.presence.device(device) is None]
+    if unknown and not arguments.force:
+        text = look.presence.unknown("device", unknown[0], look.presence.devices())
+        raise SourceUnavailable(f"{text}; --force leaves the desired bundle with the broker until it comes")
+    return devices
 
 
-def _follow(session: BrokerSession, arguments: argparse.Namespace, devices: list[str], revision: str) -> None:
-    waiting = {Topics(device, arguments.topic_root).reported: device for device in devices}
-    refused: list[tuple[str, str, str]] = []
-    last_phase: dict[str, str] = {}
-    failing: dict[str, str] = {}
+def _follow(session: BrokerSession, arguments: argparse.Namespace, deployment: Deployment) -> None:
     end = time.monotonic() + arguments.timeout
-    while waiting and time.monotonic() < end:
-        for message in session.messages(min(1.0, max(0.0, end - time.monotonic()))):
-            device = waiting.get(message.topic)
-            if device is None:
-                continue
-            try:
-                reported = msgspec.json.decode(message.payload, type=Reported)
-            except msgspec.MsgspecError:
-                continue
-            if reported.revision != revision:
-                continue
-            phase = _phase_text(reported)
-            if last_phase.get(device) != phase:
-                last_phase[device] = phase
-                _print_event(arguments, {"device": device, "reported": msgspec.to_builtins(reported)}, phase)
-            if reported.error is not None and reported.error.retry_in_seconds is not UNSET:
-                failing[device] = reported.error.message
-            elif reported.error is not None and reported.phase == "IDLE":
-                refused.append((device, reported.error.reason, reported.error.message))
-                del waiting[message.topic]
-            elif reported.phase == "IDLE" and _is_active(reported, arguments.bundle):
-                del waiting[message.topic]
-            if not waiting:
-                break
-    if refused:
-        device, reason, text = refused[0]
-        known = Reason(reason) if reason in set(Reason) else Reason.DESIRED_INVALID
-        more = f" (and {len(refused) - 1} more devices)" if len(refused) > 1 else ""
-        raise BundleRefused(known, f"{device} refused it: {text}{more}")
-    if waiting:
-        last = "".join(f"; {device}: {failing[device]}" for device in sorted(waiting.values()) if device in failing)
-        raise SourceUnavailable(
-            f"not done within {arguments.timeout:.0f} s: {', '.join(sorted(waiting.values()))}{last}"
-        )
+    while deployment.waiting and (now := time.monotonic()) < end:
+        message = session.next_message(min(1.0, end - now))
+        for device, text in deployment.reminders(time.monotonic()):
+            _print_event(arguments, {"device": device, "waiting": text}, text)
+        if message is None:
+            continue
+        device, _, kind = message.topic.removeprefix(f"{arguments.topic_root}/d/").partition("/")
+        if kind == "reported":
+            news = deployment.report(device, message.payload, time.monotonic())
+            if news is not None:
+                _print_event(arguments, {"device": device, "reported": msgspec.to_builtins(news[0])}, news[1])
+        elif kind == "status" and (status := _status(message.payload)) is not None:
+            changed = deployment.status(device, status.online, time.monotonic())
+            if changed is not None:
+                _print_event(arguments, {"device": device, "online": status.online}, changed)
 
 
-def _is_active(reported: Reported, bundle: str) -> bool:
-    in_force = [reported.active, *(reported.adapters or [])]
-    return any(each is not None and f"{each.name}@{each.version}" == bundle for each in in_force)
-
-
-def _phase_text(reported: Reported) -> str:
-    text = reported.phase.lower()
-    if reported.phase == "IDLE":
-        if reported.error is not None and reported.error.retry_in_seconds is not UNSET:
-            return f"waiting: {reported.error.message} [{reported.error.reason}]"
-        if reported.error is not None:
-            return f"failed: {reported.error.message} [{reported.error.reason}]"
-        text = "idle" if reported.active is None else f"active {reported.active.name}@{reported.active.version}"
-    if reported.progress is not None and reported.progress.total and reported.phase == "FETCH":
-        # In steps of ten, so that a log does not drown.
-        text += f" {100 * reported.progress.done // reported.progress.total // 10 * 10} %"
-    if reported.queue_pause_ms is not UNSET and reported.phase in ("PROBATION", "COMMIT"):
-        text += f" (requests waited {reported.queue_pause_ms:.0f} ms)"
-    return text
+def _status(payload: bytes) -> Status | None:
+    try:
+        return msgspec.json.decode(payload, type=Status)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _print_event(arguments: argparse.Namespace, event: dict[str, object], text: str) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import RequestInvalid, UsageError
-from contract.mqtt.messages import MAX_REQUEST_BYTES
+from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody
 from contract.mqtt.pictures import picture_url
 from edge_bundle.broker import add_broker, find_broker
 from edge_bundle.client import Client
-from edge_bundle.replies import Answer
+from edge_bundle.replies import Answer, Found, Piece, Queued
 from edge_bundle.request_session import raise_error
 
 MAX_PICTURE_BYTES = (MAX_REQUEST_BYTES - (64 << 10)) * 3 // 4
@@ -41,13 +41,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     parser.add_argument("--adapter", metavar="NAME[@VERSION]", help="answer with this adapter bundle of the device")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="default 600")
+    parser.add_argument("--wait", action="store_true", help="also for a device that is not online yet, or has no model")
     parser.add_argument("--json", action="store_true", help="print the last frame as JSON and nothing else")
     parser.epilog = (
         "examples:\n"
         '  edge-packager prompt "What is the capital of France?" --device kitchen-1\n'
         '  edge-packager prompt "What is on the shelf?" --image shelf.jpg --device kitchen-1\n'
         '  edge-packager prompt "Tell a joke" --device kitchen-1 --temperature 0.8 --seed 7 --max-tokens 80\n'
-        "  git log -1 | edge-packager prompt - --group office --broker mqtts://broker.example.org --json"
+        "  git log -1 | edge-packager prompt - --group office --broker mqtts://broker.example.org --json\n\n"
+        "Ctrl-C and --timeout end the request on the device.\n\n"
+        "exit status: 0 answered; 2 the command line or the request; 4 no broker, no such device or group, offline,\n"
+        "without a model, or no whole answer within --timeout; 6 the device failed; 130 interrupted"
     )
 
 
@@ -56,17 +60,31 @@ def run(arguments: argparse.Namespace) -> int:
     if not text.strip():
         raise UsageError("the prompt is empty")
     body = _body(arguments, text)
-    where = {"device": arguments.device, "group": arguments.group, "timeout": arguments.timeout}
+    where = {
+        "device": arguments.device,
+        "group": arguments.group,
+        "timeout": arguments.timeout,
+        "offline": "wait" if arguments.wait else "refuse",
+    }
     with Client(find_broker(arguments), name=arguments.client, root=arguments.topic_root) as client:
         if arguments.json:
             return _print_last_frame(client, body, where)
-        for chunk in client.stream(**where, **body):
-            if chunk.restart:
-                sys.stdout.write("\n[the answer starts again]\n")
-            sys.stdout.write(chunk.choices[0].delta.content)
-            sys.stdout.flush()
+        for found in client.ask(body, retry=True, **where):
+            _print_news(found)
     print()
     return 0
+
+
+def _print_news(found: Found) -> None:
+    match found:
+        case Piece():
+            sys.stdout.write(("\n[the answer starts again]\n" if found.restart else "") + found.text)
+            sys.stdout.flush()
+        case Queued():
+            seconds = found.estimate_ms / 1000
+            print(f"requests that come first: {found.position}; it may begin in {seconds:.0f} s", file=sys.stderr)
+        case Answer(error=ErrorBody() as error):
+            raise_error(error)
 
 
 def _print_last_frame(client: Client, body: dict[str, Any], where: dict[str, Any]) -> int:

@@ -1,10 +1,8 @@
-"""``deploy --wait`` on a real broker: it goes on waiting while a device tries again."""
+"""``deploy`` on a real broker: who is asked, who is waited for, and how it ends."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from contract.mqtt import messages
-from contract.mqtt.messages import BundleState, Phase, Reported, ReportedError
+from contract.mqtt.messages import BundleState, Phase, Reported, ReportedError, Status
 from contract.mqtt.topics import Topics
+from contract.system.command_line import main
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.broker_session import BrokerSession
+from packager.cli import COMMANDS
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker
 TOPICS = Topics("kitchen-1")
 UNREACHABLE = ReportedError("source_unavailable", "depot is away; retrying in 5 s", retry_in_seconds=5.0)
 ACTIVE = BundleState(name="tiny", version="1.0.0", digest="0" * 64, security_epoch=0)
+OLD = BundleState(name="tiny", version="0.9.0", digest="1" * 64, security_epoch=0)
 
 
 @pytest.fixture
@@ -32,10 +33,16 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     made.stop()
 
 
+def say(broker: Broker, topic: str, payload: bytes) -> None:
+    with BrokerSession(BrokerAddress("127.0.0.1", broker.port), "says") as session:
+        session.publish(topic, payload, retain=True)
+
+
 def device_that_reports(broker: Broker, *course: tuple[Phase, BundleState | None, ReportedError | None]) -> None:
-    """Answer the next desired document with ``course``."""
+    """Be online, and answer the next desired document with ``course``."""
     session = BrokerSession(BrokerAddress("127.0.0.1", broker.port), "device")
     session.subscribe(TOPICS.desired)
+    session.publish(TOPICS.status, messages.encode(Status(True, "boot")), retain=True)
 
     def run() -> None:
         with session:
@@ -49,23 +56,75 @@ def device_that_reports(broker: Broker, *course: tuple[Phase, BundleState | None
     threading.Thread(target=run, daemon=True).start()
 
 
-def deploy(broker: Broker, timeout: int) -> subprocess.CompletedProcess[str]:
-    where = ["--broker", f"mqtt://127.0.0.1:{broker.port}", "--device", "kitchen-1"]
-    command = [sys.executable, "-m", "packager.cli", "deploy", *where, "tiny@1.0.0", "--wait"]
-    return subprocess.run(
-        [*command, "--timeout", str(timeout)], capture_output=True, text=True, timeout=60, check=False
+def deploy(broker: Broker, *arguments: str) -> int:
+    return main("edge-packager", "", COMMANDS, ["deploy", "--broker", broker.url, "tiny@1.0.0", *arguments])
+
+
+def desired(broker: Broker, device: str) -> bytes | None:
+    """What the broker keeps for ``device``."""
+    with BrokerSession(BrokerAddress("127.0.0.1", broker.port), "looks") as session:
+        session.subscribe(Topics(device).desired)
+        message = session.next_message(1.0)
+    return None if message is None else message.payload
+
+
+def test_a_device_that_tries_again_is_waited_for(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    device_that_reports(
+        broker,
+        ("RESOLVE", OLD, None),
+        ("IDLE", OLD, UNREACHABLE),
+        ("RESOLVE", OLD, UNREACHABLE),
+        ("IDLE", ACTIVE, None),
     )
+    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "30") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "kitchen-1: asked", "kitchen-1: resolve",
+        "kitchen-1: waiting: depot is away; retrying in 5 s [source_unavailable]", "kitchen-1: resolve",
+        "kitchen-1: active tiny@1.0.0",
+    ]  # fmt: skip
 
 
-def test_a_device_that_tries_again_is_waited_for(broker: Broker) -> None:
-    device_that_reports(broker, ("RESOLVE", None, None), ("IDLE", None, UNREACHABLE), ("IDLE", ACTIVE, None))
-    done = deploy(broker, 30)
-    assert done.returncode == 0, done.stderr
-    assert "kitchen-1: waiting: depot is away; retrying in 5 s [source_unavailable]" in done.stdout
-
-
-def test_what_it_still_waits_for_is_said_in_the_end(broker: Broker) -> None:
+def test_what_it_still_waits_for_is_said_in_the_end(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
     device_that_reports(broker, ("IDLE", None, UNREACHABLE))
-    done = deploy(broker, 2)
-    assert done.returncode == 4
-    assert "kitchen-1; kitchen-1: depot is away" in done.stderr
+    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "2") == 4
+    error = capsys.readouterr().err
+    assert "kitchen-1: not done within 2 s, it tries again: depot is away" in error
+    assert error.count("\n") == 1
+
+
+def test_a_refusal_is_final(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    device_that_reports(broker, ("RESOLVE", OLD, None), ("IDLE", OLD, ReportedError("target_unknown", "not listed")))
+    assert deploy(broker, "--device", "kitchen-1", "--wait") == 3
+    assert "kitchen-1 refused it: not listed" in capsys.readouterr().err
+
+
+def test_a_device_that_was_never_seen_is_given_no_wish(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    device_that_reports(broker)
+    assert deploy(broker, "--device", "kitchen1") == 4
+    assert (
+        "no device kitchen1 is known to this broker; did you mean kitchen-1?; --force leaves" in capsys.readouterr().err
+    )
+    assert deploy(broker, "--device", "kitchen-1", "--device", "kitchen1") == 4
+    assert (desired(broker, "kitchen1"), desired(broker, "kitchen-1")) == (None, None), "none of them, if not all"
+    assert deploy(broker, "--device", "kitchen1", "--force") == 0
+    assert desired(broker, "kitchen1") is not None
+
+
+def test_a_group_without_members_is_named_at_once(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+    info = {"device": "kitchen-1", "groups": ["kitchens"]}
+    say(broker, TOPICS.info, json.dumps(info).encode())
+    assert deploy(broker, "--group", "kitchen", "--wait") == 4
+    assert "no device of a group kitchen is known to this broker; did you mean kitchens?" in capsys.readouterr().err
+
+
+def test_a_device_that_is_offline_is_asked_and_not_waited_for(
+    broker: Broker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say(broker, TOPICS.status, messages.encode(Status(False, "boot")))
+    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "600") == 4
+    said = capsys.readouterr()
+    assert said.out == "kitchen-1: asked; it is offline and follows when it is back\n"
+    assert "tiny@1.0.0 is not active everywhere: kitchen-1 is offline and follows when it is back" in said.err
+    assert desired(broker, "kitchen-1") is not None
+    assert deploy(broker, "--device", "kitchen-1") == 0

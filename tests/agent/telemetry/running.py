@@ -51,8 +51,8 @@ def scrape(page: int, accept: str = "*/*") -> tuple[str, str]:
         return answer.headers["Content-Type"], answer.read().decode()
 
 
-def scrape_until_ready(page: int) -> str:
-    deadline = time.monotonic() + SECONDS
+def scrape_until_ready(page: int, seconds: float = SECONDS) -> str:
+    deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(OSError):
             _, text = scrape(page)
