@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,24 +17,51 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("wheel")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``python -m build`` makes: an sdist, and a wheel out of that sdist."""
+    out = tmp_path_factory.mktemp("dist")
     # A copy: setuptools leaves build/ and egg-info beside what it builds.
     source = tmp_path_factory.mktemp("source")
-    files = subprocess.run(
+    for name in tracked_files():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return out
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split("\0")  # fmt: skip
-    for name in filter(None, files):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    (found,) = out.glob("*.whl")
+    return [name for name in listed if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(distributions: Path) -> zipfile.ZipFile:
+    (found,) = distributions.glob("*.whl")
     return zipfile.ZipFile(found)
+
+
+def test_both_distributions_pass_what_the_package_index_checks(distributions: Path) -> None:
+    files = sorted(map(str, distributions.iterdir()))
+    assert [Path(name).suffix for name in files] == [".whl", ".gz"]
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.count("PASSED") == 2
+
+
+def test_sdist_holds_what_is_tracked(distributions: Path) -> None:
+    (found,) = distributions.glob("*.tar.gz")
+    with tarfile.open(found) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    left_out = {name for name in tracked_files() if name not in held}
+    assert left_out == {".gitignore"}
 
 
 def test_wheel_holds_exactly_the_five_packages(wheel: zipfile.ZipFile) -> None:
@@ -47,10 +75,12 @@ def test_wheel_holds_exactly_the_five_packages(wheel: zipfile.ZipFile) -> None:
     }
 
 
-def test_wheel_brings_the_unit_files_that_setup_installs(wheel: zipfile.ZipFile) -> None:
+def test_wheel_brings_the_unit_files_that_setup_installs_and_the_documents(wheel: zipfile.ZipFile) -> None:
     shared = {name.partition("/data/")[2] for name in wheel.namelist() if ".data/data/" in name}
-    ours = {f"share/edge-bundle/{path.relative_to(ROOT)}" for path in (ROOT / "systemd").rglob("*") if path.is_file()}
-    assert shared == ours
+    folders = ("systemd/", "docs/", "examples/")
+    alone = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md", "clients/js/README.md"}
+    ours = {name for name in tracked_files() if name.startswith(folders)} | alone
+    assert shared == {f"share/edge-bundle/{name}" for name in ours}
 
 
 def test_wheel_holds_every_module_and_the_type_markers(wheel: zipfile.ZipFile) -> None:

@@ -23,7 +23,10 @@ PIP_SECONDS = 1800
 """Some 100 MB over a slow line."""
 
 _PROJECT = Path(__file__).resolve().parents[2]
-_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "contract", "edge_bundle", "packager", "agent", "systemd")
+_SOURCES = (
+    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "contract", "edge_bundle", "packager",
+    "agent", "systemd", "docs", "examples", "benchmarks/RESULTS.md", "clients/js/README.md",
+)  # fmt: skip
 
 
 class Wheel(Struct, frozen=True):
@@ -75,6 +78,7 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
     elif source.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
 
 
