@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 from functools import cache
@@ -71,6 +72,18 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
             there = (here.parent / target.partition("#")[0]).resolve()
             waiting += [there] if there.suffix == ".md" and there.is_file() else []
     assert {path for path in documents() if path.parent.name in {"docs", "examples"}} <= seen
+
+
+def test_every_function_on_the_way_of_a_bundle_exists() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text("utf-8")
+    section = page.partition("## The way of a bundle")[2].partition("\n## ")[0]
+    hops = re.findall(r"^\| [\w, ]+ \| `([\w.]+):([\w.]+)` \|", section, re.MULTILINE)
+    assert len(hops) > 12
+    for module, names in hops:
+        found: object = importlib.import_module(module)
+        for name in names.split("."):
+            found = getattr(found, name)
+        assert callable(found), f"{module}:{names}"
 
 
 def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
