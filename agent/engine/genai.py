@@ -31,7 +31,7 @@ from agent.engine.memory import usable_bytes
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
-from agent.engine.sequence import TokenSequence, prepare, rejection, with_changes
+from agent.engine.sequence import TokenSequence, constrain, prepare, rejection, with_changes
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.vision import PLACEHOLDERS, ImageInputs, ImagePreprocessor, Vision
 from agent.host.memory import mapped_bytes
@@ -251,7 +251,7 @@ class GenaiEngine:
             vocab_size=self._facts.vocab_size,
             pictures=seen.tokens if seen else (),
         )
-        constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
+        constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
         answer = TokenSequence(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
         if seen or generation.num_beams > 1:
             self._room.check_whole(len(prompt) * generation.num_beams, "prompt" if generation.prompt else "messages")
@@ -298,6 +298,7 @@ def _check_beams(generation: Generation) -> None:
         "presence_penalty": generation.presence_penalty != 0,
         "frequency_penalty": generation.frequency_penalty != 0,
         "response_format": generation.grammar is not None,
+        "tools": generation.tools is not None,
     }
     for field, given in ignored.items():
         if given:

@@ -6,6 +6,7 @@ bounded: it is code that looks at a stranger's pattern between two tokens of eve
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ ENDED = frozenset({"NoExtension", "NoExtensionBias", "EndOfSentence", "NotStoppe
 class Constraint:
     """What one answer may still say."""
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, field: str = FIELD) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
+        self._field = field
 
     def mask(self) -> NDArray[np.bool_]:
         """``[vocab]``, True where a token may follow; only the end where nothing may.
@@ -49,7 +51,7 @@ class Constraint:
 
         bits = llguidance.numpy.allocate_token_bitmask(1, self._vocab_size)
         llguidance.numpy.fill_next_token_bitmask(self._matcher, bits, 0)
-        _check(self._matcher)
+        _check(self._matcher, self._field)
         allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocab_size]
         return allowed.astype(np.bool_)
 
@@ -71,33 +73,36 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos = eos
         self._tokenizer: Any = None
-        self._compiled: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
 
-    def constraint(self, grammar: tuple[str, str]) -> Constraint:
-        """A fresh constraint: ``("json_schema", schema)`` or ``("regex", pattern)``.
+    def constraint(self, grammar: tuple[str, str], *, after: str = "", field: str = FIELD) -> Constraint:
+        """A fresh constraint: ``("json_schema", schema)``, ``("regex", pattern)`` or ``("calls", Lark)``.
+
+        ``after``: rules of what comes before it, which name it ``@body``. ``field`` asked for it.
 
         Raises:
             RequestInvalid: not a grammar, one that nothing satisfies, or one that is too much work.
             EngineFailed: this bundle's tokenizer cannot be used for grammars.
         """
-        matcher = self._compiled.get(grammar)
+        key = (*grammar, after)
+        matcher = self._compiled.get(key)
         if matcher is None:
-            matcher = self._compile(*grammar)
-            self._compiled[grammar] = matcher
+            matcher = self._compile(*grammar, after, field)
+            self._compiled[key] = matcher
             if len(self._compiled) > COMPILED:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
-        return Constraint(matcher.deep_copy(), self._vocab_size)
+        self._compiled.move_to_end(key)
+        return Constraint(matcher.deep_copy(), self._vocab_size, field)
 
-    def _compile(self, kind: str, text: str) -> Any:
+    def _compile(self, kind: str, text: str, after: str = "", field: str = FIELD) -> Any:
         import llguidance
 
         if len(text) > MAX_GRAMMAR_BYTES:
-            raise RequestInvalid(f"a format is at most {MAX_GRAMMAR_BYTES >> 10} KiB", field=FIELD)
+            raise RequestInvalid(f"a format is at most {MAX_GRAMMAR_BYTES >> 10} KiB", field=field)
         if self._tokenizer is None:
             self._tokenizer = self._read_tokenizer()
         if kind == "json_schema":
-            check_schema(text)
+            check_schema(text, field)
         limits = llguidance.LLParserLimits(
             initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL, max_grammar_size=MAX_SYMBOLS
         )
@@ -107,12 +112,16 @@ class Grammars:
             elif kind == "json_schema":
                 options = {"whitespace_flexible": False}
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=options)
+            elif kind == "calls":
+                grammar = llguidance.LLMatcher.grammar_from_lark(text)
             else:
-                raise RequestInvalid(f"there is no format {kind!r}", field=FIELD)
+                raise RequestInvalid(f"there is no format {kind!r}", field=field)
+            if after:
+                grammar = _placed(grammar, after)
             matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         except ValueError as error:
-            raise RequestInvalid(f"the format cannot be used: {error}", field=FIELD) from error
-        Constraint(matcher.deep_copy(), self._vocab_size).mask()
+            raise RequestInvalid(f"the format cannot be used: {error}", field=field) from error
+        Constraint(matcher.deep_copy(), self._vocab_size, field).mask()
         return matcher
 
     def _read_tokenizer(self) -> Any:
@@ -126,7 +135,13 @@ class Grammars:
             raise EngineFailed(f"{self._path.name} cannot be used for formats: {error}") from error
 
 
-def _check(matcher: Any) -> None:
+def _placed(grammar: str, after: str) -> str:
+    """``grammar`` as the ``@body`` of the rules ``after``."""
+    body, *others = json.loads(grammar)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": after}, {**body, "name": "body"}, *others]})
+
+
+def _check(matcher: Any, field: str) -> None:
     """Whether the matcher still works.
 
     Raises:
@@ -134,6 +149,6 @@ def _check(matcher: Any) -> None:
     """
     if matcher.is_error():
         reason = " ".join(str(matcher.get_error()).split())
-        raise RequestInvalid(f"the format cannot be used: {reason[:200]}", field=FIELD)
+        raise RequestInvalid(f"the format cannot be used: {reason[:200]}", field=field)
     if matcher.stop_reason() not in ENDED:
-        raise RequestInvalid("the format is too complex: make it simpler", field=FIELD)
+        raise RequestInvalid("the format is too complex: make it simpler", field=field)

@@ -11,13 +11,39 @@ from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 READ_SLICE = 128
 """Prompt tokens that a step reads at most: cancel waits for one slice; slices of 64 to 256 cost nothing."""
 
-ChatTurn = dict[str, str | list[str | None]]
-"""``role``, ``name`` if there is one, and ``content``: a text, or texts and None where the next picture stands."""
+ChatTurn = dict[str, Any]
+"""``role``, ``name`` if there is one, and ``content``: a text, or texts and None where the next picture stands.
+
+Beside them, an assistant's turn may have ``tool_calls`` (``id``, ``name``, and ``arguments`` as an object) and
+``reasoning_content``, and the role ``tool`` has ``tool_call_id`` and the function's ``name``.
+"""
+
+
+class Tools(Struct, frozen=True):
+    """Functions that the model may call: ``definitions`` as OpenAI has them, JSON all through.
+
+    ``choice``: whether a call may come, must come, or none may; ``function`` is the only one that may. ``parallel``:
+    several calls in one answer.
+    """
+
+    definitions: list[dict[str, Any]]
+    choice: Literal["auto", "required", "none"] = "auto"
+    function: str | None = None
+    parallel: bool = True
+
+
+class CallDelta(Struct, frozen=True, omit_defaults=True):
+    """More of the call ``index``: the first one has ``id`` and ``name``, the others of the same index ``arguments``."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
 
 
 class Generation(Struct, frozen=True):
@@ -45,6 +71,7 @@ class Generation(Struct, frozen=True):
     top_logprobs: int = 0
     logit_bias: dict[int, float] = {}
     grammar: tuple[str, str] | None = None
+    tools: Tools | None = None
     num_beams: int = 1
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -57,17 +84,21 @@ class Generation(Struct, frozen=True):
 class TokenEvent(Struct, frozen=True, tag="token"):
     """New text of a request (possibly empty, when a token is still incomplete or held back for a stop string).
 
-    ``tokens`` counts completion tokens so far.
+    ``tokens`` counts completion tokens so far. ``thought`` is what the model says to itself, ``calls`` those it makes.
     """
 
     request: int
     text: str
     tokens: int
     logprobs: list[dict[str, Any]] | None = None
+    thought: str = ""
+    calls: list[CallDelta] = []
 
 
 class FinishEvent(Struct, frozen=True, tag="finish"):
-    """The request is over and its resources are free; ``text`` is the tail that no TokenEvent carried yet."""
+    """The request is over and its resources are free; ``text``, ``thought`` and ``calls`` are what no TokenEvent
+    carried yet.
+    """
 
     request: int
     reason: FinishReason
@@ -75,6 +106,8 @@ class FinishEvent(Struct, frozen=True, tag="finish"):
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    thought: str = ""
+    calls: list[CallDelta] = []
 
 
 class RejectEvent(Struct, frozen=True, tag="reject"):

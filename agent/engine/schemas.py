@@ -37,8 +37,8 @@ REMARKS = frozenset({
 """Keywords that demand nothing where they stand."""
 
 
-def check_schema(text: str) -> None:
-    """Refuse what may take too long.
+def check_schema(text: str, field: str = FIELD) -> None:
+    """Refuse what may take too long; ``field`` asked for it.
 
     Raises:
         RequestInvalid: in one sentence what is too much.
@@ -46,23 +46,23 @@ def check_schema(text: str) -> None:
     try:
         nodes = list(_objects(json.loads(text)))
     except (ValueError, RecursionError) as error:
-        raise RequestInvalid("the schema cannot be read", field=FIELD) from error
+        raise RequestInvalid("the schema cannot be read", field=field) from error
     meet = any(_lays_over(node) for node in nodes)
     texts = {node[key] for node in nodes for key in ("pattern", "format") if isinstance(node.get(key), str)}
     if meet and len(texts) > MAX_PATTERNS_TOGETHER:
         raise RequestInvalid(
             f"a schema that combines others (allOf, or anyOf, oneOf and $ref beside more) has {MAX_PATTERNS_TOGETHER} "
             "different patterns and formats at most",
-            field=FIELD,
+            field=field,
         )
     multiples = {_units(node["multipleOf"]) for node in nodes if _is_number(node.get("multipleOf"))}
     if (math.prod(multiples) if meet else sum(multiples)) > MAX_MULTIPLE:
         raise RequestInvalid(
-            f"what multipleOf asks for is too much work: {MAX_MULTIPLE} units in all at most", field=FIELD
+            f"what multipleOf asks for is too much work: {MAX_MULTIPLE} units in all at most", field=field
         )
     names = sum(len(node["patternProperties"]) for node in nodes if isinstance(node.get("patternProperties"), dict))
     if names > MAX_PATTERN_NAMES:
-        raise RequestInvalid(f"patternProperties has {MAX_PATTERN_NAMES} patterns at most", field=FIELD)
+        raise RequestInvalid(f"patternProperties has {MAX_PATTERN_NAMES} patterns at most", field=field)
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

@@ -9,12 +9,15 @@ import msgspec
 import numpy as np
 from msgspec.structs import asdict
 
-from agent.engine.grammar import Constraint
-from agent.engine.interface import FinishEvent, FinishReason, Generation, RejectEvent, StepEvent, TokenEvent
+from agent.engine.grammar import Constraint, Grammars
+from agent.engine.interface import FinishEvent, FinishReason, Generation, RejectEvent, StepEvent, TokenEvent, Tools
 from agent.engine.processors import Processors
 from agent.engine.sampling import UPDATABLE, Row, Sampler, best, log_softmax
+from agent.engine.schemas import check_schema
 from agent.engine.stops import StopScanner
 from agent.engine.tokenizing import Tokenizing
+from agent.engine.tools.answer_reader import Parts
+from agent.engine.tools.call_grammar import argument_schemas
 from contract.errors import EngineFailed, RequestInvalid
 
 
@@ -46,6 +49,7 @@ class TokenSequence:
         self._stream = tokenizing.stream()
         self._scanner = StopScanner(generation.stops)
         self._held_over = ""
+        self._reader = tokenizing.dialect.reader(generation, prompt)
         self._constraint = constraint
         self._processors = processors
         self._words = [token for token in prompt if token >= 0]
@@ -82,12 +86,22 @@ class TokenSequence:
         if token in self._tokenizing.eos:
             return [self.end("stop")]
         self.tokens.append(token)
-        text = self._held_over + str(self._stream.decode(token))
+        parts = self._read(token, str(self._stream.decode(token)))
+        text = self._held_over + parts.text
         self._held_over = ""
         if len(self.tokens) > self.generation.min_tokens:
             text = self._scanner.feed(text)
+        if self._scanner.stopped:
+            parts, self._reader = Parts(thought=parts.thought), None
         events: list[StepEvent] = [
-            TokenEvent(self.generation.request, text, len(self.tokens), None if entry is None else [entry])
+            TokenEvent(
+                self.generation.request,
+                text,
+                len(self.tokens),
+                None if entry is None else [entry],
+                parts.thought,
+                parts.calls,
+            )
         ]
         if self._scanner.stopped or (self._constraint is not None and self._constraint.complete):
             events.append(self.end("stop"))
@@ -96,16 +110,26 @@ class TokenSequence:
         return events
 
     def end(self, reason: FinishReason) -> FinishEvent:
-        """The end, with the text that was held back."""
+        """The end, with what was held back. An answer that ends by itself and has calls ends for them."""
         self.finished = True
+        parts = Parts() if self._reader is None else self._reader.finish()
+        if reason == "stop" and self._reader is not None and self._reader.calls:
+            reason = "tool_calls"
         return FinishEvent(
             self.generation.request,
             reason,
-            self._held_over + self._scanner.flush(),
+            self._held_over + self._scanner.feed(parts.text) + self._scanner.flush(),
             len(self.prompt),
             len(self.tokens),
             self.cached_tokens,
+            parts.thought,
+            parts.calls,
         )
+
+    def _read(self, token: int, decoded: str) -> Parts:
+        if self._reader is None:
+            return Parts(decoded)
+        return self._reader.feed(self._tokenizing.dialect.text_of(token, decoded))
 
     def change(self, changes: dict[str, Any]) -> bool:
         """Use other parameters from the next token on; ``max_tokens`` keeps within the room there is.
@@ -148,6 +172,35 @@ def with_changes(generation: Generation, changes: dict[str, Any]) -> Generation 
         return msgspec.convert({**asdict(generation), **known}, Generation)
     except msgspec.ValidationError:
         return None
+
+
+def constrain(
+    generation: Generation, prompt: Sequence[int], tokenizing: Tokenizing, grammars: Grammars
+) -> Constraint | None:
+    """What the answer to ``prompt`` is held to: a format, or calls of functions; None: nothing.
+
+    Raises:
+        RequestInvalid: it is not one that can be kept to.
+    """
+    calls = tokenizing.dialect.grammar(generation, prompt)
+    if generation.tools is not None and calls is not None:
+        return _hold_to_calls(generation.tools, calls, grammars)
+    if generation.grammar is None:
+        return None
+    return grammars.constraint(generation.grammar, after=tokenizing.dialect.thought_before_format(generation, prompt))
+
+
+def _hold_to_calls(tools: Tools, calls: str, grammars: Grammars) -> Constraint:
+    """Schemas are looked at before they are compiled, and one by one if something is wrong with them together."""
+    schemas = argument_schemas(tools)
+    for field, schema in schemas.items():
+        check_schema(schema, field)
+    try:
+        return grammars.constraint(("calls", calls), field="tools")
+    except RequestInvalid:
+        for field, schema in schemas.items():
+            grammars.constraint(("json_schema", schema), field=field)
+        raise
 
 
 def prepare(

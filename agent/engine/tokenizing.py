@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from agent.engine.interface import ChatTurn, Generation
+from agent.engine.tools.dialect import Dialect
+from agent.engine.tools.rendering import Conversation, converse
 from agent.engine.vocabulary import Vocabulary
 from contract.bundle.canary import join_canary
 from contract.bundle.tokens import begin, compose, composes, read_beginning
-from contract.chat.files import read_chat_files
+from contract.chat.files import TOOL_USE, read_chat_files
 from contract.chat.limits import Allowance
 from contract.chat.template import FAILED, ChatTemplate
 from contract.errors import EngineFailed, RequestInvalid
@@ -38,6 +43,9 @@ EFFORT, THINKING = "reasoning_effort", "enable_thinking"
 """Variables by which templates are told how much to think, and whether at all."""
 
 NO_EFFORT = "none"
+
+PROBE = "Is this written?"
+"""A system message by which is found out whether a template has them."""
 
 NONE: frozenset[str] = frozenset()
 
@@ -60,12 +68,14 @@ class Tokenizing:
         self._beginning = read_beginning(tokenizer)
         self._composes = _composes(bundle_dir)
         files = read_chat_files(bundle_dir)
-        controls = _control_texts(bundle_dir, files.default)
+        self._text = "\n".join({files.default: None, files.templates.get(TOOL_USE, files.default): None})
+        added = _added_tokens(bundle_dir)
+        controls = _control_texts(added, self._text)
+        self.dialect = Dialect(self._text, _numbers(added), lambda token: self.decode([token]))
         self._template = ChatTemplate(files)
         # What a template does not write, it cannot look for.
-        self._looked_for = [text for text in controls if text in files.default]
+        self._looked_for = [text for text in controls if text in self._text]
         self.chat = self._template.exists
-        self._text = files.default
         self._control = re.compile("|".join(re.escape(text) for text in controls)) if controls else None
         self._tokenizer_file = bundle_dir / "tokenizer.json"
         self._vocabulary: Vocabulary | None = None
@@ -82,10 +92,10 @@ class Tokenizing:
             raise RequestInvalid("this model has no chat template: give a prompt", field="messages")
         mark = _free_mark(generation.messages, MARKS)
         picture = _free_mark(generation.messages, PICTURE_MARKS)
-        turns = [self._turn(turn, mark, picture) for turn in generation.messages]
-        if any("\0" in text for turn in turns for text in turn.values()):
+        conversation = self._converse(generation, mark, picture)
+        rendered = self._render(conversation, mark, self._variables(generation))
+        if "\0" in rendered:
             raise RequestInvalid("a NUL character cannot be given to a model", field="messages")
-        rendered = self._render(turns, mark, self._variables(generation))
         if rendered.count(picture) != len(pictures):
             raise RequestInvalid("the chat template of this model loses pictures", field="messages")
         left = iter(pictures)
@@ -97,14 +107,35 @@ class Tokenizing:
                 ids.extend(self.encode(piece, "messages") if number == 0 else self.encode_more(piece, "messages"))
         return ids
 
-    def _turn(self, turn: ChatTurn, mark: str, picture: str) -> dict[str, str]:
-        """``turn`` for the template, with ``picture`` where each of its pictures stands."""
+    def _converse(self, generation: Generation, mark: str, picture: str) -> Conversation:
+        """What the template is to render, with ``picture`` where each picture stands. Contents are as they came; in
+        everything else control tokens are broken already.
+        """
+
+        def shield(text: str) -> str:
+            return self._break(_clean(text, mark, picture), mark, NONE)
+
+        tools = generation.tools
+        if tools is not None:
+            tools = structs.replace(tools, definitions=map_strings(tools.definitions, shield))
+        turns = [self._turn(turn, mark, picture, shield) for turn in generation.messages or []]
+        return converse(turns, tools, self.dialect.form, has_system=lambda: self._takes_system)
+
+    def _turn(self, turn: ChatTurn, mark: str, picture: str, shield: Callable[[str], str]) -> ChatTurn:
         role = str(turn["role"])
-        found = {
-            "role": SYSTEM_ROLE if role == DEVELOPER_ROLE and DEVELOPER_ROLE not in self._text else role,
-            "content": picture.join(_clean(text, mark, picture) for text in _texts(turn)),
-        }
-        return {**found, "name": _clean(str(turn["name"]), mark, picture)} if "name" in turn else found
+        found = {name: map_strings(value, shield) for name, value in turn.items() if name not in ("role", "content")}
+        found["role"] = SYSTEM_ROLE if role == DEVELOPER_ROLE and DEVELOPER_ROLE not in self._text else role
+        found["content"] = picture.join(_clean(text, mark, picture) for text in _texts(turn))
+        return found
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template writes what a system message says."""
+        try:
+            probe = [{"role": SYSTEM_ROLE, "content": PROBE}, {"role": "user", "content": "?"}]
+            return PROBE in self._template.render(probe)
+        except RequestInvalid:
+            return False
 
     def _variables(self, generation: Generation) -> dict[str, Any]:
         """What the template is told besides the messages.
@@ -178,8 +209,8 @@ class Tokenizing:
         """A new ``TokenizerStream``: its ``decode(id)`` gives text once its characters are complete."""
         return self._tokenizer.create_stream()
 
-    def _render(self, turns: list[dict[str, str]], mark: str, variables: Mapping[str, Any]) -> str:
-        """What the template makes of ``turns``, with a mark in every control token's text that was in them.
+    def _render(self, conversation: Conversation, mark: str, variables: Mapping[str, Any]) -> str:
+        """What the template makes of it, with a mark in every control token's text that was in a content.
 
         A template looks for some of them in what was said, and takes a thought out of it. There it must find them:
         those that change what it writes are left whole, in the model's own turns alone.
@@ -187,18 +218,20 @@ class Tokenizing:
         Raises:
             RequestInvalid: the template refuses them, or fails.
         """
-        allowance = Allowance()
+        allowance, turns = Allowance(), conversation.turns
+
+        def broken(turn: ChatTurn, whole: frozenset[str]) -> ChatTurn:
+            kept = whole if turn["role"] == ASSISTANT_ROLE else NONE
+            content = self._break(turn["content"], mark, kept) + turn.get("suffix", "")
+            return {**{name: value for name, value in turn.items() if name != "suffix"}, "content": content}
 
         def render(whole: frozenset[str]) -> str:
-            broken = [
-                {
-                    **turn,
-                    **({"name": self._break(turn["name"], mark, NONE)} if "name" in turn else {}),
-                    "content": self._break(turn["content"], mark, whole if turn["role"] == ASSISTANT_ROLE else NONE),
-                }
-                for turn in turns
-            ]
-            return self._template.render(broken, variables=variables, allowance=allowance)
+            return self._template.render(
+                [broken(turn, whole) for turn in turns],
+                tools=conversation.tools,
+                variables=variables,
+                allowance=allowance,
+            )
 
         assistant_text = "\n".join(turn["content"] for turn in turns if turn["role"] == ASSISTANT_ROLE)
         whole = frozenset(text for text in self._looked_for if text in assistant_text)
@@ -241,6 +274,15 @@ def _texts(turn: ChatTurn) -> list[str]:
     return texts
 
 
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """``value``, which is JSON, with every text and every name in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(name): map_strings(inner, change) for name, inner in value.items()}
+    return [map_strings(inner, change) for inner in value] if isinstance(value, list) else value
+
+
 def _free_mark(messages: list[ChatTurn], marks: str) -> str:
     used = {char for turn in messages for text in _texts(turn) for char in text if char in marks}
     return next((mark for mark in marks if mark not in used), marks[0])
@@ -254,11 +296,8 @@ def _composes(bundle_dir: Path) -> bool:
         return False
 
 
-def _control_texts(bundle_dir: Path, template: str) -> list[str]:
-    """Texts of added tokens that steer the model: the special ones, and others that the template itself writes.
-
-    Longest first, so that the pattern prefers them. One character long ones cannot be broken and are left alone.
-    """
+def _added_tokens(bundle_dir: Path) -> list[dict[str, Any]]:
+    """Those that have a text."""
     path = bundle_dir / "tokenizer.json"
     try:
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
@@ -266,12 +305,21 @@ def _control_texts(bundle_dir: Path, template: str) -> list[str]:
         added = json.loads(path.read_bytes()).get("added_tokens") or []
     except (OSError, ValueError, AttributeError):
         return []
+    return [token for token in added if isinstance(token, dict) and isinstance(token.get("content"), str)]
+
+
+def _numbers(added: list[dict[str, Any]]) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in added if isinstance(token.get("id"), int)}
+
+
+def _control_texts(added: list[dict[str, Any]], template: str) -> list[str]:
+    """Texts of added tokens that steer the model: the special ones, and others that the template itself writes.
+
+    Longest first, so that the pattern prefers them. One character long ones cannot be broken and are left alone.
+    """
     texts = {
         token["content"]
         for token in added
-        if isinstance(token, dict)
-        and isinstance(token.get("content"), str)
-        and len(token["content"].strip()) > 1
-        and (token.get("special") or token["content"] in template)
+        if len(token["content"].strip()) > 1 and (token.get("special") or token["content"] in template)
     }
     return sorted(texts, key=lambda text: (-len(text), text))

@@ -6,8 +6,13 @@ into the next frame: decoding never waits for the network, and a slow reader get
 
 from __future__ import annotations
 
-from msgspec import UNSET
+from collections.abc import Sequence
 
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from agent.engine.interface import CallDelta
+from agent.serving.output import Output
 from contract.mqtt.messages import Frame, LastFrame, Timing, Usage
 
 
@@ -22,8 +27,8 @@ class FrameStream:
         self._started = now
         self._first_token: float | None = None
         self._sequence = 0
-        self._parts: list[str] = []
-        self._unsent: list[str] = []
+        self._output = Output()
+        self._unsent = Output()
         self._tokens = 0
         self._fresh_attempt = True
         self.attempt = 1
@@ -34,7 +39,7 @@ class FrameStream:
     @property
     def text(self) -> str:
         """All text of this attempt."""
-        return "".join(self._parts)
+        return self._output.text
 
     @property
     def tokens(self) -> int:
@@ -61,7 +66,7 @@ class FrameStream:
         self.bundle = bundle
         self._started = now
         self._first_token = None
-        self._parts.clear()
+        self._output.clear()
         self._unsent.clear()
         self._tokens = 0
         self._fresh_attempt = True
@@ -74,15 +79,14 @@ class FrameStream:
         self._sequence += 1
         return frame
 
-    def feed(self, text: str, tokens: int, now: float) -> None:
-        """New text came out of the engine."""
+    def feed(self, text: str, tokens: int, now: float, *, thought: str = "", calls: Sequence[CallDelta] = ()) -> None:
+        """New text, more of a thought, or of calls, came out of the engine."""
         if self._first_token is None:
             self._first_token = now
         self._tokens = tokens
-        if text:
-            self._parts.append(text)
-            if self._stream:
-                self._unsent.append(text)
+        self._output.add(text, thought, calls)
+        if self._stream:
+            self._unsent.add(text, thought, calls)
 
     def due_at(self) -> float | None:
         """When the next frame may go; None when there is nothing to send."""
@@ -92,18 +96,8 @@ class FrameStream:
         """The next frame, if it is due."""
         if not self._unsent or now < self._next_due:
             return None
-        frame = Frame(s=self._sequence, d="".join(self._unsent), n=self._tokens)
-        if self._fresh_attempt:
-            frame = Frame(
-                s=self._sequence,
-                d=frame.d,
-                n=frame.n,
-                attempt=self.attempt,
-                bundle=self.bundle,
-                queue_ms=_milliseconds(self._started - self._accepted),
-                position=self.position,
-            )
-            self._fresh_attempt = False
+        frame = self._first(self._unsent) if self._fresh_attempt else self._piece(self._unsent)
+        self._fresh_attempt = False
         self._unsent.clear()
         self._sequence += 1
         self._next_due = now + self._interval
@@ -111,20 +105,31 @@ class FrameStream:
 
     def snapshot(self, now: float) -> Frame:
         """All text so far in one frame, for a client that lost some; it starts the text again like a first frame."""
-        frame = Frame(
-            s=self._sequence,
-            d=self.text,
-            n=self._tokens,
-            attempt=self.attempt,
-            bundle=self.bundle,
-            queue_ms=_milliseconds(self._started - self._accepted),
-            position=self.position,
-        )
+        frame = self._first(self._output)
         self._unsent.clear()
         self._fresh_attempt = False
         self._sequence += 1
         self._next_due = now + self._interval
         return frame
+
+    def _piece(self, output: Output) -> Frame:
+        return Frame(
+            s=self._sequence,
+            d=output.text,
+            n=self._tokens,
+            reasoning_content=output.thought,
+            tool_calls=output.fragments,
+        )
+
+    def _first(self, output: Output) -> Frame:
+        """One that begins the text."""
+        return replace(
+            self._piece(output),
+            attempt=self.attempt,
+            bundle=self.bundle,
+            queue_ms=_milliseconds(self._started - self._accepted),
+            position=self.position,
+        )
 
     def last(
         self,
@@ -139,7 +144,7 @@ class FrameStream:
         """The last frame; it carries the whole text."""
         completion = self._tokens if completion_tokens is None else completion_tokens
         first = self._first_token
-        frame = LastFrame(
+        return LastFrame(
             s=self._sequence,
             text=self.text,
             finish_reason=reason,  # type: ignore[arg-type] # the caller's literals are a subset
@@ -151,13 +156,10 @@ class FrameStream:
             ),
             attempt=self.attempt,
             bundle=self.bundle,
+            logprobs=UNSET if logprobs is None else logprobs,
+            reasoning_content=self._output.thought,
+            tool_calls=self._output.calls,
         )
-        if logprobs is not None:
-            frame = LastFrame(
-                frame.s, frame.text, frame.finish_reason, frame.usage, frame.timing, frame.attempt, frame.bundle,
-                logprobs,
-            )  # fmt: skip
-        return frame
 
     def times(self) -> tuple[float, float | None]:
         """When this attempt started and when the first token came."""

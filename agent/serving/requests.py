@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from agent.engine.interface import ChatTurn, Generation
+from agent.engine.interface import ChatTurn, Generation, Tools
 from contract.bundle.manifest import Behaviour
 from contract.errors import Fault, RequestInvalid
 from contract.mqtt.messages import (
@@ -22,6 +22,7 @@ from contract.mqtt.messages import (
     fault_details,
 )
 from contract.mqtt.pictures import picture_bytes
+from contract.mqtt.tools import ToolChoice, read_arguments
 
 T = TypeVar("T")
 
@@ -84,6 +85,7 @@ def to_generation(
         top_logprobs=request.top_logprobs,
         logit_bias={int(token): bias for token, bias in request.logit_bias.items()},
         grammar=grammar,
+        tools=_tools(request, is_held=grammar is not None),
         num_beams=request.num_beams,
         presence_penalty=_first(request.presence_penalty, defaults.presence_penalty, 0.0),
         frequency_penalty=_first(request.frequency_penalty, defaults.frequency_penalty, 0.0),
@@ -104,19 +106,47 @@ def _first(asked: T | UnsetType, signed: T | None, otherwise: T) -> T:
 
 def _turns(messages: list[Message], system_prompt: str | None) -> list[ChatTurn]:
     """The messages, after the bundle's system prompt where they bring none of their own."""
-    turns = [_turn(message) for message in messages]
+    calls = [call for message in messages if message.tool_calls for call in message.tool_calls]
+    names = {call.id: call.function.name for call in calls}
+    turns = [_turn(message, names) for message in messages]
     if system_prompt is None or any(turn["role"] in INSTRUCTIONS for turn in turns):
         return turns
     return [{"role": "system", "content": system_prompt}, *turns]
 
 
-def _turn(message: Message) -> ChatTurn:
+def _tools(request: GenerateRequest, *, is_held: bool) -> Tools | None:
+    """The functions of ``request``; none where it ``is_held`` to a format, which has no room for calls."""
+    if request.tools is UNSET or not request.tools or is_held:
+        return None
+    choice = "auto" if request.tool_choice is UNSET else request.tool_choice
+    return Tools(
+        definitions=[msgspec.to_builtins(tool) for tool in request.tools],
+        choice="required" if isinstance(choice, ToolChoice) else choice,
+        function=choice.function.name if isinstance(choice, ToolChoice) else None,
+        parallel=request.parallel_tool_calls is not False,
+    )
+
+
+def _turn(message: Message, names: Mapping[str, str]) -> ChatTurn:
+    """``names``: of functions, by the ids of their calls."""
     parts = [None if isinstance(part, ImagePart) else part.text for part in message.parts]
     turn: ChatTurn = {
         "role": message.role,
         "content": parts if None in parts else "".join(part or "" for part in parts),
     }
-    return turn if message.name is UNSET else {**turn, "name": message.name}
+    if message.name is not UNSET:
+        turn["name"] = message.name
+    if message.reasoning_content is not UNSET:
+        turn["reasoning_content"] = message.reasoning_content
+    if message.tool_calls is not UNSET and message.tool_calls:
+        turn["tool_calls"] = [
+            {"id": call.id, "name": call.function.name, "arguments": read_arguments(call.function.arguments) or {}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not UNSET:
+        turn["tool_call_id"] = message.tool_call_id
+        turn.setdefault("name", names.get(message.tool_call_id, ""))
+    return turn
 
 
 def _pictures(messages: list[Message]) -> list[bytes]:

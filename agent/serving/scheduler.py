@@ -125,7 +125,7 @@ class Scheduler:
             return None
         if request.statistics is not None:
             request.statistics.record_tokens(request.number, event.tokens, now)
-        request.frames.feed(event.text, event.tokens, now)
+        request.frames.feed(event.text, event.tokens, now, thought=event.thought, calls=event.calls)
         if event.logprobs:
             request.logprobs.extend(event.logprobs)
         return request
@@ -284,7 +284,9 @@ class Scheduler:
             self._fail(request, Refusal(event.code, event.kind, event.message, event.field), ours=False)
         else:
             if event.text:
-                request.frames.feed(event.text, event.completion_tokens, self._now)
+                request.frames.feed(
+                    event.text, event.completion_tokens, self._now, thought=event.thought, calls=event.calls
+                )
             started, _ = request.frames.times()
             if request.statistics is not None:
                 request.statistics.record_end(request.number, self._now, event.completion_tokens)

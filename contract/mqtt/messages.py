@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract.errors import Fault, printable
+from contract.mqtt.tools import MAX_CALLS, MAX_TOOLS, CallId, Tool, ToolCall, ToolCallDelta, ToolChoice
 
 MAX_REQUEST_BYTES = 1 << 20
 """A request: a prompt of 128k tokens is about 512 KB of text."""
@@ -98,8 +99,9 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True):
     annotations: list[dict[str, Any]] | UnsetType = UNSET
     audio: dict[str, Any] | UnsetType = UNSET
     function_call: dict[str, Any] | UnsetType = UNSET
-    tool_calls: list[dict[str, Any]] | UnsetType = UNSET
-    tool_call_id: Label | UnsetType = UNSET
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_CALLS)] | UnsetType = UNSET
+    tool_call_id: CallId | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
 
     @property
     def parts(self) -> list[Part]:
@@ -199,8 +201,8 @@ class GenerateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     web_search_options: dict[str, Any] | UnsetType = UNSET
     functions: list[dict[str, Any]] | UnsetType = UNSET
     function_call: str | dict[str, Any] | UnsetType = UNSET
-    tools: list[dict[str, Any]] | UnsetType = UNSET
-    tool_choice: str | dict[str, Any] | UnsetType = UNSET
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | UnsetType = UNSET
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | UnsetType = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET
 
     @property
@@ -286,7 +288,8 @@ class ErrorBody(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True, omit_defaults=True):
-    """A piece of the answer: ``s`` counts from 0, ``d`` is new text, ``n`` the completion tokens so far.
+    """A piece of the answer: ``s`` counts from 0, ``d`` is new text, ``n`` the completion tokens so far;
+    ``reasoning_content`` is more of a thought, ``tool_calls`` more of calls.
 
     The first frame with text adds the bundle (``NAME@VERSION``), the time in the queue and the place it had there.
     Frames to a request that waits have no text, its place now, and in how many milliseconds it may begin.
@@ -300,6 +303,8 @@ class Frame(Struct, frozen=True, omit_defaults=True):
     queue_ms: float | UnsetType = UNSET
     position: int | UnsetType = UNSET
     estimate_ms: float | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class LastFrame(Struct, frozen=True):
@@ -307,12 +312,14 @@ class LastFrame(Struct, frozen=True):
 
     s: int
     text: str
-    finish_reason: Literal["stop", "length", "cancelled", "deadline"]
+    finish_reason: Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
     usage: Usage
     timing: Timing
     attempt: int
     bundle: str
     logprobs: list[dict[str, Any]] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ErrorFrame(Struct, frozen=True):

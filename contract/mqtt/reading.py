@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -27,6 +27,7 @@ from contract.mqtt.messages import (
 )
 from contract.mqtt.pictures import picture_bytes
 from contract.mqtt.salvage import find_member
+from contract.mqtt.tools import history_faults, tool_faults
 from contract.mqtt.topics import NO_ID
 from contract.mqtt.unsupported import unsupported
 from contract.reasons import Reason
@@ -121,8 +122,25 @@ def _request_faults(
         yield _fault("beam search needs temperature 0", "num_beams")
     if request.max_tokens != request.token_limit is not UNSET and request.max_tokens is not UNSET:
         yield _fault("max_tokens says the same as max_completion_tokens: give one of them", "max_completion_tokens")
-    for fault in unsupported(request):
+    for fault in chain(_tool_faults(request), unsupported(request)):
         yield Reason.SCHEMA_INVALID, fault
+
+
+def _tool_faults(request: GenerateRequest) -> Iterator[Fault]:
+    tools = [] if request.tools is UNSET else request.tools
+    yield from tool_faults(tools, request.tool_choice)
+    if request.messages is not UNSET:
+        yield from history_faults(request.messages)
+    if not tools or request.tool_choice == "none":
+        return
+    if request.prompt is not UNSET:
+        yield Fault("tools", "a prompt goes to the model as it is, without tools: give messages")
+    if request.response_format is not None and request.response_format.type != "text":
+        yield Fault(
+            "response_format", 'an answer has a format or may call tools: leave one out, or say tool_choice "none"'
+        )
+    if request.num_beams > 1:
+        yield Fault("num_beams", "beam search calls no tools: leave num_beams out")
 
 
 def _id_faults(
@@ -144,6 +162,7 @@ def _part_faults(messages: list[Message]) -> Iterator[tuple[Reason, Fault]]:
     pictures = 0
     has_text = False
     for number, message in enumerate(messages):
+        has_text = has_text or bool(message.tool_calls)
         for index, part in enumerate(message.parts):
             if not isinstance(part, ImagePart):
                 has_text = has_text or bool(part.text.strip())

@@ -1,7 +1,7 @@
 """What OpenAI's interface has and a device does not: said by name, with the way that leads where there is one. Pure.
 
 What changes no answer (``user``, ``service_tier``, ``prediction`` …) is taken and has no effect; what would change it
-is refused, unless its value asks for nothing: ``tools: []``, ``modalities: ["text"]``, ``store: false``.
+is refused, unless its value asks for nothing: ``modalities: ["text"]``, ``store: false``.
 """
 
 from __future__ import annotations
@@ -45,10 +45,6 @@ def _tools(request: GenerateRequest) -> Iterator[Fault]:
         yield Fault(
             "function_call", "function_call is called tool_choice now: did you mean `tool_choice`?", "tool_choice"
         )
-    if request.tools is not UNSET and request.tools:
-        yield Fault("tools", "tools are not supported")
-    if request.tool_choice not in (UNSET, "none", "auto"):
-        yield Fault("tool_choice", "tools are not supported")
 
 
 def _message(message: Message, path: str) -> Iterator[Fault]:
@@ -60,5 +56,3 @@ def _message(message: Message, path: str) -> Iterator[Fault]:
         yield Fault(
             f"{path}.function_call", "function_call is called tool_calls now: did you mean `tool_calls`?", "tool_calls"
         )
-    if message.tool_calls is not UNSET and message.tool_calls:
-        yield Fault(f"{path}.tool_calls", "tools are not supported")

@@ -36,7 +36,7 @@ from agent.engine.memory import usable_bytes
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
-from agent.engine.sequence import TokenSequence, prepare, rejection
+from agent.engine.sequence import TokenSequence, constrain, prepare, rejection
 from agent.engine.tokenizing import Tokenizing
 from agent.host.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
@@ -172,7 +172,7 @@ class BatchedEngine:
                 context_length=self._facts.context_length,
                 vocab_size=self._facts.vocab_size,
             )
-            constraint = None if generation.grammar is None else self._grammars.constraint(generation.grammar)
+            constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return

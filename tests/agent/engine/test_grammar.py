@@ -20,9 +20,9 @@ class Counting(Grammars):
 
     compiled = 0
 
-    def _compile(self, kind: str, text: str) -> Any:
+    def _compile(self, kind: str, text: str, after: str = "", field: str = FIELD) -> Any:
         self.compiled += 1
-        return super()._compile(kind, text)
+        return super()._compile(kind, text, after, field)
 
 
 @pytest.fixture
