@@ -20,7 +20,7 @@ TORCH  := $(shell grep '^torch==' requirements.lock)
 SECOND := $(CACHE)/second-model
 PIECES := 1 2 3 4 5 6
 
-.PHONY: help demo second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+.PHONY: help demo recording second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege clean
 
 help: ## what can be made
@@ -47,6 +47,9 @@ $(WHEEL): | $(STAMP)
 
 demo: $(STAMP) $(WHEEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
+
+recording: $(STAMP) $(WHEEL) ## run the demo in a terminal and draw it: docs/demo.svg, which README shows
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.recording
 
 second-model: $(STAMP) ## a second real model (491 MB, once): built, deployed to a real agent and asked; its figures
 	@mkdir -p $(SECOND)

@@ -12,9 +12,9 @@ from html import escape
 from msgspec import Struct
 
 CELL_WIDTH, LINE_HEIGHT, FONT_SIZE, MARGIN = 7.8, 18, 13, 14
-LONGEST_WAIT = 1.2
-"""Seconds that the picture waits where the program worked for longer."""
-LEAST_BETWEEN = 0.25
+LONGEST_WAIT = 2.0
+"""Seconds between two lines, however long the program worked: a bar that moved for minutes moves faster."""
+LEAST_BETWEEN = 0.3
 """Seconds between two states of one line: a bar that moves ten times a second would be most of the file."""
 AT_THE_END = 6.0
 """Seconds for which the last screen stays."""
@@ -141,7 +141,7 @@ def _palette(number: int) -> str:
     if number < 232:
         red, green, blue = (number - 16) // 36, (number - 16) // 6 % 6, (number - 16) % 6
         return f"#{_CUBE[red]:02x}{_CUBE[green]:02x}{_CUBE[blue]:02x}"
-    return f"#{8 + 10 * (number - 232):02x}" * 1 if False else "#" + f"{8 + 10 * (number - 232):02x}" * 3
+    return "#" + f"{8 + 10 * (number - 232):02x}" * 3
 
 
 class Film(Struct):
@@ -166,13 +166,12 @@ def film(outputs: list[tuple[float, str]], columns: int, rows: int, prompt: str)
     terminal = Terminal(columns)
     made = Film([], [(0.0, 0)], 0.0)
     pending: set[int] = set()
-    now, before = 0.0, 0.0
+    now = 0.0
     typed = [(0.5 + 0.07 * index, letter) for index, letter in enumerate(prompt)]
     start = typed[-1][0] + 0.5 if typed else 0.0
-    stream = [(0.0, "$ "), *typed, (start, "\r\n"), *((start + when, text) for when, text in outputs)]
-    for when, text in stream:
-        now += min(when - before, LONGEST_WAIT)
-        before = when
+    stream = [(0.0, "$ "), *typed, (start, "\r\n")]
+    stream += [(start + when, text) for when, text in _time_lapse(outputs, columns)]
+    for now, text in stream:
         pending |= terminal.feed(text)
         for row in sorted(pending):
             if _keep(made, terminal, row, now):
@@ -186,6 +185,25 @@ def film(outputs: list[tuple[float, str]], columns: int, rows: int, prompt: str)
     return made
 
 
+def _time_lapse(outputs: list[tuple[float, str]], columns: int) -> list[tuple[float, str]]:
+    """The same with other times: what passes between two new lines takes :data:`LONGEST_WAIT` at most."""
+    terminal = Terminal(columns)
+    lapsed: list[tuple[float, str]] = []
+    between: list[tuple[float, str]] = []
+    now, before = 0.0, 0.0
+    for when, text in outputs:
+        lines = len(terminal.lines)
+        terminal.feed(text)
+        between.append((when, text))
+        if len(terminal.lines) > lines or when == outputs[-1][0]:
+            pace = min(1.0, LONGEST_WAIT / max(when - before, 1e-9))
+            lapsed += [(now + pace * (each - before), written) for each, written in between]
+            now += pace * (when - before)
+            before = when
+            between = []
+    return lapsed + [(now, written) for _, written in between]
+
+
 def _keep(made: Film, terminal: Terminal, row: int, now: float, *, last: bool = False) -> bool:
     """Note the line's state; False while it is too early for another one, and so still to be done."""
     while len(made.lines) <= row:
@@ -194,7 +212,10 @@ def _keep(made: Film, terminal: Terminal, row: int, now: float, *, last: bool = 
     cells = list(terminal.lines[row])
     if versions and versions[-1].cells == cells:
         return True
-    if versions and now - versions[-1].begin < LEAST_BETWEEN and not last and row == terminal.row:
+    if versions and now - versions[-1].begin < LEAST_BETWEEN and not last:
+        return False
+    # Between being erased and drawn again it is not worth seeing.
+    if versions and not last and not any(character.strip() for character, _ in cells):
         return False
     versions.append(Version(now, cells))
     return True
@@ -237,7 +258,7 @@ def draw(made: Film, columns: int, rows: int) -> str:
         f"{classes.rules()}{''.join(rules)}"
         "@media (prefers-reduced-motion:reduce){text,#page{animation:none!important}}</style>\n"
         f'<rect width="100%" height="100%" rx="8" fill="#0d1117"/>\n'
-        f'<svg y="{MARGIN - 4}" width="{width:g}" height="{rows * LINE_HEIGHT + 8}" viewBox="0 {MARGIN - 4} {width:g} '
+        f'<svg y="{MARGIN - 1}" width="{width:g}" height="{rows * LINE_HEIGHT + 8}" viewBox="0 {MARGIN - 1} {width:g} '
         f'{rows * LINE_HEIGHT + 8}"><g id="page">\n' + "\n".join(texts) + "\n</g></svg>\n</svg>\n"
     )
 
