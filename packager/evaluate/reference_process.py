@@ -24,7 +24,7 @@ from packager.subprocess_job import Reporter, child_main
 RENDER_BYTES = 256 << 20
 """More than on a device, since transformers loads parts of itself when it first renders."""
 
-FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, RuntimeError, NotImplementedError)
+FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError, RuntimeError, ArithmeticError)
 """What transformers raises at files that it cannot make sense of."""
 
 
@@ -32,6 +32,7 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     """The :class:`packager.evaluate.reference.Reference` of ``job["checkpoint"]``, with ``job["weights"]`` and
     ``job["config"]`` in place of its own where they are given.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     reporter.progress(0, 1)
@@ -44,10 +45,13 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             config = CONFIG_MAPPING[job["config"]["model_type"]].from_dict(job["config"])
         weights = find_weights(job.get("weights") or read_headers(Path(job["checkpoint"])).entries(), config)
         rope = find_rope(config)
-        spellings = spell(job["checkpoint"], int(config.get_text_config().vocab_size))
+        rows = int(config.get_text_config().vocab_size)
+    except (*FAILURES, StrictDataclassError) as error:
+        raise BuildRefused(f"transformers cannot make a model of this config.json: {_reason(error)}") from error
+    try:
+        spellings = spell(job["checkpoint"], rows)
     except FAILURES as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BuildRefused(f"transformers cannot make a model of this config.json: {reason}") from error
+        raise BuildRefused(f"transformers cannot read the tokenizer: {_reason(error)}") from error
     reporter.progress(1, 1)
     return {
         "config": json.loads(config.to_json_string(use_diff=False)),
@@ -56,6 +60,11 @@ def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "spellings": spellings,
         "templates": render(job["checkpoint"], job.get("template")),
     }
+
+
+def _reason(error: BaseException) -> str:
+    words = " ".join(str(error).split())[:300]
+    return words if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {words}"
 
 
 def spell(checkpoint: str, rows: int) -> list[tuple[str, list[int], list[int]]]:
@@ -82,8 +91,7 @@ def render(checkpoint: str, template: str | None = None) -> dict[str, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except FAILURES as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BuildRefused(f"transformers cannot read the tokenizer: {reason}") from error
+        raise BuildRefused(f"transformers cannot read the tokenizer: {_reason(error)}") from error
     if template is not None:
         tokenizer.chat_template = template
     templates.datetime = _OneDay

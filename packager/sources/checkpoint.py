@@ -13,7 +13,7 @@ from msgspec import Struct
 from contract.errors import BuildRefused
 from packager.sources.families import check_architecture, family_of
 from packager.sources.licenses import UNKNOWN, license_of_card
-from packager.sources.naming import find_unfinished, refuse_stand_in
+from packager.sources.naming import find_unfinished, refuse_broken_links, refuse_stand_in
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.vocabulary import TOKENIZER_FILE, find_rowless
 
@@ -30,6 +30,7 @@ PLAIN = "name the checkpoint that it was made from"
 OLD_QUANTIZATION = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Where earlier tools, and those of other runtimes, say how they quantised."""
 QUANTIZED_METHODS = ("gptq", "awq")
+QUANTIZED_BITS = (4, 8)
 NEED_CODE = ("chatglm", "internlm2", "phi3small")
 """Families that transformers runs only with Python files out of the checkpoint."""
 
@@ -176,6 +177,8 @@ def _read_quantization(path: Path, config: dict[str, Any]) -> Quantization | Non
             f"{path} is quantised with one scale for each whole column (group size {group}), which cannot be built; "
             "name the checkpoint that it was made from, or one in groups of 32 or 128"
         )
+    if isinstance(bits, int) and bits not in QUANTIZED_BITS:
+        raise BuildRefused(f"{path} is quantised to {bits} bits, which the builder does not read; {PLAIN}")
     if not isinstance(bits, int) or not isinstance(group, int):
         raise BuildRefused(f"{path}/config.json does not say the bits and the group size of its quantised weights")
     return Quantization(method=str(method), bits=bits, group_size=group)
@@ -200,6 +203,8 @@ def read_config(path: Path) -> dict[str, Any]:
         BuildRefused: it is missing or damaged.
     """
     file = path / "config.json"
+    if file.is_symlink():
+        refuse_broken_links(path)
     if not file.is_file():
         raise BuildRefused(f"{path} has no config.json; name a directory that holds a Hugging Face checkpoint")
     config = read_json(file)
@@ -257,7 +262,8 @@ def find_shards(path: Path) -> list[Path]:
         return _indexed_shards(path, index)
     if whole.is_file():
         return [whole]
-    found = sorted(file.name for file in path.glob("*.safetensors"))
+    refuse_broken_links(path)
+    found = sorted(file.name for file in path.glob("*.safetensors") if file.is_file())
     unfinished = find_unfinished(path)
     if not found and unfinished is not None:
         raise BuildRefused(f"{path} has no weights yet, {unfinished!r} was not fetched to its end; fetch that again")
@@ -314,6 +320,7 @@ def list_indexed(index: Path) -> list[str]:
         BuildRefused: some do not, or it is no index.
     """
     names = sorted(set(read_weight_map(index).values()))
+    refuse_broken_links(index.parent)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise BuildRefused(

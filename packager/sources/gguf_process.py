@@ -71,6 +71,8 @@ def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]]
         raise BuildRefused(f"{path.name} is not whole, or damaged; fetch it again ({reason})") from error
     fields = {name: field.contents() for name, field in reader.fields.items()}
     kind = str(fields.get("general.architecture", ""))
+    if not kind:
+        raise BuildRefused(f"{path.name} names no architecture (general.architecture); fetch the model again")
     part = PARTS.get(str(fields.get("general.type", "model")), PARTS.get(kind))
     if part is not None:
         raise BuildRefused(f"{path.name} is {part}; name the GGUF file of the model itself")
@@ -82,7 +84,7 @@ def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]]
         for tensor in reader.tensors
         if tensor.name in FACTORS
     }
-    return str(fields["general.architecture"]), fields, factors, list(reader.tensors)
+    return kind, fields, factors, list(reader.tensors)
 
 
 def judge_weights(path: Path, config: Any, tensors: list[Any]) -> dict[str, Any]:

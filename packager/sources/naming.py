@@ -14,9 +14,13 @@ _URL = re.compile(_HUB + r"/(?!datasets/|spaces/|collections/)([\w.-]+/[\w.-]+)(
 _OTHER_URL = re.compile(_HUB + r"/(datasets|spaces|collections)/.*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://.*|git@.*|(?:www\.)?(?:github\.com|modelscope\.cn|ollama\.com)/.*")
 _TAGGED = re.compile(r"([\w.-]+(?:/[\w.-]+)?):([\w.-]+)")
+_PINNED = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+")
+_SLASHED = re.compile(r"\w[\w.-]*/[\w.-]+/+")
 _WHAT = {"datasets": "a data set", "spaces": "an application", "collections": "a list of models"}
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".7z", ".rar")
+UNLINKED = "copy what links lead to (cp -rL), as of the hub's cache, or fetch it again"
+
 PARTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".json", ".jinja", ".model")
 """Files of which a checkpoint has several."""
 
@@ -31,6 +35,8 @@ def check_naming(text: str) -> None:
         BuildRefused: with what to name.
     """
     url = _URL.fullmatch(text)
+    if url is not None and url[0].lower().partition("?")[0].endswith(".gguf"):
+        raise BuildRefused(f"{text!r} is the address of a GGUF file; fetch it and name the file")
     if url is not None:
         revision = f" --revision {url[2]}" if url[2] not in (None, "main") else ""
         raise BuildRefused(f"{text!r} is an address; name the model as {url[1]}{revision}")
@@ -39,13 +45,24 @@ def check_naming(text: str) -> None:
         raise BuildRefused(f"{text!r} is {_WHAT[other[1]]} and not a model; name a model as OWNER/MODEL")
     if _SCHEME.fullmatch(text):
         raise BuildRefused(f"{text!r} is an address; fetch it and name the file or directory, or name OWNER/MODEL")
+    if not text.strip():
+        raise BuildRefused("SOURCE is empty; name a GGUF file, a checkpoint directory or OWNER/MODEL")
     path = Path(text).expanduser()
+    if path.is_symlink() and not path.exists():
+        raise BuildRefused(f"{text!r} is a link to {str(path.readlink())!r}, which is not there; {UNLINKED}")
     if path.is_dir():
         check_directory(path, text)
     elif path.exists():
         _check_file(path, text)
-    elif text.endswith(".gguf"):
+    elif text.lower().endswith(".gguf"):
         raise BuildRefused(f"there is no file {text!r}; name a GGUF file of this host")
+    elif _PINNED.fullmatch(text):
+        model, _, revision = text.partition("@")
+        raise BuildRefused(f"{text!r} names a revision, as other tools do; name {model} --revision {revision}")
+    elif _SLASHED.fullmatch(text):
+        raise BuildRefused(
+            f"there is no directory {text!r}; if it is a model of the hub, name it as {text.rstrip('/')}"
+        )
     elif _TAGGED.fullmatch(text):
         raise BuildRefused(f"{text!r} names a tag, as other tools do; name OWNER/MODEL with --revision, or a GGUF file")
 
@@ -140,6 +157,17 @@ def refuse_stand_in(path: Path) -> None:
         raise BuildRefused(f"{path} is a web page and not the file itself; fetch it again, logged in if it is gated")
     if not head:
         raise BuildRefused(f"{path} is empty; fetch it again")
+
+
+def refuse_broken_links(path: Path) -> None:
+    """Refuse a directory with links to files that are not there: what is left of a hub's cache that was copied in part.
+
+    Raises:
+        BuildRefused: naming one.
+    """
+    broken = sorted(file.name for file in path.iterdir() if file.is_symlink() and not file.exists())
+    if broken:
+        raise BuildRefused(f"{path / broken[0]} is a link to a file that is not there; {UNLINKED}")
 
 
 def find_unfinished(path: Path) -> str | None:

@@ -37,6 +37,11 @@ def check_weights(checkpoint: Checkpoint, reference: Reference, headers: WeightH
     stored = {tensor.name: tensor for tensor in headers.tensors}
     quantization = checkpoint.quantization
     if quantization is not None:
+        if not any(name.endswith(".qweight") for name in stored):
+            raise BuildRefused(
+                f"{checkpoint.path}/config.json states that the weights are quantised with {quantization.method}, and "
+                "none is; take quantization_config out of it if they are plain"
+            )
         biases = [name for name in stored if name.endswith(".bias") and name not in reference.weights]
         faults = compare_quantised(
             stored,

@@ -127,6 +127,14 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "one scale a column": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": -1}}, "groups of 32 or 128",
     ),
+    "no heads": ({"num_attention_heads": 0}, "cannot make a model of this config.json"),
+    "a word for a number": ({"num_hidden_layers": "4"}, "cannot make a model of this config.json"),
+    "quantised by config.json alone": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "with gptq, and none is",
+    ),
+    "three bits": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 3, "group_size": 128}}, "to 3 bits, which the builder",
+    ),
     "older keys of AWQ": (
         {"quantization_config": {"quant_method": "awq", "w_bit": 4, "q_group_size": 128}}, "rename w_bit to bits",
     ),
@@ -183,6 +191,22 @@ def test_weights_that_are_another_files_stand_in(source: Path, cache: Path, tmp_
     weights.write_text(POINTER)
     with pytest.raises(BuildRefused, match=r"pointer of Git LFS .*; run `git lfs pull` in"):
         open_source(str(source), cache, tmp_path / "log", lambda done, total: None)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_links_that_were_copied_without_their_files(
+    name: str, source: Path, wide: Path, cache: Path, tmp_path: Path
+) -> None:
+    (source / name).unlink()
+    (source / name).symlink_to("../../blobs/4d7a")
+    words = f"{name} is a link to a file that is not there; copy what links lead to"
+    assert words in refusal(source, wide / "model.safetensors", cache, tmp_path)
+
+
+def test_a_tokenizer_that_transformers_cannot_read(source: Path, cache: Path, tmp_path: Path) -> None:
+    change(source, "tokenizer_config.json", model_max_length="512")
+    words = "transformers cannot read the tokenizer: TypeError"
+    assert words in refusal(source, source / "model.safetensors", cache, tmp_path)
 
 
 def test_generation_settings_that_no_request_has(source: Path, tmp_path: Path) -> None:
@@ -403,6 +427,7 @@ class TestGguf:
             (b"<html>", "is a web page"),
             (b"", "is empty"),
             (b"PK\3\4" + bytes(60), "is not a GGUF file"),
+            (b"GGUF\3\0\0\0" + bytes(64), "names no architecture"),
         ],
     )
     def test_what_is_none(self, head: bytes, words: str, cache: Path, tmp_path: Path) -> None:

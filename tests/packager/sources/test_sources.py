@@ -484,6 +484,11 @@ class TestNaming:
             ("git@hf.co:owner/model", "is an address; fetch it and name"),
             ("owner/model:Q4_K_M", "names a tag, as other tools do"),
             ("llama3.2:1b", "names a tag, as other tools do"),
+            ("https://huggingface.co/owner/model/resolve/main/m.Q4_K_M.gguf", "fetch it and name the file"),
+            ("owner/model@v1.0", "name owner/model --revision v1.0"),
+            ("owner/model/", "name it as owner/model"),
+            ("model.GGUF", "there is no file 'model.GGUF'"),
+            ("", "SOURCE is empty"),
         ],
     )
     def test_addresses_and_files_that_are_not_there(self, text: str, words: str, tmp_path: Path) -> None:
