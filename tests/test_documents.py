@@ -74,6 +74,18 @@ def test_every_document_can_be_reached_from_the_readme() -> None:
     assert {path for path in documents() if path.parent.name in {"docs", "examples"}} <= seen
 
 
+_PATH = re.compile(
+    r"`((?:agent|contract|packager|fleet|edge_bundle|tests|benchmarks|docs|systemd|clients|examples)/[\w./*-]*)`"
+)
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path: Path) -> None:
+    if path.name == "CHANGELOG.md" or path.parent.name == "decisions":
+        return  # these tell of what was
+    assert not [name for name in _PATH.findall(path.read_text("utf-8")) if not list(ROOT.glob(name.rstrip("/")))]
+
+
 def test_every_function_on_the_way_of_a_bundle_exists() -> None:
     page = (ROOT / "docs" / "ARCHITECTURE.md").read_text("utf-8")
     section = page.partition("## The way of a bundle")[2].partition("\n## ")[0]

@@ -129,7 +129,7 @@ class HistogramSample(Struct, frozen=True):
 
 
 class LlmSample(Struct, frozen=True):
-    """The model's work. Counters rise until the agent ends; a new `start` says that they began anew."""
+    """The model's work. Counters rise until the agent ends; a new `start` says that they began at 0 again."""
 
     start: Annotated[float, Meta(description="Unix seconds of the agent's start")]
     queue: Annotated[int, Meta(description="requests that wait")]

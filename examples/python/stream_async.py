@@ -18,7 +18,7 @@ async def ask(client: AsyncClient, number: int, question: str) -> None:
     async for chunk in client.stream(
         device=DEVICE, messages=[{"role": "user", "content": question}], max_tokens=100, timeout=120
     ):
-        if chunk.restart:  # the device began anew: what came before is void
+        if chunk.restart:  # the device starts over: what came before is void
             text = ""
         text += chunk.choices[0].delta.content or ""
         print(f"{number}: {text.strip()!r}", flush=True)
