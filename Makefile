@@ -73,15 +73,16 @@ test: $(STAMP) $(WHEEL) ## the test suite, no root
 test-avx2: $(STAMP) $(WHEEL) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)
 
-JS := clients/js/node_modules/.installed
-$(JS): clients/js/package-lock.json
+JS := clients/js/node_modules/.installed clients/node-red/node_modules/.installed
+$(JS): %/node_modules/.installed: %/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is missing; on Debian: apt install npm" >&2; exit 1; }
-	@npm --prefix clients/js ci --no-audit --no-fund --loglevel=error
+	@npm --prefix $* ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
-test-js: $(STAMP) $(JS) ## the JavaScript client, against a real broker and agent
+test-js: $(STAMP) $(JS) ## the JavaScript client and the Node-RED node, against a real broker, agent and Node-RED
 	@npm --prefix clients/js run --silent types
 	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix clients/js test --silent
+	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix clients/node-red test --silent
 
 layouts: $(STAMP) ## every published layout from every kind of source: logits, tokens, templates, end tokens
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m "layouts or not layouts" tests/packager/test_matrix.py

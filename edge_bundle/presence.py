@@ -84,27 +84,30 @@ class Presence:
         return {name: device for name, device in self.devices().items() if group in device.groups}
 
     def may_answer(self, *, device: str | None, group: str | None) -> bool:
-        """Whether what is known is enough to ask at once."""
-        found = [self.device(device)] if device is not None else self.members(group or "").values()
-        return any(each is not None and each.online and each.has_model for each in found)
+        """Whether what is known is enough to ask at once: that it is online, and that it has a model."""
+        names = [device] if device is not None else self.members(group or "")
+        heard = (self._devices[name] for name in names if name in self._devices)
+        return any(_view(each).online and each.health is not None and _view(each).has_model for each in heard)
 
     def objection(self, *, device: str | None, group: str | None) -> str | None:
         """Why ``device`` or ``group`` cannot be asked now, as a sentence; None if it can."""
-        if self.may_answer(device=device, group=group):
-            return None
         return self._of_device(device) if device is not None else self._of_group(group or "")
 
     def _of_device(self, name: str) -> str | None:
         found = self.device(name)
         if found is None:
             return self.unknown("device", name, self._devices)
-        return f"the device {name} has no model" if found.online else f"the device {name} is offline"
+        if not found.online:
+            return f"the device {name} is offline"
+        return None if found.has_model else f"the device {name} has no model"
 
-    def _of_group(self, name: str) -> str:
+    def _of_group(self, name: str) -> str | None:
         members = self.members(name)
         online = [device for device in members.values() if device.online]
         if not members:
             return self.unknown("group", name, {each for known in self.devices().values() for each in known.groups})
+        if any(device.has_model for device in online):
+            return None
         if online:
             return f"no device of the group {name} that is online has a model"
         return f"every device of the group {name} is offline: {', '.join(list(members)[:8])}"

@@ -1,7 +1,8 @@
 """A broker and devices for the tests of a client in another language: a process that takes one order a line.
 
 It prints a line of JSON once everything is up (``mqtt``, ``ws``: URLs), and ``{}`` after each order:
-``restart broker``, ``stop DEVICE``, ``release`` (answers that hold go on). It ends when its input does.
+``restart broker``, ``stop DEVICE``, ``release`` (answers that hold go on), ``cancelled DEVICE N`` (answered once the
+device has counted so many requests that were cancelled). It ends when its input does.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ async def release(device: Device) -> None:
         worker.let_go()
 
 
+def wait_for_cancelled(device: Device, count: int) -> None:
+    device.until(lambda: device.meter.requests.get("cancelled") == count)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         web = free_port()
@@ -52,6 +57,8 @@ def main() -> None:
                         broker.start()
                     case ["stop", name]:
                         devices.pop(name).stop()
+                    case ["cancelled", name, count]:
+                        wait_for_cancelled(devices[name], int(count))
                     case ["release"]:
                         for device in devices.values():
                             device.run(release(device))

@@ -85,6 +85,14 @@ def test_a_device_whose_documents_were_removed_is_unknown(presence: Presence) ->
     assert presence.objection(device="kitchen-1", group=None) is not None
 
 
+def test_a_device_is_asked_at_once_only_when_its_health_is_known(presence: Presence) -> None:
+    presence.hear("new", "status", status())
+    assert not presence.may_answer(device="new", group=None)
+    assert presence.objection(device="new", group=None) is None
+    presence.hear("new", "health", health())
+    assert presence.may_answer(device="new", group=None)
+
+
 def test_nonsense_and_floods_change_nothing() -> None:
     presence = Presence()
     for payload in (b"\xff", b"[" * 10_000, b"{}", b'{"online": "yes", "boot_id": 1}'):

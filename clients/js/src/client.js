@@ -13,6 +13,9 @@ const PRESENCE_MS = 1_000;
 /** MQTT 5 is spoken so often to a broker that closes the connection without a word: old ones do that. */
 const CLOSED_CONNECTS = 3;
 
+/** Kinds of retained documents that say whether a device can be asked. */
+const DOCUMENTS = ["status", "health", "info"];
+
 export class EdgeClient {
   #connection;
   #options;
@@ -73,7 +76,7 @@ export class EdgeClient {
     const levels = topic.slice(this.root.length + 1).split("/");
     if (levels[0] === "c" && levels.length === 5) {
       for (const inbox of this.#inboxes.get(levels[4]) ?? []) inbox.put(levels[3], payload);
-    } else if (levels[0] === "d" && levels.length === 3 && (levels[2] === "status" || levels[2] === "health")) {
+    } else if (levels[0] === "d" && levels.length === 3 && DOCUMENTS.includes(levels[2])) {
       this.#presence.hear(levels[1], levels[2], document(payload));
     }
   }
@@ -82,32 +85,34 @@ export class EdgeClient {
     for (const inboxes of this.#inboxes.values()) for (const inbox of [...inboxes]) act(inbox);
   }
 
+  /** Whether the broker lets us read it, once what it keeps has come. */
   #watch(filter) {
     let watched = this.#watched.get(filter);
     if (watched === undefined) {
-      watched = this.#subscribe(filter, 1).then(() => pause(PRESENCE_MS), () => pause(0));
+      watched = this.#subscribe(filter, 1).then(() => pause(PRESENCE_MS).then(() => true), () => false);
       this.#watched.set(filter, watched);
     }
     return watched;
   }
 
-  /** Devices that this broker knows, by name: {online, ready, reasons, active}. */
+  #watchAll() {
+    return Promise.all(DOCUMENTS.map((kind) => this.#watch(`${this.root}/d/+/${kind}`)));
+  }
+
+  /** Devices that this broker knows, by name: {online, ready, reasons, active, groups}. */
   async devices() {
-    await Promise.all([this.#watch(`${this.root}/d/+/status`), this.#watch(`${this.root}/d/+/health`)]);
+    await this.#watchAll();
     return this.#presence.all();
   }
 
-  async #objection(device) {
-    const known = () => this.#presence.get(device)?.online && this.#presence.get(device).ready;
-    if (!known()) {
-      const both = [`${this.root}/d/+/status`, `${this.root}/d/+/health`].map((filter) => this.#watch(filter));
-      const all = Promise.all(both);
-      // Documents of a device that answers are enough: only a bad verdict waits for all of them.
-      let over = false;
-      all.finally(() => (over = true));
-      while (!over && !known()) await pause(20);
-    }
-    return this.#presence.objection(device);
+  async #objection(target) {
+    let readable;
+    const all = this.#watchAll();
+    all.then((granted) => (readable = granted.every(Boolean)));
+    // Documents of a device that answers are enough: only a bad verdict waits for all of them.
+    while (readable === undefined && !this.#presence.mayAnswer(target)) await pause(20);
+    // Where the broker does not let us read them, or is away, nothing is known.
+    return readable === false || !this.#connection.connected ? undefined : this.#presence.objection(target);
   }
 
   /** The whole answer, in the shape of OpenAI's chat.completion. Options as `ask` takes them. */
@@ -142,8 +147,8 @@ export class EdgeClient {
     const body = { id: randomBytes(8).toString("hex"), ...fields };
     const { name, root } = this;
     const session = new RequestSession(body, { name, root, device, group, now: now(), timeoutMs, retry });
-    if (device !== undefined && offline !== "wait") {
-      const objection = await this.#objection(device);
+    if (offline !== "wait") {
+      const objection = await this.#objection({ device, group });
       if (objection !== undefined) throw new Unavailable(objection, { type: "device_unavailable" });
       signal?.throwIfAborted();
     }

@@ -137,6 +137,7 @@ export interface Device {
   ready: boolean;
   reasons: string[];
   active: number;
+  groups: string[];
 }
 
 export class EdgeClient {

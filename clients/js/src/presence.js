@@ -15,14 +15,14 @@ export class Presence {
       this.#devices.set(device, known);
     }
     known[kind] = document ?? undefined;
-    if (known.status === undefined && known.health === undefined) this.#devices.delete(device);
+    if (known.status === undefined && known.health === undefined && known.info === undefined) this.#devices.delete(device);
   }
 
   get size() {
     return this.#devices.size;
   }
 
-  /** {online, ready, reasons, active} of each device by name. */
+  /** {online, ready, reasons, active, groups} of each device by name. */
   all() {
     return Object.fromEntries([...this.#devices].map(([name, known]) => [name, view(known)]));
   }
@@ -32,19 +32,52 @@ export class Presence {
     return known === undefined ? undefined : view(known);
   }
 
-  /** Why `device` cannot be asked now, as a sentence; undefined if it may be, or nothing is known. */
-  objection(device) {
-    if (this.#devices.size === 0) return undefined;
-    const known = this.get(device);
-    if (known === undefined) {
-      const near = nearest(device, this.#devices.keys());
-      return `no device ${device} is known to this broker${near === undefined ? "" : `; did you mean ${near}?`}`;
-    }
-    if (!known.online) return `the device ${device} is offline`;
-    if (!known.ready && known.reasons.includes("no_model")) return `the device ${device} has no model`;
-    return undefined;
+  /** Whether what is known is enough to ask at once: that it is online, and that it has a model. */
+  mayAnswer({ device, group }) {
+    const names = device !== undefined ? [device] : Object.keys(this.#members(group));
+    return names.some((name) => {
+      const known = this.#devices.get(name);
+      return known?.health !== undefined && view(known).online && hasModel(view(known));
+    });
+  }
+
+  /** Why the device or group cannot be asked now, as a sentence; undefined if it can. */
+  objection({ device, group }) {
+    return device !== undefined ? this.#ofDevice(device) : this.#ofGroup(group);
+  }
+
+  #ofDevice(name) {
+    const known = this.get(name);
+    if (known === undefined) return this.#unknown("device", name, [...this.#devices.keys()]);
+    if (!known.online) return `the device ${name} is offline`;
+    return hasModel(known) ? undefined : `the device ${name} has no model`;
+  }
+
+  #ofGroup(name) {
+    const members = this.#members(name);
+    const online = Object.values(members).filter((each) => each.online);
+    if (Object.keys(members).length === 0)
+      return this.#unknown("group", name, [...new Set(Object.values(this.all()).flatMap((each) => each.groups))]);
+    if (online.some(hasModel)) return undefined;
+    if (online.length > 0) return `no device of the group ${name} that is online has a model`;
+    return `every device of the group ${name} is offline: ${Object.keys(members).slice(0, 8).join(", ")}`;
+  }
+
+  #members(group) {
+    return Object.fromEntries(Object.entries(this.all()).filter(([, each]) => each.groups.includes(group)));
+  }
+
+  #unknown(what, name, known) {
+    if (this.#devices.size === 0)
+      return `the ${what} ${name} is not known: no device has reported to this broker where this user may read it`;
+    const near = nearest(name, known);
+    const missing = what === "device" ? `no device ${name} is known` : `no device of a group ${name} is known`;
+    return `${missing} to this broker${near === undefined ? "" : `; did you mean ${near}?`}`;
   }
 }
+
+// Without a health document nobody says that it cannot answer.
+const hasModel = (device) => device.ready || !device.reasons.includes("no_model");
 
 function view(known) {
   const health = known.health ?? {};
@@ -53,6 +86,7 @@ function view(known) {
     ready: health.ready === true,
     reasons: Array.isArray(health.reasons) ? health.reasons.filter((each) => typeof each === "string") : [],
     active: typeof health.active === "number" ? health.active : 0,
+    groups: Array.isArray(known.info?.groups) ? known.info.groups.filter((each) => typeof each === "string") : [],
   };
 }
 

@@ -74,13 +74,7 @@ export class RequestSession {
   /** Topics and payloads to send now. Throws Unavailable when the time is up. */
   actions(now) {
     if (now >= this.deadline) {
-      const shown = this.reassembly.shown !== "";
-      throw new Unavailable(
-        shown
-          ? `the answer of ${this.device} was not complete within ${this.timeoutMs / 1000} s`
-          : `no answer from ${this.device ?? this.group} within ${this.timeoutMs / 1000} s; is it online?`,
-        { type: "timeout" },
-      );
+      throw new Unavailable(this.#late(), { type: "timeout" });
     }
     if (now - this.heard >= SILENCE_MS) {
       this.heard = now;
@@ -100,6 +94,17 @@ export class RequestSession {
     return found;
   }
 
+  /** That the time is up, and how far it came. */
+  #late() {
+    const within = `within ${this.timeoutMs / 1000} s`;
+    const { shown } = this.reassembly;
+    if (shown !== "") return `the answer of ${this.device} was not complete ${within}: ${shown.length} characters had come`;
+    if (this.turnedAway !== undefined) return `${this.device} could not answer ${within}: ${this.turnedAway.message}`;
+    if (this.position !== undefined)
+      return `${this.device} had not begun to answer ${within}: ${this.position} requests were before this one`;
+    return `no answer from ${this.device ?? `the group ${this.group}`} ${within}; is it online?`;
+  }
+
   /** When actions() has something to do again. */
   dueAt() {
     const times = [this.deadline, this.heard + SILENCE_MS, this.askAt, this.resumeAt];
@@ -112,9 +117,11 @@ export class RequestSession {
     this.heard = now;
     this.device = device;
     const found = this.reassembly.feed(payload);
+    for (const each of found) if (each.type === "queued") this.position = each.position;
     const error = found.at(-1)?.error;
     if (this.retry && found.at(-1)?.type === "end" && mayPass(error)) {
       const wait = error.retry_after_ms === undefined ? RETRY_MS : Math.max(50, error.retry_after_ms);
+      this.turnedAway = error;
       if (now + wait < this.deadline) {
         this.askAt = this.heard = now + wait;
         this.reassembly.askedAgain();

@@ -126,6 +126,7 @@ test("a request that was left before a member of the group had answered is cance
     }),
   );
   await leaver(async (client) => {
+    await client.devices(); // The members are known: it is asked at once.
     const abort = new AbortController();
     const asked = client.complete({ group: "kitchens", id: "groupless", prompt: "hold 5", signal: abort.signal });
     setTimeout(() => abort.abort(), 0);
@@ -154,6 +155,8 @@ test("misspelt, unknown, modelless and offline devices are named at once", async
     const why = (device) => client.complete({ device, prompt: "count 1" }).catch((error) => error.message);
     assert.equal(await why("kitchen1"), "no device kitchen1 is known to this broker; did you mean kitchen-1?");
     assert.equal(await why("empty-1"), "the device empty-1 has no model");
+    const group = await client.complete({ group: "kitchen", prompt: "count 1" }).catch((error) => error.message);
+    assert.equal(group, "no device of a group kitchen is known to this broker; did you mean kitchens?");
     await stage.order("stop kitchen-2");
     while ((await client.devices())["kitchen-2"].online) await new Promise((resolve) => setTimeout(resolve, 20));
     assert.equal(await why("kitchen-2"), "the device kitchen-2 is offline");

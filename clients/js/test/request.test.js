@@ -57,23 +57,34 @@ test("what cannot be sent is refused before it is", () => {
   refused({ id: "q1", seed: 1n }, {}, "cannot be written as JSON");
 });
 
-test("presence objects to what cannot answer, and to nothing where nothing is known", () => {
+test("presence objects to what cannot answer", () => {
   const presence = new Presence();
-  assert.equal(presence.objection("kitchen-1"), undefined);
-  presence.hear("kitchen-1", "status", { online: true });
-  presence.hear("kitchen-1", "health", { ready: true, reasons: [] });
-  presence.hear("attic", "status", { online: false });
-  presence.hear("bare", "status", { online: true });
-  presence.hear("bare", "health", { ready: false, reasons: ["no_model"] });
-  presence.hear("loading", "status", { online: true });
-  presence.hear("loading", "health", { ready: false, reasons: ["loading"] });
-  assert.equal(presence.objection("kitchen-1"), undefined);
-  assert.equal(presence.objection("loading"), undefined);
-  assert.match(presence.objection("kitchen1"), /did you mean kitchen-1\?$/);
-  assert.match(presence.objection("zzzz"), /no device zzzz is known to this broker$/);
-  assert.match(presence.objection("attic"), /offline/);
-  assert.match(presence.objection("bare"), /no model/);
-  presence.hear("attic", "status", null);
-  assert.match(presence.objection("attic"), /no device attic is known/);
+  const why = (device) => presence.objection({ device });
+  assert.match(why("kitchen-1"), /no device has reported to this broker/);
+  const say = (device, status, reasons, groups = []) => {
+    presence.hear(device, "status", status);
+    presence.hear(device, "health", { ready: reasons.length === 0, reasons });
+    presence.hear(device, "info", { groups });
+  };
+  say("kitchen-1", { online: true }, [], ["kitchens"]);
+  say("attic", { online: false }, [], ["attics"]);
+  say("bare", { online: true }, ["no_model"], ["spare"]);
+  say("loading", { online: true }, ["loading"]);
+  assert.equal(why("kitchen-1"), undefined);
+  assert.equal(why("loading"), undefined);
+  assert.match(why("kitchen1"), /did you mean kitchen-1\?$/);
+  assert.match(why("zzzz"), /no device zzzz is known to this broker$/);
+  assert.match(why("attic"), /offline/);
+  assert.match(why("bare"), /no model/);
+  const whyGroup = (group) => presence.objection({ group });
+  assert.equal(whyGroup("kitchens"), undefined);
+  assert.match(whyGroup("kitchen"), /no device of a group kitchen is known to this broker; did you mean kitchens\?$/);
+  assert.match(whyGroup("attics"), /every device of the group attics is offline: attic$/);
+  assert.match(whyGroup("spare"), /no device of the group spare that is online has a model/);
+  presence.hear("unheard", "status", { online: true });
+  assert.equal(presence.mayAnswer({ device: "unheard" }), false, "its health comes yet");
+  assert.equal(why("unheard"), undefined);
+  for (const kind of ["status", "health", "info"]) presence.hear("attic", kind, null);
+  assert.match(why("attic"), /no device attic is known/);
   assert.equal(nearest("KITCHEN-1", ["kitchen-1", "kitchen-22"]), "kitchen-1");
 });
