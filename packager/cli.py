@@ -15,6 +15,7 @@ COMMANDS = {
     "repo": ("packager.commands.repo", "keys and the signed repository"),
     "deploy": ("packager.commands.deploy", "tell devices which bundle to run"),
     "prompt": ("packager.commands.prompt", "ask a device and print the answer as it comes"),
+    "forget": ("packager.commands.forget", "remove what the broker keeps of devices that are gone"),
     "agent-kit": ("packager.commands.agent_kit", "one archive that installs the agent on a box without a network"),
     "completion": ("packager.commands.completion", "complete commands and options in a shell"),
     "watch": ("packager.commands.watch", "follow what a device reports"),

@@ -18,6 +18,7 @@ from contract.mqtt.messages import (
     MAX_FIELD,
     MAX_MESSAGE,
     BundleState,
+    Probation,
     Progress,
     Reported,
     ReportedError,
@@ -81,6 +82,7 @@ class Reporter:
         self._clock = clock
         self._phase = State.IDLE
         self._progress: Progress | None = None
+        self._probation: Probation | None = None
         self._progress_published_at = float("-inf")
         self._last_published: Reported | None = None
         self.meter = InstallMeter()
@@ -104,6 +106,7 @@ class Reporter:
             queue_pause_ms=UNSET if self.queue_pause_ms is None else self.queue_pause_ms,
             desired=snapshot.followed or UNSET,
             warnings=self._warnings() or UNSET,
+            probation=self._probation or UNSET,
         )
 
     def _warnings(self) -> list[ReportedError]:
@@ -134,6 +137,7 @@ class Reporter:
     def phase(self, state: State) -> None:
         """Another state was entered."""
         self._phase = state
+        self._probation = None
         if state is State.IDLE:
             self._progress = None
         self.publish()
@@ -142,6 +146,13 @@ class Reporter:
         """Bytes arrived; reported at most once a second."""
         left = UNSET if line.seconds_left is None else line.seconds_left
         self._progress = Progress(done=line.done, total=line.total, reused=line.reused, seconds_left=left)
+        if self._clock() - self._progress_published_at >= PROGRESS_INTERVAL_SECONDS:
+            self._progress_published_at = self._clock()
+            self.publish()
+
+    def probation(self, probation: Probation) -> None:
+        """The candidate serves, and is watched; reported at most once a second."""
+        self._probation = probation
         if self._clock() - self._progress_published_at >= PROGRESS_INTERVAL_SECONDS:
             self._progress_published_at = self._clock()
             self.publish()

@@ -352,6 +352,17 @@ class Progress(Struct, frozen=True):
     seconds_left: float | UnsetType = UNSET
 
 
+class Probation(Struct, frozen=True):
+    """How far the candidate that serves now is: it is kept after ``of_seconds``, or once ``of_requests`` were answered,
+    where a number of them is asked for.
+    """
+
+    seconds: float
+    of_seconds: float
+    requests: int
+    of_requests: int | UnsetType = UNSET
+
+
 class BundleState(Struct, frozen=True):
     name: str
     version: str
@@ -394,6 +405,7 @@ class Reported(Struct, frozen=True):
     ``warnings`` last as long as what they tell of, and stop nothing: an installed bundle that was revoked, metadata
     that expired or cannot be trusted any more. ``adapters`` are loaded beside the active bundle. ``desired`` is the
     bundle of the document that is followed; absent when none is, or this device's operator chose another one since.
+    ``probation`` is there in the phase of that name.
     """
 
     revision: str | None
@@ -406,6 +418,7 @@ class Reported(Struct, frozen=True):
     warnings: list[ReportedError] | UnsetType = UNSET
     adapters: list[BundleState] | UnsetType = UNSET
     desired: BundleReference | UnsetType = UNSET
+    probation: Probation | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True):

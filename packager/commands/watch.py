@@ -17,7 +17,7 @@ from contract.identifiers import is_identifier
 from contract.mqtt.topics import Topics
 from edge_bundle.broker import add_broker, find_broker
 from edge_bundle.broker_session import BrokerSession, Message
-from packager.watch.fleet import CONTESTED, Fleet, describe_event, printable
+from packager.watch.fleet import CONTESTED, FETCHES, Fleet, describe_event, printable
 
 FOREVER_SECONDS = 10 * 365 * 86400.0
 DRAW_SECONDS = 0.5
@@ -145,8 +145,12 @@ def _describe(kind: str, body: Any) -> str:  # noqa: PLR0911 # one line for each
         return f"{_reference(body['bundle'])} · engine {engine.get('engine', '-')} · agent {body['versions']['agent']}"
     if kind == "reported":
         text = f"{body['phase'].lower()} · active {_reference(body['active'])}"
-        progress = body["progress"]
-        if progress and progress["total"]:
+        progress, probation = body["progress"], body.get("probation")
+        if probation:
+            text += f" · {probation['seconds']:.0f} of {probation['of_seconds']:.0f} s"
+            if "of_requests" in probation:
+                text += f" or {probation['requests']} of {probation['of_requests']} answers"
+        elif body["phase"] in FETCHES and progress and progress["total"]:
             text += f" · {100 * progress['done'] // progress['total']} %"
         if body["error"]:
             text += f" · {body['error']['message']} [{body['error']['reason']}]"

@@ -29,6 +29,12 @@ CONTESTED = "two devices are connected under this name in turn: give each a name
 
 MAX_TEXT = 400
 
+FETCHES = ("RESOLVE", "CHECK", "RESERVE", "FETCH", "VERIFY", "SEAL")
+"""The phases of which the bytes of the bundle are the progress."""
+
+DOCUMENTS = ("status", "health", "reported", "info")
+"""What a broker keeps of a device. Where all of it was removed, nothing is left of the device."""
+
 
 class DeviceEvent(Struct, frozen=True):
     """``at`` as the device wrote it, ``what`` the type of event, ``text`` for people."""
@@ -122,6 +128,11 @@ class Fleet:
             view.heard = now
         if kind.startswith("event/"):
             self._happen(device, kind.removeprefix("event/"), message.payload)
+            return
+        if kind in DOCUMENTS and not message.payload:
+            setattr(view, kind, None)
+            if all(getattr(view, each) is None for each in DOCUMENTS):
+                del self.devices[device]
             return
         contested = view.contested
         taken = _take_document(view, kind, message.payload) or _take_sample(view, kind, message.payload, now)

@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from packager.watch.fleet import CONTESTED, DeviceEvent, DeviceView, Fleet, printable, reference
+from contract.mqtt.messages import Probation
+from packager.watch.fleet import CONTESTED, FETCHES, DeviceEvent, DeviceView, Fleet, printable, reference
 from packager.watch.samples import LlmReading
 from packager.watch.series import Series, sparkline
 
@@ -32,7 +33,12 @@ LEAST_SPARK = 8
 LABEL_WIDTH = 12
 PROGRESS_WIDTH = 16
 LONGEST_NAME = 24
-SMALL_NUMBERS = ["tok/s", "wait", "busy", "°C", "mem"]
+LONGEST_REFERENCE = 32
+NARROW_NAME = 14
+NARROW_REFERENCE = 20
+NARROW_NUMBERS = ["tok/s", "wait", "mem"]
+"""Where there is no room for more: 80 columns are for who runs what, and whether it answers."""
+
 SILENT_SECONDS = 60.0
 """No live word for so long, although it is said to be online: said so, since the last will takes a while to come."""
 
@@ -123,22 +129,49 @@ def phase_of(view: DeviceView) -> Text:
     if reported.phase == "IDLE":
         return Text("idle", FAINT)
     text = reported.phase.lower()
-    if reported.progress is not None and reported.progress.total:
+    if reported.probation is not UNSET:
+        text += f" {probation_text(reported.probation)}"
+    elif reported.phase in FETCHES and reported.progress is not None and reported.progress.total:
         text += f" {100 * reported.progress.done // reported.progress.total} %"
     return Text(text, "cyan")
+
+
+def probation_text(probation: Probation) -> str:
+    """How far it is, by whichever ends it sooner."""
+    text = f"{probation.seconds:.0f}/{probation.of_seconds:.0f} s"
+    if probation.of_requests is UNSET:
+        return text
+    requests = f"{probation.requests}/{probation.of_requests} answers"
+    sooner = probation.requests / max(1, probation.of_requests) > probation.seconds / max(1e-9, probation.of_seconds)
+    return requests if sooner else text
+
+
+def fit_reference(text: str, room: int) -> str:
+    """NAME@VERSION in ``room`` columns: of what is too long, the name is cut, since versions are what differs."""
+    if len(text) <= room:
+        return text
+    name, at, version = text.rpartition("@")
+    left = room - len(at + version) - 1
+    return f"{name[:left]}…{at}{version}" if left > 0 else f"…{text[len(text) - room + 1 :]}"
 
 
 def _table(views: Sequence[DeviceView], now: float, spark: int) -> Table:
     table = Table(expand=True, box=None, header_style=FAINT, padding=(0, 1))
     longest = max(len(view.name) for view in views)
-    table.add_column("device", no_wrap=True, min_width=min(longest, LONGEST_NAME), overflow="ellipsis")
-    for name in ("state", "bundle", "installation"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=1)
-    numbers = ["tok/s", "", "wait", "busy", "°C", "mem"] if spark >= LEAST_SPARK else SMALL_NUMBERS
+    narrow = spark < LEAST_SPARK
+    references = [reference(view.reported.active if view.reported else None) for view in views]
+    room = min(max(map(len, references)), NARROW_REFERENCE if narrow else LONGEST_REFERENCE)
+    table.add_column(
+        "device", no_wrap=True, min_width=min(longest, NARROW_NAME if narrow else LONGEST_NAME), overflow="ellipsis"
+    )
+    table.add_column("state", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("bundle", overflow="ellipsis", no_wrap=True, min_width=room)
+    table.add_column("installation", overflow="ellipsis", no_wrap=True, ratio=1)
+    numbers = NARROW_NUMBERS if narrow else ["tok/s", "", "wait", "busy", "°C", "mem"]
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True, min_width=4 if name else None)
-    for view in views:
-        bundle = Text(reference(view.reported.active if view.reported else None))
+    for view, active in zip(views, references, strict=True):
+        bundle = Text(fit_reference(active, room))
         cells = [Text(view.name, "bold"), state_of(view, now), bundle, phase_of(view)]
         # What an offline device once measured says nothing of now.
         table.add_row(
@@ -152,9 +185,11 @@ def _numbers(view: DeviceView, spark: int) -> list[Text]:
     waiting_text = _number(None if load is None else load.queue, "{}")
     if load is not None and load.queue:
         waiting_text.stylize(WORTH_A_LOOK)
+    if spark < LEAST_SPARK:
+        return [_number(view.speed.series.last, "{:.0f}"), waiting_text, _share(view.memory.last)]
     return [
         _number(view.speed.series.last, "{:.0f}"),
-        *([Text(sparkline(view.speed.series.values, spark), "cyan")] if spark >= LEAST_SPARK else []),
+        Text(sparkline(view.speed.series.values, spark), "cyan"),
         waiting_text,
         _number(None if load is None else load.active, "{}"),
         _temperature(view),
@@ -215,10 +250,24 @@ def _bundles(view: DeviceView) -> Text:
 
 
 def _progress(view: DeviceView) -> RenderableType:
-    progress = view.reported.progress if view.reported is not None else None
-    if progress is None or not progress.total or view.reported is None or view.reported.phase == "IDLE":
-        return Text("")
+    reported = view.reported
     grid = Table.grid(padding=(0, 1))
+    if reported is not None and reported.probation is not UNSET:
+        probation = reported.probation
+        text = f"{probation.seconds:.0f} of {probation.of_seconds:.0f} s"
+        if probation.of_requests is not UNSET:
+            text += f", or {probation.requests} of {probation.of_requests} answers"
+        share = ProgressBar(
+            total=max(1e-9, probation.of_seconds),
+            completed=probation.seconds,
+            width=PROGRESS_WIDTH,
+            complete_style="cyan",
+        )
+        grid.add_row(share, Text(text))
+        return grid
+    progress = None if reported is None or reported.phase not in FETCHES else reported.progress
+    if progress is None or not progress.total:
+        return Text("")
     text = f"{progress.done / 1e6:.1f} of {progress.total / 1e6:.1f} MB"
     if progress.reused:
         text += f", {progress.reused / 1e6:.1f} were here"

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from agent.host.memory import available_memory
 from agent.install.ports import SealedBundle, Serving, Speed, SwapMode
@@ -30,6 +31,7 @@ from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.identifiers import Digest
+from contract.mqtt.messages import Probation
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")
@@ -177,14 +179,22 @@ def record_baseline(serving: Serving, store: InstallationState, bundle: SealedBu
     return Speed(known.tokens_per_second, known.tokens_per_second_each or known.tokens_per_second)
 
 
-async def watch_probation(serving: Serving, settings: InstallSettings, predecessor: Speed | None) -> Failure | None:
-    """Wait until probation is over; how it failed, if it did."""
+async def watch_probation(
+    serving: Serving,
+    settings: InstallSettings,
+    predecessor: Speed | None,
+    on_progress: Callable[[Probation], None] = lambda _: None,
+) -> Failure | None:
+    """Wait until probation is over; how it failed, if it did. ``on_progress`` hears how far it is at every look."""
     clock = asyncio.get_running_loop().time
     started, contention = clock(), CpuContention(clock)
     while True:
-        verdict = evaluate_probation(serving.counters(), clock() - started, settings, predecessor, contention.share())
+        counters, elapsed = serving.counters(), clock() - started
+        verdict = evaluate_probation(counters, elapsed, settings, predecessor, contention.share())
         if verdict == "held":
             return None
         if isinstance(verdict, Failure):
             return verdict
+        of_requests = settings.probation_requests or UNSET
+        on_progress(Probation(round(elapsed, 1), settings.probation_seconds, counters.finished, of_requests))
         await asyncio.sleep(WATCH_SECONDS)

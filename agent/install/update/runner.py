@@ -433,7 +433,7 @@ class UpdateRunner:
     async def _watch_probation(self) -> Event:
         if self._canaried is not None:
             self._steps.on_probation(self._canaried.new, self._settings)
-        failure = await watch_probation(self._serving, self._settings, self._baseline)
+        failure = await watch_probation(self._serving, self._settings, self._baseline, self._reporter.probation)
         return Event.HELD if failure is None else self._fail(failure)
 
     def _commit(self) -> Event:

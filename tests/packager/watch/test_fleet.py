@@ -142,3 +142,14 @@ def test_a_boot_that_comes_back_after_another_one_means_two_devices_of_one_name(
     assert fleet.contested == ["box"]
     boot("b")
     assert fleet.contested == ["box"], "said once"
+
+
+def test_a_device_that_was_forgotten_is_gone() -> None:
+    fleet = Fleet(ROOT)
+    fleet.feed(message("box", "status", {"online": False, "boot_id": "b"}), 0.0)
+    fleet.feed(message("box", "health", health()), 0.0)
+    fleet.feed(message("box", "status", b""), 1.0)
+    assert "box" in fleet.devices
+    fleet.feed(message("box", "health", b""), 1.0)
+    assert "box" not in fleet.devices
+    assert fleet.unreadable == 0

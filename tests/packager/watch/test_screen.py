@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from packager.watch.fleet import Fleet
-from packager.watch.screen import draw
+from packager.watch.screen import draw, fit_reference
 from tests.packager.watch.messages import ROOT, bundle, event, health, info, llm, message, reported, system
 
 
@@ -87,3 +87,34 @@ def test_it_fits_any_terminal(width: int, height: int) -> None:
     text = picture(fleet, width=width, height=height)
     assert max(map(len, text.splitlines())) <= width
     assert "more: watch a --group" in " ".join(text.split())
+
+
+def test_versions_that_differ_are_seen_in_80_columns() -> None:
+    fleet = Fleet(ROOT)
+    for number, version in enumerate(["1.0.0", "1.1.0", "2.0.0-rc.1"]):
+        name = {"name": "qwen2.5-coder-0.5b-instruct"}
+        device(
+            fleet, f"kitchen-{number}", reported=reported(active={**reported()["active"], **name, "version": version})
+        )
+    lines = [line for line in picture(fleet, width=80).splitlines() if "kitchen-" in line]
+    assert [line.split()[2] for line in lines] == [
+        "qwen2.5-coder…@1.0.0",
+        "qwen2.5-coder…@1.1.0",
+        "qwen2.5-…@2.0.0-rc.1",
+    ]
+    assert fit_reference("a@1.0.0-a-very-long-version", 12) == "…ong-version"
+
+
+def test_probation_has_a_progress_of_its_own() -> None:
+    fleet = Fleet(ROOT)
+    progress = {"done": 90_000_000, "total": 90_000_000, "reused": 0}
+    probation = {"seconds": 12.0, "of_seconds": 60.0, "requests": 9, "of_requests": 10}
+    device(fleet, "kitchen-1", reported=reported("PROBATION", progress=progress, probation=probation))
+    text = picture(fleet, only="kitchen-1")
+    assert "probation 9/10 answers" in text
+    assert "12 of 60 s, or 9 of 10 answers" in text
+    assert "90.0 MB" not in text and "100 %" not in text
+    device(fleet, "kitchen-1", reported=reported("CANARY", progress=progress))
+    text = picture(fleet, only="kitchen-1")
+    assert "canary" in text
+    assert "90.0 MB" not in text and "100 %" not in text
