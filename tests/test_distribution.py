@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -162,6 +163,38 @@ def test_client_extra_is_enough_for_the_client_and_the_commands_that_ask_devices
         ended = with_only(tmp_path, small, "-m", "packager.cli", *command.split(), "--broker", "mqtt://127.0.0.1:1")
         assert (ended.returncode, ended.stderr.count("\n")) == (4, 1)
         assert "the broker 127.0.0.1:1 cannot be reached" in ended.stderr
+
+
+MAX_CLIENT_BYTES = 5 * 10**6
+"""On disk, with ``pip install --no-compile``; the bytecode of rooms that a client never loads doubles it."""
+
+
+def test_client_extra_takes_less_than_5_mb_and_loads_nothing_else(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile",
+         "--target", str(site), str(wheel.filename)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    # What the extra asks for, as pip has installed it here.
+    installed = Path(sysconfig.get_path("purelib"))
+    for pattern in ("msgspec", "msgspec-*.dist-info", "paho", "paho_mqtt-*.dist-info"):
+        (found,) = installed.glob(pattern)
+        shutil.copytree(found, site / found.name, ignore=shutil.ignore_patterns("__pycache__"))
+    size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+    assert size < MAX_CLIENT_BYTES, f"{size / 1e6:.1f} MB"
+    script = """
+import json, sys
+before = set(sys.modules)
+import edge_bundle
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+print(json.dumps(sorted(loaded)))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    out = subprocess.run(
+        [sys.executable, "-S", "-c", script], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert json.loads(out) == ["contract", "edge_bundle", "msgspec", "paho"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from agent.install.download import pipeline as download_pipeline
 from agent.install.download.progress import ProgressMeter
@@ -16,7 +17,7 @@ from agent.install.process.messages import Line, Progressed
 from agent.install.reporter import PROGRESS_INTERVAL_SECONDS, Reporter
 from agent.install.update.state_machine import State
 from contract.errors import SourceUnavailable
-from contract.mqtt.messages import Reported
+from contract.mqtt.messages import Probation, Reported
 from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 from tests.contract.source.test_nginx import NGINX
@@ -104,6 +105,22 @@ def test_it_is_on_reported_once_a_second_until_the_bundle_is_there(device: Devic
     ]
     reporter.phase(State.IDLE)
     assert told[-1].progress is None
+
+
+def test_how_far_probation_is_is_on_reported_once_a_second_until_it_is_over(device: Device) -> None:
+    device.directory.database.parent.mkdir(exist_ok=True)
+    reports: list[Reported] = []
+    clock = Clock()
+    reporter = Reporter(device.state(), reports.append, lambda _kind, _detail: None, clock)
+    reporter.begin("r7")
+    reporter.phase(State.PROBATION)
+    for second in range(3):
+        clock.now = second * PROGRESS_INTERVAL_SECONDS
+        for part in range(4):
+            reporter.probation(Probation(second + part / 4, 60.0, second, 5))
+    assert [each.probation for each in reports] == [UNSET, *(Probation(second, 60.0, second, 5) for second in range(3))]
+    reporter.phase(State.COMMIT)
+    assert reports[-1].probation is UNSET
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
