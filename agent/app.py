@@ -460,6 +460,8 @@ class Service:
                 stream_interval_ms=config.serving.stream_interval_ms,
                 results_kept_seconds=result_store.KEEP_SECONDS,
                 results_kept_bytes=result_store.KEEP_BYTES,
+                default_max_tokens=config.serving.default_max_tokens,
+                max_tokens=config.serving.max_tokens_limit,
             ),
             bundle=None
             if bundle is None

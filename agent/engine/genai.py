@@ -21,6 +21,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from agent.engine.adapters import LoadedAdapters
+from agent.engine.choices import Choices
 from agent.engine.config import read_config
 from agent.engine.generator_sequence import GeneratorSequence
 from agent.engine.grammar import Grammars
@@ -102,6 +103,7 @@ class GenaiEngine:
         self._active: list[GeneratorSequence] = []
         self._preprocessing: dict[int, tuple[Generation, ImagePreprocessor]] = {}
         self._events: list[StepEvent] = []
+        self._choices = Choices()
         self._facts = Facts(
             engine="genai",
             why=why,
@@ -166,7 +168,10 @@ class GenaiEngine:
                 if turn.answer.finished:
                     self._active.remove(turn)
         self._preprocess()
-        return events
+        merged = self._choices.merge(events)
+        while self._choices.abandoned:
+            self._drop(self._choices.abandoned.pop())
+        return merged
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:
         if request in self._preprocessing:
@@ -176,20 +181,26 @@ class GenaiEngine:
             return changed is not None
         for turn in [*self._active, *self._waiting]:
             if turn.answer.generation.request == request and turn.beams == 1:
-                return turn.answer.change(changes)
+                taken = [answer.change(changes) for answer in turn.answers]
+                return all(taken)
         return False
 
     def cancel(self, request: int) -> list[StepEvent]:
         if self._preprocessing.pop(request, None) is not None:
             return [FinishEvent(request, "cancelled", "", 0, 0)]
+        return self._choices.merge(self._drop(request))
+
+    def _drop(self, request: int) -> list[StepEvent]:
+        """End what there is of a request, wherever it is."""
         for turns in (self._active, self._waiting):
             for turn in list(turns):
                 if turn.answer.generation.request == request:
                     turns.remove(turn)
-                    return [turn.answer.end("cancelled")]
+                    return [answer.end("cancelled") for answer in turn.answers]
         return []
 
     def release(self) -> None:
+        self._choices.forget()
         self._active.clear()
         self._waiting.clear()
         self._preprocessing.clear()
@@ -251,14 +262,21 @@ class GenaiEngine:
             vocab_size=self._facts.vocab_size,
             pictures=seen.tokens if seen else (),
         )
-        constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
-        answer = TokenSequence(generation, prompt, limit, self._tokenizing, constraint, processors=self._processors)
+        answers = [self._answer(generation, prompt, limit, choice) for choice in range(generation.n)]
         if seen or generation.num_beams > 1:
             self._room.check_whole(len(prompt) * generation.num_beams, "prompt" if generation.prompt else "messages")
-        length = self._room.length(generation, len(prompt), len(prompt) + answer.limit)
-        answer.keep_within(length - len(prompt) + 1)
+        length = self._room.length(generation, len(prompt), len(prompt) + answers[0].limit)
+        for answer in answers:
+            answer.keep_within(length - len(prompt) + 1)
         kv_bytes = length * self._room.token_bytes * generation.num_beams
-        return GeneratorSequence(answer, length, kv_bytes, partial(self._generator, adapter=adapter), seen=seen)
+        self._choices.expect(generation)
+        return GeneratorSequence(answers, length, kv_bytes, partial(self._generator, adapter=adapter), seen=seen)
+
+    def _answer(self, generation: Generation, prompt: list[int], limit: int, choice: int) -> TokenSequence:
+        constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
+        return TokenSequence(
+            generation, prompt, limit, self._tokenizing, constraint, processors=self._processors, choice=choice
+        )
 
     def _shows_all_logits(self) -> bool:
         with runtime_errors("the model cannot be tried"):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from agent.engine.interface import READ_SLICE, StepEvent, TokenEvent
+from agent.engine.sampling import Row
 from agent.engine.sequence import TokenSequence
 from agent.engine.vision import ImageInputs, cannot_take
+
+log = logging.getLogger("edge_agent.engine")
 
 
 class GeneratorSequence:
     """A request that takes turns with others. ``length`` tokens of ``kv_bytes`` are allocated by ``start``;
-    ``seen`` are the pictures in its prompt.
+    ``seen`` are the pictures in its prompt. Of several ``answers`` to it one is generated after the other, from the
+    prompt that was read for the first; where the model's caches cannot be taken back to it, it is read again.
 
     Every method but the constructor may raise whatever the runtime raises, and ``prefill`` RequestInvalid, where the
     model's graphs cannot do with a picture.
@@ -22,21 +27,29 @@ class GeneratorSequence:
 
     def __init__(
         self,
-        answer: TokenSequence,
+        answers: Sequence[TokenSequence],
         length: int,
         kv_bytes: int,
         make: Callable[[dict[str, Any]], Any],
         *,
         seen: ImageInputs | None,
     ) -> None:
-        self.answer = answer
+        self.answer, *self._later = answers
         self.kv_bytes = kv_bytes
-        self.beams = answer.generation.num_beams
+        self.beams = self.answer.generation.num_beams
         self._length = length
         self._make = make
         self._seen = seen
         self._generator: Any = None
         self._filled = 0
+        self._options: dict[str, Any] = {"max_length": self._length}
+        self._first_row: Row | None = None
+        self._at_prompt = True
+
+    @property
+    def answers(self) -> list[TokenSequence]:
+        """Those that are not over."""
+        return [self.answer, *self._later]
 
     @property
     def prefilled(self) -> bool:
@@ -50,16 +63,15 @@ class GeneratorSequence:
 
     def start(self) -> None:
         """Allocate the Generator."""
-        options: dict[str, Any] = {"max_length": self._length}
         if self.beams > 1:
             wanted = self.answer.generation
-            options |= {
+            self._options |= {
                 "num_beams": self.beams,
                 "repetition_penalty": wanted.repetition_penalty,
                 "no_repeat_ngram_size": wanted.no_repeat_ngram_size,
                 "min_length": min(len(self.answer.prompt) + wanted.min_tokens, self._length),
             }
-        self._generator = self._make(options)
+        self._generator = self._make(self._options)
 
     def prefill(self) -> None:
         """Feed one slice of the prompt. With pictures it goes in whole, as the runtime wants it, and beam search takes
@@ -67,7 +79,7 @@ class GeneratorSequence:
         """
         prompt = self.answer.prompt
         if self._seen is not None:
-            seen, self._seen = self._seen, None
+            seen, self._seen = self._seen, self._seen if self._later else None
             try:
                 self._generator.set_inputs(seen.inputs(prompt))
             except Exception as error:
@@ -83,10 +95,38 @@ class GeneratorSequence:
         """One token."""
         if self.beams > 1:
             return self._advance_beams()
-        events = self.answer.choose(self._generator.get_logits().reshape(-1))
+        events = self.answer.choose(self._row())
         if not self.answer.finished:
             self._generator.append_tokens(np.array(self.answer.tokens[-1:], dtype=np.int32))
+        elif self._later:
+            self.answer = self._later.pop(0)
+            self._return_to_prompt()
         return events
+
+    def _row(self) -> Row:
+        """The logits to choose from; those behind the prompt are kept for the answers that come later."""
+        if self._at_prompt and self._first_row is not None:
+            self._at_prompt = False
+            return self._first_row
+        row: Row = self._generator.get_logits().reshape(-1)
+        if self._at_prompt and self._later:
+            self._first_row = row.copy()
+        self._at_prompt = False
+        return row
+
+    def _return_to_prompt(self) -> None:
+        self._at_prompt = True
+        if self._seen is None:
+            try:
+                self._generator.rewind_to(len(self.answer.prompt))
+            except Exception:
+                log.debug("this model's caches cannot be taken back: the prompt is read again", exc_info=True)
+            else:
+                self.answer.cached_tokens = len(self.answer.prompt)
+                return
+        self._filled = 0
+        self._generator = None  # its memory first
+        self._generator = self._make(self._options)
 
     def _advance_beams(self) -> list[StepEvent]:
         """No text before the end: the best beam may still change."""

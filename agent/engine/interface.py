@@ -51,7 +51,8 @@ class Generation(Struct, frozen=True):
 
     ``pictures`` are PNG or JPEG files that nobody has looked into yet, one for each None in ``messages``.
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``max_tokens`` None means up to the context's
-    end. ``client`` scopes the prefix cache. ``reasoning_effort`` is the chat template's to read.
+    end, ``max_tokens_limit`` holds whatever is asked for. ``n`` answers come from one reading of the prompt, the first
+    of them the one that ``n`` 1 gives. ``client`` scopes the prefix cache; ``reasoning_effort`` is the template's.
     """
 
     request: int
@@ -59,7 +60,9 @@ class Generation(Struct, frozen=True):
     messages: list[ChatTurn] | None = None
     pictures: list[bytes] = []
     prompt: str | None = None
+    n: int = 1
     max_tokens: int | None = None
+    max_tokens_limit: int | None = None
     min_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
@@ -84,7 +87,8 @@ class Generation(Struct, frozen=True):
 class TokenEvent(Struct, frozen=True, tag="token"):
     """New text of a request (possibly empty, when a token is still incomplete or held back for a stop string).
 
-    ``tokens`` counts completion tokens so far. ``thought`` is what the model says to itself, ``calls`` those it makes.
+    ``tokens`` counts completion tokens of the answer ``choice`` so far. ``thought`` is what the model says to itself,
+    ``calls`` those it makes.
     """
 
     request: int
@@ -93,11 +97,15 @@ class TokenEvent(Struct, frozen=True, tag="token"):
     logprobs: list[dict[str, Any]] | None = None
     thought: str = ""
     calls: list[CallDelta] = []
+    choice: int = 0
 
 
 class FinishEvent(Struct, frozen=True, tag="finish"):
     """The request is over and its resources are free; ``text``, ``thought`` and ``calls`` are what no TokenEvent
     carried yet.
+
+    Of several answers ``choice`` is the one that ended last, ``reasons`` are those of all of them, ``reason`` the first
+    one's; ``completion_tokens`` are theirs together.
     """
 
     request: int
@@ -108,6 +116,8 @@ class FinishEvent(Struct, frozen=True, tag="finish"):
     cached_tokens: int = 0
     thought: str = ""
     calls: list[CallDelta] = []
+    choice: int = 0
+    reasons: list[FinishReason] = []
 
 
 class RejectEvent(Struct, frozen=True, tag="reject"):

@@ -43,12 +43,11 @@ UPDATABLE = frozenset(
 class Sampler:
     """The sampling state of one request: its tokens so far, its n-grams and its random stream."""
 
-    def __init__(self, generation: Generation, prompt: Iterable[int], eos: tuple[int, ...]) -> None:
+    def __init__(self, generation: Generation, prompt: Iterable[int], eos: tuple[int, ...], *, choice: int = 0) -> None:
         self.generation = generation
         self._eos = eos
         self._generated = 0
-        seed = generation.seed
-        self._random = np.random.Generator(np.random.PCG64(None if seed is None else seed % 2**64))
+        self._random = np.random.Generator(np.random.PCG64(_stream(generation.seed, choice)))
         self._uses = Uses()
         self._tokens: list[int] = list(prompt)
         self._seen: set[int] = set(self._tokens)
@@ -169,6 +168,11 @@ class Sampler:
             weights = weights[likely]
         position = drawn(weights, self._random.random())
         return position if tokens is None else int(tokens[position])
+
+
+def _stream(seed: int | None, choice: int) -> np.random.SeedSequence:
+    """Where random numbers begin: elsewhere for every answer to a request, for the first where they always did."""
+    return np.random.SeedSequence(None if seed is None else seed % 2**64, spawn_key=(choice,) if choice else ())
 
 
 class Uses:

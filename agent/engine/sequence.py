@@ -22,7 +22,7 @@ from contract.errors import EngineFailed, RequestInvalid
 
 
 class TokenSequence:
-    """State of one admitted request.
+    """State of one answer to an admitted request, of several the one with the number ``choice``.
 
     ``prompt`` are its tokens (below zero: pictures, which count for length alone), ``limit`` how many it may generate
     (the context's end included), ``tokens`` what it has generated, ``finished`` whether its FinishEvent was made.
@@ -37,14 +37,16 @@ class TokenSequence:
         constraint: Constraint | None = None,
         *,
         processors: Processors | None = None,
+        choice: int = 0,
     ) -> None:
         self.generation = generation
+        self.choice = choice
         self.prompt = prompt
         self.tokens: list[int] = []
         self.cached_tokens = 0
         self.finished = False
-        self._room = limit
-        self.limit = min(limit, generation.max_tokens or limit)
+        self._room = min(limit, generation.max_tokens_limit or limit)
+        self.limit = min(self._room, generation.max_tokens or self._room)
         self._tokenizing = tokenizing
         self._stream = tokenizing.stream()
         self._scanner = StopScanner(generation.stops)
@@ -53,7 +55,7 @@ class TokenSequence:
         self._constraint = constraint
         self._processors = processors
         self._words = [token for token in prompt if token >= 0]
-        self._sampler = Sampler(generation, self._words, tokenizing.eos)
+        self._sampler = Sampler(generation, self._words, tokenizing.eos, choice=choice)
 
     def keep_within(self, room: int) -> None:
         """Generate at most ``room`` tokens whatever else is asked for: there is memory for no more."""
@@ -101,6 +103,7 @@ class TokenSequence:
                 None if entry is None else [entry],
                 parts.thought,
                 parts.calls,
+                self.choice,
             )
         ]
         if self._scanner.stopped or (self._constraint is not None and self._constraint.complete):
@@ -124,6 +127,7 @@ class TokenSequence:
             self.cached_tokens,
             parts.thought,
             parts.calls,
+            self.choice,
         )
 
     def _read(self, token: int, decoded: str) -> Parts:

@@ -103,7 +103,6 @@ class ActiveRequest:
         self.crashes = 0
         self.ending: EarlyEnd | None = None
         self.stream = StreamState.CLOSED
-        self.logprobs: list[dict[str, Any]] = []
         self.changes: dict[str, Any] = {}
         self._state = State.QUEUED
         self._running = False
@@ -138,4 +137,3 @@ class ActiveRequest:
             self.attempt += 1
             self.statistics = None
             self.stream = StreamState.CLOSED
-            self.logprobs.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 
 from agent.engine.interface import FinishEvent
@@ -15,7 +16,7 @@ from agent.serving.settlement import FAULT
 from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
 from contract.mqtt import messages
-from contract.mqtt.messages import ErrorFrame, LastFrame
+from contract.mqtt.messages import ErrorFrame, Frame, LastFrame
 
 Stored = asyncio.Future[bytes]
 """The bytes of the result, once they count."""
@@ -34,14 +35,20 @@ class Completion:
     def finish(self, request: ActiveRequest, event: FinishEvent) -> Stored:
         """The engine has finished ``request``."""
         now = self._now()
-        reason = request.ending if request.ending is not None and event.reason == "cancelled" else event.reason
+        reasons = [
+            request.ending if request.ending is not None and reason == "cancelled" else reason
+            for reason in event.reasons or [event.reason]
+        ]
+        reason = reasons[0]
+        rest = request.frames.rest(now)
         last = request.frames.last(
             reason,
             now,
+            reasons=reasons,
             prompt_tokens=event.prompt_tokens,
             completion_tokens=event.completion_tokens,
             cached_tokens=event.cached_tokens,
-            logprobs=list(request.logprobs) if request.params.logprobs else None,
+            logprobs=request.params.logprobs,
         )
         started, first = request.frames.times()
         self._meter.finish(
@@ -55,13 +62,14 @@ class Completion:
             total_seconds=now - request.accepted,
         )
         self._log.ended(request, reason, now - request.accepted, tokens=event.completion_tokens)
-        return self._store(request, last)
+        return self._store(request, last, rest)
 
     def end_early(self, request: ActiveRequest, reason: EarlyEnd) -> Stored:
         """``request`` was cancelled, or its deadline has come, with no engine at work on it."""
         now = self._now()
         self._log.ended(request, reason, now - request.accepted, tokens=request.frames.tokens)
-        return self._store(request, request.frames.last(reason, now))
+        rest = request.frames.rest(now)
+        return self._store(request, request.frames.last(reason, now), rest)
 
     def fail(self, request: ActiveRequest, refusal: Refusal) -> Stored:
         """``request`` ends with an error.
@@ -74,17 +82,26 @@ class Completion:
         last = requests.error_frame(request.frames.sequence, refusal, request.attempt)
         return self._store(request, last, is_result=refusal.retry_after_ms is None)
 
-    def _store(self, request: ActiveRequest, last: LastFrame | ErrorFrame, *, is_result: bool = True) -> Stored:
+    def _store(
+        self,
+        request: ActiveRequest,
+        last: LastFrame | ErrorFrame,
+        rest: Sequence[Frame] = (),
+        *,
+        is_result: bool = True,
+    ) -> Stored:
         store = self._result_store.answered if is_result else self._result_store.rejected
         stored = store(request.key, messages.encode(last))
-        stored.add_done_callback(partial(self._deliver, request))
+        stored.add_done_callback(partial(self._deliver, request, rest))
         return stored
 
-    def _deliver(self, request: ActiveRequest, stored: Stored) -> None:
-        """Send what was stored. What the disk does not take is retried until it does: ``stored`` fails only by a fault
-        of ours.
+    def _deliver(self, request: ActiveRequest, rest: Sequence[Frame], stored: Stored) -> None:
+        """Send what was stored, after the ``rest`` of its pieces. What the disk does not take is retried until it does:
+        ``stored`` fails only by a fault of ours.
         """
         if stored.exception() is None:
+            for piece in rest if self._replies.writable else ():
+                self._replies.piece(request, piece)
             self._replies.deliver(request.key, stored.result(), request.correlation)
         else:
             self._replies.error(request.key, FAULT, request.correlation)

@@ -66,12 +66,13 @@ class Controls:
         elif control.op == "update":
             self._loop.handle(UpdateRequested(request, changes))
         elif self._can_resume(request):
-            self._replies.piece(request, request.frames.snapshot(self._now()))
+            for frame in request.frames.snapshot(self._now()):
+                self._replies.piece(request, frame)
 
     def _can_resume(self, request: ActiveRequest) -> bool:
         """There is text that may leave now."""
         streams = request.running and request.stream is StreamState.OPEN
-        return streams and bool(request.frames.text) and self._replies.writable
+        return streams and not request.frames.empty and self._replies.writable
 
     def _found(self, key: Key, op: str, done: asyncio.Future[Verdict]) -> None:
         """What the result store knows of a request that is not at work here."""

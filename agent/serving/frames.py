@@ -1,36 +1,45 @@
 """When which piece of an answer goes out. Pure: the clock is handed in, the connection's state too.
 
 The first piece goes at once, later ones at most every ``interval`` seconds. What cannot be sent is kept and merged
-into the next frame: decoding never waits for the network, and a slow reader gets fewer, longer frames.
+into the next frame: decoding never waits for the network, and a slow reader gets fewer, longer frames. Of several
+answers to one request each has pieces of its own, which carry its number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from msgspec import UNSET
-from msgspec.structs import replace
+from msgspec import UNSET, UnsetType
 
 from agent.engine.interface import CallDelta
 from agent.serving.output import Output
-from contract.mqtt.messages import Frame, LastFrame, Timing, Usage
+from contract.mqtt.messages import Choice, Frame, LastFrame, Timing, Usage
+
+
+class _Answer:
+    """What there is of one answer; ``due``: when its next piece may go."""
+
+    def __init__(self, due: float) -> None:
+        self.output = Output()
+        self.unsent = Output()
+        self.tokens = 0
+        self.fresh = True
+        self.due = due
+        self.logprobs: list[dict[str, Any]] = []
 
 
 class FrameStream:
     """The frames of one request; ``s`` goes on counting over attempts, so that no number stands for two frames."""
 
-    def __init__(self, interval: float, *, stream: bool, now: float) -> None:
+    def __init__(self, interval: float, *, stream: bool, now: float, choices: int = 1) -> None:
         self._interval = interval
         self._stream = stream
         self._accepted = now
-        self._next_due = now
         self._started = now
         self._first_token: float | None = None
         self._sequence = 0
-        self._output = Output()
-        self._unsent = Output()
-        self._tokens = 0
-        self._fresh_attempt = True
+        self._choices = [_Answer(now) for _ in range(choices)]
         self.attempt = 1
         self.bundle = ""
         self.position = 0
@@ -38,12 +47,13 @@ class FrameStream:
 
     @property
     def text(self) -> str:
-        """All text of this attempt."""
-        return self._output.text
+        """All text of this attempt, of the first answer."""
+        return self._choices[0].output.text
 
     @property
     def tokens(self) -> int:
-        return self._tokens
+        """Of all answers together."""
+        return sum(choice.tokens for choice in self._choices)
 
     @property
     def sequence(self) -> int:
@@ -58,7 +68,12 @@ class FrameStream:
     @property
     def begun(self) -> bool:
         """Whether text of this attempt has gone out."""
-        return not self._fresh_attempt
+        return not all(choice.fresh for choice in self._choices)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing came of any answer."""
+        return not any(choice.output for choice in self._choices)
 
     def begin(self, attempt: int, bundle: str, now: float) -> None:
         """An attempt starts on a worker; text of an earlier attempt is void."""
@@ -66,11 +81,7 @@ class FrameStream:
         self.bundle = bundle
         self._started = now
         self._first_token = None
-        self._output.clear()
-        self._unsent.clear()
-        self._tokens = 0
-        self._fresh_attempt = True
-        self._next_due = now
+        self._choices = [_Answer(now) for _ in self._choices]
 
     def waiting(self, position: int, estimate: float) -> Frame:
         """No text yet: so many come before it, and it may begin in about ``estimate`` seconds."""
@@ -79,70 +90,95 @@ class FrameStream:
         self._sequence += 1
         return frame
 
-    def feed(self, text: str, tokens: int, now: float, *, thought: str = "", calls: Sequence[CallDelta] = ()) -> None:
-        """New text, more of a thought, or of calls, came out of the engine."""
+    def feed(
+        self,
+        text: str,
+        tokens: int | None,
+        now: float,
+        *,
+        thought: str = "",
+        calls: Sequence[CallDelta] = (),
+        choice: int = 0,
+        logprobs: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """New text, more of a thought, or of calls, came out of the engine; ``tokens`` are those of the answer so far,
+        if they changed.
+        """
+        if not 0 <= choice < len(self._choices):
+            return
+        found = self._choices[choice]
         if self._first_token is None:
             self._first_token = now
-        self._tokens = tokens
-        self._output.add(text, thought, calls)
+        if tokens is not None:
+            found.tokens = tokens
+        if logprobs:
+            found.logprobs.extend(logprobs)
+        found.output.add(text, thought, calls)
         if self._stream:
-            self._unsent.add(text, thought, calls)
+            found.unsent.add(text, thought, calls)
 
     def due_at(self) -> float | None:
         """When the next frame may go; None when there is nothing to send."""
-        return self._next_due if self._unsent else None
+        return min((choice.due for choice in self._choices if choice.unsent), default=None)
 
     def take(self, now: float) -> Frame | None:
-        """The next frame, if it is due."""
-        if not self._unsent or now < self._next_due:
-            return None
-        frame = self._first(self._unsent) if self._fresh_attempt else self._piece(self._unsent)
-        self._fresh_attempt = False
-        self._unsent.clear()
-        self._sequence += 1
-        self._next_due = now + self._interval
-        return frame
+        """The next frame, if one is due."""
+        for index, choice in enumerate(self._choices):
+            if choice.unsent and now >= choice.due:
+                return self._piece(index, choice.unsent, now, begins=choice.fresh)
+        return None
 
-    def snapshot(self, now: float) -> Frame:
-        """All text so far in one frame, for a client that lost some; it starts the text again like a first frame."""
-        frame = self._first(self._output)
-        self._unsent.clear()
-        self._fresh_attempt = False
-        self._sequence += 1
-        self._next_due = now + self._interval
-        return frame
+    def snapshot(self, now: float) -> list[Frame]:
+        """All text so far in one frame for each answer, for a client that lost some; each starts its text again like a
+        first frame.
+        """
+        return [
+            self._piece(index, choice.output, now, begins=True)
+            for index, choice in enumerate(self._choices)
+            if choice.output
+        ]
 
-    def _piece(self, output: Output) -> Frame:
-        return Frame(
+    def rest(self, now: float) -> list[Frame]:
+        """The last pieces: with them, what was sent of each answer is its whole text."""
+        return [
+            self._piece(index, choice.unsent, now, begins=choice.fresh)
+            for index, choice in enumerate(self._choices)
+            if choice.unsent
+        ]
+
+    def _piece(self, index: int, output: Output, now: float, *, begins: bool) -> Frame:
+        choice = self._choices[index]
+        frame = Frame(
             s=self._sequence,
             d=output.text,
-            n=self._tokens,
+            n=choice.tokens,
+            index=index if len(self._choices) > 1 else UNSET,
+            attempt=self.attempt if begins else UNSET,
+            bundle=self.bundle if begins else UNSET,
+            queue_ms=_milliseconds(self._started - self._accepted) if begins else UNSET,
+            position=self.position if begins else UNSET,
             reasoning_content=output.thought,
             tool_calls=output.fragments,
         )
-
-    def _first(self, output: Output) -> Frame:
-        """One that begins the text."""
-        return replace(
-            self._piece(output),
-            attempt=self.attempt,
-            bundle=self.bundle,
-            queue_ms=_milliseconds(self._started - self._accepted),
-            position=self.position,
-        )
+        choice.unsent.clear()
+        choice.fresh = False
+        choice.due = now + self._interval
+        self._sequence += 1
+        return frame
 
     def last(
         self,
         reason: str,
         now: float,
         *,
+        reasons: Sequence[str] = (),
         prompt_tokens: int = 0,
         completion_tokens: int | None = None,
         cached_tokens: int = 0,
-        logprobs: list[dict[str, object]] | None = None,
+        logprobs: bool = False,
     ) -> LastFrame:
-        """The last frame; it carries the whole text."""
-        completion = self._tokens if completion_tokens is None else completion_tokens
+        """The last frame; it carries the whole text of all answers. ``reasons`` are theirs, if not all the same."""
+        completion = self.tokens if completion_tokens is None else completion_tokens
         first = self._first_token
         return LastFrame(
             s=self._sequence,
@@ -156,10 +192,27 @@ class FrameStream:
             ),
             attempt=self.attempt,
             bundle=self.bundle,
-            logprobs=UNSET if logprobs is None else logprobs,
-            reasoning_content=self._output.thought,
-            tool_calls=self._output.calls,
+            logprobs=self._choices[0].logprobs if logprobs else UNSET,
+            reasoning_content=self._choices[0].output.thought,
+            tool_calls=self._choices[0].output.calls,
+            choices=self._several(reasons or [reason] * len(self._choices), logprobs=logprobs),
         )
+
+    def _several(self, reasons: Sequence[str], *, logprobs: bool) -> list[Choice] | UnsetType:
+        """Every answer with its end, where there are several; a worker may have said fewer ends than there are."""
+        if len(self._choices) == 1:
+            return UNSET
+        return [
+            Choice(
+                index=index,
+                text=choice.output.text,
+                finish_reason=reasons[min(index, len(reasons) - 1)],  # type: ignore[arg-type] # as above
+                logprobs=choice.logprobs if logprobs else UNSET,
+                reasoning_content=choice.output.thought,
+                tool_calls=choice.output.calls,
+            )
+            for index, choice in enumerate(self._choices)
+        ]
 
     def times(self) -> tuple[float, float | None]:
         """When this attempt started and when the first token came."""

@@ -21,6 +21,7 @@ from agent.serving.settlement import FAULT, Settlement
 from agent.state.result_store import Key, Verdict
 from agent.state.result_writer import ResultWriter
 from contract.errors import EdgeBundleError, RequestInvalid
+from contract.identifiers import is_identifier
 from contract.mqtt import reading
 from contract.mqtt.messages import GenerateRequest
 from contract.mqtt.topics import NO_ID
@@ -104,16 +105,20 @@ class Intake:
 
     def receive(self, incoming: IncomingRequest) -> None:
         """A request came in from the broker."""
+        reply_id = self._replies.id_in(incoming.client, incoming.response_topic)
         try:
-            request_id, request = reading.parse_request(incoming.payload, incoming.correlation)
+            request_id, request = reading.parse_request(incoming.payload, incoming.correlation, reply_id)
             key = Key(incoming.client, request_id)
             reply = self._replies.topic(key)
-            if incoming.response_topic not in (None, "", reply):
-                raise RequestInvalid(f"the Response Topic must be {reply}", field="response_topic")
         except RequestInvalid as error:
-            reply_id = self._replies.id_in(incoming.client, incoming.response_topic)
             request_id = reading.salvage_request_id(incoming.payload, incoming.correlation, reply_id) or NO_ID
             self._refuse(Key(incoming.client, request_id), incoming, requests.refusal_of(error))
+            return
+        if incoming.response_topic not in (None, "", reply):
+            self._refuse_topic(key, reply, incoming)
+            return
+        if (refusal := self._scheduler.refusal_of_model(request)) is not None:
+            self._refuse(key, incoming, refusal)
             return
         seconds = _deadline_seconds(request, incoming)
         may_insert = self._refusal(incoming.client, len(incoming.payload)) is None
@@ -135,6 +140,16 @@ class Intake:
         future.add_done_callback(incoming.settlement.guarded(partial(self._on_recorded, accepted, incoming)))
         # On its own, so that its room is given back whatever becomes of the verdict.
         future.add_done_callback(incoming.settlement.guarded(partial(self._release_reservation, key)))
+
+    def _refuse_topic(self, key: Key, reply: str, incoming: IncomingRequest) -> None:
+        """Say which Response Topic it must be: there, and also at the one it has, if it is a reply topic of this client
+        and device. Nowhere else: who may publish to a device must not make it publish for him.
+        """
+        error = RequestInvalid(f"the Response Topic must be {reply}", field="response_topic")
+        heard = self._replies.id_in(incoming.client, incoming.response_topic)
+        if heard is not None and is_identifier(heard):
+            self._replies.error(Key(incoming.client, heard), requests.refusal_of(error), incoming.correlation)
+        self._refuse(key, incoming, requests.refusal_of(error))
 
     def defer(self, key: Key, action: Callable[[], None]) -> bool:
         """If ``key`` is on its way through the result store, do ``action`` when it is here; whether it is."""
@@ -165,6 +180,7 @@ class Intake:
                 self._reserved_bytes -= Counter({key.client: pending.claims})
             for control in pending.controls:
                 control()
+            self._loop.note_load()
 
     def _apply_verdict(self, verdict: Verdict, accepted: AcceptedRequest, incoming: IncomingRequest) -> None:
         """Do what the result store's verdict asks for."""

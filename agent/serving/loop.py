@@ -79,8 +79,12 @@ class Loop:
                 # One request must not keep the others waiting.
                 log.exception("a request could not be dealt with")
                 self._give_up(command)
-        self._observers.on_load(len(self._scheduler.queue))
+        self.note_load()
         self._schedule()
+
+    def note_load(self) -> None:
+        """How many wait or run may have changed."""
+        self._observers.on_load(len(self._scheduler.queue))
 
     def on_worker_event(self, replica: Replica, event: StepEvent) -> None:
         """The worker of ``replica`` sent an event of a request."""
@@ -175,7 +179,12 @@ class Loop:
         replica.note_busy()
         replica.worker.admit(
             requests.to_generation(
-                request.number, request.key.client, request.params, request.changes, manifest.behaviour
+                request.number,
+                request.key.client,
+                request.params,
+                request.changes,
+                manifest.behaviour,
+                settings=self._scheduler.settings,
             )
         )
 

@@ -79,7 +79,7 @@ def _judge(left: Unfinished) -> PendingRequest:
     request, refusal = GenerateRequest(), None
     if left.request is not None:
         try:
-            _, request = reading.parse_request(left.request, left.correlation)
+            _, request = reading.parse_request(left.request, left.correlation, left.key.id)
         except RequestInvalid as error:
             # An older agent accepted what this one does not.
             return PendingRequest(left, request, requests.refusal_of(error))

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
 
 from agent.engine.interface import ChatTurn, Generation, Tools
-from contract.bundle.manifest import Behaviour
+from agent.serving.settings import ServingSettings
+from contract.bundle.manifest import Behaviour, GenerationDefaults
 from contract.errors import Fault, RequestInvalid
 from contract.mqtt.messages import (
     MAX_FIELD,
@@ -23,8 +24,11 @@ from contract.mqtt.messages import (
 )
 from contract.mqtt.pictures import picture_bytes
 from contract.mqtt.tools import ToolChoice, read_arguments
+from contract.schema_faults import nearest
 
 T = TypeVar("T")
+
+UNBOUNDED = ServingSettings(default_max_tokens=0)
 
 INSTRUCTIONS = ("system", "developer")
 """Roles of messages that take the place of the bundle's system prompt."""
@@ -42,6 +46,7 @@ ANSWER_TOO_LARGE = "answer_too_large"
 ID_CONFLICT = "id_conflict"
 EXPIRED = "expired"
 UNKNOWN_REQUEST = "unknown_request"
+MODEL_NOT_FOUND = "model_not_found"
 
 
 def to_generation(
@@ -50,11 +55,13 @@ def to_generation(
     request: GenerateRequest,
     changes: Mapping[str, Any] | None = None,
     behaviour: Behaviour | None = None,
+    *,
+    settings: ServingSettings = UNBOUNDED,
 ) -> Generation:
     """The request as the engine sees it; ``number`` identifies it between agent and worker.
 
     ``changes`` were asked for since it came in, as :func:`read_changes` gave them. ``behaviour`` are the defaults of
-    the bundle that is going to answer.
+    the bundle that is going to answer, ``settings`` the device's own.
     """
     signed = Behaviour() if behaviour is None else behaviour
     defaults = signed.generation
@@ -72,7 +79,9 @@ def to_generation(
         messages=None if request.messages is UNSET else _turns(request.messages, signed.system_prompt),
         pictures=[] if request.messages is UNSET else _pictures(request.messages),
         prompt=None if request.prompt is UNSET else request.prompt,
-        max_tokens=defaults.max_tokens if request.token_limit is UNSET else request.token_limit,
+        n=request.n,
+        max_tokens=_first(request.token_limit, defaults.max_tokens, None),
+        max_tokens_limit=_token_bound(request, defaults, settings),
         min_tokens=request.min_tokens,
         # Beam search is greedy, whatever the bundle's default for a single answer is.
         temperature=_first(request.temperature, defaults.temperature if request.num_beams == 1 else None, 0.0),
@@ -95,6 +104,29 @@ def to_generation(
         reasoning_effort=None if request.reasoning_effort is UNSET else request.reasoning_effort,
     )
     return structs.replace(generation, **changes) if changes else generation
+
+
+def _token_bound(request: GenerateRequest, defaults: GenerationDefaults, settings: ServingSettings) -> int | None:
+    """The most tokens of an answer: what bundle and device allow, and the device's default where nobody asked."""
+    unasked = request.token_limit is UNSET and defaults.max_tokens is None
+    bounds = [
+        defaults.max_tokens_limit or 0, settings.max_tokens_limit, settings.default_max_tokens if unasked else 0
+    ]  # fmt: skip
+    return min((bound for bound in bounds if bound), default=None)
+
+
+def model_fault(request: GenerateRequest, reference: str, settings: ServingSettings) -> Refusal | None:
+    """Why ``request`` is not for the bundle ``reference`` (NAME@VERSION), if the device looks at that at all."""
+    if not settings.check_model or request.model is UNSET:
+        return None
+    name = reference.partition("@")[0]
+    known = [name, reference, *settings.model_aliases]
+    if request.model in known:
+        return None
+    near = nearest(request.model, known)
+    hint = "" if near is None else f"; did you mean `{near}`?"
+    text = f"the model of this device is {', '.join(known)}{hint}"
+    return Refusal(404, MODEL_NOT_FOUND, text, "model", details=(Fault("model", text, near),))
 
 
 def _first(asked: T | UnsetType, signed: T | None, otherwise: T) -> T:

@@ -40,7 +40,7 @@ class Scheduler:
     """``handle`` gets the time of every event, on a clock that never goes back."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.queue: RequestQueue[ActiveRequest] = RequestQueue(settings.queue_limit, settings.client_queue_limit)
         self.requests: dict[Key, ActiveRequest] = {}
         """The accepted requests without a stored result."""
@@ -95,6 +95,10 @@ class Scheduler:
             return Refusal(429, requests.QUEUE_FULL, text, retry_after_ms=int(1000 * wait))
         return closed
 
+    def refusal_of_model(self, params: GenerateRequest) -> Refusal | None:
+        """Why the current bundle is not the one that ``params`` names; None where there is none yet."""
+        return None if self.current is None else requests.model_fault(params, self.current.reference, self.settings)
+
     def estimate(self, ahead: int) -> float:
         """Seconds until a request begins that ``ahead`` others of the queue come before."""
         slots = sum(slots.capacity for slots in self.replicas) or 1
@@ -108,7 +112,7 @@ class Scheduler:
 
     def new_request(self, key: Key, params: GenerateRequest, correlation: bytes | None, now: float) -> ActiveRequest:
         """What was accepted now; the caller fills in the rest, and sends ``RequestAccepted``."""
-        frames = FrameStream(self._settings.stream_interval_ms / 1000, stream=params.stream, now=now)
+        frames = FrameStream(self.settings.stream_interval_ms / 1000, stream=params.stream, now=now, choices=params.n)
         return ActiveRequest(key, params, frames, accepted=now, deadline=None, correlation=correlation)
 
     def next_deadline(self) -> float | None:
@@ -123,11 +127,17 @@ class Scheduler:
         request = slots.running.get(event.request)
         if request is None:
             return None
+        request.frames.feed(
+            event.text,
+            event.tokens,
+            now,
+            thought=event.thought,
+            calls=event.calls,
+            choice=event.choice,
+            logprobs=event.logprobs,
+        )
         if request.statistics is not None:
-            request.statistics.record_tokens(request.number, event.tokens, now)
-        request.frames.feed(event.text, event.tokens, now, thought=event.thought, calls=event.calls)
-        if event.logprobs:
-            request.logprobs.extend(event.logprobs)
+            request.statistics.record_tokens(request.number, request.frames.tokens, now)
         return request
 
     def handle(self, event: events.Event, now: float) -> list[events.Command]:
@@ -217,7 +227,7 @@ class Scheduler:
 
     def _enqueue(self, request: ActiveRequest) -> None:
         request.number = next(self._numbers)
-        priority = self._settings.priority_of(request.key.client, request.params.priority)
+        priority = self.settings.priority_of(request.key.client, request.params.priority)
         if request.attempt > 1:
             priority = REQUEUED_PRIORITY
         self.queue.put(
@@ -251,12 +261,19 @@ class Scheduler:
 
     def _next(self, slots: Slots) -> ActiveRequest | None:
         """The next to run, if it may run now."""
-        if self._most_active is not None and self.active >= self._most_active:
-            return None
         first = self.queue.peek(self._now)
-        return self.queue.take(self._now) if first is not None and slots.takes(first) else None
+        if first is None or not slots.takes(first):
+            return None
+        running = sum(each.answers for each in self.replicas)
+        if self._most_active is not None and running and running + slots.weight(first) > self._most_active:
+            return None
+        return self.queue.take(self._now)
 
     def _start(self, request: ActiveRequest, slots: Slots) -> None:
+        if (refusal := requests.model_fault(request.params, slots.reference, self.settings)) is not None:
+            # The bundle is another one than when it came in.
+            self._fail(request, refusal, ours=False)
+            return
         request.advance(Step.START)
         slots.running[request.number] = request
         request.statistics = self.statistics
@@ -283,9 +300,15 @@ class Scheduler:
             # The client is to blame.
             self._fail(request, Refusal(event.code, event.kind, event.message, event.field), ours=False)
         else:
-            if event.text:
+            if event.text or event.thought or event.calls:
+                tokens = None if event.reasons else event.completion_tokens
                 request.frames.feed(
-                    event.text, event.completion_tokens, self._now, thought=event.thought, calls=event.calls
+                    event.text,
+                    tokens,
+                    self._now,
+                    thought=event.thought,
+                    calls=event.calls,
+                    choice=event.choice,
                 )
             started, _ = request.frames.times()
             if request.statistics is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from contract.mqtt.messages import DEFAULT_PRIORITY
+from contract.mqtt.messages import DEFAULT_PRIORITY, MAX_TOKENS
 
 
 class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +37,35 @@ class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "loses nothing; `hash`: no text is written, and what a restart interrupts has to be asked again"
         ),
     ] = "text"
+    default_max_tokens: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_TOKENS,
+            extra={"unit": "tokens"},
+            description="longest answer where neither the request nor the bundle says; 0: to the context's end",
+        ),
+    ] = 4096
+    max_tokens_limit: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_TOKENS,
+            extra={"unit": "tokens"},
+            description="longest answer whatever a request or the bundle says; 0: no limit",
+        ),
+    ] = 0
+    check_model: Annotated[
+        bool,
+        Meta(
+            description="refuse (404) a request whose `model` is neither the active bundle's name (NAME or "
+            "NAME@VERSION) nor one of `model_aliases`; otherwise `model` is ignored"
+        ),
+    ] = False
+    model_aliases: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=256)]],
+        Meta(max_length=64, description="more names under which a request may ask for the active bundle"),
+    ] = []
     log_prompts: Annotated[bool, Meta(description="put prompts and answers into the log, as fields of their own")] = (
         False
     )

@@ -28,10 +28,19 @@ class Slots:
         """It was tried often enough: nobody should wait for it."""
         return not self.capacity and self.failures >= UNAVAILABLE_AFTER_FAILURES
 
+    def weight(self, request: ActiveRequest) -> int:
+        """How many answers to ``request`` are advanced at once here: each takes one of the engine's slots."""
+        return min(request.params.n, max(1, self.capacity))
+
+    @property
+    def answers(self) -> int:
+        """How many are advanced now."""
+        return sum(self.weight(request) for request in self.running.values())
+
     def takes(self, request: ActiveRequest) -> bool:
         """Whether ``request`` may run here now. One that lost a worker runs alone: were it to blame, and took the next
         one down as well, its neighbours would pay for it a second time.
         """
-        if len(self.running) >= self.capacity:
+        if not self.capacity or self.answers + self.weight(request) > self.capacity:
             return False
         return not self.running or not (request.crashes or any(other.crashes for other in self.running.values()))

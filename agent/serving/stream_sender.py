@@ -35,7 +35,9 @@ class StreamSender:
                 frame = request.frames.take(now)
                 if frame is None:
                     return due
-                self._replies.piece(request, frame)
+                while frame is not None:
+                    self._replies.piece(request, frame)
+                    frame = request.frames.take(now)
         elif request.stream is StreamState.CLOSED:
             request.stream = StreamState.OPENING
             future = self._result_store.streaming(request.key, request.attempt)

@@ -26,8 +26,10 @@ KEEP_SECONDS = 15 * 60
 KEEP_BYTES = 64 << 20
 """How much text of answers is kept; the oldest go first."""
 
-KEEP_TOMBSTONES_SECONDS = 24 * 3600
-"""How long an id stays used after its text is gone; brokers keep sessions for a day by our own session expiry."""
+KEEP_TOMBSTONES_SECONDS = 22 * 3600 - KEEP_SECONDS
+"""How long an id stays used after its text is gone: free 22 hours after its answer, so that it can be used at the same
+time every day, also on the day with 23 hours.
+"""
 
 KEEP_TOMBSTONES = 100_000
 """Traces at about 150 bytes each: 15 MB at most."""

@@ -130,6 +130,7 @@ class License(Struct, frozen=True):
 class GenerationDefaults(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What holds for a request that does not say it; names and ranges are those of requests.
 
+    ``max_tokens_limit`` is no default but a bound: no answer is longer, whatever a request says.
     None: the bundle says nothing, and what the device's documentation states applies. An unknown key refuses: a default
     that is not understood would be another answer than the one that was signed.
     """
@@ -143,6 +144,7 @@ class GenerationDefaults(Struct, frozen=True, forbid_unknown_fields=True, omit_d
     repetition_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
     no_repeat_ngram_size: Annotated[int, Meta(ge=0, le=64)] | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
+    max_tokens_limit: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
     stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=16)] | None = None
 
 

@@ -5,7 +5,7 @@ Sizes and ranges are bounds on outside input. Field names of requests are those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -102,6 +102,15 @@ class Message(Struct, frozen=True, forbid_unknown_fields=True):
     tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_CALLS)] | UnsetType = UNSET
     tool_call_id: CallId | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if self.content is UNSET and self.role != "assistant":
+            raise ValueError("Object missing required field `content`")
+
+    @staticmethod
+    def missing(found: Mapping[str, Any]) -> list[str]:
+        """Names that ``found`` lacks although they may be left out elsewhere: only an assistant may say nothing."""
+        return [] if "content" in found or found.get("role") == "assistant" else ["content"]
 
     @property
     def parts(self) -> list[Part]:
@@ -291,13 +300,15 @@ class Frame(Struct, frozen=True, omit_defaults=True):
     """A piece of the answer: ``s`` counts from 0, ``d`` is new text, ``n`` the completion tokens so far;
     ``reasoning_content`` is more of a thought, ``tool_calls`` more of calls.
 
-    The first frame with text adds the bundle (``NAME@VERSION``), the time in the queue and the place it had there.
+    ``index`` says of which answer, where a request asked for several; ``s`` counts the frames of all of them. The first
+    frame with text adds the bundle (``NAME@VERSION``), the time in the queue and the place it had there.
     Frames to a request that waits have no text, its place now, and in how many milliseconds it may begin.
     """
 
     s: int
     d: str
     n: int
+    index: int | UnsetType = UNSET
     attempt: int | UnsetType = UNSET
     bundle: str | UnsetType = UNSET
     queue_ms: float | UnsetType = UNSET
@@ -307,12 +318,30 @@ class Frame(Struct, frozen=True, omit_defaults=True):
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
+
+
+class Choice(Struct, frozen=True):
+    """One of several answers to a request."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[dict[str, Any]] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+
+
 class LastFrame(Struct, frozen=True):
-    """The whole answer again, so that a lost frame costs nothing."""
+    """The whole answer again, so that a lost frame costs nothing.
+
+    ``choices`` are there where a request asked for several answers (``n``); the members beside them that say what an
+    answer is are then those of the first, and ``usage`` counts all of them.
+    """
 
     s: int
     text: str
-    finish_reason: Literal["stop", "length", "tool_calls", "cancelled", "deadline"]
+    finish_reason: FinishReason
     usage: Usage
     timing: Timing
     attempt: int
@@ -320,6 +349,7 @@ class LastFrame(Struct, frozen=True):
     logprobs: list[dict[str, Any]] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    choices: list[Choice] | UnsetType = UNSET
 
 
 class ErrorFrame(Struct, frozen=True):
@@ -472,7 +502,7 @@ class EngineInfo(Struct, frozen=True):
 
 
 class Limits(Struct, frozen=True):
-    """What this device takes and keeps."""
+    """What this device takes and keeps; 0 tokens: no such bound."""
 
     max_request_bytes: int
     queue: int
@@ -481,6 +511,8 @@ class Limits(Struct, frozen=True):
     stream_interval_ms: int
     results_kept_seconds: int
     results_kept_bytes: int
+    default_max_tokens: int = 0
+    max_tokens: int = 0
 
 
 class Info(Struct, frozen=True):

@@ -89,21 +89,27 @@ def _fault(message: str, field: str, suggestion: str | None = None) -> tuple[Rea
     return Reason.SCHEMA_INVALID, Fault(field, message, suggestion)
 
 
-def parse_request(payload: bytes, correlation: bytes | None = None) -> tuple[str, GenerateRequest]:
-    """Read a request; the id comes from the body or from MQTT 5 Correlation Data (they must agree).
+def parse_request(
+    payload: bytes, correlation: bytes | None = None, reply_id: str | None = None
+) -> tuple[str, GenerateRequest]:
+    """Read a request; the id comes from the body or from MQTT 5 Correlation Data (they must agree), or where neither
+    has one, is ``reply_id``, that of its Response Topic.
 
     Raises:
         RequestInvalid: ``field`` names the fault, ``details`` all of them.
     """
-    more = partial(_request_faults, correlation=correlation)
+    heard = None if reply_id is None or not is_identifier(reply_id) else reply_id
+    more = partial(_request_faults, correlation=correlation, reply_id=heard)
     request = _read_request(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request", more)
-    return (correlation.decode("ascii") if correlation is not None else str(request.id)), request
+    if correlation is not None:
+        return correlation.decode("ascii"), request
+    return heard if heard is not None and request.id is UNSET else str(request.id), request
 
 
 def _request_faults(
-    request: GenerateRequest, members: Collection[str], correlation: bytes | None
+    request: GenerateRequest, members: Collection[str], correlation: bytes | None, reply_id: str | None
 ) -> Iterator[tuple[Reason, Fault]]:
-    yield from _id_faults(request, members, correlation)
+    yield from _id_faults(request, members, correlation, reply_id)
     if ("messages" in members) == ("prompt" in members):
         yield _fault("give exactly one of messages and prompt", "messages")
     elif request.messages is not UNSET:
@@ -144,10 +150,10 @@ def _tool_faults(request: GenerateRequest) -> Iterator[Fault]:
 
 
 def _id_faults(
-    request: GenerateRequest, members: Collection[str], correlation: bytes | None
+    request: GenerateRequest, members: Collection[str], correlation: bytes | None, reply_id: str | None
 ) -> Iterator[tuple[Reason, Fault]]:
     if correlation is None:
-        if "id" not in members:
+        if "id" not in members and reply_id is None:
             yield _fault("give an id (or MQTT 5 Correlation Data)", "id")
         return
     text = correlation.decode("ascii", "replace")

@@ -19,8 +19,8 @@ DEFAULT_VERBOSITY = "medium"
 
 def unsupported(request: GenerateRequest) -> Iterator[Fault]:
     """Every member of ``request`` that asks for what no device does."""
-    if request.n > 1:
-        yield Fault("n", "a device gives one answer: leave n out, or say 1")
+    if request.n > 1 and request.num_beams > 1:
+        yield Fault("n", "beam search gives one answer: leave n out, or num_beams")
     if request.store:
         yield Fault("store", "a device keeps no answers for later: leave store out, or say false")
     if request.modalities is not UNSET and "audio" in request.modalities:
@@ -48,8 +48,6 @@ def _tools(request: GenerateRequest) -> Iterator[Fault]:
 
 
 def _message(message: Message, path: str) -> Iterator[Fault]:
-    if message.content is UNSET and message.role != "assistant":
-        yield Fault(f"{path}.content", f"a message of the role {message.role} has a content")
     if message.audio is not UNSET:
         yield Fault(f"{path}.audio", "a device reads text and pictures alone: leave audio out")
     if message.function_call is not UNSET:

@@ -79,6 +79,8 @@ class Device:
         self.desired: list[bytes] = []
         self.on_desired: Callable[[bytes, bool], None] = lambda payload, _retained: self.desired.append(payload)
         self.health_changes = 0
+        self.queued_last = 0
+        """As whoever publishes ``health`` counts it when it is told that this changed."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -114,13 +116,17 @@ class Device:
             Dependencies(
                 self.config.topics, self.gateway.connection.outlet, self.result_store, load, self.meter, self._clock
             ),
-            Observers(self._on_health, self.gateway.on_load),
+            Observers(self._on_health, self._on_load),
         )
         self.gateway.serving = self.serving
         limits = Limits(1, 1, 1, 1, 1, 1, 1)
         self.gateway.info(Info(self.config.device, "edge/v1", list(self.config.groups), {}, {}, limits, None, None))
         await self.serving.recover()
         self._tasks.append(asyncio.create_task(self.gateway.run()))
+
+    def _on_load(self, queued: int) -> None:
+        self.queued_last = self.serving.queued
+        self.gateway.on_load(queued)
 
     def _on_health(self) -> None:
         self.health_changes += 1

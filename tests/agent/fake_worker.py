@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from agent.engine.interface import (
     CanaryScore,
     Facts,
@@ -107,12 +109,17 @@ class FakeWorker:
         if generation.max_tokens is not None:
             count = min(count, generation.max_tokens)
         for index in range(count):
-            self._say(TokenEvent(number, f"{index} ", index + 1))
+            for choice in range(generation.n):
+                text = f"{index} " if choice == 0 else f"{index}.{choice} "
+                self._say(TokenEvent(number, text, index + 1, choice=choice))
             if words[0] == "hold" and index == 0:
                 await self._go.wait()
             await asyncio.sleep(0)
         self._tasks.pop(number, None)
-        self._say(FinishEvent(number, "stop", "", prompt_tokens=len(words), completion_tokens=count))
+        end = FinishEvent(number, "stop", "", prompt_tokens=len(words), completion_tokens=count * generation.n)
+        if generation.n > 1:
+            end = replace(end, reasons=["stop"] * generation.n, choice=generation.n - 1, text="!")
+        self._say(end)
 
 
 class FakeWorkers:

@@ -28,6 +28,7 @@ from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner, open_session
 from agent.engine.batched.self_check import exact_width, prove_all
 from agent.engine.batched.slots import Move, Slots
+from agent.engine.choices import Choices
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.interface import CanaryScore, Facts, Generation, StepEvent
@@ -60,12 +61,16 @@ CAPABILITIES = (
 
 
 class _SlotSequence:
-    """A request in a slot: how many of its tokens have keys and values there, and how wide its masks are at least."""
+    """A request in a slot: how many of its tokens have keys and values there, and how wide its masks are at least.
+
+    ``siblings`` are more answers to it, which go on from its prompt once that is read.
+    """
 
     def __init__(self, answer: TokenSequence, width: int) -> None:
         self.answer = answer
         self.width = width
         self.filled = 0
+        self.siblings: list[_SlotSequence] = []
 
     @property
     def scope(self) -> str:
@@ -134,6 +139,7 @@ class BatchedEngine:
         self._reading: deque[_SlotSequence] = deque()
         self._waiting: deque[_SlotSequence] = deque()
         self._events: list[StepEvent] = []
+        self._choices = Choices()
         self._prefixes: Prefixes[NDArray[Any]] = Prefixes(int(budget * PREFIX_SHARE))
         self._token_bytes = decoder.kv_bytes_per_token
         self._facts = Facts(
@@ -172,12 +178,20 @@ class BatchedEngine:
                 context_length=self._facts.context_length,
                 vocab_size=self._facts.vocab_size,
             )
-            constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
+            first, *others = [self._sequence(generation, prompt, room, choice) for choice in range(generation.n)]
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return
-        answer = TokenSequence(generation, prompt, room, self._tokenizing, constraint, processors=self._processors)
-        self._waiting.append(_SlotSequence(answer, self._width(answer)))
+        self._choices.expect(generation)
+        first.siblings = others
+        self._waiting.append(first)
+
+    def _sequence(self, generation: Generation, prompt: list[int], room: int, choice: int) -> _SlotSequence:
+        constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
+        answer = TokenSequence(
+            generation, prompt, room, self._tokenizing, constraint, processors=self._processors, choice=choice
+        )
+        return _SlotSequence(answer, self._width(answer))
 
     def step(self) -> list[StepEvent]:
         """See the interface and the module's beginning."""
@@ -189,24 +203,32 @@ class BatchedEngine:
                 events.extend(self._read_slice(self._reading[0]))
             if self._slots.decoding:
                 events.extend(self._decode())
-        return events
+        merged = self._choices.merge(events)
+        while self._choices.abandoned:
+            self._drop(self._choices.abandoned.pop())
+        return merged
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:
-        found = self._find(request)
-        return found is not None and found.answer.change(changes)
+        changed = [found.answer.change(changes) for found in self._find(request)]
+        return bool(changed) and all(changed)
 
     def cancel(self, request: int) -> list[StepEvent]:
-        found = self._find(request)
-        if found is None:
-            return []
-        end = found.answer.end("cancelled")
-        if found in self._waiting:
-            self._waiting.remove(found)
-        else:
-            self._leave(found)
-        return [end]
+        return self._choices.merge(self._drop(request))
+
+    def _drop(self, request: int) -> list[StepEvent]:
+        """End what there is of a request, wherever it is."""
+        events: list[StepEvent] = []
+        for found in self._find(request):
+            events.append(found.answer.end("cancelled"))
+            found.siblings = []
+            if found in self._waiting:
+                self._waiting.remove(found)
+            elif self._slots.holds(found):
+                self._leave(found)
+        return events
 
     def release(self) -> None:
+        self._choices.forget()
         self._waiting.clear()
         self._reading.clear()
         self._prefixes.clear()
@@ -241,11 +263,11 @@ class BatchedEngine:
                 filled = end
         return canary_score(losses)
 
-    def _find(self, request: int) -> _SlotSequence | None:
-        for sequence in (*self._slots.decoders(), *self._reading, *self._waiting):
-            if sequence.answer.generation.request == request:
-                return sequence
-        return None
+    def _find(self, request: int) -> list[_SlotSequence]:
+        """The answers to a request that are not over."""
+        here = (*self._slots.decoders(), *self._reading, *self._waiting)
+        found = [sequence for sequence in here if sequence.answer.generation.request == request]
+        return found + [sibling for sequence in found for sibling in sequence.siblings]
 
     def _width(self, answer: TokenSequence) -> int:
         """The narrowest mask it may be run with: beyond the switch if its text may get that long, or it stays below.
@@ -287,10 +309,27 @@ class BatchedEngine:
             return []
         self._reading.popleft()
         self._apply(self._slots.join(slot), sequence.filled)
-        events = sequence.answer.choose(logits[-1])
-        if sequence.answer.finished:
-            self._leave(sequence)
+        begun = [sequence, *self._fork(sequence)]
+        events = [event for each in begun for event in each.answer.choose(logits[-1])]
+        for each in begun:
+            if each.answer.finished:
+                self._leave(each)
         return events
+
+    def _fork(self, sequence: _SlotSequence) -> list[_SlotSequence]:
+        """Give more answers to the same prompt a slot each, with what was read of it; those that begin now.
+
+        What finds no slot waits as the next in line, and finds its beginning as any request does.
+        """
+        siblings, sequence.siblings = sequence.siblings, []
+        begun = siblings[: self._slots.free]
+        for sibling in begun:
+            slot = self._slots.assign(sibling)
+            self._pool.copy(self._slots.where(sequence), slot, sequence.filled)
+            sibling.filled = sibling.answer.cached_tokens = sequence.filled
+            self._apply(self._slots.join(slot), sibling.filled)
+        self._waiting.extendleft(reversed(siblings[len(begun) :]))
+        return begun
 
     def _decode(self) -> list[StepEvent]:
         """One token for everybody: one run for each row of neighbours with the same rope factors."""

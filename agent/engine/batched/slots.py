@@ -64,6 +64,9 @@ class Slots(Generic[Item]):
         self._items[slot], self._items[last] = self._items[last], None
         return Move("copy", last, slot)
 
+    def holds(self, item: Item) -> bool:
+        return item in self._items
+
     def where(self, item: Item) -> int:
         """The slot of a request."""
         return self._items.index(item)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.engine.choices import Choices
 from agent.engine.interface import CanaryScore, Facts, Generation, StepEvent
 from agent.engine.sampling import log_softmax
 from agent.engine.sequence import TokenSequence, prepare, rejection
@@ -81,6 +82,7 @@ class StandIn:
         self._active: list[TokenSequence] = []
         self._filled: dict[int, int] = {}
         self._events: list[StepEvent] = []
+        self._choices = Choices()
         self._facts = Facts("stand-in", "a test", slots, context_length, VOCABULARY, ("chat",), 0.0)
 
     @property
@@ -105,39 +107,43 @@ class StandIn:
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
             return
-        self._waiting.append(TokenSequence(generation, prompt, limit, self._tokenizing))
+        self._choices.expect(generation)
+        for choice in range(generation.n):
+            self._waiting.append(TokenSequence(generation, prompt, limit, self._tokenizing, choice=choice))
 
     def step(self) -> list[StepEvent]:
         events, self._events = self._events, []
         while self._waiting and len(self._active) < self._facts.slots:
             answer = self._waiting.pop(0)
-            self._filled[answer.generation.request] = 0
+            if answer.choice == 0:
+                self._filled[answer.generation.request] = 0
             self._active.append(answer)
         for answer in list(self._active):
             request = answer.generation.request
             if self._filled[request] < len(answer.prompt):
-                self._filled[request] += SLICE
+                self._filled[request] += SLICE if answer.choice == 0 else 0
                 continue
             events.extend(answer.choose(logits([*answer.prompt, *answer.tokens])))
             if answer.finished:
                 self._active.remove(answer)
-        return events
+        return self._choices.merge(events)
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:
-        for answer in [*self._active, *self._waiting]:
-            if answer.generation.request == request:
-                return answer.change(changes)
-        return False
+        found = [answer for answer in [*self._active, *self._waiting] if answer.generation.request == request]
+        changed = [answer.change(changes) for answer in found]
+        return bool(changed) and all(changed)
 
     def cancel(self, request: int) -> list[StepEvent]:
+        ended: list[StepEvent] = []
         for answers in (self._active, self._waiting):
             for answer in list(answers):
                 if answer.generation.request == request:
                     answers.remove(answer)
-                    return [answer.end("cancelled")]
-        return []
+                    ended.append(answer.end("cancelled"))
+        return self._choices.merge(ended)
 
     def release(self) -> None:
+        self._choices.forget()
         self._active.clear()
         self._waiting.clear()
 

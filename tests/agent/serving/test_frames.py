@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.serving.frames import FrameStream
-from contract.mqtt.messages import UNSET, Timing
+from contract.mqtt.messages import UNSET, Frame, Timing
 
 
 def test_first_piece_goes_at_once_and_later_ones_at_the_interval() -> None:
@@ -66,3 +66,33 @@ def test_pieces_are_a_beginning_of_the_last_text(
     assert last.text.startswith("".join(frame.d for frame in sent))
     assert [frame.s for frame in [*sent, last]] == list(range(len(sent) + 1))
     assert stream or not sent
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=3), st.integers(0, 2), st.floats(0, 0.2), st.booleans()), max_size=50),
+    st.floats(0, 0.2),
+    st.booleans(),
+)
+def test_with_the_rest_pieces_are_the_whole_text_of_each_answer(
+    steps: list[tuple[str, int, float, bool]], interval: float, stream: bool
+) -> None:
+    frames = FrameStream(interval, stream=stream, now=0.0, choices=3)
+    frames.begin(1, "toy@1.0.0", 0.0)
+    now, sent, texts = 0.0, list[Frame](), ["", "", ""]
+    for count, (text, choice, wait, writable) in enumerate(steps, 1):
+        now += wait
+        frames.feed(text, count, now, choice=choice)
+        texts[choice] += text
+        while writable and (frame := frames.take(now)) is not None:
+            sent.append(frame)
+    sent += frames.rest(now)
+    last = frames.last("stop", now)
+    joined = ["".join(frame.d for frame in sent if frame.index == choice) for choice in range(3)]
+    assert joined == (texts if stream else ["", "", ""])
+    assert last.choices is not UNSET
+    assert [choice.text for choice in last.choices] == texts
+    assert [frame.s for frame in sent] == list(range(len(sent)))
+    assert last.s == len(sent)
+    for choice in range(3):
+        begins = [frame.attempt is not UNSET for frame in sent if frame.index == choice]
+        assert begins == [True, *[False] * (len(begins) - 1)][: len(begins)]

@@ -59,9 +59,15 @@ class Bench:
         return slots
 
     def accept(
-        self, client: str = "a", *, priority: int = 4, deadline: float | None = None, key: str | None = None
+        self,
+        client: str = "a",
+        *,
+        priority: int = 4,
+        deadline: float | None = None,
+        key: str | None = None,
+        n: int = 1,
     ) -> ActiveRequest:
-        params = GenerateRequest(prompt="x", priority=priority, **({} if key is None else {"supersede_key": key}))
+        params = GenerateRequest(prompt="x", n=n, priority=priority, **({} if key is None else {"supersede_key": key}))
         request = self.scheduler.new_request(Key(client, str(next(self.names))), params, None, self.now)
         request.deadline, request.size = deadline, 10
         self.accepted.append(request)
@@ -270,6 +276,7 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once there is a replica that lives, all who were accepted get their one result."""
+        self.limit = None
         self.do(events.ConcurrencyLimited(None))
         self.switch(2, False)
         self.end_drains()
@@ -393,7 +400,31 @@ def test_a_fault_at_one_request_is_reported_and_the_next_one_starts(monkeypatch:
     assert bench.of(events.Start) == [next_one]
 
 
-PURE = ("scheduler", "slots", "events", "active_request", "queue", "frames", "statistics", "requests")
+def test_several_answers_take_several_slots_and_never_wait_for_ever() -> None:
+    bench = Bench()
+    slots = bench.ready(3)
+    pair, one, many = bench.accept(n=2), bench.accept(), bench.accept(n=9)
+    after = bench.accept()
+    assert set(slots.running) == {pair.number, one.number}
+    bench.handle(events.RunEnded(slots, finished(pair.number)))
+    assert set(slots.running) == {one.number}, "nobody passes the one whose turn it is"
+    bench.handle(events.RunEnded(slots, finished(one.number)))
+    assert set(slots.running) == {many.number}, "more answers than slots run alone"
+    bench.handle(events.RunEnded(slots, finished(many.number)))
+    assert set(slots.running) == {after.number}
+
+
+def test_a_limit_of_concurrency_counts_answers() -> None:
+    bench = Bench()
+    slots = bench.ready(4)
+    bench.handle(events.ConcurrencyLimited(2))
+    one, pair = bench.accept(), bench.accept(n=2)
+    assert set(slots.running) == {one.number}
+    bench.handle(events.RunEnded(slots, finished(one.number)))
+    assert set(slots.running) == {pair.number}
+
+
+PURE = ("scheduler", "slots", "events", "active_request", "queue", "frames", "output", "statistics", "requests")
 EFFECTS = {"asyncio", "time", "random", "logging", "threading", "sqlite3", "socket", "os", "pathlib", "datetime"}
 
 

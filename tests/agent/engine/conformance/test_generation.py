@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from msgspec.structs import replace
 
@@ -116,7 +118,8 @@ def test_presence_and_frequency_penalties_end_a_repetition(engine: Engine) -> No
     assert len(set(free)) == 1
     assert free[0] == present[0] == frequent[0], "nothing was generated yet"
     assert len(set(present)) == 2, "each pays once"
-    assert len(set(frequent)) >= 3, "each pays for every use"
+    most = [max(Counter(pieces).values()) for pieces in (present, frequent)]
+    assert most[1] < most[0], "each pays for every use"
 
 
 def test_log_probabilities_belong_to_the_tokens(engine: Engine) -> None:
