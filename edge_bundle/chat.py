@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import UsageError
-from edge_bundle.completion import ChatMessage, Chunk, Completion
+from edge_bundle.completion import ChatMessage, Chunk, Completion, FunctionCall, ToolCall
+from edge_bundle.replies import AnswerSoFar
 
 if TYPE_CHECKING:
     from edge_bundle.async_client import AsyncClient
@@ -94,9 +95,17 @@ class StreamedMessage:
     """Chunks put together to the message that they are."""
 
     def __init__(self) -> None:
-        self.message = ChatMessage("")
+        self._answer = AnswerSoFar()
 
     def add(self, chunk: Chunk) -> None:
         """One more."""
-        before = "" if chunk.restart else self.message.content
-        self.message = ChatMessage(before + chunk.choices[0].delta.content)
+        if chunk.restart:
+            self._answer = AnswerSoFar()
+        delta = chunk.choices[0].delta
+        self._answer.add(delta.content, delta.reasoning_content or "", delta.tool_calls or ())
+
+    @property
+    def message(self) -> ChatMessage:
+        answer = self._answer
+        calls = [ToolCall(call_id, FunctionCall(name, arguments)) for call_id, name, arguments in answer.calls]
+        return ChatMessage(answer.text, reasoning_content=answer.reasoning or None, tool_calls=calls or None)

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, Struct, structs
 
 from contract.mqtt.messages import Timing, Usage
+from contract.mqtt.tools import ToolCallDelta
 from edge_bundle.replies import Answer, Found, Piece
 from edge_bundle.request_session import last_of
 
@@ -95,7 +96,11 @@ class Completion(Struct, frozen=True):
 
 
 class Delta(Struct, frozen=True):
+    """What is new; ``tool_calls`` as OpenAI streams them: ``index``, once ``id`` and the name, then more arguments."""
+
     content: str
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(Struct, frozen=True):
@@ -120,11 +125,6 @@ class ParsedCompletion(Completion, Generic[T], frozen=True, kw_only=True):
     parsed: T
 
 
-class _Extras(Struct, frozen=True):
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
-
-
 def to_completion(answer: Answer) -> Completion:
     """A request's end in OpenAI's shape.
 
@@ -135,11 +135,10 @@ def to_completion(answer: Answer) -> Completion:
     logprobs = None
     if last.logprobs is not UNSET:
         logprobs = ChoiceLogprobs(msgspec.convert(last.logprobs, list[TokenLogprob]))
-    extras = msgspec.convert(
-        {key: answer.raw[key] for key in ("reasoning_content", "tool_calls") if answer.raw.get(key)},
-        _Extras,
-    )
-    message = ChatMessage(last.text, reasoning_content=extras.reasoning_content, tool_calls=extras.tool_calls)
+    calls = [
+        ToolCall(each.id, FunctionCall(each.function.name, each.function.arguments)) for each in last.tool_calls or []
+    ]
+    message = ChatMessage(last.text, reasoning_content=last.reasoning_content or None, tool_calls=calls or None)
     choice = Choice(0, message, last.finish_reason, logprobs)
     return Completion(answer.id, last.bundle, [choice], last.usage, last.timing, last.attempt, int(time.time()))
 
@@ -151,7 +150,8 @@ def to_chunk(request_id: str, found: Found) -> Chunk | None:
         SourceUnavailable, EngineFailed, RequestInvalid: it ended with an error.
     """
     if isinstance(found, Piece):
-        return Chunk(request_id, [ChunkChoice(0, Delta(found.text))], found.restart)
+        delta = Delta(found.text, found.reasoning or None, list(found.tool_calls) or None)
+        return Chunk(request_id, [ChunkChoice(0, delta)], found.restart)
     if isinstance(found, Answer):
         last = last_of(found)
         return Chunk(request_id, [ChunkChoice(0, Delta(""), last.finish_reason)], usage=last.usage)

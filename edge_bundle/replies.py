@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from contract.mqtt.messages import ControlFault, ErrorBody, LastFrame
+from contract.mqtt.tools import MAX_CALLS, CallFragment, ToolCallDelta
 
 MAX_FRAME_BYTES = 64 << 20
 """A device keeps no larger answer itself."""
 
 
 class Piece(Struct, frozen=True):
-    """New text to show. ``restart``: everything shown before is void (another attempt, or a resumed stream)."""
+    """New text to show. ``restart``: everything shown before is void (another attempt, or a resumed stream).
+
+    ``reasoning`` is more of what the model thinks first, ``tool_calls`` are more of its calls, as OpenAI streams them:
+    ``index``, and of a new one ``id`` and ``function.name``, then more of ``function.arguments``.
+    """
 
     text: str
     restart: bool = False
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+
+    @property
+    def is_news(self) -> bool:
+        return bool(self.text or self.restart or self.reasoning or self.tool_calls)
 
 
 class Queued(Struct, frozen=True):
@@ -46,15 +58,72 @@ class Answer(Struct, frozen=True):
 Found = Piece | Queued | Refused | Answer
 
 
+class AnswerSoFar:
+    """What was handed on so far: text, thoughts, and of each call its id, name and arguments."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.reasoning = ""
+        self.calls: list[tuple[str, str, str]] = []
+
+    def add(self, text: str, reasoning: str, calls: Iterable[ToolCallDelta]) -> None:
+        """More of each."""
+        self.text += text
+        self.reasoning += reasoning
+        for each in calls:
+            while len(self.calls) <= each.index < MAX_CALLS:
+                self.calls.append(("", "", ""))
+            if 0 <= each.index < len(self.calls):
+                request_id, name, arguments = self.calls[each.index]
+                function = each.function
+                self.calls[each.index] = (
+                    request_id or (each.id or ""),
+                    name or (function.name or ""),
+                    arguments + (function.arguments or ""),
+                )
+
+    def rest(self, whole: AnswerSoFar) -> Piece:
+        """What ``whole`` has beyond this: all of it, as a restart, where this is not how it begins."""
+        same = whole.text.startswith(self.text) and whole.reasoning.startswith(self.reasoning)
+        same = same and len(self.calls) <= len(whole.calls)
+        for mine, theirs in zip(self.calls, whole.calls, strict=False):
+            same = same and mine[:2] == theirs[:2] and theirs[2].startswith(mine[2])
+        if not same:
+            return AnswerSoFar().rest(whole) if self.empty else structs.replace(AnswerSoFar().rest(whole), restart=True)
+        calls = [*self.calls, *([("", "", "")] * (len(whole.calls) - len(self.calls)))]
+        deltas = tuple(
+            _delta(index, theirs, theirs[2][len(mine[2]) :])
+            for index, (mine, theirs) in enumerate(zip(calls, whole.calls, strict=True))
+            if mine != theirs
+        )
+        return Piece(whole.text[len(self.text) :], reasoning=whole.reasoning[len(self.reasoning) :], tool_calls=deltas)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.text or self.reasoning or self.calls)
+
+
+def _delta(index: int, call: tuple[str, str, str], arguments: str) -> ToolCallDelta:
+    """More ``arguments`` of a call; with what it is called where all of them are new."""
+    if arguments != call[2]:
+        return ToolCallDelta(index, CallFragment(arguments=arguments))
+    return ToolCallDelta(index, CallFragment(call[1], arguments), call[0], "function")
+
+
 class Reassembly:
     """Frames of one request in any order and number; tolerates loss, repetition and new attempts."""
 
     def __init__(self) -> None:
-        self.shown = ""
         self.tokens = 0
+        self._shown = AnswerSoFar()
         self._next = 0
         self._attempt = 1
         self._broken = False
+
+    @property
+    def shown(self) -> str:
+        """The text so far."""
+        return self._shown.text
 
     def asked_again(self) -> None:
         """The request was turned away and begins anew, with frames from 0 on; what was shown is still shown."""
@@ -82,9 +151,14 @@ class Reassembly:
         if "estimate_ms" in frame:
             self._next = max(self._next, sequence + 1)
             return [Queued(int(frame["position"]), float(frame["estimate_ms"]))]
-        return self._piece(sequence, str(frame["d"]), int(frame["n"]), frame.get("attempt"))
+        more = AnswerSoFar()
+        deltas = msgspec.convert(frame.get("tool_calls") or [], list[ToolCallDelta])
+        more.add(str(frame["d"]), str(frame.get("reasoning_content") or ""), deltas)
+        return self._piece(sequence, more, deltas, int(frame["n"]), frame.get("attempt"))
 
-    def _piece(self, sequence: int, text: str, tokens: int, attempt: int | None) -> list[Found]:
+    def _piece(
+        self, sequence: int, more: AnswerSoFar, deltas: list[ToolCallDelta], tokens: int, attempt: int | None
+    ) -> list[Found]:
         # A device that restarted counts from 0 again.
         newer = attempt is not None and attempt > self._attempt
         if sequence < self._next and not newer:
@@ -98,29 +172,24 @@ class Reassembly:
         self._next = sequence + 1
         self.tokens = tokens
         if begins:
-            restart = bool(self.shown)
             self._broken = False
-            common = text.startswith(self.shown)
-            piece = Piece(text[len(self.shown) :]) if common else Piece(text, restart)
-            self.shown = text
-            return [piece] if piece.text or piece.restart else []
-        if self._broken:
+            piece, self._shown = self._shown.rest(more), more
+        elif self._broken:
             return []
-        self.shown += text
-        return [Piece(text)] if text else []
+        else:
+            self._shown.add(more.text, more.reasoning, deltas)
+            piece = Piece(more.text, reasoning=more.reasoning, tool_calls=tuple(deltas))
+        return [piece] if piece.is_news else []
 
     def _end(self, last: LastFrame, raw: dict[str, Any]) -> list[Found]:
-        found: list[Found] = []
-        if last.text.startswith(self.shown):
-            tail = last.text[len(self.shown) :]
-            if tail:
-                found.append(Piece(tail))
-        else:
-            found.append(Piece(last.text, restart=True))
-        self.shown = last.text
+        whole = AnswerSoFar()
+        whole.text = last.text
+        whole.reasoning = last.reasoning_content or ""
+        whole.calls = [(each.id, each.function.name, each.function.arguments) for each in last.tool_calls or []]
+        piece, self._shown = self._shown.rest(whole), whole
         self.tokens = last.usage.completion_tokens
-        found.append(Answer(last, None, raw))
-        return found
+        end = Answer(last, None, raw)
+        return [piece, end] if piece.is_news else [end]
 
 
 def is_refusal(payload: bytes) -> bool:

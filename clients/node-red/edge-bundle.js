@@ -94,7 +94,7 @@ async function answer(client, request, msg, send, show) {
   let index = 0;
   for await (const event of client.ask(request)) {
     if (event.type === "queued") show(`${event.position} before it`);
-    if (event.type === "text") {
+    if (event.type === "text" && (event.text || event.restart)) {
       const parts = { id: event.id, index: index++, type: "string", ch: "" };
       show(`answering (${index})`);
       send([{ ...msg, payload: event.text, restart: event.restart, device: event.device, id: event.id, parts }, null]);

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edge_bundle.replies import Answer, Found, Piece, Queued, Reassembly, Refused
@@ -23,7 +24,11 @@ def test_frames_become_what_the_table_says(case: dict[str, Any]) -> None:
 def short(found: Found) -> dict[str, Any]:
     match found:
         case Piece():
-            return {"restart" if found.restart else "text": found.text}
+            more = {"reasoning": found.reasoning, "calls": list(msgspec.to_builtins(found.tool_calls))}
+            return {
+                "restart" if found.restart else "text": found.text,
+                **{key: each for key, each in more.items() if each},
+            }
         case Queued():
             return {"queued": found.position}
         case Refused():

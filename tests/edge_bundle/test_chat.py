@@ -12,9 +12,10 @@ import pytest
 from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
 from contract.errors import RequestInvalid, UsageError
-from edge_bundle import AsyncClient, ChatMessage, Client, ToolCall
-from edge_bundle.chat import Turns
-from edge_bundle.completion import FunctionCall
+from contract.mqtt.tools import CallFragment, ToolCallDelta
+from edge_bundle import AsyncClient, ChatMessage, Chunk, Client, ToolCall
+from edge_bundle.chat import StreamedMessage, Turns
+from edge_bundle.completion import ChunkChoice, Delta, FunctionCall
 from tests.agent.device import Device, sealed
 from tests.broker import Broker
 
@@ -101,6 +102,22 @@ def test_calls_and_results_go_back_as_they_came() -> None:
         },
         {"role": "tool", "tool_call_id": "c1", "content": "21 °C"},
     ]
+
+
+def test_a_streamed_turn_is_remembered_with_its_calls_and_without_its_thoughts() -> None:
+    answer = StreamedMessage()
+    head = ToolCallDelta(0, CallFragment("weather", '{"city"'), "c1", "function")
+    for delta in (
+        Delta("gone"),
+        Delta("", "hm"),
+        Delta("", None, [head]),
+        Delta("", None, [ToolCallDelta(0, CallFragment(arguments=': "Kyoto"}'))]),
+    ):
+        answer.add(Chunk("q", [ChunkChoice(0, delta)], restart=delta.reasoning_content is not None))
+    assert answer.message.reasoning_content == "hm"
+    call = ToolCall("c1", FunctionCall("weather", '{"city": "Kyoto"}'))
+    assert (answer.message.content, answer.message.tool_calls) == ("", [call])
+    assert "reasoning_content" not in answer.message.to_dict()
 
 
 def test_a_chat_makes_its_messages_itself() -> None:

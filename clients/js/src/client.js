@@ -128,7 +128,12 @@ export class EdgeClient {
    */
   async *stream(request) {
     for await (const event of this.ask(request)) {
-      if (event.type === "text") yield chunk(event.id, { content: event.text }, null, { restart: event.restart });
+      if (event.type === "text") {
+        const delta = { content: event.text };
+        if (event.reasoning !== undefined) delta.reasoning_content = event.reasoning;
+        if (event.toolCalls !== undefined) delta.tool_calls = event.toolCalls;
+        yield chunk(event.id, delta, null, { restart: event.restart });
+      }
       if (event.type === "end")
         yield chunk(event.id, {}, event.last.finish_reason, { usage: event.last.usage, model: event.last.bundle });
     }
@@ -313,6 +318,8 @@ function attempt(url, options, name) {
 
 function completion({ id, last }) {
   const choice = { index: 0, message: { role: "assistant", content: last.text }, finish_reason: last.finish_reason };
+  for (const extra of ["reasoning_content", "tool_calls"])
+    if (last[extra] !== undefined) choice.message[extra] = last[extra];
   if (last.logprobs !== undefined) choice.logprobs = { content: last.logprobs };
   return {
     id, object: "chat.completion", created: Math.floor(Date.now() / 1000), model: last.bundle, choices: [choice],

@@ -7,11 +7,31 @@ export interface ConnectOptions extends Omit<IClientOptions, "clientId" | "clean
   root?: string;
 }
 
-export type Role = "system" | "user" | "assistant" | "tool";
+export type Role = "system" | "developer" | "user" | "assistant" | "tool";
 export type Part = { type: "text"; text: string } | { type: "image_url"; image_url: { url: string } };
+export interface ToolCall {
+  id: string;
+  type: "function";
+  /** `arguments` is a JSON object, as text. */
+  function: { name: string; arguments: string };
+}
+export interface ToolCallDelta {
+  index: number;
+  id?: string;
+  type?: "function";
+  function: { name?: string; arguments?: string };
+}
+export interface Tool {
+  type: "function";
+  function: { name: string; description?: string; parameters?: object; strict?: boolean };
+}
 export interface Message {
   role: Role;
-  content: string | Part[];
+  content?: string | Part[] | null;
+  name?: string;
+  tool_calls?: ToolCall[];
+  tool_call_id?: string;
+  reasoning_content?: string;
 }
 
 export type ResponseFormat =
@@ -36,6 +56,9 @@ export interface Fields {
   top_logprobs?: number;
   logit_bias?: Record<string, number>;
   response_format?: ResponseFormat;
+  tools?: Tool[];
+  tool_choice?: "auto" | "none" | "required" | { type: "function"; function: { name: string } };
+  parallel_tool_calls?: boolean;
   stream?: boolean;
   num_beams?: number;
   repetition_penalty?: number;
@@ -78,7 +101,7 @@ export interface TopLogprob {
 export interface TokenLogprob extends TopLogprob {
   top_logprobs: TopLogprob[];
 }
-export type FinishReason = "stop" | "length" | "cancelled" | "deadline";
+export type FinishReason = "stop" | "length" | "tool_calls" | "cancelled" | "deadline";
 
 export interface Completion {
   id: string;
@@ -88,7 +111,7 @@ export interface Completion {
   model: string;
   choices: {
     index: number;
-    message: { role: "assistant"; content: string };
+    message: { role: "assistant"; content: string; reasoning_content?: string; tool_calls?: ToolCall[] };
     finish_reason: FinishReason;
     logprobs?: { content: TokenLogprob[] };
   }[];
@@ -100,7 +123,11 @@ export interface Completion {
 export interface Chunk {
   id: string;
   object: "chat.completion.chunk";
-  choices: { index: number; delta: { content?: string }; finish_reason: FinishReason | null }[];
+  choices: {
+    index: number;
+    delta: { content?: string; reasoning_content?: string; tool_calls?: ToolCallDelta[] };
+    finish_reason: FinishReason | null;
+  }[];
   /** What came before is void: another attempt begins. */
   restart: boolean;
   model?: string;
@@ -124,9 +151,11 @@ export interface LastFrame {
   attempt: number;
   bundle: string;
   logprobs?: TokenLogprob[];
+  reasoning_content?: string;
+  tool_calls?: ToolCall[];
 }
 export type AskEvent = { id: string; device?: string } & (
-  | { type: "text"; text: string; restart: boolean }
+  | { type: "text"; text: string; restart: boolean; reasoning?: string; toolCalls?: ToolCallDelta[] }
   | { type: "queued"; position: number; estimateMs: number }
   | { type: "refused"; op: string; error: Fault }
   | { type: "end"; last: LastFrame; raw: object }

@@ -2,15 +2,21 @@
  * From frames to one answer, pure. The same rules as the Python client's; both are held against
  * tests/clients/reassembly.json.
  *
- * Events: {type: "text", text, restart}, {type: "queued", position, estimateMs}, {type: "refused", op, error} and, as
+ * Events: {type: "text", text, restart, reasoning?, toolCalls?}, {type: "queued", position, estimateMs}, {type: "refused", op, error} and, as
  * the end, {type: "end", last} or {type: "end", error}.
  */
 export class Reassembly {
+  #so = nothing();
+
   constructor() {
-    this.shown = "";
     this.next = 0;
     this.attempt = 1;
     this.broken = false;
+  }
+
+  /** The text so far. */
+  get shown() {
+    return this.#so.text;
   }
 
   /** The request was turned away and begins again, with frames from 0 on; what was shown is still shown. */
@@ -42,10 +48,12 @@ export class Reassembly {
       return [{ type: "queued", position: frame.position, estimateMs: frame.estimate_ms }];
     }
     if (typeof frame.d !== "string" || !Number.isInteger(frame.n)) return [];
-    return this.#piece(frame.s, frame.d, frame.attempt);
+    const calls = frame.tool_calls ?? [];
+    if (!Array.isArray(calls) || !calls.every(isDelta)) return [];
+    return this.#piece(frame.s, add(nothing(), frame.d, String(frame.reasoning_content ?? ""), calls), calls, frame.attempt);
   }
 
-  #piece(sequence, text, attempt) {
+  #piece(sequence, more, calls, attempt) {
     const begins = Number.isInteger(attempt);
     // A device that restarted counts from 0 again.
     const newer = begins && attempt > this.attempt;
@@ -56,32 +64,81 @@ export class Reassembly {
     this.next = sequence + 1;
     if (begins) {
       this.broken = false;
-      const goesOn = text.startsWith(this.shown);
-      const piece = goesOn
-        ? { type: "text", text: text.slice(this.shown.length), restart: false }
-        : { type: "text", text, restart: this.shown !== "" };
-      this.shown = text;
-      return piece.text || piece.restart ? [piece] : [];
+      return this.#become(more);
     }
     if (this.broken) return [];
-    this.shown += text;
-    return text ? [{ type: "text", text, restart: false }] : [];
+    add(this.#so, more.text, more.reasoning, calls);
+    return news(event(more.text, more.reasoning, calls));
   }
 
   #end(last) {
-    const found = [];
-    if (!last.text.startsWith(this.shown)) found.push({ type: "text", text: last.text, restart: true });
-    else if (last.text.length > this.shown.length)
-      found.push({ type: "text", text: last.text.slice(this.shown.length), restart: false });
-    this.shown = last.text;
-    found.push({ type: "end", last, raw: last });
-    return found;
+    const calls = last.tool_calls ?? [];
+    const whole = { text: last.text, reasoning: String(last.reasoning_content ?? ""), calls: [] };
+    whole.calls = calls.map(({ id, function: { name, arguments: text } }) => ({ id, name, arguments: text }));
+    return [...this.#become(whole), { type: "end", last, raw: last }];
+  }
+
+  /** What `whole` has beyond what was shown: all of it, as a restart, where it begins otherwise. */
+  #become(whole) {
+    const so = this.#so;
+    this.#so = whole;
+    const goesOn =
+      whole.text.startsWith(so.text) && whole.reasoning.startsWith(so.reasoning) && so.calls.length <= whole.calls.length &&
+      so.calls.every(({ id, name, arguments: text }, index) => {
+        const other = whole.calls[index];
+        return id === other.id && name === other.name && other.arguments.startsWith(text);
+      });
+    if (!goesOn) return [event(whole.text, whole.reasoning, rest([], whole.calls), true)];
+    const reasoning = whole.reasoning.slice(so.reasoning.length);
+    return news(event(whole.text.slice(so.text.length), reasoning, rest(so.calls, whole.calls)));
   }
 }
+
+const nothing = () => ({ text: "", reasoning: "", calls: [] });
+
+function add(so, text, reasoning, calls) {
+  so.text += text;
+  so.reasoning += reasoning;
+  for (const { index, id, function: { name, arguments: more = "" } } of calls) {
+    while (so.calls.length <= index && index < MAX_CALLS) so.calls.push({ id: "", name: "", arguments: "" });
+    const call = so.calls[index];
+    if (call === undefined) continue;
+    call.id ||= id ?? "";
+    call.name ||= name ?? "";
+    call.arguments += more;
+  }
+  return so;
+}
+
+/** The calls of `whole` beyond those of `so`, as OpenAI streams them. */
+function rest(so, whole) {
+  return whole.flatMap(({ id, name, arguments: text }, index) => {
+    const mine = so[index];
+    if (mine === undefined) return [{ index, id, type: "function", function: { name, arguments: text } }];
+    return text === mine.arguments ? [] : [{ index, function: { arguments: text.slice(mine.arguments.length) } }];
+  });
+}
+
+function event(text, reasoning, calls, restart = false) {
+  const found = { type: "text", text, restart };
+  if (reasoning) found.reasoning = reasoning;
+  if (calls.length > 0) found.toolCalls = calls;
+  return found;
+}
+
+const news = (found) => (found.text || found.restart || found.reasoning || found.toolCalls ? [found] : []);
+
+/** In one message, as docs/MQTT.md has it. */
+const MAX_CALLS = 128;
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const isError = (value) =>
   isObject(value) && Number.isInteger(value.code) && typeof value.type === "string" && typeof value.message === "string";
+const isDelta = (call) => isObject(call) && Number.isInteger(call.index) && call.index >= 0 && isObject(call.function);
+const isCall = (call) =>
+  isObject(call) && typeof call.id === "string" && isObject(call.function) && typeof call.function.name === "string" &&
+  typeof call.function.arguments === "string";
 const isLast = (frame) =>
+  (frame.tool_calls === undefined || (Array.isArray(frame.tool_calls) && frame.tool_calls.every(isCall))) &&
   typeof frame.text === "string" && typeof frame.finish_reason === "string" && isObject(frame.usage) &&
   isObject(frame.timing) && typeof frame.bundle === "string" && Number.isInteger(frame.attempt);

@@ -15,7 +15,10 @@ for (const { name, frames, found } of cases)
   });
 
 function short(event) {
-  if (event.type === "text") return event.restart ? { restart: event.text } : { text: event.text };
+  if (event.type === "text") {
+    const { text, reasoning, toolCalls: calls } = event;
+    return { [event.restart ? "restart" : "text"]: text, ...(reasoning && { reasoning }), ...(calls && { calls }) };
+  }
   if (event.type === "queued") return { queued: event.position };
   if (event.type === "refused") return { refused: event.op };
   return event.error === undefined ? { end: event.last.text } : { error: event.error.type };
