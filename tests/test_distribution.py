@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -133,6 +135,18 @@ def test_lock_file_pins_every_requirement() -> None:
     assert lines
     assert all("==" in line for line in lines)
     assert "torch==2.13.0" in lines
+
+
+def test_installation_page_names_every_extra_and_the_pinned_torch() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    page, lock = (ROOT / "docs" / "INSTALL.md").read_text(), (ROOT / "requirements.lock").read_text()
+    named = set(re.findall(r"^\| `(\w+)` \|", page.partition("## pip")[0], re.MULTILINE))
+    assert named == set(project["project"]["optional-dependencies"])
+    (pinned,) = re.findall(r"^torch==\S+$", lock, re.MULTILINE)
+    assert set(re.findall(r"torch==[\d.]+\d", page + lock)) == {pinned}
+    (index,) = project["tool"]["uv"]["index"]
+    for text in (page, lock, (ROOT / "Makefile").read_text()):
+        assert index["url"] in text, "one of them names another index of CPU builds"
 
 
 PUBLISHES = ("msgspec", "paho", "cryptography", "_cffi_backend*", "cffi", "rich", "pygments", "markdown_it", "mdurl",
