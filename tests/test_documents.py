@@ -86,6 +86,20 @@ def test_files_that_are_named_exist(path: Path) -> None:
     assert not [name for name in _PATH.findall(path.read_text("utf-8")) if not list(ROOT.glob(name.rstrip("/")))]
 
 
+RETIRED = re.compile(
+    r"\b(wish(es)?|seats?|ledger|strays?|anew|mend(s|ed|ing)?|hopeless|crowding|readback)\b", re.IGNORECASE
+)
+"""Of the words that ARCHITECTURE's glossary retires, those that mean nothing else in a document."""
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents_use_the_words_of_the_glossary(path: Path) -> None:
+    if path.name in ("CHANGELOG.md", "ARCHITECTURE.md") or path.parent.name == "decisions":
+        return  # these tell of what was, and what is said instead
+    prose = re.sub(r"`[^`\n]*`", "", _FENCED.sub("", path.read_text("utf-8")))
+    assert not [found.group() for found in RETIRED.finditer(prose)]
+
+
 def test_every_function_on_the_way_of_a_bundle_exists() -> None:
     page = (ROOT / "docs" / "ARCHITECTURE.md").read_text("utf-8")
     section = page.partition("## The way of a bundle")[2].partition("\n## ")[0]
