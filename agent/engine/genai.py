@@ -45,6 +45,7 @@ SLOTS = 4
 
 CAPABILITIES = (
     "chat",
+    "tools",
     "stop",
     "seed",
     "logprobs",
@@ -225,7 +226,7 @@ class GenaiEngine:
             return canary_score(losses)
 
     def _capabilities(self, adapters: bool) -> tuple[str, ...]:
-        lacking = {"chat": not self._tokenizing.chat, "num_beams": self._pipeline}
+        lacking = {"chat": not self._tokenizing.chat, "tools": not self._tokenizing.chat, "num_beams": self._pipeline}
         more = {"adapters": adapters, "vision": self._vision is not None}
         return (*(name for name in CAPABILITIES if not lacking.get(name)), *(name for name in more if more[name]))
 

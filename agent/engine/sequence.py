@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from agent.engine.schemas import check_schema
 from agent.engine.stops import StopScanner
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.tools.answer_reader import Parts
-from agent.engine.tools.call_grammar import argument_schemas
+from agent.engine.tools.call_grammar import argument_schemas, literals
 from contract.errors import EngineFailed, RequestInvalid
 
 
@@ -188,17 +189,23 @@ def constrain(
     """
     calls = tokenizing.dialect.grammar(generation, prompt)
     if generation.tools is not None and calls is not None:
-        return _hold_to_calls(generation.tools, calls, grammars)
+        return _hold_to_calls(generation.tools, calls, tokenizing, grammars)
     if generation.grammar is None:
         return None
     return grammars.constraint(generation.grammar, after=tokenizing.dialect.thought_before_format(generation, prompt))
 
 
-def _hold_to_calls(tools: Tools, calls: str, grammars: Grammars) -> Constraint:
+def _hold_to_calls(tools: Tools, calls: str, tokenizing: Tokenizing, grammars: Grammars) -> Constraint:
     """Schemas are looked at before they are compiled, and one by one if something is wrong with them together."""
     schemas = argument_schemas(tools)
     for field, schema in schemas.items():
         check_schema(schema, field)
+        control = next(filter(None, map(tokenizing.find_control, literals(json.loads(schema)))), None)
+        if control is not None:
+            # llguidance would take the token for the text where only this may follow.
+            raise RequestInvalid(
+                f"{control!r} is a control token of this model, which no argument can hold", field=field
+            )
     try:
         return grammars.constraint(("calls", calls), field="tools")
     except RequestInvalid:

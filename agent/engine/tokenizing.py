@@ -248,6 +248,11 @@ class Tokenizing:
                 whole, best = whole - {text}, tried
         return best
 
+    def find_control(self, text: str) -> str | None:
+        """The first control token that is written out in ``text``."""
+        found = self._control.search(text) if self._control is not None else None
+        return None if found is None else found[0]
+
     def _break(self, text: str, mark: str, whole: frozenset[str]) -> str:
         if self._control is None:
             return text

@@ -1,7 +1,8 @@
 """A worker without a model: implements ``agent.worker.ports`` in this process, quick and obedient.
 
 What it does is said by the last word line of the prompt: ``count N`` gives N tokens, ``hold`` gives one token and then
-waits for :meth:`FakeWorker.let_go`, ``wait`` gives none until then, ``reject`` is refused like an overlong prompt.
+waits for :meth:`FakeWorker.let_go`, ``wait`` gives none until then, ``reject`` is refused like an overlong prompt. With
+tools, it thinks and calls the first of them with the last word.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from agent.engine.interface import (
+    CallDelta,
     CanaryScore,
     Facts,
     FinishEvent,
@@ -103,6 +105,9 @@ class FakeWorker:
         if words[0] == "reject":
             self._say(RejectEvent(number, 400, "context_length", "the prompt is too long", "messages"))
             return
+        if generation.tools is not None:
+            self._call(number, generation.tools.definitions[0]["function"]["name"], words[-1])
+            return
         if words[0] == "wait":
             await self._go.wait()
         count = int(words[1]) if len(words) > 1 and words[1].isdigit() else 3
@@ -120,6 +125,14 @@ class FakeWorker:
         if generation.n > 1:
             end = replace(end, reasons=["stop"] * generation.n, choice=generation.n - 1, text="!")
         self._say(end)
+
+    def _call(self, number: int, name: str, word: str) -> None:
+        self._tasks.pop(number, None)
+        self._say(TokenEvent(number, "", 1, thought="Hm, "))
+        self._say(TokenEvent(number, "", 2, thought="well."))
+        self._say(TokenEvent(number, "", 3, calls=[CallDelta(0, "call_1", name), CallDelta(0, arguments='{"word": ')]))
+        tail = [CallDelta(0, arguments=f'"{word}"}}')]
+        self._say(FinishEvent(number, "tool_calls", "", prompt_tokens=1, completion_tokens=4, calls=tail))
 
 
 class FakeWorkers:

@@ -54,7 +54,7 @@ PREFIX_SHARE = 0.25
 """Share of the memory budget for remembered prompts."""
 
 CAPABILITIES = (
-    *("chat", "continuous_batching", "prefix_cache", "stop", "seed", "logprobs", "logit_bias", "min_p"),
+    *("chat", "tools", "continuous_batching", "prefix_cache", "stop", "seed", "logprobs", "logit_bias", "min_p"),
     *("min_tokens", "presence_penalty", "frequency_penalty", "repetition_penalty", "no_repeat_ngram_size"),
     *("response_format", "update"),
 )
@@ -148,7 +148,7 @@ class BatchedEngine:
             slots=slots,
             context_length=length,
             vocab_size=decoder.vocab_size,
-            capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[1:],
+            capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[2:],
             load_seconds=time.monotonic() - started,
             independence=independence,
         )

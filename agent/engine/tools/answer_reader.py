@@ -30,7 +30,8 @@ class Parts(Struct):
 class AnswerReader:
     """Reads one answer. ``form`` None: no calls are looked for. ``opened``: the prompt has begun the thought.
 
-    ``names`` are the functions that there are, ``new_id`` gives a call of an index its id.
+    ``names`` are the functions that there are, ``required`` says that one must be called, ``new_id`` gives a call of an
+    index its id.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class AnswerReader:
         *,
         opened: bool = False,
         names: Collection[str] = (),
+        required: bool = False,
         new_id: Callable[[int], str] = "call_{}".format,
     ) -> None:
         self._thoughts = None if thoughts is None else _ThoughtReader(thoughts, opened=opened)
-        self._calls = None if form is None else _CallReader(form, names, new_id)
+        self._calls = None if form is None else _CallReader(form, names, new_id, required=required)
 
     @property
     def calls(self) -> int:
@@ -127,8 +129,9 @@ class _State(enum.Enum):
 
 
 class _CallReader:
-    def __init__(self, form: CallForm, names: Collection[str], new_id: Callable[[int], str]) -> None:
+    def __init__(self, form: CallForm, names: Collection[str], new_id: Callable[[int], str], *, required: bool) -> None:
         self._form = form
+        self._required = required
         self._names = frozenset(names)
         self._new_id = new_id
         self._state = _State.TEXT
@@ -140,6 +143,8 @@ class _CallReader:
 
     def feed(self, piece: str, parts: Parts, *, last: bool) -> None:
         self._held += piece
+        if last and self._required and self._state is _State.TEXT:
+            self._state = _State.OVER  # the beginning of a call, and nothing of it
         while self._advance(parts, last=last):
             pass
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent.engine.interface import Tools
+from agent.engine.schemas import REMARKS
 from agent.engine.tools.forms import CallForm, ThoughtForm
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -22,6 +23,8 @@ SPACE = r"\n{0,2}"
 """What may stand between a thought and a call."""
 
 BLANK = r"[ \t\r\n]*"
+
+DEFINED = ("$defs", "definitions")
 
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 """Arguments of a function that has no parameters."""
@@ -72,6 +75,20 @@ def argument_schemas(tools: Tools) -> dict[str, str]:
         f"tools[{number}].function.parameters": json.dumps(arguments_schema(tool["function"]))
         for number, tool in enumerate(tools.definitions)
     }
+
+
+def literals(schema: Any) -> Iterator[str]:
+    """Every text of ``schema`` that an answer may have to hold letter by letter."""
+    left = [schema]
+    while left:
+        found = left.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, list):
+            left.extend(found)
+        elif isinstance(found, dict):
+            yield from found
+            left.extend(value for name, value in found.items() if name in DEFINED or name not in REMARKS)
 
 
 def _calls(tools: Tools, form: CallForm, tokens: Mapping[str, int], first: str = "") -> list[str]:

@@ -63,6 +63,7 @@ class Dialect:
             form,
             opened=self._opens_thought(generation, prompt),
             names=[] if tools is None else [each["function"]["name"] for each in tools.definitions],
+            required=tools is not None and tools.choice == "required",
             new_id=lambda index: call_id(key, index),
         )
 

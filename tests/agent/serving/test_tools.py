@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.agent.device import Device
+from tests.agent.device import Device, sealed
+from tests.agent.serving.conftest import MakeDevice
 from tests.agent.serving.test_real_model import ask, last_of, serve, user
 from tests.broker import Broker
 from tests.chat_templates import TEMPLATES
@@ -75,6 +76,18 @@ def test_a_required_call_is_streamed_and_whole_at_the_end(calling: RawClient) ->
     assert len([frame for frame in answer.frames if "tool_calls" in frame]) > 2
     assert call["function"]["arguments"].startswith(streamed[0]["function"]["arguments"])
     assert streamed[0]["id"] == call["id"]
+
+
+def test_what_comes_with_the_end_counts(make_device: MakeDevice, client: RawClient) -> None:
+    """The double says a call's last words with the event that ends it."""
+    make_device(stream_interval_ms=0).start(sealed())
+    client.ask("one", "now cellar", tools=[READ], tool_choice="required")
+    answer = client.wait_answer("one")
+    [last] = answer.lasts
+    assert last["reasoning_content"] == "Hm, well."
+    function = {"name": "read", "arguments": '{"word": "cellar"}'}
+    assert last["tool_calls"] == [{"id": "call_1", "function": function, "type": "function"}]
+    assert (last["finish_reason"], last["text"]) == ("tool_calls", "")
 
 
 def test_the_named_function_is_called(calling: RawClient) -> None:

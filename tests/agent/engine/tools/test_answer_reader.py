@@ -155,6 +155,13 @@ def test_a_call_that_is_cut_off_before_its_arguments_is_dropped(cut_off: str) ->
     assert read(HERMES, ["Well. ", cut_off]) == Whole("Well.")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_where_a_call_is_required_its_beginning_is_no_text(form: CallForm) -> None:
+    whole = written(form, [("read", {})])
+    for end in range(whole.index("read")):
+        assert read(form, list(whole[:end]), thoughts=None, required=True) == Whole(), whole[:end]
+
+
 def test_a_call_that_is_cut_off_in_its_arguments_is_there_as_far_as_it_came() -> None:
     whole = read(HERMES, ['<tool_call>\n{"name": "read", "arguments": {"which": "bo'])
     assert whole.calls == [{"id": "call_0", "name": "read", "arguments": '{"which": "bo'}]
