@@ -108,9 +108,9 @@ def build_bundle(
             buildable, key = calibrate_checkpoint(
                 source.checkpoint, plan, calibration, cache, log=log, on_progress=advance
             )
-            # The builder reads such a checkpoint by other ways than a plain one.
-            shown = compare_logits(buildable, key, known, cache=cache, log=log)
-            progress.message(f"rounded: {shown}")
+            if buildable.quantization is not None:  # which the builder reads by other ways than a plain one
+                shown = compare_logits(buildable, key, known, cache=cache, log=log)
+                progress.message(f"rounded: {shown}")
         if plan.kv != "float":
             key = scaled_digest(key, calibration)
         report, kept = build_or_resume(

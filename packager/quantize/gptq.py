@@ -7,7 +7,8 @@ zero points are fixed before, so blocks keep their order whatever the order of r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,24 @@ def round_rows(
     """Levels of ``weight``, all or some rows of a matrix, and their grid of ``block`` columns a scale; zeros fill up
     the last block of a row.
     """
+    with _one_thread():
+        return _round_rows(weight, compensation, symmetric=symmetric, block=block, shrinks=shrinks)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Rounding is thousands of steps too short to be shared: a second thread spends its time waiting, and burns it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _round_rows(
+    weight: torch.Tensor, compensation: Compensation, *, symmetric: bool, block: int, shrinks: tuple[float, ...]
+) -> tuple[torch.Tensor, Grid]:
     short = -weight.shape[1] % block
     grid = choose_grid(
         torch.nn.functional.pad(weight, (0, short)),

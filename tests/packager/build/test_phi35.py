@@ -106,3 +106,6 @@ def test_one_line_makes_the_int4_cpu_bundle(hub: Path, tmp_path: Path) -> None:
     assert (directory / "evidence" / "README.md").is_file()
     assert re.search(r"needs about [\d.]+ [GM]iB of memory", done.stderr)
     assert list((tmp_path / "cache" / "graphs").iterdir()) == []
+    # Rounded into a plain checkpoint again: two layers of one were compared already.
+    log = (tmp_path / "cache" / "logs" / "phi-3.5-mini-1.0.0.log").read_text("utf-8", "replace")
+    assert log.count("==== packager.evaluate.logits_process") == 1
