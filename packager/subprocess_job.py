@@ -34,6 +34,9 @@ OFFLINE = {
 }
 """Nothing is downloaded or reported, and iteration orders are the same in every build."""
 
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}
+"""Threads of torch's that have nothing to do give their core away instead of spinning, unless the environment asks."""
+
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LEAST_FREE = 2**20
@@ -163,7 +166,7 @@ def run_child(
     with log.open("ab") as noise:
         noise.write(f"\n==== {module}\n".encode())
         noise.flush()
-        env = {**os.environ, **OFFLINE} if not online else {**OFFLINE, **_ONLINE, **os.environ}
+        env = {**PASSIVE, **os.environ, **OFFLINE} if not online else {**OFFLINE, **_ONLINE, **os.environ}
         process = start_module(module, noise, env)
         try:
             return _collect(process, job, log, doing, on_progress)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from packager import subprocess_job
-from packager.subprocess_job import OFFLINE, start_module
+from packager.subprocess_job import OFFLINE, PASSIVE, start_module
 
 LOADED = [
     "torch", "safetensors.torch", "onnxruntime", "transformers.models.llama.modeling_llama",
@@ -96,7 +96,7 @@ def _start(module: str, noise: IO[bytes], env: dict[str, str]) -> Any:
 def forked_children() -> Iterator[None]:
     """Within it, this process forks the packager's children."""
     before = dict(os.environ)
-    os.environ.update(OFFLINE)  # before the libraries read it
+    os.environ.update({**PASSIVE, **before, **OFFLINE})  # before the libraries read it
     multiprocessing.set_forkserver_preload(LOADED)
     forkserver.ensure_running()
     os.environ.clear()

@@ -5,16 +5,15 @@ made small in width and depth only, under that id in a filled hub cache.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
+from contract.system.command_line import main
+from packager.cli import COMMANDS
 from tests.packager.families import make_random
 from tests.tiny import VOCABULARY
 
@@ -84,17 +83,17 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_one_line_makes_the_int4_cpu_bundle(hub: Path, tmp_path: Path) -> None:
+def test_one_line_makes_the_int4_cpu_bundle(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     line = ["build", "microsoft/Phi-3.5-mini-instruct", "--name", "phi-3.5-mini", "--version", "1.0.0"]
-    environment = {
-        **os.environ, "HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "EDGE_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": str(Path(__file__).parents[3]),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "packager.cli", *line],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    environment = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1", "EDGE_CACHE": str(tmp_path / "cache")}
+    for name, value in {**environment, "PYTHONPATH": str(Path(__file__).parents[3])}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    status = main("edge-packager", "", COMMANDS, line)
+    err = capsys.readouterr().err
+    assert status == 0, err
     directory = tmp_path / "phi-3.5-mini-1.0.0"
     manifest = parse_manifest((directory / MANIFEST_FILE).read_bytes())
     assert (manifest.model.precision, manifest.model.ep, manifest.model.family) == ("int4", "cpu", "phi3")
@@ -104,7 +103,7 @@ def test_one_line_makes_the_int4_cpu_bundle(hub: Path, tmp_path: Path) -> None:
     assert manifest.license.spdx == "MIT"
     assert (directory / "LICENSE").read_text() == "MIT License\n"
     assert (directory / "evidence" / "README.md").is_file()
-    assert re.search(r"needs about [\d.]+ [GM]iB of memory", done.stderr)
+    assert re.search(r"needs about [\d.]+ [GM]iB of memory", err)
     assert list((tmp_path / "cache" / "graphs").iterdir()) == []
     # Rounded into a plain checkpoint again: two layers of one were compared already.
     log = (tmp_path / "cache" / "logs" / "phi-3.5-mini-1.0.0.log").read_text("utf-8", "replace")
