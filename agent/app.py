@@ -182,7 +182,13 @@ class Service:
             on_reported=self._gateway.reported,
             on_event=self._gateway.event,
             disk=disk,
-            prepacker=WeightPrepacker(self._directory, disk, config.worker, quota_bytes=config.install.quota_bytes),
+            prepacker=WeightPrepacker(
+                self._directory,
+                disk,
+                config.worker,
+                quota_bytes=config.install.quota_bytes,
+                allowed_bytes=config.install.prepacked_bytes,
+            ),
         )
         self._control = ControlServer(
             self._directory,

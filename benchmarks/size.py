@@ -1,4 +1,5 @@
-"""What it takes to build a bundle of a real model's shape: memory by process, disk, seconds, tokens a second.
+"""What it takes to build a bundle of a real model's shape, and to run it on a device: memory by process, disk, seconds,
+tokens a second.
 
     make size MODEL=phi-3.5-mini            # or python -m benchmarks.size phi-3.5-mini --directory build/size
 
@@ -7,112 +8,28 @@ made once and kept. Memory is anonymous (``RssAnon``), added up over all process
 at most: files that are mapped can be taken back by the system and are not in it. ``--limit GIB`` runs the build in a
 memory cgroup of that size, mapped files and all (needs root), which shows the bound instead of measuring it;
 ``--plain`` builds once more with the model builder as it comes, for its time and its memory.
+
+The bundle is then published, installed into an agent in a memory cgroup of 4 GiB without swap (``--device GIB``;
+without root there is no limit), asked, and swapped for another version under load (``--device 0``: none of that).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
+from benchmarks.size_device import serve
+from benchmarks.watching import GIB, Watched, bytes_in, memory_group, watch
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate.evidence import host_line
 from tests.random_checkpoint import SHAPES, config_of, make_random_checkpoint, small_config
 
-PAUSE = 0.02
-GIB = 2**30
 ACCEPT = "random weights of a real shape"
-
-
-@dataclass
-class Watched:
-    """One command and its children: the most anonymous bytes by process and together, and how long each was there."""
-
-    together: int = 0
-    peaks: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    output: str = ""
-
-
-def anonymous(pid: int) -> int:
-    """Bytes; 0 for a process that has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
-
-
-def name_of(process: psutil.Process) -> str:
-    """The module that a process runs."""
-    words = process.cmdline()
-    return words[words.index("-m") + 1] if "-m" in words else "other"
-
-
-def watch(command: list[str], group: Path | None = None) -> Watched:
-    """Run ``command`` to its end, in the memory cgroup ``group`` if there is one.
-
-    Raises:
-        SystemExit: it failed; its output is shown.
-    """
-    join = [] if group is None else ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
-    found = Watched()
-    with tempfile.TemporaryFile("w+") as output:
-        started = psutil.Popen([*join, *command], stdout=output, stderr=subprocess.STDOUT)
-        while started.poll() is None:
-            now: dict[str, int] = {}
-            try:
-                for process in [started, *started.children(recursive=True)]:
-                    name = name_of(process)
-                    now[name] = now.get(name, 0) + anonymous(process.pid)
-                    found.seconds[name] = max(found.seconds.get(name, 0.0), time.time() - process.create_time())
-            except psutil.Error:
-                continue
-            found.together = max(found.together, sum(now.values()))
-            for name, size in now.items():
-                found.peaks[name] = max(found.peaks.get(name, 0), size)
-            time.sleep(PAUSE)
-        output.seek(0)
-        found.output = output.read()
-    if started.returncode != 0:
-        print(found.output, file=sys.stderr)
-        raise SystemExit(started.returncode)
-    return found
-
-
-@contextmanager
-def memory_group(limit: float | None) -> Iterator[Path | None]:
-    """A cgroup of ``limit`` GiB, version 1 or 2, gone at the end."""
-    if limit is None:
-        yield None
-        return
-    first = Path("/sys/fs/cgroup/memory")
-    root, file = (first, "memory.limit_in_bytes") if first.is_dir() else (first.parent, "memory.max")
-    group = root / f"edge-size-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / file).write_text(str(int(limit * GIB)))
-        yield group
-    finally:
-        group.rmdir()
-
-
-def bytes_in(directory: Path) -> int:
-    """Of all files, each once."""
-    files = {path.stat().st_ino: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
-    return sum(files.values())
 
 
 def build(checkpoint: Path, work: Path, options: list[str], group: Path | None) -> Watched:
@@ -167,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, default=Path("build/size"))
     parser.add_argument("--small", action="store_true", help="two narrow layers of the shape")
     parser.add_argument("--limit", type=float, metavar="GIB", help="build in a memory cgroup of that size")
+    parser.add_argument("--device", type=float, metavar="GIB", default=4.0, help="memory of the device (4; 0: none)")
+    parser.add_argument("--tokens", type=int, default=64, help="length of every answer of the device")
     parser.add_argument("--plain", action="store_true", help="build with the model builder as it comes, too")
     parser.add_argument("options", nargs="*", metavar="OPTION", help="of edge-packager build, after --")
     given = parser.parse_args(arguments)
@@ -182,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
             found = build(checkpoint, Path(place), given.options, group)
         plain = build_plain(checkpoint, Path(place)) if given.plain else None
         print(table(checkpoint.name, checkpoint, Path(place), found, plain))
+        if given.device:
+            print(f"\n{serve(Path(place) / 'bundle', Path(place), given.device, given.tokens)}")
     return 0
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+from benchmarks.watching import within
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from tests.agent.install.market import Market
 from tests.broker import Broker
@@ -190,9 +191,9 @@ def p99(values: list[float]) -> float:
 
 
 class Site:
-    """A repository, a broker and an agent of its own process."""
+    """A repository, a broker and an agent of its own process, in the cgroup ``group`` if there is one."""
 
-    def __init__(self, root: Path, bundle: Path, mode: str) -> None:
+    def __init__(self, root: Path, bundle: Path, mode: str, group: Path | None = None) -> None:
         root.mkdir()
         self.market = Market(root / "market", bundle)
         self.name = parse_manifest((bundle / MANIFEST_FILE).read_bytes()).name
@@ -211,7 +212,8 @@ class Site:
             stdout=subprocess.DEVNULL,
         )
         self._log = (root / "agent.log").open("wb")
-        self.agent = subprocess.Popen([*agent, "run", "--config", str(config)], stdout=self._log, stderr=self._log)
+        command = [*within(group), *agent, "run", "--config", str(config)]
+        self.agent = subprocess.Popen(command, stdout=self._log, stderr=self._log)
 
     def publish(self) -> str:
         """Another version: one bit of one weight differs, so that a whole file has to be put together anew."""

@@ -11,6 +11,7 @@ COMMANDS = {
     "pack": ("packager.commands.pack", "turn a finished onnxruntime-genai folder into a bundle directory"),
     "check": ("packager.commands.check", "read a bundle back, load it and generate with it"),
     "diff": ("packager.commands.diff", "what a device would fetch, and what changes, from one bundle to another"),
+    "fit": ("packager.commands.fit", "whether a device has memory and disk for a bundle, and what it makes of them"),
     "cache": ("packager.commands.cache", "what builds have kept, and removing it"),
     "repo": ("packager.commands.repo", "keys and the signed repository"),
     "deploy": ("packager.commands.deploy", "tell devices which bundle to run"),

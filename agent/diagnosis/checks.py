@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import UNSET
 
 from agent.config import AgentConfig, load_config
-from agent.diagnosis import broker, hardware, readiness, service, state
+from agent.diagnosis import broker, capacity, hardware, readiness, service, state
 from agent.diagnosis.finding import Finding, run_check
 from agent.install.status import InstallStatus
 from agent.state.layout import StateDirectory
@@ -53,6 +53,7 @@ def _with(config: AgentConfig) -> Iterator[Finding]:
     yield from run_check("clock", lambda: hardware.clock(state.clock_floor(state_dir)))
     yield from run_check("trust", lambda: state.trust(state_dir))
     yield from run_check("bundle", lambda: state.active_bundle(state_dir, config.install))
+    yield from run_check("plan", lambda: capacity.plan(state_dir, config))
     yield from run_check("warnings", lambda: readiness.warnings(state_dir, overview))
     yield from run_check("installation", lambda: readiness.last_failure(state_dir, overview))
     if asked:

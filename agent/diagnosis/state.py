@@ -11,7 +11,6 @@ from pathlib import Path
 
 from agent.diagnosis.finding import Finding
 from agent.host import facts as host
-from agent.host import memory
 from agent.install.settings import InstallSettings
 from agent.state.audit import AuditLog
 from agent.state.database import Database, check_not_lost
@@ -171,11 +170,7 @@ def active_bundle(state_dir: StateDirectory, settings: InstallSettings) -> Findi
         )
     manifest = parse_manifest(path.read_bytes())
     host.check_requires(manifest.requires, host.measure_host(state_dir.root), room_bytes=settings.quota_bytes or None)
-    need, total = manifest.budget.peak_rss_bytes, memory.total_memory()
-    text = f"{manifest.reference}, {manifest.total_bytes / 1e6:.0f} MB on disk, {need / 1e6:.0f} MB of memory at work"
-    if need > total:
-        return Finding("bundle", "bad", f"{text}, of {total / 1e6:.0f} MB", "run a smaller model")
-    return Finding("bundle", "ok", text)
+    return Finding("bundle", "ok", f"{manifest.reference}, {manifest.total_bytes / 1e6:.0f} MB on disk")
 
 
 def reset_clock_floor(state_dir: StateDirectory) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent.engine.config import read_config
-from agent.engine.interface import Engine
+from agent.engine.interface import Engine, Progress, silent
 from agent.engine.kernels import Kernels, open_chosen
+from agent.engine.memory import release_freed_memory
 from agent.engine.processors import load_processors
 from agent.engine.runtime_errors import Declined
 from contract.errors import EngineFailed
@@ -26,6 +28,7 @@ def open_engine(
     adapters: Mapping[str, Path] | None = None,
     processors: Sequence[str] = (),
     reproducible: bool = False,
+    progress: Progress = silent,
 ) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
 
@@ -34,7 +37,8 @@ def open_engine(
     batched engine uses; genai does without. ``adapters`` are files by NAME@VERSION, which only
     genai can switch between;
     ``processors`` the names of logits processors that every token goes through. ``reproducible``: what a request gets
-    must not depend by a bit on what else runs, though the batched engine may be slower for it.
+    must not depend by a bit on what else runs, though the batched engine may be slower for it. ``progress`` hears that
+    loading goes on.
 
     Raises:
         EngineFailed: no such engine, or the bundle cannot be loaded with it.
@@ -62,11 +66,15 @@ def open_engine(
                     processors=scoring,
                     reproducible=reproducible,
                     kernels=kernels,
+                    progress=progress,
                 )
             except Declined as declined:
                 if engine == "batched":
                     raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined
                 why = f"not batched: {declined}"
+            # Two copies of the weights may be more than there is memory for.
+            gc.collect()
+            release_freed_memory()
         from agent.engine.genai import GenaiEngine
 
         return GenaiEngine(
@@ -78,6 +86,7 @@ def open_engine(
             adapters=adapters,
             processors=scoring,
             kernels=kernels,
+            progress=progress,
         )
 
-    return open_chosen(load, bundle_dir, derived_dir)
+    return open_chosen(load, bundle_dir, derived_dir, progress)

@@ -25,18 +25,19 @@ from agent.engine.choices import Choices
 from agent.engine.config import read_config
 from agent.engine.generator_sequence import GeneratorSequence
 from agent.engine.grammar import Grammars
-from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation, StepEvent
+from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation, Progress, StepEvent, silent
 from agent.engine.kernels import AS_IT_COMES, Kernels
 from agent.engine.kv_budget import KvBudget, rounded
-from agent.engine.memory import usable_bytes
+from agent.engine.memory import plan_cache
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
 from agent.engine.sequence import TokenSequence, constrain, prepare, rejection, with_changes
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.vision import PLACEHOLDERS, ImageInputs, ImagePreprocessor, Vision
-from agent.host.memory import mapped_bytes
+from contract.bundle.footprint import kv_element, kv_token_bytes
 from contract.errors import EngineFailed, RequestInvalid
+from contract.onnx.wire import read_graph_file
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is first imported
 
@@ -80,6 +81,7 @@ class GenaiEngine:
         adapters: Mapping[str, Path] | None = None,
         processors: Processors | None = None,
         kernels: Kernels = AS_IT_COMES,
+        progress: Progress = silent,
     ) -> None:
         started = time.monotonic()
         self._processors = processors
@@ -90,16 +92,23 @@ class GenaiEngine:
             self._og: Any = onnxruntime_genai
             overlaid = self._og.Config(str(bundle_dir))
             overlaid.overlay(json.dumps(_overlay(threads, kernels)))
+            progress("reading the weights")
             self._model: Any = self._og.Model(overlaid)
+            progress("the weights are loaded")
             self._adapters = LoadedAdapters(self._og, self._model, adapters or {})
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
             self._pipeline = "vision" in config.capabilities
             sees = self._pipeline and config.model_type in PLACEHOLDERS and self._tokenizing.chat
             self._vision = Vision(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
-        budget = max_bytes or usable_bytes(mapped=mapped_bytes([bundle_dir]), leaving=reclaimable_bytes)
+        token_bytes = kv_token_bytes(config, kv_element(config, read_graph_file(bundle_dir / config.filename)))
+        plan = plan_cache(
+            token_bytes, config.context_length, [bundle_dir], max_bytes=max_bytes, leaving=reclaimable_bytes
+        )
         self._least_cache = config.least_cache
-        self._room = KvBudget(config, budget, self._shows_all_logits)
+        self._room = KvBudget(config, token_bytes, plan.budget, self._shows_all_logits)
+        if not self._room.holds_one:
+            raise EngineFailed(f"{plan.budget >> 20} MiB are too little memory for this model")
         self._waiting: deque[GeneratorSequence] = deque()
         self._active: list[GeneratorSequence] = []
         self._preprocessing: dict[int, tuple[Generation, ImagePreprocessor]] = {}

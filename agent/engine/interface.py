@@ -7,6 +7,7 @@ steps: that is what makes cancel, deadlines and fairness work in every phase.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct
@@ -15,6 +16,14 @@ FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 READ_SLICE = 128
 """Prompt tokens that a step reads at most: cancel waits for one slice; slices of 64 to 256 cost nothing."""
+
+Progress = Callable[[str], None]
+"""Hears that loading goes on, and with what."""
+
+
+def silent(stage: str) -> None:
+    """For whoever does not want to hear."""
+
 
 ChatTurn = dict[str, Any]
 """``role``, ``name`` if there is one, and ``content``: a text, or texts and None where the next picture stands.

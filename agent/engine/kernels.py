@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from agent.engine.interface import Engine
+from agent.engine.interface import Engine, Progress, silent
 from agent.host import isa
 from contract.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Canary, parse_manifest
 from contract.errors import EdgeBundleError
@@ -87,7 +87,12 @@ def evidence(bundle_dir: Path) -> Sequence[Canary]:
         return ()
 
 
-def open_chosen(load: Callable[[Kernels], Engine], bundle_dir: Path, derived_dir: Path | None = None) -> Engine:
+def open_chosen(
+    load: Callable[[Kernels], Engine],
+    bundle_dir: Path,
+    derived_dir: Path | None = None,
+    progress: Progress = silent,
+) -> Engine:
     """The engine as ``load`` makes it with the kernels that the evidence asks for; one is loaded at a time.
 
     Raises:
@@ -98,33 +103,36 @@ def open_chosen(load: Callable[[Kernels], Engine], bundle_dir: Path, derived_dir
     if (kernels := recorded(derived_dir)) is not None:
         engine = load(kernels)
     else:
-        engine, kernels = choose(load, evidence(bundle_dir))
+        engine, kernels = choose(load, evidence(bundle_dir), progress)
     engine.computed_by(kernels.why)
     return engine
 
 
-def choose(load: Callable[[Kernels], Engine], canaries: Sequence[Canary]) -> tuple[Engine, Kernels]:
+def choose(
+    load: Callable[[Kernels], Engine], canaries: Sequence[Canary], progress: Progress = silent
+) -> tuple[Engine, Kernels]:
     """A loaded engine and the kernels that it has."""
     engine = load(AS_IT_COMES)
     if not canaries:
         return engine, Kernels(why="KleidiAI: the bundle brings no texts to measure its drift with")
-    fast = drift(engine, canaries)
+    fast = drift(engine, canaries, progress)
     if fast <= SHARE:
         return engine, Kernels(why=f"KleidiAI: it drifts by {_percent(fast)} of what the bundle's evidence allows")
     engine = _instead(engine, load, Kernels(kleidiai=False))
-    exact = drift(engine, canaries)
+    exact = drift(engine, canaries, progress)
     compared = f"{_percent(fast)} of what the bundle's evidence allows, {_percent(exact)} without"
     if exact < fast:
         return engine, Kernels(False, f"without KleidiAI: with it the drift is {compared}")
     return _instead(engine, load, AS_IT_COMES), Kernels(why=f"KleidiAI: with it the drift is {compared}")
 
 
-def drift(engine: Engine, canaries: Sequence[Canary]) -> float:
+def drift(engine: Engine, canaries: Sequence[Canary], progress: Progress = silent) -> float:
     """The farthest that a text's loss is from the build's, as a share of its tolerance; infinite if it is no number."""
     shares = []
     for canary in canaries:
         score = engine.score(canary.prompt, canary.expected_text)
         apart = abs(score.mean_nll - canary.mean_nll) / canary.tolerance
+        progress("comparing kernels")
         shares.append(apart if score.finite and math.isfinite(apart) else math.inf)
     return max(shares)
 

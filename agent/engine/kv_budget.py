@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.engine.interface import Generation
-from agent.engine.memory import FLOAT_BYTES, kv_bytes_per_token, usable_bytes
+from agent.engine.memory import usable_bytes
+from contract.bundle.footprint import FLOAT_BYTES
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import RequestInvalid
 
@@ -14,17 +15,22 @@ KV_GRANULE = 64
 
 
 class KvBudget:
-    """``budget`` bytes are for keys and values; ``shows_all_logits`` tries whether the graph computes the logits of
-    every token of a prompt.
+    """``budget`` bytes are for keys and values, of which a token takes ``token_bytes``; ``shows_all_logits`` tries
+    whether the graph computes the logits of every token of a prompt.
     """
 
-    def __init__(self, config: GenaiFacts, budget: int, shows_all_logits: Callable[[], bool]) -> None:
+    def __init__(self, config: GenaiFacts, token_bytes: int, budget: int, shows_all_logits: Callable[[], bool]) -> None:
         self._context = config.context_length
         self._least = config.least_cache
         self._vocab_size = config.vocab_size
         self._shows_all_logits = shows_all_logits
-        self.token_bytes = kv_bytes_per_token(config)
+        self.token_bytes = token_bytes
         self.budget = budget
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether the shortest request has room."""
+        return self.budget >= self.token_bytes * max(KV_GRANULE, self._least)
 
     def length(self, generation: Generation, prompt: int, wanted: int) -> int:
         """Tokens to allocate: what is wanted, or without a wish for a length what there is memory for.

@@ -1,26 +1,44 @@
-"""How much memory this process may use, and what keys and values cost."""
+"""How much memory this process may use, and how it is divided (:mod:`contract.bundle.device_plan`)."""
 
 from __future__ import annotations
 
-from agent.host.memory import available_memory
-from contract.bundle.genai_config import GenaiFacts
+import ctypes
+from collections.abc import Iterable
+from pathlib import Path
+
+from agent.host.memory import available_memory, mapped_bytes
+from contract.bundle.device_plan import KvPlan, plan_given, plan_kv
 
 RESERVE = 0.5
-"""Share of the available memory that stays free for everybody else."""
-
-FLOAT_BYTES = 4
-"""CPU graphs of INT4 and INT8 models keep keys and values in fp32."""
+"""Share of the available memory that scratch leaves free for everybody else."""
 
 
-def kv_bytes_per_token(facts: GenaiFacts) -> int:
-    """Bytes of keys and values of one token in all layers."""
-    return 2 * facts.layers * facts.kv_heads * facts.head_size * FLOAT_BYTES
+def usable_bytes() -> int:
+    """What may be used for scratch: half of what is available now, limits of control groups included."""
+    return int(available_memory() * RESERVE)
 
 
-def usable_bytes(*, mapped: int = 0, leaving: int = 0) -> int:
-    """What may be used for keys, values and scratch: half of what is available now, cgroup limit included.
-
-    Not available for that is what this process has ``mapped`` of its weights, which the kernel takes for file cache;
-    ``leaving`` is free soon, when the worker ends that this one takes the place of.
+def room_bytes(folders: Iterable[Path], leaving: int = 0) -> int:
+    """What loaded weights leave. Not available is what this process has mapped of its weights in ``folders``, which the
+    kernel takes for file cache; ``leaving`` is free soon, when the worker ends that this one takes the place of.
     """
-    return int(max(0, available_memory() - mapped + leaving) * RESERVE)
+    return max(0, available_memory() - mapped_bytes(folders) + leaving)
+
+
+def plan_cache(
+    kv_token: int, context_length: int, folders: Iterable[Path], *, max_bytes: int = 0, leaving: int = 0
+) -> KvPlan:
+    """Room for keys and values: of ``max_bytes`` where the operator says so, else of what there is."""
+    if max_bytes:
+        return plan_given(max_bytes, kv_token, context_length)
+    return plan_kv(room_bytes(folders, leaving), kv_token, context_length)
+
+
+def release_freed_memory() -> None:
+    """Give back what loading needed and left behind: glibc keeps freed memory for later, here a third of the whole.
+
+    Other C libraries have no such call, or need none.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

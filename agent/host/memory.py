@@ -12,19 +12,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from contract.errors import StoreBroken
+from contract.system.control_groups import memory_limits
 
 _MEMINFO = Path("/proc/meminfo")
+_PROC = Path("/proc")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def total_memory() -> int:
     """RAM that this process and its workers may use: the machine's, or less where a control group says so."""
-    return min([_meminfo("MemTotal"), *(limit for limit, _ in _cgroup_limits())])
+    return min([_meminfo("MemTotal"), *(limit for limit, _ in memory_limits(_PROC, _CGROUP_ROOT))])
 
 
 def available_memory() -> int:
     """RAM that a new process could use now without swapping, control groups respected."""
-    rooms = [limit - used for limit, used in _cgroup_limits()]
+    rooms = [limit - used for limit, used in memory_limits(_PROC, _CGROUP_ROOT)]
     return max(0, min([_meminfo("MemAvailable"), *rooms]))
 
 
@@ -56,30 +58,3 @@ def _meminfo(key: str) -> int:
     if found is None:
         raise StoreBroken(f"{_MEMINFO} has no {key}")
     return int(found[1]) * 1024
-
-
-def _cgroup_limits() -> list[tuple[int, int]]:
-    """(limit, used) of every control group (v2) above this process that has a limit.
-
-    Used is without what the kernel takes back when it is needed: all file cache, as in ``MemAvailable``. After an
-    installation the group of the agent and its workers is full of it to the limit.
-    """
-    limits: list[tuple[int, int]] = []
-    try:
-        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return limits
-    group = _CGROUP_ROOT / line.removeprefix("0::").strip("/")
-    for directory in (group, *group.parents):
-        if not directory.is_relative_to(_CGROUP_ROOT):
-            break
-        try:
-            limit = (directory / "memory.max").read_text().strip()
-            used = int((directory / "memory.current").read_text())
-            facts = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
-            reclaimable = sum(int(facts.get(key, 0)) for key in ("active_file", "inactive_file", "slab_reclaimable"))
-        except (OSError, ValueError):
-            continue
-        if limit.isdigit():
-            limits.append((int(limit), max(0, used - reclaimable)))
-    return limits

@@ -6,7 +6,9 @@ Nothing depends on them: without room or memory, or when making them fails, the 
 
 Only what a worker maps is made or kept. Where the batched engine does not serve a bundle (``[worker] engine``,
 adapters, a graph that it declines) there is none; where its self-test declines this processor, that is found out before
-anything is written, and remembered as a record without files until processor, runtime or settings change.
+anything is written, and remembered as a record without files until processor, runtime or settings change. What the
+self-test found otherwise is kept beside the weights, and without them where disk or memory have no room for these: no
+load after has to measure it.
 """
 
 from __future__ import annotations
@@ -33,9 +35,12 @@ from agent.host.memory import available_memory
 from agent.install.gc import used_bytes
 from agent.install.ports import SealedBundle
 from agent.state.layout import StateDirectory
-from agent.worker.prepacking import DECLINED
+from agent.worker.prepacking import DECLINED, GRAPH_FILE
 from agent.worker.settings import WorkerSettings, usable_threads
+from contract.bundle.device_plan import PREPACKED_BYTES, SPARE_DISK_BYTES, WORKER_BYTES, prepacked_allowed, size_text
+from contract.bundle.footprint import Footprint, measure_footprint
 from contract.errors import EdgeBundleError, EngineFailed
+from contract.onnx.wire import read_graph_file
 from contract.system.durable import Disk
 
 log = logging.getLogger("edge_agent.install")
@@ -43,14 +48,14 @@ log = logging.getLogger("edge_agent.install")
 COMMAND = (sys.executable, "-P", "-m", "agent.worker.prepacking")
 RECORD_FILE = "derived.json"
 
-GROWTH = 3
-"""Prepacked INT4 weights were measured at 2.3 times the bytes of the bundle's; room for this much must be there."""
-
-SPARE_BYTES = 256 << 20
-"""What must stay free on the disk beside them: they are a convenience."""
+ROUNDING = 16
+"""Tensors begin at their own boundaries, and the graph lies beside them: room for a sixteenth more must be there."""
 
 MEMORY_GROWTH = 2
-"""Making them was measured to take 1.8 times the bytes of the weights, in memory that is not shared."""
+"""Making them was measured to take 1.8 times what the weights take in a worker, in memory that is not shared."""
+
+WEIGHTS = GRAPH_FILE
+"""Is there where weights are."""
 
 ADAPTERS = "it is served with adapters, which another engine switches between"
 
@@ -80,8 +85,13 @@ class Derived(Struct, frozen=True, forbid_unknown_fields=True):
     """What was made for workers of this mode; without files, ``declined`` says why no worker would use any."""
 
     reproducible: bool
+    threads: int = 0
     files: list[DerivedFile] = []
     declined: str = ""
+
+    @property
+    def has_weights(self) -> bool:
+        return any(file.name == WEIGHTS for file in self.files)
 
 
 def cpu_id(cpuinfo: str | None = None) -> str:
@@ -103,8 +113,9 @@ def cpu_id(cpuinfo: str | None = None) -> str:
 
 
 class WeightPrepacker:
-    """For workers of these settings. ``quota_bytes`` 0: as much as the disk has. ``identity`` names the processor and
-    the runtime.
+    """For workers of these settings. ``quota_bytes`` 0: as much as the disk has; ``allowed_bytes``: of which
+    prepacked weights of one bundle may take so many, if that is more than six tenths of it. ``identity`` names the
+    processor and the runtime.
     """
 
     def __init__(
@@ -114,13 +125,15 @@ class WeightPrepacker:
         worker: WorkerSettings | None = None,
         *,
         quota_bytes: int = 0,
-        spare_bytes: int = SPARE_BYTES,
+        allowed_bytes: int = PREPACKED_BYTES,
+        spare_bytes: int = SPARE_DISK_BYTES,
         identity: str | None = None,
     ) -> None:
         self._directory = directory
         self._disk = disk
         self._worker = worker or WorkerSettings()
         self._quota = quota_bytes
+        self._allowed = allowed_bytes
         self._spare = spare_bytes
         self._identity = identity or cpu_id()
 
@@ -131,12 +144,17 @@ class WeightPrepacker:
                 await asyncio.to_thread(self.discard, bundle, why)
                 return None
             record = await asyncio.to_thread(intact_record, directory)
-            if record is not None and record.reproducible == self._worker.reproducible:
-                return directory if record.files else None
+            known = record is not None and (record.reproducible, record.threads) == self._mode
+            if known and record is not None and (record.declined or record.has_weights):
+                return None if record.declined else directory
+            weights = await asyncio.to_thread(self._has_room, bundle)
+            if known and not weights:
+                return directory
             await asyncio.to_thread(self._clear, directory.parent)
-            if not await asyncio.to_thread(self._has_room, bundle):
+            if not await asyncio.to_thread(can_be_loaded, bundle):
+                log.info("no memory to try %s in before it is loaded", bundle.manifest.reference)
                 return None
-            return await self._make(bundle, directory)
+            return await self._make(bundle, directory, weights=weights)
         except (EdgeBundleError, OSError) as error:
             log.warning("no prepacked weights for %s: %s", bundle.manifest.reference, error)
             return None
@@ -173,11 +191,18 @@ class WeightPrepacker:
 
     def _has_room(self, bundle: SealedBundle) -> bool:
         """Whether they can be made, and there is room for the result."""
-        weights = sum(entry.size for entry in bundle.manifest.files if entry.role == "model")
-        if MEMORY_GROWTH * weights > available_memory():
+        footprint = read_footprint(bundle)
+        most = prepacked_allowed(bundle.manifest.total_bytes, self._allowed)
+        if footprint.prepacked > most:
+            log.info(
+                "no prepacked weights of %s: they would take %s of disk, and [install] prepacked_bytes allows %s",
+                *(bundle.manifest.reference, size_text(footprint.prepacked), size_text(most)),
+            )
+            return False
+        if WORKER_BYTES + MEMORY_GROWTH * footprint.weights > available_memory():
             log.info("no memory to make prepacked weights of %s in", bundle.manifest.reference)
             return False
-        needed = GROWTH * weights
+        needed = footprint.prepacked + footprint.prepacked // ROUNDING
         if needed + self._spare > disk_available(self._directory.root):
             log.info("no room for prepacked weights of %s", bundle.manifest.reference)
             return False
@@ -186,13 +211,18 @@ class WeightPrepacker:
             return False
         return True
 
-    async def _make(self, bundle: SealedBundle, directory: Path) -> Path | None:
+    @property
+    def _mode(self) -> tuple[bool, int]:
+        """What a verdict depends on beside processor and runtime."""
+        return self._worker.reproducible, usable_threads(self._worker)
+
+    async def _make(self, bundle: SealedBundle, directory: Path, *, weights: bool) -> Path | None:
         staging = directory.with_name(f".{directory.name}.making")
         await asyncio.to_thread(self._disk.make_directory, staging)
         declined = ""
         try:
             try:
-                await _run(bundle.directory, staging, self._worker)
+                await _run(bundle.directory, staging, self._worker, weights)
             except Declined as found:
                 declined = str(found)
                 log.info("no prepacked weights of %s, since none would be used: %s", bundle.manifest.reference, found)
@@ -209,17 +239,29 @@ class WeightPrepacker:
         for path in sorted(staging.iterdir()):
             files.append(DerivedFile(path.name, path.stat().st_size, _digest(path)))
             self._disk.set_mode(path, 0o444)
-        record = Derived(self._worker.reproducible, files, declined)
+        record = Derived(*self._mode, files, declined)
         self._disk.write_file(staging / RECORD_FILE, msgspec.json.encode(record), 0o444)
         self._disk.rename(staging, directory)
         self._disk.set_mode(directory, 0o555)
 
 
-async def _run(bundle_dir: Path, target: Path, worker: WorkerSettings) -> None:
+def can_be_loaded(bundle: SealedBundle) -> bool:
+    """Whether memory has room for the model once more, in a process that tries it."""
+    return WORKER_BYTES + read_footprint(bundle).weights <= available_memory()
+
+
+def read_footprint(bundle: SealedBundle) -> Footprint:
+    """What the model takes, from the headers of its graphs."""
+    facts = read_config(bundle.directory)
+    return measure_footprint(facts, lambda name: read_graph_file(bundle.directory / name))
+
+
+async def _run(bundle_dir: Path, target: Path, worker: WorkerSettings, weights: bool) -> None:
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         *(str(bundle_dir), str(target), "--threads", str(usable_threads(worker))),
         *(["--reproducible"] if worker.reproducible else []),
+        *([] if weights else ["--verdict-only"]),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -247,7 +289,7 @@ def is_intact(directory: Path) -> bool:
 
 
 def intact_weights(directory: Path) -> Path | None:
-    """``directory``, if it is intact and has weights in it."""
+    """``directory``, if it is intact and a worker has something to read there."""
     record = intact_record(directory)
     return directory if record is not None and record.files else None
 

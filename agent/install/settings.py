@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from contract.bundle.device_plan import PREPACKED_BYTES
 from contract.errors import BundleRefused
 from contract.mqtt.messages import Policy
 from contract.reasons import Reason
@@ -25,6 +26,13 @@ class InstallSettings(Struct, frozen=True, forbid_unknown_fields=True):
     keep_previous: Annotated[
         int, Meta(ge=0, le=100, description="bundles before the active one that stay, to roll back to")
     ] = 1
+    prepacked_bytes: Annotated[
+        Bytes,
+        Meta(
+            description="most disk that prepacked weights of one bundle may take; six tenths of the bundle they always "
+            "may"
+        ),
+    ] = PREPACKED_BYTES
     offline_grace: Annotated[
         bool, Meta(description="accept timestamp and snapshot of a medium for 30 days after they expired")
     ] = True

@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agent.engine.interface import READ_SLICE, Engine
+from agent.engine.interface import READ_SLICE, Engine, Progress
+from agent.engine.memory import release_freed_memory
 from agent.host.memory import own_anonymous_bytes
 from agent.host.process_priority import set_nice
 from agent.systemd.notify import Notifier
@@ -30,6 +31,7 @@ from agent.worker.protocol import (
     Failed,
     Load,
     Loaded,
+    Loading,
     Ping,
     Pong,
     Reading,
@@ -52,7 +54,9 @@ WATCHDOG_GRACE_SECONDS = 10.0
 
 PR_SET_PDEATHSIG = 1
 
-OpenEngine = Callable[[Load], Engine]
+PROGRESS_SECONDS = 1.0
+
+OpenEngine = Callable[[Load, Progress], Engine]
 Isolate = Callable[[Load], str]
 
 
@@ -143,11 +147,12 @@ def _serve(line: _Channel, open_engine: OpenEngine, isolate: Isolate, manager: N
         raise EngineFailed("the first command was not load")
     if first.nice:
         os.nice(first.nice)
-    # Loading is silent. The agent gives up first and closes the line; the manager ends whoever does not notice.
+    # Loading may be silent for long. The agent gives up first and closes the line; the manager ends who hangs.
     if manager.watchdog_seconds is not None and first.load_seconds:
         manager.allow_silence(first.load_seconds + WATCHDOG_GRACE_SECONDS)
     isolation = isolate(first)
-    engine = open_engine(first)
+    with _progress(line, manager) as progress:
+        engine = open_engine(first, progress)
     release_freed_memory()
     if manager.watchdog_seconds is not None and first.stall_seconds:
         manager.allow_silence(first.stall_seconds + WATCHDOG_GRACE_SECONDS)
@@ -161,6 +166,23 @@ def _serve(line: _Channel, open_engine: OpenEngine, isolate: Isolate, manager: N
             if events:
                 line.send(*events)
         commands = line.receive(wait=not engine.busy)
+
+
+@contextlib.contextmanager
+def _progress(line: _Channel, manager: Notifier) -> Iterator[Progress]:
+    """What lets agent and manager know that loading goes on; it says nothing once it is over."""
+    last_report = time.monotonic()
+    over = False
+
+    def advance(stage: str) -> None:
+        nonlocal last_report
+        if not over and time.monotonic() - last_report >= PROGRESS_SECONDS:
+            last_report = time.monotonic()
+            line.send(Loading(stage))
+            manager.progress()
+
+    yield advance
+    over = True
 
 
 @contextlib.contextmanager
@@ -193,16 +215,6 @@ def _execute(command: Command, engine: Engine, line: _Channel) -> None:
             line.send(Pong(number, peak_rss_bytes(), usage()))
         case Load():
             raise EngineFailed("a worker loads once")
-
-
-def release_freed_memory() -> None:
-    """Give back what loading needed and left behind: glibc keeps freed memory for later, here a third of the whole.
-
-    Other C libraries have no such call, or need none.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def peak_rss_bytes() -> int:
@@ -251,7 +263,7 @@ def _isolate(load: Load) -> str:
     return isolate(Path(path).resolve() for path in files if path)
 
 
-def _open_engine(load: Load) -> Engine:
+def _open_engine(load: Load, progress: Progress) -> Engine:
     from agent.engine.engine_selection import open_engine
 
     return open_engine(
@@ -264,6 +276,7 @@ def _open_engine(load: Load) -> Engine:
         adapters={reference: Path(path) for reference, path in load.adapters.items()},
         processors=load.processors,
         reproducible=load.reproducible,
+        progress=progress,
     )
 
 

@@ -5,7 +5,8 @@ once and kept on disk, the pages are mapped instead: shared between workers, and
 code reading foreign weights, so it runs in a process of its own that can write into ``DIR`` and nowhere else.
 
 The batched engine alone maps them, and whether it serves is decided by its self-test on this processor. So that is run
-first: where it declines nothing is written, and the process says why and ends with :data:`DECLINED`.
+first: where it declines nothing is written, and the process says why and ends with :data:`DECLINED`. What it found is
+written beside the weights, or alone where these are not wanted, and no load after has to measure it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from agent.engine.batched.verdict import FILE as VERDICT_FILE
+from agent.engine.batched.verdict import Verdict
 from agent.engine.config import read_config
 from agent.engine.interface import Engine
 from agent.engine.kernels import AS_IT_COMES, Kernels, open_chosen
 from agent.engine.kernels import FILE as KERNELS_FILE
+from agent.engine.memory import release_freed_memory
 from agent.engine.runtime_errors import Declined
 from agent.host.process_priority import MAX_NICE, set_nice, set_oom_score_adj
 from agent.worker.isolation import isolate
-from agent.worker.main import end_with_parent, release_freed_memory
+from agent.worker.main import end_with_parent
 from contract.errors import EdgeBundleError
 
 GRAPH_FILE = "model.onnx"
@@ -36,32 +40,34 @@ DECLINED = 10
 """Exit status: no worker would use them; the reason is on standard error."""
 
 
-def prove(bundle: Path, threads: int, reproducible: bool) -> Kernels:
-    """Load the bundle as a worker would, and give everything back but the kernels that it was loaded with.
+def prove(bundle: Path, threads: int, reproducible: bool) -> tuple[Kernels, Verdict]:
+    """Load the bundle as a worker would, and give everything back but the kernels that it was loaded with, and what the
+    self-test found.
 
     Raises:
         Declined: the batched engine does not serve it here. EngineFailed: it does not load.
     """
     from agent.engine.batched.engine import BatchedEngine
 
-    used = []
+    used: list[tuple[Kernels, Verdict]] = []
 
     def load(kernels: Kernels) -> Engine:
-        used.append(kernels)
-        return BatchedEngine(bundle, threads=threads, reproducible=reproducible, kernels=kernels)
+        engine = BatchedEngine(bundle, threads=threads, reproducible=reproducible, kernels=kernels, trial=True)
+        used.append((kernels, engine.verdict))
+        return engine
 
     engine = open_chosen(load, bundle)
-    kernels = replace(used[-1], why=engine.facts.kernels)
+    kernels, verdict = replace(used[-1][0], why=engine.facts.kernels), used[-1][1]
     engine.release()
     del engine
     gc.collect()
     release_freed_memory()
-    return kernels
+    return kernels, verdict
 
 
 def prepack(graph: Path, target: Path, kernels: Kernels = AS_IT_COMES) -> None:
-    """Write :data:`GRAPH_FILE` and :data:`WEIGHTS_FILE` into ``target``, laid out for ``kernels``, and which those are
-    where there was a choice; raises whatever onnxruntime raises.
+    """Write :data:`GRAPH_FILE` and :data:`WEIGHTS_FILE` into ``target``, laid out for ``kernels``; raises whatever
+    onnxruntime raises.
     """
     import onnxruntime
 
@@ -74,6 +80,11 @@ def prepack(graph: Path, target: Path, kernels: Kernels = AS_IT_COMES) -> None:
     for name, value in kernels.entries.items():
         options.add_session_config_entry(name, value)
     onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def keep(target: Path, kernels: Kernels, verdict: Verdict) -> None:
+    """Write what was measured into ``target``: the self-test's verdict, and the kernels where there was a choice."""
+    (target / VERDICT_FILE).write_bytes(msgspec.json.encode(verdict))
     if kernels.why:
         (target / KERNELS_FILE).write_bytes(msgspec.json.encode(kernels))
 
@@ -85,6 +96,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("target", type=Path)
     parser.add_argument("--threads", type=int, default=1, help="as a worker gets them")
     parser.add_argument("--reproducible", action="store_true", help="as a worker is asked to be")
+    parser.add_argument("--verdict-only", action="store_true", help="write what the self-test found, and no weights")
     given = parser.parse_args(arguments)
     end_with_parent()
     set_nice(MAX_NICE)  # somebody may be answering meanwhile
@@ -92,8 +104,10 @@ def main(arguments: list[str]) -> int:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     isolate([given.bundle.resolve()], writable=[given.target.resolve()])
     try:
-        kernels = prove(given.bundle, given.threads, given.reproducible)
-        prepack(given.bundle / read_config(given.bundle).filename, given.target, kernels)
+        kernels, verdict = prove(given.bundle, given.threads, given.reproducible)
+        keep(given.target, kernels, verdict)
+        if not given.verdict_only:
+            prepack(given.bundle / read_config(given.bundle).filename, given.target, kernels)
     except Declined as declined:
         print(declined, file=sys.stderr)
         return DECLINED

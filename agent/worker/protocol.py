@@ -18,6 +18,9 @@ MAX_FRAME_BYTES = 8 << 20
 """The largest request is 1 MiB of JSON; a frame is its decoded form and some head-room."""
 
 
+MAX_LOADS = 12
+"""Times the time to load: how long a load may take that advances, whatever a worker claims."""
+
 MAX_SILENCE = 3600.0
 """Whatever a worker claims to be reading."""
 
@@ -96,6 +99,12 @@ class Loaded(Struct, frozen=True, tag="loaded"):
     usage: Usage | None = None
 
 
+class Loading(Struct, frozen=True, tag="loading"):
+    """Loading goes on, with ``stage``: sent once a second at most, before :class:`Loaded`."""
+
+    stage: str
+
+
 class Failed(Struct, frozen=True, tag="failed"):
     """The worker is of no further use and ends after this."""
 
@@ -121,7 +130,7 @@ class Pong(Struct, frozen=True, tag="pong"):
 
 
 Command = Load | Admit | Update | Cancel | Score | Ping
-Reply = Loaded | Failed | Scored | Pong | Reading | TokenEvent | FinishEvent | RejectEvent
+Reply = Loading | Loaded | Failed | Scored | Pong | Reading | TokenEvent | FinishEvent | RejectEvent
 
 _encoder = msgspec.msgpack.Encoder()
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -60,6 +60,33 @@ async def _open_streams(sock: socket.socket) -> tuple[asyncio.StreamReader, asyn
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
+class LoadTimeout:
+    """Ends a load that does not advance for ``seconds``, or that is not over after :data:`protocol.MAX_LOADS` of them.
+    Made in the event loop.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._clock = asyncio.get_running_loop().time
+        self._last = self._clock() + protocol.MAX_LOADS * seconds
+        self._stage = ""
+        self.bound = asyncio.timeout_at(self._clock() + seconds)
+
+    def advance(self, stage: str) -> None:
+        """The worker said that it goes on."""
+        self._stage = stage[:80]
+        if not self.bound.expired():
+            self.bound.reschedule(min(self._last, self._clock() + self._seconds))
+
+    @property
+    def reason(self) -> str:
+        if not self._stage:
+            return f"not loaded within {self._seconds:g} s"
+        if self._clock() >= self._last:
+            return f"not loaded within {protocol.MAX_LOADS * self._seconds:g} s"
+        return f"not loaded, and silent for {self._seconds:g} s after: {self._stage}"
+
+
 class WorkerProcess:
     """A worker process of our own. Made by :meth:`start`, usable until :meth:`wait_closed` returns.
 
@@ -74,6 +101,7 @@ class WorkerProcess:
         self._on_event = on_event
         self._stall_seconds = self._allowed_silence = stall_seconds
         self._writer: asyncio.StreamWriter | None = None
+        self._load_timeout: LoadTimeout | None = None
         self._loaded: asyncio.Future[protocol.Loaded] = asyncio.get_running_loop().create_future()
         self._scores: dict[int, asyncio.Future[CanaryScore]] = {}
         self._next_score = 0
@@ -104,7 +132,8 @@ class WorkerProcess:
         has ended; ``command`` is what is run, with ``--fd N --nice N --child`` behind it.
 
         Raises:
-            EngineFailed: it cannot be started, did not load within ``settings.load_seconds``, or ended.
+            EngineFailed: it cannot be started, ended, or did not load: said nothing for ``settings.load_seconds``, or
+                was not done after twelve times as long.
         """
         weakness = min(19, settings.nice + nice)
         load = _load(settings, bundle_dir, derived_dir, adapters or {}, reclaimable_bytes)
@@ -219,11 +248,12 @@ class WorkerProcess:
         reader, self._writer = await _open_streams(ours)
         self._watch = asyncio.create_task(self._run(reader), name=f"worker {self.pid}")
         self._send(load)
+        self._load_timeout = LoadTimeout(settings.load_seconds)
         try:
-            async with asyncio.timeout(settings.load_seconds):
+            async with self._load_timeout.bound:
                 await asyncio.shield(self._loaded)
         except TimeoutError:
-            self._end(f"not loaded within {settings.load_seconds:g} s")
+            self._end(self._load_timeout.reason)
             self.kill()
             raise EngineFailed(f"the model did not load: {await self.wait_closed()}") from None
         except asyncio.CancelledError:
@@ -304,6 +334,9 @@ class WorkerProcess:
                 future = self._scores.get(index)
                 if future is not None and not future.done():
                     future.set_result(score)
+            case protocol.Loading(stage):
+                if self._load_timeout is not None and not self._loaded.done():
+                    self._load_timeout.advance(stage)
             case protocol.Loaded():
                 self._peak = reply.peak_rss_bytes
                 self._note_usage(reply.usage)

@@ -15,21 +15,14 @@ from msgspec import Struct
 
 from contract.bundle.adapter_file import check_adapter, read_adapter_file
 from contract.bundle.adapter_slots import CAPABILITY, Slot, find_slots
+from contract.bundle.device_plan import MIB
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.bundle.manifest import Base, Budget, License, Manifest
 from contract.errors import BuildRefused, UsageError
 from contract.identifiers import Digest, check_bundle_name, check_version
 from contract.onnx.wire import read_graph_file
 from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
-from packager.build.pipeline import (
-    AGENT_BOUND,
-    DISK_FACTOR,
-    MIB,
-    RAM_RESERVE_BYTES,
-    default_cache,
-    disk_errors,
-    measured_canaries,
-)
+from packager.build.pipeline import AGENT_BOUND, DISK_FACTOR, default_cache, disk_errors, measured_canaries
 from packager.build.plan import BuildPlan
 from packager.build.progress import BuildProgress, SilentProgress
 from packager.evaluate.assessment import Assessment, evaluate, prepare_evaluation, source_logits
@@ -223,7 +216,7 @@ def _compose(
 ) -> Manifest:
     files = list_files(staged)
     theirs = base.manifest
-    need = -(-(checked.peak_rss_bytes + RAM_RESERVE_BYTES) // MIB) * MIB
+    adapters = sum(entry.size for entry in files if entry.role == "adapter")
     capabilities = [name for name in theirs.model.capabilities if name != CAPABILITY]
     return Manifest(
         schema="edge-bundle/1",
@@ -235,7 +228,7 @@ def _compose(
         model=msgspec.structs.replace(theirs.model, parameters=parameters, capabilities=capabilities),
         requires=msgspec.structs.replace(
             theirs.requires,
-            min_ram_bytes=max(need, theirs.requires.min_ram_bytes),
+            min_ram_bytes=theirs.requires.min_ram_bytes + -(-adapters // MIB) * MIB,
             min_disk_bytes=DISK_FACTOR * sum(entry.size for entry in files),
             agent=AGENT_BOUND,
         ),

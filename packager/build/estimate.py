@@ -9,7 +9,9 @@ import msgspec
 import psutil
 from msgspec import Struct
 
+from contract.bundle.device_plan import size_text
 from contract.errors import BuildRefused, StoreFull
+from contract.system.control_groups import PROC, ROOT, memory_limits
 from packager.build.plan import FAST, TUNED, BuildPlan
 from packager.evaluate.check import host_threads
 from packager.evaluate.source_process import AT_ONCE, WINDOW
@@ -64,15 +66,6 @@ CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
 
 FAST_CORE_SECONDS_PER_PARAMETER = 3.9e-7
 """One pass over a short text: linear in the parameters, most of it products in fp32; 52 core seconds on 135 million."""
-
-
-def size_text(size: float) -> str:
-    """Bytes for a person, in a unit that leaves a number to read."""
-    unit, name = next(((unit, name) for unit, name in _UNITS if abs(size) >= unit), _UNITS[-1])
-    return f"{size / unit:.1f} {name}"
-
-
-_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 class Estimate(Struct, frozen=True):
@@ -239,42 +232,9 @@ def refuse_conversion(pending: Pending, cache: Path, doing: str, memory: int | N
         )
 
 
-def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+def available_memory(proc: Path = PROC, groups: Path = ROOT) -> int:
     """Bytes that a new process can have: free memory and swap, within the limits of this process's cgroup and of all
     above it. What files hold there counts as free, since it is given up first.
     """
     free = int(psutil.virtual_memory().available + psutil.swap_memory().free)
-    try:
-        lines = (proc / "self" / "cgroup").read_text("ascii").splitlines()
-    except OSError:
-        return free
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = groups, ("memory.max", "memory.current", "inactive_file", "active_file")
-        elif "memory" in controllers.split(","):
-            root = groups / "memory"
-            names = (
-                "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "total_active_file",
-            )  # fmt: skip
-        else:
-            continue
-        group = root / path.strip("/")
-        for level in (group, *group.parents):
-            free = min(free, _left(level, *names, otherwise=free))
-            if level == root:
-                break
-    return max(0, free)
-
-
-def _left(group: Path, limit: str, used: str, *reclaimable: str, otherwise: int) -> int:
-    """What the limit of one cgroup leaves; ``otherwise`` where it has none."""
-    try:
-        most = (group / limit).read_text("ascii").strip()
-        taken = int((group / used).read_text("ascii"))
-        fields = dict(line.split() for line in (group / "memory.stat").read_text("ascii").splitlines())
-    except (OSError, ValueError):
-        return otherwise
-    if not most.isdigit():
-        return otherwise
-    return int(most) - taken + sum(int(fields.get(name, 0)) for name in reclaimable)
+    return max(0, min([free, *(limit - used for limit, used in memory_limits(proc, groups))]))

@@ -15,9 +15,12 @@ from typing import Any, Literal, cast
 from msgspec import Struct
 
 from contract.bundle.adapter_slots import CAPABILITY
+from contract.bundle.device_plan import least_ram
+from contract.bundle.footprint import measure_footprint
 from contract.bundle.genai_config import GenaiFacts
 from contract.bundle.manifest import Behaviour, Budget, Canary, License, Manifest, Model, Requires
 from contract.errors import BuildRefused
+from contract.onnx.wire import read_graph_file
 from contract.system.durable import translate
 from packager.build.behaviour import complete_behaviour
 from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
@@ -53,10 +56,6 @@ from packager.sources.opening import OpenedSource, open_source
 from packager.sources.shape import read_shape
 
 STAGES = 7
-MIB = 2**20
-
-RAM_RESERVE_BYTES = 64 * MIB
-"""What the agent and the system's own growth need beside a worker that peaks as measured."""
 
 DISK_FACTOR = 2
 """A new version lies beside the old one until it has proved itself."""
@@ -373,7 +372,7 @@ def compose_manifest(
         requires=Requires(
             arch=list(arch),
             isa_any=[],
-            min_ram_bytes=-(-(checked.peak_rss_bytes + RAM_RESERVE_BYTES) // MIB) * MIB,
+            min_ram_bytes=least_ram(measure_footprint(config, lambda name: read_graph_file(staged / name))),
             min_disk_bytes=DISK_FACTOR * total,
             onnxruntime=f">={versions['onnxruntime']}",
             onnxruntime_genai=f">={versions['onnxruntime-genai']}",

@@ -20,7 +20,7 @@ def work(stall: Path) -> None:
     from agent.worker.main import end_with_parent, serve
     from tests.agent.worker.stand_in_worker import Moody
 
-    def open_engine(load: Any) -> Any:
+    def open_engine(load: Any, progress: Any) -> Any:
         stall.with_suffix(".loading").touch()
         while stall.exists():
             time.sleep(0.01)

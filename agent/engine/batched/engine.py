@@ -23,35 +23,25 @@ from numpy.typing import NDArray
 
 from agent.engine.batched.graph import derived_graph, read_decoder
 from agent.engine.batched.independence import promise
-from agent.engine.batched.pool import Pool, plan_pool
+from agent.engine.batched.pool import Pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner, open_session
-from agent.engine.batched.self_check import exact_width, prove_all
 from agent.engine.batched.slots import Move, Slots
+from agent.engine.batched.verdict import SLICE, measure, recorded, trial_size
 from agent.engine.choices import Choices
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
-from agent.engine.interface import CanaryScore, Facts, Generation, StepEvent
+from agent.engine.interface import CanaryScore, Facts, Generation, Progress, StepEvent, silent
 from agent.engine.kernels import AS_IT_COMES, Kernels
-from agent.engine.memory import usable_bytes
+from agent.engine.memory import plan_cache
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.sequence import TokenSequence, constrain, prepare, rejection
 from agent.engine.tokenizing import Tokenizing
-from agent.host.memory import mapped_bytes
 from contract.errors import EngineFailed, RequestInvalid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
-
-SLICE = 16
-"""Prompt tokens a step while others decode: it holds them up by two or three of their tokens only."""
-
-WIDE_SLICE = 64
-"""Prompt tokens a step while nobody decodes: a quarter of the runs, and still a short wait for a cancel."""
-
-PREFIX_SHARE = 0.25
-"""Share of the memory budget for remembered prompts."""
 
 CAPABILITIES = (
     *("chat", "tools", "continuous_batching", "prefix_cache", "stop", "seed", "logprobs", "logit_bias", "min_p"),
@@ -84,7 +74,8 @@ class _SlotSequence:
 
 
 class BatchedEngine:
-    """See :class:`agent.engine.interface.Engine`.
+    """See :class:`agent.engine.interface.Engine`. ``trial``: it is loaded for the verdict of its self-test, which is to
+    hold for every load after, and not to serve.
 
     Raises:
         Declined: the graph or this processor do not allow what batching needs.
@@ -103,6 +94,8 @@ class BatchedEngine:
         processors: Processors | None = None,
         reproducible: bool = False,
         kernels: Kernels = AS_IT_COMES,
+        trial: bool = False,
+        progress: Progress = silent,
     ) -> None:
         started = time.monotonic()
         self._processors = processors
@@ -113,34 +106,44 @@ class BatchedEngine:
 
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
+            progress("reading the weights")
             session = open_session(derived_graph(decoder.path, derived_dir), threads, kernels)
+            progress("the weights are loaded")
         # Only now is it known what the weights take.
         folders = [bundle_dir] if derived_dir is None else [bundle_dir, derived_dir]
-        budget = max_bytes or usable_bytes(mapped=mapped_bytes(folders), leaving=reclaimable_bytes)
-        slots, length = plan_pool(int(budget * (1 - PREFIX_SHARE)), decoder.kv_bytes_per_token, decoder.context_length)
+        plan = plan_cache(
+            decoder.kv_bytes_per_token,
+            decoder.context_length,
+            folders,
+            max_bytes=max_bytes,
+            leaving=reclaimable_bytes,
+        )
+        slots, length = trial_size(decoder) if trial else (plan.slots, plan.length)
         if not slots:
-            raise EngineFailed(f"{budget >> 20} MiB are too little memory for this model")
+            raise Declined(f"{plan.budget >> 20} MiB are too little memory for this model")
         if length < found.least_cache:
             raise Declined(f"there is memory for {length} tokens, and its window has {found.least_cache}")
         self._pool = Pool(decoder, slots, length)
         try:
             with runtime_errors("it does not run as it should"):
                 self._runner = Runner(session, decoder, self._pool)
-                proof = prove_all(self._runner, self._pool, decoder, SLICE)
-                self._wide = exact_width(
-                    self._runner, self._pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size
-                )
+                self._runner.after_run = lambda: progress("self-test")
+                known = None if trial else recorded(derived_dir, threads)
+                self.verdict = known or measure(self._runner, self._pool, decoder, threads)
+                self._runner.after_run = None
         except EngineFailed as error:
             raise Declined(error.message) from error
+        proof = self.verdict.proof
         independence = promise(proof, slots, reproducible=reproducible)
-        self._switch, self._pads = proof.switch, independence.pads
+        self._wide, self._pads = self.verdict.wide, independence.pads
+        self._switch = proof.switch if proof.switch < length else 0
         self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
         self._slots: Slots[_SlotSequence] = Slots(slots)
         self._reading: deque[_SlotSequence] = deque()
         self._waiting: deque[_SlotSequence] = deque()
         self._events: list[StepEvent] = []
         self._choices = Choices()
-        self._prefixes: Prefixes[NDArray[Any]] = Prefixes(int(budget * PREFIX_SHARE))
+        self._prefixes: Prefixes[NDArray[Any]] = Prefixes(plan.prefix_bytes)
         self._token_bytes = decoder.kv_bytes_per_token
         self._facts = Facts(
             engine="batched",

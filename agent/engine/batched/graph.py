@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from agent.engine.batched.rope import rope_switch
 from agent.engine.runtime_errors import Declined
+from contract.bundle.footprint import kv_token_bytes
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import BundleRefused
 from contract.onnx.graph import FLOAT, INT8, INT64, Node, OnnxModel
@@ -37,15 +38,11 @@ class Decoder(Struct, frozen=True):
     kv_heads: int
     head_size: int
     kv_type: str
+    kv_bytes_per_token: int
     vocab_size: int
     context_length: int
     window: int = 0
     rope_switch: int = 0
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in all layers."""
-        return len(self.past) * self.kv_heads * self.head_size * (4 if self.kv_type == "float32" else 1)
 
 
 def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
@@ -84,6 +81,7 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
     kinds = {inputs[name].elem_type for name in past}
     if len(kinds) != 1 or not kinds <= KV_TYPES.keys():
         raise Declined("its keys and values are neither fp32 nor INT8")
+    kind = kinds.pop()
     return Decoder(
         path=path,
         input_ids=ids,
@@ -94,7 +92,8 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         present=present,
         kv_heads=facts.kv_heads,
         head_size=facts.head_size,
-        kv_type=KV_TYPES[kinds.pop()],
+        kv_type=KV_TYPES[kind],
+        kv_bytes_per_token=kv_token_bytes(facts, kind),
         vocab_size=facts.vocab_size,
         context_length=facts.context_length,
         window=max(0, *(node.integer("local_window_size", -1) for node in attentions)),

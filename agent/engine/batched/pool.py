@@ -1,4 +1,7 @@
-"""Keys and values of all slots in one block of memory, which costs nothing until it is written."""
+"""Keys and values of all slots in one block of memory, which costs nothing until it is written, and then by the page.
+
+In huge pages a request of one token would take megabytes for each head of each layer.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,8 @@ from numpy.typing import NDArray
 
 from agent.engine.batched.graph import Decoder
 
-MAX_SLOTS = 8
-"""On 2 to 4 cores a batch of 8 is where the sum of all speeds stops growing."""
-
-GOOD_SLOTS = 4
-"""Fewer than these are accepted only when a shorter context would fall below :data:`GOOD_LENGTH`."""
-
-GOOD_LENGTH = 2048
-LENGTH_GRANULE = 64
-
-
-def plan_pool(budget: int, bytes_per_token: int, context_length: int) -> tuple[int, int]:
-    """How many slots of how many tokens fit ``budget`` bytes; 0 slots when not even one short one does. Pure.
-
-    The whole context is kept while four slots of it fit; then the length is halved down to :data:`GOOD_LENGTH`; then
-    slots are given up.
-    """
-    tokens = budget // bytes_per_token
-    length = context_length
-    while length > GOOD_LENGTH and tokens < length * GOOD_SLOTS:
-        length = max(GOOD_LENGTH, length // 2)
-    slots = min(MAX_SLOTS, tokens // length)
-    if slots:
-        return slots, length
-    length = tokens // LENGTH_GRANULE * LENGTH_GRANULE
-    return (1, length) if length else (0, 0)
+NORESERVE = 0x4000
+"""``MAP_NORESERVE`` on x86 and ARM: as large as it may become, it is never all written at once."""
 
 
 class Pool:
@@ -46,7 +26,10 @@ class Pool:
         kind = np.dtype(decoder.kv_type)
         self.slots = slots
         self.length = length
-        self._memory = mmap.mmap(-1, int(np.prod(shape)) * kind.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+        self._memory = mmap.mmap(-1, int(np.prod(shape)) * kind.itemsize, flags=flags)
+        with contextlib.suppress(OSError):  # a kernel without huge pages has nothing to leave out
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.array: NDArray[Any] = np.frombuffer(self._memory, dtype=kind).reshape(shape)
 
     def copy(self, source: int, target: int, tokens: int) -> None:

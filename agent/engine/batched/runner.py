@@ -8,7 +8,7 @@ than its longest row (``width``): that is how a sequence gets the long rope fact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ PADDING = 0
 class Runner:
     """One session and its bindings; a binding is made once for each run of slots (making one costs half a ms).
 
-    Every method may raise whatever onnxruntime raises.
+    Every method may raise whatever onnxruntime raises. ``after_run`` is called after each run, where it is set.
     """
 
     def __init__(self, session: Any, decoder: Decoder, pool: Pool) -> None:
+        self.after_run: Callable[[], None] | None = None
         self._session = session
         self._decoder = decoder
         self._pool = pool
@@ -101,6 +102,8 @@ class Runner:
         self._bind_inputs(binding, ids, mask, positions)
         binding.bind_output(self._decoder.logits, *CPU, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
+        if self.after_run is not None:
+            self.after_run()
 
     def _binding(self, first: int, count: int) -> Any:
         binding = self._bindings.get((first, count))

@@ -16,10 +16,12 @@ from msgspec import UNSET
 
 from agent.cli import main
 from agent.commands.doctor import summary
-from agent.diagnosis import hardware, readiness, state
+from agent.config import AgentConfig
+from agent.diagnosis import capacity, hardware, readiness, state
 from agent.diagnosis.broker import round_trip
 from agent.diagnosis.finding import Finding, Verdict, run_check
 from agent.diagnosis.support import redacted_config
+from agent.install.settings import InstallSettings
 from agent.install.status import InstallStatus
 from agent.mqtt.settings import BrokerSettings
 from agent.operator.control import OrderResult
@@ -30,6 +32,7 @@ from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
 from agent.state.migrations import MIGRATIONS
 from agent.state.warnings import Warned
+from agent.worker.settings import WorkerSettings
 from contract.errors import StoreBroken
 from contract.identifiers import Digest
 from contract.mqtt.messages import BrokerState, BundleState, Deviation, EngineInfo, Health, Reported, ReportedError
@@ -37,6 +40,7 @@ from contract.mqtt.topics import Topics
 from contract.reasons import Reason
 from contract.system.durable import Disk
 from tests.agent.device import sealed
+from tests.agent.install.market import Device, Market
 from tests.agent.running_service import running, settings
 from tests.agent.telemetry.trees import plant
 from tests.broker import Broker, find_mosquitto, free_port
@@ -467,3 +471,22 @@ def test_doctor_fails_while_a_running_agent_answers_nobody(
         assert page(monkeypatch, capsys, path)["ready"].verdict == "bad"
     finally:
         broker.stop()
+
+
+def test_the_plan_of_the_active_bundle_is_on_the_page(tiny_bundle: Path, tmp_path: Path) -> None:
+    market, device = Market(tmp_path / "market", tiny_bundle), Device(tmp_path / "state")
+    config = AgentConfig(device="d1", state_dir=tmp_path / "state", broker=BrokerSettings(host="127.0.0.1"))
+    assert capacity.plan(device.directory, config) == []
+    market.publish("1.0.0")
+    device.activate(device.install(market.job(tmp_path / "state", "1.0.0")))
+    found = capacity.plan(device.directory, config)
+    assert [(each.check, each.verdict) for each in found] == [("plan", "ok")]
+    assert "requests have 8 × 512 tokens in fp32" in found[0].detail
+    assert "prepacked: yes" in found[0].detail
+    narrow = msgspec.structs.replace(
+        config, worker=WorkerSettings(engine="genai"), install=InstallSettings(quota_bytes=1 << 20)
+    )
+    found = capacity.plan(device.directory, narrow)
+    assert found[0].verdict == "bad"
+    assert found[0].fix.startswith("the disk is short by ")
+    assert "prepacked: no, the genai engine is asked for" in found[0].detail

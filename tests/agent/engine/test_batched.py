@@ -9,9 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.engine.batched.engine import SLICE
+from agent.engine.batched.graph import read_decoder
+from agent.engine.batched.verdict import SLICE
+from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import Engine, FinishEvent, Generation, TokenEvent
+from contract.bundle.device_plan import LENGTH_GRANULE
 from contract.errors import EngineFailed
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
@@ -101,6 +104,18 @@ def test_little_memory_means_a_shorter_context_not_a_failure(short_bundle: Path)
     engine.release()
     with pytest.raises(EngineFailed, match="too little memory"):
         open_engine(short_bundle, engine="batched", threads=2, max_bytes=1 << 20)
+
+
+def test_where_the_batched_engine_has_no_memory_the_other_is_tried(tiny_bundle: Path) -> None:
+    """It keeps nothing for remembered prompts, so it can do with less."""
+    granule = LENGTH_GRANULE * read_decoder(tiny_bundle, read_config(tiny_bundle)).kv_bytes_per_token
+    engine = open_engine(tiny_bundle, threads=1, max_bytes=granule)
+    assert engine.facts.engine == "genai"
+    assert engine.facts.why == "not batched: 0 MiB are too little memory for this model"
+    assert answer(engine, ask(max_tokens=4)).reason == "length"
+    engine.release()
+    with pytest.raises(EngineFailed, match="too little memory"):
+        open_engine(tiny_bundle, threads=1, max_bytes=granule - 1)
 
 
 def test_memory_does_not_grow_with_the_number_of_requests(tiny_bundle: Path) -> None:

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.engine.batched.engine import SLICE, WIDE_SLICE, slice_end
-from agent.engine.batched.pool import GOOD_LENGTH, GOOD_SLOTS, MAX_SLOTS, plan_pool
+from agent.engine.batched.engine import slice_end
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.slots import Move, Slots
+from agent.engine.batched.verdict import SLICE, WIDE_SLICE
+from contract.bundle.device_plan import GOOD_LENGTH, GOOD_SLOTS, LENGTH_GRANULE, MAX_SLOTS, plan_pool
 
 SIZE = 5
 
@@ -125,7 +126,10 @@ def test_the_pool_never_outgrows_its_budget(budget: int, bytes_per_token: int, c
     assert 0 <= slots <= MAX_SLOTS
     assert 0 <= length <= context
     if context > GOOD_LENGTH and 0 < slots < GOOD_SLOTS:
-        assert length <= GOOD_LENGTH
+        assert budget // bytes_per_token < (slots + 1) * GOOD_LENGTH, "a slot more would have had room"
+    if slots and length < context:
+        left = budget // bytes_per_token - slots * length
+        assert slots == MAX_SLOTS or left < max(GOOD_LENGTH, slots * LENGTH_GRANULE), "memory is left over"
 
 
 @given(st.integers(1, 300), st.lists(st.sampled_from([SLICE, WIDE_SLICE]), min_size=20, max_size=20))

@@ -12,7 +12,7 @@ from agent.engine import kernels
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import CanaryScore
 from agent.engine.kernels import AS_IT_COMES, FILE, SHARE, Kernels, choose, drift, evidence, open_chosen, to_choose
-from agent.worker.prepacking import GRAPH_FILE, prepack, prove
+from agent.worker.prepacking import GRAPH_FILE, keep, prepack, prove
 from contract.bundle.manifest import Canary
 from contract.mqtt.messages import EngineInfo
 
@@ -140,7 +140,9 @@ def test_the_real_engine_says_what_it_computes_with(tiny_bundle: Path, monkeypat
         assert "of what the bundle's evidence allows" in engine.facts.kernels
         assert drift(engine, canaries) < 1
         engine.release()
-        monkeypatch.setattr(kernels, "choose", lambda load, canaries: (load(WITHOUT), Kernels(False, "for a test")))
+        monkeypatch.setattr(
+            kernels, "choose", lambda load, canaries, progress: (load(WITHOUT), Kernels(False, "for a test"))
+        )
         engine = open_engine(tiny_bundle, engine=name, threads=2)
         assert engine.facts.kernels == "for a test"
         assert drift(engine, canaries) < 1
@@ -159,10 +161,12 @@ def test_derived_weights_are_laid_out_for_the_kernels_that_were_chosen(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "to_choose", lambda: True)
-    monkeypatch.setattr(kernels, "choose", lambda load, canaries: (load(WITHOUT), Kernels(False, "measured")))
-    chosen = prove(tiny_bundle, 2, False)
+    monkeypatch.setattr(kernels, "choose", lambda load, canaries, progress: (load(WITHOUT), Kernels(False, "measured")))
+    chosen, verdict = prove(tiny_bundle, 2, False)
     assert chosen == Kernels(False, "measured")
+    assert verdict.threads == 2
     prepack(tiny_bundle / "model.onnx", tmp_path, chosen)
+    keep(tmp_path, chosen, verdict)
     assert (tmp_path / GRAPH_FILE).is_file()
     engine = open_engine(tiny_bundle, threads=2, derived_dir=tmp_path)
     assert engine.facts.kernels == "measured"

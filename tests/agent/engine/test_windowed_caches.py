@@ -12,6 +12,7 @@ from agent.engine.engine_selection import open_engine
 from agent.engine.genai import GenaiEngine
 from agent.engine.interface import Generation
 from agent.engine.kv_budget import KvBudget
+from contract.bundle.footprint import kv_token_bytes
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.errors import RequestInvalid
 from packager.evaluate.check_process import Runtime
@@ -60,11 +61,11 @@ def test_a_request_takes_the_memory_of_the_window(gemma: tuple[Path, Any]) -> No
     folder, _ = gemma
     config = read_genai_config((folder / CONFIG_FILE).read_bytes())
     assert config.least_cache == WINDOW
-    room = KvBudget(config, 10_000 * 2**20, lambda: False)
+    room = KvBudget(config, kv_token_bytes(config), 10_000 * 2**20, lambda: False)
     short = Generation(request=1, client="c", prompt="x", max_tokens=4)
     assert room.length(short, 10, 14) == WINDOW
     assert room.length(short, 600, 700) == 704
-    little = KvBudget(config, room.token_bytes * (WINDOW - 1), lambda: False)
+    little = KvBudget(config, room.token_bytes, room.token_bytes * (WINDOW - 1), lambda: False)
     for generation in (short, Generation(request=2, client="c", prompt="x")):
         with pytest.raises(RequestInvalid, match="there is memory for 511"):
             little.length(generation, 10, 14)
@@ -83,8 +84,7 @@ def test_a_window_that_no_layer_keeps_takes_none() -> None:
 def test_the_batched_engine_leaves_a_window_that_has_no_room_to_the_other(gemma: tuple[Path, Any]) -> None:
     folder, _ = gemma
     config = read_genai_config((folder / CONFIG_FILE).read_bytes())
-    token_bytes = KvBudget(config, 0, lambda: False).token_bytes
-    opened = open_engine(folder, threads=1, max_bytes=600 * token_bytes)
+    opened = open_engine(folder, threads=1, max_bytes=600 * kv_token_bytes(config))
     assert isinstance(opened, GenaiEngine)
     assert "its window has 512" in opened.facts.why
     opened.release()

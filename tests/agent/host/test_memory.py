@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.engine.memory import RESERVE, usable_bytes
+from agent.engine.memory import RESERVE, room_bytes, usable_bytes
 from agent.host import memory
 from agent.host.memory import available_memory, mapped_bytes, total_memory
 from contract.errors import StoreBroken
@@ -64,17 +64,41 @@ def test_a_group_beyond_its_limit_has_nothing_left(kernel: Path) -> None:
     assert available_memory() == 0
 
 
+def test_limits_of_version_1_count_wherever_they_are_set(
+    kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "self" / "cgroup").write_text("12:cpu,cpuacct:/other\n4:memory:/box/agent\n0::/\n")
+    monkeypatch.setattr(memory, "_PROC", tmp_path / "proc")
+    root = tmp_path / "cgroup" / "memory"
+    for place, most in ((root / "box", 1000 * MIB), (root / "box" / "agent", 2**63 - 4096)):
+        place.mkdir(parents=True)
+        (place / "memory.limit_in_bytes").write_text(f"{most}\n")
+        (place / "memory.usage_in_bytes").write_text(f"{900 * MIB}\n")
+        stat = f"cache 1\ntotal_active_file {200 * MIB}\ntotal_inactive_file {100 * MIB}\n"
+        (place / "memory.stat").write_text(stat)
+    assert (total_memory(), available_memory()) == (1000 * MIB, 400 * MIB)
+    # As in a container, where the group is the root of what can be seen.
+    (tmp_path / "proc" / "self" / "cgroup").write_text("4:memory:/docker/0123\n")
+    for file in (root / "box").glob("memory.*"):
+        file.rename(root / file.name)
+    assert (total_memory(), available_memory()) == (1000 * MIB, 400 * MIB)
+
+
 def test_a_kernel_that_does_not_say_is_an_error(kernel: Path, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 1 kB\n")
     with pytest.raises(StoreBroken, match="MemAvailable"):
         available_memory()
 
 
-def test_half_is_used_of_what_mapped_weights_leave_and_a_predecessor_gives_back(kernel: Path) -> None:
+def test_room_is_what_mapped_weights_leave_and_a_predecessor_gives_back(
+    kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert usable_bytes() == 2000 * MIB * RESERVE
-    assert usable_bytes(mapped=1500 * MIB) == 500 * MIB * RESERVE
-    assert usable_bytes(mapped=2500 * MIB) == 0
-    assert usable_bytes(mapped=2500 * MIB, leaving=1000 * MIB) == 500 * MIB * RESERVE
+    assert room_bytes([]) == 2000 * MIB
+    for mapped, leaving, room in ((1500, 0, 500), (2500, 0, 0), (2500, 1000, 500)):
+        monkeypatch.setattr("agent.engine.memory.mapped_bytes", lambda folders, mapped=mapped: mapped * MIB)
+        assert room_bytes([], leaving * MIB) == room * MIB
 
 
 def test_mapped_files_are_found_before_they_are_read(tmp_path: Path) -> None:

@@ -10,19 +10,29 @@ import pytest
 
 from agent.commands.context import CliContext
 from agent.commands.verify import faults_of
-from agent.engine.batched.engine import PREFIX_SHARE
+from agent.engine.batched import verdict
 from agent.engine.batched.graph import read_decoder
+from agent.engine.batched.verdict import FILE as VERDICT_FILE
 from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
-from agent.engine.interface import FinishEvent, Generation, TokenEvent
-from agent.engine.memory import RESERVE
+from agent.engine.interface import FinishEvent, Generation, Independence, TokenEvent
 from agent.host.memory import mapped_bytes
 from agent.install.gc import collect_bundles
 from agent.install.ports import SealedBundle
-from agent.install.prepack import MEMORY_GROWTH, RECORD_FILE, WeightPrepacker, cpu_id, intact_weights, is_intact
+from agent.install.prepack import (
+    MEMORY_GROWTH,
+    RECORD_FILE,
+    ROUNDING,
+    WeightPrepacker,
+    cpu_id,
+    intact_weights,
+    is_intact,
+    read_footprint,
+)
 from agent.install.settings import InstallSettings
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
+from contract.bundle.device_plan import MOST_SHARE, WORKER_BYTES, prepacked_allowed
 from contract.reasons import Reason
 from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
@@ -100,24 +110,85 @@ async def test_another_processor_or_runtime_gets_its_own_and_the_old_ones_go(mar
     assert [path.name for path in new.parent.iterdir()] == ["new"]
 
 
-async def test_without_room_there_are_none(market: Market, device: Device) -> None:
+async def test_without_room_there_are_none_but_the_verdict_is_kept(market: Market, device: Device) -> None:
     bundle = install(market, device)
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is None
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=0, quota_bytes=1)(bundle) is None
-    assert not device.directory.derived_of(bundle.digest).exists()
+    for few in ({"spare_bytes": 1 << 60}, {"spare_bytes": 0, "quota_bytes": 1}, {"spare_bytes": 0, "allowed_bytes": 0}):
+        place = await WeightPrepacker(device.directory, Disk(), **few)(bundle)
+        assert place is not None
+        assert sorted(tree(place)) == [RECORD_FILE, VERDICT_FILE]
+    before = tree(place)
+    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=1 << 60)(bundle) == place
+    assert tree(place) == before, "asked once, not at every start"
+    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle) == place
+    assert "model.onnx.data" in tree(place), "there is room now"
+
+
+async def test_their_size_is_known_before_they_are_made(market: Market, device: Device) -> None:
+    """And with the originals in them they are far more than the bundle, so that large ones are made on demand alone."""
+    bundle = install(market, device)
+    footprint = read_footprint(bundle)
+    place = await WeightPrepacker(device.directory, Disk(), spare_bytes=0, allowed_bytes=footprint.prepacked)(bundle)
+    assert place is not None
+    size = (place / "model.onnx.data").stat().st_size
+    assert 0.95 * footprint.prepacked < size < footprint.prepacked * (1 + 1 / ROUNDING)
+    less = WeightPrepacker(device.directory, Disk(), spare_bytes=0, allowed_bytes=footprint.prepacked - 1)
+    assert prepacked_allowed(bundle.manifest.total_bytes, 0) < footprint.prepacked
+    Disk().remove(place.parent)
+    assert sorted(tree(await less(bundle) or place)) == [RECORD_FILE, VERDICT_FILE]
+
+
+async def test_no_load_after_the_first_measures_again(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the weights, not without; but where it is damaged, or for another number of threads."""
+    bundle = install(market, device)
+    worker = WorkerSettings(threads=1)
+    place = await WeightPrepacker(device.directory, Disk(), worker, spare_bytes=0)(bundle)
+    assert place is not None
+    measured = []
+    real = verdict.measure
+    monkeypatch.setattr(
+        "agent.engine.batched.engine.measure", lambda *given: (measured.append(given[-1]), real(*given))[1]
+    )
+
+    def load(threads: int = 1) -> Independence:
+        engine = open_engine(bundle.directory, threads=threads, derived_dir=place, max_bytes=64 << 20)
+        engine.release()
+        return engine.facts.independence
+
+    known = load()
+    assert measured == []
+    assert load(threads=2) == known
+    assert measured == [2]
+    other = await WeightPrepacker(device.directory, Disk(), WorkerSettings(threads=2), spare_bytes=0)(bundle)
+    assert other == place
+    assert load(threads=2) == known
+    assert measured == [2]
+    place.chmod(0o755)
+    (place / VERDICT_FILE).chmod(0o644)
+    for damaged in (b"", b"{}", (place / VERDICT_FILE).read_bytes().replace(b'"wide":', b'"wide":1')):
+        (place / VERDICT_FILE).write_bytes(damaged)
+        assert load(threads=2) == known
+    assert measured == [2, 2, 2, 2]
+    assert not is_intact(place)
 
 
 async def test_without_memory_there_are_none_for_now(
     market: Market, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = install(market, device)
-    weights = sum(entry.size for entry in bundle.manifest.files if entry.role == "model")
+    weights = read_footprint(bundle).weights
     prepack = WeightPrepacker(device.directory, Disk(), spare_bytes=0)
-    monkeypatch.setattr("agent.install.prepack.available_memory", lambda: MEMORY_GROWTH * weights - 1)
+    monkeypatch.setattr("agent.install.prepack.available_memory", lambda: WORKER_BYTES)
     assert await prepack(bundle) is None
     assert not device.directory.derived_of(bundle.digest).exists()
-    monkeypatch.setattr("agent.install.prepack.available_memory", lambda: MEMORY_GROWTH * weights)
-    assert await prepack(bundle) is not None
+    monkeypatch.setattr("agent.install.prepack.available_memory", lambda: WORKER_BYTES + MEMORY_GROWTH * weights - 1)
+    place = await prepack(bundle)
+    assert place is not None
+    assert sorted(tree(place)) == [RECORD_FILE, VERDICT_FILE]
+    monkeypatch.setattr("agent.install.prepack.available_memory", lambda: WORKER_BYTES + MEMORY_GROWTH * weights)
+    assert await prepack(bundle) == place
+    assert "model.onnx.data" in tree(place)
 
 
 async def test_what_was_never_finished_takes_no_room_even_where_there_is_none(market: Market, device: Device) -> None:
@@ -126,7 +197,7 @@ async def test_what_was_never_finished_takes_no_room_even_where_there_is_none(ma
     making = device.directory.derived_of(bundle.digest) / f".{cpu_id()}.making"
     making.mkdir(parents=True)
     (making / "model.onnx.data").write_bytes(b"half")
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is None
+    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is not None
     assert not making.exists()
 
 
@@ -139,7 +210,7 @@ async def test_mapped_weights_are_no_room_for_keys_and_values(
     assert place is not None
     # As much as one slot needs, and the weights twice: once as available, once as taken.
     decoder = read_decoder(bundle.directory, read_config(bundle.directory))
-    one_slot = int(decoder.kv_bytes_per_token * decoder.context_length / (1 - PREFIX_SHARE) / RESERVE) + 100
+    one_slot = int(decoder.kv_bytes_per_token * decoder.context_length / MOST_SHARE) + 100
     mapped = 0
 
     def available() -> int:

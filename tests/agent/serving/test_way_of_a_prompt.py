@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.engine.interface import Engine, FinishEvent, Generation
+from agent.engine.interface import Engine, FinishEvent, Generation, Progress
 from agent.serving import settlement
 from agent.serving.active_request import TRANSITIONS, State
 from agent.worker import main, protocol
@@ -141,9 +141,9 @@ def test_a_prompt_takes_this_way_through_the_worker(tiny_bundle: Path) -> None:
     follower = Follower(WORKER_HOPS)
     ours, theirs = socket.socketpair()
 
-    def open_and_follow(load: protocol.Load) -> Engine:
+    def open_and_follow(load: protocol.Load, progress: Progress) -> Engine:
         # Loading tries the model out, which is no prompt's way.
-        engine = main._open_engine(load)
+        engine = main._open_engine(load, progress)
         sys.settrace(follower)
         return engine
 

@@ -13,11 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import socket
 
-from agent.engine.interface import CanaryScore, Generation, StepEvent
+from agent.engine.interface import CanaryScore, Generation, Progress, StepEvent
+from agent.worker import main
 from agent.worker.main import end_with_parent, serve
 from agent.worker.protocol import Load
 from contract.errors import EngineFailed
 from tests.agent.engine.stand_in import StandIn
+
+main.PROGRESS_SECONDS = 0.0
 
 
 class Moody(StandIn):
@@ -66,8 +69,11 @@ class Moody(StandIn):
         return super().score(prompt, text)
 
 
-def open_engine(load: Load) -> Any:
+def open_engine(load: Load, progress: Progress) -> Any:
     match Path(load.bundle_dir).name:
+        case "stalls":
+            progress("self-test")
+            time.sleep(3600)
         case "refused":
             raise EngineFailed("there is no model in there")
         case "slow":

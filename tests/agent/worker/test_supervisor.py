@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from agent.engine.interface import READ_SLICE, Generation, StepEvent
+from agent.worker import protocol
 from agent.worker.protocol import allowed_silence
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervisor import WorkerProcess, WorkerStarter
+from agent.worker.supervisor import LoadTimeout, WorkerProcess, WorkerStarter
 from contract.errors import EngineFailed
 from tests.agent.engine.driving import Outcome, record
 from tests.agent.engine.stand_in import write_bundle
@@ -219,6 +220,48 @@ def test_a_worker_that_does_not_load_is_an_error(tmp_path: Path, name: str, why:
 
     asyncio.run(run())
     assert not [child for child in psutil.Process().children() if child.name() != "mosquitto"]
+
+
+def test_a_load_that_no_longer_advances_is_ended_and_its_last_stage_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Impatient(LoadTimeout):
+        def advance(self, stage: str) -> None:
+            super().advance(stage)
+            self.bound.reschedule(0.0)  # as if the time were over now
+
+    monkeypatch.setattr("agent.worker.supervisor.LoadTimeout", Impatient)
+
+    async def run() -> None:
+        settings = WorkerSettings(load_seconds=PATIENCE)
+        with pytest.raises(EngineFailed, match=f"not loaded, and silent for {PATIENCE:g} s after: self-test"):
+            await WorkerProcess.start(settings, tmp_path / "stalls", on_event=print, command=STAND_IN)
+
+    asyncio.run(run())
+
+
+def test_a_load_that_advances_has_its_time_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        clock = asyncio.get_running_loop().time
+        waiting = LoadTimeout(300.0)
+        async with waiting.bound:
+            asked = clock()
+            waiting.advance("self-test")
+            left = waiting.bound.when()
+            assert left is not None
+            assert asked + 300 <= left <= clock() + 300
+        monkeypatch.setattr(protocol, "MAX_LOADS", 0.5)
+        waiting = LoadTimeout(300.0)
+        end = clock() + 150
+        async with waiting.bound:
+            waiting.advance("self-test")
+            left = waiting.bound.when()
+            assert left is not None
+            assert left <= end
+        monkeypatch.setattr(waiting, "_last", 0.0)
+        assert waiting.reason == "not loaded within 150 s"
+
+    asyncio.run(run())
 
 
 def test_a_program_that_is_not_there_is_an_error(bundle: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,4 +21,9 @@ def test_the_table_names_every_process_and_what_was_promised(
     assert "| **together** (promised 0." in said
     assert "embedding int8, lm_head int4" in said
     assert "tokens/s on" in said
+    device = said[said.index("on a device of 4 GiB without swap") :]
+    for process in ("agent.cli", "agent.worker.main", "agent.install.process.installer"):
+        assert f"| {process} | " in device
+    assert re.search(r"disk 0\.\d+ GB with one version", device)
+    assert re.search(r"swapped in \d+ s \(overlap, .* answers, 0 lost", device)
     assert [path.name for path in tmp_path.iterdir()] == ["small-qwen-0.5b"]  # made once, and nothing else left

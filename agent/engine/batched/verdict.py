@@ -1,0 +1,69 @@
+"""What the self-test found on this processor, and keeping it: measured once, read at every load after.
+
+It lies beside the derived weights, in a folder that is named after processor and runtime, under the bundle's digest,
+and is hashed like them: another processor, runtime or bundle has none, and a damaged one is as good as none. Measured
+for as many slots as there ever are and for the whole of what a request could reach, it holds for every pool that memory
+allows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from agent.engine.batched.graph import Decoder
+from agent.engine.batched.pool import Pool
+from agent.engine.batched.runner import Runner
+from agent.engine.batched.self_check import LONG, Proof, exact_width, prove_all
+from contract.bundle.device_plan import MAX_SLOTS
+
+FILE = "self_test.json"
+MAX_FILE_BYTES = 4096
+
+SLICE = 16
+"""Prompt tokens a step while others decode: it holds them up by two or three of their tokens only."""
+
+WIDE_SLICE = 64
+"""Prompt tokens a step while nobody decodes: a quarter of the runs, and still a short wait for a cancel."""
+
+LEAST_REACH = 1024
+"""Tokens: the longest text that is scored with a model that is loaded for its verdict is far shorter."""
+
+
+class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
+    """``proof`` and the prompt tokens to read at a time when nobody waits (``wide``), on so many ``threads``."""
+
+    proof: Proof
+    wide: int
+    threads: int
+
+
+def measure(runner: Runner, pool: Pool, decoder: Decoder, threads: int) -> Verdict:
+    """Run the self-test; what it holds for is what ``pool`` has room for.
+
+    Raises:
+        Declined: a proof fails.
+    """
+    proof = prove_all(runner, pool, decoder, SLICE)
+    wide = exact_width(runner, pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size)
+    return Verdict(proof, wide, threads)
+
+
+def trial_size(decoder: Decoder) -> tuple[int, int]:
+    """Slots and tokens of a pool whose verdict holds for every other one: what is not written takes no memory."""
+    reach = max(LEAST_REACH, decoder.window, decoder.rope_switch)
+    return MAX_SLOTS, min(decoder.context_length, reach + 2 * LONG)
+
+
+def recorded(derived_dir: Path | None, threads: int) -> Verdict | None:
+    """What was found before on so many threads; None if nothing was, or it cannot be read."""
+    if derived_dir is None:
+        return None
+    try:
+        data = (derived_dir / FILE).read_bytes()[:MAX_FILE_BYTES]
+        found = msgspec.json.decode(data, type=Verdict)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return found if found.threads == threads and found.wide in (SLICE, WIDE_SLICE) else None

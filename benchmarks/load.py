@@ -1,0 +1,62 @@
+"""How long a load after the first takes, beside the bare session of the same graph.
+
+    python -m benchmarks.load BUNDLE [--threads N] [--rounds N]
+
+``bare`` opens the session and nothing else; ``first`` is the engine on a device that has measured nothing, and
+``after`` the engine with the verdict of its self-test beside it. Taken in turns, each in a process of its own; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+LOAD = """
+import sys, time
+from pathlib import Path
+import onnxruntime, onnxruntime_genai
+from agent.engine.batched.engine import BatchedEngine
+from agent.engine.batched.runner import open_session
+from agent.engine.config import read_config
+kind, bundle, derived, threads = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+started = time.monotonic()
+if kind == "bare":
+    open_session(bundle / read_config(bundle).filename, threads)
+else:
+    BatchedEngine(bundle, threads=threads, derived_dir=derived if kind == "after" else None)
+print(time.monotonic() - started)
+"""
+
+
+def seconds(kind: str, bundle: Path, derived: Path, threads: int) -> float:
+    """One load in a process of its own, its libraries imported before."""
+    command = [sys.executable, "-c", LOAD, kind, str(bundle), str(derived), str(threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        make = [sys.executable, "-m", "agent.worker.prepacking", str(given.bundle), place, "--verdict-only"]
+        subprocess.run([*make, "--threads", str(given.threads)], check=True)
+        found: dict[str, list[float]] = {"bare": [], "first": [], "after": []}
+        for _ in range(given.rounds):
+            for kind, times in found.items():
+                times.append(seconds(kind, given.bundle, Path(place), given.threads))
+    medians = {kind: statistics.median(times) for kind, times in found.items()}
+    print("| load | seconds | of the bare session |\n|---|---|---|")
+    for kind, median in medians.items():
+        print(f"| {kind} | {median:.3f} | {median / medians['bare']:.2f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

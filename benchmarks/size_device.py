@@ -1,0 +1,118 @@
+"""A bundle on a device of a given size: published, installed, asked, swapped under load; part of ``make size``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from benchmarks import swap
+from benchmarks.swap import Crowd, Site
+from benchmarks.watching import GIB, PAUSE, Watched, bytes_in, killed_for_memory, look, memory_group
+from contract.bundle.device_plan import Box, DevicePlan
+from packager.commands.fit import plan_bundle
+from packager.evaluate.comparison import find_bundle
+
+WAIT_SECONDS = 3600.0
+"""A model of some gigabytes is hashed, tried and loaded in it, on a slow disk."""
+
+
+class Watcher:
+    """Looks at a process and its children until :meth:`stop`."""
+
+    def __init__(self, pid: int) -> None:
+        self.found = Watched()
+        self._process = psutil.Process(pid)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(PAUSE):
+            look(self._process, self.found)
+
+    def stop(self) -> Watched:
+        self._over.set()
+        self._thread.join()
+        return self.found
+
+
+def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
+    """What is printed of the bundle on a device of ``limit`` GiB; in ``place`` everything is made, and removed."""
+    swap.WAIT_SECONDS = WAIT_SECONDS
+    root = os.geteuid() == 0
+    plan = plan_bundle(find_bundle(str(bundle), place), Box(int(limit * GIB), os.cpu_count() or 1))
+    if not plan.fits:
+        return f"on a device of {limit:g} GiB: {plan.short}"
+    site_place = place / "device"
+    try:
+        with memory_group(limit if root else None) as group:
+            site = Site(site_place, bundle, "overlap", group)
+            try:
+                return "\n".join(_rows(site, site_place, plan, limit, tokens, group))
+            finally:
+                site.close()
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", str(site_place)], check=True)
+        shutil.rmtree(site_place)
+
+
+def _rows(site: Site, place: Path, plan: DevicePlan, limit: float, tokens: int, group: Path | None) -> list[str]:
+    watcher = Watcher(site.agent.pid)
+    crowd = Crowd(site.broker.port, 1, tokens)
+    try:
+        first, second = site.publish(), site.publish()
+        installed = _until_active(crowd, site, first)
+        one = {"bundle": bytes_in(place / "state" / "bundles"), "derived": bytes_in(place / "state" / "derived")}
+        crowd.begin()
+        crowd.wait(lambda: any(stream.lasts for stream in crowd.streams.values()), "the first answer")
+        swapped = _until_active(crowd, site, second)
+        crowd.end()
+        both = bytes_in(place / "state" / "bundles") + bytes_in(place / "state" / "derived")
+    finally:
+        crowd.close()
+        found = watcher.stop()
+    answers = list(crowd.streams.values())
+    lost = sum(len(stream.lasts) != 1 or "error" in stream.lasts[0] for stream in answers)
+    speeds = [
+        stream.lasts[0]["usage"]["completion_tokens"] / (stream.times[-1] - stream.asked)
+        for stream in answers
+        if stream.times and stream.lasts and "usage" in stream.lasts[0]
+    ]
+    last, whole = crowd.swaps[-1], one["bundle"] + one["derived"]
+    rows = [
+        f"on a device of {limit:g} GiB without swap"
+        + ("" if group is not None else " (no limit was set: that needs root)"),
+        "",
+        "| process | most anonymous memory, GiB | seconds |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {peak / GIB:.2f} | {found.seconds[name]:.0f} |"
+            for name, peak in sorted(found.peaks.items(), key=lambda item: -item[1])
+        ),
+        f"| **together** | **{found.together / GIB:.2f}** | |",
+        "",
+        f"planned: weights {plan.footprint.weights / GIB:.2f} GiB, {plan.kv.slots} × {plan.kv.length} tokens in "
+        f"{plan.footprint.kv_type}, prepacked {'yes' if plan.prepacked else 'no'}, the next version: {plan.swap}",
+        f"disk {whole / 1e9:.3f} GB with one version ({one['derived'] / 1e9:.3f} of it derived, "
+        f"{whole / one['bundle']:.2f} times the bundle), {both / 1e9:.3f} GB with two",
+        f"installed in {installed:.0f} s, swapped in {swapped:.0f} s ({last['mode']}, requests waited "
+        f"{last['queue_pause_ms'] / 1000:.1f} s); {len(answers)} answers, {lost} lost",
+        f"{statistics.median(speeds or [0.0]):.1f} tokens/s, prompt and all"
+        + ("" if group is None else f"; killed for memory: {killed_for_memory(group)}"),
+    ]
+    return rows
+
+
+def _until_active(crowd: Crowd, site: Site, version: str) -> float:
+    """Seconds from the wish until it is active and out of its probation."""
+    started = time.monotonic()
+    crowd.desire(site.name, version)
+    crowd.wait(lambda: crowd.runs(version), version)
+    return time.monotonic() - started

@@ -1,0 +1,112 @@
+"""What a model takes in memory while it serves, from the headers of its graphs: weights as kernels lay them out, and
+keys and values by the token. Nothing is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from msgspec import Struct
+
+from contract.bundle.genai_config import GenaiFacts
+from contract.onnx.graph import ELEMENT_BITS, Node, OnnxModel, Tensor
+
+FLOAT_BYTES = 4
+
+PRODUCT = "MatMulNBits"
+
+BLOCK_FLOATS = 2
+"""Beside its levels, kernels keep a scale and a sum for each block of a quantised product, in fp32."""
+
+PRIVATE_OPERANDS = 4
+"""A product's levels, scales and zero points, behind its first input: what is laid out anew is read in that layout."""
+
+
+class Footprint(Struct, frozen=True):
+    """Bytes. ``packed`` is what kernels lay out anew, of ``originals`` in the files; ``rest`` is read as it lies there.
+    ``kv_token``: keys and values of one token in all layers, of type ``kv_type``.
+    """
+
+    packed: int
+    originals: int
+    rest: int
+    kv_token: int
+    kv_type: str
+    context_length: int
+    least_cache: int = 0
+
+    @property
+    def weights(self) -> int:
+        """All that is read for a token: packed on the heap or mapped from prepacked files, it is as much."""
+        return self.packed + self.rest
+
+    @property
+    def prepacked(self) -> int:
+        """Disk for prepacked weights: the runtime wants the originals beside what it makes of them."""
+        return self.packed + self.originals + self.rest
+
+
+def measure_footprint(facts: GenaiFacts, read_graph: Callable[[str], OnnxModel]) -> Footprint:
+    """The footprint of the model that ``facts`` describe; ``read_graph`` reads one of its graphs by name."""
+    decoder = read_graph(facts.filename)
+    others = (read_graph(name) for name in facts.graphs if name != facts.filename)
+    packed = originals = rest = 0
+    for model in (decoder, *others):
+        tensors = {tensor.name: tensor for tensor in model.walk_tensors()}
+        products, shared = _products(model)
+        packed += sum(packed_bytes(node) for node in products)
+        private = {name for node in products for name in node.inputs[1:PRIVATE_OPERANDS]}
+        originals += _bytes(tensors[name] for name in private & tensors.keys())
+        rest += _bytes(tensor for name, tensor in tensors.items() if name not in private or name in shared)
+    kind = kv_element(facts, decoder)
+    return Footprint(
+        packed=packed,
+        originals=originals,
+        rest=rest,
+        kv_token=kv_token_bytes(facts, kind),
+        kv_type=KV_NAMES.get(kind, f"{_bits(kind)} bits"),
+        context_length=facts.context_length,
+        least_cache=facts.least_cache,
+    )
+
+
+KV_NAMES = {1: "fp32", 3: "int8", 10: "fp16", 16: "bf16"}
+
+
+def kv_element(facts: GenaiFacts, decoder: OnnxModel) -> int:
+    """The type of keys and values (TensorProto.DataType); fp32 where the graph has none of the usual names."""
+    pattern = facts.inputs.get("past_key_names", "past_key_values.%d.key")
+    kinds = {value.name: value.elem_type for value in decoder.graph.inputs}
+    return kinds.get(pattern.replace("%d", "0"), 1)
+
+
+def kv_token_bytes(facts: GenaiFacts, kind: int = 1) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    return 2 * facts.layers * facts.kv_heads * facts.head_size * _bits(kind) // 8
+
+
+def packed_bytes(product: Node) -> int:
+    """What kernels make of one quantised product: its levels in another order, a scale and a sum for each block."""
+    rows, columns = product.integer("N"), product.integer("K")
+    blocks = rows * -(-columns // max(1, product.integer("block_size", 32)))
+    return rows * columns * product.integer("bits", 4) // 8 + blocks * BLOCK_FLOATS * FLOAT_BYTES
+
+
+def _products(model: OnnxModel) -> tuple[list[Node], set[str]]:
+    """The quantised products, and what other operators read too (a table that embedding and lm_head share)."""
+    products: list[Node] = []
+    shared: set[str] = set()
+    for node in model.walk_nodes():
+        if node.op_type == PRODUCT:
+            products.append(node)
+        else:
+            shared.update(node.inputs)
+    return products, shared
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.needed_bytes or 0 for tensor in tensors)
+
+
+def _bits(kind: int) -> int:
+    return ELEMENT_BITS.get(kind, 8 * FLOAT_BYTES)

@@ -1,0 +1,110 @@
+"""The plan of a device, with the numbers of real models' shapes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from contract.bundle.device_plan import (
+    MOST_SHARE,
+    SPARE_DISK_BYTES,
+    Box,
+    least_ram,
+    plan_device,
+    plan_given,
+    plan_kv,
+)
+from contract.bundle.footprint import Footprint
+
+GIB = 1 << 30
+
+PHI = Footprint(
+    packed=2_793_000_000, originals=2_383_000_000, rest=150_000_000, kv_token=786_432, kv_type="fp32",
+    context_length=131_072,
+)  # fmt: skip
+PHI_INT8 = replace(PHI, kv_token=PHI.kv_token // 4, kv_type="int8")
+PHI_BYTES = 2_480_000_000
+LLAMA_1B = Footprint(
+    packed=927_000_000, originals=640_000_000, rest=170_000_000, kv_token=65_536, kv_type="fp32", context_length=131_072
+)
+
+
+@pytest.mark.parametrize("ram", [3.7, 4.0])
+def test_phi_answers_alone_on_4_gb_with_2048_tokens_and_makes_room_for_the_next(ram: float) -> None:
+    plan = plan_device(PHI_INT8, PHI_BYTES, Box(int(ram * GIB), 4), tokens=2048)
+    assert plan.fits
+    assert (plan.kv.slots, plan.swap) == (1, "drain")
+    assert plan.kv.length >= 2048
+
+
+@pytest.mark.parametrize("ram", [7.6, 8.0])
+def test_phi_has_four_slots_of_4096_on_8_gb(ram: float) -> None:
+    plan = plan_device(PHI_INT8, PHI_BYTES, Box(int(ram * GIB), 4), tokens=4096)
+    assert plan.fits
+    assert plan.kv.slots >= 4
+    assert plan.kv.length >= 4096
+
+
+def test_what_is_missing_is_named_with_how_much_and_what_helps() -> None:
+    plan = plan_device(PHI, PHI_BYTES, Box(4 * GIB, 4), tokens=2048)
+    assert plan.short.startswith("memory is short by 1.1 GiB: 2048 tokens of context need 5.1 GiB, there are 4.0 GiB; ")
+    assert plan.short.endswith("or build with --kv int8, whose cache takes a quarter")
+    assert f"ask for {plan.kv.length} tokens" in plan.short
+    assert plan_device(PHI, PHI_BYTES, Box(4 * GIB, 4), tokens=plan.kv.length).fits
+    tiny = plan_device(PHI_INT8, PHI_BYTES, Box(GIB, 4))
+    assert tiny.short.endswith("what helps: a device with 3.2 GiB, or a smaller model")
+    assert (tiny.room, tiny.kv.slots) == (0, 0)
+    disk = plan_device(PHI_INT8, PHI_BYTES, Box(4 * GIB, 4, PHI_BYTES))
+    assert disk.short.startswith("the disk is short by 2.6 GiB: one version beside the next needs 4.9 GiB")
+
+
+def test_prepacked_weights_are_made_only_where_disk_and_engine_let_them() -> None:
+    ample = plan_device(LLAMA_1B, 810_000_000, Box(4 * GIB, 4, 32 * GIB, prepacked=2 * GIB))
+    assert ample.prepacked
+    assert ample.disk.version < ample.disk.swap < ample.disk.both
+    usual = plan_device(PHI_INT8, PHI_BYTES, Box(8 * GIB, 4, 64 * GIB))
+    assert usual.disk.version <= 1.6 * PHI_BYTES
+    assert usual.prepacked_why == "they would take 5.0 GiB of disk, more than the 1.4 GiB that are allowed"
+    little = 2 * 810_000_000 + SPARE_DISK_BYTES
+    narrow = plan_device(LLAMA_1B, 810_000_000, Box(4 * GIB, 4, little, prepacked=2 * GIB))
+    assert (narrow.fits, narrow.prepacked, narrow.disk.version) == (True, False, 810_000_000)
+    assert "no room" in narrow.prepacked_why
+    other = plan_device(LLAMA_1B, 810_000_000, Box(4 * GIB, 4), unmapped="it has adapters")
+    assert (other.prepacked, other.prepacked_why) == (False, "it has adapters")
+
+
+footprints = st.builds(
+    Footprint,
+    packed=st.integers(0, 4 * GIB),
+    originals=st.integers(0, 4 * GIB),
+    rest=st.integers(0, GIB),
+    kv_token=st.integers(1, 1 << 20),
+    kv_type=st.sampled_from(["fp32", "int8"]),
+    context_length=st.integers(64, 1 << 17),
+)
+
+
+@given(footprints)
+def test_the_memory_that_a_manifest_asks_for_is_the_least_that_the_plan_accepts(footprint: Footprint) -> None:
+    least = least_ram(footprint)
+    assert plan_device(footprint, 1, Box(least, 1)).fits
+    less = plan_device(footprint, 1, Box(least - 2**20 - int(65 * footprint.kv_token / MOST_SHARE), 1))
+    assert not less.fits
+
+
+@given(st.integers(0, 1 << 36), st.integers(1, 1 << 20), st.integers(64, 1 << 17))
+def test_requests_and_known_prompts_leave_memory_for_others(room: int, kv_token: int, context: int) -> None:
+    plan = plan_kv(room, kv_token, context)
+    taken = plan.slots * plan.length * kv_token
+    assert taken <= plan.budget <= MOST_SHARE * room + 1
+    assert plan.budget + plan.prefix_bytes <= 0.8 * room + 1
+    given_plan = plan_given(room, kv_token, context)
+    assert given_plan.slots * given_plan.length * kv_token + given_plan.prefix_bytes <= room
+
+
+@given(st.integers(0, 1 << 34), st.integers(1, 1 << 28), st.integers(1, 1 << 20))
+def test_more_memory_is_never_less_room(room: int, more: int, kv_token: int) -> None:
+    before, after = plan_kv(room, kv_token, 8192), plan_kv(room + more, kv_token, 8192)
+    assert after.budget >= before.budget
