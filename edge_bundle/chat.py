@@ -99,6 +99,8 @@ class StreamedMessage:
 
     def add(self, chunk: Chunk) -> None:
         """One more."""
+        if chunk.choices[0].index:
+            return  # of several answers the first one is remembered
         if chunk.restart:
             self._answer = AnswerSoFar()
         delta = chunk.choices[0].delta

@@ -8,9 +8,10 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, structs
 
+from contract.mqtt import messages
 from contract.mqtt.messages import Timing, Usage
 from contract.mqtt.tools import ToolCallDelta
-from edge_bundle.replies import Answer, Found, Piece
+from edge_bundle.replies import Answer, Found, Piece, choices_of
 from edge_bundle.request_session import last_of
 
 T = TypeVar("T")
@@ -132,15 +133,19 @@ def to_completion(answer: Answer) -> Completion:
         SourceUnavailable, EngineFailed, RequestInvalid: it ended with an error.
     """
     last = last_of(answer)
+    choices = [_to_choice(each) for each in choices_of(last)]
+    return Completion(answer.id, last.bundle, choices, last.usage, last.timing, last.attempt, int(time.time()))
+
+
+def _to_choice(choice: messages.Choice) -> Choice:
     logprobs = None
-    if last.logprobs is not UNSET:
-        logprobs = ChoiceLogprobs(msgspec.convert(last.logprobs, list[TokenLogprob]))
+    if choice.logprobs is not UNSET:
+        logprobs = ChoiceLogprobs(msgspec.convert(choice.logprobs, list[TokenLogprob]))
     calls = [
-        ToolCall(each.id, FunctionCall(each.function.name, each.function.arguments)) for each in last.tool_calls or []
+        ToolCall(each.id, FunctionCall(each.function.name, each.function.arguments)) for each in choice.tool_calls or []
     ]
-    message = ChatMessage(last.text, reasoning_content=last.reasoning_content or None, tool_calls=calls or None)
-    choice = Choice(0, message, last.finish_reason, logprobs)
-    return Completion(answer.id, last.bundle, [choice], last.usage, last.timing, last.attempt, int(time.time()))
+    message = ChatMessage(choice.text, reasoning_content=choice.reasoning_content or None, tool_calls=calls or None)
+    return Choice(choice.index, message, choice.finish_reason, logprobs)
 
 
 def to_chunk(request_id: str, found: Found) -> Chunk | None:
@@ -151,8 +156,9 @@ def to_chunk(request_id: str, found: Found) -> Chunk | None:
     """
     if isinstance(found, Piece):
         delta = Delta(found.text, found.reasoning or None, list(found.tool_calls) or None)
-        return Chunk(request_id, [ChunkChoice(0, delta)], found.restart)
+        return Chunk(request_id, [ChunkChoice(found.index, delta)], found.restart)
     if isinstance(found, Answer):
         last = last_of(found)
-        return Chunk(request_id, [ChunkChoice(0, Delta(""), last.finish_reason)], usage=last.usage)
+        ends = [ChunkChoice(each.index, Delta(""), each.finish_reason) for each in choices_of(last)]
+        return Chunk(request_id, ends, usage=last.usage)
     return None

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
-from contract.mqtt.messages import ControlFault, ErrorBody, LastFrame
+from contract.mqtt.messages import MAX_CHOICES, Choice, ControlFault, ErrorBody, LastFrame
 from contract.mqtt.tools import MAX_CALLS, CallFragment, ToolCallDelta
 
 MAX_FRAME_BYTES = 64 << 20
@@ -19,13 +19,15 @@ class Piece(Struct, frozen=True):
     """New text to show. ``restart``: everything shown before is void (another attempt, or a resumed stream).
 
     ``reasoning`` is more of what the model thinks first, ``tool_calls`` are more of its calls, as OpenAI streams them:
-    ``index``, and of a new one ``id`` and ``function.name``, then more of ``function.arguments``.
+    ``index``, and of a new one ``id`` and ``function.name``, then more of ``function.arguments``. ``index``: of which
+    answer, where several were asked for (``n``).
     """
 
     text: str
     restart: bool = False
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    index: int = 0
 
     @property
     def is_news(self) -> bool:
@@ -115,21 +117,32 @@ class Reassembly:
 
     def __init__(self) -> None:
         self.tokens = 0
-        self._shown = AnswerSoFar()
+        self._shown: dict[int, AnswerSoFar] = {}
         self._next = 0
         self._attempt = 1
         self._broken = False
+        # Answers that began again since a frame was missed.
+        self._whole: set[int] = set()
 
     @property
     def shown(self) -> str:
-        """The text so far."""
-        return self._shown.text
+        """The text so far, of the first answer."""
+        return self._of(0).text
+
+    def _of(self, index: int) -> AnswerSoFar:
+        return self._shown.setdefault(index, AnswerSoFar())
+
+    def _become(self, index: int, whole: AnswerSoFar) -> list[Found]:
+        piece = structs.replace(self._of(index).rest(whole), index=index)
+        self._shown[index] = whole
+        return [piece] if piece.is_news else []
 
     def asked_again(self) -> None:
         """The request was turned away and begins anew, with frames from 0 on; what was shown is still shown."""
         self._next = 0
         self._attempt = 1
         self._broken = False
+        self._whole.clear()
 
     def feed(self, payload: bytes) -> list[Found]:
         """What is new after this frame; nothing for what is no frame."""
@@ -154,10 +167,20 @@ class Reassembly:
         more = AnswerSoFar()
         deltas = msgspec.convert(frame.get("tool_calls") or [], list[ToolCallDelta])
         more.add(str(frame["d"]), str(frame.get("reasoning_content") or ""), deltas)
-        return self._piece(sequence, more, deltas, int(frame["n"]), frame.get("attempt"))
+        index = int(frame.get("index") or 0)
+        if not 0 <= index < MAX_CHOICES:
+            return []
+        return self._piece(sequence, index, more, deltas, tokens=int(frame["n"]), attempt=frame.get("attempt"))
 
     def _piece(
-        self, sequence: int, more: AnswerSoFar, deltas: list[ToolCallDelta], tokens: int, attempt: int | None
+        self,
+        sequence: int,
+        index: int,
+        more: AnswerSoFar,
+        deltas: list[ToolCallDelta],
+        *,
+        tokens: int,
+        attempt: int | None,
     ) -> list[Found]:
         # A device that restarted counts from 0 again.
         newer = attempt is not None and attempt > self._attempt
@@ -169,27 +192,35 @@ class Reassembly:
         if sequence > self._next and not begins:
             # Something is missing in between: the last frame will have it.
             self._broken = True
+            self._whole.clear()
         self._next = sequence + 1
         self.tokens = tokens
         if begins:
-            self._broken = False
-            piece, self._shown = self._shown.rest(more), more
-        elif self._broken:
+            self._whole.add(index)
+            return self._become(index, more)
+        if self._broken and index not in self._whole:
             return []
-        else:
-            self._shown.add(more.text, more.reasoning, deltas)
-            piece = Piece(more.text, reasoning=more.reasoning, tool_calls=tuple(deltas))
+        self._of(index).add(more.text, more.reasoning, deltas)
+        piece = Piece(more.text, reasoning=more.reasoning, tool_calls=tuple(deltas), index=index)
         return [piece] if piece.is_news else []
 
     def _end(self, last: LastFrame, raw: dict[str, Any]) -> list[Found]:
-        whole = AnswerSoFar()
-        whole.text = last.text
-        whole.reasoning = last.reasoning_content or ""
-        whole.calls = [(each.id, each.function.name, each.function.arguments) for each in last.tool_calls or []]
-        piece, self._shown = self._shown.rest(whole), whole
+        found: list[Found] = []
+        for choice in choices_of(last):
+            whole = AnswerSoFar()
+            whole.text = choice.text
+            whole.reasoning = choice.reasoning_content or ""
+            whole.calls = [(each.id, each.function.name, each.function.arguments) for each in choice.tool_calls or []]
+            found += self._become(choice.index, whole)
         self.tokens = last.usage.completion_tokens
-        end = Answer(last, None, raw)
-        return [piece, end] if piece.is_news else [end]
+        return [*found, Answer(last, None, raw)]
+
+
+def choices_of(last: LastFrame) -> list[Choice]:
+    """The answers of a last frame: one, unless several were asked for."""
+    if last.choices:
+        return last.choices
+    return [Choice(0, last.text, last.finish_reason, last.logprobs, last.reasoning_content, last.tool_calls)]
 
 
 def is_refusal(payload: bytes) -> bool:

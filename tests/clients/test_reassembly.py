@@ -24,7 +24,11 @@ def test_frames_become_what_the_table_says(case: dict[str, Any]) -> None:
 def short(found: Found) -> dict[str, Any]:
     match found:
         case Piece():
-            more = {"reasoning": found.reasoning, "calls": list(msgspec.to_builtins(found.tool_calls))}
+            more = {
+                "index": found.index,
+                "reasoning": found.reasoning,
+                "calls": list(msgspec.to_builtins(found.tool_calls)),
+            }
             return {
                 "restart" if found.restart else "text": found.text,
                 **{key: each for key, each in more.items() if each},

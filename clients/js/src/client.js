@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 import mqtt from "mqtt";
 import { fromFrame, EdgeError, Unavailable, UsageError } from "./errors.js";
 import { Presence } from "./presence.js";
+import { choicesOf } from "./reassembly.js";
 import { checkIdentifier, RequestSession } from "./request.js";
 
 const CONNECT_MS = 15_000;
@@ -132,10 +133,12 @@ export class EdgeClient {
         const delta = { content: event.text };
         if (event.reasoning !== undefined) delta.reasoning_content = event.reasoning;
         if (event.toolCalls !== undefined) delta.tool_calls = event.toolCalls;
-        yield chunk(event.id, delta, null, { restart: event.restart });
+        yield chunk(event.id, [{ index: event.index ?? 0, delta, finish_reason: null }], { restart: event.restart });
       }
-      if (event.type === "end")
-        yield chunk(event.id, {}, event.last.finish_reason, { usage: event.last.usage, model: event.last.bundle });
+      if (event.type === "end") {
+        const ends = choicesOf(event.last).map(({ index, finish_reason }) => ({ index, delta: {}, finish_reason }));
+        yield chunk(event.id, ends, { usage: event.last.usage, model: event.last.bundle });
+      }
     }
   }
 
@@ -317,18 +320,21 @@ function attempt(url, options, name) {
 }
 
 function completion({ id, last }) {
-  const choice = { index: 0, message: { role: "assistant", content: last.text }, finish_reason: last.finish_reason };
-  for (const extra of ["reasoning_content", "tool_calls"])
-    if (last[extra] !== undefined) choice.message[extra] = last[extra];
-  if (last.logprobs !== undefined) choice.logprobs = { content: last.logprobs };
+  const choices = choicesOf(last).map((each) => {
+    const message = { role: "assistant", content: each.text };
+    for (const extra of ["reasoning_content", "tool_calls"]) if (each[extra] !== undefined) message[extra] = each[extra];
+    const choice = { index: each.index, message, finish_reason: each.finish_reason };
+    if (each.logprobs !== undefined) choice.logprobs = { content: each.logprobs };
+    return choice;
+  });
   return {
-    id, object: "chat.completion", created: Math.floor(Date.now() / 1000), model: last.bundle, choices: [choice],
+    id, object: "chat.completion", created: Math.floor(Date.now() / 1000), model: last.bundle, choices,
     usage: last.usage, timing: last.timing, attempt: last.attempt,
   };
 }
 
-function chunk(id, delta, finish_reason, more) {
-  return { id, object: "chat.completion.chunk", choices: [{ index: 0, delta, finish_reason }], restart: false, ...more };
+function chunk(id, choices, more) {
+  return { id, object: "chat.completion.chunk", choices, restart: false, ...more };
 }
 
 function document(payload) {

@@ -45,6 +45,7 @@ export interface Fields {
   messages?: Message[];
   prompt?: string;
   max_tokens?: number;
+  n?: number;
   min_tokens?: number;
   temperature?: number;
   top_p?: number;
@@ -155,7 +156,7 @@ export interface LastFrame {
   tool_calls?: ToolCall[];
 }
 export type AskEvent = { id: string; device?: string } & (
-  | { type: "text"; text: string; restart: boolean; reasoning?: string; toolCalls?: ToolCallDelta[] }
+  | { type: "text"; text: string; restart: boolean; index?: number; reasoning?: string; toolCalls?: ToolCallDelta[] }
   | { type: "queued"; position: number; estimateMs: number }
   | { type: "refused"; op: string; error: Fault }
   | { type: "end"; last: LastFrame; raw: object }

@@ -2,11 +2,13 @@
  * From frames to one answer, pure. The same rules as the Python client's; both are held against
  * tests/clients/reassembly.json.
  *
- * Events: {type: "text", text, restart, reasoning?, toolCalls?}, {type: "queued", position, estimateMs}, {type: "refused", op, error} and, as
+ * Events: {type: "text", text, restart, index?, reasoning?, toolCalls?}, {type: "queued", position, estimateMs}, {type: "refused", op, error} and, as
  * the end, {type: "end", last} or {type: "end", error}.
  */
 export class Reassembly {
-  #so = nothing();
+  #so = new Map();
+  /** Answers that began again since a frame was missed. */
+  #whole = new Set();
 
   constructor() {
     this.next = 0;
@@ -14,9 +16,14 @@ export class Reassembly {
     this.broken = false;
   }
 
-  /** The text so far. */
+  /** The text so far, of the first answer. */
   get shown() {
-    return this.#so.text;
+    return this.#of(0).text;
+  }
+
+  #of(index) {
+    if (!this.#so.has(index)) this.#so.set(index, nothing());
+    return this.#so.get(index);
   }
 
   /** The request was turned away and begins again, with frames from 0 on; what was shown is still shown. */
@@ -24,6 +31,7 @@ export class Reassembly {
     this.next = 0;
     this.attempt = 1;
     this.broken = false;
+    this.#whole.clear();
   }
 
   /** What is new after this frame (a string or bytes); nothing for what is no frame. */
@@ -50,47 +58,55 @@ export class Reassembly {
     if (typeof frame.d !== "string" || !Number.isInteger(frame.n)) return [];
     const calls = frame.tool_calls ?? [];
     if (!Array.isArray(calls) || !calls.every(isDelta)) return [];
-    return this.#piece(frame.s, add(nothing(), frame.d, String(frame.reasoning_content ?? ""), calls), calls, frame.attempt);
+    const { index = 0 } = frame;
+    if (!Number.isInteger(index) || index < 0 || index >= MAX_CHOICES) return [];
+    return this.#piece(frame.s, index, add(nothing(), frame.d, String(frame.reasoning_content ?? ""), calls), calls, frame.attempt);
   }
 
-  #piece(sequence, more, calls, attempt) {
+  #piece(sequence, index, more, calls, attempt) {
     const begins = Number.isInteger(attempt);
     // A device that restarted counts from 0 again.
     const newer = begins && attempt > this.attempt;
     if (sequence < this.next && !newer) return [];
     this.attempt = begins ? attempt : this.attempt;
     // Something is missing in between: the last frame will have it.
-    if (sequence > this.next && !begins) this.broken = true;
+    if (sequence > this.next && !begins) {
+      this.broken = true;
+      this.#whole.clear();
+    }
     this.next = sequence + 1;
     if (begins) {
-      this.broken = false;
-      return this.#become(more);
+      this.#whole.add(index);
+      return this.#become(index, more);
     }
-    if (this.broken) return [];
-    add(this.#so, more.text, more.reasoning, calls);
-    return news(event(more.text, more.reasoning, calls));
+    if (this.broken && !this.#whole.has(index)) return [];
+    add(this.#of(index), more.text, more.reasoning, calls);
+    return news(event(index, more.text, more.reasoning, calls));
   }
 
   #end(last) {
-    const calls = last.tool_calls ?? [];
-    const whole = { text: last.text, reasoning: String(last.reasoning_content ?? ""), calls: [] };
-    whole.calls = calls.map(({ id, function: { name, arguments: text } }) => ({ id, name, arguments: text }));
-    return [...this.#become(whole), { type: "end", last, raw: last }];
+    const found = choicesOf(last).flatMap((choice) => {
+      const calls = choice.tool_calls ?? [];
+      const whole = { text: choice.text, reasoning: String(choice.reasoning_content ?? ""), calls: [] };
+      whole.calls = calls.map(({ id, function: { name, arguments: text } }) => ({ id, name, arguments: text }));
+      return this.#become(choice.index, whole);
+    });
+    return [...found, { type: "end", last, raw: last }];
   }
 
   /** What `whole` has beyond what was shown: all of it, as a restart, where it begins otherwise. */
-  #become(whole) {
-    const so = this.#so;
-    this.#so = whole;
+  #become(number, whole) {
+    const so = this.#of(number);
+    this.#so.set(number, whole);
     const goesOn =
       whole.text.startsWith(so.text) && whole.reasoning.startsWith(so.reasoning) && so.calls.length <= whole.calls.length &&
       so.calls.every(({ id, name, arguments: text }, index) => {
         const other = whole.calls[index];
         return id === other.id && name === other.name && other.arguments.startsWith(text);
       });
-    if (!goesOn) return [event(whole.text, whole.reasoning, rest([], whole.calls), true)];
+    if (!goesOn) return [event(number, whole.text, whole.reasoning, rest([], whole.calls), true)];
     const reasoning = whole.reasoning.slice(so.reasoning.length);
-    return news(event(whole.text.slice(so.text.length), reasoning, rest(so.calls, whole.calls)));
+    return news(event(number, whole.text.slice(so.text.length), reasoning, rest(so.calls, whole.calls)));
   }
 }
 
@@ -119,8 +135,9 @@ function rest(so, whole) {
   });
 }
 
-function event(text, reasoning, calls, restart = false) {
+function event(index, text, reasoning, calls, restart = false) {
   const found = { type: "text", text, restart };
+  if (index > 0) found.index = index;
   if (reasoning) found.reasoning = reasoning;
   if (calls.length > 0) found.toolCalls = calls;
   return found;
@@ -130,6 +147,13 @@ const news = (found) => (found.text || found.restart || found.reasoning || found
 
 /** In one message, as docs/MQTT.md has it. */
 const MAX_CALLS = 128;
+/** From one prompt. */
+const MAX_CHOICES = 16;
+
+/** The answers of a last frame: one, unless several were asked for. */
+export function choicesOf(last) {
+  return last.choices ?? [{ ...last, index: 0 }];
+}
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const isError = (value) =>
@@ -138,7 +162,12 @@ const isDelta = (call) => isObject(call) && Number.isInteger(call.index) && call
 const isCall = (call) =>
   isObject(call) && typeof call.id === "string" && isObject(call.function) && typeof call.function.name === "string" &&
   typeof call.function.arguments === "string";
+const isChoice = (choice) =>
+  isObject(choice) && Number.isInteger(choice.index) && choice.index >= 0 && choice.index < MAX_CHOICES &&
+  typeof choice.text === "string" && typeof choice.finish_reason === "string" && hasCalls(choice);
+const hasCalls = ({ tool_calls: calls }) => calls === undefined || (Array.isArray(calls) && calls.every(isCall));
 const isLast = (frame) =>
-  (frame.tool_calls === undefined || (Array.isArray(frame.tool_calls) && frame.tool_calls.every(isCall))) &&
+  (frame.choices === undefined || (Array.isArray(frame.choices) && frame.choices.every(isChoice))) &&
+  hasCalls(frame) &&
   typeof frame.text === "string" && typeof frame.finish_reason === "string" && isObject(frame.usage) &&
   isObject(frame.timing) && typeof frame.bundle === "string" && Number.isInteger(frame.attempt);

@@ -16,8 +16,8 @@ for (const { name, frames, found } of cases)
 
 function short(event) {
   if (event.type === "text") {
-    const { text, reasoning, toolCalls: calls } = event;
-    return { [event.restart ? "restart" : "text"]: text, ...(reasoning && { reasoning }), ...(calls && { calls }) };
+    const { text, index, reasoning, toolCalls: calls } = event;
+    return { [event.restart ? "restart" : "text"]: text, ...(index && { index }), ...(reasoning && { reasoning }), ...(calls && { calls }) };
   }
   if (event.type === "queued") return { queued: event.position };
   if (event.type === "refused") return { refused: event.op };
