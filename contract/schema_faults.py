@@ -173,7 +173,7 @@ def _members(value: dict[str, Any], struct: type[msgspec.Struct], flawed: Sequen
         elif key != _config(struct).tag_field and _config(struct).forbid_unknown_fields:
             suggestion = nearest(key, [name for name in fields if name not in value])
             yield Fault(where, _with(f"Object contains unknown field `{key}`", suggestion), suggestion)
-    missing = getattr(struct, "missing", lambda _found: [])(value)
+    missing: Sequence[str] = getattr(struct, "missing", lambda _found: [])(value)
     for name, field in fields.items():
         if name in missing or (field.required and name not in value):
             yield Fault(join_path(path, name), f"Object missing required field `{name}`")
