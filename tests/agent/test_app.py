@@ -92,6 +92,10 @@ def test_deploy_reaches_the_device_and_tells_a_refusal(tmp_path: Path, broker: B
     broker.start()
     process = start_agent(tmp_path, broker.port)
     try:
+        # A device that was never seen is not deployed to.
+        client = RawClient(broker.port, "waits", "box")
+        assert client.next_device_message("status", 30)["online"] is True
+        client.close()
         done = subprocess.run(
             [sys.executable, "-m", "packager.cli", "deploy", "--broker", broker.url, "--device", "box",
              "--source", "nowhere", "--wait", "--timeout", "60", "--json", "toy@1.0.0"],

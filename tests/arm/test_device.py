@@ -99,6 +99,7 @@ def test_a_device_with_an_arm_processor_serves(machine: Machine, capsys: pytest.
         "--device armbox"
     )
     broker = f"mqtt://127.0.0.1:{machine.port}"
+    assert retained(machine, "status")["online"] is True
     edge_packager("deploy", "--device", "armbox", "--source", "usb", "tiny@1.0.0", "--wait", "--broker", broker)
     capsys.readouterr()
     asked = ("--max-tokens", "16", "--temperature", "0", "--broker", broker)
