@@ -52,7 +52,7 @@ class TokenSequence:
         self._stream = tokenizing.stream()
         self._scanner = StopScanner(generation.stops)
         self._held_over = ""
-        self._reader = tokenizing.dialect.reader(generation, prompt)
+        self._reader = tokenizing.dialect.reader(generation, prompt, choice)
         self._constraint = constraint
         self._processors = processors
         self._words = [token for token in prompt if token >= 0]

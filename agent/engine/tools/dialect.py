@@ -49,14 +49,14 @@ class Dialect:
             return ""
         return thought_grammar(self._thoughts, self._tokens)
 
-    def reader(self, generation: Generation, prompt: Sequence[int]) -> AnswerReader | None:
-        """What takes the answer to ``prompt`` apart; None where it is one text, as after a plain prompt."""
+    def reader(self, generation: Generation, prompt: Sequence[int], choice: int = 0) -> AnswerReader | None:
+        """What takes the answer ``choice`` to ``prompt`` apart; None where it is one text, as after a plain prompt."""
         tools = generation.tools
         form = None if tools is None or tools.choice == "none" else self.form
         if generation.messages is None or (form is None and self._thoughts is None):
             return None
         key = hashlib.blake2b(
-            array("q", prompt).tobytes() + repr(generation.seed).encode(), digest_size=ID_BYTES
+            array("q", prompt).tobytes() + repr((generation.seed, choice)).encode(), digest_size=ID_BYTES
         ).digest()
         return AnswerReader(
             self._thoughts,

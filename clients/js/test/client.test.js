@@ -136,6 +136,26 @@ test("a request that was left before a member of the group had answered is cance
   await listener.endAsync();
 });
 
+test("calls of functions and thoughts come beside the text", async () => {
+  await using(stage.mqtt, async (client) => {
+    const tools = [{ type: "function", function: { name: "read", parameters: { type: "object" } } }];
+    const request = { ...kitchen, messages: [{ role: "user", content: "now cellar" }], tools, tool_choice: "required" };
+    const { finish_reason, message } = (await client.complete(request)).choices[0];
+    const call = { id: "call_1", type: "function", function: { name: "read", arguments: '{"word": "cellar"}' } };
+    assert.equal(finish_reason, "tool_calls");
+    assert.deepEqual(message, { role: "assistant", content: "", reasoning_content: "Hm, well.", tool_calls: [call] });
+    let [thought, joined] = ["", ""];
+    for await (const { choices } of client.stream(request)) {
+      thought += choices[0].delta.reasoning_content ?? "";
+      for (const each of choices[0].delta.tool_calls ?? []) joined += each.function.arguments ?? "";
+    }
+    assert.deepEqual([thought, joined], ["Hm, well.", call.function.arguments]);
+    const result = { role: "tool", tool_call_id: "call_1", content: "11" };
+    const more = await client.complete({ ...request, messages: [...request.messages, message, result] });
+    assert.equal(more.choices[0].message.tool_calls[0].function.arguments, '{"word": "11"}');
+  });
+});
+
 test("what a device refuses names the field, and every fault with a suggestion", async () => {
   await using(stage.mqtt, async (client) => {
     await assert.rejects(client.complete({ ...kitchen, prompt: "count 1", temprature: 1, top_p: 7 }), (error) => {

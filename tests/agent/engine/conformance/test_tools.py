@@ -62,6 +62,20 @@ def test_the_same_request_gets_the_same_ids_and_another_gets_others(real: Engine
     assert other["id"] != first["id"]
 
 
+def test_every_one_of_several_answers_calls(real: Engine) -> None:
+    tool, judge = make_function(3)
+    outcome = answer(real, calling(1, Tools([tool], "required", parallel=False), n=2, temperature=1.2, seed=5))
+    assert outcome.finish is not None
+    found = {0: ["", ""], 1: ["", ""]}
+    for event in [*outcome.tokens, outcome.finish]:
+        for delta in event.calls:
+            found[event.choice][0] += delta.id
+            found[event.choice][1] += delta.arguments
+    assert outcome.finish.reasons == ["tool_calls", "tool_calls"]
+    assert all(judge(json.loads(arguments)) for _, arguments in found.values())
+    assert found[0][0] != found[1][0]
+
+
 def test_no_call_comes_where_none_may(real: Engine) -> None:
     outcome = answer(real, structs.replace(ask(1), tools=Tools([STOP], "none")))
     assert outcome.text.strip() and not calls(outcome)
