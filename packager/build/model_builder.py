@@ -49,7 +49,7 @@ def build_graph(
     Raises:
         BuildRefused: the builder failed; the log has its words.
     """
-    if plan.kv == "float":
+    if plan.kv != "int8":
         return _run_builder(checkpoint, plan, out, log, on_progress=on_progress)
     with tempfile.TemporaryDirectory(prefix=".scales-", dir=out.parent) as scratch:
         plain, scales = Path(scratch) / "plain", Path(scratch) / "scales.json"

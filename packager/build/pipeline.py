@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import msgspec
 from msgspec import Struct
 
 from contract.bundle.adapter_slots import CAPABILITY
@@ -27,6 +28,7 @@ from packager.build.bundle import BuiltBundle, finish_bundle, list_files, stagin
 from packager.build.cache import bound_cache
 from packager.build.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
 from packager.build.kv_cache import describe_scales, scaled_digest
+from packager.build.kv_choice import MadeGraph, make_with_measured_cache, settle_kv
 from packager.build.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source, settle_quantizer
 from packager.build.progress import BuildProgress, SilentProgress
 from packager.build.recipe import record_build
@@ -110,20 +112,26 @@ def build_bundle(
             if buildable.quantization is not None:  # which the builder reads by other ways than a plain one
                 shown = compare_logits(buildable, key, known, cache=cache, log=log)
                 progress.message(f"rounded: {shown}")
-        if plan.kv != "float":
-            key = scaled_digest(key, calibration)
-        report, kept = build_or_resume(
-            buildable, key, plan, staged, cache=cache, log=log, on_progress=progress.advance, text=calibration
-        )
-        progress.stage(4, STAGES, "reading the graph back")
-        config, graph = read_back(staged)
-        rope = None if known is None else known.rope
-        more = [] if rope is None else compare_rope(rope, config, staged)
-        more += compare_workarounds(shown, report.workarounds)
-        check_conformance(plan, report.config, config, graph, [*more, *compare_ends(report.ends, config)])
-        assessed = _assess(plan, spec, source, graph, staged=staged, cache=cache, log=log, progress=progress)
+
+        def make(asked: BuildPlan, where: Path) -> MadeGraph:
+            digest = scaled_digest(key, calibration) if asked.kv == "int8" else key
+            report, kept = build_or_resume(
+                buildable, digest, asked, where, cache=cache, log=log, on_progress=progress.advance, text=calibration
+            )
+            progress.stage(4, STAGES, "reading the graph back")
+            config, graph = read_back(where)
+            rope = None if known is None else known.rope
+            more = [] if rope is None else compare_rope(rope, config, where)
+            more += compare_workarounds(shown, report.workarounds)
+            check_conformance(asked, report.config, config, graph, [*more, *compare_ends(report.ends, config)])
+            assessed = _assess(asked, spec, source, graph, staged=where, cache=cache, log=log, progress=progress)
+            return MadeGraph(asked, report, [kept], config, graph, assessed)
+
+        made, choice = make_with_measured_cache(plan, make, staged, progress)
+        plan, report, config, graph, assessed = made.plan, made.report, made.config, made.graph, made.assessed
         checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, spec.text.name), **assessed.summary}
         quality |= {"logits": shown.describe(), "stops": describe_stops(report.ends, checked)}
+        quality |= {} if choice is None else {"kv_choice": msgspec.to_builtins(choice)}
         progress.stage(7, STAGES, "writing the bundle")
         _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
         checkpoint = source.checkpoint
@@ -147,7 +155,8 @@ def build_bundle(
             behaviour=complete_behaviour(plan.behaviour, checkpoint.path),
         )
         built = finish_bundle(staged, out, manifest)
-        drop_graph(kept)
+        for kept in made.kept:
+            drop_graph(kept)
         bound_cache(cache, time.time())
         return built
 
@@ -209,7 +218,7 @@ def _open(
 
     def look(checkpoint: Checkpoint) -> None:
         complete_behaviour(plan.behaviour, checkpoint.path)  # refuses settings that no request could have
-        settled = settle_quantizer(plan, checkpoint)
+        settled = settle_kv(settle_quantizer(plan, checkpoint), checkpoint, read_shape(checkpoint))
         quantizer = check_source(settled, checkpoint)
         known.append((settled, quantizer, _announce(settled, checkpoint, out.parent, cache, progress)))
 
@@ -285,7 +294,7 @@ def _write_extras(
             "quantizer": plan.quantizer,
             "builder": builder_options(plan),
             **({"calibration": describe_calibration(plan)} if plan.quantizer in CALIBRATED else {}),
-            **({"kv": describe_scales(read_calibration(plan.calibration))} if plan.kv != "float" else {}),
+            **({"kv": describe_scales(read_calibration(plan.calibration))} if plan.kv == "int8" else {}),
         },
         **record_build(plan, source.describe()),
         "workarounds": workarounds,

@@ -69,8 +69,8 @@ class BuildPlan(Struct, frozen=True):
     """One build. ``block_size`` weights share a scale; ``accuracy_level`` 4 computes in int8, 1 in fp32.
 
     ``calibration`` is a text file or one of :data:`CALIBRATION_TEXTS`, and counts for calibrated quantizers; a
-    file also for the scales of an INT8 cache (``kv``). ``license`` overrides what the source says of itself; ``arch``
-    is what the bundle may be installed on.
+    file also for the scales of an INT8 cache (``kv``; ``auto`` lets :mod:`packager.build.kv_choice` choose).
+    ``license`` overrides what the source says of itself; ``arch`` is what the bundle may be installed on.
 
     ``embedding`` is the type of an embedding that is not shared with the lm_head, where weights are quantised for CPUs.
 
@@ -90,7 +90,7 @@ class BuildPlan(Struct, frozen=True):
     license: str | None = None
     calibration: str = "auto"
     adapter_slots: bool = False
-    kv: str = "float"
+    kv: str = AUTO
     embedding: str = "int8"
     quality: QualityPlan = QualityPlan()
     origin: SourceOptions = SourceOptions()
@@ -135,8 +135,8 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
     if plan.quantizer != AUTO or plan.precision != "int4":
         _check_calibration(plan)
     _choose("embedding", plan.embedding, EMBEDDINGS)
-    _choose("kv", plan.kv, KV_KINDS)
-    if plan.kv != "float" and (plan.ep not in KV_KINDS[plan.kv] or not plan.quantised):
+    _choose("kv", plan.kv, {AUTO: (), **KV_KINDS})
+    if plan.kv == "int8" and (plan.ep not in KV_KINDS[plan.kv] or not plan.quantised):
         raise UsageError(
             f"--kv {plan.kv} is offered with int4 and int8 weights for {' and '.join(KV_KINDS[plan.kv])}", field="kv"
         )
@@ -151,7 +151,7 @@ def check_plan(plan: BuildPlan) -> BuildPlan:
 
 def _check_calibration(plan: BuildPlan) -> None:
     """Refuse a calibration text that nothing would read."""
-    if plan.calibration != "auto" and plan.quantizer not in CALIBRATED and plan.kv == "float":
+    if plan.calibration != "auto" and plan.quantizer not in CALIBRATED and plan.kv != "int8":
         raise UsageError(
             f"--calibration is for --quantizer {', '.join(CALIBRATED[:-1])} or {CALIBRATED[-1]} and --kv int8",
             field="calibration",
@@ -214,7 +214,7 @@ def io_type(plan: BuildPlan) -> str:
 
 def kv_type(plan: BuildPlan) -> str:
     """The type of the key-value cache."""
-    return io_type(plan) if plan.kv == "float" else plan.kv
+    return plan.kv if plan.kv == "int8" else io_type(plan)
 
 
 def _list_offered() -> str:

@@ -15,6 +15,7 @@ from contract.errors import UsageError
 from packager.build.adapter_bundle import build_adapter_bundle
 from packager.build.behaviour import FIELDS, read_generation, read_system_prompt, read_template
 from packager.build.bundle import BuiltBundle
+from packager.build.kv_choice import MAX_MORE_KL
 from packager.build.pipeline import DryRun, build_bundle, default_cache, dry_run
 from packager.build.plan import AUTO, BLOCK_SIZES, CALIBRATED, EMBEDDINGS, FAST, OFFERED, QUANTIZERS, BuildPlan
 from packager.build.progress import choose_progress
@@ -64,7 +65,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"of our own (shipped for {FAST}, else self)",
     )
     parser.add_argument(
-        "--kv", default="float", metavar="T", help="key-value cache: float or int8, a quarter of its memory (float)"
+        "--kv",
+        default="auto",
+        metavar="T",
+        help="key-value cache: float or int8, a quarter of its memory (auto: int8 where heads share none and it costs "
+        f"at most {MAX_MORE_KL} nats, measured)",
     )
     parser.add_argument(
         "--embedding",
