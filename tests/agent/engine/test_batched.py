@@ -14,7 +14,7 @@ from agent.engine.batched.verdict import SLICE
 from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import Engine, FinishEvent, Generation, TokenEvent
-from contract.bundle.device_plan import LENGTH_GRANULE
+from contract.bundle.device_plan import LENGTH_GRANULE, MOST_SHARE
 from contract.errors import EngineFailed
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
@@ -116,6 +116,27 @@ def test_where_the_batched_engine_has_no_memory_the_other_is_tried(tiny_bundle: 
     engine.release()
     with pytest.raises(EngineFailed, match="too little memory"):
         open_engine(tiny_bundle, threads=1, max_bytes=granule - 1)
+
+
+def test_where_memory_shrinks_the_next_worker_plans_for_what_is_left(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What serves already goes on as it is; the kernel may end it, and then another one is loaded."""
+    token = read_decoder(tiny_bundle, read_config(tiny_bundle)).kv_bytes_per_token
+    monkeypatch.setattr("agent.engine.memory.mapped_bytes", lambda folders: 0)
+    left = 1 << 30
+    monkeypatch.setattr("agent.engine.memory.available_memory", lambda: left)
+    before = open_engine(tiny_bundle, threads=1)
+    left = int(2 * LENGTH_GRANULE * token / MOST_SHARE) + 1
+    after = open_engine(tiny_bundle, threads=1)
+    assert (before.facts.slots, before.facts.context_length) == (8, 512)
+    assert (after.facts.slots, after.facts.context_length) == (1, 2 * LENGTH_GRANULE)
+    for engine in (before, after):
+        assert answer(engine, ask(max_tokens=4)).reason == "length"
+        engine.release()
+    left = 0
+    with pytest.raises(EngineFailed, match="0 MiB are too little memory for this model"):
+        open_engine(tiny_bundle, threads=1)
 
 
 def test_memory_does_not_grow_with_the_number_of_requests(tiny_bundle: Path) -> None:
