@@ -18,7 +18,7 @@ COMMANDS = {
     "doctor": ("agent.commands.doctor", "check everything that serving needs, and how to fix it"),
     "bench": ("agent.commands.bench", "measure the active bundle beside the previous one and its budget"),
     "report": ("agent.commands.report", "write a support file, without secrets and prompts"),
-    "trust": ("agent.commands.trust", "provision and refresh trust; TUF client command line"),
+    "trust": ("agent.commands.trust", "provision, show and refresh what this device trusts"),
 }
 
 

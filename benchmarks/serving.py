@@ -35,9 +35,9 @@ from agent.engine.interface import FinishEvent, Generation, StepEvent
 from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from agent.state.database import Database
-from agent.state.migrations import MIGRATIONS
 from agent.state.result_store import Key
 from agent.state.result_writer import ResultWriter
+from agent.state.schema import SCHEMA
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
 from tests.agent.device import Device, sealed
@@ -162,7 +162,7 @@ def _seconds(process: psutil.Process) -> float:
 
 async def measure_store(root: Path) -> float:
     """Requests that were accepted and answered, both durably, in a second."""
-    database = Database(root / "store.db", MIGRATIONS)
+    database = Database(root / "store.db", SCHEMA)
     ledger = ResultWriter(database)
     request, last = b"x" * 300, b"y" * 700
 

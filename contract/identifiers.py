@@ -69,21 +69,6 @@ def check_version(text: str) -> str:
     return text
 
 
-def version_key(text: str) -> tuple[tuple[int, int, int], tuple[tuple[int, int, str], ...]]:
-    """Sort key with SemVer precedence; a release sorts after its pre-releases.
-
-    Raises:
-        BundleRefused: UNSAFE_NAME.
-    """
-    match = _SEMVER.fullmatch(check_version(text))
-    assert match is not None
-    release = (int(match[1]), int(match[2]), int(match[3]))
-    if match[4] is None:
-        return release, ((2, 0, ""),)
-    labels = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in match[4].split("."))
-    return release, labels
-
-
 def parse_reference(text: str) -> tuple[str, str]:
     """Split ``NAME@VERSION``.
 

@@ -17,8 +17,8 @@ from agent.state.database import Database, check_not_lost
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock, is_held
-from agent.state.migrations import MIGRATIONS
 from agent.state.opening import open_to_read
+from agent.state.schema import SCHEMA
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import BundleRefused, EdgeBundleError
 from contract.system.durable import Disk
@@ -180,7 +180,7 @@ def reset_clock_floor(state_dir: StateDirectory) -> None:
         StoreBroken: STATE_LOCKED while an agent runs; StoreFull.
     """
     with FileLock(state_dir.lock, "a running agent"):
-        opened = Database(state_dir.database, MIGRATIONS)
+        opened = Database(state_dir.database, SCHEMA)
         try:
             AuditLog(state_dir.audit, Disk(), "operator").record("clock_floor_reset")
             InstallationState(opened).reset_clock_floor()

@@ -9,8 +9,6 @@ from __future__ import annotations
 SECTOR_BYTES = 512
 """/proc/diskstats counts in these, whatever the disk's own sectors are."""
 
-PAGE_COUNTERS = ("pswpin", "pswpout")
-
 VIRTUAL_DISKS = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd")
 """They move bytes that a real disk (or memory) moves again."""
 

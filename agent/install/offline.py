@@ -17,7 +17,7 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory, make_private
 from agent.state.lock import FileLock
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.mqtt.messages import Reported
@@ -86,7 +86,7 @@ async def install_offline(
         target.settings, probation_seconds=0.0, trust_refresh_seconds=0.0, on_revoked="keep"
     )
     with FileLock(directory.lock, "another agent or command"):
-        database = Database(directory.database, MIGRATIONS, disk.effects)
+        database = Database(directory.database, SCHEMA, disk.effects)
         try:
             reconciler = Reconciler(
                 directory=directory,

@@ -163,13 +163,6 @@ class Outbox:
         self._waiting_bytes -= _size(message)
         return message
 
-    def put_back(self, message: Outgoing) -> None:
-        """It could not be sent after all."""
-        self._waiting.appendleft(message)
-        self._waiting_bytes += _size(message)
-        if message is self._alone:
-            self._alone = None
-
     def sent(self, message: Outgoing, packet_id: int, at: float = 0.0) -> None:
         """It is in flight as ``packet_id`` since ``at``."""
         self._in_flight[packet_id] = message

@@ -1,6 +1,6 @@
 """``state.db``: SQLite in WAL mode with synchronous=FULL, so that a committed transaction survives a power cut.
 
-The only module that opens it. Each module with tables of its own lists the migrations for them here.
+The only module that opens it; what it holds is described in :mod:`agent.state.schema`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ BUSY_TIMEOUT_SECONDS = 10.0
 
 MODE = 0o600
 
+SCHEMA_VERSION = 1
+"""As it stands in the file (``PRAGMA user_version``); a release that changes the schema migrates what it finds."""
+
 _DISK_FAULTS = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 
 TIDY_PAGES = 2048
@@ -38,7 +41,7 @@ TIDY_PAGES = 2048
 class Database:
     """One connection, shared by the threads of a process; transactions are serialised.
 
-    ``migrations[n]`` brings the schema from version n to n + 1 and is never changed once released.
+    ``schema`` creates the tables; it is that of :data:`SCHEMA_VERSION`.
 
     Where the disk cannot be written, :meth:`recall` gives a copy in memory; ``unwritable`` says why it is one, and is
     None for the file itself.
@@ -47,14 +50,14 @@ class Database:
         StoreBroken, StoreFull: from every method.
     """
 
-    def __init__(self, path: Path, migrations: tuple[str, ...], effects: Effects | None = None) -> None:
-        self._begin(path, migrations, effects)
+    def __init__(self, path: Path, schema: str, effects: Effects | None = None) -> None:
+        self._begin(path, schema, effects)
         try:
             self._connection = _connect(path)
         except (sqlite3.Error, OSError) as error:
             raise explain(path.parent, _translate(error)) from error
         try:
-            self._migrate(path, migrations)
+            self._prepare(path, schema)
         except (StoreFull, StoreBroken) as error:
             self._connection.close()
             if is_unwritable(error):
@@ -64,28 +67,26 @@ class Database:
             self._connection.close()
             raise
 
-    def _begin(self, path: Path, migrations: tuple[str, ...], effects: Effects | None) -> None:
+    def _begin(self, path: Path, schema: str, effects: Effects | None) -> None:
         self._path = path
-        self._migrations = migrations
+        self._schema = schema
         self._effects = effects or Effects()
         self._lock = threading.RLock()
         self._refuses = False
         self.unwritable: StoreFull | StoreBroken | None = None
 
     @classmethod
-    def recall(
-        cls, path: Path, migrations: tuple[str, ...], why: StoreFull | StoreBroken, effects: Effects | None = None
-    ) -> Database:
+    def recall(cls, path: Path, schema: str, why: StoreFull | StoreBroken, effects: Effects | None = None) -> Database:
         """A copy in memory of what is committed at ``path``, which takes writes and forgets them at its end.
 
         Nobody may write the file meanwhile, in this process nobody may have it open.
         """
         found = cls.__new__(cls)
-        found._begin(path, migrations, effects)
+        found._begin(path, schema, effects)
         found.unwritable = why
         found._connection = _copy(path)
         try:
-            found._migrate(path, migrations)
+            found._prepare(path, schema)
         except BaseException:
             found._connection.close()
             raise
@@ -107,7 +108,7 @@ class Database:
         with self._lock:
             if self.unwritable is None:
                 return
-            file = Database(self._path, self._migrations, self._effects)
+            file = Database(self._path, self._schema, self._effects)
             try:
                 file.probe()
                 if carry is not None:
@@ -126,20 +127,17 @@ class Database:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             connection.execute(f"PRAGMA user_version = {int(version)}")
 
-    def _migrate(self, path: Path, migrations: tuple[str, ...]) -> None:
+    def _prepare(self, path: Path, schema: str) -> None:
         version = int(self.query("PRAGMA user_version")[0][0])
+        if version not in (0, SCHEMA_VERSION):
+            raise StoreBroken(f"{FILE} was written by a newer agent (schema {version}); install that agent again")
         if version == 0:
             check_not_lost(StateDirectory(path.parent))
-        if not 0 <= version <= len(migrations):
-            raise StoreBroken(f"{FILE} was written by a newer agent (schema {version}); install that agent again")
-        for number in range(version, len(migrations)):
-            with self.transaction(f"migrate {number + 1}") as connection:
-                for statement in migrations[number].split(";"):
-                    if statement.strip():
-                        connection.execute(statement)
-                connection.execute(f"PRAGMA user_version={number + 1}")
-        if self.query("SELECT 1 FROM sqlite_master WHERE name = 'set_aside'"):
-            self._repair(StateDirectory(path.parent))
+            with self.transaction("create") as connection:
+                for statement in schema.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._repair(StateDirectory(path.parent))
 
     def _repair(self, directory: StateDirectory) -> None:
         """Set aside the rows that cannot be read, so that everybody who opens the file can go on with the rest."""

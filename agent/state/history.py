@@ -7,18 +7,12 @@ import sqlite3
 from agent.state.database import Database
 from contract.identifiers import Digest
 
-HISTORY_1 = """
+HISTORY = """
 CREATE TABLE history (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     digest TEXT NOT NULL REFERENCES bundles (digest) ON DELETE CASCADE,
     undone INTEGER NOT NULL DEFAULT 0
-) STRICT;
-INSERT INTO history (digest) SELECT digest FROM bundles, installation
-    WHERE digest NOT IN (SELECT digest FROM adapters) AND digest NOT IN (SELECT digest FROM quarantine)
-    AND digest IS NOT active AND digest IS NOT previous AND digest IS NOT candidate
-    ORDER BY installed_at, bundles.rowid;
-INSERT INTO history (digest) SELECT previous FROM installation WHERE previous IS NOT NULL;
-INSERT INTO history (digest) SELECT active FROM installation WHERE active IS NOT NULL
+) STRICT
 """
 """``undone``: it was gone back from."""
 

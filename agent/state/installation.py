@@ -21,7 +21,7 @@ from contract.mqtt.messages import BundleReference, BundleState
 from contract.mqtt.reading import parse_desired
 from contract.reasons import Reason
 
-INSTALLATION_1 = """
+INSTALLATION = """
 CREATE TABLE bundles (
     digest TEXT PRIMARY KEY,
     name TEXT NOT NULL,
@@ -29,7 +29,8 @@ CREATE TABLE bundles (
     security_epoch INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
     installed_at INTEGER NOT NULL,
-    tokens_per_second REAL
+    tokens_per_second REAL,
+    tokens_per_second_each REAL
 ) STRICT;
 CREATE TABLE installation (
     only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -55,20 +56,14 @@ CREATE TABLE quarantine (
     message TEXT NOT NULL,
     at INTEGER NOT NULL
 ) STRICT;
-CREATE TABLE swaps (at INTEGER NOT NULL, digest TEXT NOT NULL) STRICT
-"""
-
-INSTALLATION_2 = """
+CREATE TABLE swaps (at INTEGER NOT NULL, digest TEXT NOT NULL) STRICT;
 CREATE TABLE adapters (
     digest TEXT PRIMARY KEY REFERENCES bundles (digest) ON DELETE CASCADE,
     base TEXT NOT NULL,
     committed INTEGER NOT NULL DEFAULT 0
 ) STRICT
 """
-"""Bundles that are adapters; the committed ones are loaded beside the bundle whose manifest is ``base``."""
-
-INSTALLATION_3 = "ALTER TABLE bundles ADD COLUMN tokens_per_second_each REAL"
-"""``tokens_per_second`` is of all answers together since then; where the new column is NULL it still is of one."""
+"""``adapters``: bundles that are; the committed ones are loaded beside the bundle whose manifest is ``base``."""
 
 MAX_SWAPS_KEPT = 1000
 """Rows of the swap log; the limit per hour looks at a handful."""

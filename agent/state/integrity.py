@@ -30,7 +30,7 @@ from contract.identifiers import Digest, check_bundle_name, check_version, is_id
 from contract.mqtt.messages import MAX_DESIRED_BYTES, Phase
 from contract.reasons import Reason
 
-INTEGRITY_1 = """
+SET_ASIDE = """
 CREATE TABLE set_aside (
     number INTEGER PRIMARY KEY,
     source TEXT NOT NULL,

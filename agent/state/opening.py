@@ -10,7 +10,7 @@ from agent.host.disk_space import check_free_space, explain
 from agent.state import result_store
 from agent.state.database import Database, is_unwritable
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from contract.errors import StoreBroken, StoreFull
 from contract.system.durable import Effects
 
@@ -24,7 +24,7 @@ class State:
         opened: list[Database] = []
         try:
             for _ in range(2):
-                opened.append(Database(directory.database, MIGRATIONS, effects))
+                opened.append(Database(directory.database, SCHEMA, effects))
             check_free_space(directory.root)
             opened[0].probe()
         except (StoreFull, StoreBroken) as error:
@@ -32,7 +32,7 @@ class State:
                 database.close()
             if not is_unwritable(error):
                 raise
-            self.answering = Database.recall(directory.database, MIGRATIONS, explain(directory.root, error), effects)
+            self.answering = Database.recall(directory.database, SCHEMA, explain(directory.root, error), effects)
             with self.answering.transaction("track changes") as connection:
                 result_store.track_changes(connection)
             self.installing = self.answering.refusing_writes()
@@ -66,8 +66,8 @@ def open_to_read(directory: StateDirectory) -> Database:
         StoreBroken, StoreFull.
     """
     try:
-        return Database(directory.database, MIGRATIONS)
+        return Database(directory.database, SCHEMA)
     except (StoreFull, StoreBroken) as error:
         if not is_unwritable(error):
             raise
-        return Database.recall(directory.database, MIGRATIONS, explain(directory.root, error)).refusing_writes()
+        return Database.recall(directory.database, SCHEMA, explain(directory.root, error)).refusing_writes()

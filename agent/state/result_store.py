@@ -34,7 +34,7 @@ time every day, also on the day with 23 hours.
 KEEP_TOMBSTONES = 100_000
 """Traces at about 150 bytes each: 15 MB at most."""
 
-ANSWERS_1 = """
+ANSWERS = """
 CREATE TABLE answers (
     client TEXT NOT NULL,
     id TEXT NOT NULL,

@@ -17,17 +17,16 @@ from contract.bundle.layout import ROLES
 from contract.identifiers import Digest
 from contract.reasons import Reason
 
-STANDING_1 = """
+WARNINGS = """
 CREATE TABLE warnings (
     reason TEXT NOT NULL,
     digest TEXT NOT NULL,
     message TEXT NOT NULL,
     at INTEGER NOT NULL,
     PRIMARY KEY (reason, digest)
-) STRICT
+) STRICT;
+CREATE TABLE metadata_expiry (role TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT
 """
-
-STANDING_2 = "CREATE TABLE metadata_expiry (role TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT"
 
 
 class Warned(Struct, frozen=True):

@@ -22,11 +22,6 @@ class Liveness:
         self._allowed[part] = seconds
         self._beats[part] = now
 
-    def release(self, part: str) -> None:
-        """``part`` has nothing to do: its silence is no stall."""
-        self._allowed.pop(part, None)
-        self._beats.pop(part, None)
-
     def beat(self, part: str, now: float) -> float:
         """``part`` goes on; how many seconds it was silent. Ignored (0) where nothing is expected."""
         if part not in self._allowed:

@@ -48,11 +48,6 @@ class Notifier:
             environment.pop(name, None)
         return cls(address, seconds)
 
-    @property
-    def managed(self) -> bool:
-        """Whether somebody listens."""
-        return self._address is not None
-
     def ready(self, status: str = "") -> bool:
         """Start-up is complete."""
         return self._send("READY=1", *_status(status))
@@ -79,10 +74,6 @@ class Notifier:
         """From now on the watchdog waits ``seconds``: a load that takes minutes announces itself before it starts."""
         self.watchdog_seconds = seconds
         return self._send(f"WATCHDOG_USEC={int(seconds * 1_000_000)}", "WATCHDOG=1")
-
-    def extend(self, seconds: float) -> bool:
-        """Starting or stopping takes ``seconds`` more from now."""
-        return self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def stopping(self, status: str = "") -> bool:
         """We are ending on purpose."""

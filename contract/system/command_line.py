@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, cast
 
-from contract.errors import ConfigInvalid, EdgeBundleError, UsageError
+from contract.errors import ConfigInvalid, EdgeBundleError
 
 EXIT_INTERRUPTED = 130
 
@@ -31,11 +31,7 @@ EXIT_STATUSES = """exit status: 0 done, 2 the command line, 3 refused, 4 source 
 
 
 class Command(Protocol):
-    """A module that is one sub-command.
-
-    One that others drive by a contract of its own may have ``usage_status(argv) -> int``: the exit status for a command
-    line that cannot be read.
-    """
+    """A module that is one sub-command."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add arguments, description and an epilog with examples."""
@@ -63,12 +59,6 @@ def main(program: str, description: str, commands: Mapping[str, tuple[str, str]]
             subparsers.choices[arguments.command].error(
                 _unknown_argument(unknown[0], subparsers.choices[arguments.command])
             )
-    except SystemExit as ended:
-        usage_status = getattr(modules.get(chosen or ""), "usage_status", None)
-        if ended.code == UsageError.exit_status and usage_status is not None:
-            raise SystemExit(usage_status(argv)) from None
-        raise
-    try:
         status = modules[arguments.command].run(arguments)
         sys.stdout.flush()
         return status

@@ -6,7 +6,7 @@ canonical JSON as TUF has it; what is stored is compact JSON and is never re-ser
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -204,8 +204,3 @@ def referenced(document: bytes, what: str) -> int:
 def listing_of(targets: bytes) -> TargetsIndex:
     """What our own targets document lists."""
     return TargetsIndex(_read(targets, "targets").signed)
-
-
-def known_keys(keys: Sequence[SigningKey], wanted: RoleKeys) -> list[SigningKey]:
-    """Those of ``keys`` that may sign for the role."""
-    return [key for key in keys if key.public in wanted.publics]

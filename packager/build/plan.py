@@ -20,9 +20,6 @@ from packager.evaluate.gates import QualityPlan
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.opening import SourceOptions
 
-Precision = Literal["int4", "int8", "fp16", "bf16", "fp32"]
-Provider = Literal["cpu", "cuda", "dml", "webgpu"]
-
 OFFERED: dict[str, tuple[str, ...]] = {
     "cpu": ("int4", "int8", "fp32"),
     "cuda": ("int4", "int8", "fp16", "bf16", "fp32"),

@@ -13,9 +13,6 @@ from typing import Any
 
 from msgspec import Struct
 
-SEEN = {"onnxruntime-genai": "0.18.0", "transformers": "5.23.0"}
-"""The versions that all of these were seen in."""
-
 
 class Workaround(Struct, frozen=True):
     """One fault. ``applies`` looks at transformers' configuration, ``apply`` changes it and the builder's options."""

@@ -17,8 +17,8 @@ from agent.serving.loop import Observers
 from agent.serving.serving import Dependencies, Serving
 from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
-from agent.state.migrations import MIGRATIONS
 from agent.state.result_writer import ResultWriter
+from agent.state.schema import SCHEMA
 from agent.telemetry.llm import LlmMeter
 from agent.worker.ports import Worker
 from contract.bundle.manifest import (
@@ -103,7 +103,7 @@ class Device:
             self.config, self.boot_id, on_desired=self.on_desired, on_broker=self._on_health,
             memory=BrokerMemory(self.state.with_suffix(".broker"), self.config.broker.identity),
         )  # fmt: skip
-        self.database = Database(self.state, MIGRATIONS)
+        self.database = Database(self.state, SCHEMA)
         self.result_store = ResultWriter(
             self.database, self._clock, keep_text=self.config.serving.store_results == "text"
         )

@@ -21,7 +21,7 @@ from agent.host.facts import Host, measure_host
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from contract.bundle.manifest import MANIFEST_FILE, Manifest, manifest_digest, parse_manifest
 from contract.errors import BundleRefused
 from contract.system.durable import Disk, Effects
@@ -131,7 +131,7 @@ class Run:
         with tempfile.TemporaryDirectory(dir=self.root) as copy:
             for file in place.glob(f"{directory.database.name}*"):
                 shutil.copy(file, copy)
-            database = Database(Path(copy) / directory.database.name, MIGRATIONS)
+            database = Database(Path(copy) / directory.database.name, SCHEMA)
             bundles = InstallationState(database).bundles()
             database.close()
         stored = (self.market.root / f"built-{self.scenario.wanted}" / MANIFEST_FILE).read_bytes()

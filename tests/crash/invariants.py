@@ -11,7 +11,7 @@ from agent.install.verify.bundle_verifier import verify_bundle
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from contract.bundle.manifest import Manifest
 from contract.errors import BundleRefused
 from contract.identifiers import Digest
@@ -30,7 +30,7 @@ KNOWN = frozenset(
 def after_restart(scenario: Scenario, life: Life) -> Iterator[str]:
     """Faults found when the agent has started again and nothing has been asked of it."""
     directory = life.directory
-    state = InstallationState(Database(directory.database, MIGRATIONS))
+    state = InstallationState(Database(directory.database, SCHEMA))
     snapshot = state.snapshot()
     active = state.bundle(snapshot.active)
     if (active and active.version) not in scenario.may_be:
@@ -67,7 +67,7 @@ def after_restart(scenario: Scenario, life: Life) -> Iterator[str]:
 def at_the_end(scenario: Scenario, life: Life, missing: int) -> Iterator[str]:
     """Faults found when the interrupted deed has been completed; ``missing``: bytes that had to be fetched."""
     directory = life.directory
-    state = InstallationState(Database(directory.database, MIGRATIONS))
+    state = InstallationState(Database(directory.database, SCHEMA))
     snapshot = state.snapshot()
     active = state.bundle(snapshot.active)
     if active is None or active.version != scenario.after:

@@ -15,10 +15,7 @@ import msgspec
 from agent.install.desired import DesiredBundle, rollback_target
 from agent.install.process.messages import InstallJob
 from agent.install.reconciler import Reconciler
-from agent.state.database import Database
 from agent.state.installation import InstallationState
-from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
 from contract.bundle.adapter_slots import find_slots
 from contract.bundle.chunks import digest_chunks
 from contract.bundle.manifest import (
@@ -43,8 +40,7 @@ class Scenario:
     """``before``: versions installed in this order first; ``deed`` is what is interrupted; ``after``: what must be
     active in the end, ``may_be``: what may be active right after the restart; ``epoch`` the least there may be then;
     ``wanted``: what is fetched. ``provisioned``: the device trusts the repository already; ``early``: what is before
-    came from the repository as it was then. ``adapter``: what is beside it in the end. ``adapt`` changes the device
-    after that.
+    came from the repository as it was then. ``adapter``: what is beside it in the end.
     """
 
     name: str
@@ -57,7 +53,6 @@ class Scenario:
     provisioned: bool = True
     early: bool = False
     adapter: str | None = None
-    adapt: Callable[[StateDirectory], None] = lambda directory: None
 
 
 def follow(version: str) -> Deed:
@@ -110,31 +105,6 @@ async def follow_adapter(life: Life, reconciler: Reconciler, state: Installation
     await life.until(lambda last: last.phase == "IDLE" and bool(last.adapters))
 
 
-TABLES = ("bundles", "installation", "role_versions", "attempts", "quarantine", "swaps")
-"""Those of the first schema that was released."""
-
-
-def make_older(directory: StateDirectory) -> None:
-    """Give the database that schema, with everything that it can hold."""
-    now = Database(directory.database, MIGRATIONS)
-    rows = {table: [dict(row) for row in now.query(f"SELECT * FROM {table}")] for table in TABLES}
-    now.close()
-    for left in directory.root.glob(f"{directory.database.name}*"):
-        left.unlink()
-    # Made elsewhere: an agent does not begin anew beside bundles.
-    scratch = directory.root.with_name("older.db")
-    older = Database(scratch, MIGRATIONS[:1])
-    with older.transaction("copy") as connection:
-        connection.execute("DELETE FROM installation")
-        for table, found in rows.items():
-            known = [row["name"] for row in connection.execute(f"PRAGMA table_info({table})")]
-            for row in found:
-                values = [row[name] for name in known]
-                connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(values))})", values)
-    older.close()
-    scratch.rename(directory.database)
-
-
 ADAPTER = "adapter"
 
 SCENARIOS = (
@@ -150,10 +120,6 @@ SCENARIOS = (
     ),
     Scenario(
         "trust refresh", ("1.0.0", "1.1.0"), refresh_trust, "1.1.0", frozenset({"1.1.0"}), 1, "1.1.0", early=True
-    ),
-    Scenario(
-        "state migration", ("1.0.0",), follow("1.1.0"), "1.1.0", frozenset({"1.0.0", "1.1.0"}), 1, "1.1.0",
-        adapt=make_older,
     ),
     Scenario(
         "adapter install", ("1.0.0",), follow_adapter, "1.0.0", frozenset({"1.0.0"}), 1, ADAPTER,
@@ -244,5 +210,4 @@ def prepare(scenario: Scenario, market: Market, root: Path, live: Callable[[Devi
         TrustStore(device.directory.trust, Disk()).provision(market.root_json.read_bytes(), device.state())
     for version in scenario.before:
         live(device, follow(version))
-    scenario.adapt(device.directory)
     return device

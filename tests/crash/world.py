@@ -20,7 +20,7 @@ from agent.install.settings import InstallSettings
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from agent.worker.settings import WorkerSettings
 from contract.mqtt.messages import Reported
 from contract.system.durable import Disk, Effects
@@ -121,7 +121,7 @@ class Life:
 
     def live(self, deed: Deed | None = None) -> None:
         """Start the agent, do ``deed`` beside it, end it."""
-        database = Database(self.directory.database, MIGRATIONS, self.disk.effects)
+        database = Database(self.directory.database, SCHEMA, self.disk.effects)
         try:
             asyncio.run(self._live(InstallationState(database), deed))
         finally:

@@ -36,7 +36,7 @@ _HERE = {
     "A": "tests/agent/state/test_audit.py",
     "P": "tests/agent/host/test_host.py",
     "J": "tests/contract/chat/test_template.py",
-    "U": "tests/agent/trust/test_tuf_client.py",
+    "U": "tests/contract/trust/test_tuf_client.py",
 }
 
 
@@ -892,7 +892,7 @@ CHECKS: tuple[Check, ...] = (
         "TUF client: an emptied cache",
         "U.an_emptied_cache_is_refused_and_not_passed_over",
         (
-            "contract.trust.client",
+            "tests.tuf_client.client",
             "                    check(path.read_bytes(), path.name, any_key=self._any_key)\n",
             "                    pass\n",
         ),
@@ -900,9 +900,9 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "TUF client: other key types",
         "U.other_key_types_are_admitted_only_with_any_key",
-        ("contract.trust.client", "    if not any_key:\n", "    if False:\n"),
+        ("tests.tuf_client.client", "    if not any_key:\n", "    if False:\n"),
         (
-            "contract.trust.client",
+            "tests.tuf_client.client",
             "        if self._any_key:\n            check(root_json",
             "        if True:\n            check(root_json",
         ),

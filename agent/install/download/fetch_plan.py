@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,17 +90,6 @@ def index_files(bundles: Iterable[tuple[Path, Manifest]]) -> dict[str, list[Path
         for entry in manifest.files:
             index.setdefault(entry.sha256, []).append(directory / entry.path)
     return index
-
-
-def split_reusable(
-    slices: Iterable[ChunkSlice], index: Mapping[str, Location]
-) -> tuple[list[ChunkSlice], list[ChunkSlice]]:
-    """(to copy from this device, to fetch)."""
-    copies: list[ChunkSlice] = []
-    fetches: list[ChunkSlice] = []
-    for chunk_slice in slices:
-        (copies if chunk_slice.sha256 in index else fetches).append(chunk_slice)
-    return copies, fetches
 
 
 def plan_ranges(

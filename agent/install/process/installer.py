@@ -26,7 +26,7 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from contract.errors import (
     BundleRefused,
     EdgeBundleError,
@@ -67,7 +67,7 @@ def run_job(job: InstallJob, disk: Disk, report: Callable[[Line], None]) -> Seal
     for path in (directory.bundles, directory.derived):
         disk.make_directory(path)
     with FileLock(directory.installer_lock, "another installer", wait_seconds=LOCK_SECONDS):
-        database = Database(directory.database, MIGRATIONS, disk.effects)
+        database = Database(directory.database, SCHEMA, disk.effects)
         mirrors = Mirrors(job.sources)
         try:
             state = InstallationState(database)

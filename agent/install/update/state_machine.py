@@ -132,8 +132,3 @@ def step(state: State, event: Event) -> _Entry:
     if entry is None:
         raise IllegalEvent(f"{event} cannot happen in {state}")
     return entry
-
-
-def can_be_superseded(state: State) -> bool:
-    """Whether a newer wish may interrupt now; otherwise it waits until the state is left."""
-    return (state, Event.SUPERSEDED) in TABLE

@@ -30,7 +30,7 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from agent.state.lock import FileLock
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from agent.state.warnings import Warned
 from agent.worker.settings import WorkerSettings
 from contract.errors import StoreBroken
@@ -60,7 +60,7 @@ def place(tmp_path: Path) -> StateDirectory:
     """State with nothing installed."""
     place = StateDirectory(tmp_path / "state")
     place.root.mkdir(mode=0o700)
-    Database(place.database, MIGRATIONS).close()
+    Database(place.database, SCHEMA).close()
     return place
 
 
@@ -188,7 +188,7 @@ def test_a_clock_in_the_past_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_clock_floor_is_forgotten_on_demand_but_not_under_a_running_agent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: Path, place: StateDirectory
 ) -> None:
-    database = Database(place.database, MIGRATIONS)
+    database = Database(place.database, SCHEMA)
     InstallationState(database).raise_clock_floor(4_000_000_000)
     database.close()
     with FileLock(place.lock, "an agent"):
@@ -383,7 +383,7 @@ def test_without_an_agent_nothing_is_answered(place: StateDirectory) -> None:
 
 @pytest.mark.parametrize("running", [True, False])
 def test_a_revoked_active_bundle_is_bad_whether_or_not_an_agent_runs(place: StateDirectory, running: bool) -> None:
-    database = Database(place.database, MIGRATIONS)
+    database = Database(place.database, SCHEMA)
     installed = InstallationState(database)
     installed.add_bundle(InstalledBundle(Digest("a" * 64), "tiny", "1.0.0", 0, 1, 1))
     installed.commit_candidate(Digest("a" * 64))

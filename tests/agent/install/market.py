@@ -16,7 +16,7 @@ from agent.state.audit import Entry, read_audit
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from contract.bundle.chunks import digest_chunks
 from contract.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, encode_manifest, parse_manifest
 from contract.system.durable import Disk
@@ -107,7 +107,7 @@ class Device:
         return [line.event for line in self.lines if isinstance(line, Reached)]
 
     def state(self) -> InstallationState:
-        return InstallationState(Database(self.directory.database, MIGRATIONS))
+        return InstallationState(Database(self.directory.database, SCHEMA))
 
     def activate(self, bundle: SealedBundle) -> None:
         self.state().commit_candidate(bundle.digest)

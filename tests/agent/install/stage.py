@@ -20,7 +20,7 @@ from agent.install.settings import InstallSettings
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from agent.worker.ports import OnEvent
 from agent.worker.settings import WorkerSettings
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
@@ -190,7 +190,7 @@ class Stage:
     @contextlib.asynccontextmanager
     async def agent(self) -> AsyncIterator[Reconciler]:
         """An agent's life from start to kill: nothing is said good-bye to."""
-        database = Database(self.directory.database, MIGRATIONS)
+        database = Database(self.directory.database, SCHEMA)
         self.state = InstallationState(database)
         reconciler = Reconciler(
             directory=self.directory,

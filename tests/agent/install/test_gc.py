@@ -15,11 +15,7 @@ from agent.install.gc import collect_bundles, used_bytes
 from agent.install.ports import SealedBundle, ServingCounters
 from agent.install.settings import InstallSettings
 from agent.install.verify.bundle_verifier import verify_bundle
-from agent.state.database import Database
-from agent.state.installation import InstallationState, InstalledBundle
-from agent.state.migrations import MIGRATIONS
 from contract.errors import EdgeBundleError, StoreBroken, StoreFull, UsageError
-from contract.identifiers import Digest
 from contract.reasons import Reason
 from contract.system.durable import Disk
 from contract.trust.store import TrustStore
@@ -282,26 +278,3 @@ def test_a_sealed_candidate_and_what_is_protected_stay_under_any_quota(market: M
     assert removed == [sealed["1.1.0"].digest]
     assert here(device) == {"1.0.0", "1.2.0", "1.3.0", "1.4.0"}
     assert part.exists()
-
-
-# What a device has that was installed before history was kept.
-
-
-def test_an_older_device_keeps_its_way_back(tmp_path: Path) -> None:
-    path = tmp_path / "state.db"
-    a, b, c, d = (Digest(letter * 64) for letter in "abcd")
-    older = Database(path, MIGRATIONS[:4])
-    with older.transaction("as it was") as connection:
-        for at, digest in enumerate((a, b, c, d)):
-            connection.execute("INSERT INTO bundles VALUES (?, 'tiny', '1.0.0', 0, 1, ?, NULL)", (digest, at))
-        connection.execute("INSERT INTO quarantine VALUES (?, 'tiny', '1.0.0', 'x', 'x', 0)", (d,))
-        connection.execute("UPDATE installation SET active = ?, previous = ?", (c, b))
-    older.close()
-    state = InstallationState(Database(path, MIGRATIONS))
-    assert state.history.before(c) == b
-    assert state.history.once_active() == [c, b, a]
-    state.commit_candidate(b, back=True)
-    assert state.history.before(b) == a
-    state.add_bundle(InstalledBundle(Digest("e" * 64), "tiny", "2.0.0", 0, 1, 9))
-    state.commit_candidate(Digest("e" * 64))
-    assert state.history.once_active() == [Digest("e" * 64), b, a, c]

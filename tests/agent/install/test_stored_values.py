@@ -25,9 +25,9 @@ from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.integrity import MAX_KEPT
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
 from agent.state.result_store import Key
 from agent.state.result_writer import ResultWriter
+from agent.state.schema import SCHEMA
 from agent.telemetry.llm import LlmMeter
 from contract.errors import BundleRefused
 from contract.mqtt.messages import Reported
@@ -205,7 +205,7 @@ class Outlet:
 
 async def read_all(place: StateDirectory) -> tuple[InstallationState, dict[str, bytes]]:
     """Everything that is read at a start, but for bundles and what the installation does about them."""
-    database = Database(place.database, MIGRATIONS)
+    database = Database(place.database, SCHEMA)
     state = InstallationState(database)
     snapshot = state.snapshot()
     state.role_versions(), state.clock_floor(), state.history.once_active(), state.warning_store.revoked()
@@ -221,7 +221,7 @@ async def read_all(place: StateDirectory) -> tuple[InstallationState, dict[str, 
 
 
 def test_any_value_in_any_column_is_read_or_set_aside(filled: Filled) -> None:
-    state = InstallationState(Database(filled.place.database, MIGRATIONS))
+    state = InstallationState(Database(filled.place.database, SCHEMA))
     epoch, versions, clock = state.epoch(), state.role_versions(), state.clock_floor()
     assert (epoch, len(versions)) == (2, 4)
     state._database.close()
@@ -301,7 +301,7 @@ def test_a_floor_that_cannot_be_read_refuses_installation_until_trust_is_provisi
     assert [found.fix for found in examine_trust(filled.place) if found.verdict == "bad"] == [
         "edge-agent trust provision ROOT_JSON --replace"
     ], "doctor says so also before an installation is tried"
-    state = InstallationState(Database(filled.place.database, MIGRATIONS))
+    state = InstallationState(Database(filled.place.database, SCHEMA))
     TrustStore(filled.place.trust, Disk()).reprovision(market.root_json.read_bytes(), state)
     state.check_floors()
     assert state.epoch() == 2

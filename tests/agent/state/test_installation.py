@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from agent.state.database import Database
 from agent.state.installation import Failure, InstallationState, InstalledBundle, Quarantined
-from agent.state.migrations import MIGRATIONS
+from agent.state.schema import SCHEMA
 from contract.errors import StoreBroken
 from contract.identifiers import Digest
 from contract.reasons import Reason
 
-A, B, C = (Digest(letter * 64) for letter in "abc")
+A, B, C, D = (Digest(letter * 64) for letter in "abcd")
 
 
 def bundle(digest: Digest, version: str = "1.0.0", epoch: int = 0) -> InstalledBundle:
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def state(path: Path) -> Iterator[InstallationState]:
-    database = Database(path, MIGRATIONS)
+    database = Database(path, SCHEMA)
     yield InstallationState(database)
     database.close()
 
@@ -46,7 +46,7 @@ def test_a_fresh_state_is_idle_and_empty(state: InstallationState) -> None:
 def test_what_was_entered_is_found_by_another_process(state: InstallationState, path: Path) -> None:
     state.enter("ROLLBACK", A, Failure(Reason.CANARY_DRIFT, "drifted"))
     state.record_desired(b"{}")
-    found = InstallationState(Database(path, MIGRATIONS)).snapshot()
+    found = InstallationState(Database(path, SCHEMA)).snapshot()
     assert (found.phase, found.candidate, found.desired) == ("ROLLBACK", A, b"{}")
     assert found.failure == Failure(Reason.CANARY_DRIFT, "drifted")
     state.enter("IDLE", None)
@@ -106,6 +106,20 @@ def test_attempts_count_up_and_are_forgotten_at_commit(state: InstallationState)
     assert state.count_attempt(A) == 1
 
 
+def test_a_rollback_goes_back_to_what_was_active_before_and_undoes_what_came_after(state: InstallationState) -> None:
+    for digest in (A, B, C):
+        state.add_bundle(bundle(digest))
+        state.commit_candidate(digest)
+    assert state.history.before(C) == B
+    assert state.history.once_active() == [C, B, A]
+    state.commit_candidate(B, back=True)
+    assert state.history.before(B) == A
+    state.add_bundle(bundle(D))
+    state.commit_candidate(D)
+    assert state.history.before(D) == B
+    assert state.history.once_active() == [D, B, A, C]
+
+
 def test_quarantine_keeps_the_first_reason_until_released(state: InstallationState) -> None:
     first = Quarantined(A, "tiny", "1.0.0", Reason.CANARY_DRIFT, "drifted", 1)
     state.quarantine(first)
@@ -124,7 +138,7 @@ def test_swaps_are_counted_within_a_span(state: InstallationState) -> None:
 @settings(deadline=None)  # every example writes a database of its own to the disk
 @given(st.lists(st.dictionaries(st.sampled_from(["root", "timestamp", "snapshot", "targets"]), st.integers(1, 2**40))))
 def test_role_versions_only_rise(tmp_path_factory: pytest.TempPathFactory, raises: list[dict[str, int]]) -> None:
-    database = Database(tmp_path_factory.mktemp("floor") / "state.db", MIGRATIONS)
+    database = Database(tmp_path_factory.mktemp("floor") / "state.db", SCHEMA)
     state = InstallationState(database)
     highest: dict[str, int] = {}
     for versions in raises:
@@ -144,17 +158,17 @@ def test_the_clock_floor_only_rises(state: InstallationState) -> None:
 @pytest.mark.parametrize("left", ["trust/trusted.json", "bundles/of an older state"])
 def test_a_state_that_was_lost_is_not_begun_anew(path: Path, how: str, left: str) -> None:
     """What lies beside it would be removed as strays, and the epoch and the floor of trust would be forgotten."""
-    Database(path, MIGRATIONS).close()
+    Database(path, SCHEMA).close()
     (path.parent / left).parent.mkdir()
     (path.parent / left).touch()
-    Database(path, MIGRATIONS).close()
+    Database(path, SCHEMA).close()
     for file in path.parent.glob("state.db*"):
         file.unlink()
     if how == "empty":
         path.touch()
     for _ in range(2):
         with pytest.raises(StoreBroken, match="it was lost; move the state directory away"):
-            Database(path, MIGRATIONS)
+            Database(path, SCHEMA)
     assert (path.parent / left).exists()
 
 
@@ -163,7 +177,7 @@ def test_the_schema_of_a_newer_agent_is_refused(path: Path) -> None:
     connection.execute("PRAGMA user_version=99")
     connection.close()
     with pytest.raises(StoreBroken, match="newer agent"):
-        Database(path, MIGRATIONS)
+        Database(path, SCHEMA)
 
 
 def test_an_adapter_joins_its_base_and_takes_the_place_of_its_name(state: InstallationState) -> None:

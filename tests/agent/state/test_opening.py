@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from agent.state import result_store
-from agent.state.database import Database
+from agent.state.database import SCHEMA_VERSION, Database
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
-from agent.state.migrations import MIGRATIONS
 from agent.state.opening import State, open_to_read
 from agent.state.result_store import Key
+from agent.state.schema import SCHEMA
 from contract.errors import StoreBroken, StoreFull
 from contract.identifiers import Digest
 
@@ -163,5 +165,7 @@ def test_a_reader_never_writes_what_it_was_given_in_memory(
 
 
 def test_a_newer_schema_is_refused_from_memory_as_well(directory: StateDirectory) -> None:
+    with closing(sqlite3.connect(directory.database)) as connection:
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
     with pytest.raises(StoreBroken, match="newer agent"):
-        Database.recall(directory.database, MIGRATIONS[:1], StoreFull("full"))
+        Database.recall(directory.database, SCHEMA, StoreFull("full"))

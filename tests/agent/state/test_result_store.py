@@ -10,9 +10,9 @@ import pytest
 
 from agent.state import result_store, result_writer
 from agent.state.database import Database
-from agent.state.migrations import MIGRATIONS
 from agent.state.result_store import KEEP_SECONDS, KEEP_TOMBSTONES_SECONDS, Key, Verdict
 from agent.state.result_writer import ResultWriter
+from agent.state.schema import SCHEMA
 from contract.errors import StoreBroken
 
 KEY = Key("c", "one")
@@ -20,7 +20,7 @@ KEY = Key("c", "one")
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(tmp_path / "state.db", MIGRATIONS)
+    opened = Database(tmp_path / "state.db", SCHEMA)
     yield opened
     opened.close()
 
@@ -160,7 +160,7 @@ def test_writer_groups_commits_and_keeps_their_order(tmp_path: Path) -> None:
             return super().transaction(name)
 
     async def scenario() -> tuple[list[Verdict], bytes]:
-        database = Counting(tmp_path / "state.db", MIGRATIONS)
+        database = Counting(tmp_path / "state.db", SCHEMA)
         commits.clear()
         writer = ResultWriter(database)
         verdicts = await asyncio.gather(
@@ -181,7 +181,7 @@ def test_writer_groups_commits_and_keeps_their_order(tmp_path: Path) -> None:
     assert [verdict.kind for verdict in verdicts] == ["new"] * 100 + ["running"] * 100
     assert stored == b"last"
     assert len(commits) < 50
-    reopened = Database(tmp_path / "state.db", MIGRATIONS)
+    reopened = Database(tmp_path / "state.db", SCHEMA)
     assert reopened.query("SELECT delivered FROM answers WHERE id = '0'")[0][0] == 1
     reopened.close()
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.install.download.fetch_plan import ChunkSlice, Location, plan_ranges, split_reusable
+from agent.install.download.fetch_plan import ChunkSlice, plan_ranges
 
 
 def file_of(sizes: list[int]) -> list[ChunkSlice]:
@@ -52,9 +51,3 @@ def test_a_file_that_is_all_missing_becomes_runs_without_gaps(sizes: list[int]) 
 
 def test_nothing_missing_needs_no_request() -> None:
     assert plan_ranges(file_of([10, 20]), set()) == []
-
-
-def test_a_moved_chunk_is_found_by_its_digest() -> None:
-    first, second = file_of([10, 20])
-    index = {second.sha256: Location(Path("/elsewhere"), 4096)}
-    assert split_reusable([first, second], index) == ([second], [first])

@@ -27,7 +27,7 @@ def test_every_point_ends_well(tiny_bundle: Path, scenario: str, least: int) -> 
     assert points_of(crash(tiny_bundle, "--scenario", scenario)) >= least, "the effects are still numbered"
 
 
-@pytest.mark.parametrize("scenario", ["first install by hand", "trust refresh", "state migration", "adapter install"])
+@pytest.mark.parametrize("scenario", ["first install by hand", "trust refresh", "adapter install"])
 def test_some_points_of_other_deeds_end_well(tiny_bundle: Path, scenario: str) -> None:
     assert points_of(crash(tiny_bundle, "--scenario", scenario, "--stride", "15")) >= 1
 

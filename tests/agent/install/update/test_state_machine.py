@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.install.update.state_machine import TABLE, Action, Event, IllegalEvent, State, can_be_superseded, step
+from agent.install.update.state_machine import TABLE, Action, Event, IllegalEvent, State, step
 
 OBTAINING = {State.RESOLVE, State.CHECK, State.RESERVE, State.FETCH, State.VERIFY, State.SEAL}
 
@@ -57,8 +57,12 @@ def test_a_failed_candidate_is_quarantined_and_the_old_bundle_restored() -> None
         assert step(state, Event.FAILED) == (State.ROLLBACK, (Action.QUARANTINE, Action.RESTORE))
 
 
-def test_a_wish_can_be_superseded_whenever_nothing_is_half_switched() -> None:
-    assert {state for state in State if can_be_superseded(state)} == OBTAINING | {State.CANARY, State.PROBATION}
+def test_a_candidate_can_be_superseded_whenever_nothing_is_half_switched() -> None:
+    superseded = {state for state, event in TABLE if event is Event.SUPERSEDED}
+    assert superseded == OBTAINING | {
+        State.CANARY,
+        State.PROBATION,
+    }
 
 
 def test_only_a_failure_quarantines() -> None:

@@ -1,5 +1,5 @@
-"""``edge-agent trust`` as the TUF client that independent suites drive: a process of its own, against a repository that
-python-tuf alone has made, with the options and exit statuses that those suites expect.
+"""``python -m tests.tuf_client``, the TUF client that independent suites drive: a process of its own, against a
+repository that python-tuf alone has made, with the options and exit statuses that those suites expect.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Driven:
 
     def __call__(self, *words: str, any_key: bool = False) -> int:
         options = ["--any-key"] if any_key else []
-        command = [sys.executable, "-m", "agent.cli", "trust", *options, "--metadata-dir", str(self.metadata), *words]
+        command = [sys.executable, "-m", "tests.tuf_client", *options, "--metadata-dir", str(self.metadata), *words]
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=250)
         self.error = done.stderr
         assert "Traceback" not in done.stderr
@@ -295,4 +295,4 @@ def test_other_key_types_are_admitted_only_with_any_key(consistent: Upstream, tm
 def test_any_failure_is_one_also_of_the_command_line(consistent: Upstream, tmp_path: Path, words: list[str]) -> None:
     driven = Driven(tmp_path / "client", consistent)
     assert driven(*words) == 1
-    assert driven.error.count("error:") + driven.error.count("edge-agent: ") == 1
+    assert driven.error.count("tuf_client: ") == 1

@@ -1,4 +1,4 @@
-"""A plain TUF client over HTTP, with the command line that independent TUF test suites drive.
+"""A plain TUF client over HTTP.
 
 It shares the readers, the key policy and the errors of the product, but keeps its state as python-tuf does, in a
 directory with non-versioned file names, and follows delegations. ``any_key`` admits the other key types of TUF's own
