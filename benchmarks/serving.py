@@ -25,7 +25,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -101,7 +100,7 @@ def serve(port: int, root: Path, bundle: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     device = Device(config, root / "state.db", workers)
     device.start(settle=False)
-    device.run(device.serving.swap(msgspec.structs.replace(sealed(), directory=bundle), "drain"), LOAD_SECONDS)
+    device.run(device.serving.swap(sealed(directory=bundle), "drain"), LOAD_SECONDS)
     device.call(device.serving.startup_finished)
     stopped.wait()
     device.stop()

@@ -16,12 +16,12 @@ from agent.commands.context import CliContext, add_context_options, existing_con
 from agent.commands.verify import faults_of
 from agent.diagnosis.benchmark import Measurement, measure
 from agent.install.prepack import cpu_id, intact_weights
-from agent.install.verify.bundle_verifier import read_manifest
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.lock import is_held
 from agent.state.opening import open_to_read
 from agent.worker.supervisor import WorkerProcess
 from contract.bundle.manifest import Budget
+from contract.bundle.verifier import read_manifest
 from contract.errors import UsageError
 
 MAX_TOKENS = 4096
@@ -114,7 +114,7 @@ def _measure(context: CliContext, where: str, bundle: InstalledBundle, arguments
     if faults:
         raise faults[0]
     directory = context.directory.bundle(bundle.digest)
-    manifest = read_manifest(directory, bundle.digest)
+    manifest = read_manifest(directory, bundle.digest).manifest
     derived = context.directory.derived_of(bundle.digest) / cpu_id()
     measuring = measure(
         WorkerProcess.start,

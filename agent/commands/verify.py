@@ -9,10 +9,10 @@ import sys
 from agent.commands.context import CliContext, add_context_options, existing_context, format_size
 from agent.install.prepack import is_intact
 from agent.install.verify.adapters import check_fits
-from agent.install.verify.bundle_verifier import find_faults, read_manifest
 from agent.install.verify.content_policy import check_contents
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.opening import open_to_read
+from contract.bundle.verifier import find_faults, read_manifest
 from contract.errors import BundleRefused
 from contract.reasons import Reason
 
@@ -61,7 +61,7 @@ def faults_of(context: CliContext, bundle: InstalledBundle) -> list[BundleRefuse
     """Everything that is wrong with one bundle on this disk."""
     directory = context.directory.bundle(bundle.digest)
     try:
-        manifest = read_manifest(directory, bundle.digest)
+        manifest = read_manifest(directory, bundle.digest).manifest
         faults = list(find_faults(directory, manifest))
         if not faults:
             check_contents(manifest, lambda path: directory / path)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from agent.install.verify.bundle_verifier import read_manifest
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.bundle.manifest import Manifest
+from contract.bundle.verifier import read_manifest
 from contract.errors import BundleRefused, StoreBroken
 from contract.identifiers import Digest
 from contract.system.durable import Disk
@@ -45,9 +45,8 @@ def known_bundles(state: InstallationState, directory: StateDirectory) -> list[t
     found: list[tuple[Path, Manifest]] = []
     for bundle in sorted(state.bundles(), key=lambda bundle: order.get(bundle.digest, 2)):
         try:
-            found.append(
-                (directory.bundle(bundle.digest), read_manifest(directory.bundle(bundle.digest), bundle.digest))
-            )
+            place = directory.bundle(bundle.digest)
+            found.append((place, read_manifest(place, bundle.digest).manifest))
         except BundleRefused:
             continue
     return found

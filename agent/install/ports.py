@@ -8,13 +8,14 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from contract.bundle.manifest import Manifest
+from contract.bundle.verifier import VerifiedDirectory
 from contract.identifiers import Digest
 
 SwapMode = Literal["overlap", "drain"]
 
 
 class SealedBundle(Struct, frozen=True):
-    """A bundle on disk whose every byte was verified against a trusted manifest; made only by ``agent.install``.
+    """A bundle on disk whose every byte was verified against a trusted manifest, which ``verified`` proves.
 
     ``directory`` is read-only and named after ``digest``; ``derived`` holds prepacked weights of this CPU, if any;
     ``derived_fingerprint`` tells whether they were touched since they were verified
@@ -22,12 +23,22 @@ class SealedBundle(Struct, frozen=True):
     ``adapters`` are bundles for this one that are loaded beside it, one of each name.
     """
 
-    digest: Digest
-    directory: Path
-    manifest: Manifest
+    verified: VerifiedDirectory
     derived: Path | None = None
     derived_fingerprint: tuple[tuple[int, ...], ...] | None = None
     adapters: tuple[SealedBundle, ...] = ()
+
+    @property
+    def digest(self) -> Digest:
+        return self.verified.digest
+
+    @property
+    def directory(self) -> Path:
+        return self.verified.path
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.verified.manifest
 
     @property
     def adapter_files(self) -> dict[str, Path]:

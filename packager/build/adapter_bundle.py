@@ -18,8 +18,9 @@ from contract.bundle.adapter_slots import CAPABILITY, Slot, find_slots
 from contract.bundle.device_plan import MIB
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.bundle.manifest import Base, Budget, License, Manifest
+from contract.bundle.verifier import VerifiedDirectory
 from contract.errors import BuildRefused, UsageError
-from contract.identifiers import Digest, check_bundle_name, check_version
+from contract.identifiers import check_bundle_name, check_version
 from contract.onnx.wire import read_graph_file
 from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.build.pipeline import AGENT_BOUND, DISK_FACTOR, default_cache, disk_errors, measured_canaries
@@ -36,7 +37,7 @@ from packager.evaluate.evidence import (
     tool_versions,
     write_evidence,
 )
-from packager.evaluate.verify import check_files, read_manifest
+from packager.evaluate.verify import read_bundle_manifest, verify_files
 from packager.graph.cache import LABELS
 from packager.graph.facts import read_back
 from packager.graph.slots import assign_slots
@@ -55,9 +56,7 @@ ADAPTER_FILE = "adapter.onnx_adapter"
 class BaseBundle(Struct, frozen=True):
     """A whole bundle on this host whose graph takes adapters."""
 
-    directory: Path
-    digest: Digest
-    manifest: Manifest
+    bundle: VerifiedDirectory
     slots: dict[str, Slot]
 
 
@@ -69,10 +68,11 @@ def read_base(directory: Path, progress: BuildProgress) -> BaseBundle:
         BundleRefused: it is damaged.
         BuildRefused: it takes no adapters.
     """
-    manifest, digest = read_manifest(directory)
+    found = read_bundle_manifest(directory)
+    manifest = found.manifest
     if manifest.base is not None:
         raise BuildRefused(f"{manifest.reference} is an adapter itself; name the bundle of the model with --base")
-    check_files(directory, manifest, progress)
+    verified = verify_files(directory, found, progress)
     config = read_genai_config((directory / CONFIG_FILE).read_bytes())
     slots = find_slots(read_graph_file(directory / config.filename))
     if not slots:
@@ -80,7 +80,7 @@ def read_base(directory: Path, progress: BuildProgress) -> BaseBundle:
             f"{manifest.reference} has no places for adapters; build it with --adapter-slots, or merge this one with "
             "--merge-adapter"
         )
-    return BaseBundle(directory, digest, manifest, slots)
+    return BaseBundle(verified, slots)
 
 
 def build_adapter_bundle(
@@ -106,7 +106,7 @@ def build_adapter_bundle(
         progress.stage(1, STAGES, "reading base and source")
         adapter = inspect_adapter(plan.origin.adapter.expanduser(), merged=False)
         base = read_base(base_dir, progress)
-        of_base = base.manifest.model
+        of_base = base.bundle.manifest.model
         spec = prepare_evaluation(plan.quality, of_base.precision if of_base.precision != "mixed" else "int4")
         plain = msgspec.structs.replace(plan.origin, adapter=None)
         source = open_source(plan.source, cache, log, progress.advance, plain)
@@ -120,7 +120,7 @@ def build_adapter_bundle(
         )
         heard = source_logits(spec, merged, cache, log, progress)
         progress.stage(4, STAGES, "loading the base with the adapter and comparing")
-        assessed = evaluate(spec, heard, base.directory, log, progress, adapter=staged / ADAPTER_FILE)
+        assessed = evaluate(spec, heard, base.bundle.path, log, progress, adapter=staged / ADAPTER_FILE)
         progress.stage(5, STAGES, "writing the bundle")
         origin = _provenance(source, adapter, base)
         _write_evidence(staged, plan, base, assessed, text=spec.text.name, origin=origin)
@@ -177,18 +177,19 @@ def export_adapter(adapter: Adapter, checkpoint: Checkpoint, base: BaseBundle, o
 
 
 def _check_source(base: BaseBundle, source: OpenedSource, named: str) -> None:
-    made_from = base.manifest.provenance.get("source")
+    made_from = base.bundle.manifest.provenance.get("source")
     digest = made_from.get("sha256") if isinstance(made_from, dict) else None
     if digest != source.sha256 or "adapter" in (made_from or {}):
         raise BuildRefused(
-            f"{base.manifest.reference} was not built from {named}, which the adapter is for; name a bundle that was"
+            f"{base.bundle.manifest.reference} was not built from {named}, which the adapter is for; name a bundle "
+            "that was"
         )
 
 
 def _provenance(source: OpenedSource, adapter: Adapter, base: BaseBundle) -> dict[str, Any]:
     return {
         "source": {**source.describe(), "adapter": {"name": adapter.path.resolve().name, "sha256": adapter.sha256}},
-        "base": {"bundle": base.manifest.reference, "manifest_sha256": base.digest},
+        "base": {"bundle": base.bundle.manifest.reference, "manifest_sha256": base.bundle.digest},
         "tools": tool_versions(BUILD_TOOLS),
         "evidence": f"{EVIDENCE_DIR}/provenance.json",
     }
@@ -197,11 +198,11 @@ def _provenance(source: OpenedSource, adapter: Adapter, base: BaseBundle) -> dic
 def _write_evidence(
     staged: Path, plan: BuildPlan, base: BaseBundle, assessed: Assessment, *, text: str, origin: dict[str, Any]
 ) -> None:
-    _, graph = read_back(base.directory)
+    _, graph = read_back(base.bundle.path)
     provenance = {**origin, "options": {}, "workarounds": [], "host": describe_host()}
     quality = {**quality_of(assessed.checked, graph, text), **assessed.summary, **assessed.details}
     write_evidence(staged, quality, provenance, graph)
-    write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph, base=base.directory)
+    write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph, base=base.bundle.path)
 
 
 def _compose(
@@ -215,7 +216,7 @@ def _compose(
     provenance: dict[str, Any],
 ) -> Manifest:
     files = list_files(staged)
-    theirs = base.manifest
+    theirs = base.bundle.manifest
     adapters = sum(entry.size for entry in files if entry.role == "adapter")
     capabilities = [name for name in theirs.model.capabilities if name != CAPABILITY]
     return Manifest(
@@ -243,5 +244,5 @@ def _compose(
         quality=quality,
         license=License(spdx=plan.license or "unknown"),
         provenance=provenance,
-        base=Base(name=theirs.name, version=theirs.version, manifest_sha256=base.digest),
+        base=Base(name=theirs.name, version=theirs.version, manifest_sha256=base.bundle.digest),
     )

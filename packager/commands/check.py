@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = verify_bundle(arguments.bundle, log, progress, arguments.base)
     finally:
         progress.close()
-    manifest, checked = found.manifest, found.checked
+    manifest, checked = found.bundle.manifest, found.checked
     drift = [
         round(result.mean_nll - canary.mean_nll, 4)
         for canary, result in zip(manifest.canary, checked.canaries, strict=False)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         result = {
             "bundle": manifest.reference,
-            "digest": found.digest,
+            "digest": found.bundle.digest,
             "bytes": manifest.total_bytes,
             "canary_drift": drift,
             "peak_rss_bytes": checked.peak_rss_bytes,
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         print(json.dumps(result))
     else:
-        print(f"{manifest.reference}  {found.digest}")
+        print(f"{manifest.reference}  {found.bundle.digest}")
         print(f"  {len(manifest.files)} files, {manifest.total_bytes / 1e6:.1f} MB, every byte as listed")
         print(f"  loads in {checked.load_seconds:.2f} s, peak {checked.peak_rss_bytes / 2**20:.0f} MiB")
         print(f"  canaries within {max(map(abs, drift), default=0.0):.4f} nats of the build")

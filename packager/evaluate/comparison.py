@@ -15,7 +15,7 @@ from contract.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, parse_m
 from contract.errors import UsageError
 from contract.identifiers import Digest, parse_reference
 from contract.system.durable import translate
-from packager.evaluate.verify import read_manifest
+from packager.evaluate.verify import read_bundle_manifest
 from packager.publish.metadata import PublishedMetadata
 from packager.sources.checkpoint import read_chat_template
 
@@ -72,8 +72,9 @@ def find_bundle(text: str, repository: Path) -> StoredBundle:
     """
     directory = Path(text)
     if (directory / MANIFEST_FILE).is_file():
-        manifest, digest = read_manifest(directory)
-        return StoredBundle(manifest, digest, {entry.path: directory / entry.path for entry in manifest.files})
+        found = read_bundle_manifest(directory)
+        files = {entry.path: directory / entry.path for entry in found.manifest.files}
+        return StoredBundle(found.manifest, found.digest, files)
     if directory.exists() or "@" not in text:
         raise UsageError(
             f"{text!r} is not a bundle: name a directory that holds {MANIFEST_FILE}, or NAME@VERSION of --repo",

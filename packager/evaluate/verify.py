@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 from msgspec import Struct
@@ -11,16 +9,10 @@ from msgspec import Struct
 from contract.bundle.adapter_file import check_adapter, read_adapter_file
 from contract.bundle.adapter_slots import find_slots
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
-from contract.bundle.manifest import (
-    MANIFEST_FILE,
-    MAX_MANIFEST_BYTES,
-    FileEntry,
-    Manifest,
-    manifest_digest,
-    parse_manifest,
-)
+from contract.bundle.manifest import MANIFEST_FILE, Manifest
+from contract.bundle.verifier import StoredManifest, VerifiedDirectory, read_manifest, verify_directory
 from contract.errors import BundleRefused, UsageError
-from contract.identifiers import Digest, path_below
+from contract.identifiers import path_below
 from contract.onnx.wire import read_graph_file
 from contract.reasons import Reason
 from packager.build.progress import BuildProgress
@@ -34,9 +26,7 @@ STAGES = 3
 class Verified(Struct, frozen=True):
     """What ``check`` found to be whole; ``checked`` holds what this host measured just now."""
 
-    directory: Path
-    digest: Digest
-    manifest: Manifest
+    bundle: VerifiedDirectory
     graph: GraphFacts
     checked: CheckResult
 
@@ -52,16 +42,14 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress, base: Pat
         BuildRefused: it does not load or generate here.
     """
     progress.stage(1, STAGES, "comparing every byte with the manifest")
-    manifest, digest = read_manifest(directory)
-    check_files(directory, manifest, progress)
+    verified = verify_files(directory, read_bundle_manifest(directory), progress)
+    manifest = verified.manifest
     progress.stage(2, STAGES, "reading the graph")
     model_dir, adapter = _find_model(directory, manifest, base, progress)
     _, graph = read_back(model_dir)
     if manifest.model.ep != "cpu":
         progress.stage(3, STAGES, f"{NOT_RUN}: {manifest.model.ep}")
-        return Verified(
-            directory=directory, digest=digest, manifest=manifest, graph=graph, checked=not_executed_result(graph)
-        )
+        return Verified(verified, graph, not_executed_result(graph))
     progress.stage(3, STAGES, "loading and scoring the canaries")
     known = [(canary.prompt, canary.expected_text, canary.stops) for canary in manifest.canary]
     questions = () if known else ("Hello",)
@@ -81,7 +69,7 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress, base: Pat
                 f"the answer {canary.expected_text[:40]!r} does not end here, and was ended by an end token where it "
                 "was built",
             )
-    return Verified(directory=directory, digest=digest, manifest=manifest, graph=graph, checked=checked)
+    return Verified(verified, graph, checked)
 
 
 def _find_model(
@@ -95,93 +83,47 @@ def _find_model(
     wanted = f"{manifest.base.name}@{manifest.base.version}"
     if base is None:
         raise UsageError(f"{manifest.reference} is an adapter for {wanted}: name that bundle with --base", field="base")
-    theirs, digest = read_manifest(base)
-    if digest != manifest.base.manifest_sha256:
+    theirs = read_bundle_manifest(base)
+    if theirs.digest != manifest.base.manifest_sha256:
         raise UsageError(
-            f"{base} is {theirs.reference} ({digest[:12]}), and {manifest.reference} belongs to {wanted} "
-            f"({manifest.base.manifest_sha256[:12]})",
+            f"{base} is {theirs.manifest.reference} ({theirs.digest[:12]}), and {manifest.reference} belongs to "
+            f"{wanted} ({manifest.base.manifest_sha256[:12]})",
             field="base",
         )
-    check_files(base, theirs, progress)
+    verify_files(base, theirs, progress)
     config = read_genai_config((base / CONFIG_FILE).read_bytes())
     adapter = path_below(directory, manifest.adapter_path)
     check_adapter(read_adapter_file(adapter), find_slots(read_graph_file(base / config.filename)))
     return base, adapter
 
 
-def read_manifest(directory: Path) -> tuple[Manifest, Digest]:
-    """The manifest of a bundle directory and the bundle's identity.
+def read_bundle_manifest(directory: Path) -> StoredManifest:
+    """The manifest of a bundle directory.
 
     Raises:
         UsageError: ``directory`` holds no manifest.
         BundleRefused: the manifest is not valid.
     """
-    path = directory / MANIFEST_FILE
-    if not path.is_file():
+    if not (directory / MANIFEST_FILE).is_file():
         raise UsageError(f"{directory} is not a bundle: it has no {MANIFEST_FILE}", field="bundle")
-    with path.open("rb") as file:
-        stored = file.read(MAX_MANIFEST_BYTES + 1)
-    return parse_manifest(stored), manifest_digest(stored)
+    return read_manifest(directory)
 
 
-def check_files(directory: Path, manifest: Manifest, progress: BuildProgress) -> None:
-    """Check that ``directory`` holds exactly the files of ``manifest``, byte for byte.
+def verify_files(directory: Path, found: StoredManifest, progress: BuildProgress) -> VerifiedDirectory:
+    """Check that ``directory`` holds exactly the files of the manifest ``found`` in it, byte for byte.
 
     Raises:
         BundleRefused: FILE_MISSING, FILE_EXTRA, SIZE_MISMATCH, DIGEST_MISMATCH or UNSAFE_PATH.
+        StoreBroken: the disk does not let us look.
     """
-    listed = {entry.path: entry for entry in manifest.files}
-    present = list_present(directory)
-    missing, extra = sorted(listed.keys() - present), sorted(present - listed.keys() - {MANIFEST_FILE})
-    if missing:
-        hint = f"; {extra[0]!r} is there instead" if extra else ""
-        raise BundleRefused(Reason.FILE_MISSING, f"the bundle lacks {missing[0]!r}{hint}", field=missing[0])
-    if extra:
-        raise BundleRefused(
-            Reason.FILE_EXTRA, f"the bundle holds {extra[0]!r}, which its manifest does not list", field=extra[0]
-        )
-    done = 0
-    for entry in manifest.files:
-        _check_file(path_below(directory, entry.path), entry)
-        done += entry.size
+    manifest, done = found.manifest, 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
         progress.advance(done, manifest.total_bytes)
-    if CONFIG_FILE not in listed and manifest.base is None:
+
+    verified = verify_directory(directory, found.digest, on_bytes)
+    if manifest.base is None and not any(entry.path == CONFIG_FILE for entry in manifest.files):
         raise BundleRefused(Reason.MODEL_INCOMPLETE, f"the bundle has no {CONFIG_FILE}")
-
-
-def list_present(directory: Path) -> set[str]:
-    """Paths of all files below ``directory``.
-
-    Raises:
-        BundleRefused: UNSAFE_PATH for a link, socket or anything else that is no plain file.
-    """
-    found: set[str] = set()
-    for where, directories, files in os.walk(directory):
-        for name in [*directories, *files]:
-            path = Path(where) / name
-            relative = path.relative_to(directory).as_posix()
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise BundleRefused(Reason.UNSAFE_PATH, f"{relative!r} is not a plain file", field=relative)
-        found.update((Path(where) / name).relative_to(directory).as_posix() for name in files)
-    return found
-
-
-def _check_file(path: Path, entry: FileEntry) -> None:
-    size = path.stat().st_size
-    if size != entry.size:
-        raise BundleRefused(
-            Reason.SIZE_MISMATCH, f"{entry.path!r} has {size} bytes instead of {entry.size}", field=entry.path
-        )
-    whole = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in entry.chunks:
-            piece = file.read(chunk.size)
-            whole.update(piece)
-            if hashlib.sha256(piece).hexdigest() != chunk.sha256:
-                raise BundleRefused(
-                    Reason.DIGEST_MISMATCH,
-                    f"{entry.path!r} was changed within {chunk.size} bytes before byte {file.tell()}",
-                    field=entry.path,
-                )
-    if whole.hexdigest() != entry.sha256:
-        raise BundleRefused(Reason.DIGEST_MISMATCH, f"{entry.path!r} is not the file that was built", field=entry.path)
+    return verified

@@ -33,6 +33,7 @@ from contract.identifiers import Digest
 from contract.mqtt.messages import Health, Info, Limits
 from tests.agent.fake_worker import FakeWorkers
 from tests.agent.waiting import until
+from tests.proofs import pretend_verified
 
 T = TypeVar("T")
 
@@ -40,8 +41,8 @@ SECONDS = 30.0
 """Until something that takes milliseconds counts as not happening."""
 
 
-def sealed(name: str = "toy", version: str = "1.0.0") -> SealedBundle:
-    """A bundle that only its name matters of."""
+def sealed(name: str = "toy", version: str = "1.0.0", directory: Path = Path("/nowhere")) -> SealedBundle:
+    """A bundle that only its name matters of, or what lies in ``directory`` too."""
     digest = Digest(f"{abs(hash((name, version))):064x}"[-64:])
     manifest = Manifest(
         schema="edge-bundle/1",
@@ -58,7 +59,7 @@ def sealed(name: str = "toy", version: str = "1.0.0") -> SealedBundle:
         license=License("unknown"),
         provenance={},
     )
-    return SealedBundle(digest, Path("/nowhere"), manifest)
+    return SealedBundle(pretend_verified(directory, digest, manifest))
 
 
 class Device:

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from agent.config import AgentConfig
 from agent.install.ports import SealedBundle, SwapMode
 from agent.mqtt.settings import BrokerSettings
@@ -38,7 +36,7 @@ def reference(index: int) -> str:
 def bundle(directories: list[Path], turn: int) -> SealedBundle:
     """The one that is served after ``turn`` swaps."""
     index = turn % len(directories)
-    return msgspec.structs.replace(sealed(version=f"{index + 1}.0.0"), directory=directories[index])
+    return sealed(version=f"{index + 1}.0.0", directory=directories[index])
 
 
 def swap(device: Device, to: SealedBundle, mode: SwapMode) -> bool:

@@ -665,9 +665,9 @@ CHECKS: tuple[Check, ...] = (
         "special files in a directory",
         "R.attack_bundle_directory_that_is_not_what_it_lists",
         (
-            "packager.publish.bundle_directory",
-            "            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):\n",
-            "            if False:\n",
+            "contract.bundle.verifier",
+            "    for name in special:\n",
+            "    for name in ():\n",
         ),
     ),
     # Device.
@@ -677,7 +677,8 @@ CHECKS: tuple[Check, ...] = (
         (
             "agent.install",
             "        new = await asyncio.to_thread(verify_bundle, directory, digest)\n",
-            "        new = SealedBundle(digest=digest, directory=directory, manifest=manifest)\n",
+            "        from contract.bundle import verifier\n"
+            "        new = SealedBundle(verifier.VerifiedDirectory(verifier._GUARD, directory, digest, manifest))\n",
         ),
         ("agent.install", "            check_unchanged(directory, manifest, stat_fingerprint)\n", ""),
     ),

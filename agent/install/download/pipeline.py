@@ -27,10 +27,11 @@ from agent.install.ports import SealedBundle
 from agent.install.process.messages import InstallJob, Line, Reached, Resolved
 from agent.install.update.state_machine import Event
 from agent.install.verify.adapters import check_has_base
-from agent.install.verify.bundle_verifier import check_file, verify_bundle
+from agent.install.verify.bundle_verifier import verify_bundle
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from contract.bundle.manifest import FileEntry, Manifest
+from contract.bundle.verifier import check_file
 from contract.errors import BundleRefused, StoreBroken, StoreFull
 from contract.identifiers import check_digest
 from contract.reasons import Reason

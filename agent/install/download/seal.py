@@ -13,7 +13,9 @@ from agent.install.ports import SealedBundle
 from agent.install.verify.adapters import check_fits
 from agent.install.verify.content_policy import check_contents
 from agent.state.layout import StateDirectory
+from contract.bundle import verifier
 from contract.bundle.manifest import MANIFEST_FILE, Manifest
+from contract.bundle.verifier import VerifiedDirectory
 from contract.errors import BundleRefused
 from contract.identifiers import Digest
 from contract.system.durable import Disk
@@ -87,4 +89,4 @@ def seal_bundle(
     # A damaged bundle of the same digest makes room for the sound one.
     disk.remove(final)
     disk.rename(sealing, final)
-    return SealedBundle(digest=digest, directory=final, manifest=manifest)
+    return SealedBundle(VerifiedDirectory(verifier._GUARD, final, digest, manifest))

@@ -23,13 +23,13 @@ from agent.install.verify.bundle_verifier import (
     StatFingerprint,
     check_unchanged,
     fingerprint_files,
-    read_manifest,
     verify_bundle,
 )
 from agent.state.installation import Failure, InstallationState
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
+from contract.bundle.verifier import read_manifest
 from contract.identifiers import Digest
 from contract.mqtt.messages import Probation
 from contract.reasons import Reason
@@ -92,7 +92,7 @@ class CanaryRun:
         """
         directory = self._directory.bundle(digest)
         # The installer verified it in another process; what is loaded is verified by whoever loads it.
-        manifest = await asyncio.to_thread(read_manifest, directory, digest)
+        manifest = (await asyncio.to_thread(read_manifest, directory, digest)).manifest
         stat_fingerprint = fingerprint_files(directory, manifest)
         new = await asyncio.to_thread(verify_bundle, directory, digest)
         alone = self._serving.bundle is not None and not _fits_in_memory(

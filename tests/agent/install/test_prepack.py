@@ -37,6 +37,7 @@ from contract.reasons import Reason
 from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 from tests.neighbours import LITTLE, MUCH, make_neighbourly
+from tests.proofs import pretend_verified
 
 
 def install(market: Market, device: Device) -> SealedBundle:
@@ -245,7 +246,8 @@ def files_below(place: Path) -> list[str]:
 
 def with_graph(bundle: SealedBundle, place: Path, share: float) -> SealedBundle:
     """The bundle with a graph that batches only as far as ``share`` lets it."""
-    return msgspec.structs.replace(bundle, directory=make_neighbourly(bundle.directory, place, share))
+    neighbourly = make_neighbourly(bundle.directory, place, share)
+    return SealedBundle(pretend_verified(neighbourly, bundle.digest, bundle.manifest))
 
 
 async def test_where_another_engine_is_asked_for_none_is_made_and_what_was_made_goes(
@@ -343,7 +345,7 @@ async def test_a_worker_maps_them_instead_of_copying_the_weights(
 ) -> None:
     from tests.agent.device import sealed
 
-    bundle = SealedBundle(sealed().digest, smollm2_bundle, sealed().manifest)
+    bundle = sealed(directory=smollm2_bundle)
     device.directory.derived.mkdir()
     derived = await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle)
     assert derived is not None

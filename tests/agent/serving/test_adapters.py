@@ -20,13 +20,14 @@ from contract.bundle.manifest import MANIFEST_FILE, manifest_digest, parse_manif
 from tests.agent.device import Device
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient
+from tests.proofs import pretend_verified
 
 pytestmark = pytest.mark.broker
 
 
 def sealed(directory: Path) -> SealedBundle:
     stored = (directory / MANIFEST_FILE).read_bytes()
-    return SealedBundle(manifest_digest(stored), directory, parse_manifest(stored))
+    return SealedBundle(pretend_verified(directory, manifest_digest(stored), parse_manifest(stored)))
 
 
 @pytest.fixture

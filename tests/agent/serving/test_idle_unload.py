@@ -113,7 +113,7 @@ def test_all_memory_comes_back_because_the_process_ends(
     )
     workers: Any = WorkerProcess.start
     device.workers = workers
-    device.start(msgspec.structs.replace(sealed(), directory=tiny_bundle))
+    device.start(sealed(directory=tiny_bundle))
     client.ask("one", "Say hello.", max_tokens=4)
     first = client.wait_answer("one").text
     worker = device.call(lambda: replica_of(device).worker)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,7 +63,7 @@ def serve(broker: Broker, directory: Path, bundle: Path, name: str, **worker: An
     )
     workers: Any = WorkerProcess.start
     device = Device(config, directory / f"{name}.db", workers)
-    return device.start(msgspec.structs.replace(sealed(), directory=bundle))
+    return device.start(sealed(directory=bundle))
 
 
 @pytest.fixture(scope="module")

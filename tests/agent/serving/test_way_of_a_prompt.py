@@ -16,7 +16,6 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import msgspec
 import pytest
 
 from agent.engine.interface import Engine, FinishEvent, Generation, Progress
@@ -118,7 +117,7 @@ def follow(device: Device, follower: Callable[..., None] | None) -> None:
 @pytest.mark.broker
 def test_a_prompt_takes_this_way_through_the_agent(make_device: MakeDevice, client: RawClient, tmp_path: Path) -> None:
     workers: Any = partial(WorkerProcess.start, command=(sys.executable, str(WORKER)))
-    bundle = msgspec.structs.replace(sealed(), directory=write_bundle(tmp_path / "bundle"))
+    bundle = sealed(directory=write_bundle(tmp_path / "bundle"))
     device = make_device(workers=workers, stream_interval_ms=0).start(bundle)
     follower = Follower(AGENT_HOPS)
     follow(device, follower)

@@ -26,7 +26,7 @@ from packager.build.pack import pack_bundle
 from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan
 from packager.build.progress import SilentProgress
-from packager.evaluate.verify import check_files, read_manifest, verify_bundle
+from packager.evaluate.verify import read_bundle_manifest, verify_bundle, verify_files
 from packager.subprocess_job import run_child
 
 
@@ -154,7 +154,7 @@ def test_a_bundle_for_another_provider_says_that_it_was_not_run(tiny_checkpoint:
     assert (manifest.model.ep, manifest.model.precision, manifest.canary) == ("cuda", "int4", [])
     assert manifest.budget.host == manifest.quality["check"] == "not run on this host"
     assert json.loads((tmp_path / "out" / "evidence" / "quality.json").read_text())["check"] == "not run on this host"
-    assert verify_bundle(tmp_path / "out", tmp_path / "log", SilentProgress()).digest == built.digest
+    assert verify_bundle(tmp_path / "out", tmp_path / "log", SilentProgress()).bundle.digest == built.digest
     assert list((tmp_path / "cache" / "graphs").iterdir()) == []
 
 
@@ -259,15 +259,15 @@ class TestCheck:
         return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
 
     def refused(self, directory: Path) -> tuple[Reason, str]:
-        manifest, _ = read_manifest(directory)
+        found = read_bundle_manifest(directory)
         with pytest.raises(BundleRefused) as caught:
-            check_files(directory, manifest, SilentProgress())
+            verify_files(directory, found, SilentProgress())
         return caught.value.reason, caught.value.message
 
     def test_a_whole_bundle_passes_and_its_canaries_hold(self, tiny_bundle: Path, tmp_path: Path) -> None:
         found = verify_bundle(tiny_bundle, tmp_path / "log", SilentProgress())
-        assert found.manifest.reference == "tiny@1.0.0"
-        for canary, result in zip(found.manifest.canary, found.checked.canaries, strict=True):
+        assert found.bundle.manifest.reference == "tiny@1.0.0"
+        for canary, result in zip(found.bundle.manifest.canary, found.checked.canaries, strict=True):
             assert abs(canary.mean_nll - result.mean_nll) <= canary.tolerance
 
     def test_missing_file(self, copy: Path) -> None:
@@ -303,7 +303,7 @@ class TestCheck:
 
     def test_no_manifest(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="not a bundle"):
-            read_manifest(tmp_path)
+            read_bundle_manifest(tmp_path)
 
 
 class TestPack:

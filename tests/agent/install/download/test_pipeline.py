@@ -14,8 +14,9 @@ import pytest
 
 from agent.install.process.messages import Progressed, Resolved
 from agent.install.update.state_machine import Event
-from agent.install.verify.bundle_verifier import find_faults, verify_bundle
+from agent.install.verify.bundle_verifier import verify_bundle
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
+from contract.bundle.verifier import find_faults
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable, StoreBroken, StoreFull
 from contract.reasons import Reason
 from contract.system.durable import Disk, Effects
@@ -314,7 +315,7 @@ def test_a_bundle_beyond_the_quota_is_refused_before_anything_is_fetched(market:
         (lambda place: (place / "empty").mkdir(), [Reason.FILE_EXTRA]),
         (
             lambda place: (place / "tokenizer.json").rename(place / "renamed.json"),
-            [Reason.FILE_EXTRA, Reason.FILE_MISSING],
+            [Reason.FILE_MISSING, Reason.FILE_EXTRA],
         ),
         (lambda place: _overwrite(place / "tokenizer.json", 10, b"!"), [Reason.DIGEST_MISMATCH]),
         (lambda place: os.truncate(place / "tokenizer.json", 10), [Reason.SIZE_MISMATCH]),

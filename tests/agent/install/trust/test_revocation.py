@@ -10,9 +10,9 @@ import pytest
 
 from agent.install.settings import InstallSettings
 from agent.install.trust import refresh as trust_refresh
-from agent.install.verify.bundle_verifier import find_faults
 from agent.state import audit
 from agent.state.warnings import Warned
+from contract.bundle.verifier import find_faults
 from contract.errors import BundleRefused, EdgeBundleError
 from contract.mqtt.messages import Reported
 from contract.reasons import Reason
