@@ -45,8 +45,8 @@ def known_bundles(state: InstallationState, directory: StateDirectory) -> list[t
     found: list[tuple[Path, Manifest]] = []
     for bundle in sorted(state.bundles(), key=lambda bundle: order.get(bundle.digest, 2)):
         try:
-            place = directory.bundle(bundle.digest)
-            found.append((place, read_manifest(place, bundle.digest).manifest))
+            path = directory.bundle(bundle.digest)
+            found.append((path, read_manifest(path, bundle.digest).manifest))
         except BundleRefused:
             continue
     return found
