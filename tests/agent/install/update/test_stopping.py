@@ -16,7 +16,7 @@ from tests.e2e.raw_client import RawClient
 
 pytestmark = pytest.mark.broker
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.fixture
