@@ -175,16 +175,16 @@ CHECKS: tuple[Check, ...] = (
         "extraneous file: in a bundle directory",
         "R.attack_bundle_directory_that_is_not_what_it_lists",
         (
-            "packager.publish.bundle_directory",
-            "        if name not in listed:\n",
-            "        if name not in listed:\n            continue\n        if name not in listed:\n",
+            "contract.bundle.verifier",
+            "    for name in extra:\n",
+            "    for name in ():\n",
         ),
     ),
     _check("extraneous file: in an .edgebundle", "T.attack_member_outside_the_set", _MEMBER),
     _check(
         "extraneous file: on the device",
         "I.tampering_is_found",
-        ("agent.install", "    yield from _extra_names(directory, {MANIFEST_FILE, *entries})\n", ""),
+        ("contract.bundle.verifier", "    for name in extra:\n", "    for name in ():\n"),
     ),
     _check(
         "fast-forward: recovery",
@@ -450,7 +450,12 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "wrong size of a file",
         "I.tampering_is_found",
-        ("agent.install", "        if size != entry.size:\n", "        if False:\n"),
+        (
+            "contract.bundle.verifier",
+            "        if name in found and name not in special and found[name].st_size != entry.size:\n",
+            "        if False:\n",
+        ),
+        ("contract.bundle.verifier", "        if file.size != entry.size:\n", "        if False:\n"),
     ),
     _check(
         "chunks that do not add up",
@@ -704,7 +709,7 @@ CHECKS: tuple[Check, ...] = (
     _check(
         "an active bundle's byte changed on disk later: found at start and by verify",
         "I.tampering_is_found C.a_damaged_active_bundle_is_not_served_but_mended",
-        ("agent.install", "    if digest.hexdigest() != entry.sha256:\n", "    if False:\n"),
+        ("contract.bundle.verifier", "    if digest.hexdigest() != entry.sha256:\n", "    if False:\n"),
     ),
     _check(
         "a revoked bundle already installed: reported",
