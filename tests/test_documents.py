@@ -100,6 +100,13 @@ def test_documents_use_the_words_of_the_glossary(path: Path) -> None:
     assert not [found.group() for found in RETIRED.finditer(prose)]
 
 
+@pytest.mark.parametrize("program", ["packager", "agent", "fleet"])
+def test_every_command_is_listed(program: str) -> None:
+    page = (ROOT / "docs" / "COMMANDS.md").read_text("utf-8")
+    words = set(re.findall(r"[\w-]+", " ".join(re.findall(r"`([^`]+)`", page))))
+    assert set(importlib.import_module(f"{program}.cli").COMMANDS) <= words
+
+
 def test_every_function_on_the_way_of_a_bundle_exists() -> None:
     page = (ROOT / "docs" / "ARCHITECTURE.md").read_text("utf-8")
     section = page.partition("## The way of a bundle")[2].partition("\n## ")[0]
