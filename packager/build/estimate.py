@@ -66,8 +66,8 @@ CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
 
 FAST_CORE_SECONDS_PER_PARAMETER = 4.7e-7
 """One pass over a short text, linear in the parameters, and comparing two rounded layers: 52 and 63 core seconds more
-than plain rounding on 135 million, on cores that other work shared. The graph of a model of 494 million took 508 seconds
-beside other work, where this and :data:`SECONDS_PER_PARAMETER` make 190."""
+than plain rounding on 135 million, on cores that other work shared. The graph of a model of 494 million took 508
+seconds beside other work, where this and :data:`SECONDS_PER_PARAMETER` make 190."""
 
 
 class Estimate(Struct, frozen=True):
