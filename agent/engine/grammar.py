@@ -7,6 +7,7 @@ bounded: it is code that looks at a stranger's pattern between two tokens of eve
 from __future__ import annotations
 
 import json
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.engine.schemas import check_schema
+from agent.engine.schemas import MAX_PATTERNS_TOGETHER, check_schema
 from contract.errors import EngineFailed, RequestInvalid
 
 FIELD = "response_format"
@@ -76,7 +77,8 @@ class Grammars:
         self._compiled: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
 
     def constraint(self, grammar: tuple[str, str], *, after: str = "", field: str = FIELD) -> Constraint:
-        """A fresh constraint: ``("json_schema", schema)``, ``("regex", pattern)`` or ``("calls", Lark)``.
+        """A fresh constraint: ``("json_schema", schema)``, ``("regex", pattern)``, ``("grammar", Lark)`` of a
+        client's, or ``("calls", Lark)`` of our own.
 
         ``after``: rules of what comes before it, which name it ``@body``. ``field`` asked for it.
 
@@ -103,6 +105,8 @@ class Grammars:
             self._tokenizer = self._read_tokenizer()
         if kind == "json_schema":
             check_schema(text, field)
+        elif kind == "grammar":
+            _check_grammar(text, field)
         limits = llguidance.LLParserLimits(
             initial_lexer_fuel=FIRST_FUEL, step_lexer_fuel=STEP_FUEL, max_grammar_size=MAX_SYMBOLS
         )
@@ -112,7 +116,7 @@ class Grammars:
             elif kind == "json_schema":
                 options = {"whitespace_flexible": False}
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(text, defaults=options)
-            elif kind == "calls":
+            elif kind in ("calls", "grammar"):
                 grammar = llguidance.LLMatcher.grammar_from_lark(text)
             else:
                 raise RequestInvalid(f"there is no format {kind!r}", field=field)
@@ -139,6 +143,19 @@ def _placed(grammar: str, after: str) -> str:
     """``grammar`` as the ``@body`` of the rules ``after``."""
     body, *others = json.loads(grammar)["grammars"]
     return json.dumps({"grammars": [{"lark_grammar": after}, {**body, "name": "body"}, *others]})
+
+
+def _check_grammar(text: str, field: str) -> None:
+    """Refuse what would bring in a schema past :func:`check_schema`, or other rules than those of a grammar.
+
+    Raises:
+        RequestInvalid: naming the directive.
+    """
+    found = re.search(r"%\s*(?!ignore\b)[A-Za-z_]+", text)
+    if found is not None:
+        raise RequestInvalid(f"a grammar has no directive but %ignore, and no text like {found[0]}", field=field)
+    if sum(text.count(sign) for sign in "&~") > MAX_PATTERNS_TOGETHER:
+        raise RequestInvalid(f"a grammar has at most {MAX_PATTERNS_TOGETHER} & and ~ together", field=field)
 
 
 def _check(matcher: Any, field: str) -> None:

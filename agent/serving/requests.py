@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -69,6 +70,10 @@ def to_generation(
     form = request.response_format
     if form is not None and form.type == "regex":
         grammar = ("regex", form.regex or "")
+    elif form is not None and form.grammar is not None:
+        grammar = ("grammar", form.grammar)
+    elif form is not None and form.choice is not None:
+        grammar = ("calls", choice_grammar(form.choice))
     elif form is not None and form.type == "json_object":
         grammar = ("json_schema", '{"type":"object"}')
     elif form is not None and form.json_schema is not None:
@@ -104,6 +109,11 @@ def to_generation(
         reasoning_effort=None if request.reasoning_effort is UNSET else request.reasoning_effort,
     )
     return structs.replace(generation, **changes) if changes else generation
+
+
+def choice_grammar(texts: Sequence[str]) -> str:
+    """A grammar of which each of ``texts`` is a sentence, and nothing else."""
+    return f"start: {' | '.join(json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(texts))}"
 
 
 def _token_bound(request: GenerateRequest, defaults: GenerationDefaults, settings: ServingSettings) -> int | None:

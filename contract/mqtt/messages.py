@@ -36,6 +36,9 @@ MAX_PICTURES = 8
 MAX_CHOICES = 16
 """Answers from one prompt."""
 
+MAX_CHOICE_TEXTS = 128
+"""Of which an answer can be held to one."""
+
 MAX_METADATA = 16
 MAX_LABEL = 512
 """Characters of what a client writes for itself: a user, a cache key, a value of ``metadata``."""
@@ -129,12 +132,21 @@ class JsonSchemaFormat(Struct, frozen=True, forbid_unknown_fields=True):
     strict: bool = True
 
 
-class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
-    """``text``, ``json_schema`` with a schema, or ``regex`` with a pattern."""
+ChoiceTexts = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(min_length=1, max_length=MAX_CHOICE_TEXTS)
+]
 
-    type: Literal["text", "json_object", "json_schema", "regex"]
+
+class ResponseFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    """``text``, ``json_object``, ``json_schema`` with a schema, ``regex`` with a pattern, ``grammar`` with a grammar in
+    Lark's notation, or ``choice`` with the texts of which the answer is one.
+    """
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar", "choice"]
     json_schema: JsonSchemaFormat | None = None
     regex: Annotated[str, Meta(max_length=4096)] | None = None
+    grammar: Annotated[str, Meta(min_length=1, max_length=16384)] | None = None
+    choice: ChoiceTexts | None = None
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):

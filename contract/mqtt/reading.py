@@ -24,6 +24,7 @@ from contract.mqtt.messages import (
     GenerateRequest,
     ImagePart,
     Message,
+    ResponseFormat,
 )
 from contract.mqtt.pictures import picture_bytes
 from contract.mqtt.salvage import find_member
@@ -117,10 +118,8 @@ def _request_faults(
     if request.prompt is not UNSET and not request.prompt.strip():
         yield _fault("the prompt is empty", "prompt")
     form = request.response_format
-    if form is not None and (form.json_schema is not None) != (form.type == "json_schema"):
-        yield _fault("json_schema goes with type json_schema", "response_format.json_schema")
-    if form is not None and (form.regex is not None) != (form.type == "regex"):
-        yield _fault("regex goes with type regex", "response_format.regex")
+    if form is not None:
+        yield from _format_faults(form)
     for token in request.logit_bias:
         if not token.isascii() or not token.isdigit() or len(token) > 8:
             yield _fault("logit_bias keys are token ids", f"logit_bias.{token[:32]}")
@@ -147,6 +146,12 @@ def _tool_faults(request: GenerateRequest) -> Iterator[Fault]:
         )
     if request.num_beams > 1:
         yield Fault("num_beams", "beam search calls no tools: leave num_beams out")
+
+
+def _format_faults(form: ResponseFormat) -> Iterator[tuple[Reason, Fault]]:
+    for kind in ("json_schema", "regex", "grammar", "choice"):
+        if (getattr(form, kind) is not None) != (form.type == kind):
+            yield _fault(f"{kind} goes with type {kind}", f"response_format.{kind}")
 
 
 def _id_faults(

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from agent.engine.grammar import COMPILED, FIELD, MAX_GRAMMAR_BYTES, Constraint, Grammars
+from agent.serving.requests import choice_grammar
 from contract.errors import RequestInvalid
 
 ANY_OBJECT = ("json_schema", '{"type":"object"}')
@@ -84,3 +85,47 @@ def test_a_format_that_is_too_long_is_not_compiled(grammars: Counting) -> None:
     with pytest.raises(RequestInvalid, match="256 KiB") as caught:
         grammars.constraint(("regex", "a" * (MAX_GRAMMAR_BYTES + 1)))
     assert caught.value.field == FIELD
+
+
+CHOICES = ["on", "off", 'a "quoted" one', "back\\slash", "two\nlines", "grün 🙂", "on/off", "%json"]
+
+
+@pytest.mark.parametrize("text", CHOICES)
+def test_a_choice_is_one_of_its_texts_to_the_letter(grammars: Counting, tokenizer: Tokenizer, text: str) -> None:
+    constraint = grammars.constraint(("calls", choice_grammar(CHOICES)))
+    say(constraint, tokenizer, text)
+    mask = constraint.mask()
+    assert mask[list(grammars._eos)].any(), "it may end here"
+
+
+def test_no_other_text_is_a_choice(grammars: Counting, tokenizer: Tokenizer) -> None:
+    constraint = grammars.constraint(("calls", choice_grammar(["on", "off"])))
+    first = tokenizer.encode("x", add_special_tokens=False).ids[0]
+    assert not constraint.mask()[first]
+    assert not constraint.mask()[list(grammars._eos)].any()
+
+
+def test_a_grammar_of_a_client_is_kept(grammars: Counting, tokenizer: Tokenizer) -> None:
+    constraint = grammars.constraint(("grammar", 'start: "turn " STATE\nSTATE: /on|off/'))
+    say(constraint, tokenizer, "turn off")
+    assert constraint.mask()[list(grammars._eos)].any()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'start: %json {"type": "string"}',
+        '%llguidance {"no_forcing": true}\nstart: "a"',
+        "%import common.INT\nstart: INT",
+        "start: A\nA: " + " & ".join(f"/.*{letter}.{{9}}/" for letter in "abcdefghij"),
+        'start: "a',
+        "begin: /a/",
+        "start: missing",
+        "start: " + '"a" ' * 30_000,
+    ],
+)
+def test_a_grammar_that_cannot_be_used_is_refused_by_name(grammars: Counting, text: str) -> None:
+    with pytest.raises(RequestInvalid) as caught:
+        grammars.constraint(("grammar", text))
+    assert caught.value.field == FIELD
+    assert caught.value.code == 400

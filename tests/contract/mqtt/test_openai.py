@@ -215,3 +215,28 @@ def test_what_is_written_otherwise_and_means_the_same_is_the_same_request() -> N
 )
 def test_another_value_is_another_request(changes: dict[str, Any]) -> None:
     assert fingerprint(json.dumps({**BODY, **changes})) != fingerprint(json.dumps(BODY))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "grammar", "grammar": 'start: "a"'},
+        {"type": "choice", "choice": ["on", "off"]},
+        {"type": "regex", "regex": "a+"},
+        {"type": "json_object"},
+    ],
+)
+def test_formats_beyond_openais_have_a_member_of_their_name(form: dict[str, Any]) -> None:
+    read(response_format=form)
+    others = {"grammar", "choice", "regex", "json_schema"} - {form["type"]}
+    for other in others:
+        given = {"choice": ["a"], "json_schema": {}}.get(other, "a")
+        assert set(faults(response_format={**form, other: given})) == {f"response_format.{other}"}
+    if form["type"] in form:
+        assert set(faults(response_format={"type": form["type"]})) == {f"response_format.{form['type']}"}
+
+
+@pytest.mark.parametrize("choice", [[], [""], ["a"] * 129, ["x" * 257], "on"])
+def test_choices_are_bounded(choice: Any) -> None:
+    (field,) = faults(response_format={"type": "choice", "choice": choice})
+    assert str(field).startswith("response_format.choice")
