@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from agent.install.ports import ServingCounters, Speed
+from agent.install.ports import Serving, ServingCounters, Speed
 from agent.install.settings import InstallSettings
+from agent.install.update.canary_run import watch_probation
 from agent.install.update.cpu_contention import CpuContention
 from agent.install.update.probation import evaluate_probation, measured_speed
 from agent.state.installation import Failure
+from contract.mqtt.messages import Probation
 from contract.reasons import Reason
 
 SETTINGS = InstallSettings(probation_seconds=60, probation_requests=20, min_tokens_per_second=10)
@@ -123,3 +127,19 @@ def test_the_time_in_which_something_waited_for_a_core_is_counted_from_the_start
 
 def test_this_kernel_can_be_asked() -> None:
     assert 0.0 <= CpuContention(time.monotonic).share() <= 1.0
+
+
+def test_how_far_it_is_is_said_at_every_look() -> None:
+    class Served:
+        """What is served gets one answer more at every look."""
+
+        finished = 0
+
+        def counters(self) -> ServingCounters:
+            self.finished += 1
+            return counters(self.finished)
+
+    heard: list[Probation] = []
+    settings = InstallSettings(probation_seconds=60.0, probation_requests=3)
+    assert asyncio.run(watch_probation(cast(Serving, Served()), settings, None, heard.append)) is None
+    assert [(each.requests, each.of_requests, each.of_seconds) for each in heard] == [(1, 3, 60.0), (2, 3, 60.0)]
