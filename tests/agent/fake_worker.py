@@ -105,7 +105,7 @@ class FakeWorker:
         if words[0] == "reject":
             self._say(RejectEvent(number, 400, "context_length", "the prompt is too long", "messages"))
             return
-        if generation.tools is not None:
+        if generation.tools is not None and generation.tools.choice != "none":
             self._call(number, generation.tools.definitions[0]["function"]["name"], words[-1])
             return
         if words[0] == "wait":

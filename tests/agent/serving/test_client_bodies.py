@@ -70,7 +70,9 @@ def test_every_body_is_answered_rightly(make_device: MakeDevice, client: RawClie
         if str(number) in refused:
             assert (last["error"]["code"], last["error"]["field"]) == (400, refused[str(number)])
             continue
-        assert last.get("text"), last
+        calls = bool(body.get("tools")) and body.get("tool_choice") != "none"
+        assert last.get("tool_calls") if calls else last.get("text"), last
+        assert (last["finish_reason"] == "tool_calls") == calls
         assert len(last.get("choices", [last])) == (body.get("n") or 1)
         assert bool(client.answers[f"b{number}"].frames) == (body.get("stream") is not False)
         made = given(device)
