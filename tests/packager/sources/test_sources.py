@@ -303,7 +303,7 @@ class TestEstimate:
 
     @pytest.mark.parametrize("changes", [{"quantizer": "gptq"}, {"quantizer": "auto-round"}, {"kv": "int8"}])
     def test_what_takes_longer_is_said_to(self, changes: dict[str, Any]) -> None:
-        plan = BuildPlan("source", "tiny", "1.0.0", quantizer="rtn")
+        plan = BuildPlan("source", "tiny", "1.0.0", quantizer="rtn", kv="float")
         plain = estimate_build(plan, ModelShape(10**9))
         more = estimate_build(msgspec.structs.replace(plan, **changes), ModelShape(10**9))
         assert more.seconds > 1.5 * plain.seconds
