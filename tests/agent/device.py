@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.config import AgentConfig
+from agent.frontend import make_frontend
 from agent.install.ports import SealedBundle
-from agent.mqtt.gateway import Gateway
 from agent.serving.loop import Observers
-from agent.serving.serving import Dependencies, Serving
 from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
-from agent.state.result_writer import ResultWriter
 from agent.state.schema import SCHEMA
-from agent.telemetry.llm import LlmMeter
-from agent.worker.ports import Worker
 from contract.bundle.manifest import (
     Budget,
     FileEntry,
@@ -99,35 +95,26 @@ class Device:
         return self
 
     async def _start(self) -> None:
-        self.meter = LlmMeter(time.time())
-        self.gateway = Gateway(
-            self.config, self.boot_id, on_desired=self.on_desired, on_broker=self._on_health,
-            memory=BrokerMemory(self.state.with_suffix(".broker"), self.config.broker.identity),
-        )  # fmt: skip
         self.database = Database(self.state, SCHEMA)
-        self.result_store = ResultWriter(
-            self.database, self._clock, keep_text=self.config.serving.store_results == "text"
+        frontend = make_frontend(
+            self.config,
+            self.database,
+            BrokerMemory(self.state.with_suffix(".broker"), self.config.broker.identity),
+            self.workers,
+            boot_id=self.boot_id,
+            clock=self._clock,
+            on_desired=self.on_desired,
+            observers=Observers(self._on_health, self._on_load),
         )
-
-        async def load(bundle_dir: Path, *, on_event: Any, **places: Any) -> Worker:
-            return await self.workers(self.config.worker, bundle_dir, on_event=on_event, **places)
-
-        self.serving = Serving(
-            self.config.serving,
-            Dependencies(
-                self.config.topics, self.gateway.connection.outlet, self.result_store, load, self.meter, self._clock
-            ),
-            Observers(self._on_health, self._on_load),
-        )
-        self.gateway.serving = self.serving
+        self.gateway, self.serving = frontend.gateway, frontend.serving
+        self.result_store, self.meter = frontend.result_store, frontend.meter
         limits = Limits(1, 1, 1, 1, 1, 1, 1)
         self.gateway.info(Info(self.config.device, "edge/v1", list(self.config.groups), {}, {}, limits, None, None))
         await self.serving.recover()
         self._tasks.append(asyncio.create_task(self.gateway.run()))
 
-    def _on_load(self, queued: int) -> None:
+    def _on_load(self, _queued: int) -> None:
         self.queued_last = self.serving.queued
-        self.gateway.on_load(queued)
 
     def _on_health(self) -> None:
         self.health_changes += 1

@@ -40,7 +40,9 @@ class RunningService:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(SECONDS)
 
     def until(self, holds: Callable[[], bool]) -> None:
-        asyncio.run_coroutine_threadsafe(until(holds), self._loop).result(SECONDS)
+        """Wait until ``holds`` does, which is asked once the parts are there."""
+        assembled = until(lambda: hasattr(self.service, "presence") and holds())
+        asyncio.run_coroutine_threadsafe(assembled, self._loop).result(SECONDS)
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self.service.stop)

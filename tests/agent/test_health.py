@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent import app as service
+from agent import heartbeat
 from tests.agent.device import sealed
 from tests.agent.running_service import running, settings
 from tests.broker import Broker
@@ -36,11 +36,11 @@ def next_health(client: RawClient, **wanted: Any) -> dict[str, Any]:
 def test_its_counts_are_current_without_waiting_for_the_heartbeat(
     tmp_path: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 3600.0)
     with running(settings(tmp_path / "state", broker.port)) as found:
         client = RawClient(broker.port, "me", "box")
         next_health(client, reasons=["no_model"])
-        found.run(found.service._serving.swap(sealed(), "drain"))
+        found.run(found.service.parts.frontend.serving.swap(sealed(), "drain"))
         next_health(client, ready=True, active=0)
         client.send("one", "hold")
         next_health(client, active=1, queue=0)
@@ -58,12 +58,12 @@ def test_an_active_bundle_that_does_not_load_is_no_missing_model(tmp_path: Path,
     with running(settings(tmp_path / "state", broker.port)) as found:
         client = RawClient(broker.port, "me", "box")
         next_health(client, reasons=["no_model"])
-        found.call(found.service._serving.mark_unavailable)
+        found.call(found.service.parts.frontend.serving.mark_unavailable)
         next_health(client, ready=False, reasons=["engine_unavailable"])
         client.ask("q", "count 1")
         assert client.wait_answer("q", 30).lasts[0]["error"]["type"] == "engine_unavailable"
-        found.run(found.service._serving.swap(sealed(), "drain"))
+        found.run(found.service.parts.frontend.serving.swap(sealed(), "drain"))
         next_health(client, ready=True, reasons=[])
-        found.run(found.service._serving.stop())
+        found.run(found.service.parts.frontend.serving.stop())
         next_health(client, ready=False, reasons=["no_model"])
         client.close()

@@ -47,7 +47,7 @@ CASES = [
 def test_a_file_that_is_another_keeps_nobody_from_starting(tmp_path: Path, number: int) -> None:
     name, make = CASES[number]
     with running(settings(tmp_path / "state", free_port())) as first:
-        first.until(lambda: first.service._published_health is not None)
+        first.until(lambda: first.service.presence.published is not None)
     place = tmp_path / "state" / name
     if place.is_dir():
         place.rmdir()
@@ -55,8 +55,10 @@ def test_a_file_that_is_another_keeps_nobody_from_starting(tmp_path: Path, numbe
     place.parent.mkdir(exist_ok=True)
     make(place)
     with running(settings(tmp_path / "state", free_port())) as again:
-        again.until(lambda: again.service._published_health is not None and again.service._gateway.connection.turns > 0)
-        again.until(lambda: again.service._serving.reasons == ["no_model"])
+        again.until(lambda: again.service.presence.published is not None)
+        frontend = again.service.parts.frontend
+        again.until(lambda: frontend.gateway.connection.turns > 0)
+        again.until(lambda: frontend.serving.reasons == ["no_model"])
 
 
 @pytest.mark.parametrize("data", [GARBAGE, DEEP, b'{"at":"\xff"}\n', b'{"at": 1}\n', b"\0" * 100])

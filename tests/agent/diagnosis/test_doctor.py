@@ -458,13 +458,13 @@ def test_doctor_fails_while_a_running_agent_answers_nobody(
     path.write_text(f'device = "box"\nstate_dir = "state"\n[broker]\nhost = "127.0.0.1"\nport = {broker.port}\n')
     try:
         with running(settings(tmp_path / "state", broker.port)) as found:
-            found.until(lambda: found.service._gateway.connection.connected)
-            found.until(lambda: "no_model" in found.service._serving.reasons)
+            found.until(lambda: found.service.parts.frontend.gateway.connection.connected)
+            found.until(lambda: "no_model" in found.service.parts.frontend.serving.reasons)
             assert run(monkeypatch, "doctor", "--config", str(path)) == 1
             text = capsys.readouterr().out
             assert "✗ ready" in text
             assert "no_model: no bundle is active" in text
-            found.run(found.service._serving.swap(sealed(), "drain"))
+            found.run(found.service.parts.frontend.serving.swap(sealed(), "drain"))
             findings = page(monkeypatch, capsys, path)
             assert findings["ready"].verdict == "ok"
             assert "fake" in findings["engine"].detail

@@ -165,7 +165,7 @@ def test_doctor_and_status_of_two_whole_agents_say_it(
     places = [tmp_path / "one", tmp_path / "two"]
     with running(settings(places[0], broker.port)) as one, running(settings(places[1], broker.port)) as two:
         for agent in (one, two):
-            agent.until(lambda agent=agent: bool(agent.app._gateway.broker.warnings))  # type: ignore[misc]
+            agent.until(lambda agent=agent: bool(agent.service.parts.frontend.gateway.broker.warnings))  # type: ignore[misc]
         for place in places:
             (found,) = reported_by_agent(StateDirectory(place))
             assert found.verdict == "bad"

@@ -7,11 +7,13 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from agent.app import STALLS_MISSED, Service
-from agent.config import AgentConfig
+from agent.heartbeat import STALLS_MISSED, Heartbeat
+from agent.state.layout import StateDirectory
+from agent.systemd.notify import Notifier
 from tests.agent.device import sealed
 
 
@@ -27,13 +29,20 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
     listener.close()
 
 
-async def feeds(service: Service, manager: socket.socket, beats: int) -> int:
+class Health:
+    """In place of what the agent says of itself: counts how often it is to be said."""
+
+    def __init__(self) -> None:
+        self.published = 0
+
+    def publish(self) -> None:
+        self.published += 1
+
+
+async def feeds(heartbeat: Heartbeat, health: Health, manager: socket.socket, beats: int) -> int:
     """How often the watchdog is fed in so many beats."""
-    said = []
-    # Its neighbours are of no interest here; health goes nowhere.
-    service._publish_health = lambda: said.append(1)  # type: ignore[method-assign]
-    beating = asyncio.create_task(service._beat())
-    while len(said) < beats and not beating.done():
+    beating = asyncio.create_task(heartbeat.run())
+    while health.published < beats and not beating.done():
         await asyncio.sleep(0.01)
     assert not beating.done(), beating.exception()
     beating.cancel()
@@ -45,30 +54,32 @@ async def feeds(service: Service, manager: socket.socket, beats: int) -> int:
             return count
 
 
-def make_service(tmp_path: Path, silent: float) -> Service:
-    service = Service(AgentConfig(device="d", state_dir=tmp_path))
+def make_heartbeat(tmp_path: Path, silent: float) -> tuple[Heartbeat, Health]:
+    """Its neighbours are of no interest here."""
     replicas = [
         SimpleNamespace(worker=SimpleNamespace(silence=silent), bundle=sealed()),
         SimpleNamespace(worker=None, bundle=sealed()),
     ]
-    service._serving = SimpleNamespace(replicas=replicas, probe_store=lambda: None)  # type: ignore[assignment]
-    service._state = SimpleNamespace(unwritable=None)  # type: ignore[assignment]
-    service._gateway = SimpleNamespace(connection=SimpleNamespace(turns=0))  # type: ignore[assignment]
-    return service
+    frontend = SimpleNamespace(
+        serving=SimpleNamespace(replicas=replicas, probe_store=lambda: None),
+        gateway=SimpleNamespace(connection=SimpleNamespace(turns=0)),
+    )
+    parts: Any = SimpleNamespace(frontend=frontend, state=SimpleNamespace(unwritable=None))
+    health, control = Health(), SimpleNamespace(listening=True)
+    return Heartbeat(parts, health, control, StateDirectory(tmp_path), Notifier.from_environment()), health  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("silent", "fed"), [(0.0, True), (1.0, True), (STALLS_MISSED + 0.1, False)])
 def test_a_worker_that_nobody_ended_for_its_silence_starves_the_watchdog(
     tmp_path: Path, manager: socket.socket, silent: float, fed: bool
 ) -> None:
-    service = make_service(tmp_path, silent)
-    assert asyncio.run(feeds(service, manager, 3)) == (3 if fed else 0)
+    assert asyncio.run(feeds(*make_heartbeat(tmp_path, silent), manager, 3)) == (3 if fed else 0)
 
 
 def test_a_part_of_the_agent_that_stands_still_starves_it(tmp_path: Path, manager: socket.socket) -> None:
     async def run() -> int:
-        service = make_service(tmp_path, 0.0)
-        service._progress.expect("telemetry", 0.0, asyncio.get_running_loop().time() - 1)
-        return await feeds(service, manager, 3)
+        heartbeat, health = make_heartbeat(tmp_path, 0.0)
+        heartbeat.liveness.expect("telemetry", 0.0, asyncio.get_running_loop().time() - 1)
+        return await feeds(heartbeat, health, manager, 3)
 
     assert asyncio.run(run()) == 0
