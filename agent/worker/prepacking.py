@@ -16,12 +16,11 @@ import gc
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
-from agent.engine.batched.verdict import FILE as VERDICT_FILE
-from agent.engine.batched.verdict import Verdict
 from agent.engine.config import read_config
 from agent.engine.interface import Engine
 from agent.engine.kernels import AS_IT_COMES, Kernels, open_chosen
@@ -32,6 +31,10 @@ from agent.host.process_priority import MAX_NICE, set_nice, set_oom_score_adj
 from agent.worker.isolation import isolate
 from agent.worker.main import end_with_parent
 from contract.errors import EdgeBundleError
+
+if TYPE_CHECKING:
+    # It needs numpy, which the agent itself, who starts this, does without.
+    from agent.engine.batched.verdict import Verdict
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -84,6 +87,8 @@ def prepack(graph: Path, target: Path, kernels: Kernels = AS_IT_COMES) -> None:
 
 def keep(target: Path, kernels: Kernels, verdict: Verdict) -> None:
     """Write what was measured into ``target``: the self-test's verdict, and the kernels where there was a choice."""
+    from agent.engine.batched.verdict import FILE as VERDICT_FILE
+
     (target / VERDICT_FILE).write_bytes(msgspec.json.encode(verdict))
     if kernels.why:
         (target / KERNELS_FILE).write_bytes(msgspec.json.encode(kernels))
