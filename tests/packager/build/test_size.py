@@ -16,7 +16,12 @@ def test_the_table_names_every_process_and_what_was_promised(
 ) -> None:
     assert main(["qwen-0.5b", "--small", "--directory", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    for process in ("builder_process", "quality.source_process", "check_process", "logits_process"):
+    for process in (
+        "build.model_builder_process",
+        "evaluate.source_process",
+        "evaluate.check_process",
+        "evaluate.logits_process",
+    ):
         assert f"| packager.{process} | " in said
     assert "| **together** (promised 0." in said
     assert "embedding int8, lm_head int4" in said
