@@ -7,7 +7,6 @@ log, so whatever prints there (the model builder prints thousands of lines) ends
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -21,8 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from contract.errors import BuildRefused, EngineFailed, StoreFull
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from contract.system.parent_death import end_with_parent
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -82,9 +80,8 @@ def child_main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> No
     """The whole of a child's ``__main__``: read the job, do ``work``, report."""
     reporter = Reporter(os.dup(1))
     os.dup2(2, 1)
-    if sys.platform == "linux":
-        # A parent that is killed takes its heavy child along.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # A parent that is killed takes its heavy child along.
+    end_with_parent()
     job: dict[str, Any] = {}
     try:
         job = json.load(sys.stdin)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -46,13 +45,13 @@ from agent.worker.protocol import (
     parse_command,
 )
 from contract.errors import EdgeBundleError, EngineFailed
+from contract.system.parent_death import end_with_parent
 
 READ_BYTES = 1 << 16
 
 WATCHDOG_GRACE_SECONDS = 10.0
 """How much longer than the agent the service manager waits."""
 
-PR_SET_PDEATHSIG = 1
 
 PROGRESS_SECONDS = 1.0
 
@@ -234,11 +233,6 @@ def usage() -> Usage:
             if text.startswith("Pss:"):
                 proportional = int(text.split()[1]) * 1024
     return Usage(os.getpid(), resident, proportional, time.process_time(), own_anonymous_bytes())
-
-
-def end_with_parent() -> None:
-    """Let the kernel kill this process when the thread that started it ends; the socket's EOF covers a race."""
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def main(arguments: list[str] | None = None) -> int:

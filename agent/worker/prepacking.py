@@ -29,8 +29,8 @@ from agent.engine.memory import release_freed_memory
 from agent.engine.runtime_errors import Declined
 from agent.host.process_priority import MAX_NICE, set_nice, set_oom_score_adj
 from agent.worker.isolation import isolate
-from agent.worker.main import end_with_parent
 from contract.errors import EdgeBundleError
+from contract.system.parent_death import end_with_parent
 
 if TYPE_CHECKING:
     # It needs numpy, which the agent itself, who starts this, does without.

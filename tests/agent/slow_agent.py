@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def work(stall: Path) -> None:
-    from agent.worker.main import end_with_parent, serve
+    from agent.worker.main import serve
+    from contract.system.parent_death import end_with_parent
     from tests.agent.worker.stand_in_worker import Moody
 
     def open_engine(load: Any, progress: Any) -> Any:

@@ -15,9 +15,10 @@ import socket
 
 from agent.engine.interface import CanaryScore, Generation, Progress, StepEvent
 from agent.worker import main
-from agent.worker.main import end_with_parent, serve
+from agent.worker.main import serve
 from agent.worker.protocol import Load
 from contract.errors import EngineFailed
+from contract.system.parent_death import end_with_parent
 from tests.agent.engine.stand_in import StandIn
 
 main.PROGRESS_SECONDS = 0.0
