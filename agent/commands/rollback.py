@@ -10,7 +10,7 @@ import os
 
 from agent.commands.context import CliContext, act_as_owner, add_context_options, existing_context
 from agent.commands.install import ProgressPrinter
-from agent.install.desired import DesiredBundle, rollback_target
+from agent.install.desired import Rollback, rollback_target
 from agent.install.offline import install_offline
 from agent.install.status import InstallStatus
 from agent.operator.control import Order, call_agent, check_may_lower_epoch, raise_for
@@ -58,7 +58,7 @@ def rollback_offline(context: CliContext, order: Order, printer: ProgressPrinter
     return target.reference
 
 
-def _read_target(context: CliContext, order: Order) -> DesiredBundle:
+def _read_target(context: CliContext, order: Order) -> Rollback:
     database = open_to_read(context.directory)
     try:
         return rollback_target(InstallationState(database), context.install, allow_epoch=order.allow_epoch)

@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from agent.commands.context import CliContext, add_context_options, existing_context, format_size, print_table
 from agent.diagnosis.readiness import last_failure
-from agent.install.desired import revision_of
+from agent.install.desired import revision_in
 from agent.install.reporter import Reporter
 from agent.install.status import BundleStatus, InstallStatus, collect_status
 from agent.operator.control import Order, call_agent
@@ -48,7 +48,7 @@ def read_overview(context: CliContext) -> InstallStatus:
         state = InstallationState(database)
         snapshot = state.snapshot()
         reporter = Reporter(state, lambda reported: None, lambda kind, detail: None, lambda: 0.0)
-        reporter.revision = revision_of(snapshot.desired) if snapshot.desired is not None else None
+        reporter.revision = revision_in(snapshot.desired) if snapshot.desired is not None else None
         reported = msgspec.structs.replace(reporter.current, phase=snapshot.phase)
         return collect_status(state, context.directory, reported, running=False)
     finally:

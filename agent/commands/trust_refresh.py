@@ -10,7 +10,7 @@ from typing import Any
 from agent.commands.context import CliContext, absolute_source, act_as_owner, existing_context
 from agent.commands.trust_facts import TrustFacts, read_facts
 from agent.install.process.client import run_installer
-from agent.install.trust.monitor import refresh_job
+from agent.install.process.messages import RefreshTrustJob
 from agent.operator.control import Order, call_agent, sources_to_ask
 from agent.state.lock import FileLock
 
@@ -39,7 +39,7 @@ def refresh_now(arguments: argparse.Namespace) -> int:
 def _refresh_here(context: CliContext, source: str | None) -> None:
     sources = sources_to_ask(source, context.sources)
     with FileLock(context.directory.lock, "an agent that is starting, or another command"):
-        job = refresh_job(str(context.directory.root), sources, context.install)
+        job = RefreshTrustJob(str(context.directory.root), sources, offline_grace=context.install.offline_grace)
         asyncio.run(run_installer(job, lambda line: None))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, assert_never
 
 from msgspec import UNSET, Struct
 
@@ -19,39 +19,93 @@ from contract.source.access import Source
 RequestedBy = Literal["operator", "desired", "automatic"]
 
 
-class DesiredBundle(Struct, frozen=True):
-    """A bundle to be run, from the first of ``sources`` that can deliver it, under ``settings``.
-
-    ``digest`` names a bundle on this disk (a rollback); then no source is asked. ``operator``: the order
-    came from this device's own operator, who may try again what failed. ``root`` provisions trust where there is none.
-    ``urgent``: swaps per hour do not count. ``is_rollback``: it was active before what is active now.
-    """
+class _Named(Struct, frozen=True):
+    """A bundle to be run, under ``settings``."""
 
     name: str
     version: str
-    sources: tuple[Source, ...]
     settings: InstallSettings
-    revision: str | None = None
-    digest: Digest | None = None
-    operator: bool = False
-    allow_epoch: bool = False
-    root: str | None = None
-    urgent: bool = False
-    is_rollback: bool = False
-
-    @property
-    def requested_by(self) -> RequestedBy:
-        """Who wants it: this device's operator, whoever publishes ``desired``, or the agent of itself."""
-        if self.operator:
-            return "operator"
-        return "automatic" if self.urgent or self.revision is None else "desired"
 
     @property
     def reference(self) -> str:
         return f"{self.name}@{self.version}"
 
 
-def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str, Source]) -> DesiredBundle | None:
+class DesiredDocument(Struct, frozen=True):
+    """Whoever publishes ``desired`` wants it; ``revision`` is echoed in the report."""
+
+    revision: str
+
+
+class OperatorOrder(Struct, frozen=True):
+    """This device's own operator wants it, who may try again what failed; ``root`` provisions trust where there is
+    none.
+    """
+
+    root: str | None = None
+
+
+class Install(_Named, frozen=True, kw_only=True):
+    """From the first of ``sources`` that can deliver it."""
+
+    sources: tuple[Source, ...]
+    origin: DesiredDocument | OperatorOrder
+
+
+class Rollback(_Named, frozen=True, kw_only=True):
+    """Back to ``digest``, which was active before and is on this disk: an order of this device's operator, who may
+    allow a lower security epoch.
+    """
+
+    digest: Digest
+    allow_epoch: bool = False
+
+
+class Repair(_Named, frozen=True, kw_only=True):
+    """What is active once more: its bytes on this disk are not those that were installed."""
+
+    sources: tuple[Source, ...]
+    revision: str | None = None
+
+
+class ReplaceRevoked(_Named, frozen=True, kw_only=True):
+    """``digest``, which is on this disk, instead of what is active and was revoked."""
+
+    digest: Digest
+    revision: str | None = None
+
+
+DesiredBundle = Install | Rollback | Repair | ReplaceRevoked
+"""What the update runner is asked to make active."""
+
+
+def requested_by(target: DesiredBundle) -> RequestedBy:
+    """Who wants it: this device's operator, whoever publishes ``desired``, or the agent of itself."""
+    match target:
+        case Install():
+            return "desired" if isinstance(target.origin, DesiredDocument) else "operator"
+        case Rollback():
+            return "operator"
+        case Repair() | ReplaceRevoked():
+            return "automatic"
+        case _:
+            assert_never(target)
+
+
+def revision_of(target: DesiredBundle) -> str | None:
+    """The revision that is reported while it is the target."""
+    match target:
+        case Install():
+            return target.origin.revision if isinstance(target.origin, DesiredDocument) else None
+        case Repair() | ReplaceRevoked():
+            return target.revision
+        case Rollback():
+            return None
+        case _:
+            assert_never(target)
+
+
+def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str, Source]) -> Install | None:
     """The target in a ``desired`` document; None when it withdraws the one before.
 
     Raises:
@@ -82,16 +136,16 @@ def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str
                 field="source",
             )
         locations = (location,)
-    return DesiredBundle(
-        name=desired.bundle.name,
-        version=desired.bundle.version,
+    return Install(
+        desired.bundle.name,
+        desired.bundle.version,
+        tighten(settings, desired.policy),
         sources=locations,
-        settings=tighten(settings, desired.policy),
-        revision=desired.revision,
+        origin=DesiredDocument(desired.revision),
     )
 
 
-def rollback_target(state: InstallationState, settings: InstallSettings, *, allow_epoch: bool) -> DesiredBundle:
+def rollback_target(state: InstallationState, settings: InstallSettings, *, allow_epoch: bool) -> Rollback:
     """Back to the bundle that was active before this one; its bytes are here. Again, and it is the one before that,
     as long as one is here; then the one that was gone back from last. While a candidate answers already, what is gone
     back from is the candidate.
@@ -106,19 +160,10 @@ def rollback_target(state: InstallationState, settings: InstallSettings, *, allo
         previous = state.bundle(state.history.before(snapshot.active) or snapshot.previous)
     if previous is None:
         raise UsageError("there is no previous bundle on this device to go back to")
-    return DesiredBundle(
-        name=previous.name,
-        version=previous.version,
-        sources=(),
-        settings=settings,
-        digest=previous.digest,
-        operator=True,
-        allow_epoch=allow_epoch,
-        is_rollback=True,
-    )
+    return Rollback(previous.name, previous.version, settings, digest=previous.digest, allow_epoch=allow_epoch)
 
 
-def revision_of(payload: bytes) -> str | None:
+def revision_in(payload: bytes) -> str | None:
     """The revision of a document that was refused, if it can be read; it is echoed in the report."""
     try:
         desired = parse_desired(payload)

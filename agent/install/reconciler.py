@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from agent.install.desired import DesiredBundle, read_desired, revision_of
+from agent.install.desired import DesiredBundle, Repair, read_desired, revision_in, revision_of
 from agent.install.ports import Serving
 from agent.install.prepack import Prepacker
 from agent.install.process.client import Installer, run_installer
@@ -183,7 +183,7 @@ class Reconciler:
         snapshot = self._store.snapshot()
         if snapshot.desired is not None and not snapshot.overridden:
             try:
-                self._reporter.revision = revision_of(snapshot.desired)
+                self._reporter.revision = revision_in(snapshot.desired)
                 self._adopt(snapshot.desired)
             except Exception as error:
                 if isinstance(error, StoreBroken | StoreFull):
@@ -204,7 +204,7 @@ class Reconciler:
         active = self._store.bundle(self._store.snapshot().active)
         if self._runner.damaged and self._target is None and active is not None:
             # Nothing is desired just now, but this is what the device is meant to run.
-            self._target = DesiredBundle(active.name, active.version, tuple(self._sources.values()), self._settings)
+            self._target = self._repair_of(active)
 
     async def _restart(self) -> None:
         await self._runner.restart()
@@ -312,7 +312,7 @@ class Reconciler:
                 self._try_now(payload)
             elif rejected is not None:
                 # What was wrong with the document before is over.
-                self._reporter.revision, self._reporter.error = revision_of(payload), None
+                self._reporter.revision, self._reporter.error = revision_in(payload), None
             self._reporter.publish()
             return
         try:
@@ -353,7 +353,7 @@ class Reconciler:
 
     def _reject(self, payload: bytes, refused: BundleRefused) -> None:
         """Report it; a target that is being installed goes on, since whoever sent this may not be its author."""
-        detail = {"reason": refused.reason, "message": refused.message, "revision": revision_of(payload)}
+        detail = {"reason": refused.reason, "message": refused.message, "revision": revision_in(payload)}
         self._reporter.meter.failed(refused.reason)
         self._reporter.event("refused", detail)
         suppressed = self._audit_limiter.suppressed()
@@ -366,9 +366,9 @@ class Reconciler:
                 message=refused.message + suppressed_text(suppressed),
             )
         if self._runner.state is State.IDLE:
-            self._reporter.begin(revision_of(payload))
+            self._reporter.begin(revision_in(payload))
         self._reporter.error = reported_error(refused)
-        self._rejected = (revision_of(payload), self._reporter.error)
+        self._rejected = (revision_in(payload), self._reporter.error)
         self._reporter.publish()
 
     def _report_rejected(self) -> None:
@@ -495,11 +495,12 @@ class Reconciler:
     def _repair(self, damaged: InstalledBundle) -> None:
         """Obtain what is active once more, while it serves on from what it has loaded."""
         self._runner.damaged = True
-        sources, revision = tuple(self._sources.values()), self._reporter.revision
-        self._target = DesiredBundle(
-            damaged.name, damaged.version, sources, self._settings, revision=revision, urgent=True
-        )
+        self._target = self._repair_of(damaged)
         self._changed.set()
+
+    def _repair_of(self, damaged: InstalledBundle) -> Repair:
+        sources, revision = tuple(self._sources.values()), self._reporter.revision
+        return Repair(damaged.name, damaged.version, self._settings, sources=sources, revision=revision)
 
     async def _execute_order(self, order: DesiredBundle, future: asyncio.Future[Outcome]) -> None:
         older = self._target
@@ -524,7 +525,7 @@ class Reconciler:
         active = self._store.bundle(self._store.snapshot().active)
         in_force = [active, *self._store.adapters_of(active.digest)] if active is not None else []
         if any(each.reference == target.reference for each in in_force) and not self._runner.damaged:
-            self._reporter.begin(target.revision)
+            self._reporter.begin(revision_of(target))
             self._reporter.publish()
             return Outcome("active")
         outcome = await self._runner.run(target)

@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from agent.install.desired import DesiredBundle, rollback_target
+from agent.install.desired import DesiredBundle, Install, OperatorOrder, rollback_target
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.install.status import InstallStatus, collect_status
@@ -188,7 +188,7 @@ class ControlServer:
             await self._reconciler.refresh_trust(sources_to_ask(order.source, self._reconciler.sources))
             return
         if order.op == "install":
-            target = install_target(order, self._settings, self._reconciler.sources)
+            target: DesiredBundle = install_target(order, self._settings, self._reconciler.sources)
         elif order.op == "rollback":
             check_may_lower_epoch(order, uid)
             target = rollback_target(self._store, self._settings, allow_epoch=order.allow_epoch)
@@ -245,26 +245,25 @@ def sources_to_ask(text: str | None, configured: Mapping[str, Source]) -> list[S
     return [find_source(name, configured) for name in configured]
 
 
-def install_target(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> DesiredBundle:
-    """The wish behind an install order; ``configured``: sources by their names.
+def install_target(order: Order, settings: InstallSettings, configured: Mapping[str, Source]) -> Install:
+    """The target of an install order; ``configured``: sources by their names.
 
     Raises:
         BundleRefused: UNSAFE_NAME. UsageError: something is missing.
     """
     if order.name is None or order.version is None or order.source is None:
         raise UsageError("an installation needs name, version and source")
-    return DesiredBundle(
-        name=check_bundle_name(order.name),
-        version=check_version(order.version),
+    return Install(
+        check_bundle_name(order.name),
+        check_version(order.version),
+        settings,
         sources=(find_source(order.source, configured),),
-        settings=settings,
-        operator=True,
-        root=order.root,
+        origin=OperatorOrder(root=order.root),
     )
 
 
 def raise_for(outcome: Outcome) -> None:
-    """Raise what kept a wish from being fulfilled.
+    """Raise what kept a target from becoming active.
 
     Raises:
         EdgeBundleError: the error it ended with.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent.install.desired import DesiredBundle, rollback_target
-from agent.install.process.messages import InstallJob
+from agent.install.desired import Install, OperatorOrder, rollback_target
+from agent.install.process.messages import RefreshTrustJob
 from agent.install.reconciler import Reconciler
 from agent.state.installation import InstallationState
 from contract.bundle.adapter_slots import find_slots
@@ -84,7 +84,7 @@ async def fail(life: Life, reconciler: Reconciler, state: InstallationState) -> 
 async def order(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
     """The operator installs on a device that trusts nobody yet, and brings the root along."""
     root = str(Path(life.source) / "metadata" / "1.root.json")
-    target = DesiredBundle("tiny", "1.0.0", (life.source,), SETTINGS, operator=True, root=root)
+    target = Install("tiny", "1.0.0", SETTINGS, sources=(life.source,), origin=OperatorOrder(root))
     outcome = await reconciler.execute(target)
     assert outcome.kind == "active", outcome
     await life.until_active("1.0.0")
@@ -92,9 +92,7 @@ async def order(life: Life, reconciler: Reconciler, state: InstallationState) ->
 
 async def refresh_trust(life: Life, reconciler: Reconciler, state: InstallationState) -> None:
     """A newer root with other keys, and newer metadata that revokes the previous bundle."""
-    await life.install(
-        InstallJob(str(life.directory.root), "", "", [life.source], refresh_only=True), lambda line: None
-    )
+    await life.install(RefreshTrustJob(str(life.directory.root), [life.source]), lambda line: None)
     assert state.warning_store.revoked(), "the refresh was seen"
     await life.until_active("1.1.0")
 

@@ -14,7 +14,7 @@ from agent.install import prepack
 from agent.install.download import pipeline as download_pipeline
 from agent.install.prepack import WeightPrepacker
 from agent.install.process.installer import run_job
-from agent.install.process.messages import InstallJob, Line, Progressed
+from agent.install.process.messages import Job, Line, Progressed
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.state.database import Database
@@ -111,7 +111,7 @@ class Life:
         download_pipeline.measure_host = lambda place: host
         prepack._run = derive
 
-    async def install(self, job: InstallJob, on_line: Callable[[Line], None]) -> None:
+    async def install(self, job: Job, on_line: Callable[[Line], None]) -> None:
         def hear(line: Line) -> None:
             if isinstance(line, Progressed):
                 self.fetched = line.fetched

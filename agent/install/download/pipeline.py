@@ -28,12 +28,12 @@ from agent.install.process.messages import InstallJob, Line, Reached, Resolved
 from agent.install.update.state_machine import Event
 from agent.install.verify.adapters import check_has_base
 from agent.install.verify.bundle_verifier import verify_bundle
+from agent.install.verify.reverify import check_epoch
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.layout import StateDirectory
 from contract.bundle.manifest import FileEntry, Manifest
 from contract.bundle.verifier import check_file
 from contract.errors import BundleRefused, StoreBroken, StoreFull
-from contract.identifiers import check_digest
 from contract.reasons import Reason
 from contract.system.durable import Disk
 from contract.trust.verified import TrustedManifest
@@ -42,31 +42,25 @@ Report = Callable[[Line], None]
 Resolver = Callable[[Mirrors], TrustedManifest]
 
 
-def check_epoch(manifest: Manifest, floor: int) -> None:
-    """Refuse a bundle whose security epoch lies below what was committed here.
-
-    Raises:
-        BundleRefused: EPOCH_ROLLBACK.
-    """
-    if manifest.security_epoch < floor:
-        raise BundleRefused(
-            Reason.EPOCH_ROLLBACK,
-            f"{manifest.reference} has security epoch {manifest.security_epoch}, this device has seen {floor}",
-            field="security_epoch",
-        )
-
-
 class DownloadPipeline:
-    """One bundle on its way; ``run`` does all of it."""
+    """One bundle on its way; ``run`` does all of it. ``now`` gives Unix seconds."""
 
     def __init__(
-        self, job: InstallJob, directory: StateDirectory, state: InstallationState, disk: Disk, report: Report
+        self,
+        job: InstallJob,
+        directory: StateDirectory,
+        state: InstallationState,
+        disk: Disk,
+        report: Report,
+        *,
+        now: Callable[[], float],
     ) -> None:
         self._job = job
         self._directory = directory
         self._state = state
         self._disk = disk
         self._report = report
+        self._now = now
         self._read_back: dict[str, str] = {}
 
     def run(self, mirrors: Mirrors, resolver: Resolver) -> SealedBundle:
@@ -87,25 +81,6 @@ class DownloadPipeline:
             sealed = seal_bundle(trusted, parts, linked, self._directory, self._disk)
         self._record(trusted)
         self._reached(Event.SEALED)
-        return sealed
-
-    def run_local(self, check_not_revoked: Callable[[], None]) -> SealedBundle:
-        """A bundle that lies here already, completely verified: the way back.
-
-        Raises:
-            BundleRefused, StoreFull, StoreBroken.
-        """
-        bundle = self._state.bundle(check_digest(self._job.digest or ""))
-        if bundle is None:
-            raise BundleRefused(Reason.NOT_LISTED, f"{self._job.name}@{self._job.version} is not on this device")
-        self._report(Resolved(bundle.digest, bundle.name, bundle.version, bundle.security_epoch, bundle.bytes))
-        if not self._job.allow_epoch:
-            check_not_revoked()
-        sealed = verify_bundle(self._directory.bundle(bundle.digest), bundle.digest)
-        if not self._job.allow_epoch:
-            check_epoch(sealed.manifest, self._state.epoch())
-        for event in (Event.PRESENT, Event.VERIFIED, Event.SEALED):
-            self._reached(event)
         return sealed
 
     def _reached(self, event: Event) -> None:
@@ -266,7 +241,7 @@ class DownloadPipeline:
                 version=manifest.version,
                 security_epoch=manifest.security_epoch,
                 bytes=manifest.total_bytes,
-                installed_at=int(time.time()),
+                installed_at=int(self._now()),
             ),
             None if manifest.base is None else manifest.base.manifest_sha256,
         )

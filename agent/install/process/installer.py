@@ -1,9 +1,9 @@
 """The short-lived process that brings a bundle onto this disk: RESOLVE to SEAL.
 
-``python -m agent.install.process.installer`` reads one :class:`~agent.install.process.messages.InstallJob` on stdin
-and reports lines on stdout. It is a process of its own because verifying trust costs memory that is not needed
-afterwards, and because whatever a hostile repository does to it ends with it. It ends when its stdin does: an installer
-must not outlive the agent that started it.
+``python -m agent.install.process.installer`` reads one :data:`~agent.install.process.messages.Job` on stdin and reports
+lines on stdout. It is a process of its own because verifying trust costs memory that is not needed afterwards, and
+because whatever a hostile repository does to it ends with it. It ends when its stdin does: an installer must not
+outlive the agent that started it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,31 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import assert_never
 
 from agent.host.process_priority import set_nice, set_oom_score_adj
 from agent.install.download.mirrors import Mirrors
 from agent.install.download.pipeline import DownloadPipeline
 from agent.install.ports import SealedBundle
-from agent.install.process.messages import MAX_LINE_BYTES, Failed, Fault, InstallJob, Line, encode_line, parse_job
+from agent.install.process.messages import (
+    MAX_LINE_BYTES,
+    Failed,
+    Fault,
+    InstallJob,
+    Job,
+    Line,
+    RefreshTrustJob,
+    ReverifyJob,
+    encode_line,
+    parse_job,
+)
+from agent.install.verify.reverify import reverify_bundle
 from agent.state.audit import AuditLog, suppressed_text
 from agent.state.database import Database
 from agent.state.installation import InstallationState
@@ -53,8 +68,10 @@ _FAULTS: tuple[tuple[type[EdgeBundleError], Fault], ...] = (
 )
 
 
-def run_job(job: InstallJob, disk: Disk, report: Callable[[Line], None]) -> SealedBundle | None:
-    """Do the job in this process; None when trust was to be refreshed and no more.
+def run_job(
+    job: Job, disk: Disk, report: Callable[[Line], None], now: Callable[[], float] = time.time
+) -> SealedBundle | None:
+    """Do the job in this process; None when trust was to be refreshed and no more. ``now`` gives Unix seconds.
 
     Raises:
         BundleRefused, SourceUnavailable, StoreFull, StoreBroken.
@@ -68,34 +85,45 @@ def run_job(job: InstallJob, disk: Disk, report: Callable[[Line], None]) -> Seal
         disk.make_directory(path)
     with FileLock(directory.installer_lock, "another installer", wait_seconds=LOCK_SECONDS):
         database = Database(directory.database, SCHEMA, disk.effects)
-        mirrors = Mirrors(job.sources)
         try:
             state = InstallationState(database)
-            trust_refresh = TrustRefresh(job, directory, state, disk)
-            if job.refresh_only:
-                state.check_floors()
-                trust_refresh.refresh(mirrors)
-                return None
-            with audited(job, AuditLog(directory.audit, disk, "installer"), state.epoch()) as accept:
-                state.check_floors(epoch=not job.allow_epoch)
-                pipeline = DownloadPipeline(job, directory, state, disk, report)
-                if job.digest is not None:
-                    sealed = pipeline.run_local(trust_refresh.check_not_revoked)
-                else:
-                    sealed = pipeline.run(mirrors, trust_refresh.resolve)
-                accept(sealed)
-            return sealed
+            trust_refresh = TrustRefresh(directory, state, disk)
+            match job:
+                case RefreshTrustJob():
+                    state.check_floors()
+                    with closing(Mirrors(job.sources)) as mirrors:
+                        trust_refresh.refresh(mirrors, offline_grace=job.offline_grace)
+                    return None
+                case InstallJob():
+                    audit = AuditLog(directory.audit, disk, "installer")
+                    with closing(Mirrors(job.sources)) as mirrors, audited(job, audit, state.epoch()) as accept:
+                        state.check_floors()
+                        pipeline = DownloadPipeline(job, directory, state, disk, report, now=now)
+                        sealed = pipeline.run(mirrors, partial(trust_refresh.resolve, job))
+                        accept(sealed)
+                    return sealed
+                case ReverifyJob():
+                    audit = AuditLog(directory.audit, disk, "installer")
+                    with audited(job, audit, state.epoch()) as accept:
+                        state.check_floors(epoch=not job.allow_epoch)
+                        check_not_revoked = partial(trust_refresh.check_not_revoked, job.name, job.version)
+                        sealed = reverify_bundle(job, directory, state, report, check_not_revoked)
+                        accept(sealed)
+                    return sealed
+                case _:
+                    assert_never(job)
         finally:
-            mirrors.close()
             database.close()
 
 
 @contextmanager
-def audited(job: InstallJob, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedBundle], None]]:
+def audited(job: InstallJob | ReverifyJob, audit: AuditLog, epoch: int) -> Iterator[Callable[[SealedBundle], None]]:
     """Write down how the block ends: by a bundle given to what it yields, or by a refusal.
 
     ``epoch`` is the security epoch committed here.
     """
+
+    allow_epoch = isinstance(job, ReverifyJob) and job.allow_epoch
 
     def accept(sealed: SealedBundle) -> None:
         if job.suppressed_refusals is None and audit.knows("accepted", sealed.digest):
@@ -106,9 +134,9 @@ def audited(job: InstallJob, audit: AuditLog, epoch: int) -> Iterator[Callable[[
             bundle=sealed.manifest.reference,
             digest=sealed.digest,
             security_epoch=sealed.manifest.security_epoch,
-            message="the operator allowed a lower epoch or a revoked bundle" if job.allow_epoch else None,
+            message="the operator allowed a lower epoch or a revoked bundle" if allow_epoch else None,
         )
-        if job.allow_epoch and sealed.manifest.security_epoch < epoch:
+        if allow_epoch and sealed.manifest.security_epoch < epoch:
             audit.record(
                 "epoch_lowered",
                 bundle=sealed.manifest.reference,
@@ -123,8 +151,8 @@ def audited(job: InstallJob, audit: AuditLog, epoch: int) -> Iterator[Callable[[
         if job.suppressed_refusals is not None:
             audit.note(
                 "refused",
-                bundle=f"{job.name}@{job.version}",
-                digest=job.digest,
+                bundle=job.reference,
+                digest=job.digest if isinstance(job, ReverifyJob) else None,
                 reason=str(refused.reason),
                 message=refused.message + suppressed_text(job.suppressed_refusals),
                 field=refused.field,

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from agent.install.update.state_machine import Event
 from contract.errors import EngineFailed
+from contract.identifiers import Digest
 from contract.source.access import Source
 
 MAX_LINE_BYTES = 64 << 10
@@ -17,16 +18,13 @@ MAX_LINE_BYTES = 64 << 10
 Fault = Literal["refused", "invalid", "unavailable", "full", "broken", "internal"]
 
 
-class InstallJob(Struct, frozen=True, forbid_unknown_fields=True):
+class InstallJob(Struct, frozen=True, tag="install", forbid_unknown_fields=True):
     """Bring ``name@version`` into ``state_dir`` from the first of ``sources`` that can deliver it.
 
-    ``ignore_quarantine``: the operator of this device asks for a bundle that failed here before.
-    ``digest``: a bundle that is on this disk already; no source is asked (a rollback). ``allow_epoch`` lets it have
-    a security epoch below the committed one, or be revoked. ``root``: a ``root.json`` to provision trust with where
-    there is none yet. ``refresh_only``: refresh the device's trust and check what is installed against it; name
-    and version mean nothing then. ``suppressed_refusals``: how many decisions were not written to ``audit.jsonl``
-    since the last one that was; None when this job's is not to be written either, unless it is the first acceptance of
-    a bundle.
+    ``ignore_quarantine``: the operator of this device asks for a bundle that failed here before. ``root``: a
+    ``root.json`` to provision trust with where there is none yet. ``suppressed_refusals``: how many decisions were not
+    written to ``audit.jsonl`` since the last one that was; None when this job's is not to be written either, unless it
+    is the first acceptance of a bundle.
     """
 
     state_dir: str
@@ -38,11 +36,44 @@ class InstallJob(Struct, frozen=True, forbid_unknown_fields=True):
     parallel_fetches: int = 1
     bytes_per_second: int = 0
     ignore_quarantine: bool = False
-    digest: str | None = None
-    allow_epoch: bool = False
     root: str | None = None
-    refresh_only: bool = False
     suppressed_refusals: int | None = 0
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class ReverifyJob(Struct, frozen=True, tag="reverify", forbid_unknown_fields=True):
+    """Verify ``name@version`` again, which lies in ``state_dir`` as ``digest``; no source is asked.
+
+    ``allow_epoch`` lets it have a security epoch below the committed one, or be revoked. ``suppressed_refusals`` as an
+    :class:`InstallJob` has it.
+    """
+
+    state_dir: str
+    name: str
+    version: str
+    digest: Digest
+    allow_epoch: bool = False
+    suppressed_refusals: int | None = 0
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class RefreshTrustJob(Struct, frozen=True, tag="refresh_trust", forbid_unknown_fields=True):
+    """Refresh the trust of ``state_dir`` from the first of ``sources`` that can deliver it, and check what is installed
+    against it.
+    """
+
+    state_dir: str
+    sources: list[Source]
+    offline_grace: bool = True
+
+
+Job = InstallJob | ReverifyJob | RefreshTrustJob
 
 
 class Resolved(Struct, frozen=True, tag="resolved"):
@@ -88,9 +119,10 @@ Line = Resolved | Reached | Progressed | Failed
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+_job_decoder: msgspec.json.Decoder[Job] = msgspec.json.Decoder(Job)
 
 
-def encode_line(line: Line | InstallJob) -> bytes:
+def encode_line(line: Line | Job) -> bytes:
     return _encoder.encode(line) + b"\n"
 
 
@@ -106,13 +138,13 @@ def parse_line(text: bytes) -> Line:
         raise EngineFailed(f"the installer sent an invalid report: {error}") from error
 
 
-def parse_job(text: bytes) -> InstallJob:
+def parse_job(text: bytes) -> Job:
     """The job on stdin.
 
     Raises:
         EngineFailed: not one of ours.
     """
     try:
-        return msgspec.json.decode(text, type=InstallJob)
+        return _job_decoder.decode(text)
     except msgspec.MsgspecError as error:
         raise EngineFailed(f"the installer received an invalid job: {error}") from error

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agent.install.process.client import Installer
-from agent.install.process.messages import InstallJob
+from agent.install.process.messages import RefreshTrustJob
 from agent.install.reporter import Reporter, reported_error
 from agent.install.settings import InstallSettings
 from agent.install.trust.revocation import adapters_to_drop, find_replacement, must_be_replaced, replacement_target
@@ -40,18 +40,6 @@ class RefreshResult(NamedTuple):
 
     done: bool
     problem: EdgeBundleError | None
-
-
-def refresh_job(state_dir: str, sources: list[Source], settings: InstallSettings) -> InstallJob:
-    """A job that refreshes trust and does no more."""
-    return InstallJob(
-        state_dir=state_dir,
-        name="",
-        version="",
-        sources=sources,
-        offline_grace=settings.offline_grace,
-        refresh_only=True,
-    )
 
 
 class TrustMonitor:
@@ -109,7 +97,9 @@ class TrustMonitor:
 
         ``sources``: others than those that are configured.
         """
-        job = refresh_job(self._state_dir, list(sources or self._sources.values()), self._settings)
+        job = RefreshTrustJob(
+            self._state_dir, list(sources or self._sources.values()), offline_grace=self._settings.offline_grace
+        )
         done = True
         problem: EdgeBundleError | None = None
         delay = min(self._period(), self._settings.retry_longest_seconds)

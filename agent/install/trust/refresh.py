@@ -36,21 +36,20 @@ def now() -> datetime:
 
 
 class TrustRefresh:
-    """The trust of one device, for one job.
+    """The trust of one device, while one job is done.
 
     Raises:
         StoreFull, StoreBroken: from every method.
     """
 
-    def __init__(self, job: InstallJob, directory: StateDirectory, state: InstallationState, disk: Disk) -> None:
-        self._job = job
+    def __init__(self, directory: StateDirectory, state: InstallationState, disk: Disk) -> None:
         self._directory = directory
         self._state = state
         self._disk = disk
         self._problem: EdgeBundleError | None = None
         self._refreshed = False
 
-    def resolve(self, mirrors: Mirrors) -> TrustedManifest:
+    def resolve(self, job: InstallJob, mirrors: Mirrors) -> TrustedManifest:
         """The manifest that current, signed metadata lists as the job's bundle.
 
         Raises:
@@ -59,20 +58,20 @@ class TrustRefresh:
         """
         from contract.trust.resolve import fetch_manifest
 
-        job, store = self._job, self._store()
+        store = self._store()
         target_name(job.name, job.version)  # a bad name is refused before anything is fetched
         if job.root is not None:
             self._provision(store, Path(job.root))
         try:
             return mirrors.first_working(
                 lambda source: fetch_manifest(
-                    self._refresh(store, source), source, job.name, job.version, floor=self._state
+                    self._refresh(store, source, job.offline_grace), source, job.name, job.version, floor=self._state
                 )
             )
         finally:
             self._update_warnings(store)
 
-    def refresh(self, mirrors: Mirrors) -> None:
+    def refresh(self, mirrors: Mirrors, *, offline_grace: bool) -> None:
         """Bring trust up to date and note what it says of the bundles that are installed.
 
         Raises:
@@ -80,11 +79,11 @@ class TrustRefresh:
         """
         store = self._store()
         try:
-            mirrors.first_working(lambda source: self._refresh(store, source))
+            mirrors.first_working(lambda source: self._refresh(store, source, offline_grace))
         finally:
             self._update_warnings(store)
 
-    def check_not_revoked(self) -> None:
+    def check_not_revoked(self, name: str, version: str) -> None:
         """Look the bundle up in the trust that this device has now; its publisher may have dropped it, not revoked it.
 
         Raises:
@@ -93,7 +92,7 @@ class TrustRefresh:
         from contract.trust.resolve import listed_digest
 
         try:
-            listed_digest(self._store(), self._state, self._job.name, self._job.version)
+            listed_digest(self._store(), self._state, name, version)
         except BundleRefused as refused:
             if refused.reason is not Reason.NOT_LISTED:
                 raise
@@ -116,7 +115,7 @@ class TrustRefresh:
 
         return TrustStore(self._directory.trust, self._disk)
 
-    def _refresh(self, store: TrustStore, source: BundleSource) -> TargetsIndex:
+    def _refresh(self, store: TrustStore, source: BundleSource, offline_grace: bool) -> TargetsIndex:
         from contract.trust.resolve import refresh
 
         try:
@@ -125,7 +124,7 @@ class TrustRefresh:
                 source=source,
                 floor=self._state,
                 clock=now,
-                offline_grace=self._job.offline_grace,
+                offline_grace=offline_grace,
                 synchronised=kernel_clock_synchronised,
             )
         except EdgeBundleError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from agent.install.desired import DesiredBundle, read_desired
+from agent.install.desired import ReplaceRevoked, read_desired
 from agent.install.settings import InstallSettings
 from agent.state.installation import InstallationState, InstalledBundle
 from contract.errors import BundleRefused
@@ -54,14 +54,6 @@ def find_replacement(state: InstallationState, unfit: Collection[Digest]) -> Ins
     return min(fit, key=lambda bundle: bundle.digest != snapshot.previous, default=None)
 
 
-def replacement_target(bundle: InstalledBundle, settings: InstallSettings, revision: str | None) -> DesiredBundle:
+def replacement_target(bundle: InstalledBundle, settings: InstallSettings, revision: str | None) -> ReplaceRevoked:
     """The target for a bundle on this disk; the swap limit does not delay a security replacement."""
-    return DesiredBundle(
-        name=bundle.name,
-        version=bundle.version,
-        sources=(),
-        settings=settings,
-        revision=revision,
-        digest=bundle.digest,
-        urgent=True,
-    )
+    return ReplaceRevoked(bundle.name, bundle.version, settings, digest=bundle.digest, revision=revision)

@@ -9,17 +9,27 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
-from typing import Literal
+from typing import Literal, assert_never
 
 from msgspec import Struct
 
 from agent.install.backoff import Backoff
-from agent.install.desired import DesiredBundle, RequestedBy
+from agent.install.desired import (
+    DesiredBundle,
+    Install,
+    OperatorOrder,
+    Repair,
+    ReplaceRevoked,
+    RequestedBy,
+    Rollback,
+    requested_by,
+    revision_of,
+)
 from agent.install.gc import collect_bundles, collect_derived, collect_orphans, collect_parts
 from agent.install.ports import Serving, Speed
 from agent.install.prepack import Prepacker
 from agent.install.process.client import Installer
-from agent.install.process.messages import InstallJob, Line, Progressed, Reached, Resolved
+from agent.install.process.messages import InstallJob, Job, Line, Progressed, Reached, Resolved, ReverifyJob
 from agent.install.reporter import Reporter, reported_error, retry_error
 from agent.install.settings import InstallSettings
 from agent.install.update.canary_run import CanaryRun, Candidate, record_baseline, swap_mode, watch_probation
@@ -141,7 +151,7 @@ class UpdateRunner:
         self._superseded_by = self._progressed = None
         self._advanced = False
         self._max_done = self._max_done if again else 0
-        self._reporter.begin(target.revision, again=again)
+        self._reporter.begin(revision_of(target), again=again)
         if not again:
             self._steps.wanted(target)
         await self._run_table(Event.WANTED)
@@ -233,9 +243,7 @@ class UpdateRunner:
             self._candidate = None
         failure = self._failure if state is State.ROLLBACK else None
         if state is State.COMMIT and self._candidate is not None:
-            self._store.enter_commit(
-                state.value, self._candidate, back=self._target is not None and self._target.is_rollback
-            )
+            self._store.enter_commit(state.value, self._candidate, back=isinstance(self._target, Rollback))
         else:
             self._store.enter(state.value, self._candidate, failure)
         self._state = state
@@ -288,36 +296,24 @@ class UpdateRunner:
     async def _download(self) -> Event:
         target = self._target
         assert target is not None
-        job = InstallJob(
-            state_dir=str(self._directory.root),
-            name=target.name,
-            version=target.version,
-            sources=list(target.sources),
-            quota_bytes=self._settings.quota_bytes,
-            offline_grace=self._settings.offline_grace,
-            parallel_fetches=self._settings.parallel_fetches,
-            bytes_per_second=self._settings.download_bytes_per_second,
-            ignore_quarantine=target.operator,
-            digest=target.digest,
-            allow_epoch=target.allow_epoch,
-            root=target.root,
-            # What this device's own operator asks for is written down in any case.
-            suppressed_refusals=0 if target.operator else self._audit_limiter.suppressed(),
-        )
+        operator = requested_by(target) == "operator"
+        # What this device's own operator asks for is written down in any case.
+        suppressed = 0 if operator else self._audit_limiter.suppressed()
+        job = job_of(target, self._directory, suppressed_refusals=suppressed)
         try:
             await self._installer(job, self._on_line)
         except BundleRefused as refused:
-            if not target.operator:
+            if not operator:
                 self._audit_limiter.consume()
             if refused.cause is Cause.DEVICE:
                 return self._postpone(refused)
             self._refuse(refused)
             return Event.REFUSED
         except EdgeBundleError as error:
-            if isinstance(error, SourceInvalid) and not target.operator:
+            if isinstance(error, SourceInvalid) and not operator:
                 self._audit_limiter.consume()
             return self._postpone(error)
-        if not target.operator:
+        if not operator:
             self._audit_limiter.consume()
         # The previous failure is over.
         self._reporter.error = None
@@ -327,7 +323,7 @@ class UpdateRunner:
         """Nothing is wrong with the bundle: it is tried again later."""
         target = self._target
         assert target is not None
-        if target.operator:
+        if requested_by(target) == "operator":
             # Who asked decides whether to ask again.
             self._outcome = Outcome("later", error)
             self._reporter.error = reported_error(error)
@@ -374,9 +370,11 @@ class UpdateRunner:
     async def _run_canary(self) -> Event:
         digest, target = self._candidate, self._target
         assert digest is not None and target is not None
-        if target.operator:
+        by = requested_by(target)
+        if by == "operator":
             self._store.release_quarantined(digest)
-        elif not target.urgent:
+        elif by == "desired":
+            # Neither a repair nor a security replacement waits for the limit.
             recent = self._store.swaps_between(int(time.time()) - HOUR, int(time.time()))
             limit = self._settings.swaps_per_hour
             if limit and len(recent) >= limit:
@@ -512,3 +510,35 @@ class UpdateRunner:
         serves = () if serving is None else (serving.digest,)
         collect_derived(self._store, self._directory, self._disk, kept=serves)
         self._restorer.discard_unused_prepacked()
+
+
+def job_of(target: DesiredBundle, directory: StateDirectory, *, suppressed_refusals: int | None) -> Job:
+    """What the installer process is sent for ``target``."""
+    state_dir = str(directory.root)
+    match target:
+        case Rollback() | ReplaceRevoked():
+            return ReverifyJob(
+                state_dir,
+                target.name,
+                target.version,
+                target.digest,
+                allow_epoch=isinstance(target, Rollback) and target.allow_epoch,
+                suppressed_refusals=suppressed_refusals,
+            )
+        case Install() | Repair():
+            origin = target.origin if isinstance(target, Install) else None
+            return InstallJob(
+                state_dir,
+                target.name,
+                target.version,
+                list(target.sources),
+                quota_bytes=target.settings.quota_bytes,
+                offline_grace=target.settings.offline_grace,
+                parallel_fetches=target.settings.parallel_fetches,
+                bytes_per_second=target.settings.download_bytes_per_second,
+                ignore_quarantine=isinstance(origin, OperatorOrder),
+                root=origin.root if isinstance(origin, OperatorOrder) else None,
+                suppressed_refusals=suppressed_refusals,
+            )
+        case _:
+            assert_never(target)

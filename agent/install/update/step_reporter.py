@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 
-from agent.install.desired import DesiredBundle, RequestedBy
+from agent.install.desired import DesiredBundle, RequestedBy, Rollback, requested_by, revision_of
 from agent.install.ports import SealedBundle, ServingCounters, SwapReport
 from agent.install.process.messages import Progressed, Resolved
 from agent.install.reporter import Reporter, retry_error
@@ -34,7 +34,7 @@ class StepReporter:
         log.info(
             "installation of %s was requested",
             target.reference,
-            extra=fields(step="wanted", bundle=target.reference, by=target.requested_by, revision=target.revision),
+            extra=fields(step="wanted", bundle=target.reference, by=requested_by(target), revision=revision_of(target)),
         )
 
     def resolved(self, target: DesiredBundle, line: Resolved) -> None:
@@ -83,13 +83,13 @@ class StepReporter:
             "%s was refused: %s",
             target.reference,
             refused.message,
-            extra=fields(step="refused", bundle=target.reference, reason=refused.reason, by=target.requested_by),
+            extra=fields(step="refused", bundle=target.reference, reason=refused.reason, by=requested_by(target)),
         )
         self._reporter.event(
             "refused",
             {
                 "bundle": target.reference,
-                "revision": target.revision,
+                "revision": revision_of(target),
                 "reason": refused.reason,
                 "message": refused.message,
             },
@@ -159,7 +159,7 @@ class StepReporter:
     ) -> None:
         """``target``: None when the agent was started again since; ``counters`` are those of its probation."""
         self._reporter.meter.installed()
-        back = target is not None and target.is_rollback
+        back = isinstance(target, Rollback)
         speed = None if counters is None or counters.speed is None else f"{counters.speed.aggregate:.1f}"
         log.info(
             "%s is committed",
@@ -168,13 +168,13 @@ class StepReporter:
                 step="committed",
                 bundle=bundle.reference,
                 epoch=bundle.security_epoch,
-                by=None if target is None else target.requested_by,
+                by=None if target is None else requested_by(target),
                 answered=None if counters is None else counters.finished,
                 failed=None if counters is None else counters.failed,
                 tokens_per_second=speed,
             ),
         )
-        by = "operator" if target is not None and target.operator else None
+        by = "operator" if target is not None and requested_by(target) == "operator" else None
         self._audit.note(
             "committed", bundle=bundle.reference, digest=bundle.digest, security_epoch=bundle.security_epoch, by=by
         )

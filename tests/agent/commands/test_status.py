@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.commands.status import show
-from agent.install.process.messages import InstallJob, Line, Progressed, Reached, Resolved
+from agent.install.process.messages import Job, Line, Progressed, Reached, Resolved
 from agent.install.status import collect_status
 from agent.install.update.state_machine import Event
 from agent.state.installation import Quarantined
@@ -45,7 +45,7 @@ def test_a_device_in_the_middle_of_an_update(
     stage = stage_for(market, device)
     real, fetching = stage.installer, asyncio.Event()
 
-    async def stuck(job: InstallJob, on_line: Callable[[Line], None]) -> None:
+    async def stuck(job: Job, on_line: Callable[[Line], None]) -> None:
         if job.version != "1.2.0":
             await real(job, on_line)
             return

@@ -10,7 +10,7 @@ import msgspec
 
 from agent.install.ports import SealedBundle
 from agent.install.process.installer import run_job
-from agent.install.process.messages import InstallJob, Line, Reached
+from agent.install.process.messages import InstallJob, Line, Reached, RefreshTrustJob
 from agent.install.update.state_machine import Event
 from agent.state.audit import Entry, read_audit
 from agent.state.database import Database
@@ -97,7 +97,7 @@ class Device:
 
     def refresh(self, job: InstallJob) -> None:
         """Refresh trust only."""
-        assert run_job(msgspec.structs.replace(job, refresh_only=True, root=None), Disk(), self.lines.append) is None
+        assert run_job(RefreshTrustJob(job.state_dir, job.sources), Disk(), self.lines.append) is None
 
     def audit(self) -> list[Entry]:
         return read_audit(self.directory.audit)

@@ -14,7 +14,7 @@ from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.install.prepack import Prepacker
 from agent.install.process.installer import run_job
-from agent.install.process.messages import InstallJob, Line
+from agent.install.process.messages import Job, Line
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.state.database import Database
@@ -155,7 +155,7 @@ class StandInServing:
         return self.seen
 
 
-async def install_in_thread(job: InstallJob, on_line: Callable[[Line], None]) -> None:
+async def install_in_thread(job: Job, on_line: Callable[[Line], None]) -> None:
     """The real installer's work without the cost of its process."""
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[Line | None] = asyncio.Queue()

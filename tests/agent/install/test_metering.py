@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from agent.install.desired import DesiredBundle
+from agent.install.desired import Rollback
 from agent.install.process.installer import run_job
-from agent.install.process.messages import InstallJob, Line
+from agent.install.process.messages import Job, Line
 from agent.install.settings import InstallSettings
 from contract.errors import SourceUnavailable
 from contract.reasons import Reason
@@ -44,7 +44,7 @@ async def test_every_try_that_failed_is_counted(market: Market, device: Device) 
     stage = stage_for(market, device)
     real, calls = stage.installer, 0
 
-    async def flaky(job: InstallJob, on_line: Callable[[Line], None]) -> None:
+    async def flaky(job: Job, on_line: Callable[[Line], None]) -> None:
         nonlocal calls
         calls += 1
         if calls < 3:
@@ -120,9 +120,7 @@ async def test_a_rollback_by_hand_is_counted_as_the_operators(market: Market, de
             await stage.until(active(version))
         before = stage.state.bundle(stage.state.snapshot().previous)
         assert before is not None
-        target = DesiredBundle(
-            "tiny", "1.0.0", (), stage.settings, digest=before.digest, operator=True, is_rollback=True
-        )
+        target = Rollback("tiny", "1.0.0", stage.settings, digest=before.digest)
         assert (await reconciler.execute(target)).kind == "active"
         assert reconciler.meter.rollbacks == {"operator": 1}
         assert (reconciler.meter.installs, reconciler.meter.failures) == (3, {})

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from agent.install.desired import DesiredBundle
+from agent.install.desired import Install, OperatorOrder
 from agent.install.ports import ServingCounters, Speed
 from agent.install.prepack import WeightPrepacker
-from agent.install.process.messages import InstallJob, Line, Reached, Resolved
+from agent.install.process.messages import Job, Line, Reached, Resolved
 from agent.install.settings import InstallSettings
 from agent.install.update import canary_run
 from agent.install.update.state_machine import Event, State
@@ -351,7 +351,7 @@ async def test_the_operator_may_try_again_what_failed(market: Market, device: De
         reconciler.set_desired(desired("1.0.0"))
         await stage.until(failed(Reason.CANARY_LOAD_FAILED))
         stage.workers.failure = None
-        target = DesiredBundle("tiny", "1.0.0", (market.location,), stage.settings, operator=True)
+        target = Install("tiny", "1.0.0", stage.settings, sources=(market.location,), origin=OperatorOrder())
         outcome = await reconciler.execute(target)
         assert outcome.kind == "active"
     assert device.state().quarantined() == []
@@ -377,7 +377,7 @@ async def test_an_unavailable_source_is_tried_again(market: Market, device: Devi
     stage = stage_for(market, device)
     real, calls = stage.installer, 0
 
-    async def flaky(job: InstallJob, on_line: Callable[[Line], None]) -> None:
+    async def flaky(job: Job, on_line: Callable[[Line], None]) -> None:
         nonlocal calls
         calls += 1
         if calls < 3:
@@ -400,7 +400,7 @@ async def test_the_latest_wish_wins(market: Market, device: Device, where: str) 
     stage = stage_for(market, device)
     real, fetching = stage.installer, asyncio.Event()
 
-    async def stuck(job: InstallJob, on_line: Callable[[Line], None]) -> None:
+    async def stuck(job: Job, on_line: Callable[[Line], None]) -> None:
         if job.version == "1.1.0" and where == "installer":
             on_line(Resolved("a" * 64, job.name, job.version, 0, 10))
             on_line(Reached(Event.CHECKED))
@@ -588,7 +588,7 @@ async def test_what_is_followed_is_reported_by_name(market: Market, device: Devi
         assert reported.desired == BundleReference("tiny", "1.1.0"), "it is still what somebody wants"
         stage.workers.drift = 0.0
         outcome = await reconciler.execute(
-            DesiredBundle("tiny", "1.1.0", (market.location,), stage.settings, operator=True)
+            Install("tiny", "1.1.0", stage.settings, sources=(market.location,), origin=OperatorOrder())
         )
         assert outcome.kind == "active"
         await until(lambda: reconciler.reported.desired is UNSET)

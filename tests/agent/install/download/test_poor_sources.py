@@ -11,7 +11,7 @@ import pytest
 from msgspec import UNSET
 
 from agent.install.process.client import run_installer
-from agent.install.process.messages import InstallJob, Line, Progressed
+from agent.install.process.messages import Job, Line, Progressed
 from contract.errors import BundleRefused, SourceInvalid, SourceUnavailable
 from contract.reasons import Reason
 from contract.system.durable import Disk
@@ -145,7 +145,7 @@ async def test_waits_grow_unless_there_was_progress(market: Market, device: Devi
     stage = stage_for(market, device, retry_first_seconds=0.1, retry_longest_seconds=100.0)
     attempts = 0
 
-    async def broken(job: InstallJob, on_line: Callable[[Line], None]) -> None:
+    async def broken(job: Job, on_line: Callable[[Line], None]) -> None:
         nonlocal attempts
         attempts += 1
         on_line(Progressed(done=100 * attempts if advances else 100, total=10_000, reused=0, fetched=100))
