@@ -97,13 +97,14 @@ test-arm: $(STAMP) $(WHEEL) ## boot a device with an aarch64 processor: install,
 test-aarch64: $(STAMP) $(WHEEL) ## tests on an emulated aarch64 processor, slowly (ARGS=which; qemu-user-static, root)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm.emulated $(ARGS)
 
-check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, docs/TELEMETRY.md, docs/CONFIGURATION.md, retired words
+check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, generated documents, retired words
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m contract.mqtt.asyncapi
 	$(BIN)/python -m agent.telemetry.document
+	$(BIN)/python -m agent.install.update.diagram
 	$(BIN)/python -m agent.setup.document
 	$(BIN)/python -m tests.vocabulary
 

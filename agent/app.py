@@ -17,9 +17,9 @@ from agent.clock import steady_clock
 from agent.config import AgentConfig
 from agent.frontend import make_frontend
 from agent.heartbeat import Heartbeat
+from agent.install.compose import make_reconciler
 from agent.install.gc import used_bytes
 from agent.install.prepack import WeightPrepacker
-from agent.install.reconciler import Reconciler
 from agent.operator.control import ControlServer
 from agent.parts import Parts, named_processes, self_reported
 from agent.presence import Presence, versions
@@ -114,7 +114,7 @@ class Service:
             on_turn=self._on_telemetry_turn,
         )
         installation = InstallationState(state.installing)
-        reconciler = Reconciler(
+        reconciler = make_reconciler(
             directory=directory,
             state=installation,
             settings=config.install,

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from agent.commands.context import (
     format_size,
     read_context,
 )
-from agent.install.backoff import Backoff
 from agent.install.offline import install_offline
 from agent.install.reporter import delay_text
 from agent.operator.control import AgentRefused, Order, call_agent, install_target, raise_for
@@ -27,6 +27,7 @@ from contract.errors import EdgeBundleError, SourceUnavailable
 from contract.identifiers import parse_reference
 from contract.mqtt.messages import Reported
 from contract.source.access import location_of
+from contract.system.backoff import Backoff
 
 TIMEOUT_SECONDS = 600.0
 """How long a source that is out of reach is tried again: a captive portal is passed, a server restarted by then."""
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         retry(
             lambda: _attempt(context, order, printer),
-            Backoff(context.install.retry_first_seconds, context.install.retry_longest_seconds),
+            Backoff(context.install.retry_first_seconds, context.install.retry_longest_seconds, random.uniform),
             timeout=arguments.timeout if remote and not arguments.no_retry else 0.0,
             on_wait=printer.wait,
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from agent.install.compose import make_reconciler
 from agent.install.desired import DesiredBundle
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
-from agent.install.reconciler import Reconciler
-from agent.install.update.runner import Outcome
+from agent.install.update.attempt import Outcome
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory, make_private
@@ -88,7 +88,7 @@ async def install_offline(
     with FileLock(directory.lock, "another agent or command"):
         database = Database(directory.database, SCHEMA, disk.effects)
         try:
-            reconciler = Reconciler(
+            reconciler = make_reconciler(
                 directory=directory,
                 state=InstallationState(database),
                 settings=settings,

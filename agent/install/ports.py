@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -12,6 +13,12 @@ from contract.bundle.verifier import VerifiedDirectory
 from contract.identifiers import Digest
 
 SwapMode = Literal["overlap", "drain"]
+
+Clock = Callable[[], float]
+"""Seconds: monotonic ones as ``clock``, Unix seconds as ``now``."""
+
+Uniform = Callable[[float, float], float]
+"""A random number between two."""
 
 
 class SealedBundle(Struct, frozen=True):

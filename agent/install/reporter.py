@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
+from agent.install.ports import Clock
 from agent.install.process.messages import Progressed
 from agent.install.update.state_machine import State
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.telemetry.installs import InstallMeter
-from contract.errors import EdgeBundleError
+from contract.errors import EdgeBundleError, EngineFailed, StoreBroken, StoreFull
 from contract.identifiers import Digest
 from contract.mqtt.messages import (
     MAX_FIELD,
@@ -27,8 +30,12 @@ from contract.mqtt.messages import (
 from contract.mqtt.topics import EventType
 from contract.reasons import Reason
 
+log = logging.getLogger("edge_agent.install")
+
 PROGRESS_INTERVAL_SECONDS = 1.0
 """Progress is published this often at most: it is for people."""
+
+FAULT = EngineFailed("the device failed at this document; its log says why", reason=Reason.INTERNAL_ERROR)
 
 OnReported = Callable[[Reported], None]
 OnEvent = Callable[[EventType, dict[str, Any]], None]
@@ -75,7 +82,7 @@ class Reporter:
         state: InstallationState,
         on_reported: OnReported,
         on_event: OnEvent,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
         self._store = state
         self._on_event = on_event
@@ -164,6 +171,43 @@ class Reporter:
             self._last_published = current
             for observer in list(self.observers):
                 observer(current)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Reason codes of what keeps the state from being recorded or was not readable in it."""
+        unwritable = self._store.unwritable
+        own = [] if unwritable is None else [str(unwritable.reason)]
+        return own + ([str(Reason.STORED_DATA_INVALID)] if self._store.set_aside() else [])
+
+    @contextmanager
+    def observed(self, observer: OnReported) -> Iterator[None]:
+        """``observer`` is called with what is reported, too, while the block runs."""
+        self.observers.append(observer)
+        try:
+            yield
+        finally:
+            self.observers.remove(observer)
+
+    def set_aside(self) -> None:
+        """Report what of the state could not be read, once."""
+        try:
+            found = self._store.newly_set_aside()
+        except (StoreBroken, StoreFull):
+            # Then at a start when it can be recorded that it was reported.
+            return
+        for each in found:
+            text = f"{each.source} of state.db was set aside: {each.reason}"
+            log.warning("%s", text)
+            self.event("refused", {"bundle": None, "reason": Reason.STORED_DATA_INVALID, "message": text})
+
+    def fault(self) -> None:
+        """Report the exception that is being handled, and go on."""
+        log.exception("the installation failed by a fault of this agent")
+        self.error = reported_error(FAULT)
+        try:
+            self.publish()
+        except Exception:
+            log.exception("it cannot be reported")
 
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:
         self._on_event(kind, detail)

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from agent.mqtt.connector import CONNECT_SECONDS, Connector
 from agent.mqtt.link import Link, Received, Will, make_client, received
 from agent.mqtt.loss import Loss, Rivalry
-from agent.mqtt.outbox import MAX_IN_FLIGHT, Backoff
+from agent.mqtt.outbox import MAX_IN_FLIGHT
 from agent.mqtt.sender import ACKNOWLEDGE_SECONDS, Sender
 from agent.mqtt.settings import BrokerSettings, Protocol
 from agent.mqtt.size_limit import FoundLimit, SizeLimit, Undeliverable
@@ -24,6 +24,7 @@ from agent.mqtt.sockets import Stream
 from agent.mqtt.subscriber import Subscriber
 from agent.systemd.journal import fields
 from contract.errors import ConfigInvalid, SourceUnavailable
+from contract.system.backoff import Backoff
 
 log = logging.getLogger("edge_agent.mqtt")
 
@@ -82,7 +83,7 @@ class Connection:
         rival_at_work: Callable[[], Awaitable[bool | None]] | None = None,
         limit: SizeLimit | None = None,
         quiet: bool = False,
-        uniform: Callable[[], float] = random.random,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._settings = settings
         self._client_id = client_id
@@ -244,13 +245,15 @@ class Connection:
         """Before the next attempt: longer each time, and for long where somebody else is at work under our name."""
         if self._rivalry.losses < SUSPICIOUS_LOSSES:
             self._rival_backoff.reset()
-            await self._pause(self._backoff.next())
+            await self._pause(self._backoff.after_failure())
             return
         loop = asyncio.get_running_loop()
         give_way_until = loop.time() + STANDBY_SECONDS
         while True:
             # First of all: whoever pushed us out has to say that it is there.
-            await self._pause(min(self._rival_backoff.next(), STANDBY_CHECK_SECONDS if self.problem else math.inf))
+            await self._pause(
+                min(self._rival_backoff.after_failure(), STANDBY_CHECK_SECONDS if self.problem else math.inf)
+            )
             seen = None if self._rival_at_work is None else await self._rival_at_work()
             if seen is False:
                 self._rivalry.disproved()

@@ -7,7 +7,6 @@ when the broker has acknowledged it, whatever happened in between.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -26,30 +25,6 @@ MESSAGE_BYTES = 256
 
 LOSSES = 3
 """A broker restarts, a link breaks: that happens once, perhaps twice, just when a certain message is on its way."""
-
-
-class Backoff:
-    """Waiting times between attempts: doubling from ``first`` to ``ceiling`` seconds, half of each random.
-
-    The random half keeps a fleet from coming back to a restarted broker in one instant.
-    """
-
-    def __init__(self, first: float, ceiling: float, random: Callable[[], float]) -> None:
-        self._first = first
-        self._ceiling = ceiling
-        self._random = random
-        self._failures = 0
-
-    def next(self) -> float:
-        """Seconds to wait after one more failure."""
-        # 2**32 seconds is beyond any ceiling; larger powers would overflow a float in the end.
-        whole = min(self._ceiling, self._first * 2.0 ** min(self._failures, 32))
-        self._failures += 1
-        return whole * (0.5 + 0.5 * self._random())
-
-    def reset(self) -> None:
-        """The next failure counts as the first."""
-        self._failures = 0
 
 
 class Outgoing(Struct, frozen=True):

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from msgspec import Struct
 
 from agent.mqtt.outbox import LOSSES
+from contract.system.backoff import doubled
 
 FIRST_HOLD_SECONDS = 60.0
 LONGEST_HOLD_SECONDS = 86400.0
@@ -29,8 +30,7 @@ class FoundLimit(Struct, frozen=True):
 
     def holds(self, size: int, now: float) -> bool:
         """Whether a message of ``size`` bytes is not even tried."""
-        # 2**16 minutes are more than a day; larger powers would overflow a float in the end.
-        held = min(LONGEST_HOLD_SECONDS, FIRST_HOLD_SECONDS * 2.0 ** min(self.times - 1, 16))
+        held = doubled(FIRST_HOLD_SECONDS, LONGEST_HOLD_SECONDS, self.times - 1)
         return size >= self.refused_bytes and 0 <= now - self.found_at < held
 
     def again(self, size: int, now: float) -> FoundLimit:

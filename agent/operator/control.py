@@ -25,7 +25,7 @@ from agent.install.desired import DesiredBundle, Install, OperatorOrder, rollbac
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.install.status import InstallStatus, collect_status
-from agent.install.update.runner import Outcome
+from agent.install.update.attempt import Outcome
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.errors import EdgeBundleError, EngineFailed, SourceUnavailable, StoreBroken, UsageError

@@ -20,7 +20,6 @@ from msgspec import UNSET
 from agent.engine.interface import StepEvent
 from agent.install.ports import Footprint, SealedBundle
 from agent.install.update.worker_start import load_bundle
-from agent.mqtt.outbox import Backoff
 from agent.serving.active_request import ActiveRequest
 from agent.serving.events import (
     ReplicaClosed,
@@ -34,6 +33,7 @@ from agent.systemd.journal import fields
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
 from contract.mqtt.messages import Deviation, EngineInfo
+from contract.system.backoff import Backoff
 
 log = logging.getLogger("edge_agent.serving")
 
@@ -182,7 +182,7 @@ class Replica:
         self._events.handle(ReplicaReady(self.slots, facts.slots))
 
     async def _watch(self) -> None:
-        backoff = Backoff(FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS, random.random)
+        backoff = Backoff(FIRST_RESTART_SECONDS, LONGEST_RESTART_SECONDS, random.uniform)
         lost: float | None = None
         while True:
             if self.worker is not None:
@@ -203,9 +203,9 @@ class Replica:
                     if asyncio.get_running_loop().time() - started > LONGEST_RESTART_SECONDS:
                         backoff.reset()
                     self._events.handle(ReplicaLost(self.slots, why))
-                    await asyncio.sleep(backoff.next())
+                    await asyncio.sleep(backoff.after_failure())
             else:
-                await asyncio.sleep(backoff.next())
+                await asyncio.sleep(backoff.after_failure())
             try:
                 await self._start_worker()
             except EngineFailed as error:

@@ -303,6 +303,11 @@ class InstallationState:
         )
         return [_bundle(row) for row in rows]
 
+    def in_force(self) -> list[InstalledBundle]:
+        """The active bundle with its adapters; nothing where nothing is active."""
+        active = self.bundle(self.snapshot().active)
+        return [] if active is None else [active, *self.adapters_of(active.digest)]
+
     def retire_adapter(self, digest: Digest) -> None:
         """It is not loaded any more; the next collection removes it."""
         with self._database.transaction("retire adapter") as connection:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from agent.host.facts import Host
 from agent.install import prepack
+from agent.install.compose import make_reconciler
 from agent.install.download import pipeline as download_pipeline
 from agent.install.prepack import WeightPrepacker
 from agent.install.process.installer import run_job
@@ -129,7 +130,7 @@ class Life:
 
     async def _live(self, state: InstallationState, deed: Deed | None) -> None:
         self.news = asyncio.Event()
-        reconciler = Reconciler(
+        reconciler = make_reconciler(
             directory=self.directory,
             state=state,
             settings=self.settings,

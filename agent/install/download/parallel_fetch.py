@@ -16,6 +16,7 @@ from functools import partial
 
 from agent.install.download.fetch_plan import ByteRange, ChunkSlice, matches, remainder_after
 from agent.install.download.mirrors import Mirrors
+from agent.install.ports import Clock
 from contract.bundle.layout import object_path
 from contract.bundle.manifest import MAX_CHUNK_BYTES, FileEntry
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable
@@ -100,7 +101,7 @@ class ParallelFetcher:
         parallel: int,
         *,
         bytes_per_second: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self._mirrors = mirrors

@@ -23,8 +23,8 @@ from agent.install.gc import (
     known_bundles,
     used_bytes,
 )
-from agent.install.ports import SealedBundle
-from agent.install.process.messages import InstallJob, Line, Reached, Resolved
+from agent.install.ports import Clock, SealedBundle
+from agent.install.process.messages import InstallJob, OnLine, Reached, Resolved
 from agent.install.update.state_machine import Event
 from agent.install.verify.adapters import check_has_base
 from agent.install.verify.bundle_verifier import verify_bundle
@@ -38,7 +38,6 @@ from contract.reasons import Reason
 from contract.system.durable import Disk
 from contract.trust.verified import TrustedManifest
 
-Report = Callable[[Line], None]
 Resolver = Callable[[Mirrors], TrustedManifest]
 
 
@@ -51,9 +50,9 @@ class DownloadPipeline:
         directory: StateDirectory,
         state: InstallationState,
         disk: Disk,
-        report: Report,
+        report: OnLine,
         *,
-        now: Callable[[], float],
+        now: Clock,
     ) -> None:
         self._job = job
         self._directory = directory

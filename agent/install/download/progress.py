@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from agent.install.ports import Clock
 from agent.install.process.messages import Progressed
 
 REPORT_INTERVAL_SECONDS = 0.25
@@ -20,7 +21,7 @@ class ProgressMeter:
     May be used from several threads.
     """
 
-    def __init__(self, total: int, report: Callable[[Progressed], None], clock: Callable[[], float]) -> None:
+    def __init__(self, total: int, report: Callable[[Progressed], None], clock: Clock) -> None:
         self._total = total
         self._report = report
         self._clock = clock

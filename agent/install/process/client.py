@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable
 from typing import Protocol
 
-from agent.install.process.messages import MAX_LINE_BYTES, Failed, Job, Line, encode_line, parse_line
+from agent.install.process.messages import MAX_LINE_BYTES, Failed, Job, OnLine, encode_line, parse_line
 from contract.errors import (
     BundleRefused,
     EdgeBundleError,
@@ -27,7 +26,7 @@ COMMAND = (sys.executable, "-P", "-m", "agent.install.process.installer")
 class Installer(Protocol):
     """How a job is done; :func:`run_installer` is one."""
 
-    async def __call__(self, job: Job, on_line: Callable[[Line], None]) -> None:
+    async def __call__(self, job: Job, on_line: OnLine) -> None:
         """Do it, telling ``on_line`` how it goes; being cancelled leaves nothing running.
 
         Raises:
@@ -37,7 +36,7 @@ class Installer(Protocol):
         ...
 
 
-async def run_installer(job: Job, on_line: Callable[[Line], None]) -> None:
+async def run_installer(job: Job, on_line: OnLine) -> None:
     """Do ``job`` in a process of its own; see :class:`Installer`."""
     try:
         process = await asyncio.create_subprocess_exec(

@@ -22,7 +22,7 @@ from typing import assert_never
 from agent.host.process_priority import set_nice, set_oom_score_adj
 from agent.install.download.mirrors import Mirrors
 from agent.install.download.pipeline import DownloadPipeline
-from agent.install.ports import SealedBundle
+from agent.install.ports import Clock, SealedBundle
 from agent.install.process.messages import (
     MAX_LINE_BYTES,
     Failed,
@@ -30,6 +30,7 @@ from agent.install.process.messages import (
     InstallJob,
     Job,
     Line,
+    OnLine,
     RefreshTrustJob,
     ReverifyJob,
     encode_line,
@@ -68,9 +69,7 @@ _FAULTS: tuple[tuple[type[EdgeBundleError], Fault], ...] = (
 )
 
 
-def run_job(
-    job: Job, disk: Disk, report: Callable[[Line], None], now: Callable[[], float] = time.time
-) -> SealedBundle | None:
+def run_job(job: Job, disk: Disk, report: OnLine, now: Clock = time.time) -> SealedBundle | None:
     """Do the job in this process; None when trust was to be refreshed and no more. ``now`` gives Unix seconds.
 
     Raises:

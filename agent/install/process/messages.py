@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -116,6 +117,9 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 Line = Resolved | Reached | Progressed | Failed
+
+OnLine = Callable[[Line], None]
+"""Hears how a job goes."""
 
 _encoder = msgspec.json.Encoder()
 _decoder: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)

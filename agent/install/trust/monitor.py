@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from agent.install.ports import Uniform
 from agent.install.process.client import Installer
 from agent.install.process.messages import RefreshTrustJob
-from agent.install.reporter import Reporter, reported_error
+from agent.install.reporter import FAULT, Reporter, reported_error
 from agent.install.settings import InstallSettings
 from agent.install.trust.revocation import adapters_to_drop, find_replacement, must_be_replaced, replacement_target
 from agent.install.update.runner import UpdateRunner
@@ -42,8 +42,16 @@ class RefreshResult(NamedTuple):
     problem: EdgeBundleError | None
 
 
+class _Request(NamedTuple):
+    """Somebody waits for a refresh from ``sources``, others than those that are configured."""
+
+    sources: tuple[Source, ...]
+    result: asyncio.Future[EdgeBundleError | None]
+
+
 class TrustMonitor:
-    """``due`` is when to call :meth:`refresh`, by the event loop's clock.
+    """``due`` is when to call :meth:`refresh`, by the event loop's clock; ``uniform`` gives a random number between
+    two.
 
     Raises:
         StoreBroken, StoreFull: from the methods that change what is installed.
@@ -60,6 +68,7 @@ class TrustMonitor:
         runner: UpdateRunner,
         reporter: Reporter,
         audit: AuditLog,
+        uniform: Uniform,
     ) -> None:
         self._state_dir = state_dir
         self._store = state
@@ -69,9 +78,11 @@ class TrustMonitor:
         self._runner = runner
         self._reporter = reporter
         self._audit = audit
+        self._uniform = uniform
         self._clock = asyncio.get_running_loop().time
         self._reported = {(each.reason, each.digest) for each in state.warning_store.warnings()}
         self._unfit: set[Digest] = set()
+        self._requests: list[_Request] = []
         self._damage_check_due = True
         self.due = self._clock() + self._period(first=True)
 
@@ -80,7 +91,7 @@ class TrustMonitor:
         if not period or not self._sources:
             return float("inf")
         # Spread, so that a fleet that came up together does not ask together.
-        share = random.uniform(0.0 if first else 0.9, 1.0)  # noqa: S311 spreading needs no secrecy
+        share = self._uniform(0.0 if first else 0.9, 1.0)
         return share * (min(period, FIRST_REFRESH_SECONDS) if first else period)
 
     def refresh_soon(self) -> None:
@@ -91,6 +102,43 @@ class TrustMonitor:
     def reasons(self) -> list[str]:
         """Why there are warnings, each once."""
         return sorted({reason.value for reason, _ in self._reported})
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether somebody waits for a refresh."""
+        return bool(self._requests)
+
+    def request(self, sources: Sequence[Source] = ()) -> asyncio.Future[EdgeBundleError | None]:
+        """Have trust refreshed by :meth:`refresh_next`, from ``sources`` or those that are configured; why it failed,
+        once it is done.
+        """
+        request = _Request(tuple(sources), asyncio.get_running_loop().create_future())
+        self._requests.append(request)
+        return request.result
+
+    def fail_requests(self, error: EdgeBundleError) -> None:
+        """Nothing can be refreshed now."""
+        for request in self._requests:
+            if not request.result.done():
+                request.result.set_result(error)
+        self._requests.clear()
+
+    async def refresh_next(self, interrupted: asyncio.Event) -> None:
+        """Refresh trust, for the first request that waits or because it is due; what ``interrupted`` announces goes
+        first.
+        """
+        request = self._requests[0] if self._requests else None
+        result = RefreshResult(True, FAULT)
+        try:
+            result = await self.refresh(interrupted, () if request is None else request.sources)
+        except EdgeBundleError as error:
+            result = RefreshResult(True, error)
+            raise
+        finally:
+            if request is not None and result.done:
+                self._requests.remove(request)
+                if not request.result.done():
+                    request.result.set_result(result.problem)
 
     async def refresh(self, interrupted: asyncio.Event, sources: Sequence[Source] = ()) -> RefreshResult:
         """Let the installer refresh trust from the sources; what ``interrupted`` announces goes first.

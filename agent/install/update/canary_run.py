@@ -1,22 +1,18 @@
-"""A candidate before it is committed: its canary run, how it replaces its predecessor, the baseline that its speed is
-compared with, and the watch over its probation.
-"""
+"""The canary run of a candidate: beside the model that serves, or instead of it; and how it is to replace that."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
+from agent.host.cpu_contention import CpuContention
 from agent.host.memory import available_memory
-from agent.install.ports import SealedBundle, Serving, Speed, SwapMode
+from agent.install.ports import SealedBundle, Serving, SwapMode
 from agent.install.settings import InstallSettings
 from agent.install.update.canary import CanaryPassed, run_canary
-from agent.install.update.cpu_contention import CpuContention
-from agent.install.update.probation import evaluate_probation, measured_speed
 from agent.install.update.restore import Restorer
 from agent.install.update.step_reporter import StepReporter
 from agent.install.verify.bundle_verifier import (
@@ -25,22 +21,18 @@ from agent.install.verify.bundle_verifier import (
     fingerprint_files,
     verify_bundle,
 )
-from agent.state.installation import Failure, InstallationState
+from agent.state.installation import Failure
 from agent.state.layout import StateDirectory
 from agent.worker.ports import WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.bundle.verifier import read_manifest
 from contract.identifiers import Digest
-from contract.mqtt.messages import Probation
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")
 
 CONTENDED_SHARE = 0.5
 """Where something waited for a core for more than this part of a canary's time, its slowness proves nothing."""
-
-WATCH_SECONDS = 0.25
-"""How often probation looks at the counters."""
 
 
 class Candidate(Struct, frozen=True):
@@ -159,42 +151,3 @@ def swap_mode(serving: Serving, settings: InstallSettings, candidate: Candidate)
 def _fits_in_memory(serving: Serving, settings: InstallSettings, need_bytes: int) -> bool:
     """Whether a model that takes ``need_bytes`` fits beside the one that serves, without taking its weights' pages."""
     return available_memory() - serving.footprint.mapped_bytes >= need_bytes + settings.reserve_bytes
-
-
-def record_baseline(serving: Serving, store: InstallationState, bundle: SealedBundle | None) -> Speed | None:
-    """How fast ``bundle``, which serves now, is on this device: as it was just measured, else as it was known before.
-
-    Raises:
-        StoreBroken, StoreFull.
-    """
-    if bundle is None:
-        return None
-    speed = measured_speed(serving.counters())
-    if speed is not None:
-        store.record_speed(bundle.digest, speed.aggregate, speed.per_stream)
-        return speed
-    known = store.bundle(bundle.digest)
-    if known is None or known.tokens_per_second is None:
-        return None
-    return Speed(known.tokens_per_second, known.tokens_per_second_each or known.tokens_per_second)
-
-
-async def watch_probation(
-    serving: Serving,
-    settings: InstallSettings,
-    predecessor: Speed | None,
-    on_progress: Callable[[Probation], None] = lambda _: None,
-) -> Failure | None:
-    """Wait until probation is over; how it failed, if it did. ``on_progress`` hears how far it is at every look."""
-    clock = asyncio.get_running_loop().time
-    started, contention = clock(), CpuContention(clock)
-    while True:
-        counters, elapsed = serving.counters(), clock() - started
-        verdict = evaluate_probation(counters, elapsed, settings, predecessor, contention.share())
-        if verdict == "held":
-            return None
-        if isinstance(verdict, Failure):
-            return verdict
-        of_requests = settings.probation_requests or UNSET
-        on_progress(Probation(round(elapsed, 1), settings.probation_seconds, counters.finished, of_requests))
-        await asyncio.sleep(WATCH_SECONDS)

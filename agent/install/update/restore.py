@@ -40,6 +40,38 @@ class Restorer:
         needed = {adapter.digest for adapter in self._store.adapters_of(bundle.digest)}
         return {each.digest for each in serving.adapters} == needed
 
+    @property
+    def served(self) -> tuple[Digest, ...]:
+        """What answers now, if anything does."""
+        serving = self._serving.bundle
+        return () if serving is None else (serving.digest,)
+
+    async def serve_recorded(self) -> BundleRefused | EngineFailed | None:
+        """Serve what is recorded as active unless it is being served; why that cannot be done.
+
+        Raises:
+            StoreBroken.
+        """
+        active = self._store.bundle(self._store.snapshot().active)
+        if active is None:
+            if self._serving.bundle is not None:
+                await self._serving.stop()
+            return None
+        return None if self.serves(active) else await self.serve_active(active)
+
+    async def retire_active(self) -> None:
+        """Nothing is active from now on, and nothing is served.
+
+        Raises:
+            StoreBroken, StoreFull.
+        """
+        self._store.retire_active()
+        await self._serving.stop()
+
+    async def resume(self) -> None:
+        """Let what made room for a candidate answer again."""
+        await self._serving.resume()
+
     async def serve_active(self, active: InstalledBundle) -> BundleRefused | EngineFailed | None:
         """Verify the active bundle completely and serve it; if that fails, the previous one until it is mended.
 

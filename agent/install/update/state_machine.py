@@ -1,15 +1,17 @@
-"""The state table of installation: pure, so that every path through it can be walked in a test.
+"""The state table of an update: pure, so that every path through it can be walked in a test.
 
-``(state, event) -> (state, actions)``. Whoever drives it records the new state first and performs the actions after,
-so that a restart finds what was meant; :data:`Event.RESTARTED` says from every state how to go on. An event that a
-state does not know raises :class:`IllegalEvent` and changes nothing.
+``(state, event) -> state, actions``. The update runner records the new state first and performs the actions after, so
+that a restart finds what was meant; :data:`Event.RESTARTED` says from every state how to go on. An event that a state
+does not know raises :class:`IllegalEvent` and changes nothing. The diagram in ``docs/ARCHITECTURE.md`` is written from
+this table (:mod:`agent.install.update.diagram`).
 
-Only COMMIT changes what is active. Whatever goes wrong before it ends in IDLE with the old bundle serving.
+Exactly one entry commits. Whatever goes wrong before it ends in IDLE with the old bundle serving.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class State(StrEnum):
@@ -58,6 +60,14 @@ class Event(StrEnum):
     RESTORED = "restored"
     RESTARTED = "restarted"
     """The process was started and finds this state recorded."""
+    RESTARTED_FAILED = "restarted_failed"
+    """As RESTARTED, and why the candidate failed is recorded with the state."""
+    WITHDRAWN = "withdrawn"
+    """Nothing is desired any more."""
+    REVOKED = "revoked"
+    """What is active was revoked, is to leave service, and nothing else here is acceptable."""
+    ADAPTER_REVOKED = "adapter_revoked"
+    """An adapter beside what is active was revoked and is to leave service."""
 
 
 class Action(StrEnum):
@@ -65,64 +75,102 @@ class Action(StrEnum):
 
     OBTAIN = "obtain"
     """Run the installer: RESOLVE to SEAL."""
-    STOP_INSTALLER = "stop_installer"
-    SCHEDULE_RETRY = "schedule_retry"
     RUN_CANARY = "run_canary"
     SWAP = "swap"
     WATCH = "watch"
+    REPORT_COMMIT = "report_commit"
+    """Say that the candidate is active now: ``audit.jsonl``, event, log."""
+    REPORT_ROLLBACK = "report_rollback"
+    """Say what was gone back to, from what, and why."""
     QUARANTINE = "quarantine"
+    FORGIVE_ATTEMPT = "forgive_attempt"
+    """The attempt was given up for something else, which says nothing about the candidate."""
     RESTORE = "restore"
     """Serve the active bundle again, if it is not the one being served."""
-    COMMIT = "commit"
+    RETIRE = "retire"
+    """Nothing is active from now on, and nothing is served."""
+    DROP_ADAPTER = "drop_adapter"
     COLLECT = "collect"
-    """Collect garbage."""
+    """Collect garbage: bundles, prepacked weights, partial downloads."""
+    TIDY = "tidy"
+    """Remove what a power cut left half removed; partial downloads stay."""
 
 
 class IllegalEvent(Exception):
     """The table has no entry: a fault in the update runner, never caused by input."""
 
 
-_Entry = tuple[State, tuple[Action, ...]]
+class Entry(NamedTuple):
+    """The state to enter, and what to do then. ``commits``: the candidate becomes active in the transaction that
+    records the state.
+    """
 
-_DOWNLOADING = (State.RESOLVE, State.CHECK, State.RESERVE, State.FETCH, State.VERIFY, State.SEAL)
+    state: State
+    actions: tuple[Action, ...] = ()
+    commits: bool = False
 
-TABLE: dict[tuple[State, Event], _Entry] = {
-    (State.IDLE, Event.WANTED): (State.RESOLVE, (Action.OBTAIN,)),
-    (State.IDLE, Event.RESTARTED): (State.IDLE, (Action.RESTORE,)),
-    (State.RESOLVE, Event.RESOLVED): (State.CHECK, ()),
-    (State.CHECK, Event.CHECKED): (State.RESERVE, ()),
-    (State.CHECK, Event.PRESENT): (State.VERIFY, ()),
-    (State.RESERVE, Event.RESERVED): (State.FETCH, ()),
-    (State.FETCH, Event.FETCHED): (State.VERIFY, ()),
-    (State.VERIFY, Event.VERIFIED): (State.SEAL, ()),
-    (State.SEAL, Event.SEALED): (State.CANARY, (Action.RUN_CANARY,)),
-    (State.CANARY, Event.CANARY_PASSED): (State.SWITCH, (Action.SWAP,)),
-    (State.CANARY, Event.FAILED): (State.ROLLBACK, (Action.QUARANTINE, Action.RESTORE)),
-    (State.CANARY, Event.SUPERSEDED): (State.IDLE, ()),
-    (State.CANARY, Event.UNAVAILABLE): (State.IDLE, (Action.SCHEDULE_RETRY,)),
-    (State.CANARY, Event.RESTARTED): (State.IDLE, (Action.RESTORE,)),
-    (State.SWITCH, Event.SWITCHED): (State.PROBATION, (Action.WATCH,)),
-    (State.SWITCH, Event.FAILED): (State.ROLLBACK, (Action.QUARANTINE, Action.RESTORE)),
+
+DOWNLOADING = (State.RESOLVE, State.CHECK, State.RESERVE, State.FETCH, State.VERIFY, State.SEAL)
+"""The states in which the installer runs."""
+
+_TO_OLD = (Action.RESTORE, Action.REPORT_ROLLBACK)
+
+TABLE: dict[tuple[State, Event], Entry] = {
+    (State.IDLE, Event.WANTED): Entry(State.RESOLVE, (Action.OBTAIN,)),
+    (State.IDLE, Event.WITHDRAWN): Entry(State.IDLE, (Action.COLLECT,)),
+    (State.IDLE, Event.REVOKED): Entry(State.IDLE, (Action.RETIRE,)),
+    (State.IDLE, Event.ADAPTER_REVOKED): Entry(State.IDLE, (Action.DROP_ADAPTER, Action.RESTORE, Action.COLLECT)),
+    (State.IDLE, Event.RESTARTED): Entry(State.IDLE, (Action.RESTORE, Action.TIDY)),
+    (State.RESOLVE, Event.RESOLVED): Entry(State.CHECK),
+    (State.CHECK, Event.CHECKED): Entry(State.RESERVE),
+    (State.CHECK, Event.PRESENT): Entry(State.VERIFY),
+    (State.RESERVE, Event.RESERVED): Entry(State.FETCH),
+    (State.FETCH, Event.FETCHED): Entry(State.VERIFY),
+    (State.VERIFY, Event.VERIFIED): Entry(State.SEAL),
+    (State.SEAL, Event.SEALED): Entry(State.CANARY, (Action.RUN_CANARY,)),
+    (State.CANARY, Event.CANARY_PASSED): Entry(State.SWITCH, (Action.SWAP,)),
+    (State.CANARY, Event.FAILED): Entry(State.ROLLBACK, (Action.QUARANTINE, *_TO_OLD)),
+    (State.CANARY, Event.SUPERSEDED): Entry(State.IDLE, (Action.FORGIVE_ATTEMPT,)),
+    (State.CANARY, Event.UNAVAILABLE): Entry(State.IDLE),
+    (State.CANARY, Event.RESTARTED): Entry(State.IDLE, (Action.RESTORE, Action.TIDY)),
+    (State.SWITCH, Event.SWITCHED): Entry(State.PROBATION, (Action.WATCH,)),
+    (State.SWITCH, Event.FAILED): Entry(State.ROLLBACK, (Action.QUARANTINE, *_TO_OLD)),
     # Killed while switching or in probation: not the candidate's fault for sure, so it is tried again; the attempt
     # counter ends that when it is.
-    (State.SWITCH, Event.RESTARTED): (State.ROLLBACK, (Action.RESTORE,)),
-    (State.PROBATION, Event.HELD): (State.COMMIT, (Action.COMMIT,)),
-    (State.PROBATION, Event.FAILED): (State.ROLLBACK, (Action.QUARANTINE, Action.RESTORE)),
-    (State.PROBATION, Event.SUPERSEDED): (State.ROLLBACK, (Action.RESTORE,)),
-    (State.PROBATION, Event.RESTARTED): (State.ROLLBACK, (Action.RESTORE,)),
-    (State.COMMIT, Event.COMMITTED): (State.IDLE, (Action.COLLECT,)),
-    (State.COMMIT, Event.RESTARTED): (State.COMMIT, (Action.COMMIT, Action.RESTORE)),
-    (State.ROLLBACK, Event.RESTORED): (State.IDLE, (Action.COLLECT,)),
-    (State.ROLLBACK, Event.RESTARTED): (State.ROLLBACK, (Action.QUARANTINE, Action.RESTORE)),
+    (State.SWITCH, Event.RESTARTED): Entry(State.ROLLBACK, _TO_OLD),
+    (State.PROBATION, Event.HELD): Entry(State.COMMIT, (Action.REPORT_COMMIT,), commits=True),
+    (State.PROBATION, Event.FAILED): Entry(State.ROLLBACK, (Action.QUARANTINE, *_TO_OLD)),
+    (State.PROBATION, Event.SUPERSEDED): Entry(State.ROLLBACK, (Action.FORGIVE_ATTEMPT, *_TO_OLD)),
+    (State.PROBATION, Event.RESTARTED): Entry(State.ROLLBACK, _TO_OLD),
+    (State.COMMIT, Event.COMMITTED): Entry(State.IDLE, (Action.COLLECT,)),
+    (State.COMMIT, Event.RESTARTED): Entry(State.COMMIT, (Action.RESTORE, Action.REPORT_COMMIT)),
+    (State.ROLLBACK, Event.RESTORED): Entry(State.IDLE, (Action.COLLECT,)),
+    (State.ROLLBACK, Event.RESTARTED): Entry(State.ROLLBACK, _TO_OLD),
+    (State.ROLLBACK, Event.RESTARTED_FAILED): Entry(State.ROLLBACK, (Action.QUARANTINE, *_TO_OLD)),
 }
-for _state in _DOWNLOADING:
-    TABLE[_state, Event.REFUSED] = (State.IDLE, ())
-    TABLE[_state, Event.UNAVAILABLE] = (State.IDLE, (Action.SCHEDULE_RETRY,))
-    TABLE[_state, Event.SUPERSEDED] = (State.IDLE, (Action.STOP_INSTALLER,))
-    TABLE[_state, Event.RESTARTED] = (State.IDLE, (Action.RESTORE,))
+for _state in DOWNLOADING:
+    TABLE[_state, Event.REFUSED] = Entry(State.IDLE)
+    TABLE[_state, Event.UNAVAILABLE] = Entry(State.IDLE)
+    TABLE[_state, Event.SUPERSEDED] = Entry(State.IDLE)
+    TABLE[_state, Event.RESTARTED] = Entry(State.IDLE, (Action.RESTORE, Action.TIDY))
+
+STEPS = frozenset({
+    Event.RESOLVED, Event.CHECKED, Event.PRESENT, Event.RESERVED, Event.FETCHED, Event.VERIFIED, Event.SEALED,
+})  # fmt: skip
+"""What the installer reports while it runs."""
+
+RESULTS: dict[Action, frozenset[Event]] = {
+    Action.OBTAIN: STEPS | {Event.REFUSED, Event.UNAVAILABLE, Event.SUPERSEDED},
+    Action.RUN_CANARY: frozenset({Event.CANARY_PASSED, Event.FAILED, Event.UNAVAILABLE, Event.SUPERSEDED}),
+    Action.SWAP: frozenset({Event.SWITCHED, Event.FAILED}),
+    Action.WATCH: frozenset({Event.HELD, Event.FAILED, Event.SUPERSEDED}),
+    Action.REPORT_COMMIT: frozenset({Event.COMMITTED}),
+    Action.REPORT_ROLLBACK: frozenset({Event.RESTORED}),
+}
+"""The events that an action may end with; an action that is not here ends with none."""
 
 
-def step(state: State, event: Event) -> _Entry:
+def step(state: State, event: Event) -> Entry:
     """The next state and what to do on entering it.
 
     Raises:
@@ -132,3 +180,18 @@ def step(state: State, event: Event) -> _Entry:
     if entry is None:
         raise IllegalEvent(f"{event} cannot happen in {state}")
     return entry
+
+
+def restart_event(state: State, *, failed: bool) -> Event:
+    """What a restart is in ``state``; ``failed``: why the candidate failed is known."""
+    return Event.RESTARTED_FAILED if state is State.ROLLBACK and failed else Event.RESTARTED
+
+
+def recorded_state(phase: str, *, candidate_known: bool, candidate_in_force: bool) -> State:
+    """The state to go on from, of what is recorded: a state without the candidate that it is about is none, and only a
+    candidate that is in force was committed.
+    """
+    state = State(phase)
+    if state in (State.SWITCH, State.PROBATION, State.ROLLBACK) and not candidate_known:
+        return State.IDLE
+    return State.IDLE if state is State.COMMIT and not candidate_in_force else state

@@ -17,7 +17,7 @@ from agent.state.installation import Failure, InstalledBundle
 from agent.systemd.journal import fields
 from contract.errors import EdgeBundleError
 from contract.identifiers import Digest
-from contract.mqtt.messages import ReportedError
+from contract.mqtt.messages import Probation, ReportedError
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")
@@ -145,6 +145,10 @@ class StepReporter:
                 requests=settings.probation_requests or None,
             ),
         )
+
+    def watched(self, probation: Probation) -> None:
+        """How far probation is."""
+        self._reporter.probation(probation)
 
     def resumed(self, queue_pause_ms: float) -> None:
         """What had made room for a candidate answers again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.install.ports import SealedBundle
-from agent.install.process.messages import Line, Reached, Resolved, ReverifyJob
+from agent.install.process.messages import OnLine, Reached, Resolved, ReverifyJob
 from agent.install.update.state_machine import Event
 from agent.install.verify.bundle_verifier import verify_bundle
 from agent.state.installation import InstallationState
@@ -33,7 +33,7 @@ def reverify_bundle(
     job: ReverifyJob,
     directory: StateDirectory,
     state: InstallationState,
-    report: Callable[[Line], None],
+    report: OnLine,
     check_not_revoked: Callable[[], None],
 ) -> SealedBundle:
     """The bundle, every byte of it verified.

@@ -12,9 +12,9 @@ from typing import ClassVar
 import pytest
 
 from agent.commands.install import retry
-from agent.install.backoff import Backoff
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable
 from contract.reasons import Reason
+from contract.system.backoff import Backoff
 from tests.agent.commands.test_device_commands import COMMAND, edge_agent
 from tests.agent.install.market import Market
 from tests.contract.source.servers import WRONGS, Troubled, make_certificate, serve, server_tls, troubled

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation
+from agent.install.compose import make_reconciler
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
 from agent.install.prepack import Prepacker
 from agent.install.process.installer import run_job
@@ -192,7 +193,7 @@ class Stage:
         """An agent's life from start to kill: nothing is said good-bye to."""
         database = Database(self.directory.database, SCHEMA)
         self.state = InstallationState(database)
-        reconciler = Reconciler(
+        reconciler = make_reconciler(
             directory=self.directory,
             state=self.state,
             settings=self.settings,

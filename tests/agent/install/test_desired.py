@@ -20,7 +20,7 @@ from agent.install.desired import (
 )
 from agent.install.process.messages import InstallJob, ReverifyJob
 from agent.install.settings import InstallSettings
-from agent.install.update.runner import job_of
+from agent.install.update.download_step import job_of
 from agent.state.layout import StateDirectory
 from contract.identifiers import Digest
 

@@ -14,6 +14,7 @@ from agent.install.download import pipeline as download_pipeline
 from agent.install.gc import collect_bundles, used_bytes
 from agent.install.ports import SealedBundle, ServingCounters
 from agent.install.settings import InstallSettings
+from agent.install.update.step_reporter import StepReporter
 from agent.install.verify.bundle_verifier import verify_bundle
 from contract.errors import EdgeBundleError, StoreBroken, StoreFull, UsageError
 from contract.reasons import Reason
@@ -125,7 +126,7 @@ async def test_a_rollback_that_is_cut_off_while_it_is_committed_stays_one(
             raise StoreBroken("the power is gone")
 
         with monkeypatch.context() as patched:
-            patched.setattr(stage.state, "commit_candidate", cut_off)
+            patched.setattr(StepReporter, "committed", cut_off)
             outcome = await reconciler.execute(rollback_target(stage.state, stage.settings, allow_epoch=False))
             assert outcome.kind == "later"
     stage.restart()

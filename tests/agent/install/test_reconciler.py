@@ -17,7 +17,7 @@ from agent.install.ports import ServingCounters, Speed
 from agent.install.prepack import WeightPrepacker
 from agent.install.process.messages import Job, Line, Reached, Resolved
 from agent.install.settings import InstallSettings
-from agent.install.update import canary_run
+from agent.install.update import canary_run, probation
 from agent.install.update.state_machine import Event, State
 from agent.state.installation import Failure
 from contract.errors import SourceUnavailable
@@ -455,12 +455,31 @@ async def test_a_restart_in_any_phase_ends_with_the_wished_bundle(market: Market
     candidate = device.install(market.job(device.directory.root, "1.1.0", root=None))
     state = device.state()
     state.record_desired(desired("1.1.0"))
-    state.enter(phase, candidate.digest)
+    if phase == "COMMIT":
+        # Recorded and committed in one transaction.
+        state.enter_commit(phase, candidate.digest, back=False)
+    else:
+        state.enter(phase, candidate.digest)
     stage.restart()
     async with stage.agent():
         assert stage.serving.swaps[0][0] == ("1.1.0" if phase == "COMMIT" else "1.0.0")
         await stage.until(active("1.1.0"))
     assert device.state().quarantined() == []
+
+
+async def test_a_record_of_a_commit_that_did_not_happen_commits_nothing(market: Market, device: Device) -> None:
+    market.publish("1.0.0")
+    market.publish("1.1.0", {"README.md": b"1.1.0"})
+    stage = stage_for(market, device)
+    async with stage.agent() as reconciler:
+        reconciler.set_desired(desired("1.0.0"))
+        await stage.until(active("1.0.0"))
+    candidate = device.install(market.job(device.directory.root, "1.1.0", root=None))
+    device.state().enter("COMMIT", candidate.digest)
+    stage.restart()
+    async with stage.agent() as reconciler:
+        assert stage.serving.swaps == [("1.0.0", "drain")], "1.1.0 has passed neither canary nor probation"
+        assert reconciler.reported.phase == "IDLE"
 
 
 async def test_a_candidate_in_probation_when_the_power_went_is_not_fetched_again(
@@ -540,7 +559,7 @@ async def test_a_rollback_to_what_does_not_load_just_now_is_tried_again(
 async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_keeps_it_going(
     market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, jumps: tuple[float, float]
 ) -> None:
-    monkeypatch.setattr(canary_run, "WATCH_SECONDS", 0.005)
+    monkeypatch.setattr(probation, "WATCH_SECONDS", 0.005)
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"})
     stage = stage_for(market, device, probation_requests=7)

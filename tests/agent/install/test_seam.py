@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from agent.install import reconciler as module
-from agent.install.reconciler import Reconciler
+from agent.install import desired_intake
+from agent.install import reconciler as reconciling
+from agent.install.desired_intake import DesiredIntake
 from contract.mqtt.messages import Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
@@ -66,9 +67,9 @@ def over(revision: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEBOUNCE_SECONDS", 0.0)
-    monkeypatch.setattr(module, "RECORD_RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(module, "RESTORE_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(desired_intake, "DEBOUNCE_SECONDS", 0.0)
+    monkeypatch.setattr(desired_intake, "RECORD_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(reconciling, "RESTORE_RETRY_SECONDS", 0.0)
 
 
 async def test_whichever_step_of_taking_in_a_document_fails_the_next_one_is_followed(
@@ -79,19 +80,19 @@ async def test_whichever_step_of_taking_in_a_document_fails_the_next_one_is_foll
     async with stage.agent() as reconciler:
         reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
-        with watched(Reconciler._consider.__code__) as watcher:
+        with watched(DesiredIntake._consider.__code__) as watcher:
             reconciler.set_desired(desired("1.0.0", "watched"))
             await stage.until(over("watched"))
         names = {step.co_qualname for step in watcher.steps}
         assert {
             "read_desired",
             "InstallationState.record_desired",
-            "Reconciler._adopt",
+            "DesiredIntake._adopt",
             "UpdateRunner.supersede",
         } <= names
         for number, step in enumerate(watcher.steps):
             stage.reported.clear()
-            with watched(Reconciler._consider.__code__) as again:
+            with watched(DesiredIntake._consider.__code__) as again:
                 again.victim = step
                 reconciler.set_desired(desired("1.0.0", f"bad{number}"))
                 await stage.until(
@@ -136,10 +137,10 @@ async def test_a_stored_document_at_which_every_start_fails_keeps_nobody_from_st
     stage.restart()
 
     def fail(_payload: bytes) -> str:
-        raise Injected("revision_of")
+        raise Injected("revision_in")
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "revision_of", fail)
+        patched.setattr(desired_intake, "revision_in", fail)
         async with stage.agent():
             assert stage.serving.swaps == [("1.0.0", "drain")]
             await stage.until(lambda reported: reported.error is not None and reported.error.reason == "internal_error")

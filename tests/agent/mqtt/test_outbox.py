@@ -5,16 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.mqtt.outbox import MAX_EXPENDABLE_BYTES, AckOrder, Backoff, Outbox, Outgoing
-
-
-def test_backoff_doubles_to_its_ceiling_and_never_falls_below_half() -> None:
-    longest = Backoff(1.0, 8.0, lambda: 1.0)
-    assert [longest.next() for _ in range(5)] == [1.0, 2.0, 4.0, 8.0, 8.0]
-    shortest = Backoff(1.0, 8.0, lambda: 0.0)
-    assert [shortest.next() for _ in range(3)] == [0.5, 1.0, 2.0]
-    shortest.reset()
-    assert shortest.next() == 0.5
+from agent.mqtt.outbox import MAX_EXPENDABLE_BYTES, AckOrder, Outbox, Outgoing
 
 
 def test_window_holds_back_and_acknowledgements_let_go() -> None:

@@ -10,11 +10,10 @@ from typing import cast
 
 import pytest
 
+from agent.host.cpu_contention import CpuContention
 from agent.install.ports import Serving, ServingCounters, Speed
 from agent.install.settings import InstallSettings
-from agent.install.update.canary_run import watch_probation
-from agent.install.update.cpu_contention import CpuContention
-from agent.install.update.probation import evaluate_probation, measured_speed
+from agent.install.update.probation import evaluate_probation, measured_speed, watch_probation
 from agent.state.installation import Failure
 from contract.mqtt.messages import Probation
 from contract.reasons import Reason
