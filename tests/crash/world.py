@@ -88,7 +88,7 @@ class NumberedEffects(Effects):
             self._cut()
 
 
-async def derive(bundle: Path, target: Path, settings: WorkerSettings) -> None:
+async def derive(bundle: Path, target: Path, settings: WorkerSettings, weights: bool) -> None:
     """Stands in for the process that makes prepacked weights: writes files and flushes nothing."""
     for name in ("model.onnx", "model.onnx.data"):
         (target / name).write_bytes((bundle / "model.onnx").read_bytes())
