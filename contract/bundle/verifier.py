@@ -87,6 +87,8 @@ def read_manifest(directory: Path, digest: Digest | None = None) -> StoredManife
         BundleRefused: FILE_MISSING, UNSAFE_PATH, DIGEST_MISMATCH, TOO_LARGE, or what is wrong with it.
         StoreBroken: it cannot be read.
     """
+    if not os.path.lexists(directory / MANIFEST_FILE):
+        raise BundleRefused(Reason.FILE_MISSING, f"there is no {MANIFEST_FILE} in {directory}", field=MANIFEST_FILE)
     with _opened(directory / MANIFEST_FILE, MANIFEST_FILE) as file:
         stored = file.read(MAX_MANIFEST_BYTES + 1)
     if digest is not None and manifest_digest(stored) != digest:
