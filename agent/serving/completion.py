@@ -40,7 +40,7 @@ class Completion:
             for reason in event.reasons or [event.reason]
         ]
         reason = reasons[0]
-        rest = request.frames.rest(now)
+        rest = self._rest(request, now)
         last = request.frames.last(
             reason,
             now,
@@ -68,7 +68,7 @@ class Completion:
         """``request`` was cancelled, or its deadline has come, with no engine at work on it."""
         now = self._now()
         self._log.ended(request, reason, now - request.accepted, tokens=request.frames.tokens)
-        rest = request.frames.rest(now)
+        rest = self._rest(request, now)
         return self._store(request, request.frames.last(reason, now), rest)
 
     def fail(self, request: ActiveRequest, refusal: Refusal) -> Stored:
@@ -81,6 +81,12 @@ class Completion:
         self._meter.finish(refusal.kind, total_seconds=seconds)
         last = requests.error_frame(request.frames.sequence, refusal, request.attempt)
         return self._store(request, last, is_result=refusal.retry_after_ms is None)
+
+    def _rest(self, request: ActiveRequest, now: float) -> Sequence[Frame]:
+        """The last pieces of ``request``; none while the connection is backed up, where they would be lost and leave a
+        gap in the numbers: the last frame has the whole text.
+        """
+        return request.frames.rest(now) if self._replies.writable else ()
 
     def _store(
         self,

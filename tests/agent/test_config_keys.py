@@ -44,9 +44,12 @@ def leaves(type_: type[Struct] = AgentConfig, prefix: str = "") -> Iterator[tupl
 
 
 def parts(annotation: Any) -> list[Any]:
-    """Members of a union; of anything else itself."""
+    """Members of a union, each with what is noted of the whole; of anything else itself."""
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return [part for each in typing.get_args(annotation) for part in parts(each)]
+    inner, *metas = typing.get_args(annotation) or (annotation,)
+    if any(isinstance(meta, Meta) for meta in metas) and parts(inner) != [inner]:
+        return [part if part is type(None) else typing.Annotated[part, *metas] for part in parts(inner)]
     return [annotation]
 
 
