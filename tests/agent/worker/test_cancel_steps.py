@@ -80,7 +80,7 @@ def gated(tiny_bundle: Path) -> Iterator[tuple[Gated, Line]]:
     assert engine.facts.slots == 1
     ours, theirs = socket.socketpair()
     ours.settimeout(PATIENCE)
-    worker = threading.Thread(target=serve, args=(theirs, lambda _load: engine), daemon=True)
+    worker = threading.Thread(target=serve, args=(theirs, lambda _load, _progress: engine), daemon=True)
     worker.start()
     line = Line(ours)
     line.send(protocol.Load("", 1))
