@@ -118,12 +118,10 @@ class ControlServer:
             path.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             with _short_path(path) as short:
-                # Never open to others, not even between bind and chmod.
-                before = os.umask(0o177)
-                try:
-                    listener.bind(short)
-                finally:
-                    os.umask(before)
+                # Never open to others, not even between bind and chmod: Linux gives the file the mode that the
+                # socket has. A umask would be that of every thread.
+                os.fchmod(listener.fileno(), 0o600)
+                listener.bind(short)
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE_BYTES)
         except OSError as error:
             raise StoreBroken(f"{path} cannot be listened on: {error.strerror}") from error

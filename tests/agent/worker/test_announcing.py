@@ -33,7 +33,9 @@ def test_both_wait_longer_for_that_step_and_no_other(tmp_path: Path) -> None:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(PATIENCE)
         notifier = Notifier(str(tmp_path / "notify"), 60.0)
-        worker = threading.Thread(target=serve, args=(theirs, lambda _load, _progress: engine), kwargs={"manager": notifier})
+        worker = threading.Thread(
+            target=serve, args=(theirs, lambda _load, _progress: engine), kwargs={"manager": notifier}
+        )
         worker.start()
         line = Line(ours)
         line.send(protocol.Load("", 1, stall_seconds=STALL))
