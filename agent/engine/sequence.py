@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import asdict
 
-from agent.engine.grammar import Constraint, Grammars
+from agent.engine.grammar import FIELD, Constraint, Grammars
 from agent.engine.interface import FinishEvent, FinishReason, Generation, RejectEvent, StepEvent, TokenEvent, Tools
 from agent.engine.processors import Processors
 from agent.engine.sampling import UPDATABLE, Row, Sampler, best, log_softmax
@@ -192,6 +192,10 @@ def constrain(
         return _hold_to_calls(generation.tools, calls, tokenizing, grammars)
     if generation.grammar is None:
         return None
+    kind, text = generation.grammar
+    if kind == "json_schema":
+        check_schema(text)
+        _refuse_control_tokens(text, tokenizing, FIELD)
     return grammars.constraint(generation.grammar, after=tokenizing.dialect.thought_before_format(generation, prompt))
 
 
@@ -200,18 +204,23 @@ def _hold_to_calls(tools: Tools, calls: str, tokenizing: Tokenizing, grammars: G
     schemas = argument_schemas(tools)
     for field, schema in schemas.items():
         check_schema(schema, field)
-        control = next(filter(None, map(tokenizing.find_control, literals(json.loads(schema)))), None)
-        if control is not None:
-            # llguidance would take the token for the text where only this may follow.
-            raise RequestInvalid(
-                f"{control!r} is a control token of this model, which no argument can hold", field=field
-            )
+        _refuse_control_tokens(schema, tokenizing, field)
     try:
         return grammars.constraint(("calls", calls), field="tools")
     except RequestInvalid:
         for field, schema in schemas.items():
             grammars.constraint(("json_schema", schema), field=field)
         raise
+
+
+def _refuse_control_tokens(schema: str, tokenizing: Tokenizing, field: str) -> None:
+    """llguidance would take the token for the text where only this may follow, and fail in the middle of an answer."""
+    control = next(filter(None, map(tokenizing.find_control, literals(json.loads(schema)))), None)
+    if control is not None:
+        raise RequestInvalid(
+            f"{control!r} is a control token of this model, which no answer can hold: leave it out of the schema",
+            field=field,
+        )
 
 
 def prepare(

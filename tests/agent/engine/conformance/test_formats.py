@@ -64,3 +64,12 @@ def test_the_token_limit_inside_a_schema_says_length(real: Engine) -> None:
 )
 def test_what_cannot_be_followed_is_refused(real: Engine, grammar: tuple[str, str]) -> None:
     assert answer(real, ask(grammar=grammar)).refused_field == "response_format"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"enum": ["<|im_end|>"]}, {"type": "object", "properties": {"<|im_start|>": {}}, "required": ["<|im_start|>"]}],
+)
+def test_a_schema_that_spells_out_a_control_token_is_refused_at_once(real: Engine, schema: object) -> None:
+    outcome = answer(real, ask(grammar=("json_schema", json.dumps(schema)), max_tokens=20))
+    assert outcome.refused_field == "response_format"
