@@ -21,8 +21,8 @@ from contract.identifiers import Digest
 from contract.onnx.wire import read_graph_file
 
 
-def plan(state_dir: StateDirectory, config: AgentConfig) -> list[Finding]:
-    """Nothing where no bundle is active."""
+def plan(state_dir: StateDirectory, config: AgentConfig, *, disk_reported: bool = False) -> list[Finding]:
+    """Nothing where no bundle is active. ``disk_reported``: another check has found fault with the disk already."""
     if not state_dir.database.is_file():
         return []
     opened = open_to_read(state_dir)
@@ -32,7 +32,7 @@ def plan(state_dir: StateDirectory, config: AgentConfig) -> list[Finding]:
         opened.close()
     if active is None or not (state_dir.bundle(active) / MANIFEST_FILE).is_file():
         return []
-    return [_finding(plan_active(state_dir, active, config))]
+    return [_finding(plan_active(state_dir, active, config), disk_reported=disk_reported)]
 
 
 def plan_active(state_dir: StateDirectory, digest: Digest, config: AgentConfig) -> DevicePlan:
@@ -56,7 +56,7 @@ def plan_active(state_dir: StateDirectory, digest: Digest, config: AgentConfig) 
     return plan_device(footprint, manifest.total_bytes, box, unmapped=unmapped)
 
 
-def _finding(found: DevicePlan) -> Finding:
+def _finding(found: DevicePlan, *, disk_reported: bool) -> Finding:
     footprint, kv = found.footprint, found.kv
     tokens = f"{kv.slots} × {kv.length} tokens in {footprint.kv_type} ({size_text(footprint.kv_token)} each)"
     text = (
@@ -66,6 +66,6 @@ def _finding(found: DevicePlan) -> Finding:
         f"disk: {size_text(found.disk.version)} with one version, {size_text(found.disk.swap)} in a swap, "
         f"{size_text(found.disk.both)} with both"
     )
-    if found.short:
+    if found.short and not (disk_reported and found.short_of == "disk"):
         return Finding("plan", "bad", text, found.short)
     return Finding("plan", "ok", text)

@@ -48,12 +48,14 @@ def _with(config: AgentConfig) -> Iterator[Finding]:
     store = "; ".join(
         each.message for each in ([] if self_reported is UNSET else self_reported) if each.reason in readiness.LASTING
     )
-    yield from run_check("state", lambda: state.directory(state_dir, store or state.unwritable(state_dir)))
+    disk = run_check("state", lambda: state.directory(state_dir, store or state.unwritable(state_dir)))
+    yield from disk
     yield from run_check("database", lambda: state.database(state_dir))
     yield from run_check("clock", lambda: hardware.clock(state.clock_floor(state_dir)))
     yield from run_check("trust", lambda: state.trust(state_dir))
     yield from run_check("bundle", lambda: state.active_bundle(state_dir, config.install))
-    yield from run_check("plan", lambda: capacity.plan(state_dir, config))
+    reported = any(each.verdict == "bad" for each in disk)
+    yield from run_check("plan", lambda: capacity.plan(state_dir, config, disk_reported=reported))
     yield from run_check("warnings", lambda: readiness.warnings(state_dir, overview))
     yield from run_check("installation", lambda: readiness.last_failure(state_dir, overview))
     if asked:

@@ -124,7 +124,8 @@ SWAPS = {
 
 
 class DevicePlan(Struct, frozen=True):
-    """How a bundle lives on a box. ``short`` is one sentence on what it lacks, with what would help; empty if it fits.
+    """How a bundle lives on a box. ``short`` is one sentence on what it lacks (memory first: ``short_of``), with what
+    would help; empty if it fits.
 
     ``swap``: whether the next version is tried ``beside`` the one that serves, or in its place (``drain``).
     """
@@ -138,6 +139,7 @@ class DevicePlan(Struct, frozen=True):
     swap: Literal["beside", "drain"]
     disk: DiskPlan
     short: str = ""
+    short_of: Literal["", "memory", "disk"] = ""
 
     @property
     def fits(self) -> bool:
@@ -185,6 +187,7 @@ def plan_device(
     prepacked, why = (False, unmapped) if unmapped else _prepacked(bundle_bytes, derived, box)
     disk = disk_plan(bundle_bytes, derived if prepacked else 0)
     beside = room >= WORKER_BYTES + footprint.weights + LEAST_TOKENS * footprint.kv_token
+    memory_short, disk_short = _short_of_memory(footprint, kv, box, tokens), _short_of_disk(bundle_bytes, box)
     return DevicePlan(
         footprint=footprint,
         box=box,
@@ -194,7 +197,8 @@ def plan_device(
         prepacked_why=why,
         swap="beside" if beside else "drain",
         disk=disk,
-        short=_short_of_memory(footprint, kv, box, tokens) or _short_of_disk(bundle_bytes, box),
+        short=memory_short or disk_short,
+        short_of="memory" if memory_short else "disk" if disk_short else "",
     )
 
 

@@ -489,4 +489,6 @@ def test_the_plan_of_the_active_bundle_is_on_the_page(tiny_bundle: Path, tmp_pat
     found = capacity.plan(device.directory, narrow)
     assert found[0].verdict == "bad"
     assert found[0].fix.startswith("the disk is short by ")
+    again = capacity.plan(device.directory, narrow, disk_reported=True)
+    assert [(each.verdict, each.detail) for each in again] == [("ok", found[0].detail)], "one fault is found once"
     assert "prepacked: no, the genai engine is asked for" in found[0].detail
