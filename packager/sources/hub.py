@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from contract.errors import UsageError
 from packager.sources.headers import WeightHeaders, read_headers, reported_headers
+from packager.sources.pickled import find_pickled, read_pickled_headers
 from packager.subprocess_job import run_child
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -24,14 +26,15 @@ def is_hub_id(text: str) -> bool:
 
 class SeenOnHub(Struct, frozen=True):
     """The small files of a model lie in ``path``; its weights take ``weight_bytes``, 0 where nobody says, of which
-    ``missing_bytes`` are to be fetched. ``headers``: what the weight files hold, None for pickled ones and where the
-    server would not say.
+    ``missing_bytes`` are to be fetched. ``pickled``: none of them is a safetensors file. ``headers``: what they hold,
+    None where that cannot be told before they are fetched.
     """
 
     path: Path
     commit: str
     weight_bytes: int
     missing_bytes: int
+    pickled: bool
     headers: WeightHeaders | None
 
 
@@ -41,11 +44,24 @@ def look_at_hub(model: str, revision: str | None, cache: Path | None, log: Path)
     Raises:
         BuildRefused, UsageError: as :func:`fetch_from_hub`.
     """
-    value = _run(model, revision, cache, log, small=True, on_progress=None)
-    path, reported = Path(value["path"]), value["headers"]
-    here = value["weight_bytes"] > 0 and value["missing_bytes"] == 0 and any(path.glob("*.safetensors"))
-    headers = read_headers(path) if here else None if reported is None else reported_headers(reported)
-    return SeenOnHub(path, value["commit"], value["weight_bytes"], value["missing_bytes"], headers)
+    with tempfile.TemporaryDirectory(prefix="edge-bundle-") as scratch:
+        value = _run(model, revision, cache, log, scratch=Path(scratch))
+        headers = _read_headers(value, Path(scratch), log)
+    return SeenOnHub(
+        Path(value["path"]), value["commit"], value["weight_bytes"], value["missing_bytes"], value["pickled"], headers
+    )
+
+
+def _read_headers(value: dict[str, Any], outlines: Path, log: Path) -> WeightHeaders | None:
+    path = Path(value["path"])
+    if value["headers"] is not None:
+        return reported_headers(value["headers"])
+    if value["outlines"] is not None:
+        return read_pickled_headers([outlines / name for name in value["outlines"]], log)
+    if value["weight_bytes"] == 0 or value["missing_bytes"] > 0:
+        return None
+    here = find_pickled(path)
+    return read_pickled_headers(here, log) if here else read_headers(path)
 
 
 def fetch_from_hub(
@@ -64,7 +80,7 @@ def fetch_from_hub(
         BuildRefused: there is no such model or revision, it may not be read, or it cannot be reached.
         UsageError: ``revision`` is none.
     """
-    return Path(_run(model, revision, cache, log, small=False, on_progress=on_progress)["path"])
+    return Path(_run(model, revision, cache, log, on_progress=on_progress)["path"])
 
 
 def _run(
@@ -73,12 +89,17 @@ def _run(
     cache: Path | None,
     log: Path,
     *,
-    small: bool,
-    on_progress: Callable[[float, float], None] | None,
+    scratch: Path | None = None,
+    on_progress: Callable[[float, float], None] | None = None,
 ) -> dict[str, Any]:
     if revision is not None and (_REVISION.fullmatch(revision) is None or ".." in revision):
         raise UsageError(f"{revision!r} is not a branch, tag or commit", field="revision")
-    job = {"model": model, "revision": revision, "cache": None if cache is None else str(cache), "small": small}
+    job = {
+        "model": model,
+        "revision": revision,
+        "cache": None if cache is None else str(cache),
+        "scratch": None if scratch is None else str(scratch),
+    }
     return run_child(
         "packager.sources.hub_process", job, log, doing=f"fetching {model}", on_progress=on_progress, online=True
     )

@@ -248,7 +248,7 @@ def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, optio
     def outline() -> Outline | None:
         if seen.headers is None:
             return None
-        refuse_wrong_index(seen.path, seen.headers)
+        refuse_wrong_index(seen.path, seen.headers, PICKLED_INDEX if seen.pickled else INDEX_FILE)
         return _outline_text(seen.path, seen.headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:

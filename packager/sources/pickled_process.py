@@ -9,10 +9,8 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.sources.checkpoint import INDEX_FILE, WHOLE_FILE
+from packager.sources.pickled_front import ZIP
 from packager.subprocess_job import Reporter, child_main
-
-ZIP = b"PK\3\4"
-"""How a file begins that torch has written since version 1.6."""
 
 TYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",

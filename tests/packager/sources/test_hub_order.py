@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import os
+import pickle
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 from contract.errors import BuildRefused
 from packager.sources.checkpoint import Checkpoint
+from packager.sources.hub_process import FIRST_BYTES
 from packager.sources.opening import SourceOptions, open_source
 from tests.packager.families import FAMILY_CONFIGS, make_random
 
@@ -171,3 +175,101 @@ def test_an_index_of_files_that_the_repository_lacks(hub: _Hub, tmp_path: Path) 
         opened(tmp_path)
     assert not hub.read
     assert not [name for name in hub.fetched if name.endswith(".safetensors")]
+
+
+def pickle_weights(directory: Path, drop: str = "model.norm.weight", shards: int = 1) -> list[Path]:
+    """The weights of ``directory`` without one, as torch pickles them, and an index of several files."""
+    import torch
+    from safetensors.torch import load_file
+
+    whole = directory / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(whole).items() if name != drop}
+    whole.unlink()
+    (directory / "consolidated.safetensors").unlink()
+    names = sorted(tensors)
+    index, files = {}, []
+    for number in range(shards):
+        file = f"pytorch_model-{number + 1:05}-of-{shards:05}.bin" if shards > 1 else "pytorch_model.bin"
+        torch.save({name: tensors[name] for name in names[number::shards]}, directory / file)
+        index |= dict.fromkeys(names[number::shards], file)
+        files.append(directory / file)
+    if shards > 1:
+        (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    return files
+
+
+class TestPickled:
+    @pytest.mark.parametrize("ranges", [True, False])
+    @pytest.mark.parametrize("shards", [1, 3])
+    def test_names_and_shapes_are_judged_by_first_bytes(
+        self, hub: _Hub, tmp_path: Path, ranges: bool, shards: int
+    ) -> None:
+        files = pickle_weights(hub.directory, shards=shards)
+        hub.ranges = ranges
+        with pytest.raises(BuildRefused, match=r"1 missing in the files: model\.norm\.weight"):
+            opened(tmp_path)
+        assert not list((tmp_path / "hub").rglob("*.bin"))
+        if ranges:
+            assert not [name for name in hub.fetched if name.endswith(".bin")]
+            assert sorted(hub.read) == [file.name for file in files]
+
+    def test_many_names_and_few_bytes_of_weights(self, hub: _Hub, tmp_path: Path) -> None:
+        """A pickle of names that is longer than what is asked for at first, before 64 MB of weights."""
+        import torch
+
+        [file] = pickle_weights(hub.directory)
+        tensors = {f"model.layers.{number}.unknown.weight": torch.zeros(2, 2) for number in range(2000)}
+        torch.save({**tensors, "last": torch.zeros(4096, 4096)}, file)
+        with pytest.raises(BuildRefused, match=r"last"):
+            opened(tmp_path)
+        assert FIRST_BYTES < hub.read[file.name] < 2**20 < file.stat().st_size
+
+    def test_what_is_no_pickle_of_tensors(self, hub: _Hub, tmp_path: Path) -> None:
+        import torch
+
+        class Trap:
+            def __reduce__(self) -> Any:
+                return os.mkdir, (str(tmp_path / "sprung"),)
+
+        [file] = pickle_weights(hub.directory)
+        for write, words in (
+            (lambda: torch.save({"x": Trap()}, file), "holds more than tensors"),
+            (lambda: file.write_bytes(pickle.dumps({"x": Trap()}) * 1000), r"before version 1\.6"),
+            (lambda: torch.save(torch.zeros(1), file), "is no plain table of weights"),
+        ):
+            write()
+            with pytest.raises(BuildRefused, match=words):
+                opened(tmp_path)
+        assert file.name not in hub.fetched
+        assert not (tmp_path / "sprung").exists()
+
+    @pytest.mark.parametrize("change", ["compressed", "another order"])
+    def test_archives_of_others_are_judged_once_they_are_here(self, hub: _Hub, tmp_path: Path, change: str) -> None:
+        [file] = pickle_weights(hub.directory)
+        with zipfile.ZipFile(file) as archive:
+            members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+        kind = zipfile.ZIP_DEFLATED if change == "compressed" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(file, "w", kind) as archive:
+            for name, data in members if change == "compressed" else reversed(members):
+                archive.writestr(name, data)
+        with pytest.raises(BuildRefused, match="1 missing in the files"):
+            opened(tmp_path)
+        assert file.name in hub.fetched
+
+    def test_an_index_of_files_that_the_repository_lacks(self, hub: _Hub, tmp_path: Path) -> None:
+        pickle_weights(hub.directory, shards=2)[1].unlink()
+        with pytest.raises(BuildRefused, match=r"has no 'pytorch_model-00002-of-00002.bin', one of 2 files"):
+            opened(tmp_path)
+        assert not [name for name in hub.fetched if name.endswith(".bin")]
+
+    def test_what_is_whole_is_fetched_once_and_judged_without_a_network(
+        self, hub: _Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        [file] = pickle_weights(hub.directory, drop="")
+        assert opened(tmp_path).revision == COMMIT
+        assert hub.fetched.count(file.name) == 1
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        known: list[Checkpoint] = []
+        opened(tmp_path, on_headers=known.append)
+        assert known[0].pending.download_bytes == 0
+        assert known[0].parameters > 0
