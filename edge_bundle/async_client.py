@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal, TypeVar, overload
 
@@ -111,6 +112,8 @@ class AsyncClient:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(function, *arguments)
 
+        unwanted = threading.Event()
+
         def open_session() -> BrokerSession:
             session = BrokerSession(
                 self._address,
@@ -123,9 +126,15 @@ class AsyncClient:
             except BaseException:
                 session.close()
                 raise
+            if unwanted.is_set():
+                session.close()
             return session
 
-        self._session = await asyncio.to_thread(open_session)
+        try:
+            self._session = await asyncio.to_thread(open_session)
+        except asyncio.CancelledError:
+            unwanted.set()  # the thread goes on
+            raise
 
     async def close(self) -> None:
         """Cancel what is under way and end the connection."""

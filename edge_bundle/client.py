@@ -2,106 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any, TypeVar, overload
 
-from contract.errors import UsageError
 from contract.mqtt.topics import DEFAULT_ROOT
 from edge_bundle.async_client import DEFAULT_TIMEOUT, AsyncClient, Offline
 from edge_bundle.broker import BrokerAddress
+from edge_bundle.broker_session import FLUSH_SECONDS
 from edge_bundle.chat import Chat
 from edge_bundle.completion import Chunk, Completion, ParsedCompletion
+from edge_bundle.event_loop import UNWIND_SECONDS, EventLoop, Steps
 from edge_bundle.presence import Device
 from edge_bundle.replies import Found
 
 T = TypeVar("T")
 
-UNWIND_SECONDS = 5.0
-"""For what was interrupted to tell the device; it takes milliseconds."""
 
+def _close(loop: EventLoop, core: AsyncClient) -> None:
+    """Also when the interpreter ends: nothing here needs a new thread then, and nothing waits for ever."""
+    if loop.inside:
+        threading.Thread(target=_close, args=(loop, core), daemon=True).start()
+        return
 
-class _EventLoop:
-    """An event loop in a thread, for callers without one."""
+    def leave() -> None:
+        if (session := core.leave()) is not None:
+            session.close()
 
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="edge-bundle client", daemon=True)
-        self._thread.start()
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Its result. Whatever interrupts the wait (Ctrl-C) cancels it, and it has ended when this returns.
-
-        Raises:
-            UsageError: the loop has ended.
-        """
-        done: concurrent.futures.Future[T] = concurrent.futures.Future()
-        tasks: list[asyncio.Task[T]] = []
-
-        def start() -> None:
-            task = self._loop.create_task(coroutine)
-            tasks.append(task)
-            task.add_done_callback(lambda ended: _hand_over(ended, done))
-
-        try:
-            self._loop.call_soon_threadsafe(start)
-        except RuntimeError:
-            coroutine.close()
-            raise UsageError("this client is closed") from None
-        if threading.current_thread() is self._thread:
-            # The garbage collector may end an iterator here: it ends by itself then.
-            raise RuntimeError("not from its own thread")
-        try:
-            return done.result()
-        except BaseException:
-            if not done.done():
-                with contextlib.suppress(RuntimeError):
-                    self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
-                concurrent.futures.wait([done], UNWIND_SECONDS)
-            raise
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Call it in the loop's thread."""
-
-        async def inner() -> T:
-            return function()
-
-        return self.run(inner())
-
-    def stop(self) -> None:
-        """End the thread, once what runs has ended."""
-
-        async def drain() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        with contextlib.suppress(UsageError):
-            self.run(drain())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(UNWIND_SECONDS)
-            self._loop.close()
-
-
-def _hand_over(ended: asyncio.Task[T], done: concurrent.futures.Future[T]) -> None:
-    if ended.cancelled():
-        done.set_exception(concurrent.futures.CancelledError())
-    elif (error := ended.exception()) is not None:
-        done.set_exception(error)
-    else:
-        done.set_result(ended.result())
-
-
-def _close(loop: _EventLoop, core: AsyncClient) -> None:
-    """Also when the interpreter ends: nothing here needs a new thread."""
-    session = loop.call(core.leave)
-    if session is not None:
-        session.close()
+    with contextlib.suppress(TimeoutError):
+        # In the loop's thread, where no Ctrl-C comes between two locks of the MQTT library.
+        loop.call(leave, seconds=FLUSH_SECONDS + UNWIND_SECONDS)
     loop.stop()
 
 
@@ -116,9 +48,9 @@ class Client:
 
     def __init__(self, address: BrokerAddress | str, *, name: str | None = None, root: str = DEFAULT_ROOT) -> None:
         self._core = AsyncClient(address, name=name, root=root)
-        self._loop = _EventLoop()
+        self._loop = EventLoop()
         try:
-            self._loop.run(self._core.connect())
+            self._loop.run(self._core.connect)
         except BaseException:
             self._loop.stop()
             raise
@@ -167,7 +99,7 @@ class Client:
 
     def complete(self, *, parse: type[Any] | None = None, **options: Any) -> Completion:
         """See :meth:`AsyncClient.complete`."""
-        return self._loop.run(self._core.complete(parse=parse, **options))
+        return self._loop.run(lambda: self._core.complete(parse=parse, **options))
 
     def stream(
         self,
@@ -202,23 +134,17 @@ class Client:
         )
 
     def _iterate(self, found: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        async def following() -> list[T]:
-            try:
-                return [await anext(found)]
-            except StopAsyncIteration:
-                return []
-
+        steps = Steps(found)
         try:
-            while one := self._loop.run(following()):
+            while one := self._loop.run(steps.next):
                 yield one[0]
         finally:
-            # Left, interrupted or over. A client that was closed has ended it already.
-            with contextlib.suppress(UsageError):
-                self._loop.run(found.aclose())
+            # Left, interrupted or over.
+            self._loop.end(steps)
 
     def devices(self) -> dict[str, Device]:
         """See :meth:`AsyncClient.devices`."""
-        return self._loop.run(self._core.devices())
+        return self._loop.run(self._core.devices)
 
     def chat(self, **options: Any) -> Chat:
         """See :meth:`AsyncClient.chat`."""
@@ -226,12 +152,12 @@ class Client:
 
     def cancel(self, device: str, request_id: str) -> None:
         """See :meth:`AsyncClient.cancel`."""
-        self._loop.run(self._core.cancel(device, request_id))
+        self._loop.run(lambda: self._core.cancel(device, request_id))
 
     def update(self, device: str, request_id: str, **changes: Any) -> None:
         """See :meth:`AsyncClient.update`."""
-        self._loop.run(self._core.update(device, request_id, **changes))
+        self._loop.run(lambda: self._core.update(device, request_id, **changes))
 
     def resume(self, device: str, request_id: str) -> None:
         """See :meth:`AsyncClient.resume`."""
-        self._loop.run(self._core.resume(device, request_id))
+        self._loop.run(lambda: self._core.resume(device, request_id))

@@ -185,6 +185,22 @@ def test_a_client_that_nobody_closed_ends_what_it_asked(device: Device, address:
     wait_for_cancellation(device)
 
 
+def test_the_garbage_collector_may_end_a_client_in_its_own_thread(
+    device: Device, address: BrokerAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    client = Client(address)
+    circle: list[object] = [client.stream(device="box", prompt="hold 9")]
+    next(circle[0])  # type: ignore[call-overload]
+    circle += [client, circle]
+    loop = client._loop
+    del client, circle
+    loop.call(gc.collect)
+    wait_for_cancellation(device)
+    assert unraisable == []
+
+
 def test_threads_share_a_client(device: Device, address: BrokerAddress) -> None:
     found: list[str] = []
     with Client(address) as client:
