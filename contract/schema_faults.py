@@ -18,6 +18,9 @@ from contract.errors import Fault
 MAX_FAULTS = 16
 """That are told of one document."""
 
+MAX_EXACT = 1 << 53
+"""Up to here a float is one whole number and no other."""
+
 MAX_COMPARED = 64
 """Characters of a name that is compared with those that exist: comparing takes their product."""
 
@@ -78,6 +81,8 @@ def _fault_of(words: str, value: Any, type_: Any, path: str) -> Fault:
     where = f"{path}{inside}" if path else inside.lstrip(".")
     if text.startswith(("Object contains unknown field `", "Object missing required field `")):
         where = join_path(where, text.split("`")[1])
+    if text.startswith("Expected `str` matching regex") and not inside:
+        text = next((f"Expected {words}" for words in _expected(type_)), text)
     options = [
         each for choice in _choices(type_) if typing.get_origin(choice) is Literal for each in typing.get_args(choice)
     ]
@@ -99,6 +104,16 @@ def _choices(type_: Any) -> list[Any]:
     if origin in (Union, types.UnionType):
         return [choice for each in typing.get_args(type_) for choice in _choices(each)]
     return [type_]
+
+
+def _expected(type_: Any) -> Iterator[str]:
+    """A pattern in words: ``expected`` among a type's extras."""
+    if typing.get_origin(type_) is Annotated:
+        for each in typing.get_args(type_)[1:]:
+            if isinstance(each, msgspec.Meta) and each.extra is not None and "expected" in each.extra:
+                yield each.extra["expected"]
+    for each in typing.get_args(type_):
+        yield from _expected(each)
 
 
 def _inner(value: Any, type_: Any, flawed: Sequence[str], path: str) -> Iterator[Fault]:
@@ -127,8 +142,11 @@ def _structs(value: dict[str, Any], choices: Sequence[Any]) -> list[type[msgspec
     return structs
 
 
-def without_nulls(value: Any, type_: Any) -> Any:
-    """``value`` without the members that are null and might have been left out, as deep as ``type_`` has structs."""
+def as_meant(value: Any, type_: Any) -> Any:
+    """``value`` as programs mean it, as deep as ``type_`` has structs: a member that is null and might have been left
+    out is left out, and where a whole number is wanted, ``5.0`` is 5 (number fields of Home Assistant and of Lua know
+    no other).
+    """
     choices = _choices(type_)
     if isinstance(value, dict):
         structs = _structs(value, choices)
@@ -136,13 +154,15 @@ def without_nulls(value: Any, type_: Any) -> Any:
             return value
         fields, hints = _fields(structs[0]), _hints(structs[0])
         return {
-            key: without_nulls(member, hints[fields[key].name]) if key in fields else member
+            key: as_meant(member, hints[fields[key].name]) if key in fields else member
             for key, member in value.items()
             if member is not None or key not in fields or fields[key].required
         }
     if isinstance(value, list):
         items = next((typing.get_args(each)[0] for each in choices if typing.get_origin(each) is list), None)
-        return value if items is None else [without_nulls(member, items) for member in value]
+        return value if items is None else [as_meant(member, items) for member in value]
+    if isinstance(value, float) and int in choices and float not in choices:
+        return int(value) if value.is_integer() and abs(value) <= MAX_EXACT else value
     return value
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from contract.errors import BundleRefused, Fault
 from contract.reasons import Reason
-from contract.schema_faults import MAX_FAULTS, join_path, schema_faults, without_nulls
+from contract.schema_faults import MAX_FAULTS, as_meant, join_path, schema_faults
 
 T = TypeVar("T")
 
@@ -35,6 +35,9 @@ MAX_INTEGER = 2**63 - 1
 # Strings are stepped over in runs, and one without an end to the end of the text: tried again from every quote in it, a
 # request of 1 MiB would keep the device busy for hours.
 _STRUCTURE = re.compile(rb'"(?>[^"\\]*(?:\\.[^"\\]*)*)(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
+
+_WHOLE = re.compile(rb"\.0|\d[eE]")
+"""Stands in every whole number that is written as a float."""
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 """Only documents with such an escape can hold half of a pair: raw ones are no UTF-8."""
@@ -139,6 +142,8 @@ def _syntax(text: str, error: Exception) -> str:
         return "it begins with a byte order mark, which has to be left out"
     if text.endswith("\0"):
         return "a NUL follows it: send the text without its terminator"
+    if isinstance(error, json.JSONDecodeError) and text.startswith(("//", "/*", "#"), error.pos):
+        return f"there is a comment at position {error.pos}, and JSON has none"
     if isinstance(error, json.JSONDecodeError) and re.search(r",\s*\Z", text[: error.pos]):
         return f"there is a comma too many before position {error.pos}"
     return str(error)
@@ -228,17 +233,17 @@ def examine(
     max_bytes: int,
     what: str,
     max_depth: int = MAX_DEPTH,
-    null_is_absent: bool = False,
+    as_sent: bool = False,
 ) -> T | Examined:
-    """As :func:`decode`, except that a document with faults is told about. ``null_is_absent``: a member that may be
-    left out may be null as well.
+    """As :func:`decode`, except that a document with faults is told about. ``as_sent``: what programs
+    send is read as it is meant (:func:`~contract.schema_faults.as_meant`).
 
     Raises:
         BundleRefused: it is too large, too deep, or not JSON at all.
     """
     document, flaws = _parse(data, max_bytes, what, max_depth)
-    if null_is_absent and b"null" in data:
-        document = without_nulls(document, type_)
+    if as_sent and (b"null" in data or _WHOLE.search(data) is not None):
+        document = as_meant(document, type_)
     try:
         if not flaws:
             return msgspec.convert(document, type_)

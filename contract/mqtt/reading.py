@@ -48,15 +48,13 @@ UPDATABLE = frozenset(
 """What ``update`` may change while a request runs: sampling, and when it ends."""
 
 
-def _read(
-    payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M], *, null_is_absent: bool = False
-) -> _M:
+def _read(payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M], *, as_sent: bool = False) -> _M:
     """``payload`` as a ``type_``.
 
     Raises:
         BundleRefused: with all its faults; those of values that are of the wrong type already are left out.
     """
-    found = strict_json.examine(payload, type_, max_bytes=max_bytes, what=what, null_is_absent=null_is_absent)
+    found = strict_json.examine(payload, type_, max_bytes=max_bytes, what=what, as_sent=as_sent)
     if isinstance(found, strict_json.Examined):
         faults = list(found.faults)
         try:
@@ -80,7 +78,7 @@ def _members(found: Struct) -> list[str]:
 
 def _read_request(payload: bytes, type_: type[_M], max_bytes: int, what: str, more: _More[_M]) -> _M:
     try:
-        return _read(payload, type_, max_bytes, what, more, null_is_absent=True)
+        return _read(payload, type_, max_bytes, what, more, as_sent=True)
     except BundleRefused as refused:
         code = 413 if refused.reason is Reason.TOO_LARGE else 400
         raise RequestInvalid(refused.message, field=refused.field, code=code, details=refused.details) from refused

@@ -26,9 +26,12 @@ _PART = re.compile(
     re.DOTALL,
 )
 
+_NUMBER = re.compile(r"\d+")
+"""An id that was not written as a text; whoever counts its requests listens to the topic with these digits."""
+
 
 def find_member(payload: bytes, name: str, suits: Callable[[str], bool]) -> str | None:
-    """The text that the member ``name`` has in ``payload``, if there is one that ``suits``."""
+    """The text or whole number that the member ``name`` has in ``payload``, if there is one that ``suits``."""
     text = _decode(payload[:MAX_SCANNED_BYTES]).lstrip("\ufeff \t\r\n")
     if text.startswith('"') and (whole := _PART.match(text)) is not None and whole[1] is not None:
         # A document that was encoded twice.
@@ -72,7 +75,8 @@ def _scan(text: str, name: str, suits: Callable[[str], bool]) -> str | None:
             else:
                 written = double if double is not None else single
                 word = bare if written is None else _unescape(written)
-                if key == name and written is not None and word is not None and suits(word):
+                readable = written is not None or _NUMBER.fullmatch(word) is not None
+                if key == name and word is not None and readable and suits(word):
                     found = word
     return found
 

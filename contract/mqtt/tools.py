@@ -24,7 +24,9 @@ MAX_SCHEMA_BYTES = 64 << 10
 MAX_SCHEMA_DEPTH = 24
 """Objects and lists within each other. OpenAI allows ten levels of properties, a request 32 levels in all."""
 
-FunctionName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
+FunctionName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)", extra={"expected": "1 to 64 of A-Z a-z 0-9 _ -"})
+]
 CallId = Annotated[str, Meta(min_length=1, max_length=256)]
 
 

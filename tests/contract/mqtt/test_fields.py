@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from typing import Any
@@ -82,8 +83,52 @@ def test_no_type_is_bent_into_another(name: str, base: type, value: Any) -> None
     found = read(**{name: value})
     if isinstance(found, GenerateRequest):
         allowed = (int, float) if base is float else (base,)
-        assert value is None or isinstance(value, allowed)
+        whole = base is int and isinstance(value, float) and value.is_integer()
+        assert value is None or whole or isinstance(value, allowed)
         assert base is bool or not isinstance(value, bool)
+
+
+@pytest.mark.parametrize("written", ["5.0", "5.00", "5e0", "0.5e1", "50E-1"])
+def test_a_whole_number_may_be_written_as_a_float(written: str) -> None:
+    """Number fields of Home Assistant's forms and of Lua give no other; it is the same request as with 5."""
+    body = '{"id":"r","prompt":"a","max_tokens":%s,"n":2.0,"stream_options":{"include_usage":true}}'
+    found = reading.parse_request((body % written).encode())[1]
+    assert (found.max_tokens, type(found.max_tokens), found.n) == (5, int, 2)
+    plain = reading.parse_request((body % "5").replace("2.0", "2").encode())[1]
+    assert reading.request_fingerprint(found) == reading.request_fingerprint(plain)
+
+
+@pytest.mark.parametrize("written", ["5.5", "1e300", "9007199254740994.0", '"5"', '"5.0"', "true"])
+def test_what_is_no_whole_number_is_refused_by_name(written: str) -> None:
+    with pytest.raises(RequestInvalid) as refused:
+        reading.parse_request(b'{"id":"r","prompt":"a","max_tokens":%s}' % written.encode())
+    assert refused.value.field == "max_tokens"
+
+
+@pytest.mark.parametrize("wrong", ["a/b", "a b", "", "é", "x" * 65])
+def test_what_an_id_is_made_of_is_said_in_words(wrong: str) -> None:
+    with pytest.raises(RequestInvalid, match=re.escape("Expected 1 to 64 of A-Z a-z 0-9 _ . -")) as refused:
+        reading.parse_request(json.dumps({"id": wrong, "prompt": "a"}).encode())
+    assert refused.value.field == "id"
+
+
+def test_the_error_of_a_number_as_id_goes_where_its_author_listens() -> None:
+    assert reading.salvage_request_id(b'{"id":12345,"prompt":"a"}') == "12345"
+    for payload in (
+        b'{"id":1.5}',
+        b'{"id":-1}',
+        b'{"id":true}',
+        b'{"id":null}',
+        b'{"id":1e3}',
+        b'{"id":' + b"1" * 65 + b"}",
+    ):
+        assert reading.salvage_request_id(payload) is None, payload
+
+
+def test_a_comment_is_called_one() -> None:
+    for comment in ("// hi\n", "/* hi */", "# hi\n"):
+        with pytest.raises(RequestInvalid, match="there is a comment at position 15, and JSON has none"):
+            reading.parse_request(b'{"prompt":"a", ' + comment.encode() + b'"id":"r"}')
 
 
 @given(name=st.text(max_size=30), value=JUNK)

@@ -175,7 +175,7 @@ def test_correlation_data_is_the_id_and_must_agree_with_the_body() -> None:
         (b'{"x":["id",":"],"id":"a/b"}', None, None),
         (b'{"x":"id","y":"a"', None, None),
         (b'"id":"a"', None, None),
-        (b'{"id":5}', None, None),
+        (b'{"id":5}', None, "5"),
         (b"junk", b"c1", "c1"),
         (b"junk", b"\xff", None),
         (b"[]", None, None),
