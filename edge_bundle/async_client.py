@@ -338,6 +338,16 @@ class AsyncClient:
             self._left[asking.id] = asking
             asyncio.get_running_loop().call_later(LEFT_SECONDS, self._left.pop, asking.id, None)
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection to the broker stands now."""
+        return self._session is not None and self._session.connected
+
+    @property
+    def presence(self) -> Presence:
+        """What is known of devices now, and kept up to date: of all of them once :meth:`devices` was called."""
+        return self._presence
+
     async def devices(self) -> dict[str, Device]:
         """Devices that this broker knows, by name.
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from contract.mqtt.messages import Health, Status
+from contract.mqtt.messages import BundleState, Health, Status
 from contract.schema_faults import nearest
 
 T = TypeVar("T")
@@ -20,31 +20,79 @@ DOCUMENTS = ("status", "health", "info")
 """Kinds that are read, below ``d/DEVICE/``."""
 
 
-class Groups(Struct, frozen=True):
+class Engine(Struct, frozen=True):
+    """What is read of ``info.engine``."""
+
+    slots: int = 1
+    capabilities: list[str] = []
+
+
+class Information(Struct, frozen=True):
     """What is read of ``info``."""
 
     groups: list[str] = []
+    bundle: BundleState | None = None
+    engine: Engine | None = None
 
 
 class Device(Struct, frozen=True):
-    """``online`` by its birth and last will; ``ready``: it answers prompts now, else ``reasons`` says why not."""
+    """``online`` by its birth and last will; ``ready``: it answers prompts now, else ``reasons`` says why not.
+
+    ``active`` requests are answered and ``queue`` wait; ``slots`` are answered at a time. ``capabilities`` are those of
+    the engine, None where no model is loaded that says so.
+    """
 
     online: bool
     ready: bool
     reasons: tuple[str, ...]
     active: int
     groups: tuple[str, ...]
+    queue: int = 0
+    bundle: BundleState | None = None
+    slots: int = 1
+    capabilities: frozenset[str] | None = None
 
     @property
     def has_model(self) -> bool:
         return self.ready or "no_model" not in self.reasons
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """What its active bundle is called: NAME and NAME@VERSION."""
+        return () if self.bundle is None else (self.bundle.name, f"{self.bundle.name}@{self.bundle.version}")
 
 
 class _Documents:
     def __init__(self) -> None:
         self.status: Status | None = None
         self.health: Health | None = None
-        self.info: Groups | None = None
+        self.info: Information | None = None
+        self.view = _view(self)
+
+
+class _Index:
+    """Devices by something that they have."""
+
+    def __init__(self) -> None:
+        self._devices: dict[str, set[str]] = {}
+
+    def move(self, device: str, before: tuple[str, ...], now: tuple[str, ...]) -> None:
+        """``device`` had ``before``, and has ``now``."""
+        if before == now:
+            return
+        for each in before:
+            devices = self._devices.get(each, set())
+            devices.discard(device)
+            if not devices:
+                self._devices.pop(each, None)
+        for each in now:
+            self._devices.setdefault(each, set()).add(device)
+
+    def find(self, name: str) -> list[str]:
+        return sorted(self._devices.get(name, ()))
+
+    def names(self) -> list[str]:
+        return sorted(self._devices)
 
 
 class Presence:
@@ -52,6 +100,8 @@ class Presence:
 
     def __init__(self) -> None:
         self._devices: dict[str, _Documents] = {}
+        self._members = _Index()
+        self._running = _Index()
 
     def hear(self, device: str, kind: str, payload: bytes) -> None:
         """A document of ``device``; an empty one takes back what it said."""
@@ -66,28 +116,43 @@ class Presence:
             case "health":
                 known.health = _read(payload, Health)
             case "info":
-                known.info = _read(payload, Groups)
+                known.info = _read(payload, Information)
+        before, known.view = known.view, _view(known)
+        self._members.move(device, before.groups, known.view.groups)
+        self._running.move(device, before.references, known.view.references)
         if known.status is None and known.health is None and known.info is None:
             del self._devices[device]
 
     def device(self, name: str) -> Device | None:
         """What is known of a device; None where it never said anything."""
         known = self._devices.get(name)
-        return None if known is None else _view(known)
+        return None if known is None else known.view
 
     def devices(self) -> dict[str, Device]:
         """Every device that is known."""
-        return {name: _view(known) for name, known in sorted(self._devices.items())}
+        return {name: known.view for name, known in sorted(self._devices.items())}
 
     def members(self, group: str) -> dict[str, Device]:
         """Devices that say they belong to ``group``."""
-        return {name: device for name, device in self.devices().items() if group in device.groups}
+        return {name: self._devices[name].view for name in self._members.find(group)}
+
+    def groups(self) -> list[str]:
+        """Groups that have a member."""
+        return self._members.names()
+
+    def running(self, bundle: str) -> dict[str, Device]:
+        """Devices whose active bundle is ``bundle``, NAME or NAME@VERSION."""
+        return {name: self._devices[name].view for name in self._running.find(bundle)}
+
+    def bundles(self) -> list[str]:
+        """What :meth:`running` finds somebody for."""
+        return self._running.names()
 
     def may_answer(self, *, device: str | None, group: str | None) -> bool:
         """Whether what is known is enough to ask at once: that it is online, and that it has a model."""
         names = [device] if device is not None else self.members(group or "")
         heard = (self._devices[name] for name in names if name in self._devices)
-        return any(_view(each).online and each.health is not None and _view(each).has_model for each in heard)
+        return any(each.view.online and each.health is not None and each.view.has_model for each in heard)
 
     def objection(self, *, device: str | None, group: str | None) -> str | None:
         """Why ``device`` or ``group`` cannot be asked now, as a sentence; None if it can."""
@@ -105,7 +170,7 @@ class Presence:
         members = self.members(name)
         online = [device for device in members.values() if device.online]
         if not members:
-            return self.unknown("group", name, {each for known in self.devices().values() for each in known.groups})
+            return self.unknown("group", name, self.groups())
         if any(device.has_model for device in online):
             return None
         if online:
@@ -131,6 +196,10 @@ def _view(known: _Documents) -> Device:
         reasons=() if health is None else tuple(health.reasons),
         active=0 if health is None else health.active,
         groups=() if info is None else tuple(info.groups),
+        queue=0 if health is None else health.queue,
+        bundle=None if info is None else info.bundle,
+        slots=1 if info is None or info.engine is None else max(1, info.engine.slots),
+        capabilities=None if info is None or info.engine is None else frozenset(info.engine.capabilities),
     )
 
 

@@ -20,7 +20,7 @@ class Piece(Struct, frozen=True):
 
     ``reasoning`` is more of what the model thinks first, ``tool_calls`` are more of its calls, as OpenAI streams them:
     ``index``, and of a new one ``id`` and ``function.name``, then more of ``function.arguments``. ``index``: of which
-    answer, where several were asked for (``n``).
+    answer, where several were asked for (``n``). ``bundle``: which one answers, where the frame names it.
     """
 
     text: str
@@ -28,6 +28,7 @@ class Piece(Struct, frozen=True):
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     index: int = 0
+    bundle: str = ""
 
     @property
     def is_news(self) -> bool:
@@ -132,8 +133,8 @@ class Reassembly:
     def _of(self, index: int) -> AnswerSoFar:
         return self._shown.setdefault(index, AnswerSoFar())
 
-    def _become(self, index: int, whole: AnswerSoFar) -> list[Found]:
-        piece = structs.replace(self._of(index).rest(whole), index=index)
+    def _become(self, index: int, whole: AnswerSoFar, bundle: str = "") -> list[Found]:
+        piece = structs.replace(self._of(index).rest(whole), index=index, bundle=bundle)
         self._shown[index] = whole
         return [piece] if piece.is_news else []
 
@@ -170,7 +171,9 @@ class Reassembly:
         index = int(frame.get("index") or 0)
         if not 0 <= index < MAX_CHOICES:
             return []
-        return self._piece(sequence, index, more, deltas, tokens=int(frame["n"]), attempt=frame.get("attempt"))
+        bundle = str(frame.get("bundle") or "")
+        tokens, attempt = int(frame["n"]), frame.get("attempt")
+        return self._piece(sequence, index, more, deltas, tokens=tokens, attempt=attempt, bundle=bundle)
 
     def _piece(
         self,
@@ -181,6 +184,7 @@ class Reassembly:
         *,
         tokens: int,
         attempt: int | None,
+        bundle: str,
     ) -> list[Found]:
         # A device that restarted counts from 0 again.
         newer = attempt is not None and attempt > self._attempt
@@ -197,11 +201,11 @@ class Reassembly:
         self.tokens = tokens
         if begins:
             self._whole.add(index)
-            return self._become(index, more)
+            return self._become(index, more, bundle)
         if self._broken and index not in self._whole:
             return []
         self._of(index).add(more.text, more.reasoning, deltas)
-        piece = Piece(more.text, reasoning=more.reasoning, tool_calls=tuple(deltas), index=index)
+        piece = Piece(more.text, reasoning=more.reasoning, tool_calls=tuple(deltas), index=index, bundle=bundle)
         return [piece] if piece.is_news else []
 
     def _end(self, last: LastFrame, raw: dict[str, Any]) -> list[Found]:

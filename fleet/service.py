@@ -27,8 +27,10 @@ from fleet.store.leader import Leader, LeadershipLost
 
 log = logging.getLogger("edge_fleet")
 
-Role = Literal["controller", "ingest"]
-ROLES: tuple[Role, ...] = ("controller", "ingest")
+Role = Literal["controller", "ingest", "gateway"]
+ROLES: tuple[Role, ...] = ("controller", "ingest", "gateway")
+LOOP_ROLES: tuple[Role, ...] = ("controller", "ingest")
+"""Those that :class:`Service` plays; the others answer HTTP (:mod:`fleet.http`)."""
 
 INTERVAL_SECONDS = 1.0
 """Between two turns, unless something urgent comes: deadlines and bakes are minutes."""
@@ -50,7 +52,7 @@ class Service:
         database: Database,
         address: BrokerAddress,
         root: str,
-        roles: Collection[Role] = ROLES,
+        roles: Collection[Role] = LOOP_ROLES,
         *,
         clock: Callable[[], float] = time.time,
         settle: float = SETTLE_SECONDS,

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ipaddress
 import logging
+import re
 import signal
 import sys
-from typing import cast
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from contract.errors import UsageError
 from contract.mqtt.topics import Topics
 from contract.schema_faults import nearest
-from edge_bundle.broker import add_broker, find_broker
+from edge_bundle.broker import BrokerAddress, add_broker, find_broker
 from fleet.commands.context import add_database, find_database
-from fleet.service import ROLES, Role, Service
+from fleet.service import LOOP_ROLES, ROLES, Role, Service
+
+if TYPE_CHECKING:
+    from fleet.http.server import Server
+
+DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +32,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_database(parser)
     add_broker(parser)
     parser.add_argument(
-        "--roles", default=",".join(ROLES), metavar="ROLE,…", help=f"what this process does; default {','.join(ROLES)}"
+        "--roles",
+        default=",".join(LOOP_ROLES),
+        metavar="ROLE,…",
+        help=f"what this process does, of {', '.join(ROLES)}; default {','.join(LOOP_ROLES)}",
+    )
+    http = parser.add_argument_group("gateway (OpenAI's interface over HTTP, docs/GATEWAY.md)")
+    http.add_argument(
+        "--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"where it listens; default {DEFAULT_LISTEN}"
+    )
+    http.add_argument("--tls-cert", type=Path, metavar="PEM", help="its certificate, and those above it")
+    http.add_argument("--tls-key", type=Path, metavar="PEM", help="the key of --tls-cert")
+    http.add_argument("--without-keys", action="store_true", help="let everybody ask; on loopback alone")
+    http.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages of this origin may ask, too (https://chat.example.org); may be given several times",
     )
     parser.epilog = (
         "It needs nothing but a broker: a database that is not there is made. Whatever is away is waited for. On\n"
@@ -29,7 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "SIGTERM or Ctrl-C ends it; devices finish what they were asked for.\n\n"
         "examples:\n"
         "  edge-fleet serve --broker mqtts://fleet@broker.example.org\n"
-        "  edge-fleet serve --database postgresql://fleet@db.example.org/fleet --roles ingest"
+        "  edge-fleet serve --database postgresql://fleet@db.example.org/fleet --roles ingest\n"
+        "  edge-fleet serve --roles controller,ingest,gateway --listen 127.0.0.1:8080"
     )
 
 
@@ -40,16 +69,76 @@ def run(arguments: argparse.Namespace) -> int:
     Topics("any", arguments.topic_root)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     database = find_database(arguments)
-    try:
+    stopping = threading.Event()
+    with contextlib.ExitStack() as stack:
+        stack.callback(database.close)
         database.create()
         service = Service(database, address, arguments.topic_root, roles)
+
+        def stop() -> None:
+            stopping.set()
+            service.stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: service.stop())
-        print(f"edge-fleet serves {', '.join(roles)} on {address.name} with {database.name}", flush=True)
-        service.run()
-    finally:
-        database.close()
+            signal.signal(number, lambda *_: stop())
+        where = ""
+        if "gateway" in roles:
+            server = _http_server(arguments, address, stop)
+            server.start()
+            stack.callback(server.stop)
+            where = f", answers at {server.url}"
+        print(f"edge-fleet serves {', '.join(roles)} on {address.name} with {database.name}{where}", flush=True)
+        if set(roles) & set(LOOP_ROLES):
+            service.run()
+        else:
+            stopping.wait()
     return 0
+
+
+def _http_server(arguments: argparse.Namespace, address: BrokerAddress, stop: Callable[[], object]) -> Server:
+    """What answers HTTP, not started yet.
+
+    Raises:
+        UsageError: the options contradict each other, or the port is taken.
+    """
+    # Whoever does not serve HTTP does not pay for it.
+    from fleet.gateway.access import Anybody
+    from fleet.gateway.gateway import Gateway
+    from fleet.http.app import make_app
+    from fleet.http.server import Server, listen
+
+    if not arguments.without_keys:
+        raise UsageError("the gateway has no keys yet: let everybody on this machine ask with --without-keys")
+    host, port = read_listen(arguments.listen)
+    if arguments.without_keys and not _is_loopback(host):
+        raise UsageError(f"--without-keys would let everybody ask who reaches {host}: listen on 127.0.0.1, or use keys")
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    for origin in arguments.cors_origin:
+        if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", origin):
+            raise UsageError(f"{origin!r} is no origin: write https://chat.example.org, without a path")
+    gateway = Gateway(address, arguments.topic_root, Anybody())
+    app = make_app([gateway], origins=arguments.cors_origin)
+    return Server(app, listen(host, port), certificate=arguments.tls_cert, key=arguments.tls_key, on_end=stop)
+
+
+def read_listen(text: str) -> tuple[str, int]:
+    """Host and port.
+
+    Raises:
+        UsageError: it is no address.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{text!r} is no address: write HOST:PORT, 127.0.0.1:8080 or [::1]:8080")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read_roles(text: str) -> list[Role]:

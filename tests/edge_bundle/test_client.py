@@ -162,7 +162,7 @@ def test_resume_tells_all_so_far(device: Device, address: BrokerAddress) -> None
     """Both clients; another connection than the one that asked."""
     with Client(address, name="me") as asker:
         asked = asker.ask({"id": "long", "prompt": "hold 4"}, device="box", timeout=30)
-        assert next(asked) == Piece("0 ")
+        assert next(asked) == Piece("0 ", bundle="toy@1.0.0")
         asker.resume("box", "long")
 
         async def again() -> None:
