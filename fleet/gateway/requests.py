@@ -106,7 +106,7 @@ def read_completion(payload: bytes) -> Asked:
 def _read_legacy(payload: bytes) -> _LegacyRequest:
     try:
         found = strict_json.examine(
-            payload, _LegacyRequest, max_bytes=MAX_REQUEST_BYTES, what="the request", null_is_absent=True
+            payload, _LegacyRequest, max_bytes=MAX_REQUEST_BYTES, what="the request", as_sent=True
         )
         if isinstance(found, strict_json.Examined):
             raise strict_json.refused("the request", found.faults)
