@@ -49,6 +49,7 @@ class Connector:
         self._protocols: dict[Endpoint, Protocol] = {}
         self._closed: dict[Endpoint, int] = {}
         self._guessed: set[Endpoint] = set()
+        self._falling_back = False
         self._asked: dict[Endpoint, tuple[float, Spoken]] = {}
 
     @property
@@ -64,7 +65,9 @@ class Connector:
     @property
     def trying_versions(self) -> bool:
         """A host closed the connection without a word, and may yet accept it in another version of MQTT."""
-        return any(self._before_fallback(endpoint) > 0 for endpoint in self._closed if self._may_fall_back(endpoint))
+        return self._falling_back or any(
+            self._before_fallback(endpoint) > 0 for endpoint in self._closed if self._may_fall_back(endpoint)
+        )
 
     def turn(self) -> None:
         """The present host is no good: begin with the next one."""
@@ -101,7 +104,11 @@ class Connector:
                 return await self._attempt(endpoint)
             except _OldBroker as old:
                 self._protocols[endpoint] = "3.1.1"
-                opened = await self._attempt(endpoint)
+                self._falling_back = True
+                try:
+                    opened = await self._attempt(endpoint)
+                finally:
+                    self._falling_back = False
                 if old.guessed:
                     self._guessed.add(endpoint)
                 log.info("the broker %s does not know MQTT 5: taking 3.1.1", endpoint.address)
