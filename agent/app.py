@@ -9,9 +9,6 @@ import signal
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-import msgspec
 
 from agent.clock import steady_clock
 from agent.config import AgentConfig
@@ -21,9 +18,8 @@ from agent.install.compose import make_reconciler
 from agent.install.gc import used_bytes
 from agent.install.prepack import WeightPrepacker
 from agent.operator.control import ControlServer
-from agent.parts import Parts, named_processes, self_reported
+from agent.parts import Parts
 from agent.presence import Presence, versions
-from agent.serving.loop import Observers
 from agent.state.broker_memory import BrokerMemory
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory, make_private
@@ -32,10 +28,9 @@ from agent.state.opening import State
 from agent.systemd.journal import fields
 from agent.systemd.notify import Notifier
 from agent.telemetry import home_assistant
-from agent.telemetry.announcer import Announcer
+from agent.telemetry.announcer import AnnouncementRecord, Announcer, Identity
 from agent.telemetry.loop import TelemetryLoop
 from agent.telemetry.prometheus import PrometheusEndpoint
-from agent.telemetry.samples import LlmSample, SystemSample
 from agent.telemetry.system import SystemSampler
 from agent.worker.ports import WorkerStarter
 from agent.worker.supervisor import WorkerProcess
@@ -98,21 +93,10 @@ class Service:
             self._workers,
             boot_id=uuid.uuid4().hex,
             clock=steady_clock(),
-            on_desired=self._on_desired,
-            observers=Observers(on_health=self._on_health, on_load=self._on_load),
         )
         gateway, serving = frontend.gateway, frontend.serving
-        telemetry = TelemetryLoop(
-            config.telemetry,
-            SystemSampler(directory.root, bundle_bytes=partial(used_bytes, directory)),
-            frontend.meter,
-            serving,
-            processes=partial(named_processes, serving),
-            self_reported=partial(self_reported, serving),
-            publish=self._publish_telemetry,
-            on_limit=self._on_limit,
-            on_turn=self._on_telemetry_turn,
-        )
+        sampler = SystemSampler(directory.root, bundle_bytes=partial(used_bytes, directory))
+        telemetry = TelemetryLoop(config.telemetry, sampler, frontend.meter, serving)
         installation = InstallationState(state.installing)
         reconciler = make_reconciler(
             directory=directory,
@@ -135,52 +119,34 @@ class Service:
         )
         self.parts = Parts(frontend, telemetry, reconciler, state)
         self.presence = Presence(config, self.parts, self._notifier)
-        self._announcer = Announcer(
-            config.telemetry.home_assistant,
-            config.device,
-            config.topics,
-            version=versions().get("agent", "0"),
-            record=directory.announced,
-            disk=disk,
-            publish=gateway.announce,
-            delivered=lambda: gateway.connection.connected and not gateway.connection.undelivered,
+        identity = Identity(config.device, config.topics, versions().get("agent", "0"))
+        announcer = Announcer(
+            config.telemetry.home_assistant, identity, AnnouncementRecord(directory.announced, disk), gateway
         )
         self._prometheus = PrometheusEndpoint(config.telemetry.prometheus, self.presence.metrics_page)
-        self._control = ControlServer(
-            directory,
-            reconciler,
-            installation,
-            config.install,
-            engine=self.presence.engine,
-            broker=lambda: gateway.broker,
-            health=self.presence.health,
-        )
+        self._control = ControlServer(directory, reconciler, installation, config.install, self.presence)
         self._heartbeat = Heartbeat(self.parts, self.presence, self._control, directory, self._notifier)
+        self._connect(announcer)
 
-    # -- from part to part ---------------------------------------------------------------------------------------------
+    def _connect(self, announcer: Announcer) -> None:
+        """Say who hears of what, from part to part."""
+        frontend, telemetry, presence = self.parts.frontend, self.parts.telemetry, self.presence
+        gateway = frontend.gateway
+        gateway.on_desired.add(self.parts.reconciler.set_desired)
+        gateway.on_broker.add(presence.publish)
+        frontend.serving.on_health.add(presence.publish)
+        frontend.serving.on_load.add(presence.note_load)
+        telemetry.on_sample.add(gateway.samples)
+        telemetry.on_limit.add(partial(gateway.event, "throttle"))
+        telemetry.on_limit.add(presence.note_limit)
+        telemetry.on_turn.add(partial(self._heartbeat.note, "telemetry"))
+        telemetry.on_turn.add(partial(self._announce, announcer))
 
-    def _on_desired(self, payload: bytes, retained: bool) -> None:
-        self.parts.reconciler.set_desired(payload, repeated=retained)
-
-    def _on_health(self) -> None:
-        self.presence.publish()
-
-    def _on_load(self, _queued: int) -> None:
-        self.presence.publish_counts()
-
-    def _publish_telemetry(self, system: SystemSample, llm: LlmSample) -> None:
-        self.parts.frontend.gateway.telemetry(msgspec.json.encode(system), msgspec.json.encode(llm))
-
-    def _on_limit(self, detail: dict[str, Any]) -> None:
-        self.parts.frontend.gateway.event("throttle", detail)
-        self.presence.publish()
-
-    def _on_telemetry_turn(self) -> None:
-        self._heartbeat.note("telemetry")
+    def _announce(self, announcer: Announcer) -> None:
         system = self.parts.telemetry.system
         if system is not None:
             interval = self._config.telemetry.interval_seconds
-            self._announcer.announce(home_assistant.components(self._config.topics, system, interval=interval))
+            announcer.announce(home_assistant.components(self._config.topics, system, interval=interval))
 
     # -- the run -------------------------------------------------------------------------------------------------------
 

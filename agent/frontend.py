@@ -1,4 +1,4 @@
-"""What answers requests, put together: the gateway to the broker and the serving side, tied to each other."""
+"""What answers requests, put together: the serving side and the gateway to the broker."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.config import AgentConfig
-from agent.mqtt.gateway import Gateway
-from agent.serving.loop import Observers
+from agent.mqtt import Sender, SizeLimit
+from agent.mqtt.gateway import Gateway, known_limit
 from agent.serving.serving import Dependencies, Serving
 from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
@@ -35,13 +35,11 @@ def make_frontend(
     *,
     boot_id: str,
     clock: Callable[[], float],
-    on_desired: Callable[[bytes, bool], None],
-    observers: Observers,
 ) -> Frontend:
     """Make it; nothing of it runs yet."""
     meter = LlmMeter(round(clock(), 3))
     result_store = ResultWriter(database, clock, keep_text=config.serving.store_results == "text")
-    gateway = Gateway(config, boot_id, on_desired=on_desired, on_broker=observers.on_health, memory=memory)
+    sender = Sender(SizeLimit(known_limit(memory)))
 
     async def load(
         bundle_dir: Path,
@@ -60,18 +58,14 @@ def make_frontend(
             on_event=on_event,
         )
 
-    def on_load(queued: int) -> None:
-        gateway.on_load(queued)
-        observers.on_load(queued)
-
     dependencies = Dependencies(
         topics=config.topics,
-        outlet=gateway.connection.outlet,
+        outlet=sender,
         result_store=result_store,
         load=load,
         meter=meter,
         now_unix=clock,
     )
-    serving = Serving(config.serving, dependencies, Observers(observers.on_health, on_load))
-    gateway.serving = serving
+    serving = Serving(config.serving, dependencies)
+    gateway = Gateway(config, sender, serving, boot_id=boot_id, memory=memory)
     return Frontend(gateway, serving, result_store, meter)

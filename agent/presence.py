@@ -20,7 +20,7 @@ from agent.state import result_store
 from agent.systemd.notify import Notifier
 from agent.telemetry import metrics
 from contract.errors import StoreBroken, StoreFull
-from contract.mqtt.messages import MAX_REQUEST_BYTES, BundleState, EngineInfo, Health, Info, Limits
+from contract.mqtt.messages import MAX_REQUEST_BYTES, BrokerState, BundleState, EngineInfo, Health, Info, Limits
 
 COUNTS_SECONDS = 1.0
 """``health`` is published at most this often when only its counts changed: how many wait, how many are answered."""
@@ -55,7 +55,11 @@ class Presence:
             self._notifier.status(f"{state}: {', '.join(reasons)}" if reasons else state)
         self.published = Health(ready, reasons, 0, 0)
 
-    def publish_counts(self) -> None:
+    def note_limit(self, _detail: object) -> None:
+        """A strained box puts another limit on us."""
+        self.publish()
+
+    def note_load(self, _queued: int) -> None:
         """Requests came or went: publish that, though not for each."""
         if self._counts_due is None:
             loop = asyncio.get_running_loop()
@@ -90,6 +94,10 @@ class Presence:
         """Of the model that is loaded, if one is."""
         replica = self._serving.replica
         return None if replica is None else replica.engine
+
+    def broker(self) -> BrokerState:
+        """The broker as it is found now."""
+        return self._gateway.broker
 
     def info(self) -> Info:
         """What the device is and can do."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from agent.diagnosis.finding import Finding
-from agent.mqtt import Connection, Received, Undeliverable
+from agent.mqtt import Connection, Handler, Received, Session, Undeliverable
 from agent.mqtt.group_probe import probe_groups
 from agent.mqtt.settings import BrokerSettings
 from agent.operator.control import Order, call_agent
@@ -73,7 +73,7 @@ def group_round_trip(settings: BrokerSettings, topics: Topics, groups: Sequence[
 Fate = Literal["came", "swallowed", "refused", "cut", "nothing"]
 
 
-class _Visit:
+class _Visit(Handler):
     """A connection beside the agent's, and one message at a time on a topic that only this device uses."""
 
     def __init__(self, settings: BrokerSettings, topics: Topics) -> None:
@@ -83,11 +83,9 @@ class _Visit:
         self._answered = asyncio.Event()
         self._refused = False
         self._cut = False
-        self.connection = Connection(
-            settings, f"{topics.device}-doctor-{os.getpid()}", subscriptions=[topics.doctor], clean=True,
-            on_message=self._take, on_delivered=lambda number: self._answered.set(),
-            on_given_up=self._on_given_up, on_down=self._on_down, quiet=True,
-        )  # fmt: skip
+        client_id = f"{topics.device}-doctor-{os.getpid()}"
+        session = Session(client_id, subscriptions=(topics.doctor,), clean=True, quiet=True)
+        self.connection = Connection(settings, session, self)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> _Visit:
@@ -100,16 +98,19 @@ class _Visit:
         await asyncio.gather(self._task, return_exceptions=True)
         await self.connection.close()
 
-    def _take(self, received: Received) -> None:
+    def on_message(self, received: Received, acknowledge: Callable[[], None]) -> None:
         if received.payload[: len(self._token)] == self._token:
             self._came.set()
-        self.connection.acknowledge(received)
+        acknowledge()
 
-    def _on_given_up(self, _number: int, _given_up: Undeliverable) -> None:
-        self._refused = True
-
-    def _on_down(self, _why: str) -> None:
+    def on_down(self, why: str) -> None:
         self._cut = True
+
+    def _on_answer(self, given_up: Undeliverable | None) -> None:
+        if given_up is None:
+            self._answered.set()
+        else:
+            self._refused = True
 
     async def arrive(self) -> bool:
         """Whether the broker lets us in."""
@@ -123,7 +124,7 @@ class _Visit:
         self._came.clear()
         self._answered.clear()
         self._refused = self._cut = False
-        self.connection.publish(self._topic, self._token.ljust(size, b"."))
+        self.connection.publish(self._topic, self._token.ljust(size, b"."), on_answer=self._on_answer)
         over = self._came.is_set
         await _until(lambda: over() or self._refused or self._cut or self._answered.is_set(), ROUND_TRIP_SECONDS)
         await _until(lambda: over() or self._refused or self._cut or not self._answered.is_set(), seconds)

@@ -108,7 +108,7 @@ class Reconciler:
         """``observer`` is called with what is reported, too, while the block runs."""
         return self._reporter.observed(observer)
 
-    def set_desired(self, payload: bytes, *, repeated: bool = False) -> None:
+    def set_desired(self, payload: bytes, repeated: bool = False) -> None:
         """A ``desired`` document arrived; only the latest counts.
 
         ``repeated``: the broker's retained copy, after a connection; somebody who publishes the same document again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from msgspec import Struct
 
 from agent.install.gc import used_bytes
@@ -49,17 +51,31 @@ class InstallStatus(Struct, frozen=True):
     health: Health | None = None
 
 
+class LiveStatus(Protocol):
+    """What only a running agent knows of itself; :class:`agent.presence.Presence` is one."""
+
+    def engine(self) -> EngineInfo | None:
+        """What it is of the model that is loaded."""
+        ...
+
+    def broker(self) -> BrokerState | None:
+        """The broker as it is found now."""
+        ...
+
+    def health(self) -> Health | None:
+        """Whether prompts are answered now, and why not."""
+        ...
+
+
 def collect_status(
     state: InstallationState,
     directory: StateDirectory,
     reported: Reported,
     *,
     running: bool,
-    engine: EngineInfo | None = None,
-    broker: BrokerState | None = None,
-    health: Health | None = None,
+    live: LiveStatus | None = None,
 ) -> InstallStatus:
-    """Put together what is recorded."""
+    """Put together what is recorded; ``live``: what a running agent knows besides."""
     snapshot = state.snapshot()
     accepted = snapshot.accepted
     return InstallStatus(
@@ -70,9 +86,9 @@ def collect_status(
         bundles=bundle_statuses(state, directory),
         desired=None if accepted is None else f"{accepted.name}@{accepted.version}",
         overridden=snapshot.overridden,
-        engine=engine,
-        broker=broker,
-        health=health,
+        engine=None if live is None else live.engine(),
+        broker=None if live is None else live.broker(),
+        health=None if live is None else live.health(),
     )
 
 

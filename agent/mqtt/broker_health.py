@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from agent.mqtt import Connection, Received, Undeliverable
+from agent.mqtt import Connection, Handler, Received, Session, Undeliverable
 from agent.mqtt.settings import BrokerSettings
 from contract.mqtt.messages import BrokerState, ReportedError, Status
 from contract.mqtt.topics import Topics
@@ -89,6 +89,20 @@ def _rival(connection: Connection) -> list[ReportedError]:
     return [ReportedError(BrokerReason.CLIENT_ID_TAKEN, connection.rival)] if connection.rival else []
 
 
+class _StatusReader(Handler):
+    """Waits for a ``status``."""
+
+    def __init__(self) -> None:
+        self.found: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
+
+    def on_message(self, received: Received, acknowledge: Callable[[], None]) -> None:
+        acknowledge()
+        with contextlib.suppress(msgspec.MsgspecError):
+            status = msgspec.json.decode(received.payload, type=Status)
+            if not self.found.done():
+                self.found.set_result(status)
+
+
 async def another_at_work(
     settings: BrokerSettings, client_id: str, topics: Topics, boot_id: str, announcement: Mapping[str, bytes]
 ) -> bool | None:
@@ -96,16 +110,10 @@ async def another_at_work(
     nobody else has, so that nobody is pushed out. None: it cannot be found out, where the broker's rules keep
     ``status`` from us. If so, ``announcement`` (payloads by topic) is published: the other one knows nothing of us.
     """
-    found: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
-
-    def take(received: Received) -> None:
-        connection.acknowledge(received)
-        with contextlib.suppress(msgspec.MsgspecError):
-            status = msgspec.json.decode(received.payload, type=Status)
-            if not found.done():
-                found.set_result(status)
-
-    connection = Connection(settings, client_id, subscriptions=[topics.status], clean=True, on_message=take, quiet=True)
+    reader = _StatusReader()
+    found = reader.found
+    session = Session(client_id, subscriptions=(topics.status,), clean=True, quiet=True)
+    connection = Connection(settings, session, reader)
     task = asyncio.create_task(connection.run())
     try:
         looks = 0

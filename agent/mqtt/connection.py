@@ -11,15 +11,17 @@ import contextlib
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from agent.mqtt.connector import CONNECT_SECONDS, Connector
-from agent.mqtt.link import Link, Received, Will, make_client, received
+from agent.mqtt.handler import Handler, Session
+from agent.mqtt.link import Link, Received, make_client, received
 from agent.mqtt.loss import Loss, Rivalry
-from agent.mqtt.outbox import MAX_IN_FLIGHT
+from agent.mqtt.outbox import MAX_IN_FLIGHT, OnAnswer
 from agent.mqtt.sender import ACKNOWLEDGE_SECONDS, Sender
 from agent.mqtt.settings import BrokerSettings, Protocol
-from agent.mqtt.size_limit import FoundLimit, SizeLimit, Undeliverable
+from agent.mqtt.size_limit import FoundLimit, SizeLimit
 from agent.mqtt.sockets import Stream
 from agent.mqtt.subscriber import Subscriber
 from agent.systemd.journal import fields
@@ -54,55 +56,29 @@ MAX_TURN_SECONDS = MAX_WAIT_SECONDS + CONNECT_SECONDS
 
 
 class Connection:
-    """Keeps a session with the broker for as long as :meth:`run` runs.
+    """Keeps a session with the broker for as long as :meth:`run` runs, and tells ``handler`` what becomes of it.
 
-    ``on_message`` gets every message and must see to it that it is acknowledged; ``on_up`` is called after every
-    CONNACK (with "session present"), ``on_down`` after every loss, ``on_delivered`` with the number that
-    :meth:`publish` gave, once the broker has the message, ``on_given_up`` if it never will, ``on_limit`` with what
-    became known of the largest message that it takes, ``on_change`` when :attr:`rival` may have changed. All are called
-    in the event loop and must not block. ``rival_at_work`` finds out whether somebody else uses our client id at this
-    moment, None where that cannot be found out. ``quiet``: a passing visit, of which the log need not tell.
+    ``sender`` is what we want the broker to have; without one there is nothing yet.
     """
 
     def __init__(
         self,
         settings: BrokerSettings,
-        client_id: str,
+        session: Session,
+        handler: Handler,
+        sender: Sender | None = None,
         *,
-        will: Will | None = None,
-        subscriptions: Sequence[str] = (),
-        clean: bool = False,
-        on_message: Callable[[Received], None],
-        on_up: Callable[[bool], None] = lambda _present: None,
-        on_down: Callable[[str], None] = lambda _why: None,
-        on_delivered: Callable[[int], None] = lambda _number: None,
-        on_given_up: Callable[[int, Undeliverable], None] = lambda _number, _given_up: None,
-        on_limit: Callable[[FoundLimit | None], None] = lambda _limit: None,
-        on_writable: Callable[[], None] = lambda: None,
-        on_change: Callable[[], None] = lambda: None,
-        rival_at_work: Callable[[], Awaitable[bool | None]] | None = None,
-        limit: SizeLimit | None = None,
-        quiet: bool = False,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._settings = settings
-        self._client_id = client_id
-        self._will = will
-        self._clean = clean
-        self._on_message = on_message
-        self._on_up = on_up
-        self._on_down = on_down
-        self._on_writable = on_writable
-        self._on_change = on_change
-        self._rival_at_work = rival_at_work
-        self._level = logging.DEBUG if quiet else logging.INFO
-        self._sender = Sender(
-            on_delivered=on_delivered, on_given_up=on_given_up, on_limit=on_limit, limit=limit or SizeLimit()
-        )
+        self._session = session
+        self._handler = handler
+        self._level = logging.DEBUG if session.quiet else logging.INFO
+        self._sender = sender or Sender(SizeLimit())
         self._backoff = Backoff(FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS, uniform)
         self._rival_backoff = Backoff(RIVAL_FIRST_SECONDS, RIVAL_MAX_SECONDS, uniform)
         self._rivalry = Rivalry()
-        self._subscriber = Subscriber(subscriptions, self._sender)
+        self._subscriber = Subscriber(session.subscriptions, self._sender)
         self._opener = Connector(settings, self._make_link)
         self._link: Link | None = None
         self.turns = 0
@@ -121,7 +97,7 @@ class Connection:
 
     @property
     def client_id(self) -> str:
-        return self._client_id
+        return self._session.client_id
 
     @property
     def address(self) -> str:
@@ -151,7 +127,7 @@ class Connection:
 
     def rival_text(self, probably: str) -> str:
         """The sentence."""
-        return f"another client is {probably}connected as {self._client_id}: give each device a name of its own"
+        return f"another client is {probably}connected as {self._session.client_id}: give each device a name of its own"
 
     @property
     def filters(self) -> list[str]:
@@ -169,18 +145,21 @@ class Connection:
         return self._link is not None and not self._link.writing
 
     @property
-    def outlet(self) -> Sender:
-        """What takes messages to the broker, over all connections."""
-        return self._sender
-
-    @property
     def undelivered(self) -> int:
         """QoS 1 messages that the broker has not acknowledged."""
         return len(self._sender.outbox)
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int:
-        """Deliver at least once, now or after a reconnect; the number that ``on_delivered`` will say."""
-        return self._sender.publish(topic, payload, retain=retain, correlation=correlation)
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation: bytes | None = None,
+        on_answer: OnAnswer | None = None,
+    ) -> None:
+        """Deliver at least once, now or after a reconnect; see :meth:`Sender.publish`."""
+        self._sender.publish(topic, payload, retain=retain, correlation=correlation, on_answer=on_answer)
 
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None:
         """Send at QoS 0 if connected and the socket is not backed up for long; else it is gone."""
@@ -239,7 +218,7 @@ class Connection:
         self._rivalry.seen(asyncio.get_running_loop().time())
         if self.rival != before:
             log.error("%s", self.rival)
-            self._on_change()
+            self._handler.on_rivalry()
 
     async def _wait(self) -> None:
         """Before the next attempt: longer each time, and for long where somebody else is at work under our name."""
@@ -254,7 +233,7 @@ class Connection:
             await self._pause(
                 min(self._rival_backoff.after_failure(), STANDBY_CHECK_SECONDS if self.problem else math.inf)
             )
-            seen = None if self._rival_at_work is None else await self._rival_at_work()
+            seen = await self._handler.is_rival_at_work()
             if seen is False:
                 self._rivalry.disproved()
             if not seen:
@@ -306,7 +285,7 @@ class Connection:
         if self.rival != before:
             log.error("%s", self.rival)
         if self.rival != before or self._rivalry.losses > losses:
-            self._on_change()
+            self._handler.on_rivalry()
         if self.rival and self._rivalry.losses:
             return self.rival
         return f"{loss.why} after we acknowledged a message on {acknowledged}" if acknowledged else loss.why
@@ -343,7 +322,7 @@ class Connection:
 
         def begin() -> None:
             self._sender.open(link, getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT))
-            self._on_up(opened.session_present)
+            self._handler.on_up(opened.session_present)
             self._sender.opened()
 
         self.refused.clear()
@@ -360,8 +339,11 @@ class Connection:
         self.turns += 1
 
     def _make_link(self, sock: Stream, protocol: Protocol) -> Link:
-        client = make_client(self._settings, self._client_id, protocol, clean=self._clean, will=self._will)
-        link = Link(client, sock, protocol, on_read=self._dispatch, on_writable=lambda _link: self._on_writable())
+        session = self._session
+        client = make_client(self._settings, session.client_id, protocol, clean=session.clean, will=session.will)
+        link = Link(
+            client, sock, protocol, on_read=self._dispatch, on_writable=lambda _link: self._handler.on_writable()
+        )
         client.on_subscribe = lambda _c, _u, number, reasons, _p: self._subscriber.answer(link, number, reasons)
         return link
 
@@ -373,7 +355,7 @@ class Connection:
                 arrival = received(link, message_in)
                 if arrival.receipt[1]:
                     link.ack_order.arrived(arrival.receipt[1])
-                self._on_message(arrival)
+                self._handler.on_message(arrival, partial(self.acknowledge, arrival))
             except Exception:
                 # Whoever takes messages answers for what goes wrong with them. This is for what never got there: the
                 # messages after it are not to be lost with it, and on the next connection it comes again.
@@ -385,4 +367,4 @@ class Connection:
         if self._link is link:
             self._link = None
             self._sender.lose(link, link.lost.result())
-            self._on_down(link.lost.result().why)
+            self._handler.on_down(link.lost.result().why)

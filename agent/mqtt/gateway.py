@@ -18,14 +18,15 @@ from typing import Any
 import msgspec
 
 from agent.config import AgentConfig
-from agent.mqtt import Connection, FoundLimit, Received, SizeLimit, Undeliverable, Will
+from agent.mqtt import Connection, FoundLimit, Handler, Received, Sender, Session, Undeliverable, Will
 from agent.mqtt.broker_health import BrokerHealth, another_at_work
 from agent.mqtt.group_probe import GroupVerdict, probe_groups
-from agent.mqtt.settings import BrokerSettings
+from agent.observers import Observers
 from agent.serving.intake import IncomingRequest
 from agent.serving.serving import Serving
 from agent.serving.settlement import Settlement
 from agent.state.broker_memory import BrokerMemory
+from agent.telemetry.samples import LlmSample, SystemSample
 from contract.mqtt import messages
 from contract.mqtt.messages import BrokerState, Event, Health, Reported, Status
 from contract.mqtt.topics import EventType
@@ -38,31 +39,22 @@ PROBE_SECONDS = 3600.0
 log = logging.getLogger("edge_agent.mqtt")
 
 
-class Gateway:
-    """Owns the connection; ``serving`` is set once it is made, before :meth:`run`.
+class Gateway(Handler):
+    """Owns the connection: what arrives goes to ``serving`` and :attr:`on_desired`.
 
-    ``on_desired`` gets the payload of every desired document and whether it is the broker's retained copy,
-    ``on_change`` is called when the connection came or went, ``on_broker`` when :attr:`broker` may have changed;
-    ``memory`` keeps what was found out about the broker.
+    ``on_desired`` hears of the payload of every desired document and whether it is the broker's retained copy,
+    ``on_broker`` when :attr:`broker` may have changed; ``memory`` keeps what was found out about the broker.
     """
 
-    serving: Serving
-
     def __init__(
-        self,
-        config: AgentConfig,
-        boot_id: str,
-        *,
-        on_desired: Callable[[bytes, bool], None],
-        on_change: Callable[[bool], None] = lambda _up: None,
-        on_broker: Callable[[], None] = lambda: None,
-        memory: BrokerMemory | None = None,
+        self, config: AgentConfig, sender: Sender, serving: Serving, *, boot_id: str, memory: BrokerMemory
     ) -> None:
+        self.on_desired: Observers[[bytes, bool]] = Observers()
+        self.on_broker: Observers[[]] = Observers()
+        self._config = config
         self._topics = config.topics
+        self._serving = serving
         self._boot_id = boot_id
-        self._on_desired = on_desired
-        self._on_change = on_change
-        self._on_broker = on_broker
         self._memory = memory
         self._broker_health = BrokerHealth(config.topics, time.monotonic)
         self._retained: dict[str, bytes] = {}
@@ -72,76 +64,58 @@ class Gateway:
         self.connections = 0
         """How often a broker accepted us."""
         self._ready = False
-        self._filters = [self._topics.generate_filter, self._topics.control_filter, self._topics.desired]
+        self._filters = (self._topics.generate_filter, self._topics.control_filter, self._topics.desired)
         client_id = config.broker.client_id or f"edge-{config.device}"
-        self._config = config
         self._group_up = asyncio.Event()
         self.group_connection: Connection | None = None
         if self._group_filters:
             # A session of its own that ends with the connection: a broker goes on feeding a member that is away.
-            self.group_connection = Connection(
-                config.broker,
-                f"{client_id}-groups",
-                clean=True,
-                on_message=self._on_group_message,
-                on_up=lambda _present: self._group_up.set(),
-            )
-        self.connection = Connection(
-            config.broker,
-            client_id,
-            will=Will(self._topics.status, messages.encode(Status(online=False, boot_id=boot_id))),
-            subscriptions=self._filters,
-            on_message=self._on_message,
-            on_up=self._on_up,
-            on_down=self._on_down,
-            on_delivered=lambda number: self.serving.replies.delivered(number),  # noqa: PLW0108 # serving is set later
-            on_given_up=self._on_given_up,
-            on_limit=self._on_limit,
-            on_writable=lambda: self.serving.loop.on_writable(),  # noqa: PLW0108
-            on_change=self._on_rivalry,
-            rival_at_work=lambda: self._check_for_rival(config.broker, f"{client_id}-{boot_id[:8]}"),
-            limit=SizeLimit(_known_limits(memory)),
-        )
+            handler = _GroupHandler(self.on_message, self._group_up)
+            self.group_connection = Connection(config.broker, Session(f"{client_id}-groups", clean=True), handler)
+        will = Will(self._topics.status, messages.encode(Status(online=False, boot_id=boot_id)))
+        self.connection = Connection(config.broker, Session(client_id, will, self._filters), self, sender)
+        sender.on_given_up.add(self._on_given_up)
+        sender.on_limit.add(self._on_limit)
+        serving.on_load.add(self._on_load)
 
     @property
     def broker(self) -> BrokerState:
         """The broker as we find it now."""
         return self._broker_health.state(self.connection)
 
-    async def _check_for_rival(self, settings: BrokerSettings, client_id: str) -> bool | None:
+    async def is_rival_at_work(self) -> bool | None:
+        client_id = f"{self.connection.client_id}-{self._boot_id[:8]}"
         payloads = {self._topics.doctor: messages.encode(Status(online=False, boot_id=self._boot_id))}
         if not self.connection.rival:
             detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
             payloads[self._topics.event("broker")] = messages.encode(Event(_now(), detail))
         try:
-            return await another_at_work(settings, client_id, self._topics, self._boot_id, payloads)
+            return await another_at_work(self._config.broker, client_id, self._topics, self._boot_id, payloads)
         except Exception:
             log.exception("could not determine whether another client uses our client id")
             return None
 
-    def _on_rivalry(self) -> None:
+    def on_rivalry(self) -> None:
         # Whoever stays away because of us says so there.
         if self.connection.contested and self._topics.doctor not in self.connection.filters:
             self.connection.listen([*self._filters, self._topics.doctor])
-        self._on_broker()
+        self.on_broker.notify()
 
     def _on_rival_status(self, payload: bytes) -> None:
         with contextlib.suppress(msgspec.MsgspecError):
             if msgspec.json.decode(payload, type=Status).boot_id != self._boot_id:
                 self.connection.note_rival()
 
-    def _on_given_up(self, number: int, given_up: Undeliverable) -> None:
-        self.serving.replies.oversized(number, given_up.why)
+    def _on_given_up(self, given_up: Undeliverable) -> None:
         detail = self._broker_health.given_up(given_up)
         # One that tells of itself would never end.
         if detail is not None:
             self.event("broker", detail)
-        self._on_broker()
+        self.on_broker.notify()
 
     def _on_limit(self, limit: FoundLimit | None) -> None:
-        if self._memory is not None:
-            self._memory.save(*((None,) if limit is None else (limit.refused_bytes, limit.found_at, limit.times)))
-        self._on_broker()
+        self._memory.save(*((None,) if limit is None else (limit.refused_bytes, limit.found_at, limit.times)))
+        self.on_broker.notify()
 
     async def run(self) -> None:
         """Keep the connection; until cancelled."""
@@ -168,7 +142,7 @@ class Gateway:
                     log.error("%s", verdict.why)
                 else:
                     log.info("the broker delivers to shared subscriptions")
-                self._on_broker()
+                self.on_broker.notify()
             # Not at every connect of a broker that comes and goes.
             await asyncio.sleep(PROBE_PAUSE_SECONDS)
             with contextlib.suppress(TimeoutError):
@@ -185,11 +159,7 @@ class Gateway:
 
     # -- in ------------------------------------------------------------------------------------------------------------
 
-    def _on_group_message(self, received: Received) -> None:
-        assert self.group_connection is not None
-        self._on_message(received, self.group_connection)
-
-    def on_load(self, queued: int) -> None:
+    def _on_load(self, queued: int) -> None:
         """So many requests wait: above the high mark other members of our groups are the better choice."""
         # Half of it to come back, so that the subscription does not flap with every request.
         self._busy = queued > (self._high_mark // 2 if self._busy else self._high_mark)
@@ -202,11 +172,8 @@ class Gateway:
             if connection.filters != wanted:
                 connection.listen(wanted)
 
-    def _on_message(self, received: Received, connection: Connection | None = None) -> None:
-        settlement = Settlement(
-            acknowledge=partial((connection or self.connection).acknowledge, received),
-            answer=partial(self._report_fault, received),
-        )
+    def on_message(self, received: Received, acknowledge: Callable[[], None]) -> None:
+        settlement = Settlement(acknowledge=acknowledge, answer=partial(self._report_fault, received))
         settlement.guarded(self._handle)(received, settlement)
 
     def _handle(self, received: Received, settlement: Settlement) -> None:
@@ -216,18 +183,18 @@ class Gateway:
                 self._on_rival_status(received.payload)
             settlement.settle()
         elif inbound.kind == "desired":
-            # The coordinator stores it; a crash before that is healed by the retained message itself.
-            self._on_desired(received.payload, received.retained)
+            # The reconciler stores it; a crash before that is healed by the retained message itself.
+            self.on_desired.notify(received.payload, received.retained)
             settlement.settle()
         elif inbound.client is None or received.retained:
             # A retained request would come again at every reconnect, for ever.
             log.warning("ignored a retained request on %s; publish requests without retain", received.topic)
             settlement.settle()
         elif inbound.kind == "control":
-            self.serving.controls.receive(inbound.client, received.payload, settlement)
+            self._serving.controls.receive(inbound.client, received.payload, settlement)
             settlement.settle()
         else:
-            self.serving.intake.receive(
+            self._serving.intake.receive(
                 IncomingRequest(
                     client=inbound.client,
                     payload=received.payload,
@@ -242,7 +209,7 @@ class Gateway:
         """Tell the sender of a message that we failed at it."""
         inbound = self._topics.parse(received.topic)
         if inbound is not None and inbound.client is not None and not received.retained:
-            self.serving.replies.report_fault(
+            self._serving.replies.report_fault(
                 inbound.client,
                 received.payload,
                 received.correlation,
@@ -252,16 +219,15 @@ class Gateway:
 
     # -- out -----------------------------------------------------------------------------------------------------------
 
-    def _on_up(self, _session_present: bool) -> None:
+    def on_up(self, session_present: bool) -> None:
         self.connections += 1
         self._retain(self._topics.status, messages.encode(Status(online=True, boot_id=self._boot_id)))
         for topic, payload in self._retained.items():
             self.connection.publish(topic, payload, retain=True)
-        self.serving.loop.on_writable()
-        self._on_change(True)
+        self.on_writable()
 
-    def _on_down(self, _why: str) -> None:
-        self._on_change(False)
+    def on_writable(self) -> None:
+        self._serving.loop.on_writable()
 
     def _retain(self, topic: str, payload: bytes) -> None:
         self.connection.publish(topic, payload, retain=True)
@@ -295,9 +261,18 @@ class Gateway:
         for topic, payload in documents.items():
             self._keep(topic, payload)
 
+    @property
+    def all_delivered(self) -> bool:
+        """The broker has everything that was published."""
+        return self.connection.connected and not self.connection.undelivered
+
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:
         """Something happened; delivered once the broker is there."""
         self.connection.publish(self._topics.event(kind), messages.encode(Event(at=_now(), detail=detail)))
+
+    def samples(self, system: SystemSample, llm: LlmSample) -> None:
+        """What the telemetry loop has measured."""
+        self.telemetry(msgspec.json.encode(system), msgspec.json.encode(llm))
 
     def telemetry(self, system: bytes | None, llm: bytes | None) -> None:
         """One sample of each; gone if nobody can be told now."""
@@ -312,8 +287,21 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _known_limits(memory: BrokerMemory | None) -> FoundLimit | None:
-    facts = None if memory is None else memory.load()
-    if facts is None or facts.refused_bytes is None:
-        return None
-    return FoundLimit(facts.refused_bytes, facts.found_at, facts.times)
+class _GroupHandler(Handler):
+    """Of the connection on which requests to our groups come."""
+
+    def __init__(self, on_message: Callable[[Received, Callable[[], None]], None], up: asyncio.Event) -> None:
+        self._on_message = on_message
+        self._up = up
+
+    def on_message(self, received: Received, acknowledge: Callable[[], None]) -> None:
+        self._on_message(received, acknowledge)
+
+    def on_up(self, session_present: bool) -> None:
+        self._up.set()
+
+
+def known_limit(memory: BrokerMemory) -> FoundLimit | None:
+    """The smallest message that this broker was found not to take before."""
+    facts = memory.load()
+    return None if facts.refused_bytes is None else FoundLimit(facts.refused_bytes, facts.found_at, facts.times)

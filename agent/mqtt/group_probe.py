@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 from msgspec import Struct
 
-from agent.mqtt import Connection, Received
+from agent.mqtt import Connection, Handler, Received, Session
 from agent.mqtt.settings import BrokerSettings
 from contract.mqtt.topics import Topics
 
@@ -30,6 +31,19 @@ class GroupVerdict(Struct, frozen=True):
 
     why: str = ""
     reached: bool = True
+
+
+class _Probe(Handler):
+    """Waits for the message with this ``token``."""
+
+    def __init__(self, token: bytes) -> None:
+        self.token = token
+        self.came = asyncio.Event()
+
+    def on_message(self, received: Received, acknowledge: Callable[[], None]) -> None:
+        acknowledge()
+        if received.payload == self.token:
+            self.came.set()
 
 
 async def probe_groups(settings: BrokerSettings, client_id: str, topics: Topics) -> GroupVerdict:
@@ -51,16 +65,10 @@ async def probe_groups(settings: BrokerSettings, client_id: str, topics: Topics)
 
 async def _comes_back(settings: BrokerSettings, client_id: str, topics: Topics, topic: str) -> str:
     """Empty if a message came back over a subscription to ``topic``; ``unreached``, ``nothing``, or a refusal."""
-    token = os.urandom(12).hex().encode()
-    came = asyncio.Event()
-
-    def take(received: Received) -> None:
-        connection.acknowledge(received)
-        if received.payload == token:
-            came.set()
-
-    connection = Connection(settings, client_id, subscriptions=[topic], clean=True, on_message=take, quiet=True)
-    task, waiting = asyncio.create_task(connection.run()), asyncio.create_task(came.wait())
+    probe = _Probe(os.urandom(12).hex().encode())
+    session = Session(client_id, subscriptions=(topic,), clean=True, quiet=True)
+    connection = Connection(settings, session, probe)
+    task, waiting = asyncio.create_task(connection.run()), asyncio.create_task(probe.came.wait())
     loop = asyncio.get_running_loop()
     try:
         end = loop.time() + CONNECT_SECONDS
@@ -70,9 +78,9 @@ async def _comes_back(settings: BrokerSettings, client_id: str, topics: Topics, 
             return "unreached"
         if topic in connection.refused:
             return connection.refused[topic]
-        connection.publish(topics.doctor, token)
+        connection.publish(topics.doctor, probe.token)
         await asyncio.wait([waiting], timeout=DELIVERY_SECONDS)
-        return "" if came.is_set() else "nothing"
+        return "" if probe.came.is_set() else "nothing"
     finally:
         await connection.close()
         for each in (task, waiting):

@@ -17,10 +17,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.mqtt.loss import Loss
-from agent.mqtt.outbox import AckOrder, publish_size
+from agent.mqtt.outbox import AckOrder, Undeliverable, publish_size
 from agent.mqtt.publish_reader import read_publish
 from agent.mqtt.settings import BrokerSettings, Protocol, read_password
-from agent.mqtt.size_limit import Undeliverable
 from agent.mqtt.sockets import Stream, forget
 from agent.mqtt.unconfirmed import Unconfirmed
 from agent.mqtt.websocket import WebSocket

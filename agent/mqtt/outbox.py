@@ -7,6 +7,7 @@ when the broker has acknowledged it, whatever happened in between.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -27,14 +28,40 @@ LOSSES = 3
 """A broker restarts, a link breaks: that happens once, perhaps twice, just when a certain message is on its way."""
 
 
+class Undeliverable(Struct, frozen=True):
+    """A message that was not delivered, since the broker does not take it. ``announced``: the bytes it says it takes.
+
+    ``by_size``: smaller ones come through, as far as is known.
+    """
+
+    topic: str
+    size: int
+    announced: int | None = None
+    by_size: bool = True
+
+    @property
+    def why(self) -> str:
+        """One clause for people."""
+        if self.announced is not None:
+            return f"the broker takes {self.announced:,} bytes at most"
+        if self.by_size:
+            return f"it has {self.size:,} bytes, and the broker does not take so many in a message"
+        return f"the broker ends the connection when it gets it ({self.size:,} bytes)"
+
+
+OnAnswer = Callable[[Undeliverable | None], None]
+"""Called with None once the broker has answered a message, else with why it never gets it."""
+
+
 class Outgoing(Struct, frozen=True):
-    """A QoS 1 message on its way. ``number`` identifies it to whoever wants to know that it arrived."""
+    """A QoS 1 message on its way; ``number`` tells it from others, ``on_answer`` wants to know what becomes of it."""
 
     number: int
     topic: str
     payload: bytes
     retain: bool = False
     correlation: bytes | None = None
+    on_answer: OnAnswer | None = None
 
     @property
     def size(self) -> int:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from agent.mqtt.link import PACKET_OVERHEAD, Answered, Link, publish_properties
 from agent.mqtt.loss import Loss
-from agent.mqtt.outbox import MAX_IN_FLIGHT, Outbox, Outgoing, publish_size
-from agent.mqtt.size_limit import FoundLimit, SizeLimit, Undeliverable
+from agent.mqtt.outbox import MAX_IN_FLIGHT, OnAnswer, Outbox, Outgoing, Undeliverable, publish_size
+from agent.mqtt.size_limit import FoundLimit, SizeLimit
+from agent.observers import Observers
 from agent.systemd.journal import fields
 
 log = logging.getLogger("edge_agent.mqtt")
@@ -22,9 +23,6 @@ ACKNOWLEDGE_SECONDS = 120.0
 CALM_SECONDS = 2.0
 """A suspect is sent on a connection that is as old: one that is contested, or on a bad link, is lost before."""
 
-NO_NUMBER = 0
-"""Of what is sent at most once: nobody waits for it."""
-
 MAX_REFUSED = 100
 """Topics that are remembered for their refusal; reply topics have no end."""
 
@@ -32,28 +30,19 @@ MAX_REFUSED = 100
 class Sender:
     """Outlives connections: what one did not deliver goes out on the next, except what connections are lost for.
 
-    ``on_delivered`` gets the number of every message that the broker answered, ``on_given_up`` also why it never will,
-    ``on_limit`` what became known of the largest message that the broker takes.
+    ``on_given_up`` hears of every message that the broker never gets, ``on_limit`` what became known of the largest one
+    that it takes.
     """
 
-    def __init__(
-        self,
-        *,
-        on_delivered: Callable[[int], None],
-        on_given_up: Callable[[int, Undeliverable], None],
-        on_limit: Callable[[FoundLimit | None], None],
-        limit: SizeLimit,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
-        self._on_delivered = on_delivered
-        self._on_given_up = on_given_up
-        self._on_limit = on_limit
+    def __init__(self, limit: SizeLimit, *, wall: Callable[[], float] = time.time) -> None:
+        self.limit = limit
+        self.on_given_up: Observers[[Undeliverable]] = Observers()
+        self.on_limit: Observers[[FoundLimit | None]] = Observers()
         self._wall = wall
         self._numbers = itertools.count(1)
         self._link: Link | None = None
         self._sending_until = 0.0
         self.outbox = Outbox()
-        self.limit = limit
         self.idle = asyncio.Event()
         self.refused: dict[str, str] = {}
 
@@ -67,13 +56,21 @@ class Sender:
         """So much waits for the broker that what nobody was promised should not be added."""
         return self.outbox.full
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int:
-        """Deliver at least once, now or after a reconnect; the number that is said when it is delivered or given up."""
-        number = next(self._numbers)
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation: bytes | None = None,
+        on_answer: OnAnswer | None = None,
+    ) -> None:
+        """Deliver at least once, now or after a reconnect. ``on_answer`` is called later, once the broker has answered
+        or will never get it; not for a retained document, whose place a newer one may take.
+        """
         self.idle.clear()
-        self.outbox.put(Outgoing(number, topic, payload, retain, correlation))
+        self.outbox.put(Outgoing(next(self._numbers), topic, payload, retain, correlation, on_answer))
         self.pump()
-        return number
 
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None:
         """Send at QoS 0 if connected and the socket is not backed up for long; else it is gone."""
@@ -94,7 +91,7 @@ class Sender:
         self._link = link
         self.outbox.window = max(1, min(MAX_IN_FLIGHT, window))
         if link.max_packet is not None and self.limit.taken(link.max_packet - PACKET_OVERHEAD):
-            self._on_limit(None)
+            self.on_limit.notify(None)
 
     def opened(self) -> None:
         """All that had to be said at the beginning has been handed over."""
@@ -156,9 +153,10 @@ class Sender:
             log.error("the broker refuses what we publish to %s: %s", message.topic, answer.reason)
         elif self.limit.taken(max(message.size, before)):
             log.info("the broker takes messages of %s bytes after all", f"{message.size:,}")
-            self._on_limit(None)
+            self.on_limit.notify(None)
         try:
-            self._on_delivered(message.number)
+            if message.on_answer is not None:
+                message.on_answer(None)
         except Exception:
             log.exception("what the broker accepted could not be recorded")
 
@@ -177,7 +175,7 @@ class Sender:
             if size > outbox.largest_acknowledged and self.limit.refused_once(size, self._wall()):
                 given_up = Undeliverable(topic, size)
                 self.note_refusal(topic, given_up.why)
-                asyncio.get_running_loop().call_soon(self._on_given_up, NO_NUMBER, given_up)
+                asyncio.get_running_loop().call_soon(self.on_given_up.notify, given_up)
                 log.warning(
                     "the broker ends the connection when it gets %s bytes on %s: left out from now on",
                     f"{size:,}", topic, extra=fields(topic=topic, bytes=size),
@@ -199,7 +197,7 @@ class Sender:
         known = self.limit.found
         given_up = self.limit.refused(message.topic, message.size, acknowledged, self._wall())
         if self.limit.found != known:
-            self._on_limit(self.limit.found)
+            self.on_limit.notify(self.limit.found)
         return given_up
 
     def _give_up(self, message: Outgoing, given_up: Undeliverable) -> None:
@@ -211,8 +209,11 @@ class Sender:
             "%s is given up: %s", message.topic, given_up.why,
             extra=fields(topic=message.topic, bytes=message.size),
         )  # fmt: skip
-        # Later: who publishes has to learn the number first.
-        asyncio.get_running_loop().call_soon(self._on_given_up, message.number, given_up)
+        # Later: who publishes has to note first that it did.
+        loop = asyncio.get_running_loop()
+        if message.on_answer is not None:
+            loop.call_soon(message.on_answer, given_up)
+        loop.call_soon(self.on_given_up.notify, given_up)
 
     def note_refusal(self, topic: str, why: str) -> None:
         """The broker does not let us publish or subscribe to ``topic``."""

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from msgspec import Struct
 
-from agent.mqtt.outbox import LOSSES
+from agent.mqtt.outbox import LOSSES, Undeliverable
 from contract.system.backoff import doubled
 
 FIRST_HOLD_SECONDS = 60.0
@@ -36,27 +36,6 @@ class FoundLimit(Struct, frozen=True):
     def again(self, size: int, now: float) -> FoundLimit:
         """Found once more, at a message of ``size`` bytes."""
         return FoundLimit(min(size, self.refused_bytes), now, self.times + 1)
-
-
-class Undeliverable(Struct, frozen=True):
-    """A message that was not delivered, since the broker does not take it. ``announced``: the bytes it says it takes.
-
-    ``by_size``: smaller ones come through, as far as is known.
-    """
-
-    topic: str
-    size: int
-    announced: int | None = None
-    by_size: bool = True
-
-    @property
-    def why(self) -> str:
-        """One clause for people."""
-        if self.announced is not None:
-            return f"the broker takes {self.announced:,} bytes at most"
-        if self.by_size:
-            return f"it has {self.size:,} bytes, and the broker does not take so many in a message"
-        return f"the broker ends the connection when it gets it ({self.size:,} bytes)"
 
 
 class SizeLimit:

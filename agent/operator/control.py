@@ -24,13 +24,13 @@ from msgspec import Struct
 from agent.install.desired import DesiredBundle, Install, OperatorOrder, rollback_target
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
-from agent.install.status import InstallStatus, collect_status
+from agent.install.status import InstallStatus, LiveStatus, collect_status
 from agent.install.update.attempt import Outcome
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.errors import EdgeBundleError, EngineFailed, SourceUnavailable, StoreBroken, UsageError
 from contract.identifiers import check_bundle_name, check_version
-from contract.mqtt.messages import BrokerState, EngineInfo, Health, Reported
+from contract.mqtt.messages import Reported
 from contract.reasons import Reason
 from contract.source.access import Source, location_of, source_faults
 
@@ -82,9 +82,7 @@ Answer = ProgressUpdate | OrderResult
 
 
 class ControlServer:
-    """Answers orders with the help of ``reconciler``; ``start`` and ``close`` once each. ``engine`` says
-    what it is of the model that is loaded.
-    """
+    """Answers orders with the help of ``reconciler``; ``start`` and ``close`` once each."""
 
     def __init__(
         self,
@@ -92,18 +90,13 @@ class ControlServer:
         reconciler: Reconciler,
         state: InstallationState,
         settings: InstallSettings,
-        *,
-        engine: Callable[[], EngineInfo | None] = lambda: None,
-        broker: Callable[[], BrokerState | None] = lambda: None,
-        health: Callable[[], Health | None] = lambda: None,
+        status: LiveStatus | None = None,
     ) -> None:
-        self._broker = broker
-        self._health = health
         self._directory = directory
         self._reconciler = reconciler
         self._store = state
         self._settings = settings
-        self._engine = engine
+        self._status = status
         self._server: asyncio.Server | None = None
         self._clients = 0
 
@@ -171,13 +164,7 @@ class ControlServer:
             )
         return OrderResult(
             overview=collect_status(
-                self._store,
-                self._directory,
-                self._reconciler.reported,
-                running=True,
-                engine=self._engine(),
-                broker=self._broker(),
-                health=self._health(),
+                self._store, self._directory, self._reconciler.reported, running=True, live=self._status
             )
         )
 

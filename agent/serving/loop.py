@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 from msgspec import Struct
 
 from agent.engine.interface import StepEvent, TokenEvent
+from agent.observers import Observers
 from agent.serving import events, requests
 from agent.serving.active_request import ActiveRequest
 from agent.serving.completion import Completion, Stored
@@ -25,15 +25,6 @@ log = logging.getLogger("edge_agent.serving")
 
 POSITION_UPDATE_INTERVAL = 3.0
 """Seconds between two position updates of a waiting request: often enough for a person, and 128 cost hardly a thing."""
-
-
-class Observers(Struct, frozen=True):
-    """Callbacks of the agent: ``on_health`` when readiness or its reasons may have changed, ``on_load`` with the
-    number of requests that wait. Neither may block.
-    """
-
-    on_health: Callable[[], None] = lambda: None
-    on_load: Callable[[int], None] = lambda _queued: None
 
 
 class Instruments(Struct, frozen=True):
@@ -53,7 +44,9 @@ class Loop:
         completion: Completion,
         sender: StreamSender,
         instruments: Instruments,
-        observers: Observers,
+        *,
+        on_health: Observers[[]],
+        on_load: Observers[[int]],
     ) -> None:
         self._scheduler = scheduler
         self._completion = completion
@@ -61,7 +54,8 @@ class Loop:
         self._meter = instruments.meter
         self._log = instruments.request_log
         self._store_health = instruments.store_health
-        self._observers = observers
+        self._on_health = on_health
+        self._on_load = on_load
         self._replicas: dict[Slots, Replica] = {}
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
@@ -84,7 +78,7 @@ class Loop:
 
     def note_load(self) -> None:
         """How many wait or run may have changed."""
-        self._observers.on_load(len(self._scheduler.queue))
+        self._on_load.notify(len(self._scheduler.queue))
 
     def on_worker_event(self, replica: Replica, event: StepEvent) -> None:
         """The worker of ``replica`` sent an event of a request."""
@@ -169,7 +163,7 @@ class Loop:
             case events.CountRestart():
                 self._meter.restarts += 1
             case events.ReportHealth():
-                self._observers.on_health()
+                self._on_health.notify()
 
     def _start(self, request: ActiveRequest, replica: Replica) -> None:
         """Give ``request`` to the worker of ``replica``."""

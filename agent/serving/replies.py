@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from agent.serving import requests
@@ -13,6 +15,15 @@ from agent.telemetry.llm import LlmMeter
 from contract.mqtt import messages, reading
 from contract.mqtt.messages import ControlFault, ControlRefused, Frame
 from contract.mqtt.topics import NO_ID, Topics
+
+
+class Undelivered(Protocol):
+    """A message that the broker does not take."""
+
+    @property
+    def why(self) -> str:
+        """One clause for people."""
+        ...
 
 
 class Outlet(Protocol):
@@ -28,9 +39,27 @@ class Outlet(Protocol):
         """Whether so much waits for the broker that what nobody was promised should not be added."""
         ...
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int: ...
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation: bytes | None = None,
+        on_answer: Callable[[Undelivered | None], None] | None = None,
+    ) -> None:
+        """At least once; ``on_answer`` is called later, with None once the broker has it."""
+        ...
 
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None: ...
+
+
+class _Delivery:
+    """A last frame on its way to the broker; each is another, whatever it says."""
+
+    def __init__(self, key: Key, correlation: bytes | None) -> None:
+        self.key = key
+        self.correlation = correlation
 
 
 class Replies:
@@ -41,8 +70,7 @@ class Replies:
         self._topics = topics
         self._result_store = result_store
         self._meter = meter
-        self._deliveries: dict[int, tuple[Key, bytes | None]] = {}
-        self._newest: dict[Key, int] = {}
+        self._newest: dict[Key, _Delivery] = {}
 
     @property
     def writable(self) -> bool:
@@ -63,9 +91,9 @@ class Replies:
 
     def deliver(self, key: Key, last: bytes, correlation: bytes | None) -> None:
         """Send a stored last frame, at least once."""
-        number = self._outlet.publish(self.topic(key), last, correlation=correlation)
-        self._deliveries[number] = (key, correlation)
-        self._newest[key] = number
+        self._newest[key] = delivery = _Delivery(key, correlation)
+        on_answer = partial(self._on_answer, delivery)
+        self._outlet.publish(self.topic(key), last, correlation=correlation, on_answer=on_answer)
 
     def repeat(self, key: Key, last: bytes, correlation: bytes | None) -> None:
         """Send a last frame to a client that asks again."""
@@ -73,21 +101,19 @@ class Replies:
         if not (on_its_way and self._outlet.full):
             self.deliver(key, last, correlation)
 
-    def delivered(self, number: int) -> None:
-        """The broker has what :meth:`Outlet.publish` numbered."""
-        key, _ = self._deliveries.pop(number, (None, None))
+    def _on_answer(self, delivery: _Delivery, undelivered: Undelivered | None) -> None:
+        """The broker has a last frame; or it does not take it, and its client gets an error in its place, whenever it
+        asks.
+        """
+        key = delivery.key
         # An older delivery does not confirm the newest: it may have rejected the request, and this be the answer.
-        if key is not None and self._newest.get(key) == number:
+        if self._newest.get(key) is delivery:
             del self._newest[key]
             self._result_store.delivered(key)
-
-    def oversized(self, number: int, why: str) -> None:
-        """The broker does not take a last frame: its client gets an error in its place, whenever it asks."""
-        key, correlation = self._deliveries.get(number, (None, None))
-        self.delivered(number)
-        if key is not None:
-            text = f"the answer was not delivered: {why}; ask under another id for fewer tokens or log-probabilities"
-            self.error(key, requests.Refusal(500, requests.ANSWER_TOO_LARGE, text), correlation)
+        if undelivered is not None:
+            why = f"the answer was not delivered: {undelivered.why}"
+            text = f"{why}; ask under another id for fewer tokens or log-probabilities"
+            self.error(key, requests.Refusal(500, requests.ANSWER_TOO_LARGE, text), delivery.correlation)
 
     def refuse_control(self, key: Key, op: str, refusal: requests.Refusal) -> None:
         """Say why a control message did nothing; at QoS 0, as nothing was promised."""

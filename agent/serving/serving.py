@@ -14,6 +14,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from agent.install.ports import Footprint, SealedBundle, ServingCounters, SwapMode, SwapReport
+from agent.observers import Observers
 from agent.serving import requests
 from agent.serving.completion import Completion
 from agent.serving.controls import Controls
@@ -25,7 +26,7 @@ from agent.serving.events import (
     StartupFinished,
 )
 from agent.serving.intake import Intake
-from agent.serving.loop import Instruments, Loop, Observers
+from agent.serving.loop import Instruments, Loop
 from agent.serving.recovery import PendingRequest, pending_requests, recover
 from agent.serving.replica import LoadWorker, Replica
 from agent.serving.replies import Outlet, Replies
@@ -56,17 +57,19 @@ class Dependencies(Struct, frozen=True):
 class Serving:
     """Implements :class:`agent.install.ports.Serving`. All methods run in the event loop; none blocks.
 
-    Messages go straight to :attr:`intake` and :attr:`controls`, acknowledgements of the broker to :attr:`replies`
-    and :attr:`loop`.
+    Messages go straight to :attr:`intake` and :attr:`controls`. ``on_health`` is notified when readiness or its reasons
+    may have changed, ``on_load`` of the number of requests that wait.
     """
 
-    def __init__(self, settings: ServingSettings, dependencies: Dependencies, observers: Observers) -> None:
+    def __init__(self, settings: ServingSettings, dependencies: Dependencies) -> None:
+        self.on_health: Observers[[]] = Observers()
+        self.on_load: Observers[[int]] = Observers()
         result_store = dependencies.result_store
         self._settings = settings
         self._result_store = result_store
         self._now_unix = dependencies.now_unix
         self._now = asyncio.get_running_loop().time
-        self._store_health = StoreHealth(observers.on_health)
+        self._store_health = StoreHealth(self.on_health.notify)
         log = RequestLog(prompts=settings.log_prompts)
         instruments = Instruments(dependencies.meter, log, self._store_health)
         self._meter = dependencies.meter
@@ -74,7 +77,9 @@ class Serving:
         self.replies = Replies(dependencies.outlet, dependencies.topics, result_store, dependencies.meter)
         completion = Completion(result_store, self.replies, dependencies.meter, log)
         sender = StreamSender(self.scheduler, result_store, self.replies, self._store_health)
-        self.loop = Loop(self.scheduler, completion, sender, instruments, observers)
+        self.loop = Loop(
+            self.scheduler, completion, sender, instruments, on_health=self.on_health, on_load=self.on_load
+        )
         self.intake = Intake(
             self.loop, self.scheduler, result_store, self.replies, instruments, now_unix=dependencies.now_unix
         )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
 from agent.telemetry.home_assistant import Components, discovery, discovery_topic
 from agent.telemetry.settings import HomeAssistantSettings
@@ -32,57 +33,24 @@ Record = dict[str, dict[str, str]]
 """Platform by component, by topic."""
 
 
-class Announcer:
-    """``publish`` keeps retained documents by topic; ``delivered``: the broker has everything that was published.
+class Identity(Struct, frozen=True):
+    """As what the device is announced."""
 
-    ``record`` is the file that says what was announced.
-    """
+    device: str
+    topics: Topics
+    version: str
 
-    def __init__(
-        self,
-        settings: HomeAssistantSettings,
-        device: str,
-        topics: Topics,
-        *,
-        version: str,
-        record: Path,
-        disk: Disk,
-        publish: Callable[[dict[str, bytes]], None],
-        delivered: Callable[[], bool],
-    ) -> None:
-        self._enabled = settings.enabled
-        self._prefix = settings.prefix
-        self._device = device
-        self._topics = topics
-        self._version = version
-        self._file = record
+
+class AnnouncementRecord:
+    """The file that says what was announced; ``earlier`` is what it said at the start."""
+
+    def __init__(self, file: Path, disk: Disk) -> None:
+        self._file = file
         self._disk = disk
-        self._publish = publish
-        self._delivered = delivered
-        self._recorded = _read(record)
-        self._earlier = self._recorded
-        self._components: dict[str, dict[str, object]] = {}
-        self._removed = False
+        self._recorded = self.earlier = _read(file)
 
-    def announce(self, components: Components) -> None:
-        """Publish what is new since the last call; a component that is missing for a moment stays."""
-        topic = discovery_topic(self._device, self._prefix)
-        documents = {other: b"" for other in self._earlier if not (self._enabled and other == topic)}
-        wanted: Record = {}
-        if self._enabled:
-            self._components |= components
-            gone = {key: kind for key, kind in self._earlier.get(topic, {}).items() if key not in self._components}
-            made = discovery(
-                self._device, self._topics, self._components, prefix=self._prefix, version=self._version, gone=gone
-            )
-            documents[topic] = made.payload
-            wanted = {topic: made.platforms}
-        # Until the broker has it, it may have to be taken back by the next agent.
-        self._note(wanted if self._removed and self._delivered() else _union(self._earlier, wanted))
-        self._publish(documents)
-        self._removed = True
-
-    def _note(self, record: Record) -> None:
+    def note(self, record: Record) -> None:
+        """Write it down; what the disk does not take is logged."""
         if record == self._recorded:
             return
         try:
@@ -94,6 +62,51 @@ class Announcer:
             log.warning("what is announced to Home Assistant could not be stored: %s", error.message)
         # Once is enough: the disk is somebody else's business.
         self._recorded = record
+
+
+class Outlet(Protocol):
+    """Where retained documents go; the gateway is one."""
+
+    def announce(self, documents: dict[str, bytes]) -> None:
+        """Keep them, by topic."""
+        ...
+
+    @property
+    def all_delivered(self) -> bool:
+        """The broker has everything that was published."""
+        ...
+
+
+class Announcer:
+    """Announces one device, and notes that in ``record`` before."""
+
+    def __init__(
+        self, settings: HomeAssistantSettings, identity: Identity, record: AnnouncementRecord, outlet: Outlet
+    ) -> None:
+        self._enabled = settings.enabled
+        self._prefix = settings.prefix
+        self._identity = identity
+        self._record = record
+        self._outlet = outlet
+        self._components: dict[str, dict[str, object]] = {}
+        self._removed = False
+
+    def announce(self, components: Components) -> None:
+        """Publish what is new since the last call; a component that is missing for a moment stays."""
+        me, earlier = self._identity, self._record.earlier
+        topic = discovery_topic(me.device, self._prefix)
+        documents = {other: b"" for other in earlier if not (self._enabled and other == topic)}
+        wanted: Record = {}
+        if self._enabled:
+            self._components |= components
+            gone = {key: kind for key, kind in earlier.get(topic, {}).items() if key not in self._components}
+            made = discovery(me.device, me.topics, self._components, prefix=self._prefix, version=me.version, gone=gone)
+            documents[topic] = made.payload
+            wanted = {topic: made.platforms}
+        # Until the broker has it, it may have to be taken back by the next agent.
+        self._record.note(wanted if self._removed and self._outlet.all_delivered else _union(earlier, wanted))
+        self._outlet.announce(documents)
+        self._removed = True
 
 
 def _union(one: Record, other: Record) -> Record:

@@ -1,17 +1,18 @@
-"""The device's pulse: samples at an interval, told to whoever listens, and the limit that a strained box puts on us."""
+"""Samples at an interval, for whoever wants them, and the limit that a strained box puts on us."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from agent.host.throttling import Limit, Throttle, evaluate_strain
+from agent.observers import Observers
 from agent.serving.serving import Serving
 from agent.telemetry.llm import LlmMeter
 from agent.telemetry.samples import LlmSample, SystemSample
@@ -25,30 +26,18 @@ UNSENT_SECONDS = 10.0
 
 
 class TelemetryLoop:
-    """``publish`` gets each pair of samples, ``on_limit`` every new limit with what the event says about it."""
+    """``on_sample`` is notified of each pair of samples, ``on_limit`` of every new limit with what the event says about
+    it, ``on_turn`` of every round.
+    """
 
-    def __init__(
-        self,
-        settings: TelemetrySettings,
-        sampler: SystemSampler,
-        meter: LlmMeter,
-        serving: Serving,
-        *,
-        processes: Callable[[], Mapping[int, str]],
-        self_reported: Callable[[], Mapping[int, SelfReported]] = lambda: {},
-        publish: Callable[[SystemSample, LlmSample], None],
-        on_limit: Callable[[dict[str, Any]], None],
-        on_turn: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, settings: TelemetrySettings, sampler: SystemSampler, meter: LlmMeter, serving: Serving) -> None:
+        self.on_sample: Observers[[SystemSample, LlmSample]] = Observers()
+        self.on_limit: Observers[[dict[str, Any]]] = Observers()
+        self.on_turn: Observers[[]] = Observers()
         self._settings = settings
         self._sampler = sampler
         self._meter = meter
         self._serving = serving
-        self._processes = processes
-        self._self_reported = self_reported
-        self._publish = publish
-        self._on_limit = on_limit
-        self._on_turn = on_turn
         self._throttle = Throttle()
         self._throttled: int | None = None
         self.system: SystemSample | None = None
@@ -72,13 +61,13 @@ class TelemetryLoop:
             await asyncio.sleep(self.interval)
             # In a thread: the kernel walks all pages of a process for its PSS, and frames must not wait for that.
             self.system = sample = await asyncio.to_thread(
-                self._sampler.sample, self._processes(), self._self_reported()
+                self._sampler.sample, named_processes(self._serving), self_reported(self._serving)
             )
             if self._settings.throttle:
                 self.react(sample, time.monotonic())
             if self._settings.interval_seconds:
-                self._publish(sample, self.llm())
-            self._on_turn()
+                self.on_sample.notify(sample, self.llm())
+            self.on_turn.notify()
 
     def react(self, sample: SystemSample, now: float) -> None:
         """Limit serving as ``sample`` demands."""
@@ -97,9 +86,29 @@ class TelemetryLoop:
             log.warning("%s: answering at most %s at once", ", ".join(after.reasons), most)
         else:
             log.info("the box has recovered: answering %s at once", "at most " + str(most) if most else "all places")
-        self._on_limit(detail)
+        self.on_limit.notify(detail)
 
     @property
     def _slots(self) -> int:
         replica = self._serving.replica
         return 1 if replica is None or replica.worker is None else replica.worker.facts.slots
+
+
+def named_processes(serving: Serving) -> dict[int, str]:
+    """The agent's processes by id, each with what to call it."""
+    found = {os.getpid(): "agent"}
+    for replica in serving.replicas:
+        if replica.worker is not None:
+            found[replica.worker.pid] = f"worker {replica.bundle.manifest.reference}"
+    return found
+
+
+def self_reported(serving: Serving) -> dict[int, SelfReported]:
+    """Workers in an account of their own, which only they themselves can look at."""
+    found = {}
+    for replica in serving.replicas:
+        if replica.worker is not None and replica.worker.usage is not None:
+            usage, at = replica.worker.usage
+            name = f"worker {replica.bundle.manifest.reference}"
+            found[usage.pid] = SelfReported(name, usage.rss_bytes, usage.pss_bytes, usage.cpu_seconds, at)
+    return found

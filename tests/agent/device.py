@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from agent.config import AgentConfig
 from agent.frontend import make_frontend
 from agent.install.ports import SealedBundle
-from agent.serving.loop import Observers
 from agent.state.broker_memory import BrokerMemory
 from agent.state.database import Database
 from agent.state.schema import SCHEMA
@@ -103,10 +102,12 @@ class Device:
             self.workers,
             boot_id=self.boot_id,
             clock=self._clock,
-            on_desired=self.on_desired,
-            observers=Observers(self._on_health, self._on_load),
         )
         self.gateway, self.serving = frontend.gateway, frontend.serving
+        self.gateway.on_desired.add(self.on_desired)
+        self.gateway.on_broker.add(self._on_health)
+        self.serving.on_health.add(self._on_health)
+        self.serving.on_load.add(self._on_load)
         self.result_store, self.meter = frontend.result_store, frontend.meter
         limits = Limits(1, 1, 1, 1, 1, 1, 1)
         self.gateway.info(Info(self.config.device, "edge/v1", list(self.config.groups), {}, {}, limits, None, None))

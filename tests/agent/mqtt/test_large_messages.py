@@ -129,7 +129,7 @@ def test_telemetry_that_is_too_large_is_left_out(tmp_path: Path, connect: Callab
     device = connect(broker.port, protocol="3.1.1")
     connection = device.gateway.connection
     losses: list[str] = []
-    device.call(lambda: setattr(device.gateway, "_on_change", lambda up: up or losses.append("")))
+    device.call(lambda: setattr(device.gateway, "on_down", losses.append))
     for number in range(1, 4):
         device.until(lambda: connection.subscribed and connection.undelivered == 0)
         device.call(lambda: device.gateway.telemetry(b"x" * 3000, None))

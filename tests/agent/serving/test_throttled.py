@@ -34,15 +34,9 @@ class Box:
         self.device = device
         self.now = 0.0
         self.limits: list[dict[str, Any]] = []
-        self.vitals = TelemetryLoop(
-            TelemetrySettings(),
-            SystemSampler(root, proc=root / "proc", sys=root / "sys"),
-            LlmMeter(0.0),
-            device.serving,
-            processes=dict,
-            publish=lambda system, llm: None,
-            on_limit=self._tell,
-        )
+        sampler = SystemSampler(root, proc=root / "proc", sys=root / "sys")
+        self.vitals = TelemetryLoop(TelemetrySettings(), sampler, LlmMeter(0.0), device.serving)
+        self.vitals.on_limit.add(self._tell)
 
     def _tell(self, detail: dict[str, Any]) -> None:
         self.limits.append(detail)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.telemetry.announcer import MAX_RECORD_BYTES, Announcer
+from agent.telemetry.announcer import MAX_RECORD_BYTES, AnnouncementRecord, Announcer, Identity
 from agent.telemetry.settings import HomeAssistantSettings
 from contract.errors import StoreFull
 from contract.mqtt.topics import Topics
@@ -25,13 +25,16 @@ class Run:
 
     def __init__(self, file: Path, disk: Disk | None = None, *, device: str = "box", **settings: Any) -> None:
         self.retained: dict[str, bytes] = {}
-        self.delivered = True
+        self.all_delivered = True
+        identity = Identity(device, Topics(device, "edge/v1"), version="1")
         self.announcer = Announcer(
-            HomeAssistantSettings(**settings), device, Topics(device, "edge/v1"), version="1", record=file,
-            disk=disk or Disk(), publish=self.retained.update, delivered=lambda: self.delivered,
-        )  # fmt: skip
+            HomeAssistantSettings(**settings), identity, AnnouncementRecord(file, disk or Disk()), self
+        )
 
-    def announce(self, **components: dict[str, Any]) -> Run:
+    def announce(self, documents: dict[str, bytes]) -> None:
+        self.retained.update(documents)
+
+    def live(self, **components: dict[str, Any]) -> Run:
         self.announcer.announce(components)
         return self
 
@@ -47,64 +50,68 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_switched_off_from_the_beginning_nothing_is_published_or_written(file: Path) -> None:
-    assert Run(file).announce(ready=READY).retained == {}
+    assert Run(file).live(ready=READY).retained == {}
     assert not file.exists()
 
 
 def test_a_component_that_is_missing_for_a_moment_stays(file: Path) -> None:
-    run = Run(file, enabled=True).announce(ready=READY, heat=HEAT)
+    run = Run(file, enabled=True).live(ready=READY, heat=HEAT)
     assert run.platforms() == {"ready": ("binary_sensor", True), "heat": ("sensor", True)}
-    assert run.announce(ready=READY).platforms().keys() == {"ready", "heat"}
+    assert run.live(ready=READY).platforms().keys() == {"ready", "heat"}
 
 
 def test_a_component_that_a_later_agent_has_not_is_removed(file: Path) -> None:
-    Run(file, enabled=True).announce(ready=READY, heat=HEAT)
-    later = Run(file, enabled=True).announce(ready=READY)
+    Run(file, enabled=True).live(ready=READY, heat=HEAT)
+    later = Run(file, enabled=True).live(ready=READY)
     assert later.platforms() == {"ready": ("binary_sensor", True), "heat": ("sensor", False)}
     # The broker may not have heard of it yet; the next agent says it again.
-    assert Run(file, enabled=True).announce(ready=READY).platforms()["heat"] == ("sensor", False)
-    later.announce(ready=READY)
-    assert Run(file, enabled=True).announce(ready=READY).platforms().keys() == {"ready"}
+    assert Run(file, enabled=True).live(ready=READY).platforms()["heat"] == ("sensor", False)
+    later.live(ready=READY)
+    assert Run(file, enabled=True).live(ready=READY).platforms().keys() == {"ready"}
 
 
 def test_a_component_that_comes_back_is_announced_again(file: Path) -> None:
-    Run(file, enabled=True).announce(ready=READY, heat=HEAT)
-    later = Run(file, enabled=True).announce(ready=READY)
+    Run(file, enabled=True).live(ready=READY, heat=HEAT)
+    later = Run(file, enabled=True).live(ready=READY)
     assert later.platforms()["heat"] == ("sensor", False)
-    assert later.announce(ready=READY, heat=HEAT).platforms()["heat"] == ("sensor", True)
+    assert later.live(ready=READY, heat=HEAT).platforms()["heat"] == ("sensor", True)
 
 
 def test_switched_off_the_device_is_removed(file: Path) -> None:
-    Run(file, enabled=True).announce(ready=READY)
+    Run(file, enabled=True).live(ready=READY)
     off = Run(file)
-    off.delivered = False
-    assert off.announce(ready=READY).retained == {TOPIC: b""}
-    off.announce(ready=READY)
+    off.all_delivered = False
+    assert off.live(ready=READY).retained == {TOPIC: b""}
+    off.live(ready=READY)
     assert file.exists(), "nobody has heard of it yet"
-    off.delivered = True
-    off.announce(ready=READY)
+    off.all_delivered = True
+    off.live(ready=READY)
     assert not file.exists()
-    assert Run(file).announce(ready=READY).retained == {}
+    assert Run(file).live(ready=READY).retained == {}
 
 
 @pytest.mark.parametrize("change", [{"prefix": "ha/two"}, {"device": "other"}])
 def test_under_another_name_the_old_one_is_removed(file: Path, change: dict[str, str]) -> None:
-    Run(file, enabled=True).announce(ready=READY)
-    later = Run(file, enabled=True, **change).announce(ready=READY)
+    Run(file, enabled=True).live(ready=READY)
+    later = Run(file, enabled=True, **change).live(ready=READY)
     assert later.retained[TOPIC] == b""
     (new,) = later.retained.keys() - {TOPIC}
     assert later.platforms(new) == {"ready": ("binary_sensor", True)}
-    later.announce(ready=READY)
+    later.live(ready=READY)
     assert list(json.loads(file.read_bytes())) == [new]
 
 
 def test_what_is_announced_is_written_down_before(file: Path) -> None:
     seen: list[set[str]] = []
-    announcer = Announcer(
-        HomeAssistantSettings(enabled=True), "box", Topics("box", "edge/v1"), version="1", record=file, disk=Disk(),
-        publish=lambda documents: seen.append(set(json.loads(file.read_bytes())) & documents.keys()),
-        delivered=lambda: True,
-    )  # fmt: skip
+
+    class Outlet:
+        all_delivered = True
+
+        def announce(self, documents: dict[str, bytes]) -> None:
+            seen.append(set(json.loads(file.read_bytes())) & documents.keys())
+
+    identity = Identity("box", Topics("box", "edge/v1"), version="1")
+    announcer = Announcer(HomeAssistantSettings(enabled=True), identity, AnnouncementRecord(file, Disk()), Outlet())
     announcer.announce({"ready": READY})
     assert seen == [{TOPIC}]
 
@@ -120,14 +127,14 @@ def test_what_is_announced_is_written_down_before(file: Path) -> None:
 )  # fmt: skip
 def test_a_record_that_holds_anything_keeps_nobody_from_starting(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    assert Run(file, enabled=True).announce(ready=READY).platforms() == {"ready": ("binary_sensor", True)}
+    assert Run(file, enabled=True).live(ready=READY).platforms() == {"ready": ("binary_sensor", True)}
     file.write_bytes(content)
-    assert Run(file).announce(ready=READY).retained.keys() <= {TOPIC}
+    assert Run(file).live(ready=READY).retained.keys() <= {TOPIC}
 
 
 def test_a_record_that_is_no_file_keeps_nobody_from_starting(file: Path) -> None:
     file.mkdir()
-    assert Run(file, enabled=True).announce(ready=READY).platforms() == {"ready": ("binary_sensor", True)}
+    assert Run(file, enabled=True).live(ready=READY).platforms() == {"ready": ("binary_sensor", True)}
 
 
 class FullDisk(Disk):
@@ -138,5 +145,5 @@ class FullDisk(Disk):
 def test_a_full_disk_does_not_keep_it_from_being_announced(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(file, FullDisk(), enabled=True)
     for _ in range(3):
-        assert run.announce(ready=READY).platforms() == {"ready": ("binary_sensor", True)}
+        assert run.live(ready=READY).platforms() == {"ready": ("binary_sensor", True)}
     assert len([line for line in caplog.messages if "could not be stored" in line]) == 1
