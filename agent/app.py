@@ -16,7 +16,7 @@ from agent.frontend import make_frontend
 from agent.heartbeat import Heartbeat
 from agent.install.compose import make_reconciler
 from agent.install.gc import used_bytes
-from agent.install.prepack import WeightPrepacker
+from agent.install.prepack import DiskLimits, WeightPrepacker
 from agent.operator.control import ControlServer
 from agent.parts import Parts
 from agent.presence import Presence, versions
@@ -98,6 +98,7 @@ class Service:
         sampler = SystemSampler(directory.root, bundle_bytes=partial(used_bytes, directory))
         telemetry = TelemetryLoop(config.telemetry, sampler, frontend.meter, serving)
         installation = InstallationState(state.installing)
+        disk_limits = DiskLimits(config.install.quota_bytes, config.install.prepacked_bytes)
         reconciler = make_reconciler(
             directory=directory,
             state=installation,
@@ -109,13 +110,7 @@ class Service:
             on_reported=gateway.reported,
             on_event=gateway.event,
             disk=disk,
-            prepacker=WeightPrepacker(
-                directory,
-                disk,
-                config.worker,
-                quota_bytes=config.install.quota_bytes,
-                allowed_bytes=config.install.prepacked_bytes,
-            ),
+            prepacker=WeightPrepacker(directory, disk, config.worker, disk_limits),
         )
         self.parts = Parts(frontend, telemetry, reconciler, state)
         self.presence = Presence(config, self.parts, self._notifier)

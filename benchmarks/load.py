@@ -22,12 +22,13 @@ import onnxruntime, onnxruntime_genai
 from agent.engine.batched.engine import BatchedEngine
 from agent.engine.batched.runner import open_session
 from agent.engine.config import read_config
+from agent.engine.load_options import ModelFiles, Resources
 kind, bundle, derived, threads = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 started = time.monotonic()
 if kind == "bare":
     open_session(bundle / read_config(bundle).filename, threads)
 else:
-    BatchedEngine(bundle, threads=threads, derived_dir=derived if kind == "after" else None)
+    BatchedEngine(ModelFiles(bundle, derived if kind == "after" else None), Resources(threads))
 print(time.monotonic() - started)
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.engine.config import read_config
 from agent.engine.interface import Engine, Progress, silent
 from agent.engine.kernels import Kernels, open_chosen
+from agent.engine.load_options import ModelFiles, Resources
 from agent.engine.memory import release_freed_memory
 from agent.engine.processors import load_processors
 from agent.engine.runtime_errors import Declined
@@ -49,7 +50,10 @@ def open_engine(
         raise EngineFailed("the batched engine takes no adapters")
     scoring = load_processors(processors, read_config(bundle_dir).vocab_size) if processors else None
 
+    files = ModelFiles(bundle_dir, derived_dir, adapters or {})
+
     def load(kernels: Kernels) -> Engine:
+        resources = Resources(threads, max_bytes, reclaimable_bytes, kernels)
         why = "asked for"
         if adapters and engine == "auto":
             why = "not batched: it has adapters"
@@ -57,17 +61,7 @@ def open_engine(
             from agent.engine.batched.engine import BatchedEngine
 
             try:
-                return BatchedEngine(
-                    bundle_dir,
-                    threads=threads,
-                    max_bytes=max_bytes,
-                    reclaimable_bytes=reclaimable_bytes,
-                    derived_dir=derived_dir,
-                    processors=scoring,
-                    reproducible=reproducible,
-                    kernels=kernels,
-                    progress=progress,
-                )
+                return BatchedEngine(files, resources, processors=scoring, reproducible=reproducible, progress=progress)
             except Declined as declined:
                 if engine == "batched":
                     raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined
@@ -77,16 +71,6 @@ def open_engine(
             release_freed_memory()
         from agent.engine.genai import GenaiEngine
 
-        return GenaiEngine(
-            bundle_dir,
-            threads=threads,
-            max_bytes=max_bytes,
-            reclaimable_bytes=reclaimable_bytes,
-            why=why,
-            adapters=adapters,
-            processors=scoring,
-            kernels=kernels,
-            progress=progress,
-        )
+        return GenaiEngine(files, resources, why=why, processors=scoring, progress=progress)
 
     return open_chosen(load, bundle_dir, derived_dir, progress)

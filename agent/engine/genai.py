@@ -12,9 +12,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +24,14 @@ from agent.engine.config import read_config
 from agent.engine.generator_sequence import GeneratorSequence
 from agent.engine.grammar import Grammars
 from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation, Progress, StepEvent, silent
-from agent.engine.kernels import AS_IT_COMES, Kernels
+from agent.engine.kernels import Kernels
 from agent.engine.kv_budget import KvBudget, rounded
+from agent.engine.load_options import ModelFiles, Resources
 from agent.engine.memory import plan_cache
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
-from agent.engine.sequence import TokenSequence, constrain, prepare, rejection, with_changes
+from agent.engine.sequence import LogitRules, TokenSequence, constrain, prepare, rejection, with_changes
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.vision import PLACEHOLDERS, ImageInputs, ImagePreprocessor, Vision
 from contract.bundle.footprint import kv_element, kv_token_bytes
@@ -72,30 +71,27 @@ class GenaiEngine:
 
     def __init__(
         self,
-        bundle_dir: Path,
+        files: ModelFiles,
+        resources: Resources,
         *,
-        threads: int,
-        max_bytes: int = 0,
-        reclaimable_bytes: int = 0,
         why: str = "asked for",
-        adapters: Mapping[str, Path] | None = None,
         processors: Processors | None = None,
-        kernels: Kernels = AS_IT_COMES,
         progress: Progress = silent,
     ) -> None:
         started = time.monotonic()
         self._processors = processors
+        bundle_dir = files.bundle_dir
         config = read_config(bundle_dir)
         with runtime_errors("the model cannot be loaded"):
             import onnxruntime_genai
 
             self._og: Any = onnxruntime_genai
             overlaid = self._og.Config(str(bundle_dir))
-            overlaid.overlay(json.dumps(_overlay(threads, kernels)))
+            overlaid.overlay(json.dumps(_overlay(resources.threads, resources.kernels)))
             progress("reading the weights")
             self._model: Any = self._og.Model(overlaid)
             progress("the weights are loaded")
-            self._adapters = LoadedAdapters(self._og, self._model, adapters or {})
+            self._adapters = LoadedAdapters(self._og, self._model, files.adapters)
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
             self._pipeline = "vision" in config.capabilities
             sees = self._pipeline and config.model_type in PLACEHOLDERS and self._tokenizing.chat
@@ -103,7 +99,11 @@ class GenaiEngine:
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
         token_bytes = kv_token_bytes(config, kv_element(config, read_graph_file(bundle_dir / config.filename)))
         plan = plan_cache(
-            token_bytes, config.context_length, [bundle_dir], max_bytes=max_bytes, leaving=reclaimable_bytes
+            token_bytes,
+            config.context_length,
+            [bundle_dir],
+            max_bytes=resources.max_bytes,
+            leaving=resources.reclaimable_bytes,
         )
         self._least_cache = config.least_cache
         self._room = KvBudget(config, token_bytes, plan.budget, self._shows_all_logits)
@@ -120,7 +120,7 @@ class GenaiEngine:
             slots=SLOTS,
             context_length=config.context_length,
             vocab_size=config.vocab_size,
-            capabilities=self._capabilities(bool(adapters)),
+            capabilities=self._capabilities(bool(files.adapters)),
             load_seconds=time.monotonic() - started,
         )
 
@@ -284,9 +284,8 @@ class GenaiEngine:
 
     def _answer(self, generation: Generation, prompt: list[int], limit: int, choice: int) -> TokenSequence:
         constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
-        return TokenSequence(
-            generation, prompt, limit, self._tokenizing, constraint, processors=self._processors, choice=choice
-        )
+        rules = LogitRules(constraint, self._processors)
+        return TokenSequence(generation, prompt, limit, self._tokenizing, rules, choice=choice)
 
     def _shows_all_logits(self) -> bool:
         with runtime_errors("the model cannot be tried"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import asdict
 
 from agent.engine.grammar import FIELD, Constraint, Grammars
@@ -20,6 +21,16 @@ from agent.engine.tokenizing import Tokenizing
 from agent.engine.tools.answer_reader import Parts
 from agent.engine.tools.call_grammar import argument_schemas, literals
 from contract.errors import EngineFailed, RequestInvalid
+
+
+class LogitRules(Struct, frozen=True):
+    """What logits go through before a token is sampled: logits processors, then what the answer is held to."""
+
+    constraint: Constraint | None = None
+    processors: Processors | None = None
+
+
+NO_RULES = LogitRules()
 
 
 class TokenSequence:
@@ -35,9 +46,8 @@ class TokenSequence:
         prompt: list[int],
         limit: int,
         tokenizing: Tokenizing,
-        constraint: Constraint | None = None,
+        rules: LogitRules = NO_RULES,
         *,
-        processors: Processors | None = None,
         choice: int = 0,
     ) -> None:
         self.generation = generation
@@ -53,8 +63,8 @@ class TokenSequence:
         self._scanner = StopScanner(generation.stops)
         self._held_over = ""
         self._reader = tokenizing.dialect.reader(generation, prompt, choice)
-        self._constraint = constraint
-        self._processors = processors
+        self._constraint = rules.constraint
+        self._processors = rules.processors
         self._words = [token for token in prompt if token >= 0]
         self._sampler = Sampler(generation, self._words, tokenizing.eos, choice=choice)
 

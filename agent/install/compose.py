@@ -7,21 +7,21 @@ import random
 import time
 from collections.abc import Mapping
 
+from agent.install import reconciler
 from agent.install.desired_intake import DesiredIntake
 from agent.install.planner import Planner
 from agent.install.ports import Clock, Serving, Uniform
 from agent.install.prepack import Prepacker
-from agent.install.process.client import Installer, run_installer
-from agent.install.reconciler import Reconciler
-from agent.install.reporter import OnEvent, OnReported, Reporter
-from agent.install.settings import InstallSettings
+from agent.install.process.client import Installer, InstallerClient, run_installer
+from agent.install.reporter import OnEvent, OnReported
+from agent.install.settings import InstallConfig, InstallSettings
 from agent.install.trust.monitor import TrustMonitor
+from agent.install.update import runner
 from agent.install.update.activation import Activation
 from agent.install.update.canary_run import CanaryRun
 from agent.install.update.collector import Collector
 from agent.install.update.download_step import DownloadStep
 from agent.install.update.restore import Restorer
-from agent.install.update.runner import Parts, UpdateRunner
 from agent.install.update.step_reporter import StepReporter
 from agent.state.audit import AuditLog, AuditRateLimiter
 from agent.state.installation import InstallationState
@@ -49,7 +49,7 @@ def make_reconciler(
     prepacker: Prepacker | None = None,
     now: Clock = time.time,
     uniform: Uniform = random.uniform,
-) -> Reconciler:
+) -> reconciler.Reconciler:
     """The reconciler of one device, in the running event loop.
 
     ``on_reported`` and ``on_event`` must not block. ``now`` gives Unix seconds, ``uniform`` a random number between
@@ -57,9 +57,10 @@ def make_reconciler(
     """
     disk = disk or Disk()
     clock = asyncio.get_running_loop().time
-    audit, audit_limiter = AuditLog(directory.audit, disk, "agent"), AuditRateLimiter(clock)
-    reporter = Reporter(state, on_reported, on_event, clock)
-    steps = StepReporter(reporter, audit)
+    config, client = InstallConfig(settings, sources), InstallerClient(directory, installer)
+    audit_limiter = AuditRateLimiter(clock)
+    audit = AuditLog(directory.audit, disk, "agent")
+    reporter = StepReporter(state, on_reported, on_event, audit=audit, audit_limiter=audit_limiter, clock=clock)
     restorer = Restorer(directory, state, serving, prepacker)
     canary_run = CanaryRun(
         directory=directory,
@@ -67,54 +68,36 @@ def make_reconciler(
         workers=workers,
         worker_settings=worker_settings,
         restorer=restorer,
-        steps=steps,
+        reporter=reporter,
     )
-    parts = Parts(
-        download=DownloadStep(directory, installer, reporter, steps, audit_limiter, clock=clock),
-        activation=Activation(state=state, serving=serving, steps=steps, canary_run=canary_run, clock=clock, now=now),
+    parts = runner.Parts(
+        download=DownloadStep(client, reporter, audit_limiter, clock=clock),
+        activation=Activation(
+            state=state, serving=serving, reporter=reporter, canary_run=canary_run, clock=clock, now=now
+        ),
         restorer=restorer,
         collector=Collector(state, directory, disk, restorer),
     )
-    runner = UpdateRunner(
+    update_runner = runner.UpdateRunner(
         disk=disk,
         state=state,
         settings=settings,
         reporter=reporter,
-        steps=steps,
         parts=parts,
         backoff=Backoff(settings.retry_first_seconds, settings.retry_longest_seconds, uniform),
     )
     monitor = TrustMonitor(
-        state_dir=str(directory.root),
-        state=state,
-        settings=settings,
-        sources=sources,
-        installer=installer,
-        runner=runner,
-        reporter=reporter,
-        audit=audit,
-        uniform=uniform,
+        state=state, config=config, installer=client, runner=update_runner, reporter=reporter, uniform=uniform
     )
     planner, changed = Planner(), asyncio.Event()
     intake = DesiredIntake(
-        state=state,
-        settings=settings,
-        sources=sources,
-        reporter=reporter,
-        planner=planner,
-        runner=runner,
-        audit=audit,
-        audit_limiter=audit_limiter,
-        changed=changed,
+        state=state, config=config, reporter=reporter, planner=planner, runner=update_runner, changed=changed
     )
-    return Reconciler(
+    return reconciler.Reconciler(
         state=state,
-        settings=settings,
-        sources=sources,
+        config=config,
         reporter=reporter,
         planner=planner,
-        intake=intake,
-        runner=runner,
-        trust_monitor=monitor,
+        parts=reconciler.Parts(intake, update_runner, monitor),
         changed=changed,
     )

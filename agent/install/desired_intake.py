@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 
 from agent.install.desired import read_desired, revision_in
 from agent.install.planner import Planner
-from agent.install.reporter import Reporter, reported_error
-from agent.install.settings import InstallSettings
+from agent.install.reporter import reported_error
+from agent.install.settings import InstallConfig
 from agent.install.update.runner import UpdateRunner
 from agent.install.update.state_machine import State
-from agent.state.audit import AuditLog, AuditRateLimiter, suppressed_text
+from agent.install.update.step_reporter import StepReporter
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, StoreBroken, StoreFull
 from contract.mqtt.messages import ReportedError
-from contract.source.access import Source
 
 log = logging.getLogger("edge_agent.install")
 
@@ -38,23 +36,17 @@ class DesiredIntake:
         self,
         *,
         state: InstallationState,
-        settings: InstallSettings,
-        sources: Mapping[str, Source],
-        reporter: Reporter,
+        config: InstallConfig,
+        reporter: StepReporter,
         planner: Planner,
         runner: UpdateRunner,
-        audit: AuditLog,
-        audit_limiter: AuditRateLimiter,
         changed: asyncio.Event,
     ) -> None:
         self._store = state
-        self._settings = settings
-        self._sources = sources
+        self._settings, self._sources = config.settings, config.sources
         self._reporter = reporter
         self._planner = planner
         self._runner = runner
-        self._audit = audit
-        self._audit_limiter = audit_limiter
         self._changed = changed
         self._arrived = asyncio.Event()
         self._pending: bytes | None = None
@@ -184,18 +176,7 @@ class DesiredIntake:
 
     def _reject(self, payload: bytes, refused: BundleRefused) -> None:
         """Report it; a target that is being installed goes on, since whoever sent this may not be its author."""
-        detail = {"reason": refused.reason, "message": refused.message, "revision": revision_in(payload)}
-        self._reporter.meter.failed(refused.reason)
-        self._reporter.event("refused", detail)
-        suppressed = self._audit_limiter.suppressed()
-        self._audit_limiter.consume()
-        if suppressed is not None:
-            self._audit.note(
-                "refused",
-                revision=detail["revision"],
-                reason=refused.reason,
-                message=refused.message + suppressed_text(suppressed),
-            )
+        self._reporter.document_refused(revision_in(payload), refused)
         if self._runner.state is State.IDLE:
             self._reporter.begin(revision_in(payload))
         self._reporter.error = reported_error(refused)

@@ -112,29 +112,33 @@ def cpu_id(cpuinfo: str | None = None) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
-class WeightPrepacker:
-    """For workers of these settings. ``quota_bytes`` 0: as much as the disk has; ``allowed_bytes``: of which
-    prepacked weights of one bundle may take so many, if that is more than six tenths of it. ``identity`` names the
-    processor and the runtime.
+class DiskLimits(Struct, frozen=True):
+    """What prepacked weights may take of the disk. ``quota_bytes`` is for all that is installed (0: as much as the disk
+    has), ``allowed_bytes`` for the prepacked weights of one bundle, if that is more than six tenths of it;
+    ``spare_bytes`` stay free.
     """
+
+    quota_bytes: int = 0
+    allowed_bytes: int = PREPACKED_BYTES
+    spare_bytes: int = SPARE_DISK_BYTES
+
+
+class WeightPrepacker:
+    """For workers of these settings. ``identity`` names the processor and the runtime."""
 
     def __init__(
         self,
         directory: StateDirectory,
         disk: Disk,
         worker: WorkerSettings | None = None,
+        limits: DiskLimits | None = None,
         *,
-        quota_bytes: int = 0,
-        allowed_bytes: int = PREPACKED_BYTES,
-        spare_bytes: int = SPARE_DISK_BYTES,
         identity: str | None = None,
     ) -> None:
         self._directory = directory
         self._disk = disk
         self._worker = worker or WorkerSettings()
-        self._quota = quota_bytes
-        self._allowed = allowed_bytes
-        self._spare = spare_bytes
+        self._limits = limits or DiskLimits()
         self._identity = identity or cpu_id()
 
     async def __call__(self, bundle: SealedBundle) -> Path | None:
@@ -192,7 +196,7 @@ class WeightPrepacker:
     def _has_room(self, bundle: SealedBundle) -> bool:
         """Whether they can be made, and there is room for the result."""
         footprint = read_footprint(bundle)
-        most = prepacked_allowed(bundle.manifest.total_bytes, self._allowed)
+        most = prepacked_allowed(bundle.manifest.total_bytes, self._limits.allowed_bytes)
         if footprint.prepacked > most:
             log.info(
                 "no prepacked weights of %s: they would take %s of disk, and [install] prepacked_bytes allows %s",
@@ -203,10 +207,10 @@ class WeightPrepacker:
             log.info("no memory to make prepacked weights of %s in", bundle.manifest.reference)
             return False
         needed = footprint.prepacked + footprint.prepacked // ROUNDING
-        if needed + self._spare > disk_available(self._directory.root):
+        if needed + self._limits.spare_bytes > disk_available(self._directory.root):
             log.info("no room for prepacked weights of %s", bundle.manifest.reference)
             return False
-        if self._quota and used_bytes(self._directory) + needed > self._quota:
+        if self._limits.quota_bytes and used_bytes(self._directory) + needed > self._limits.quota_bytes:
             log.info("the quota has no room for prepacked weights of %s", bundle.manifest.reference)
             return False
         return True

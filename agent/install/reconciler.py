@@ -12,14 +12,14 @@ import contextlib
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from agent.install import planner as steps
 from agent.install.desired import DesiredBundle, Repair, revision_of
 from agent.install.desired_intake import DesiredIntake
 from agent.install.planner import Planner
 from agent.install.reporter import FAULT, OnReported, Reporter
-from agent.install.settings import InstallSettings
+from agent.install.settings import InstallConfig
 from agent.install.trust.monitor import TrustMonitor
 from agent.install.update.attempt import Outcome
 from agent.install.update.runner import UpdateRunner
@@ -37,6 +37,14 @@ RESTORE_RETRY_SECONDS = 30.0
 """When the active bundle cannot be served or the state cannot be written: how long until it is tried again."""
 
 
+class Parts(NamedTuple):
+    """What carries out the planner's steps."""
+
+    intake: DesiredIntake
+    runner: UpdateRunner
+    trust_monitor: TrustMonitor
+
+
 class Reconciler:
     """The only one that changes what this device runs.
 
@@ -48,23 +56,19 @@ class Reconciler:
         self,
         *,
         state: InstallationState,
-        settings: InstallSettings,
-        sources: Mapping[str, Source],
+        config: InstallConfig,
         reporter: Reporter,
         planner: Planner,
-        intake: DesiredIntake,
-        runner: UpdateRunner,
-        trust_monitor: TrustMonitor,
+        parts: Parts,
         changed: asyncio.Event,
     ) -> None:
         self._store = state
-        self._settings = settings
-        self._sources = sources
+        self._settings, self._sources = config.settings, config.sources
         self._reporter = reporter
         self._planner = planner
-        self._intake = intake
-        self._runner = runner
-        self._trust_monitor = trust_monitor
+        self._intake = parts.intake
+        self._runner = parts.runner
+        self._trust_monitor = parts.trust_monitor
         self._changed = changed
         self._clock = asyncio.get_running_loop().time
         self._orders: dict[int, asyncio.Future[Outcome]] = {}

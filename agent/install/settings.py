@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,6 +12,7 @@ from contract.bundle.device_plan import PREPACKED_BYTES
 from contract.errors import BundleRefused
 from contract.mqtt.messages import Policy
 from contract.reasons import Reason
+from contract.source.access import Source
 
 Bytes = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -163,3 +165,10 @@ def tighten(settings: InstallSettings, policy: Policy | UnsetType) -> InstallSet
 
 def _or_endless(count: int) -> float:
     return count or float("inf")
+
+
+class InstallConfig(Struct, frozen=True):
+    """What the configuration says of installations: ``[install]``, and the sources by their names."""
+
+    settings: InstallSettings
+    sources: Mapping[str, Source]

@@ -25,6 +25,7 @@ from agent.engine.config import read_config
 from agent.engine.interface import Engine
 from agent.engine.kernels import AS_IT_COMES, Kernels, open_chosen
 from agent.engine.kernels import FILE as KERNELS_FILE
+from agent.engine.load_options import ModelFiles, Resources
 from agent.engine.memory import release_freed_memory
 from agent.engine.runtime_errors import Declined
 from agent.host.process_priority import MAX_NICE, set_nice, set_oom_score_adj
@@ -55,7 +56,8 @@ def prove(bundle: Path, threads: int, reproducible: bool) -> tuple[Kernels, Verd
     used: list[tuple[Kernels, Verdict]] = []
 
     def load(kernels: Kernels) -> Engine:
-        engine = BatchedEngine(bundle, threads=threads, reproducible=reproducible, kernels=kernels, trial=True)
+        resources = Resources(threads, kernels=kernels)
+        engine = BatchedEngine(ModelFiles(bundle), resources, reproducible=reproducible, trial=True)
         used.append((kernels, engine.verdict))
         return engine
 

@@ -13,7 +13,7 @@ from agent.host.facts import Host
 from agent.install import prepack
 from agent.install.compose import make_reconciler
 from agent.install.download import pipeline as download_pipeline
-from agent.install.prepack import WeightPrepacker
+from agent.install.prepack import DiskLimits, WeightPrepacker
 from agent.install.process.installer import run_job
 from agent.install.process.messages import Job, Line, Progressed
 from agent.install.reconciler import Reconciler
@@ -142,7 +142,7 @@ class Life:
             on_event=lambda kind, detail: None,
             disk=self.disk,
             installer=self.install,
-            prepacker=WeightPrepacker(self.directory, self.disk, spare_bytes=0, identity=CPU),
+            prepacker=WeightPrepacker(self.directory, self.disk, identity=CPU, limits=DiskLimits(spare_bytes=0)),
         )
         await reconciler.start_active()
         if deed is None:

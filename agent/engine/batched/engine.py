@@ -15,7 +15,6 @@ import os
 import time
 from collections import deque
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
@@ -32,12 +31,12 @@ from agent.engine.choices import Choices
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.interface import CanaryScore, Facts, Generation, Progress, StepEvent, silent
-from agent.engine.kernels import AS_IT_COMES, Kernels
+from agent.engine.load_options import ModelFiles, Resources
 from agent.engine.memory import plan_cache
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
-from agent.engine.sequence import TokenSequence, constrain, prepare, rejection
+from agent.engine.sequence import LogitRules, TokenSequence, constrain, prepare, rejection
 from agent.engine.tokenizing import Tokenizing
 from contract.errors import EngineFailed, RequestInvalid
 
@@ -84,21 +83,17 @@ class BatchedEngine:
 
     def __init__(
         self,
-        bundle_dir: Path,
+        files: ModelFiles,
+        resources: Resources,
         *,
-        threads: int,
-        max_bytes: int = 0,
-        reclaimable_bytes: int = 0,
-        why: str = "",
-        derived_dir: Path | None = None,
         processors: Processors | None = None,
         reproducible: bool = False,
-        kernels: Kernels = AS_IT_COMES,
         trial: bool = False,
         progress: Progress = silent,
     ) -> None:
         started = time.monotonic()
         self._processors = processors
+        bundle_dir, derived_dir, threads = files.bundle_dir, files.derived_dir, resources.threads
         found = read_config(bundle_dir)
         decoder = read_decoder(bundle_dir, found)
         with runtime_errors("the model cannot be loaded"):
@@ -107,16 +102,15 @@ class BatchedEngine:
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
             progress("reading the weights")
-            session = open_session(derived_graph(decoder.path, derived_dir), threads, kernels)
+            session = open_session(derived_graph(decoder.path, derived_dir), threads, resources.kernels)
             progress("the weights are loaded")
         # Only now is it known what the weights take.
-        folders = [bundle_dir] if derived_dir is None else [bundle_dir, derived_dir]
         plan = plan_cache(
             decoder.kv_bytes_per_token,
             decoder.context_length,
-            folders,
-            max_bytes=max_bytes,
-            leaving=reclaimable_bytes,
+            files.folders,
+            max_bytes=resources.max_bytes,
+            leaving=resources.reclaimable_bytes,
         )
         slots, length = trial_size(decoder) if trial else (plan.slots, plan.length)
         if not slots:
@@ -147,7 +141,7 @@ class BatchedEngine:
         self._token_bytes = decoder.kv_bytes_per_token
         self._facts = Facts(
             engine="batched",
-            why=why or "every check for batching passed",
+            why="every check for batching passed",
             slots=slots,
             context_length=length,
             vocab_size=decoder.vocab_size,
@@ -191,9 +185,8 @@ class BatchedEngine:
 
     def _sequence(self, generation: Generation, prompt: list[int], room: int, choice: int) -> _SlotSequence:
         constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
-        answer = TokenSequence(
-            generation, prompt, room, self._tokenizing, constraint, processors=self._processors, choice=choice
-        )
+        rules = LogitRules(constraint, self._processors)
+        answer = TokenSequence(generation, prompt, room, self._tokenizing, rules, choice=choice)
         return _SlotSequence(answer, self._width(answer))
 
     def step(self) -> list[StepEvent]:

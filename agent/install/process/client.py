@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from agent.install.process.messages import MAX_LINE_BYTES, Failed, Job, OnLine, encode_line, parse_line
+from agent.state.layout import StateDirectory
 from contract.errors import (
     BundleRefused,
     EdgeBundleError,
@@ -34,6 +35,13 @@ class Installer(Protocol):
             EngineFailed: the installer itself failed.
         """
         ...
+
+
+class InstallerClient(NamedTuple):
+    """The installer, and the state directory that it works on."""
+
+    directory: StateDirectory
+    run: Installer
 
 
 async def run_installer(job: Job, on_line: OnLine) -> None:

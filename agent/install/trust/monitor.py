@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agent.install.ports import Uniform
-from agent.install.process.client import Installer
+from agent.install.process.client import InstallerClient
 from agent.install.process.messages import RefreshTrustJob
-from agent.install.reporter import FAULT, Reporter, reported_error
-from agent.install.settings import InstallSettings
+from agent.install.reporter import FAULT
+from agent.install.settings import InstallConfig
 from agent.install.trust.revocation import adapters_to_drop, find_replacement, must_be_replaced, replacement_target
 from agent.install.update.runner import UpdateRunner
-from agent.state.audit import AuditLog
+from agent.install.update.step_reporter import StepReporter
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.state.warnings import Warned
 from agent.systemd.journal import fields
@@ -60,24 +60,18 @@ class TrustMonitor:
     def __init__(
         self,
         *,
-        state_dir: str,
         state: InstallationState,
-        settings: InstallSettings,
-        sources: Mapping[str, Source],
-        installer: Installer,
+        config: InstallConfig,
+        installer: InstallerClient,
         runner: UpdateRunner,
-        reporter: Reporter,
-        audit: AuditLog,
+        reporter: StepReporter,
         uniform: Uniform,
     ) -> None:
-        self._state_dir = state_dir
         self._store = state
-        self._settings = settings
-        self._sources = sources
+        self._settings, self._sources = config.settings, config.sources
         self._installer = installer
         self._runner = runner
         self._reporter = reporter
-        self._audit = audit
         self._uniform = uniform
         self._clock = asyncio.get_running_loop().time
         self._reported = {(each.reason, each.digest) for each in state.warning_store.warnings()}
@@ -146,12 +140,14 @@ class TrustMonitor:
         ``sources``: others than those that are configured.
         """
         job = RefreshTrustJob(
-            self._state_dir, list(sources or self._sources.values()), offline_grace=self._settings.offline_grace
+            str(self._installer.directory.root),
+            list(sources or self._sources.values()),
+            offline_grace=self._settings.offline_grace,
         )
         done = True
         problem: EdgeBundleError | None = None
         delay = min(self._period(), self._settings.retry_longest_seconds)
-        work = asyncio.ensure_future(self._installer(job, lambda line: None))
+        work = asyncio.ensure_future(self._installer.run(job, lambda line: None))
         interruption = asyncio.create_task(interrupted.wait())
         try:
             await asyncio.wait({work, interruption}, return_when=asyncio.FIRST_COMPLETED)
@@ -214,7 +210,7 @@ class TrustMonitor:
         """
         for adapter in adapters_to_drop(self._store, self._settings, self._sources):
             await self._runner.drop_adapter(adapter)
-            self._report_replaced(adapter, None)
+            self._reporter.replaced(adapter, None)
         active = self._store.bundle(self._store.snapshot().active)
         if active is None or not must_be_replaced(self._store, self._settings, self._sources):
             return False
@@ -227,29 +223,5 @@ class TrustMonitor:
                 self._unfit.add(found.digest)
             if outcome.kind != "active":
                 return outcome.kind == "refused"
-        self._report_replaced(active, found)
+        self._reporter.replaced(active, found)
         return True
-
-    def _report_replaced(self, old: InstalledBundle, new: InstalledBundle | None) -> None:
-        by = "nothing: no other bundle here is acceptable" if new is None else new.reference
-        error = BundleRefused(Reason.REVOKED, f"{old.reference} was revoked by its publisher and replaced by {by}")
-        self._reporter.meter.rolled_back(error.reason)
-        self._audit.note("replaced", bundle=old.reference, digest=old.digest, error=error)
-        to = None if new is None else new.reference
-        log.warning(
-            "%s",
-            error.message,
-            extra=fields(step="rolled_back", bundle=to, previous=old.reference, reason=error.reason, by="automatic"),
-        )
-        self._reporter.event(
-            "rollback",
-            {
-                "from": old.reference,
-                "to": to,
-                "reason": error.reason,
-                "message": error.message,
-                "by": "automatic",
-            },
-        )
-        self._reporter.error = reported_error(error)
-        self._reporter.publish()

@@ -24,14 +24,14 @@ class Activation:
         *,
         state: InstallationState,
         serving: Serving,
-        steps: StepReporter,
+        reporter: StepReporter,
         canary_run: CanaryRun,
         clock: Clock,
         now: Clock,
     ) -> None:
         self._store = state
         self._serving = serving
-        self._steps = steps
+        self._reporter = reporter
         self._canary_run = canary_run
         self._clock = clock
         self._now = now
@@ -62,7 +62,7 @@ class Activation:
         if isinstance(verdict, Failure):
             return attempt.fail(verdict)
         attempt.canaried = verdict
-        self._steps.canary_passed(verdict.new, verdict.passed, self._clock() - began)
+        self._reporter.canary_passed(verdict.new, verdict.passed, self._clock() - began)
         return Event.CANARY_PASSED
 
     async def swap(self, attempt: Attempt) -> Event:
@@ -83,14 +83,16 @@ class Activation:
         except BundleRefused as refused:
             # It serves already, but from bytes that were not verified: roll back to the old one.
             return attempt.fail(Failure(refused.reason, refused.message))
-        self._steps.swapped(old, tried.new, report)
+        self._reporter.swapped(old, tried.new, report)
         return Event.SWITCHED
 
     async def watch(self, attempt: Attempt) -> Event:
         """Wait until it is known whether it holds."""
         if attempt.canaried is not None:
-            self._steps.on_probation(attempt.canaried.new, attempt.target.settings)
-        failure = await watch_probation(self._serving, attempt.target.settings, attempt.baseline, self._steps.watched)
+            self._reporter.on_probation(attempt.canaried.new, attempt.target.settings)
+        failure = await watch_probation(
+            self._serving, attempt.target.settings, attempt.baseline, self._reporter.probation
+        )
         return Event.HELD if failure is None else attempt.fail(failure)
 
     def report_commit(self, attempt: Attempt) -> Event:
@@ -100,7 +102,7 @@ class Activation:
         previous = self._store.bundle(self._store.snapshot().previous)
         # Nothing was counted for a bundle that does not answer now.
         counters = self._serving.counters() if attempt.canaried is not None else None
-        self._steps.committed(attempt.known_target, bundle, previous, counters)
+        self._reporter.committed(attempt.known_target, bundle, previous, counters)
         attempt.outcome = Outcome("active")
         return Event.COMMITTED
 
@@ -113,4 +115,4 @@ class Activation:
         self._store.quarantine(
             Quarantined(digest, name, version, failure.reason.value, failure.message, int(self._now()))
         )
-        self._steps.quarantined(digest, bundle, failure)
+        self._reporter.quarantined(digest, bundle, failure)

@@ -9,7 +9,7 @@ from msgspec import Struct
 from agent.install.desired import DesiredBundle, RequestedBy, requested_by
 from agent.install.ports import Speed
 from agent.install.process.messages import Progressed
-from agent.install.reporter import Reporter, reported_error, retry_error
+from agent.install.reporter import reported_error, retry_error
 from agent.install.update.canary_run import Candidate
 from agent.install.update.state_machine import Event
 from agent.install.update.step_reporter import StepReporter
@@ -39,15 +39,13 @@ class Attempt:
 
     def __init__(
         self,
-        reporter: Reporter,
-        steps: StepReporter,
+        reporter: StepReporter,
         backoff: Backoff,
         target: DesiredBundle | None = None,
         *,
         max_done: int = 0,
     ) -> None:
         self._reporter = reporter
-        self._steps = steps
         self._backoff = backoff
         self._target = target
         self._advanced = False
@@ -83,7 +81,7 @@ class Attempt:
         """The bundle cannot be accepted."""
         self.outcome = Outcome("refused", refused)
         self._reporter.error = reported_error(refused)
-        self._steps.refused(self.target, refused)
+        self._reporter.refused(self.target, refused)
         return Event.REFUSED
 
     def postpone(self, error: EdgeBundleError) -> Event:
@@ -92,7 +90,7 @@ class Attempt:
             # Who asked decides whether to ask again.
             self.outcome = Outcome("later", error)
             self._reporter.error = reported_error(error)
-            self._steps.postponed(self.target, error, None)
+            self._reporter.postponed(self.target, error, None)
             return Event.UNAVAILABLE
         if self._advanced:
             # It makes progress, if slowly.
@@ -100,7 +98,7 @@ class Attempt:
         delay = self._backoff.after_failure(error.retry_after if isinstance(error, SourceUnavailable) else None)
         self.outcome = Outcome("later", error, delay)
         self._reporter.error = retry_error(error, delay)
-        self._steps.postponed(self.target, error, delay)
+        self._reporter.postponed(self.target, error, delay)
         return Event.UNAVAILABLE
 
     def fail(self, failure: Failure) -> Event:

@@ -67,14 +67,14 @@ class CanaryRun:
         workers: WorkerStarter,
         worker_settings: WorkerSettings,
         restorer: Restorer,
-        steps: StepReporter,
+        reporter: StepReporter,
     ) -> None:
         self._directory = directory
         self._serving = serving
         self._workers = workers
         self._worker_settings = worker_settings
         self._restorer = restorer
-        self._steps = steps
+        self._reporter = reporter
 
     async def run_canary(self, digest: Digest, settings: InstallSettings) -> Candidate | Failure:
         """The verdict on a sealed bundle. Unless it passed, what served before serves again when this returns.
@@ -108,7 +108,7 @@ class CanaryRun:
             return candidate
         finally:
             if candidate is None and (queue_pause_ms := await self._serving.resume()) is not None:
-                self._steps.resumed(queue_pause_ms)
+                self._reporter.resumed(queue_pause_ms)
 
     async def _examine(
         self, loaded: SealedBundle, adapter: SealedBundle | None, settings: InstallSettings, *, alone: bool

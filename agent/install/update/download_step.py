@@ -15,9 +15,8 @@ from agent.install.desired import (
     requested_by,
 )
 from agent.install.ports import Clock
-from agent.install.process.client import Installer
+from agent.install.process.client import InstallerClient
 from agent.install.process.messages import InstallJob, Line, Progressed, Reached, Resolved, ReverifyJob
-from agent.install.reporter import Reporter
 from agent.install.update.attempt import Attempt
 from agent.install.update.state_machine import STEPS, Event
 from agent.install.update.step_reporter import StepReporter
@@ -33,18 +32,14 @@ class DownloadStep:
 
     def __init__(
         self,
-        directory: StateDirectory,
-        installer: Installer,
-        reporter: Reporter,
-        steps: StepReporter,
+        installer: InstallerClient,
+        reporter: StepReporter,
         audit_limiter: AuditRateLimiter,
         *,
         clock: Clock,
     ) -> None:
-        self._directory = directory
         self._installer = installer
         self._reporter = reporter
-        self._steps = steps
         self._audit_limiter = audit_limiter
         self._clock = clock
         self._fetching_since = 0.0
@@ -55,9 +50,9 @@ class DownloadStep:
         operator = requested_by(target) == "operator"
         # What this device's own operator asks for is written down in any case.
         suppressed = 0 if operator else self._audit_limiter.suppressed()
-        job = job_of(target, self._directory, suppressed_refusals=suppressed)
+        job = job_of(target, self._installer.directory, suppressed_refusals=suppressed)
         try:
-            await self._installer(job, lambda line: self._hear(attempt, line, enter))
+            await self._installer.run(job, lambda line: self._hear(attempt, line, enter))
         except BundleRefused as refused:
             if not operator:
                 self._audit_limiter.consume()
@@ -77,7 +72,7 @@ class DownloadStep:
             case Resolved():
                 attempt.candidate = Digest(line.digest)
                 self._fetching_since = self._clock()
-                self._steps.resolved(attempt.target, line)
+                self._reporter.resolved(attempt.target, line)
                 enter(Event.RESOLVED)
             case Reached(event) if event not in STEPS:
                 raise EngineFailed(f"the installer reported {event}, which only the agent may")
@@ -85,7 +80,7 @@ class DownloadStep:
                 if event is Event.RESERVED:
                     self._fetching_since = self._clock()
                 if event in (Event.FETCHED, Event.PRESENT):
-                    self._steps.fetched(attempt.target, attempt.progressed, self._clock() - self._fetching_since)
+                    self._reporter.fetched(attempt.target, attempt.progressed, self._clock() - self._fetching_since)
                 enter(event)
             case Progressed():
                 attempt.progress(line)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from typing import Literal, NamedTuple, assert_never
 
 from agent.install.desired import DesiredBundle, RequestedBy, Rollback, revision_of
-from agent.install.reporter import Reporter, reported_error
+from agent.install.reporter import reported_error
 from agent.install.settings import InstallSettings
 from agent.install.update.activation import Activation
 from agent.install.update.attempt import Attempt, Outcome
@@ -59,8 +59,7 @@ class UpdateRunner:
         disk: Disk,
         state: InstallationState,
         settings: InstallSettings,
-        reporter: Reporter,
-        steps: StepReporter,
+        reporter: StepReporter,
         parts: Parts,
         backoff: Backoff,
     ) -> None:
@@ -68,7 +67,6 @@ class UpdateRunner:
         self._store = state
         self._settings = settings
         self._reporter = reporter
-        self._steps = steps
         self._parts = parts
         self._superseded = asyncio.Event()
         self._protected: Digest | None = None
@@ -77,7 +75,7 @@ class UpdateRunner:
         self.restored = False
         self.damaged = False
         snapshot = state.snapshot()
-        self._attempt = Attempt(reporter, steps, backoff)
+        self._attempt = Attempt(reporter, backoff)
         self._attempt.candidate, self._attempt.failure = snapshot.candidate, snapshot.failure
         in_force = {bundle.digest for bundle in state.in_force()}
         self._state = recorded_state(
@@ -98,15 +96,13 @@ class UpdateRunner:
         """
         last = self._attempt
         again = target is last.known_target and last.outcome.kind == "later"
-        self._attempt = Attempt(
-            self._reporter, self._steps, self.backoff, target, max_done=last.max_done if again else 0
-        )
+        self._attempt = Attempt(self._reporter, self.backoff, target, max_done=last.max_done if again else 0)
         self._settings = target.settings
         self._protected = None
         self._superseded.clear()
         self._reporter.begin(revision_of(target), again=again)
         if not again:
-            self._steps.wanted(target)
+            self._reporter.wanted(target)
         await self._run_table(Event.WANTED)
         outcome = self._attempt.outcome
         if outcome.error is not None:
@@ -258,7 +254,7 @@ class UpdateRunner:
         left, target = self._store.bundle(attempt.candidate), attempt.known_target
         reference = target.reference if target is not None else None if left is None else left.reference
         active = self._store.bundle(self._store.snapshot().active)
-        self._steps.rolled_back(reference, active, attempt.failure, attempt.superseded_by)
+        self._reporter.rolled_back(reference, active, attempt.failure, attempt.superseded_by)
         return Event.RESTORED
 
 

@@ -7,28 +7,40 @@ from __future__ import annotations
 import logging
 
 from agent.install.desired import DesiredBundle, RequestedBy, Rollback, requested_by, revision_of
-from agent.install.ports import SealedBundle, ServingCounters, SwapReport
+from agent.install.ports import Clock, SealedBundle, ServingCounters, SwapReport
 from agent.install.process.messages import Progressed, Resolved
-from agent.install.reporter import Reporter, retry_error
+from agent.install.reporter import OnEvent, OnReported, Reporter, reported_error, retry_error
 from agent.install.settings import InstallSettings
 from agent.install.update.canary import CanaryPassed
-from agent.state.audit import AuditLog
-from agent.state.installation import Failure, InstalledBundle
+from agent.state.audit import AuditLog, AuditRateLimiter, suppressed_text
+from agent.state.installation import Failure, InstallationState, InstalledBundle
 from agent.systemd.journal import fields
-from contract.errors import EdgeBundleError
+from contract.errors import BundleRefused, EdgeBundleError
 from contract.identifiers import Digest
-from contract.mqtt.messages import Probation, ReportedError
+from contract.mqtt.messages import ReportedError
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")
 
 
-class StepReporter:
-    """One method for each step, and for each way that one can end."""
+class StepReporter(Reporter):
+    """One method for each step, and for each way that one can end; what it changes in ``reported`` the
+    :class:`~agent.install.reporter.Reporter` publishes.
+    """
 
-    def __init__(self, reporter: Reporter, audit: AuditLog) -> None:
-        self._reporter = reporter
+    def __init__(
+        self,
+        state: InstallationState,
+        on_reported: OnReported,
+        on_event: OnEvent,
+        *,
+        audit: AuditLog,
+        audit_limiter: AuditRateLimiter,
+        clock: Clock,
+    ) -> None:
+        super().__init__(state, on_reported, on_event, clock)
         self._audit = audit
+        self._audit_limiter = audit_limiter
 
     def wanted(self, target: DesiredBundle) -> None:
         log.info(
@@ -85,7 +97,7 @@ class StepReporter:
             refused.message,
             extra=fields(step="refused", bundle=target.reference, reason=refused.reason, by=requested_by(target)),
         )
-        self._reporter.event(
+        self.event(
             "refused",
             {
                 "bundle": target.reference,
@@ -122,8 +134,8 @@ class StepReporter:
                 pause_ms=f"{report.queue_pause_ms:.1f}",
             ),
         )
-        self._reporter.queue_pause_ms = report.queue_pause_ms
-        self._reporter.event(
+        self.queue_pause_ms = report.queue_pause_ms
+        self.event(
             "swap",
             {
                 "bundle": new.manifest.reference,
@@ -146,13 +158,9 @@ class StepReporter:
             ),
         )
 
-    def watched(self, probation: Probation) -> None:
-        """How far probation is."""
-        self._reporter.probation(probation)
-
     def resumed(self, queue_pause_ms: float) -> None:
         """What had made room for a candidate answers again."""
-        self._reporter.queue_pause_ms = queue_pause_ms
+        self.queue_pause_ms = queue_pause_ms
 
     def committed(
         self,
@@ -162,7 +170,7 @@ class StepReporter:
         counters: ServingCounters | None,
     ) -> None:
         """``target``: None when the agent was started again since; ``counters`` are those of its probation."""
-        self._reporter.meter.installed()
+        self.meter.installed()
         back = isinstance(target, Rollback)
         speed = None if counters is None or counters.speed is None else f"{counters.speed.aggregate:.1f}"
         log.info(
@@ -184,13 +192,13 @@ class StepReporter:
         )
         if back:
             self._rolled_back_by_operator(bundle, previous)
-        self._reporter.event(
+        self.event(
             "install", {"bundle": bundle.reference, "digest": bundle.digest, "security_epoch": bundle.security_epoch}
         )
 
     def _rolled_back_by_operator(self, bundle: InstalledBundle, left: InstalledBundle | None) -> None:
         """By order of this device's operator."""
-        self._reporter.meter.rolled_back(Reason.OPERATOR)
+        self.meter.rolled_back(Reason.OPERATOR)
         before = None if left is None else left.reference
         message = f"the operator of this device rolled back from {before or 'nothing'}"
         log.info(
@@ -208,7 +216,7 @@ class StepReporter:
             message=message,
             by="operator",
         )
-        self._reporter.event(
+        self.event(
             "rollback",
             {"from": before, "to": bundle.reference, "reason": Reason.OPERATOR, "message": message, "by": "operator"},
         )
@@ -229,7 +237,7 @@ class StepReporter:
     ) -> None:
         """A candidate failed, or was abandoned: for another target, or when the agent ended."""
         reason = Reason.INTERRUPTED if failure is None else failure.reason
-        self._reporter.meter.rolled_back(reason)
+        self.meter.rolled_back(reason)
         why = "the agent ended meanwhile" if superseded_by is None else "another bundle is desired"
         message = why if failure is None else failure.message
         by = superseded_by if failure is None and superseded_by is not None else "automatic"
@@ -247,6 +255,45 @@ class StepReporter:
             reason=str(reason),
             message=f"from {left or 'an unknown bundle'}",
         )
-        self._reporter.event("rollback", {"from": left, "to": to, "reason": reason, "message": message, "by": by})
+        self.event("rollback", {"from": left, "to": to, "reason": reason, "message": message, "by": by})
         if failure is not None:
-            self._reporter.error = ReportedError(failure.reason, failure.message)
+            self.error = ReportedError(failure.reason, failure.message)
+
+    def replaced(self, old: InstalledBundle, new: InstalledBundle | None) -> None:
+        """What was active was revoked, and is out of service."""
+        by = "nothing: no other bundle here is acceptable" if new is None else new.reference
+        error = BundleRefused(Reason.REVOKED, f"{old.reference} was revoked by its publisher and replaced by {by}")
+        self.meter.rolled_back(error.reason)
+        self._audit.note("replaced", bundle=old.reference, digest=old.digest, error=error)
+        to = None if new is None else new.reference
+        log.warning(
+            "%s",
+            error.message,
+            extra=fields(step="rolled_back", bundle=to, previous=old.reference, reason=error.reason, by="automatic"),
+        )
+        self.event(
+            "rollback",
+            {
+                "from": old.reference,
+                "to": to,
+                "reason": error.reason,
+                "message": error.message,
+                "by": "automatic",
+            },
+        )
+        self.error = reported_error(error)
+        self.publish()
+
+    def document_refused(self, revision: str | None, refused: BundleRefused) -> None:
+        """A ``desired`` document cannot be followed; as many are audited as :class:`AuditRateLimiter` allows."""
+        self.meter.failed(refused.reason)
+        self.event("refused", {"reason": refused.reason, "message": refused.message, "revision": revision})
+        suppressed = self._audit_limiter.suppressed()
+        self._audit_limiter.consume()
+        if suppressed is not None:
+            self._audit.note(
+                "refused",
+                revision=revision,
+                reason=refused.reason,
+                message=refused.message + suppressed_text(suppressed),
+            )

@@ -23,6 +23,7 @@ from agent.install.prepack import (
     MEMORY_GROWTH,
     RECORD_FILE,
     ROUNDING,
+    DiskLimits,
     WeightPrepacker,
     cpu_id,
     intact_weights,
@@ -53,7 +54,7 @@ def tree(place: Path) -> dict[str, tuple[int, bytes]]:
 
 async def test_they_are_made_once_sealed_and_found_again(market: Market, device: Device) -> None:
     bundle = install(market, device)
-    prepack = WeightPrepacker(device.directory, Disk(), spare_bytes=0)
+    prepack = WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))
     place = await prepack(bundle)
     assert place == device.directory.derived_of(bundle.digest) / cpu_id()
     assert is_intact(place)
@@ -77,7 +78,7 @@ def test_a_processor_is_known_by_all_its_cores() -> None:
 @pytest.mark.parametrize("how", ["changed", "cut", "extra", "gone", "no record"])
 async def test_what_was_tampered_with_is_not_used_but_made_anew(market: Market, device: Device, how: str) -> None:
     bundle = install(market, device)
-    prepack = WeightPrepacker(device.directory, Disk(), spare_bytes=0)
+    prepack = WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))
     place = await prepack(bundle)
     assert place is not None
     sound = {name: data for name, (_, data) in tree(place).items()}
@@ -104,8 +105,8 @@ async def test_what_was_tampered_with_is_not_used_but_made_anew(market: Market, 
 
 async def test_another_processor_or_runtime_gets_its_own_and_the_old_ones_go(market: Market, device: Device) -> None:
     bundle = install(market, device)
-    old = await WeightPrepacker(device.directory, Disk(), spare_bytes=0, identity="old")(bundle)
-    new = await WeightPrepacker(device.directory, Disk(), spare_bytes=0, identity="new")(bundle)
+    old = await WeightPrepacker(device.directory, Disk(), identity="old", limits=DiskLimits(spare_bytes=0))(bundle)
+    new = await WeightPrepacker(device.directory, Disk(), identity="new", limits=DiskLimits(spare_bytes=0))(bundle)
     assert old is not None
     assert new is not None
     assert [path.name for path in new.parent.iterdir()] == ["new"]
@@ -114,13 +115,13 @@ async def test_another_processor_or_runtime_gets_its_own_and_the_old_ones_go(mar
 async def test_without_room_there_are_none_but_the_verdict_is_kept(market: Market, device: Device) -> None:
     bundle = install(market, device)
     for few in ({"spare_bytes": 1 << 60}, {"spare_bytes": 0, "quota_bytes": 1}, {"spare_bytes": 0, "allowed_bytes": 0}):
-        place = await WeightPrepacker(device.directory, Disk(), **few)(bundle)
+        place = await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(**few))(bundle)
         assert place is not None
         assert sorted(tree(place)) == [RECORD_FILE, VERDICT_FILE]
     before = tree(place)
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=1 << 60)(bundle) == place
+    assert await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=1 << 60))(bundle) == place
     assert tree(place) == before, "asked once, not at every start"
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle) == place
+    assert await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle) == place
     assert "model.onnx.data" in tree(place), "there is room now"
 
 
@@ -128,11 +129,15 @@ async def test_their_size_is_known_before_they_are_made(market: Market, device: 
     """And with the originals in them they are far more than the bundle, so that large ones are made on demand alone."""
     bundle = install(market, device)
     footprint = read_footprint(bundle)
-    place = await WeightPrepacker(device.directory, Disk(), spare_bytes=0, allowed_bytes=footprint.prepacked)(bundle)
+    place = await WeightPrepacker(
+        device.directory, Disk(), limits=DiskLimits(spare_bytes=0, allowed_bytes=footprint.prepacked)
+    )(bundle)
     assert place is not None
     size = (place / "model.onnx.data").stat().st_size
     assert 0.95 * footprint.prepacked < size < footprint.prepacked * (1 + 1 / ROUNDING)
-    less = WeightPrepacker(device.directory, Disk(), spare_bytes=0, allowed_bytes=footprint.prepacked - 1)
+    less = WeightPrepacker(
+        device.directory, Disk(), limits=DiskLimits(spare_bytes=0, allowed_bytes=footprint.prepacked - 1)
+    )
     assert prepacked_allowed(bundle.manifest.total_bytes, 0) < footprint.prepacked
     Disk().remove(place.parent)
     assert sorted(tree(await less(bundle) or place)) == [RECORD_FILE, VERDICT_FILE]
@@ -144,7 +149,7 @@ async def test_no_load_after_the_first_measures_again(
     """Not with the weights, not without; but where it is damaged, or for another number of threads."""
     bundle = install(market, device)
     worker = WorkerSettings(threads=1)
-    place = await WeightPrepacker(device.directory, Disk(), worker, spare_bytes=0)(bundle)
+    place = await WeightPrepacker(device.directory, Disk(), worker, limits=DiskLimits(spare_bytes=0))(bundle)
     assert place is not None
     measured = []
     real = verdict.measure
@@ -161,7 +166,9 @@ async def test_no_load_after_the_first_measures_again(
     assert measured == []
     assert load(threads=2) == known
     assert measured == [2]
-    other = await WeightPrepacker(device.directory, Disk(), WorkerSettings(threads=2), spare_bytes=0)(bundle)
+    other = await WeightPrepacker(
+        device.directory, Disk(), WorkerSettings(threads=2), limits=DiskLimits(spare_bytes=0)
+    )(bundle)
     assert other == place
     assert load(threads=2) == known
     assert measured == [2]
@@ -179,7 +186,7 @@ async def test_without_memory_there_are_none_for_now(
 ) -> None:
     bundle = install(market, device)
     weights = read_footprint(bundle).weights
-    prepack = WeightPrepacker(device.directory, Disk(), spare_bytes=0)
+    prepack = WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))
     monkeypatch.setattr("agent.install.prepack.available_memory", lambda: WORKER_BYTES)
     assert await prepack(bundle) is None
     assert not device.directory.derived_of(bundle.digest).exists()
@@ -198,7 +205,7 @@ async def test_what_was_never_finished_takes_no_room_even_where_there_is_none(ma
     making = device.directory.derived_of(bundle.digest) / f".{cpu_id()}.making"
     making.mkdir(parents=True)
     (making / "model.onnx.data").write_bytes(b"half")
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=1 << 60)(bundle) is not None
+    assert await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=1 << 60))(bundle) is not None
     assert not making.exists()
 
 
@@ -207,7 +214,7 @@ async def test_mapped_weights_are_no_room_for_keys_and_values(
 ) -> None:
     """The kernel takes them for file cache, and has not even read them when the room is planned."""
     bundle = install(market, device)
-    place = await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle)
+    place = await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle)
     assert place is not None
     # As much as one slot needs, and the weights twice: once as available, once as taken.
     decoder = read_decoder(bundle.directory, read_config(bundle.directory))
@@ -236,7 +243,7 @@ async def test_a_model_that_cannot_be_prepacked_leaves_nothing(market: Market, d
     victim = bundle.directory / file
     victim.chmod(0o644)
     victim.write_bytes(b"\x08\x07junk")
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle) is None
+    assert await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle) is None
     assert files_below(device.directory.derived) == []
 
 
@@ -254,10 +261,10 @@ async def test_where_another_engine_is_asked_for_none_is_made_and_what_was_made_
     market: Market, device: Device, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = install(market, device)
-    genai = WeightPrepacker(device.directory, Disk(), WorkerSettings(engine="genai"), spare_bytes=0)
+    genai = WeightPrepacker(device.directory, Disk(), WorkerSettings(engine="genai"), limits=DiskLimits(spare_bytes=0))
     assert await genai(bundle) is None
     assert files_below(device.directory.derived) == []
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle) is not None
+    assert await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle) is not None
     assert files_below(device.directory.derived) != []
     with caplog.at_level("INFO"):
         assert await genai(bundle) is None
@@ -267,7 +274,7 @@ async def test_where_another_engine_is_asked_for_none_is_made_and_what_was_made_
 
 async def test_with_adapters_there_are_none_and_what_was_made_goes(market: Market, device: Device) -> None:
     bundle = install(market, device)
-    prepack = WeightPrepacker(device.directory, Disk(), spare_bytes=0)
+    prepack = WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))
     assert await prepack(bundle) is not None
     assert await prepack(msgspec.structs.replace(bundle, adapters=(bundle,))) is None
     assert files_below(device.directory.derived) == []
@@ -277,7 +284,7 @@ async def test_where_the_self_test_declines_nothing_is_written_and_that_is_remem
     market: Market, device: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = with_graph(install(market, device), tmp_path / "odd", MUCH)
-    prepack = WeightPrepacker(device.directory, Disk(), spare_bytes=0)
+    prepack = WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))
     with caplog.at_level("INFO"):
         assert await prepack(bundle) is None
     assert "none would be used: requests in one batch change each other here" in caplog.text
@@ -298,18 +305,20 @@ async def test_a_mode_in_which_no_worker_maps_them_makes_them_go(
 ) -> None:
     """Rows that round by the batch's size: within the bound as it comes, and not to be had bit for bit."""
     bundle = with_graph(install(market, device), tmp_path / "odd", LITTLE)
-    strict = WeightPrepacker(device.directory, Disk(), WorkerSettings(reproducible=True), spare_bytes=0)
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle) is not None
+    strict = WeightPrepacker(
+        device.directory, Disk(), WorkerSettings(reproducible=True), limits=DiskLimits(spare_bytes=0)
+    )
+    assert await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle) is not None
     assert "model.onnx.data" in files_below(device.directory.derived)
     assert await strict(bundle) is None
     assert files_below(device.directory.derived) == [RECORD_FILE]
-    assert await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle) is not None
+    assert await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle) is not None
     assert "model.onnx.data" in files_below(device.directory.derived)
 
 
 async def test_they_go_with_their_bundle(market: Market, device: Device) -> None:
     bundle = install(market, device)
-    await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle)
+    await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle)
     removed = collect_bundles(device.state(), device.directory, Disk(), keep_previous=0, quota_bytes=0)
     assert removed == [bundle.digest]
     assert not device.directory.derived_of(bundle.digest).exists()
@@ -329,7 +338,7 @@ def answer(bundle: Path, derived: Path | None) -> tuple[str, str]:
 
 async def test_the_answers_are_the_same(market: Market, device: Device) -> None:
     bundle = install(market, device)
-    derived = await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle)
+    derived = await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle)
     assert derived is not None
     assert answer(bundle.directory, derived) == answer(bundle.directory, None)
 
@@ -347,7 +356,7 @@ async def test_a_worker_maps_them_instead_of_copying_the_weights(
 
     bundle = sealed(directory=smollm2_bundle)
     device.directory.derived.mkdir()
-    derived = await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle)
+    derived = await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle)
     assert derived is not None
     found = []
     for place in (None, derived):
@@ -363,7 +372,7 @@ async def test_a_worker_maps_them_instead_of_copying_the_weights(
 
 async def test_verify_finds_derived_weights_that_were_changed(market: Market, device: Device) -> None:
     bundle = install(market, device)
-    place = await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(bundle)
+    place = await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(bundle)
     assert place is not None
     [known] = device.state().bundles()
     agent = CliContext(device.directory, InstallSettings(), WorkerSettings())

@@ -14,7 +14,7 @@ from msgspec import UNSET
 
 from agent.install.desired import Install, OperatorOrder
 from agent.install.ports import ServingCounters, Speed
-from agent.install.prepack import WeightPrepacker
+from agent.install.prepack import DiskLimits, WeightPrepacker
 from agent.install.process.messages import Job, Line, Reached, Resolved
 from agent.install.settings import InstallSettings
 from agent.install.update import canary_run, probation
@@ -84,7 +84,7 @@ async def test_only_what_serves_keeps_prepacked_weights(market: Market, device: 
     for version in ("1.0.0", "1.1.0"):
         market.publish(version)
     stage = stage_for(market, device)
-    stage.prepacker = WeightPrepacker(device.directory, Disk(), spare_bytes=0)
+    stage.prepacker = WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))
     async with stage.agent() as reconciler:
         for version in ("1.0.0", "1.1.0"):
             reconciler.set_desired(desired(version))

@@ -13,7 +13,7 @@ import pytest
 
 from agent.engine.interface import FinishEvent, Generation, StepEvent
 from agent.install.ports import SealedBundle
-from agent.install.prepack import WeightPrepacker
+from agent.install.prepack import DiskLimits, WeightPrepacker
 from agent.install.update.worker_start import fingerprint_tree, load_bundle
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
@@ -25,7 +25,7 @@ from tests.agent.install.market import Device, Market
 async def derive(market: Market, device: Device) -> SealedBundle:
     market.publish("1.0.0")
     sealed = device.install(market.job(device.directory.root, "1.0.0"))
-    derived = await WeightPrepacker(device.directory, Disk(), spare_bytes=0)(sealed)
+    derived = await WeightPrepacker(device.directory, Disk(), limits=DiskLimits(spare_bytes=0))(sealed)
     assert derived is not None
     return msgspec.structs.replace(sealed, derived=derived, derived_fingerprint=fingerprint_tree(derived))
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.commands.context import CliContext
 from agent.commands.verify import faults_of
-from agent.install.prepack import WeightPrepacker
+from agent.install.prepack import DiskLimits, WeightPrepacker
 from agent.install.reconciler import Reconciler
 from agent.install.settings import InstallSettings
 from agent.install.status import bundle_statuses
@@ -118,7 +118,7 @@ async def test_adapters_join_their_base_one_after_the_other_and_come_back_after_
 
 
 async def test_prepacked_weights_go_when_an_adapter_has_another_engine_serve(shop: Shop) -> None:
-    shop.stage.prepacker = WeightPrepacker(shop.device.directory, Disk(), spare_bytes=0)
+    shop.stage.prepacker = WeightPrepacker(shop.device.directory, Disk(), limits=DiskLimits(spare_bytes=0))
 
     def made() -> list[Path]:
         return [path for path in shop.device.directory.derived.rglob("*") if path.is_file()]
