@@ -20,6 +20,7 @@ from contract.schema_faults import nearest
 from edge_bundle.broker import BrokerAddress, add_broker, find_broker
 from fleet.commands.context import add_database, find_database
 from fleet.service import LOOP_ROLES, ROLES, Role, Service
+from fleet.store.database import Database
 
 if TYPE_CHECKING:
     from fleet.http.server import Server
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
             signal.signal(number, lambda *_: stop())
         where = ""
         if "gateway" in roles:
-            server = _http_server(arguments, address, stop)
+            server = _http_server(arguments, address, database, stop)
             server.start()
             stack.callback(server.stop)
             where = f", answers at {server.url}"
@@ -95,7 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _http_server(arguments: argparse.Namespace, address: BrokerAddress, stop: Callable[[], object]) -> Server:
+def _http_server(
+    arguments: argparse.Namespace, address: BrokerAddress, database: Database, stop: Callable[[], object]
+) -> Server:
     """What answers HTTP, not started yet.
 
     Raises:
@@ -104,11 +107,11 @@ def _http_server(arguments: argparse.Namespace, address: BrokerAddress, stop: Ca
     # Whoever does not serve HTTP does not pay for it.
     from fleet.gateway.access import Anybody
     from fleet.gateway.gateway import Gateway
+    from fleet.gateway.keys import KeyRing
     from fleet.http.app import make_app
     from fleet.http.server import Server, listen
+    from fleet.store.key_store import KeyStore
 
-    if not arguments.without_keys:
-        raise UsageError("the gateway has no keys yet: let everybody on this machine ask with --without-keys")
     host, port = read_listen(arguments.listen)
     if arguments.without_keys and not _is_loopback(host):
         raise UsageError(f"--without-keys would let everybody ask who reaches {host}: listen on 127.0.0.1, or use keys")
@@ -117,7 +120,8 @@ def _http_server(arguments: argparse.Namespace, address: BrokerAddress, stop: Ca
     for origin in arguments.cors_origin:
         if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", origin):
             raise UsageError(f"{origin!r} is no origin: write https://chat.example.org, without a path")
-    gateway = Gateway(address, arguments.topic_root, Anybody())
+    access = Anybody() if arguments.without_keys else KeyRing(KeyStore(database))
+    gateway = Gateway(address, arguments.topic_root, access)
     app = make_app([gateway], origins=arguments.cors_origin)
     return Server(app, listen(host, port), certificate=arguments.tls_cert, key=arguments.tls_key, on_end=stop)
 

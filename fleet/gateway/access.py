@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 
@@ -20,11 +23,7 @@ class Grant(Protocol):
         """Whether its key is for ``model``."""
 
     def reserve(self, tokens: int) -> None:
-        """It will cost about so many.
-
-        Raises:
-            EdgeBundleError: that many are not left.
-        """
+        """It will cost about so many."""
 
     def settle(self, tokens: int) -> None:
         """It is over and has cost so many."""
@@ -32,6 +31,12 @@ class Grant(Protocol):
 
 class Access(Protocol):
     """Lets requests in."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Around its whole life."""
+
+    def warnings(self) -> dict[str, str]:
+        """What is wrong with it, although it works: a name and a sentence each."""
 
     async def admit(self, authorization: str | None) -> Grant:
         """Let the request with this header in.
@@ -57,6 +62,13 @@ class _AnybodysGrant:
 
 class Anybody:
     """Lets everybody in."""
+
+    def warnings(self) -> dict[str, str]:
+        return {}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
 
     async def admit(self, authorization: str | None) -> Grant:
         return _AnybodysGrant()

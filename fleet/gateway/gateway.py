@@ -70,7 +70,8 @@ class Gateway:
         """Connected to the broker, as soon as and as long as it is there."""
         connecting = asyncio.create_task(self._connect())
         try:
-            yield
+            async with self._access.running():
+                yield
         finally:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
@@ -107,6 +108,10 @@ class Gateway:
         if self._client is None or not self._client.connected:
             return {"gateway": f"the broker {self._address.name} is away"}
         return {}
+
+    def warnings(self) -> dict[str, str]:
+        """That keys cannot be looked up."""
+        return self._access.warnings()
 
     def samples(self) -> Sequence[Sample]:
         """Requests, tokens, times, devices."""

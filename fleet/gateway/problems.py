@@ -9,6 +9,7 @@ from msgspec import UNSET, Struct
 
 from contract.errors import EdgeBundleError, EngineFailed, RequestInvalid, SourceUnavailable, StoreBroken, StoreFull
 from contract.mqtt.messages import ErrorBody
+from fleet.gateway.quota import QuotaExceeded
 
 RETRY_SECONDS = 2.0
 """Where nobody says when to come back: devices load and swap in seconds."""
@@ -25,6 +26,7 @@ class Problem(Struct, frozen=True):
     code: str | None = None
     param: str | None = None
     retry_after: float | None = None
+    more_headers: dict[str, str] = {}
 
     @property
     def body(self) -> dict[str, Any]:
@@ -33,7 +35,7 @@ class Problem(Struct, frozen=True):
     @property
     def headers(self) -> dict[str, str]:
         """Those that tell a client when to come back, and how to say who it is."""
-        found = {}
+        found = dict(self.more_headers)
         if self.retry_after is not None:
             found["retry-after"] = str(max(1, math.ceil(self.retry_after)))
         if self.status == 401:
@@ -51,6 +53,8 @@ def _type_of(status: int) -> str:
 def of_error(error: EdgeBundleError) -> Problem:
     """What is said about an error of ours."""
     match error:
+        case QuotaExceeded():
+            return Problem(429, error.message, error.unit, error.kind, None, error.retry_after, error.headers)
         case RequestInvalid():
             kind = None if error.kind == "invalid_request" else error.kind
             return Problem(error.code, error.message, _type_of(error.code), kind, error.field)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -29,6 +30,9 @@ class Part(Protocol):
     def problems(self) -> dict[str, str]:
         """What keeps it from its work now: a name and a sentence each."""
 
+    def warnings(self) -> dict[str, str]:
+        """What is wrong although it works."""
+
     def samples(self) -> Sequence[Sample]:
         """What it counted."""
 
@@ -38,11 +42,24 @@ def make_app(parts: Sequence[Part], *, origins: Sequence[str] = ()) -> Starlette
 
     async def healthz(_: Request) -> Response:
         problems = {name: text for part in parts for name, text in part.problems().items()}
-        status = 503 if problems else 200
-        return JSONResponse({"status": "unavailable" if problems else "ok", "problems": problems}, status)
+        warnings = {name: text for part in parts for name, text in part.warnings().items()}
+        status = "unavailable" if problems else "degraded" if warnings else "ok"
+        document = {"status": status, "problems": problems, "warnings": warnings}
+        return JSONResponse(document, 503 if problems else 200)
 
     async def metrics(_: Request) -> Response:
         return PlainTextResponse(page([each for part in parts for each in part.samples()]), media_type=TYPE)
+
+    async def refused(_: Request, error: Exception) -> Response:
+        # The shape of OpenAI's errors: its clients read no other.
+        assert isinstance(error, HTTPException)
+        text = {404: "there is no such path", 405: "this path has no such method"}.get(error.status_code, error.detail)
+        body = {"message": text, "type": "invalid_request_error", "param": None, "code": None}
+        return JSONResponse({"error": body}, error.status_code, error.headers)
+
+    async def failed(_: Request, _error: Exception) -> Response:
+        body = {"message": "the server failed at this request; its log says why", "type": "server_error"}
+        return JSONResponse({"error": {**body, "param": None, "code": "internal_error"}}, 500)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -62,4 +79,9 @@ def make_app(parts: Sequence[Part], *, origins: Sequence[str] = ()) -> Starlette
         allow_methods=["GET", "POST"],
         allow_headers=["authorization", "content-type"],
     )
-    return Starlette(routes=routes, middleware=[cors] if origins else [], lifespan=lifespan)
+    return Starlette(
+        routes=routes,
+        middleware=[cors] if origins else [],
+        exception_handlers={HTTPException: refused, Exception: failed},
+        lifespan=lifespan,
+    )

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemy
 
 from contract.errors import ConfigInvalid, EdgeBundleError, SourceUnavailable, StoreBroken, StoreFull, UsageError
 from contract.reasons import Reason
-from fleet.store.schema import METADATA, VERSION, schema_version
+from fleet.store.schema import METADATA, SINCE_1, VERSION, schema_version
 
 BUSY_SECONDS = 30.0
 """How long one SQLite writer waits for another; transactions take milliseconds."""
@@ -74,6 +74,9 @@ class Database:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7218310934)")
             present = set(inspect(connection).get_table_names())
             if "schema_version" in present:
+                if connection.execute(select(schema_version.c.version)).scalar() == 1:
+                    METADATA.create_all(connection, tables=SINCE_1)
+                    connection.execute(schema_version.update().values(version=VERSION))
                 self._check(connection)
                 return False
             if strange := present & set(METADATA.tables):
@@ -101,8 +104,9 @@ class Database:
     def _check(self, connection: Connection) -> None:
         found = connection.execute(select(schema_version.c.version)).scalar()
         if found != VERSION:
+            hint = ": `edge-fleet init` adds what is missing" if found == 1 else ""
             raise ConfigInvalid(
-                f"{self.name} has version {found} of the tables, this program needs {VERSION}", field="database"
+                f"{self.name} has version {found} of the tables, this program needs {VERSION}{hint}", field="database"
             )
 
     @contextmanager

@@ -18,8 +18,9 @@ from sqlalchemy import (
     event,
 )
 
-VERSION = 1
-"""Of the schema. A database of another version is refused; the first change brings a migration tool with it."""
+VERSION = 2
+"""Of the schema. A database of another version is refused, unless it lacks :data:`SINCE_1` alone; the first change of a
+table brings a migration tool with it."""
 
 METADATA = MetaData()
 
@@ -172,6 +173,32 @@ audit = Table(
     Column("detail", Text, nullable=False),
     Column("hash", String(64), nullable=False),
 )
+
+token = Table(
+    "token",
+    METADATA,
+    Column("name", _NAME, primary_key=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("models", Text, nullable=False, default="[]"),
+    Column("limits", Text, nullable=False, default="{}"),
+)
+
+token_usage = Table(
+    "token_usage",
+    METADATA,
+    Column("token", _NAME, primary_key=True),
+    Column("window", String(8), primary_key=True),
+    Column("start", _NUMBER, primary_key=True),
+    Column("requests", _NUMBER, nullable=False),
+    Column("tokens", _NUMBER, nullable=False),
+)
+
+SINCE_1 = (token, token_usage)
+"""Tables that came with version 2."""
 
 # Append-only by the database itself, so that a fault of ours cannot rewrite history.
 _SQLITE = (

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import insert, select, text
 
 from contract.errors import ConfigInvalid, SourceUnavailable, StoreBroken, StoreFull, UsageError
+from fleet.store import tokens
 from fleet.store.database import Database, parse_database
-from fleet.store.schema import leader, schema_version
+from fleet.store.schema import METADATA, SINCE_1, leader, schema_version
 from tests.postgres import Postgres
 
 
@@ -37,6 +38,20 @@ def test_another_version_is_refused_and_left_alone(database: Database) -> None:
         database.check()
     with pytest.raises(ConfigInvalid, match="has version 99 of the tables"):
         database.create()
+
+
+def test_a_database_of_version_1_gets_the_tables_that_came_since(database: Database) -> None:
+    METADATA.drop_all(database.engine, tables=SINCE_1)
+    with database.write() as connection:
+        connection.execute(schema_version.update().values(version=1))
+        connection.execute(insert(leader).values(id=1, epoch=7, holder="a", since=0.0))
+    with pytest.raises(ConfigInvalid, match="`edge-fleet init` adds what is missing"):
+        database.check()
+    assert not database.create()
+    database.check()
+    with database.read() as connection:
+        assert tokens.rows(connection) == []
+        assert connection.execute(select(leader.c.epoch)).scalar() == 7
 
 
 def test_somebody_elses_tables_are_refused(database_url: str) -> None:
@@ -97,7 +112,7 @@ def test_commits_survive_a_power_cut(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
     made.close()
     with sqlite3.connect(tmp_path / "fleet.db") as plain:
-        assert plain.execute("SELECT version FROM schema_version").fetchone() == (1,)
+        assert plain.execute("SELECT version FROM schema_version").fetchone() == (2,)
 
 
 def test_a_server_that_is_gone_is_unavailable_and_comes_back(postgres: Postgres) -> None:
