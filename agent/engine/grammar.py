@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.answer_limits import limits_of
+from agent.engine.json_bounds import JsonScanner, Tokens
 from agent.engine.schemas import MAX_PATTERNS_TOGETHER, check_schema
 from contract.errors import EngineFailed, RequestInvalid
 
@@ -34,13 +37,35 @@ ENDED = frozenset({"NoExtension", "NoExtensionBias", "EndOfSentence", "NotStoppe
 """Stop reasons that are no fault."""
 
 
+class Bounds:
+    """Keeps one answer in JSON within its limits; ``tokens`` is asked for only once something is full."""
+
+    def __init__(self, scanner: JsonScanner, tokens: Callable[[], Tokens], bytes_of: Callable[[int], bytes]) -> None:
+        self._scanner = scanner
+        self._tokens = tokens
+        self._bytes_of = bytes_of
+
+    def keep(self, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """``allowed`` without what makes longer what is full, if that leaves anything."""
+        full = self._scanner.fullness()
+        if full is None:
+            return allowed
+        left = allowed & ~self._tokens().going_on(full)
+        return left if left.any() else allowed
+
+    def accept(self, token: int) -> None:
+        """The token was chosen."""
+        self._scanner.feed(self._bytes_of(token))
+
+
 class Constraint:
     """What one answer may still say."""
 
-    def __init__(self, matcher: Any, vocab_size: int, field: str = FIELD) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, field: str = FIELD, bounds: Bounds | None = None) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._field = field
+        self._bounds = bounds
 
     def mask(self) -> NDArray[np.bool_]:
         """``[vocab]``, True where a token may follow; only the end where nothing may.
@@ -54,11 +79,13 @@ class Constraint:
         llguidance.numpy.fill_next_token_bitmask(self._matcher, bits, 0)
         _check(self._matcher, self._field)
         allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[: self._vocab_size]
-        return allowed.astype(np.bool_)
+        return allowed.astype(np.bool_) if self._bounds is None else self._bounds.keep(allowed.astype(np.bool_))
 
     def accept(self, token: int) -> None:
         """The token was chosen."""
         self._matcher.consume_token(token)
+        if self._bounds is not None:
+            self._bounds.accept(token)
 
     @property
     def complete(self) -> bool:
@@ -74,13 +101,23 @@ class Grammars:
         self._vocab_size = vocab_size
         self._eos = eos
         self._tokenizer: Any = None
+        self._tokens: Tokens | None = None
         self._compiled: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
 
-    def constraint(self, grammar: tuple[str, str], *, after: str = "", field: str = FIELD) -> Constraint:
+    def constraint(
+        self,
+        grammar: tuple[str, str],
+        *,
+        after: str = "",
+        field: str = FIELD,
+        schemas: Collection[str] = (),
+        marks: tuple[bytes, ...] = (),
+    ) -> Constraint:
         """A fresh constraint: ``("json_schema", schema)``, ``("regex", pattern)``, ``("grammar", Lark)`` of a
         client's, or ``("calls", Lark)`` of our own.
 
-        ``after``: rules of what comes before it, which name it ``@body``. ``field`` asked for it.
+        ``after``: rules of what comes before it, which name it ``@body``. ``field`` asked for it. ``schemas`` are those
+        of a grammar that holds JSON, which begins behind one of ``marks``, or at once: it is kept within their limits.
 
         Raises:
             RequestInvalid: not a grammar, one that nothing satisfies, or one that is too much work.
@@ -94,7 +131,19 @@ class Grammars:
             if len(self._compiled) > COMPILED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
-        return Constraint(matcher.deep_copy(), self._vocab_size, field)
+        bounds = None
+        if held := schemas or grammar[1:] * (grammar[0] == "json_schema"):
+            scanner = JsonScanner(limits_of(*map(json.loads, held)), marks)
+            bounds = Bounds(scanner, self._read_tokens, self._bytes_of)
+        return Constraint(matcher.deep_copy(), self._vocab_size, field, bounds)
+
+    def _bytes_of(self, token: int) -> bytes:
+        return bytes(self._tokenizer.decode_bytes([token]))
+
+    def _read_tokens(self) -> Tokens:
+        if self._tokens is None:
+            self._tokens = Tokens(self._vocab_size, self._bytes_of)
+        return self._tokens
 
     def _compile(self, kind: str, text: str, after: str = "", field: str = FIELD) -> Any:
         import llguidance

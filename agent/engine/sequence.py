@@ -206,7 +206,9 @@ def constrain(
     if kind == "json_schema":
         check_schema(text)
         _refuse_control_tokens(text, tokenizing, FIELD)
-    return grammars.constraint(generation.grammar, after=tokenizing.dialect.thought_before_format(generation, prompt))
+    after = tokenizing.dialect.thought_before_format(generation, prompt)
+    marks = tokenizing.dialect.before_format if after else ()
+    return grammars.constraint(generation.grammar, after=after, marks=marks)
 
 
 def _hold_to_calls(tools: Tools, calls: str, tokenizing: Tokenizing, grammars: Grammars) -> Constraint:
@@ -215,8 +217,9 @@ def _hold_to_calls(tools: Tools, calls: str, tokenizing: Tokenizing, grammars: G
     for field, schema in schemas.items():
         check_schema(schema, field)
         _refuse_control_tokens(schema, tokenizing, field)
+    marks = tokenizing.dialect.before_arguments(tools)
     try:
-        return grammars.constraint(("calls", calls), field="tools")
+        return grammars.constraint(("calls", calls), field="tools", schemas=schemas.values(), marks=marks)
     except RequestInvalid:
         for field, schema in schemas.items():
             grammars.constraint(("json_schema", schema), field=field)

@@ -6,7 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 
-from agent.engine.interface import Generation
+from agent.engine.interface import Generation, Tools
 from agent.engine.tools.answer_reader import AnswerReader
 from agent.engine.tools.call_grammar import call_grammar, thought_grammar
 from agent.engine.tools.forms import MARKERS, find_form, find_thoughts
@@ -48,6 +48,15 @@ class Dialect:
         if self._thoughts is None or not self._opens_thought(generation, prompt):
             return ""
         return thought_grammar(self._thoughts, self._tokens)
+
+    @property
+    def before_format(self) -> tuple[bytes, ...]:
+        """Behind what the JSON of a format begins where a thought comes before it."""
+        return () if self._thoughts is None else (self._thoughts.end.encode(),)
+
+    def before_arguments(self, tools: Tools) -> tuple[bytes, ...]:
+        """Behind what the arguments of a call begin."""
+        return tuple((each["function"]["name"] + self.form.after_name).encode() for each in tools.definitions)
 
     def reader(self, generation: Generation, prompt: Sequence[int], choice: int = 0) -> AnswerReader | None:
         """What takes the answer ``choice`` to ``prompt`` apart; None where it is one text, as after a plain prompt."""
