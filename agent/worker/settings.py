@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from agent.host.cores import computing_cores
+from contract.system.control_groups import cpu_limit
 
 
 class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,26 +70,5 @@ def usable_threads(settings: WorkerSettings) -> int:
     if settings.threads:
         return settings.threads
     cores = len(computing_cores(os.sched_getaffinity(0)))
-    quota = _cgroup_cores()
+    quota = cpu_limit()
     return max(1, cores if quota is None else min(cores, int(quota + 0.5)))
-
-
-def _cgroup_cores(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The tightest CPU quota of our cgroup (version 2) and its parents, in cores; None without one."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-        folder = root / next(line[3:] for line in lines if line.startswith("0::")).lstrip("/")
-    except (OSError, StopIteration):
-        return None
-    tightest: float | None = None
-    for group in (folder, *folder.parents):
-        try:
-            quota, period = (group / "cpu.max").read_text().split()
-            if quota != "max":
-                cores = int(quota) / int(period)
-                tightest = cores if tightest is None else min(tightest, cores)
-        except (OSError, ValueError):
-            pass
-        if group == root:
-            break
-    return tightest
