@@ -4,10 +4,13 @@ tokens a second.
     make size MODEL=phi-3.5-mini            # or python -m benchmarks.size phi-3.5-mini --directory build/size
 
 The weights are random (``tests/random_checkpoint.py``), so what the bundle answers means nothing. The checkpoint is
-made once and kept. Memory is anonymous (``RssAnon``), added up over all processes of the build, fifty times a second
-at most: files that are mapped can be taken back by the system and are not in it. ``--limit GIB`` runs the build in a
-memory cgroup of that size, mapped files and all (needs root), which shows the bound instead of measuring it;
-``--plain`` builds once more with the model builder as it comes, for its time and its memory.
+made once and kept; the bundle, its figures and the build's cache are kept until the device's part has ended well, so
+that a run which was interrupted goes on where it was (``--keep``: they stay after that, too).
+
+Memory is anonymous (``RssAnon``), added up over all processes of the build, fifty times a second at most: files that
+are mapped can be taken back by the system and are not in it. ``--limit GIB`` runs the build in a memory cgroup of that
+size, mapped files and all (needs root), which shows the bound instead of measuring it; ``--plain`` builds once more
+with the model builder as it comes, for its time and its memory.
 
 The bundle is then published, installed into an agent in a memory cgroup of 4 GiB without swap (``--device GIB``;
 without root there is no limit), asked, and swapped for another version under load (``--device 0``: none of that).
@@ -20,8 +23,9 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 from pathlib import Path
+
+import msgspec
 
 from benchmarks.size_device import serve
 from benchmarks.watching import GIB, Watched, bytes_in, memory_group, watch
@@ -31,21 +35,33 @@ from tests.random_checkpoint import SHAPES, config_of, make_random_checkpoint, s
 
 ACCEPT = "random weights of a real shape"
 
+FIGURES = "build.json"
+"""Beside a finished bundle: with which options it was built, and what that took."""
 
-def build(checkpoint: Path, work: Path, options: list[str], group: Path | None) -> Watched:
-    """``edge-packager build``, into ``work/bundle``."""
+
+def build(checkpoint: Path, work: Path, options: list[str], limit: float | None) -> Watched:
+    """``edge-packager build``, into ``work/bundle``; what was found when the same was built before, if it was."""
+    figures = work / FIGURES
+    if figures.is_file():
+        options_then, found = msgspec.json.decode(figures.read_bytes(), type=tuple[list[str], Watched])
+        if options_then == options:
+            return found
+    figures.unlink(missing_ok=True)
+    shutil.rmtree(work / "bundle", ignore_errors=True)
     line = ["build", str(checkpoint), "--name", "size", "--version", "1.0.0", "--out", str(work / "bundle")]
     line += ["--cache", str(work / "cache"), "--accept-quality", ACCEPT, *options]
-    return watch([sys.executable, "-m", "packager.cli", *line], group)
+    with memory_group(limit) as group:
+        found = watch([sys.executable, "-m", "packager.cli", *line], group, work / "build.log")
+    figures.write_bytes(msgspec.json.encode((options, found)))
+    return found
 
 
 def build_plain(checkpoint: Path, work: Path) -> Watched:
     """The model builder alone, with nothing of ours."""
     options = builder_options(BuildPlan("source", "size", "1.0.0"))
     line = ["-i", str(checkpoint), "-o", str(work / "plain"), "-p", "int4", "-e", "cpu", "-c", str(work / "scratch")]
-    return watch(
-        [sys.executable, "-m", "onnxruntime_genai.models.builder", *line, "--extra_options", *options],
-    )
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *line, "--extra_options", *options]
+    return watch(command, None, work / "plain.log")
 
 
 def table(shape: str, checkpoint: Path, work: Path, found: Watched, plain: Watched | None) -> str:
@@ -86,9 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, metavar="GIB", help="build in a memory cgroup of that size")
     parser.add_argument("--device", type=float, metavar="GIB", default=4.0, help="memory of the device (4; 0: none)")
     parser.add_argument("--tokens", type=int, default=64, help="length of every answer of the device")
+    parser.add_argument("--keep", action="store_true", help="leave bundle and cache for another run")
     parser.add_argument("--plain", action="store_true", help="build with the model builder as it comes, too")
-    parser.add_argument("options", nargs="*", metavar="OPTION", help="of edge-packager build, after --")
-    given = parser.parse_args(arguments)
+    parser.epilog = "what follows after -- are options of edge-packager build"
+    line = sys.argv[1:] if arguments is None else arguments
+    end = line.index("--") if "--" in line else len(line)
+    given, options = parser.parse_args(line[:end]), line[end + 1 :]
     checkpoint = given.directory / f"{'small-' if given.small else ''}{given.shape}"
     if not checkpoint.is_dir():
         staging = checkpoint.with_name(f".{checkpoint.name}")
@@ -96,13 +115,15 @@ def main(arguments: list[str] | None = None) -> int:
         config = small_config(given.shape) if given.small else config_of(given.shape)
         make_random_checkpoint(staging, config)
         staging.rename(checkpoint)
-    with tempfile.TemporaryDirectory(prefix="build-", dir=given.directory) as place:
-        with memory_group(given.limit) as group:
-            found = build(checkpoint, Path(place), given.options, group)
-        plain = build_plain(checkpoint, Path(place)) if given.plain else None
-        print(table(checkpoint.name, checkpoint, Path(place), found, plain))
-        if given.device:
-            print(f"\n{serve(Path(place) / 'bundle', Path(place), given.device, given.tokens)}")
+    work = given.directory / f"{checkpoint.name}-work"
+    work.mkdir(exist_ok=True)
+    found = build(checkpoint, work, options, given.limit)
+    plain = build_plain(checkpoint, work) if given.plain else None
+    print(table(checkpoint.name, checkpoint, work, found, plain), flush=True)
+    if given.device:
+        print(f"\n{serve(work / 'bundle', work, given.device, given.tokens)}")
+    if not given.keep:
+        shutil.rmtree(work)
     return 0
 
 

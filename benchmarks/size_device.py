@@ -44,7 +44,9 @@ class Watcher:
 
 
 def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
-    """What is printed of the bundle on a device of ``limit`` GiB; in ``place`` everything is made, and removed."""
+    """What is printed of the bundle on a device of ``limit`` GiB; in ``place`` everything is made, and removed but for
+    the agent's log.
+    """
     swap.WAIT_SECONDS = WAIT_SECONDS
     root = os.geteuid() == 0
     plan = plan_bundle(find_bundle(str(bundle), place), Box(int(limit * GIB), os.cpu_count() or 1))
@@ -59,6 +61,7 @@ def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
             finally:
                 site.close()
     finally:
+        shutil.copyfile(site_place / "agent.log", place / "agent.log")
         subprocess.run(["chmod", "-R", "u+w", str(site_place)], check=True)
         shutil.rmtree(site_place)
 

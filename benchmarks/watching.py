@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,20 +63,19 @@ def look(started: psutil.Process, found: Watched) -> None:
         found.peaks[name] = max(found.peaks.get(name, 0), size)
 
 
-def watch(command: list[str], group: Path | None = None) -> Watched:
-    """Run ``command`` to its end, in the memory cgroup ``group`` if there is one.
+def watch(command: list[str], group: Path | None, log: Path) -> Watched:
+    """Run ``command`` to its end, in the memory cgroup ``group`` if there is one; what it says goes to ``log``.
 
     Raises:
         SystemExit: it failed; its output is shown.
     """
     found = Watched()
-    with tempfile.TemporaryFile("w+") as output:
+    with log.open("wb") as output:
         started = psutil.Popen([*within(group), *command], stdout=output, stderr=subprocess.STDOUT)
         while started.poll() is None:
             look(started, found)
             time.sleep(PAUSE)
-        output.seek(0)
-        found.output = output.read()
+    found.output = log.read_text("utf-8", "replace")
     if started.returncode != 0:
         print(found.output, file=sys.stderr)
         raise SystemExit(started.returncode)
