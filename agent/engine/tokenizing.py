@@ -17,7 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from msgspec import structs
+import msgspec
+from msgspec import Struct, structs
 
 from agent.engine.interface import ChatTurn, Generation
 from agent.engine.tools.dialect import Dialect
@@ -66,10 +67,11 @@ class Tokenizing:
         self._tokenizer = tokenizer
         self.eos = eos or tuple(int(token) for token in tokenizer.eos_token_ids)
         self._beginning = read_beginning(tokenizer)
-        self._composes = _composes(bundle_dir)
+        document = _read_tokenizer_file(bundle_dir / "tokenizer.json")
+        self._composes = composes(document)
         files = read_chat_files(bundle_dir)
         self._text = "\n".join({files.default: None, files.templates.get(TOOL_USE, files.default): None})
-        added = _added_tokens(bundle_dir)
+        added = _added_tokens(document)
         controls = _control_texts(added, self._text)
         self.dialect = Dialect(self._text, _numbers(added), lambda token: self.decode([token]))
         self._template = ChatTemplate(files)
@@ -293,24 +295,33 @@ def _free_mark(messages: list[ChatTurn], marks: str) -> str:
     return next((mark for mark in marks if mark not in used), marks[0])
 
 
-def _composes(bundle_dir: Path) -> bool:
-    path = bundle_dir / "tokenizer.json"
-    try:
-        return path.stat().st_size <= MAX_TOKENIZER_BYTES and composes(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
-        return False
+class _TokenizerFile(Struct):
+    """What is read of a ``tokenizer.json``; the vocabulary, nearly all of it, is passed over."""
+
+    added_tokens: Any = None
+    normalizer: Any = None
 
 
-def _added_tokens(bundle_dir: Path) -> list[dict[str, Any]]:
-    """Those that have a text."""
-    path = bundle_dir / "tokenizer.json"
+def _read_tokenizer_file(path: Path) -> dict[str, Any]:
+    """Its added tokens and its normalizer; nothing where it cannot be read."""
     try:
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            return []
-        added = json.loads(path.read_bytes()).get("added_tokens") or []
-    except (OSError, ValueError, AttributeError):
-        return []
-    return [token for token in added if isinstance(token, dict) and isinstance(token.get("content"), str)]
+            return {}
+        data = path.read_bytes()
+        try:
+            return structs.asdict(msgspec.json.decode(data, type=_TokenizerFile))
+        except msgspec.MsgspecError:  # it is stricter than whoever wrote the file
+            found = json.loads(data)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _added_tokens(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that have a text."""
+    added = document.get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    return [token for token in tokens if isinstance(token, dict) and isinstance(token.get("content"), str)]
 
 
 def _numbers(added: list[dict[str, Any]]) -> dict[str, int]:

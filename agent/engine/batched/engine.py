@@ -11,7 +11,6 @@ are run apart from the others.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from itertools import groupby
@@ -20,11 +19,11 @@ from typing import Any
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.engine.batched.graph import derived_graph, read_decoder
 from agent.engine.batched.independence import promise
+from agent.engine.batched.loading import load
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
-from agent.engine.batched.runner import Runner, open_session
+from agent.engine.batched.runner import Runner
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.batched.verdict import SLICE, measure, recorded, trial_size
 from agent.engine.choices import Choices
@@ -37,10 +36,7 @@ from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
 from agent.engine.sequence import LogitRules, TokenSequence, constrain, prepare, rejection
-from agent.engine.tokenizing import Tokenizing
 from contract.errors import EngineFailed, RequestInvalid
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
 
 CAPABILITIES = (
     *("chat", "tools", "continuous_batching", "prefix_cache", "stop", "seed", "logprobs", "logit_bias", "min_p"),
@@ -95,15 +91,9 @@ class BatchedEngine:
         self._processors = processors
         bundle_dir, derived_dir, threads = files.bundle_dir, files.derived_dir, resources.threads
         found = read_config(bundle_dir)
-        decoder = read_decoder(bundle_dir, found)
-        with runtime_errors("the model cannot be loaded"):
-            import onnxruntime_genai
-
-            tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
-            self._tokenizing = Tokenizing(tokenizer, bundle_dir, found.eos_token_ids)
-            progress("reading the weights")
-            session = open_session(derived_graph(decoder.path, derived_dir), threads, resources.kernels)
-            progress("the weights are loaded")
+        known = None if trial else recorded(derived_dir, threads)
+        loaded = load(files, found, resources, known=known is not None, hear=progress)
+        decoder, self._tokenizing = loaded.decoder, loaded.tokenizing
         # Only now is it known what the weights take.
         plan = plan_cache(
             decoder.kv_bytes_per_token,
@@ -120,9 +110,8 @@ class BatchedEngine:
         self._pool = Pool(decoder, slots, length)
         try:
             with runtime_errors("it does not run as it should"):
-                self._runner = Runner(session, decoder, self._pool)
+                self._runner = Runner(loaded.session, decoder, self._pool)
                 self._runner.after_run = lambda: progress("self-test")
-                known = None if trial else recorded(derived_dir, threads)
                 self.verdict = known or measure(self._runner, self._pool, decoder, threads)
                 self._runner.after_run = None
         except EngineFailed as error:

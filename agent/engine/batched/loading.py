@@ -1,0 +1,62 @@
+"""Loading a model: what Python reads of a bundle, and the session, at the same time.
+
+The runtime lays weights out without Python, which reads tokenizer and template meanwhile. Where this graph was found
+fit before, the session is begun at once; else only when its nodes were looked at, since it may be another engine's.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from agent.engine.batched.graph import Decoder, derived_graph, read_decoder
+from agent.engine.batched.runner import open_session
+from agent.engine.interface import Progress
+from agent.engine.load_options import ModelFiles, Resources
+from agent.engine.runtime_errors import runtime_errors
+from agent.engine.tokenizing import Tokenizing
+from contract.bundle.genai_config import GenaiFacts
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
+
+
+class LoadedModel(NamedTuple):
+    """``session`` is an ``onnxruntime.InferenceSession`` of the graph that ``decoder`` describes."""
+
+    decoder: Decoder
+    tokenizing: Tokenizing
+    session: Any
+
+
+def load(files: ModelFiles, facts: GenaiFacts, resources: Resources, *, known: bool, hear: Progress) -> LoadedModel:
+    """The model of ``files``, its weights prepacked if they are there so; ``known``: its graph was found fit before.
+    ``hear`` is told how far it is.
+
+    Raises:
+        Declined: the graph has something that this engine has not been taught.
+        EngineFailed: it cannot be loaded at all.
+    """
+    bundle_dir = files.bundle_dir
+    with ThreadPoolExecutor(1) as beside:
+
+        def begin() -> Future[Any]:
+            hear("reading the weights")
+            return beside.submit(
+                open_session,
+                derived_graph(bundle_dir / facts.filename, files.derived_dir),
+                resources.threads,
+                resources.kernels,
+            )
+
+        opening = begin() if known else None
+        decoder = read_decoder(bundle_dir, facts)
+        opening = opening or begin()
+        with runtime_errors("the model cannot be loaded"):
+            import onnxruntime_genai
+
+            tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
+            tokenizing = Tokenizing(tokenizer, bundle_dir, facts.eos_token_ids)
+            session = opening.result()
+    hear("the weights are loaded")
+    return LoadedModel(decoder, tokenizing, session)
