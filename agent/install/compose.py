@@ -71,7 +71,7 @@ def make_reconciler(
         reporter=reporter,
     )
     parts = runner.Parts(
-        download=DownloadStep(client, reporter, audit_limiter, clock=clock),
+        download=DownloadStep(client, reporter, audit_limiter, serving=serving, worker=worker_settings, clock=clock),
         activation=Activation(
             state=state, serving=serving, reporter=reporter, canary_run=canary_run, clock=clock, now=now
         ),

@@ -21,6 +21,7 @@ from contract.mqtt.messages import (
     MAX_FIELD,
     MAX_MESSAGE,
     BundleState,
+    PlannedSwap,
     Probation,
     Progress,
     Reported,
@@ -97,6 +98,7 @@ class Reporter:
         self.revision: str | None = None
         self.error: ReportedError | None = None
         self.queue_pause_ms: float | None = None
+        self.swap: PlannedSwap | None = None
 
     @property
     def current(self) -> Reported:
@@ -114,6 +116,7 @@ class Reporter:
             desired=snapshot.followed or UNSET,
             warnings=self._warnings() or UNSET,
             probation=self._probation or UNSET,
+            swap=self.swap or UNSET,
         )
 
     def _warnings(self) -> list[ReportedError]:
@@ -138,7 +141,7 @@ class Reporter:
         failed stays until that is over.
         """
         self.revision = revision
-        self.queue_pause_ms = self._progress = None
+        self.queue_pause_ms = self._progress = self.swap = None
         self.error = _retried(self.error) if again else None
 
     def phase(self, state: State) -> None:
@@ -146,7 +149,7 @@ class Reporter:
         self._phase = state
         self._probation = None
         if state is State.IDLE:
-            self._progress = None
+            self._progress = self.swap = None
         self.publish()
 
     def progress(self, line: Progressed) -> None:

@@ -414,6 +414,17 @@ class Probation(Struct, frozen=True):
     of_requests: int | UnsetType = UNSET
 
 
+class PlannedSwap(Struct, frozen=True):
+    """How a candidate will take over from the bundle that serves, and ``why``: both run for a moment (``overlap``), the
+    old one ends first (``drain``), or it ends before the candidate is even tried (``aside``). Requests wait for at most
+    ``pause_seconds`` once what runs has ended.
+    """
+
+    mode: Literal["overlap", "drain", "aside"]
+    pause_seconds: float
+    why: str
+
+
 class BundleState(Struct, frozen=True):
     name: str
     version: str
@@ -456,7 +467,7 @@ class Reported(Struct, frozen=True):
     ``warnings`` last as long as what they tell of, and stop nothing: an installed bundle that was revoked, metadata
     that expired or cannot be trusted any more. ``adapters`` are loaded beside the active bundle. ``desired`` is the
     bundle of the document that is followed; absent when none is, or this device's operator chose another one since.
-    ``probation`` is there in the phase of that name.
+    ``probation`` is there in the phase of that name, ``swap`` while a candidate is on its way to take over.
     """
 
     revision: str | None
@@ -470,6 +481,7 @@ class Reported(Struct, frozen=True):
     adapters: list[BundleState] | UnsetType = UNSET
     desired: BundleReference | UnsetType = UNSET
     probation: Probation | UnsetType = UNSET
+    swap: PlannedSwap | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True):

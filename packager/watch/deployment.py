@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.mqtt.messages import Reported
+from contract.mqtt.messages import PlannedSwap, Reported
 from contract.reasons import Reason
 
 QUIET_SECONDS = 30.0
@@ -158,6 +158,16 @@ def phase_text(reported: Reported, bundle: str) -> str:
     if reported.progress is not None and reported.progress.total and reported.phase == "FETCH":
         # In steps of ten, so that a log does not drown.
         text += f" {100 * reported.progress.done // reported.progress.total // 10 * 10} %"
+    if reported.swap is not UNSET and reported.phase in ("CHECK", "CANARY"):  # before it travels, and before it is done
+        text += f" ({swap_text(reported.swap)})"
     if reported.queue_pause_ms is not UNSET and reported.phase in ("PROBATION", "COMMIT"):
         text += f" (requests waited {reported.queue_pause_ms:.0f} ms)"
     return text
+
+
+def swap_text(swap: PlannedSwap) -> str:
+    """What a swap will mean for whoever asks the device, for people."""
+    if swap.mode == "overlap":
+        return "requests will not wait"
+    doing = "for its trial and its load" if swap.mode == "aside" else "for its load"
+    return f"requests will wait {doing}, {swap.pause_seconds:.0f} s at most: {swap.why}"

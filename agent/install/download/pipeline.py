@@ -95,6 +95,8 @@ class DownloadPipeline:
                 version=manifest.version,
                 security_epoch=manifest.security_epoch,
                 bytes=manifest.total_bytes,
+                min_ram_bytes=manifest.requires.min_ram_bytes,
+                peak_rss_bytes=manifest.budget.peak_rss_bytes,
             )
         )
         return trusted

@@ -78,13 +78,17 @@ Job = InstallJob | ReverifyJob | RefreshTrustJob
 
 
 class Resolved(Struct, frozen=True, tag="resolved"):
-    """Trust says which bundle it is; everything after is about this one."""
+    """Trust says which bundle it is; everything after is about this one. ``min_ram_bytes`` and ``peak_rss_bytes`` are
+    its manifest's, 0 where that was not read yet.
+    """
 
     digest: str
     name: str
     version: str
     security_epoch: int
     bytes: int
+    min_ram_bytes: int = 0
+    peak_rss_bytes: int = 0
 
 
 class Reached(Struct, frozen=True, tag="reached"):

@@ -9,12 +9,12 @@ from functools import partial
 from msgspec import Struct
 
 from agent.host.cpu_contention import CpuContention
-from agent.host.memory import available_memory
 from agent.install.ports import SealedBundle, Serving, SwapMode
 from agent.install.settings import InstallSettings
 from agent.install.update.canary import CanaryPassed, run_canary
 from agent.install.update.restore import Restorer
 from agent.install.update.step_reporter import StepReporter
+from agent.install.update.swap_plan import Needs, fits_beside, plan_swap
 from agent.install.verify.bundle_verifier import (
     StatFingerprint,
     check_unchanged,
@@ -87,9 +87,9 @@ class CanaryRun:
         manifest = (await asyncio.to_thread(read_manifest, directory, digest)).manifest
         stat_fingerprint = fingerprint_files(directory, manifest)
         new = await asyncio.to_thread(verify_bundle, directory, digest)
-        alone = self._serving.bundle is not None and not _fits_in_memory(
-            self._serving, settings, manifest.budget.peak_rss_bytes
-        )
+        planned = plan_swap(self._serving, settings, self._worker_settings, Needs.of(manifest))
+        self._reporter.swap_planned(planned)
+        alone = planned is not None and planned.mode == "aside"
         candidate: Candidate | None = None
         try:
             if alone:
@@ -145,9 +145,4 @@ def swap_mode(serving: Serving, settings: InstallSettings, candidate: Candidate)
     """Whether the candidate runs beside its predecessor now, or after it."""
     if settings.swap == "drain" or candidate.exclusive:
         return "drain"
-    return "overlap" if _fits_in_memory(serving, settings, candidate.passed.peak_rss_bytes) else "drain"
-
-
-def _fits_in_memory(serving: Serving, settings: InstallSettings, need_bytes: int) -> bool:
-    """Whether a model that takes ``need_bytes`` fits beside the one that serves, without taking its weights' pages."""
-    return available_memory() - serving.footprint.mapped_bytes >= need_bytes + settings.reserve_bytes
+    return "overlap" if fits_beside(serving, settings, candidate.passed.peak_rss_bytes) else "drain"

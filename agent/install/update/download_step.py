@@ -14,14 +14,16 @@ from agent.install.desired import (
     Rollback,
     requested_by,
 )
-from agent.install.ports import Clock
+from agent.install.ports import Clock, Serving
 from agent.install.process.client import InstallerClient
 from agent.install.process.messages import InstallJob, Line, Progressed, Reached, Resolved, ReverifyJob
 from agent.install.update.attempt import Attempt
 from agent.install.update.state_machine import STEPS, Event
 from agent.install.update.step_reporter import StepReporter
+from agent.install.update.swap_plan import Needs, plan_swap
 from agent.state.audit import AuditRateLimiter
 from agent.state.layout import StateDirectory
+from agent.worker.settings import WorkerSettings
 from contract.causes import Cause
 from contract.errors import BundleRefused, EdgeBundleError, EngineFailed, SourceInvalid
 from contract.identifiers import Digest
@@ -36,11 +38,15 @@ class DownloadStep:
         reporter: StepReporter,
         audit_limiter: AuditRateLimiter,
         *,
+        serving: Serving,
+        worker: WorkerSettings,
         clock: Clock,
     ) -> None:
         self._installer = installer
         self._reporter = reporter
         self._audit_limiter = audit_limiter
+        self._serving = serving
+        self._worker = worker
         self._clock = clock
         self._fetching_since = 0.0
 
@@ -73,6 +79,9 @@ class DownloadStep:
                 attempt.candidate = Digest(line.digest)
                 self._fetching_since = self._clock()
                 self._reporter.resolved(attempt.target, line)
+                if line.min_ram_bytes:
+                    needs = Needs(line.min_ram_bytes, line.peak_rss_bytes)
+                    self._reporter.swap_planned(plan_swap(self._serving, attempt.target.settings, self._worker, needs))
                 enter(Event.RESOLVED)
             case Reached(event) if event not in STEPS:
                 raise EngineFailed(f"the installer reported {event}, which only the agent may")

@@ -17,7 +17,7 @@ from agent.state.installation import Failure, InstallationState, InstalledBundle
 from agent.systemd.journal import fields
 from contract.errors import BundleRefused, EdgeBundleError
 from contract.identifiers import Digest
-from contract.mqtt.messages import ReportedError
+from contract.mqtt.messages import PlannedSwap, ReportedError
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")
@@ -61,6 +61,11 @@ class StepReporter(Reporter):
                 bytes=line.bytes,
             ),
         )
+
+    def swap_planned(self, planned: PlannedSwap | None) -> None:
+        """How the candidate will take over; None where nothing serves."""
+        self.swap = planned
+        self.publish()
 
     def fetched(self, target: DesiredBundle, last: Progressed | None, seconds: float) -> None:
         """``last``: the last progress that was heard of; without it, nothing had to come."""

@@ -8,7 +8,15 @@ import pytest
 
 from contract.errors import BundleRefused, SourceUnavailable
 from contract.mqtt import messages
-from contract.mqtt.messages import BundleReference, BundleState, Phase, Progress, Reported, ReportedError
+from contract.mqtt.messages import (
+    BundleReference,
+    BundleState,
+    Phase,
+    PlannedSwap,
+    Progress,
+    Reported,
+    ReportedError,
+)
 from packager.watch.deployment import QUIET_SECONDS, Deployment
 
 RETRIED = ReportedError("source_unavailable", "depot is away; retrying in 5 s", retry_in_seconds=5.0)
@@ -48,6 +56,24 @@ def test_active_is_said_of_what_was_asked_for_alone(deployment: Deployment) -> N
     assert line(deployment, report("FETCH", progress=Progress(49, 100))) is None, "no news"
     assert line(deployment, report(active="2.0.0")) == "active tiny@2.0.0"
     deployment.conclude(1.0, [])
+
+
+@pytest.mark.parametrize(
+    ("swap", "text"),
+    [
+        (PlannedSwap("overlap", 0.0, "there is memory for both"), "requests will not wait"),
+        (PlannedSwap("drain", 300.0, "set"), "requests will wait for its load, 300 s at most: set"),
+        (
+            PlannedSwap("aside", 900.0, "no room"),
+            "requests will wait for its trial and its load, 900 s at most: no room",
+        ),
+    ],
+)
+def test_how_long_requests_will_wait_is_said_before(deployment: Deployment, swap: PlannedSwap, text: str) -> None:
+    assert line(deployment, report("CHECK", swap=swap)) == f"check ({text})"
+    assert line(deployment, report("FETCH", swap=swap, progress=Progress(45, 100))) == "fetch 40 %"
+    assert line(deployment, report("CANARY", swap=swap)) == f"canary ({text})"
+    assert line(deployment, report("SWITCH", swap=swap)) == "switch"
 
 
 def test_an_adapter_is_active_beside_its_model(deployment: Deployment) -> None:

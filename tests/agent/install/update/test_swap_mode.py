@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
+from msgspec import UNSET
 
 from agent.host import memory
 from agent.install import reconciler as coordinating
 from agent.install.ports import Footprint
+from agent.install.settings import InstallSettings
+from agent.worker.settings import WorkerSettings
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import StoreBroken
 from contract.reasons import Reason
@@ -74,6 +78,47 @@ async def test_what_serves_makes_room_for_the_canary_of_what_would_not_fit_besid
     assert stage.serving.moves == ["swap", "aside", "swap"]
     assert stage.serving.swaps == [("1.0.0", "drain"), ("1.1.0", "drain")]
     assert stage.workers.niceness == [19, 0], "requests wait for it"
+
+
+async def test_how_it_will_be_swapped_is_said_before_any_of_it_travels(tight: Tight) -> None:
+    stage = tight.stage
+    async with stage.agent() as reconciler:
+        for version in ("1.0.0", "1.1.0"):
+            reconciler.set_desired(desired(version))
+            await stage.settled(f"r{version}")
+    assert all(each.swap is UNSET for each in stage.reported if each.revision == "r1.0.0"), "nothing serves yet"
+    told = {each.phase: each.swap for each in stage.reported if each.revision == "r1.1.0"}
+    for phase in ("CHECK", "CANARY"):
+        swap = told[phase]
+        assert swap is not UNSET
+        assert swap.mode == "aside"
+        assert swap.pause_seconds == InstallSettings().canary_seconds + WorkerSettings().load_seconds
+        assert "beside the one that serves" in swap.why
+    assert told["IDLE"] is UNSET
+
+
+@pytest.mark.parametrize("swap", ["overlap", "drain"])
+@pytest.mark.parametrize("both", [True, False])
+async def test_it_follows_from_what_both_manifests_ask_for(
+    market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, swap: Any, both: bool
+) -> None:
+    """A device with 3.8 GiB: two models that ask for 2.3 GB each do not fit, though it is free now."""
+    requires = parse_manifest((market.base / MANIFEST_FILE).read_bytes()).requires
+    asked = msgspec.structs.replace(requires, min_ram_bytes=2000 * 10**6 if both else 2300 * 10**6)
+    for version in ("1.0.0", "1.1.0"):
+        market.publish(version, {"README.md": version.encode()}, requires=asked)
+    say_available(monkeypatch, tmp_path, 3_900_000)
+    stage = stage_for(market, device, swap=swap, reserve_bytes=RESERVE)
+    async with stage.agent() as reconciler:
+        for version in ("1.0.0", "1.1.0"):
+            reconciler.set_desired(desired(version))
+            await stage.settled(f"r{version}")
+    [told] = {each.swap for each in stage.reported if each.revision == "r1.1.0" and each.phase == "FETCH"}
+    assert told is not UNSET
+    assert told.mode == (swap if both else "aside")
+    assert (told.why == "two models need 4.1 GiB of memory, and this device has 3.8 GiB") is not both
+    assert (told.pause_seconds == 0) is (told.mode == "overlap")
+    assert stage.serving.moves == (["swap", "swap"] if both else ["swap", "aside", "swap"])
 
 
 async def test_weights_that_are_mapped_leave_no_room_though_the_kernel_calls_them_available(
