@@ -12,7 +12,7 @@ from msgspec import Struct
 from contract.bundle.device_plan import size_text
 from contract.errors import BuildRefused, StoreFull
 from contract.system.control_groups import PROC, ROOT, memory_limits
-from packager.build.plan import FAST, TUNED, BuildPlan
+from packager.build.plan import CALIBRATED, FAST, BuildPlan, goes_layer_by_layer
 from packager.evaluate.check import host_threads
 from packager.evaluate.source_process import AT_ONCE, WINDOW
 from packager.quantize.streaming import PIECE_ELEMENTS
@@ -59,10 +59,23 @@ START_SECONDS = 15
 run the bundle; half of that is loading libraries. k-quants take longer, by how much was not measured."""
 
 CALIBRATION_BYTES_PER_PARAMETER = 16
-"""The tuning of scales holds the weights in fp32 as rounded and as scaled, their gradients and halves of them."""
+"""Where scales are tuned: that holds the weights in fp32 as rounded and as scaled, their gradients, halves of them."""
 
 CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
 """Measured on 135 million parameters, in core seconds: text 150, source 120, layers 700, table 180, tuning 360."""
+
+LAYERED_CORE_SECONDS_PER_PARAMETER = 3.0e-6
+"""The same without tuning, layer by layer, linear in the parameters."""
+
+SHORT_TEXT, LONG_TEXT = 4096, 24576
+"""Tokens that weights are rounded on: of the shipped text, and of what the model writes."""
+
+SAMPLED_BYTES = 3 * 2**30
+"""Keys and values while the model writes that, at the most (``samples.CACHE_BYTES``)."""
+
+SCALES_TOKENS = 512
+SCALES_CORE_SECONDS_PER_PARAMETER = 1.8e-7
+"""Reading 24 times as many tokens to measure keys and values: 690 core seconds for 3.8 billion, on a busy machine."""
 
 FAST_CORE_SECONDS_PER_PARAMETER = 4.7e-7
 """One pass over a short text, linear in the parameters, and comparing two rounded layers: 52 and 63 core seconds more
@@ -118,20 +131,19 @@ def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
         # The runtime packs the weights anew when it loads them.
         LIBRARIES_BYTES // 2 + stored + CACHE_TOKENS * shape.kv_token_bytes + SCORES_BYTES // 4 * shape.vocabulary,
     ]
-    calibrated = plan.quantizer in TUNED
-    if calibrated:
-        peaks.append(LIBRARIES_BYTES + CALIBRATION_BYTES_PER_PARAMETER * shape.parameters)
     seconds = START_SECONDS + SECONDS_PER_PARAMETER * shape.parameters
+    disk, core_seconds = COPIES * stored, 0.0
     if plan.kv != "float":
         seconds *= 2  # a first build to measure keys and values on
-    disk = COPIES * stored
-    if plan.quantizer == FAST:
-        peaks.append(LIBRARIES_BYTES + _pass_bytes(shape))
-        seconds += FAST_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
-        disk += 4 * shape.parameters  # at the most: what is packed has an eighth of that
-    if calibrated:
-        seconds += CALIBRATION_CORE_SECONDS_PER_PARAMETER * shape.parameters / host_threads()
-        disk += 4 * shape.parameters  # the checkpoint between rounding and building, and what it goes on from
+        core_seconds += SCALES_CORE_SECONDS_PER_PARAMETER
+        disk += stored
+        peaks.append(LIBRARIES_BYTES // 2 + stored + 2 * SCALES_TOKENS * shape.kv_token_bytes)
+    if plan.quantizer in CALIBRATED:
+        memory, more = _calibration(plan, shape)
+        peaks.append(LIBRARIES_BYTES + memory)
+        core_seconds += more
+        disk += 4 * shape.parameters  # the checkpoint between rounding and building, at the most: packed, an eighth
+    seconds += core_seconds * shape.parameters / host_threads()
     return Estimate(
         memory_bytes=COMMAND_BYTES + max(peaks),
         disk_bytes=disk,
@@ -172,9 +184,21 @@ def _proof_bytes(shape: ModelShape) -> int:
     return LIBRARIES_BYTES + PROOF_BYTES_PER_PARAMETER * weights + cache + ROPE_COPIES * shape.switching_rope_bytes
 
 
-def _pass_bytes(shape: ModelShape) -> int:
-    """One layer in fp32 and what is made of it, and the table with its levels, rounded and about to be written."""
-    return max(3 * 4 * shape.layer, 4 * 4 * shape.vocabulary * shape.hidden)
+def _calibration(plan: BuildPlan, shape: ModelShape) -> tuple[int, float]:
+    """Memory, and core seconds a parameter."""
+    if not goes_layer_by_layer(plan, shape.parameters):
+        return CALIBRATION_BYTES_PER_PARAMETER * shape.parameters, CALIBRATION_CORE_SECONDS_PER_PARAMETER
+    if plan.quantizer == FAST:
+        return _pass_bytes(shape, SHORT_TEXT), FAST_CORE_SECONDS_PER_PARAMETER
+    return max(SAMPLED_BYTES, _pass_bytes(shape, LONG_TEXT)), LAYERED_CORE_SECONDS_PER_PARAMETER
+
+
+def _pass_bytes(shape: ModelShape, tokens: int) -> int:
+    """One layer in fp32, what is made of it and what passes through it; and the table with its levels, rounded and
+    about to be written.
+    """
+    passing = tokens * (shape.layer // max(1, shape.hidden) + 4 * shape.hidden)
+    return 4 * max(3 * shape.layer + passing, 4 * shape.vocabulary * shape.hidden + tokens * shape.hidden)
 
 
 def _source_bytes(shape: ModelShape) -> int:

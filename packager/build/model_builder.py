@@ -10,9 +10,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from packager.build.kv_cache import SCHEME, measure_scales
+from packager.build.kv_cache import SCHEME
 from packager.build.plan import BuildPlan, builder_options
-from packager.evaluate.text import EvalText
 from packager.sources.checkpoint import Checkpoint
 from packager.subprocess_job import run_child
 
@@ -42,32 +41,14 @@ def build_graph(
     log: Path,
     *,
     on_progress: Callable[[float, float], None] | None = None,
-    text: EvalText | None = None,
+    scales: Path | None = None,
 ) -> BuilderReport:
-    """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai; ``text`` is for the scales of a cache.
+    """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai; ``scales`` are those of an INT8 cache.
 
     Raises:
         BuildRefused: the builder failed; the log has its words.
     """
-    if plan.kv != "int8":
-        return _run_builder(checkpoint, plan, out, log, on_progress=on_progress)
-    with tempfile.TemporaryDirectory(prefix=".scales-", dir=out.parent) as scratch:
-        plain, scales = Path(scratch) / "plain", Path(scratch) / "scales.json"
-        _run_builder(checkpoint, msgspec.structs.replace(plan, kv="float"), plain, log)
-        measure_scales(plain, checkpoint, text, scales, log)
-        asked = (f"kv_cache_quant_scheme={SCHEME}", f"kv_cache_scale_file={scales}")
-        return _run_builder(checkpoint, plan, out, log, on_progress=on_progress, more=asked)
-
-
-def _run_builder(
-    checkpoint: Checkpoint,
-    plan: BuildPlan,
-    out: Path,
-    log: Path,
-    *,
-    on_progress: Callable[[float, float], None] | None = None,
-    more: tuple[str, ...] = (),
-) -> BuilderReport:
+    more = [] if scales is None else [f"kv_cache_quant_scheme={SCHEME}", f"kv_cache_scale_file={scales}"]
     out.mkdir(exist_ok=True)
     # The scratch is ours to remove, and beside the output: a builder that is interrupted leaves gigabytes in it.
     with tempfile.TemporaryDirectory(prefix=".builder-", dir=out.parent) as scratch:

@@ -27,7 +27,7 @@ from packager.build.behaviour import complete_behaviour
 from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.build.cache import bound_cache
 from packager.build.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
-from packager.build.kv_cache import describe_scales, scaled_digest
+from packager.build.kv_cache import describe_scales
 from packager.build.kv_choice import MadeGraph, make_with_measured_cache, settle_kv
 from packager.build.plan import CALIBRATED, BuildPlan, builder_options, check_plan, check_source, settle_quantizer
 from packager.build.progress import BuildProgress, SilentProgress
@@ -114,9 +114,8 @@ def build_bundle(
                 progress.message(f"rounded: {shown}")
 
         def make(asked: BuildPlan, where: Path) -> MadeGraph:
-            digest = scaled_digest(key, calibration) if asked.kv == "int8" else key
             report, kept = build_or_resume(
-                buildable, digest, asked, where, cache=cache, log=log, on_progress=progress.advance, text=calibration
+                buildable, key, asked, where, cache=cache, log=log, on_progress=progress.advance, text=calibration
             )
             progress.stage(4, STAGES, "reading the graph back")
             config, graph = read_back(where)
@@ -125,7 +124,7 @@ def build_bundle(
             more += compare_workarounds(shown, report.workarounds)
             check_conformance(asked, report.config, config, graph, [*more, *compare_ends(report.ends, config)])
             assessed = _assess(asked, spec, source, graph, staged=where, cache=cache, log=log, progress=progress)
-            return MadeGraph(asked, report, [kept], config, graph, assessed)
+            return MadeGraph(asked, report, kept, config, graph, assessed)
 
         made, choice = make_with_measured_cache(plan, make, staged, progress)
         plan, report, config, graph, assessed = made.plan, made.report, made.config, made.graph, made.assessed
@@ -293,7 +292,11 @@ def _write_extras(
             "ep": plan.ep,
             "quantizer": plan.quantizer,
             "builder": builder_options(plan),
-            **({"calibration": describe_calibration(plan)} if plan.quantizer in CALIBRATED else {}),
+            **(
+                {"calibration": describe_calibration(plan, source.checkpoint.parameters)}
+                if plan.quantizer in CALIBRATED
+                else {}
+            ),
             **({"kv": describe_scales(read_calibration(plan.calibration))} if plan.kv == "int8" else {}),
         },
         **record_build(plan, source.describe()),

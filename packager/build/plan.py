@@ -48,6 +48,11 @@ CALIBRATED = (FAST, "gptq", "auto-round")
 TUNED = ("gptq", "auto-round")
 TUNED_BLOCK = 32
 
+TUNED_PARAMETERS = 600_000_000
+"""``gptq`` tunes the scales of models up to this, which takes 16 bytes of memory a parameter; larger ones go through
+layer by layer, as with ``gptq-fast``, on the longer text.
+"""
+
 CALIBRATION_TEXTS = ("auto", "self", "shipped")
 """What ``--calibration`` names beside a file: the quantizer's own choice, what the source model writes, a short text
 that is shipped."""
@@ -200,6 +205,11 @@ def check_source(plan: BuildPlan, checkpoint: Checkpoint) -> str:
             field="precision",
         )
     return stored.method
+
+
+def goes_layer_by_layer(plan: BuildPlan, parameters: int) -> bool:
+    """Whether a calibrating quantizer holds one layer of a model of so many parameters at a time, and tunes nothing."""
+    return plan.quantizer == FAST or (plan.quantizer == "gptq" and parameters > TUNED_PARAMETERS)
 
 
 def io_type(plan: BuildPlan) -> str:

@@ -6,6 +6,7 @@ it measured, not a store.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import os
@@ -14,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from packager.build import model_builder_process as builder_process
 from packager.build import plan, workarounds
 from packager.build.build_cache import get_or_create, locked, sweep
+from packager.build.kv_cache import measure_scales, scaled_digest
 from packager.build.model_builder import BuilderReport, build_graph
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate import ends
@@ -36,6 +39,7 @@ CODE = (builder_process, embedding, ends, plan, rope, slots, streaming, vocabula
 
 REPORT = "report.json"
 MODEL = "model"
+SCALES = "scales.json"
 
 
 def graph_key(build_plan: BuildPlan, digest: str) -> str:
@@ -61,26 +65,44 @@ def build_or_resume(
     log: Path,
     on_progress: Callable[[float, float], None],
     text: EvalText | None = None,
-) -> tuple[BuilderReport, Path]:
-    """The graph of ``checkpoint`` in ``out``, from ``cache`` if it was built before; the entry to drop at the end.
+) -> tuple[BuilderReport, list[Path]]:
+    """The graph of ``checkpoint`` in ``out``, from ``cache`` if it was built before; the entries to drop at the end.
 
-    ``text`` is what the scales of an INT8 cache are measured on; ``digest`` must name it too.
+    The scales of an INT8 cache are measured on ``text``, with the graph whose cache is plain, which is kept as well.
 
     Raises:
         BuildRefused: the builder failed; the log has its words.
     """
     cache_dir = cache / "graphs"
-    entry = cache_dir / graph_key(build_plan, digest)
     sweep(cache_dir)
 
-    def make(staging: Path) -> None:
-        report = build_graph(checkpoint, build_plan, staging / MODEL, log, on_progress=on_progress, text=text)
-        (staging / REPORT).write_bytes(msgspec.json.encode(report))
+    with contextlib.ExitStack() as locks:  # a build beside us drops its entries when it has finished
 
-    with locked(entry):
-        get_or_create(entry, make, mark=REPORT)
-        link_tree(entry / MODEL, out)
-        return msgspec.json.decode((entry / REPORT).read_bytes(), type=BuilderReport), entry
+        def build(asked: BuildPlan, name: str, scales: Path | None = None) -> Path:
+            def make(staging: Path) -> None:
+                report = build_graph(checkpoint, asked, staging / MODEL, log, on_progress=on_progress, scales=scales)
+                (staging / REPORT).write_bytes(msgspec.json.encode(report))
+
+            locks.enter_context(locked(cache_dir / name))
+            get_or_create(cache_dir / name, make, mark=REPORT)
+            return cache_dir / name
+
+        if build_plan.kv != "int8":
+            entries = [build(build_plan, graph_key(build_plan, digest))]
+        else:
+            plain_plan = replace(build_plan, kv="float")
+            plain = build(plain_plan, graph_key(plain_plan, digest))
+            name = graph_key(build_plan, scaled_digest(digest, text))
+            measured = cache_dir / f"{name}.{SCALES}"
+            locks.enter_context(locked(measured))
+            get_or_create(measured, lambda staging: _measure(plain, checkpoint, text, staging, log), mark=SCALES)
+            entries = [build(build_plan, name, measured / SCALES), measured, plain]
+        link_tree(entries[0] / MODEL, out)
+        return msgspec.json.decode((entries[0] / REPORT).read_bytes(), type=BuilderReport), entries
+
+
+def _measure(plain: Path, checkpoint: Checkpoint, text: EvalText | None, staging: Path, log: Path) -> None:
+    measure_scales(plain / MODEL, checkpoint, text, staging / SCALES, log)
 
 
 def link_tree(source: Path, target: Path) -> None:

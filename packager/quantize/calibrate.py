@@ -15,7 +15,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.build.build_cache import locked, sweep
-from packager.build.plan import CALIBRATION_TEXTS, FAST, BuildPlan
+from packager.build.plan import CALIBRATION_TEXTS, FAST, BuildPlan, goes_layer_by_layer
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
 from packager.evaluate.text import EvalText, read_text
 from packager.quantize.passages import digest_passages
@@ -58,8 +58,8 @@ def reads_passages(plan: BuildPlan) -> bool:
     return plan.calibration == "shipped" or (plan.calibration == "auto" and plan.quantizer == FAST)
 
 
-def describe_calibration(plan: BuildPlan) -> dict[str, Any]:
-    """What provenance says of the calibration text and of how it was read."""
+def describe_calibration(plan: BuildPlan, parameters: int) -> dict[str, Any]:
+    """What provenance says of the calibration text and of how it was read, for a model of so many parameters."""
     # Both load torch, which a command that builds nothing must not wait for.
     from packager.quantize import auto_round, samples
 
@@ -67,6 +67,8 @@ def describe_calibration(plan: BuildPlan) -> dict[str, Any]:
         return {"text": "shipped", "sha256": digest_passages(), "length": samples.PASSAGE_LENGTH}
     text = read_calibration(plan.calibration)
     shape: dict[str, Any] = {"sequences": samples.SEQUENCES, "length": samples.LENGTH, "seed": samples.SEED}
+    if plan.quantizer not in (FAST, LIBRARY):
+        shape["tuned"] = not goes_layer_by_layer(plan, parameters)
     if plan.quantizer == LIBRARY:
         shape |= {LIBRARY: importlib.metadata.version(LIBRARY), "steps": auto_round.STEPS}
     return {"text": "self", **shape} if text is None else {"text": text.name, "sha256": text.sha256, **shape}
@@ -95,6 +97,7 @@ def calibrate_checkpoint(
         "block": plan.block_size,
         "passages": digest_passages() if reads_passages(plan) else None,
         "symmetric": plan.adapter_slots,  # places for adapters are put beside the products of a plain build
+        "by_layer": goes_layer_by_layer(plan, checkpoint.parameters),
     }
     document = {
         "source": digest_directory(checkpoint.path),

@@ -29,7 +29,7 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     stages = CalibrationCheckpoints(Path(job["stages"]))
     with torch.no_grad():
         ids = _read(job, model, tokenizer, stages)
-        if job["quantizer"] == "gptq-fast":
+        if job["by_layer"]:
             return _round_fast(job, model, ids, reporter)
         reporter.progress(SAMPLING, 100)
         model = model.float()

@@ -29,6 +29,9 @@ LENGTH = 192
 LEAST_TOKENS = 2048
 """A text below this says too little of which inputs are large."""
 
+CACHE_BYTES = 3 * 2**30
+"""Keys and values of the sequences that are sampled together, at the most."""
+
 SEED = 20
 TEMPERATURE = 0.9
 CONVERSATIONS = 4
@@ -97,10 +100,19 @@ def sample_self(model: Any, tokenizer: Any, context: int) -> torch.Tensor:
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     first = torch.randint(0, vocabulary, (SEQUENCES - talks, 1), generator=generator)
     start = [first] if begin is None else [torch.full_like(first, begin), first]
-    grown = [_grow(model, torch.cat(start, 1), length, generator)]
-    if talks:
-        grown.append(_grow(model, torch.tensor([opening] * talks), length, generator))
-    return torch.cat(grown)
+    starts = [torch.cat(start, 1), *([torch.tensor([opening] * talks)] if talks else [])]
+    at_once = max(1, CACHE_BYTES // (length * _cached_bytes(model)))
+    return torch.cat([_grow(model, some, length, generator) for one in starts for some in one.split(at_once)])
+
+
+def _cached_bytes(model: Any) -> int:
+    """Of one token's keys and values in all layers."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    width = next(model.parameters()).element_size()
+    return int(2 * config.num_hidden_layers * kept * size * width)
 
 
 def _conversation(tokenizer: Any) -> list[int] | None:

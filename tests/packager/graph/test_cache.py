@@ -22,7 +22,7 @@ def test_a_second_try_goes_on_where_the_first_broke_off(tmp_path: Path) -> None:
     found = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        report, entry = build_or_resume(
+        report, [entry] = build_or_resume(
             checkpoint, "digest", PLAN, tmp_path / name, cache=tmp_path, log=tmp_path / f"{name}.log",
             on_progress=lambda done, total: None,
         )  # fmt: skip

@@ -126,7 +126,7 @@ def test_an_interrupted_calibration_goes_on_and_ends_in_the_same_bytes(
     """Stopped in the middle of the layers, of the tuning, and never: in this process, where loading costs nothing."""
     for module, name, value in ((samples, "SEQUENCES", 8), (samples, "LENGTH", 32), (tuning, "STEPS", 6)):
         monkeypatch.setattr(module, name, value)
-    job = {"checkpoint": str(tiny_checkpoint), "quantizer": "gptq", "text": None}
+    job = {"checkpoint": str(tiny_checkpoint), "quantizer": "gptq", "by_layer": False, "text": None}
 
     def run(name: str, stop_at: float) -> Path:
         class Stopping:
@@ -174,7 +174,13 @@ def test_families_of_every_build_are_calibrated(family: str, tmp_path: Path, mon
         monkeypatch.setattr(module, name, value)
     make_random(tmp_path / "source", FAMILY_CONFIGS[family]())
     (tmp_path / "out").mkdir()
-    job = {"checkpoint": str(tmp_path / "source"), "quantizer": "gptq", "text": None, "out": str(tmp_path / "out")}
+    job = {
+        "checkpoint": str(tmp_path / "source"),
+        "quantizer": "gptq",
+        "by_layer": False,
+        "text": None,
+        "out": str(tmp_path / "out"),
+    }
     done = calibrate({**job, "stages": str(tmp_path / "stages")}, Reporter(os.open(os.devnull, os.O_WRONLY)))
     assert done["tuned"] is (family not in ("gemma-2", "phi-2"))
     assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contract.errors import UsageError
+from packager.build.estimate import estimate_build
 from packager.build.pipeline import build_bundle
-from packager.build.plan import BuildPlan, check_plan, settle_quantizer
+from packager.build.plan import BuildPlan, check_plan, goes_layer_by_layer, settle_quantizer
 from packager.evaluate.check import CANARY_QUESTIONS
 from packager.evaluate.source_process import load_source
 from packager.evaluate.text import reference_text
 from packager.graph.dequantised import dequantise
-from packager.quantize import single_pass
+from packager.quantize import samples, single_pass
 from packager.quantize.calibrate import describe_calibration
 from packager.quantize.export import gptq_tensors
 from packager.quantize.gptq import plan_compensation, round_rows
@@ -30,6 +32,7 @@ from packager.quantize.process import calibrate
 from packager.quantize.samples import tokens_of_passages
 from packager.quantize.single_pass import Shards, round_in_one_pass
 from packager.sources.checkpoint import Quantization, digest_directory, inspect_checkpoint
+from packager.sources.shape import ModelShape
 from packager.subprocess_job import Reporter
 from tests.packager.build.test_build import manifest_of
 from tests.packager.families import (
@@ -42,6 +45,7 @@ from tests.packager.families import (
     source_logits,
 )
 from tests.packager.quantize.test_rounding import inputs, matrix, output_error
+from tests.random_checkpoint import config_of, list_weights
 
 PLAN = BuildPlan("source", "tiny", "1.0.0")
 
@@ -49,9 +53,15 @@ PLAN = BuildPlan("source", "tiny", "1.0.0")
 def job(checkpoint: Path, root: Path, **changes: Any) -> dict[str, Any]:
     (root / "out").mkdir(exist_ok=True, parents=True)
     places = {"out": str(root / "out"), "stages": str(root / "stages")}
-    return {"quantizer": "gptq-fast", "passages": "any", "block": 32, "text": None, **places, **changes} | {
-        "checkpoint": str(checkpoint)
-    }
+    return {
+        "quantizer": "gptq-fast",
+        "by_layer": True,
+        "passages": "any",
+        "block": 32,
+        "text": None,
+        **places,
+        **changes,
+    } | {"checkpoint": str(checkpoint)}
 
 
 def quietly(work: dict[str, Any]) -> dict[str, Any]:
@@ -258,9 +268,73 @@ class TestDefault:
         said = json.loads((tmp_path / "out" / "evidence" / "provenance.json").read_text())
         assert said["options"]["calibration"] == {"text": "shipped", "sha256": digest_passages(), "length": 256}
         assert said["options"]["calibration"] == describe_calibration(
-            msgspec.structs.replace(PLAN, quantizer="gptq-fast")
+            msgspec.structs.replace(PLAN, quantizer="gptq-fast"), 10**9
         )
         assert said["recipe"]["quantizer"] == "gptq-fast"
+
+
+class TestLargeModels:
+    """``gptq`` beyond the size whose scales are tuned: its own longer text, one layer in memory at a time."""
+
+    def test_it_is_the_pass_on_what_the_model_writes(
+        self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(samples, "SEQUENCES", 8)
+        monkeypatch.setattr(samples, "LENGTH", 48)
+        done = quietly(job(tiny_checkpoint, tmp_path, quantizer="gptq", passages=None))
+        assert (done["tokens"], done["tuned"]) == (8 * 48, False)
+        assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)
+        kept = sorted(path.name for path in (tmp_path / "stages").iterdir())
+        assert kept == ["samples.pt"], "an interrupted one does not write its text again"
+
+    def test_sequences_are_written_together_as_memory_allows(
+        self, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, tokenizer = load_source(str(tiny_checkpoint))
+        monkeypatch.setattr(samples, "SEQUENCES", 8)
+        monkeypatch.setattr(samples, "LENGTH", 24)
+        grown: list[int] = []
+        monkeypatch.setattr(samples, "_grow", lambda model, ids, *others: grown.append(len(ids)) or ids)
+        with torch.no_grad():
+            samples.sample_self(model, tokenizer, 256)
+            monkeypatch.setattr(samples, "CACHE_BYTES", 4 * 24 * samples._cached_bytes(model))
+            samples.sample_self(model, tokenizer, 256)
+        assert sum(grown) == 16
+        assert max(grown[1:]) <= 6
+        assert max(grown[-2:]) <= 4
+
+    @pytest.mark.parametrize(("name", "most"), [("phi-3.5-mini", 10), ("llama-3.2-1b", 10), ("mistral-7b", 12)])
+    @pytest.mark.parametrize("quantizer", ["gptq", "gptq-fast"])
+    def test_what_it_takes_of_real_shapes(self, name: str, most: int, quantizer: str) -> None:
+        needed = estimate_build(msgspec.structs.replace(PLAN, quantizer=quantizer, kv="auto"), shape_of(name))
+        assert needed.memory_bytes < most * 2**30
+
+    def test_what_is_tuned_is_told(self) -> None:
+        plan = msgspec.structs.replace(PLAN, quantizer="gptq")
+        assert [describe_calibration(plan, size)["tuned"] for size in (135_000_000, 3_800_000_000)] == [True, False]
+        assert [goes_layer_by_layer(plan, size) for size in (135_000_000, 3_800_000_000)] == [False, True]
+        assert goes_layer_by_layer(msgspec.structs.replace(PLAN, quantizer="gptq-fast"), 1)
+        auto_round = msgspec.structs.replace(PLAN, quantizer="auto-round")
+        assert not goes_layer_by_layer(auto_round, 3_800_000_000)
+
+
+def shape_of(name: str) -> ModelShape:
+    """As :func:`packager.sources.shape.read_shape` finds it, without making gigabytes of weights."""
+    config = config_of(name)
+    sizes = {weight: math.prod(shape) for weight, shape in list_weights(config)}
+    layer = sum(size for weight, size in sizes.items() if ".layers.0." in weight)
+    vocabulary, hidden = config["vocab_size"], config["hidden_size"]
+    head = config.get("head_dim") or hidden // config["num_attention_heads"]
+    kv = 2 * 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * head
+    return ModelShape(
+        parameters=sum(sizes.values()),
+        layer=layer,
+        matrix=max(sizes.values()),
+        table=0 if config["tie_word_embeddings"] else vocabulary * hidden,
+        vocabulary=vocabulary,
+        hidden=hidden,
+        kv_token_bytes=kv,
+    )
 
 
 def test_a_zero_point_of_zero_is_stored_as_the_largest_and_read_back() -> None:
