@@ -32,9 +32,9 @@ class Largest:
     """The largest magnitudes of each channel so far, as many as the percentile ``percent`` of ``count`` rows needs."""
 
     def __init__(self, channels: int, count: int, percent: float) -> None:
-        place = percent / 100 * (count - 1)
-        self._kept = count - floor(place)
-        self._part = place - floor(place)
+        rank = percent / 100 * (count - 1)
+        self._kept = count - floor(rank)
+        self._part = rank - floor(rank)
         self._values = np.full((self._kept, channels), -1.0, np.float32)
         self._low = 0 if self._kept == 1 else 1
         self.most = np.zeros(channels, np.float32)

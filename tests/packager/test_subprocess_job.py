@@ -95,3 +95,39 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_build(tiny_checkpoint: Path, tm
     assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "cache"  # and no "out"
+
+
+@pytest.mark.root
+def test_a_disk_that_fills_up_in_the_last_stage_loses_nothing(
+    tiny_checkpoint: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """The graph has room where the bundle goes, and what is written about it has not; with more room it goes on."""
+    if shutil.which("unshare") is None:
+        pytest.fail("unshare is missing: apt install util-linux")
+    disk, cache = tmp_path / "disk", tmp_path / "cache"
+    disk.mkdir()
+    parts = [path.stat().st_size for path in tiny_bundle.iterdir() if path.is_file() and path.name != "manifest.json"]
+    pages = sum(-(-size // 4096) for size in parts) + 2
+    build = (
+        f"{sys.executable} -m packager.cli build {tiny_checkpoint} --quantizer rtn --name tiny --version 1.0.0 "
+        f"--out {disk}/out --cache {cache}"
+    )
+    line = (
+        f"mount -t tmpfs -o size={4 * pages}k tmpfs {disk} && {build}; first=$?; "
+        f"echo OUT >&2; ls -A {disk} >&2; echo GRAPHS >&2; ls {cache}/graphs >&2; echo AGAIN >&2; "
+        f"mount -o remount,size=100M {disk} && {build} && exit $first"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", line], capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 5, done.stderr
+    first, _, rest = done.stderr.partition("OUT\n")
+    assert "[7/7]" in first
+    assert "no space left" in first
+    assert "Traceback" not in done.stderr
+    left, _, rest = rest.partition("GRAPHS\n")
+    assert left == "", "nothing of the bundle that was not finished"
+    kept, _, again = rest.partition("AGAIN\n")
+    assert len(kept.split()) == 1, "the graph is there until its bundle is finished"
+    assert "[7/7]" in again
+    assert not list((cache / "graphs").iterdir())

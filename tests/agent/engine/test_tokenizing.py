@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from agent.engine.interface import Generation
-from agent.engine.tokenizing import MARKS, Tokenizing
+from agent.engine.tokenizing import MARKS, Tokenizing, _added_tokens, _read_tokenizer_file
+from contract.bundle.tokens import composes
 from contract.errors import RequestInvalid
 
 START, END = 1, 2
@@ -96,3 +97,27 @@ def test_without_a_template_messages_are_refused(short_bundle: Path, tmp_path: P
     with pytest.raises(RequestInvalid) as refused:
         bare.encode_generation(ask("hello"))
     assert refused.value.field == "messages"
+
+
+@pytest.mark.parametrize(
+    ("text", "composed", "control"),
+    [
+        ('{"model": {"vocab": {"a": 1}}, "normalizer": {"type": "NFC"}, ADDED}', True, "<|x|>"),
+        ('{ADDED, "model": {"vocab": {"\\ud800": 1}, "drop": NaN}}', False, "<|x|>"),
+        ('{"added_tokens": null, "normalizer": []}', False, None),
+        ('{"added_tokens": {"id": 1}, "normalizer": "NFC"}', False, None),
+        ("[]", False, None),
+        ("not JSON", False, None),
+        ("\xff", False, None),
+    ],
+)  # fmt: skip
+def test_what_is_read_of_a_tokenizers_file_passes_over_the_vocabulary(
+    tmp_path: Path, text: str, composed: bool, control: str | None
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(text.replace("ADDED", '"added_tokens": [{"id": 1, "content": "<|x|>"}]'), "latin-1")
+    found = _read_tokenizer_file(path)
+    assert "model" not in found or "NaN" in text
+    assert composes(found) is composed
+    assert [token["content"] for token in _added_tokens(found)] == ([] if control is None else [control])
+    assert _read_tokenizer_file(tmp_path / "none") == {}
