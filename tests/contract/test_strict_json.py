@@ -6,7 +6,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contract import strict_json
@@ -73,6 +73,8 @@ def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     | st.dictionaries(st.text(st.characters(exclude_categories=()), max_size=2), inner, max_size=3),
     max_leaves=10,
 ))  # fmt: skip
+@example("\ud800")
+@example(["\udfff"])
 def test_whatever_is_read_can_be_written_again(value: object) -> None:
     data = json.dumps(value).encode()
     try:

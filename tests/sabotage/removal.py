@@ -1,9 +1,10 @@
-"""Loading modules with a check taken out of their source, in this process and its children, before they are first
+"""Loading modules with a check taken out of their syntax tree, in this process and its children, before they are first
 imported.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.machinery
 import importlib.util
 import os
@@ -13,75 +14,73 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from msgspec import Struct, json
+from msgspec import json
 
-OURS = ("agent.", "contract.", "packager.")
+from tests.sabotage.changes import mutate
+from tests.sabotage.mutation import Mutation
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Cut(Struct, frozen=True):
-    """In the source of ``module``, ``old`` (which stands there once) becomes ``new``.
-
-    ``module`` may be a package: then ``old`` stands once in one of its modules, wherever that is.
-    """
-
-    module: str
-    old: str
-    new: str
-
-    def apply(self, source: str) -> str:
-        """The source without the check.
-
-        Raises:
-            LookupError: the check is not there, or not there once: the table has to follow the code.
-        """
-        found = source.count(self.old)
-        if found != 1:
-            raise LookupError(f"{self.module} has {self.old!r} {found} times; the table must name a check exactly")
-        return source.replace(self.old, self.new)
-
-
-def located(cut: Cut) -> Cut:
-    """The cut with the very module that it is about, which is not imported.
+def source_of(module: str) -> Path:
+    """Where the source of ``module`` lies; nothing is imported by this, neither it nor a package that it is in.
 
     Raises:
-        LookupError: no module of the package, or more than one, has the check.
+        LookupError: there is no such module.
     """
-    package = ROOT.joinpath(*cut.module.split("."))
-    if not cut.module.startswith(OURS) or not package.is_dir():
-        return cut
-    # By path: looking for a module by its name imports the packages above it.
-    files = sorted(package.rglob("*.py"))
-    found = [
-        ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files if cut.old in file.read_text("utf-8")
-    ]
-    if len(found) != 1:
-        raise LookupError(f"{cut.old!r} stands in {found or 'no module'} of {cut.module}; it must be one")
-    return Cut(found[0], cut.old, cut.new)
+    top, *inner = module.split(".")
+    spec = importlib.util.find_spec(top)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    for place in places:
+        # By path: looking for a module by its name imports the packages that it is in.
+        file = Path(place).joinpath(*inner).with_suffix(".py")
+        if inner and file.is_file():
+            return file
+    raise LookupError(f"there is no module {module}")
 
 
-def source_of(module: str) -> Path:
-    """Where the source of ``module`` lies; the module itself is not imported."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, module
-    return Path(spec.origin)
+def without(source: str, cuts: Iterable[Mutation]) -> ast.Module:
+    """The syntax tree of a module without the checks.
+
+    Raises:
+        LookupError: a check is not there, or not there once: the table has to follow the code.
+    """
+    tree = ast.parse(source)
+    for cut in cuts:
+        mutate(tree, cut)
+    return tree
+
+
+def resolve(cuts: Iterable[Mutation]) -> None:
+    """Find every place that is named and change it, in memory only.
+
+    Raises:
+        LookupError: a module, a definition or a part of one is not there, or not there once.
+    """
+    for path, each in _by_file(cuts).items():
+        compile(without(path.read_text("utf-8"), each), str(path), "exec", dont_inherit=True)
+
+
+def _by_file(cuts: Iterable[Mutation]) -> dict[Path, list[Mutation]]:
+    found: dict[Path, list[Mutation]] = {}
+    for cut in cuts:
+        found.setdefault(source_of(cut.module), []).append(cut)
+    return found
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    def __init__(self, name: str, path: str, cuts: Sequence[Cut]) -> None:
+    def __init__(self, name: str, path: str, cuts: Sequence[Mutation]) -> None:
         super().__init__(name, path)
         self._cuts = cuts
 
     def get_code(self, fullname: str) -> CodeType:
-        source = Path(self.path).read_text("utf-8")
-        for cut in self._cuts:
-            source = cut.apply(source)
-        return compile(source, self.path, "exec", dont_inherit=True)
+        tree = without(Path(self.path).read_text("utf-8"), self._cuts)
+        return compile(tree, self.path, "exec", dont_inherit=True)
 
 
 class _Finder(MetaPathFinder):
-    def __init__(self, cuts: Iterable[Cut]) -> None:
-        self._cuts: dict[str, list[Cut]] = {}
+    def __init__(self, cuts: Iterable[Mutation]) -> None:
+        self._cuts: dict[str, list[Mutation]] = {}
         for cut in cuts:
             self._cuts.setdefault(cut.module, []).append(cut)
 
@@ -95,25 +94,25 @@ class _Finder(MetaPathFinder):
         return importlib.util.spec_from_loader(name, _Loader(name, spec.origin, self._cuts[name]))
 
 
-def remove(cuts: Sequence[Cut]) -> None:
+def remove(cuts: Sequence[Mutation]) -> None:
     """From now on this process imports the modules without these checks."""
-    cuts = [located(cut) for cut in cuts]
     for cut in cuts:
         assert cut.module not in sys.modules, f"{cut.module} was imported before its check could be taken out"
     sys.meta_path.insert(0, _Finder(cuts))
 
 
-def remove_in_children(cuts: Sequence[Cut], directory: Path) -> None:
+def remove_in_children(cuts: Sequence[Mutation], directory: Path) -> None:
     """From now on every Python process that this one starts imports the modules without these checks.
 
     ``directory`` gets a ``sitecustomize``, which Python runs before anything else.
     """
     directory.mkdir()
-    (directory / "cuts.json").write_bytes(json.encode([located(cut) for cut in cuts]))
+    (directory / "cuts.json").write_bytes(json.encode(cuts))
     (directory / "sitecustomize.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from pathlib import Path\nfrom msgspec import json\nfrom tests.sabotage.removal import Cut, remove\n"
-        'remove(json.decode(Path(__file__).with_name("cuts.json").read_bytes(), type=list[Cut]))\n',
+        "from pathlib import Path\nfrom msgspec import json\n"
+        "from tests.sabotage.mutation import Mutation\nfrom tests.sabotage.removal import remove\n"
+        'remove(json.decode(Path(__file__).with_name("cuts.json").read_bytes(), type=list[Mutation]))\n',
         "utf-8",
     )
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(directory), os.environ.get("PYTHONPATH")]))

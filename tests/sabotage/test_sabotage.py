@@ -10,19 +10,14 @@ import pytest
 
 from contract.reasons import Reason
 from tests.sabotage.checks import CHECKS, Check
-from tests.sabotage.removal import located, source_of
+from tests.sabotage.removal import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.attack)
 def test_every_check_of_the_table_stands_in_the_code(check: Check) -> None:
-    changed: dict[Path, str] = {}
-    for cut in map(located, check.cuts):
-        path = source_of(cut.module)
-        changed[path] = cut.apply(changed.get(path) or path.read_text("utf-8"))
-    for path, source in changed.items():
-        compile(source, str(path), "exec")
+    resolve(check.cuts)
 
 
 def test_every_named_test_exists() -> None:

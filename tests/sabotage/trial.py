@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from msgspec import Struct
 
-from tests.sabotage.removal import Cut, remove, remove_in_children
+from tests.sabotage.mutation import Mutation
+from tests.sabotage.removal import remove, remove_in_children
 
 for _slow in (
     "asyncio", "cryptography.hazmat.primitives.asymmetric.ed25519", "hypothesis", "rich.progress",
@@ -75,7 +76,7 @@ class _Recorder:
             self.broken = f"{report.nodeid} cannot be collected"
 
 
-def try_without(cuts: Sequence[Cut], tests: Sequence[str], *, hangs: bool = False) -> Result:
+def try_without(cuts: Sequence[Mutation], tests: Sequence[str], *, hangs: bool = False) -> Result:
     """Run ``tests`` in a copy of this process that imports its modules without ``cuts``.
 
     ``hangs``: without the check the tests do not fail but never end.
@@ -113,7 +114,7 @@ def _ended(child: int, seconds: float) -> int | None:
     return None
 
 
-def _run(cuts: Sequence[Cut], tests: Sequence[str], scratch: Path, hangs: bool) -> tuple[list[str], str | None]:
+def _run(cuts: Sequence[Mutation], tests: Sequence[str], scratch: Path, hangs: bool) -> tuple[list[str], str | None]:
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(silence, stream)
