@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import queue
 import socket
@@ -14,10 +15,12 @@ import pytest
 
 from agent.config import AgentConfig
 from agent.diagnosis.broker import group_round_trip, round_trip
+from agent.mqtt.connection import Connection
 from agent.mqtt.settings import BrokerSettings
 from contract.mqtt.topics import Topics
 from tests.agent.device import Device, sealed
 from tests.agent.test_bad_brokers import Liar, connack
+from tests.agent.waiting import until
 from tests.broker import Broker, find_mosquitto
 from tests.nats import Nats
 
@@ -69,6 +72,9 @@ class ClosesOnMqtt5(Liar):
 
     def __init__(self, behind: int) -> None:
         self._behind = behind
+        self.asked = threading.Event()
+        self.answers = threading.Event()
+        self.answers.set()
         super().__init__((b"", True))
 
     def _serve(self, connection: socket.socket, _answer: bytes, _go_on: bool) -> None:
@@ -76,6 +82,9 @@ class ClosesOnMqtt5(Liar):
             first = connection.recv(65536)
             if first[2:8] != b"\0\4MQTT" or first[8] == 5:
                 return
+            if b"patient" in first:
+                self.asked.set()
+                self.answers.wait(20)
             onward.sendall(first)
             threading.Thread(target=self._carry, args=(onward, connection), daemon=True).start()
             self._carry(connection, onward)
@@ -103,6 +112,30 @@ def test_an_old_broker_that_closes_without_a_word_is_asked_in_the_version_that_i
     found = {each.check: each for each in round_trip(device.config.broker, Topics("box"))}
     assert (found["broker"].verdict, found["access"].verdict) == ("ok", "ok")
     assert "MQTT 3.1.1" in found["broker"].detail
+    old.close()
+    nats.stop()
+
+
+def test_an_old_broker_that_takes_its_time_is_not_unreachable_meanwhile(tmp_path: Path) -> None:
+    nats = Nats(tmp_path / "nats")
+    nats.start()
+    old = ClosesOnMqtt5(nats.port)
+    old.answers.clear()
+
+    async def run() -> None:
+        settings = BrokerSettings(host="127.0.0.1", port=old.port)
+        connection = Connection(settings, "patient", subscriptions=[], clean=True, on_message=print, quiet=True)
+        task = asyncio.create_task(connection.run())
+        await until(old.asked.is_set)
+        assert connection.problem, "it was closed before"
+        assert not connection.unreachable
+        old.answers.set()
+        await until(lambda: connection.connected)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await connection.close()
+
+    asyncio.run(run())
     old.close()
     nats.stop()
 
