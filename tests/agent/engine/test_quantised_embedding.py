@@ -11,8 +11,8 @@ from agent.worker.prepacking import prepack
 from contract.onnx.rules import check_graph
 from contract.onnx.wire import read_graph_file
 from packager.build.plan import BuildPlan
+from tests.agent.engine.batched.test_batched_families import asked, tokens_of
 from tests.agent.engine.driving import answer
-from tests.agent.engine.test_batched_families import asked, tokens_of
 from tests.packager.families import FAMILY_CONFIGS, build_here, make_random
 
 

@@ -16,8 +16,8 @@ from contract.bundle.footprint import kv_token_bytes
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.errors import RequestInvalid
 from packager.evaluate.check_process import Runtime
+from tests.agent.engine.batched.test_batched_families import asked, assert_source_agrees, prompt_ids, tokens_of
 from tests.agent.engine.driving import answer
-from tests.agent.engine.test_batched_families import asked, assert_source_agrees, prompt_ids, tokens_of
 from tests.packager.families import FAMILY_CONFIGS, build_here, make_random
 
 WINDOW = 512

@@ -249,7 +249,7 @@ def test_the_engine_holds_with_the_kernels_of_avx2(short_bundle: Path) -> None:
         if os.environ.get("EDGE_REQUIRE_BROKER") == "1":  # where nothing that is needed may be missing
             raise
         pytest.skip(str(error))
-    files = ["tests/agent/engine/test_independence.py", "tests/agent/engine/test_batched.py"]
+    files = ["tests/agent/engine/batched/test_independence.py", "tests/agent/engine/batched/test_batched.py"]
     chosen = "test_independence or known_beginning or come_and_go"
     command = [sys.executable, "-m", "tests.avx2", *files, "-k", chosen]
     quiet = {**os.environ, "PYTEST_ADDOPTS": "-p no:cacheprovider"}
