@@ -25,6 +25,7 @@ from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan
 from packager.sources.opening import SourceOptions
 from tests.certificates import Authority
+from tests.forked import forked_children
 from tests.schedule import longest_first, read_durations
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -71,7 +72,9 @@ def made_with() -> str:
 
 
 def _kept(name: str, make: Callable[[Path], object], sources: tuple[str, ...] = SOURCES) -> Path:
-    """``make(directory)`` once for each state of ``sources``, whoever runs at the same time."""
+    """``make(directory)`` once for each state of ``sources``, whoever runs at the same time; a build's processes are
+    forked.
+    """
     shelf = CACHE / "test-bundles"
     shelf.mkdir(parents=True, exist_ok=True)
     with (shelf / f"{name}.lock").open("w") as lock:
@@ -84,7 +87,8 @@ def _kept(name: str, make: Callable[[Path], object], sources: tuple[str, ...] = 
                     shutil.rmtree(old, ignore_errors=True)
             staging = shelf / f".{name}.partial"
             shutil.rmtree(staging, ignore_errors=True)
-            make(staging)
+            with forked_children():
+                make(staging)
             staging.rename(directory)
     return directory
 

@@ -94,15 +94,15 @@ def _start(module: str, noise: IO[bytes], env: dict[str, str]) -> Any:
 
 @contextmanager
 def forked_children() -> Iterator[None]:
-    """Within it, this process forks the packager's children."""
+    """Within it, this process forks the packager's children. It may be entered within itself."""
     before = dict(os.environ)
     os.environ.update({**PASSIVE, **before, **OFFLINE})  # before the libraries read it
     multiprocessing.set_forkserver_preload(LOADED)
     forkserver.ensure_running()
     os.environ.clear()
     os.environ.update(before)
-    subprocess_job.start_module = _start
+    outer, subprocess_job.start_module = subprocess_job.start_module, _start
     try:
         yield
     finally:
-        subprocess_job.start_module = start_module
+        subprocess_job.start_module = outer
