@@ -103,7 +103,7 @@ test-arm: $(STAMP) $(WHEEL) ## boot a device with an aarch64 processor: install,
 test-aarch64: $(STAMP) $(WHEEL) ## tests on an emulated aarch64 processor, slowly (ARGS=which; qemu-user-static, root)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.arm.emulated $(ARGS)
 
-check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, generated documents, retired words
+check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI description, generated documents, retired words, where tests stand
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
@@ -113,6 +113,7 @@ check: $(STAMP) ## format, lint, types, import contracts, the AsyncAPI descripti
 	$(BIN)/python -m agent.install.update.diagram
 	$(BIN)/python -m agent.setup.document
 	$(BIN)/python -m tests.vocabulary
+	$(BIN)/python -m tests.layout
 
 format: $(STAMP) ## let ruff put the code in order
 	$(BIN)/ruff format .

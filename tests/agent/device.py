@@ -26,13 +26,13 @@ from contract.bundle.manifest import (
 )
 from contract.identifiers import Digest
 from contract.mqtt.messages import Health, Info, Limits
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.waiting import until
+from tests.agent.worker.double import FakeWorkers
 from tests.proofs import pretend_verified
 
 T = TypeVar("T")
 
-SECONDS = 30.0
+SECONDS = 120.0
 """Until something that takes milliseconds counts as not happening."""
 
 

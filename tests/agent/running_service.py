@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from agent.app import Service
 from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.waiting import until
+from tests.agent.worker.double import FakeWorkers
 
 T = TypeVar("T")
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 class RunningService:

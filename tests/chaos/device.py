@@ -1,7 +1,7 @@
 """The process that is killed: ``python -m tests.chaos.device PORT STATE BUNDLE [BUNDLE…] [--real]``.
 
 It serves the first bundle as ``toy@1.0.0``; every desired document (``overlap`` or ``drain``) swaps to the next one
-that way (``toy@2.0.0``, …, and round again). Workers hold the stand-in engine, or with ``--real`` the product's own.
+that way (``toy@2.0.0``, …, and round again). Workers are doubles, or with ``--real`` the product's own.
 Ends in order at SIGTERM.
 """
 
@@ -22,10 +22,10 @@ from agent.serving.settings import ServingSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed
 from tests.agent.device import Device, sealed
+from tests.agent.worker.double import DOUBLE
 
 NAME = "storm"
 QUEUE = 32
-WORKER = Path(__file__).resolve().parent.parent / "agent" / "worker" / "stand_in_worker.py"
 
 
 def reference(index: int) -> str:
@@ -59,8 +59,8 @@ def main(port: int, state: Path, directories: list[Path], *, real: bool) -> None
             queue_limit=QUEUE, client_queue_limit=QUEUE, stream_interval_ms=0, stop_seconds=0.5, drain_seconds=5.0
         ),
     )
-    stand_in: Any = partial(WorkerProcess.start, command=(sys.executable, str(WORKER)))
-    workers: Any = WorkerProcess.start if real else stand_in
+    double: Any = partial(WorkerProcess.start, command=DOUBLE)
+    workers: Any = WorkerProcess.start if real else double
     # Swap, or end at None; a SimpleQueue may be filled from a signal handler.
     wishes: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):

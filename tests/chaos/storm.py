@@ -23,7 +23,7 @@ from paho.mqtt.properties import Properties
 
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import Engine, FinishEvent, Generation, TokenEvent
-from tests.agent.engine.stand_in import StandIn, write_bundle
+from tests.agent.worker.double import ScriptedEngine
 from tests.broker import Broker
 from tests.chaos.device import NAME, reference
 
@@ -96,7 +96,7 @@ class Storm:
         self._every = every
         self._root = root
         self._real = bool(bundles)
-        self._bundles = list(bundles) or [write_bundle(root / name) for name in ("bundle", "other-bundle")]
+        self._bundles = list(bundles) or [root / name for name in ("bundle", "other-bundle")]
         self._requests = {f"r{number}": self._make(number) for number in range(requests)}
         self._lock = threading.Lock()
         self._answered = 0
@@ -286,7 +286,7 @@ class Storm:
 
     def _expect(self, directory: Path) -> list[str]:
         """The answer to each prompt, asked alone in this process."""
-        engine: Engine = open_engine(directory, threads=2, max_bytes=64 << 20) if self._real else StandIn(directory)
+        engine: Engine = open_engine(directory, threads=2, max_bytes=64 << 20) if self._real else ScriptedEngine()
         answers = []
         for number in range(PROMPTS):
             engine.admit(Generation(1, CLIENT, prompt=f"prompt {number}", max_tokens=6))

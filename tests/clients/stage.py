@@ -16,7 +16,7 @@ from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
 from contract.mqtt.messages import Health
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker, free_port
 
 

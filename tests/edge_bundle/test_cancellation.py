@@ -19,7 +19,7 @@ from agent.serving.settings import ServingSettings
 from contract.errors import SourceUnavailable
 from edge_bundle import AsyncClient, BrokerAddress, Client
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker

@@ -21,7 +21,7 @@ from edge_bundle.client import Client
 from edge_bundle.completion import Completion, to_completion
 from edge_bundle.replies import Answer, Found, Piece, Refused
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker
@@ -60,7 +60,7 @@ def test_answers_have_the_shape_of_openai(device: Device, address: BrokerAddress
         done = client.complete(device="box", messages=USER, max_tokens=3, timeout=30)
         assert done.choices[0].message.content == "0 1 2 "
         assert done.choices[0].message.role == "assistant"
-        assert done.choices[0].finish_reason == "stop"
+        assert done.choices[0].finish_reason == "length"
         assert (done.object, done.model) == ("chat.completion", "toy@1.0.0")
         assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 3, 5)
         *chunks, end = client.stream(device="box", messages=USER, timeout=30)

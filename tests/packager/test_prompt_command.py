@@ -17,7 +17,7 @@ from edge_bundle import parse_broker
 from edge_bundle.broker_session import BrokerSession
 from packager.cli import COMMANDS
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker

@@ -13,7 +13,7 @@ from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from tests.agent.device import Device
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient
 

@@ -14,8 +14,8 @@ from agent.serving.settings import ServingSettings
 from agent.state import result_writer
 from agent.state.result_store import KEEP_SECONDS, KEEP_TOMBSTONES_SECONDS
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient
 

@@ -113,7 +113,9 @@ def device(staller: Staller, tmp_path: Path) -> Iterator[Device]:
         device="d",
         state_dir=tmp_path,
         broker=BrokerSettings(host="127.0.0.1", port=staller.port, protocol="3.1.1"),
-        serving=ServingSettings(stream_interval_ms=0, stop_seconds=0),
+        serving=ServingSettings(
+            stream_interval_ms=0, stop_seconds=0, default_max_tokens=TOKENS, max_tokens_limit=TOKENS
+        ),
     )
     made = Device(config, tmp_path / "state.db").start(sealed())
     yield made

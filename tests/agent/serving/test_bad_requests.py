@@ -11,8 +11,8 @@ from paho.mqtt.properties import Properties
 
 from contract.mqtt.messages import MAX_REQUEST_BYTES
 from tests.agent.device import sealed
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient
 

@@ -12,8 +12,8 @@ from paho.mqtt.properties import Properties
 
 from agent.engine.interface import Generation
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
+from tests.agent.worker.double import FakeWorkers
 from tests.e2e.raw_client import Answer, RawClient
 
 pytestmark = pytest.mark.broker

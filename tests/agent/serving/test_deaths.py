@@ -1,5 +1,5 @@
 """Processes that die by SIGKILL with requests in flight: each request is run again once, or closed with an error that
-says so. Agent, worker and broker are real; the engine in the worker needs no model.
+says so. Agent and broker are real, the worker is its double as a process.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import psutil
 import pytest
 
 from agent.engine.interface import FinishEvent, Generation, TokenEvent
-from tests.agent.engine.stand_in import StandIn, write_bundle
+from tests.agent.worker.double import ScriptedEngine
 from tests.broker import Broker
 from tests.chaos.device import NAME
 from tests.e2e.raw_client import Answer, RawClient
 
 pytestmark = pytest.mark.broker
 
-LONG = "dawdle over this"
 TOKENS = 100
+LONG = f"dawdle {TOKENS}"
 
 
 class AgentProcess:
     """The agent's serving half, to be killed and started again on the same state."""
 
     def __init__(self, broker: Broker, root: Path) -> None:
-        self.bundle = write_bundle(root / "bundle")
+        self.bundle = root / "bundle"
         self._root = root
         self._broker = broker
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,9 +87,9 @@ def wait_for_text(client: RawClient, request: str) -> None:
             return
 
 
-def expected(agent: AgentProcess, prompt: str) -> str:
+def expected(prompt: str) -> str:
     """What the engine says when nothing happens to it."""
-    engine = StandIn(agent.bundle)
+    engine = ScriptedEngine()
     engine.admit(Generation(1, "asker", prompt=prompt, max_tokens=TOKENS))
     text = ""
     while engine.busy:
@@ -105,7 +105,7 @@ def test_killed_worker_runs_what_was_silent_again_and_closes_what_had_begun(
     wait_for_text(asker, "streamed")
     agent.kill_worker()
     (last,) = asker.wait_answer("silent").lasts
-    assert (last["text"], last["attempt"]) == (expected(agent, LONG), 2)
+    assert (last["text"], last["attempt"]) == (expected(LONG), 2)
     (closed,) = asker.wait_answer("streamed").lasts
     assert (closed["error"]["code"], closed["error"]["type"], closed["attempt"]) == (503, "interrupted", 1)
     assert "killed by SIGKILL" in closed["error"]["message"]
@@ -118,11 +118,11 @@ def test_request_that_kills_two_workers_is_closed_and_its_neighbours_are_answere
     agent: AgentProcess, asker: RawClient
 ) -> None:
     ask(asker, "poison", "crash")
-    ask(asker, "next", "hello")
+    ask(asker, "next", "count 5")
     error = asker.wait_answer("poison").lasts[0]["error"]
     assert (error["code"], error["type"]) == (500, "engine_failed")
     assert "ended twice" in error["message"]
-    assert asker.wait_answer("next").text == expected(agent, "hello")
+    assert asker.wait_answer("next").text == expected("count 5")
     ask(asker, "poison", "crash")
     assert asker.wait_answer("poison").lasts == [{"s": 0, "error": error, "attempt": 2}], "it is not run a third time"
 
@@ -137,6 +137,6 @@ def test_killed_agent_runs_what_was_silent_and_closes_what_had_begun(agent: Agen
     assert (error["error"]["code"], error["error"]["type"], error["attempt"]) == (503, "interrupted", 2)
     assert "another id" in error["error"]["message"]
     last = asker.wait_answer("silent").lasts[0]
-    assert (last["text"], last["attempt"]) == (expected(agent, LONG), 2)
+    assert (last["text"], last["attempt"]) == (expected(LONG), 2)
     ask(asker, "streamed", LONG)
     assert asker.wait_answer("streamed").lasts == [error]

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
+from tests.agent.worker.double import FakeWorkers
 from tests.e2e.raw_client import Answer, RawClient
 
 pytestmark = pytest.mark.broker

@@ -15,7 +15,7 @@ from agent.config import AgentConfig
 from agent.serving.replica import Replica
 from agent.worker.supervisor import WorkerProcess
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorker, FakeWorkers
+from tests.agent.worker.double import FakeWorker, FakeWorkers
 from tests.e2e.raw_client import RawClient
 
 pytestmark = pytest.mark.broker

@@ -12,9 +12,9 @@ from paho.mqtt.properties import Properties
 
 from agent.state import result_writer
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
 from tests.agent.serving.test_interop import tool
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient
 

@@ -12,8 +12,8 @@ import pytest
 from agent.install.ports import Footprint, SwapMode
 from agent.worker.protocol import Usage
 from tests.agent.device import sealed
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient
 

@@ -14,9 +14,9 @@ from agent.telemetry.loop import TelemetryLoop
 from agent.telemetry.settings import TelemetrySettings
 from agent.telemetry.system import SystemSampler
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
 from tests.agent.serving.conftest import MakeDevice
 from tests.agent.telemetry.trees import BOARD, plant
+from tests.agent.worker.double import FakeWorkers
 from tests.e2e.raw_client import RawClient
 
 pytestmark = pytest.mark.broker

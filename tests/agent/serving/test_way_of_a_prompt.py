@@ -24,9 +24,8 @@ from agent.serving.active_request import TRANSITIONS, State
 from agent.worker import main, protocol
 from agent.worker.supervisor import WorkerProcess
 from tests.agent.device import Device, sealed
-from tests.agent.engine.stand_in import write_bundle
 from tests.agent.serving.conftest import MakeDevice
-from tests.chaos.device import WORKER
+from tests.agent.worker.double import DOUBLE
 from tests.e2e.raw_client import RawClient
 
 PAGE = (Path(__file__).parents[3] / "docs" / "ARCHITECTURE.md").read_text()
@@ -116,13 +115,13 @@ def follow(device: Device, follower: Callable[..., None] | None) -> None:
 
 @pytest.mark.broker
 def test_a_prompt_takes_this_way_through_the_agent(make_device: MakeDevice, client: RawClient, tmp_path: Path) -> None:
-    workers: Any = partial(WorkerProcess.start, command=(sys.executable, str(WORKER)))
-    bundle = sealed(directory=write_bundle(tmp_path / "bundle"))
+    workers: Any = partial(WorkerProcess.start, command=DOUBLE)
+    bundle = sealed(directory=tmp_path / "bundle")
     device = make_device(workers=workers, stream_interval_ms=0).start(bundle)
     follower = Follower(AGENT_HOPS)
     follow(device, follower)
     try:
-        client.ask("q", "dawdle over this")
+        client.ask("q", "dawdle 500")
         first = client.frames.get(timeout=20)[1]
         assert first.get("d"), first
         client.publish(f"edge/v1/d/{client.device}/control/{client.name}", b'{"id": "q", "op": "cancel"}')

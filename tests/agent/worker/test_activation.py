@@ -16,13 +16,20 @@ import pytest
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed
-from tests.agent.engine.stand_in import write_bundle
-from tests.agent.worker.test_supervisor import PATIENCE, STAND_IN, Listener, closed, hello
+from tests.agent.worker.double import DOUBLE
+from tests.agent.worker.listening import PATIENCE, Listener, closed
+from tests.agent.worker.test_supervisor import hello
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return write_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def listens(path: Path) -> bool:
+    """Whether a socket that is bound there accepts connections: it is bound a moment before it does."""
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return any(fields[3] == "00010000" and fields[-1] == str(path) for fields in sockets)
 
 
 @pytest.fixture
@@ -33,11 +40,12 @@ def activator(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "worker.sock"
     # setpriv would be systemd's part too; here the worker is ours, only its start is not.
     process = subprocess.Popen(
-        [program, "--accept", "-E", "ORT_DISABLE_TELEMETRY=1", "-l", str(path), *STAND_IN, "--fd", "3", "--nice", "0"],
+        [program, "--accept", "-E", "ORT_DISABLE_TELEMETRY=1", "-l", str(path), *DOUBLE, "--fd", "3", "--nice", "0"],
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + PATIENCE
-    while not path.exists() and time.monotonic() < deadline:
+    while not listens(path):
+        assert time.monotonic() < deadline, "nobody listens"
         time.sleep(0.01)
     yield path
     process.terminate()

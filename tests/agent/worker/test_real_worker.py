@@ -14,7 +14,7 @@ from agent.engine.interface import Generation
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed
-from tests.agent.worker.test_supervisor import PATIENCE, Listener, closed
+from tests.agent.worker.listening import PATIENCE, Listener, closed
 
 
 def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awaitable[None]], **fields: Any) -> None:

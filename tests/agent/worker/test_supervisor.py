@@ -14,55 +14,27 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.engine.interface import READ_SLICE, Generation, StepEvent
+from agent.engine.interface import READ_SLICE, Generation
 from agent.worker import protocol
 from agent.worker.protocol import allowed_silence
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import LoadTimeout, WorkerProcess, WorkerStarter
 from contract.errors import EngineFailed
-from tests.agent.engine.driving import Outcome, record
-from tests.agent.engine.stand_in import write_bundle
-
-STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_worker.py")))
-PATIENCE = 60.0
-
-
-class Listener:
-    """Collects events; ``until`` waits for what is expected."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[int, Outcome] = {}
-        self._changed = asyncio.Event()
-
-    def __call__(self, event: StepEvent) -> None:
-        record([event], self.outcomes)
-        self._changed.set()
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while not holds():
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def ended(self, *requests: int) -> None:
-        await self.until(lambda: all(self.has_ended(number) for number in requests))
-
-    def has_ended(self, number: int) -> bool:
-        outcome = self.outcomes.get(number)
-        return outcome is not None and (outcome.finish is not None or outcome.reject is not None)
+from tests.agent.worker.double import DOUBLE
+from tests.agent.worker.listening import PATIENCE, Listener, closed
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return write_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
 
 
 def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awaitable[None]], **settings: Any) -> None:
-    """Run a scenario against a started stand-in worker; no process may be left."""
+    """Run a scenario against the double in a process; none may be left."""
 
     async def run() -> None:
         listener = Listener()
-        worker = await WorkerProcess.start(WorkerSettings(**settings), bundle, on_event=listener, command=STAND_IN)
+        worker = await WorkerProcess.start(WorkerSettings(**settings), bundle, on_event=listener, command=DOUBLE)
         try:
             await scenario(worker, listener)
         finally:
@@ -72,17 +44,13 @@ def with_worker(bundle: Path, scenario: Callable[[WorkerProcess, Listener], Awai
     asyncio.run(run())
 
 
-async def closed(worker: WorkerProcess) -> str:
-    return await asyncio.wait_for(worker.wait_closed(), PATIENCE)
-
-
-def hello(number: int, prompt: str = "hello", **fields: Any) -> Generation:
+def hello(number: int, prompt: str = "count 999", **fields: Any) -> Generation:
     return Generation(number, "anna", prompt=prompt, **{"max_tokens": 5, **fields})
 
 
 def test_a_worker_answers_and_closes(bundle: Path) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
-        assert worker.facts.engine == "stand-in"
+        assert worker.facts.engine == "fake"
         assert worker.peak_rss_bytes > 1 << 20
         worker.admit(hello(1))
         worker.admit(hello(2, max_tokens=9))
@@ -102,8 +70,8 @@ def test_a_worker_answers_and_closes(bundle: Path) -> None:
 
 def test_cancel_and_update_reach_a_running_request(bundle: Path) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
-        worker.admit(hello(1, max_tokens=500, logit_bias={257: -1000.0}))
-        worker.admit(hello(2, max_tokens=500, logit_bias={257: -1000.0}))
+        worker.admit(hello(1, max_tokens=500))
+        worker.admit(hello(2, max_tokens=500))
         await listener.until(lambda: {1, 2} <= listener.outcomes.keys())
         worker.cancel(1)
         worker.update(2, {"max_tokens": 1})
@@ -137,7 +105,7 @@ def test_a_worker_that_ends_says_why(bundle: Path, prompt: str, why: str) -> Non
 def test_a_killed_worker_fails_whoever_waits_for_a_score(bundle: Path) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
         with pytest.raises(EngineFailed, match="SIGKILL"):
-            await worker.score("crash", "text")
+            await worker.score("killed", "text")
         assert await closed(worker) == "killed by SIGKILL"
 
     with_worker(bundle, scenario)
@@ -213,13 +181,15 @@ def test_silence_is_allowed_up_to_the_limit(bundle: Path) -> None:
     ],
 )
 def test_a_worker_that_does_not_load_is_an_error(tmp_path: Path, name: str, why: str) -> None:
+    before = set(psutil.Process().children())
+
     async def run() -> None:
         settings = WorkerSettings(load_seconds=0.5 if name == "slow" else PATIENCE)
         with pytest.raises(EngineFailed, match=why):
-            await WorkerProcess.start(settings, tmp_path / name, on_event=print, command=STAND_IN)
+            await WorkerProcess.start(settings, tmp_path / name, on_event=print, command=DOUBLE)
 
     asyncio.run(run())
-    assert not [child for child in psutil.Process().children() if child.name() != "mosquitto"]
+    assert set(psutil.Process().children()) <= before
 
 
 def test_a_load_that_no_longer_advances_is_ended_and_its_last_stage_named(
@@ -235,7 +205,7 @@ def test_a_load_that_no_longer_advances_is_ended_and_its_last_stage_named(
     async def run() -> None:
         settings = WorkerSettings(load_seconds=PATIENCE)
         with pytest.raises(EngineFailed, match=f"not loaded, and silent for {PATIENCE:g} s after: self-test"):
-            await WorkerProcess.start(settings, tmp_path / "stalls", on_event=print, command=STAND_IN)
+            await WorkerProcess.start(settings, tmp_path / "stalls", on_event=print, command=DOUBLE)
 
     asyncio.run(run())
 
@@ -289,7 +259,7 @@ asyncio.run(main())
 
 def test_no_worker_outlives_a_killed_agent(bundle: Path) -> None:
     agent = subprocess.Popen(
-        [sys.executable, "-c", AGENT, str(bundle), *STAND_IN], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", AGENT, str(bundle), *DOUBLE], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
     )
     try:
         assert agent.stdout is not None
@@ -329,7 +299,7 @@ def test_a_start_that_is_cancelled_just_as_the_model_has_loaded_is_cancelled(
 
     async def run() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await WorkerProcess.start(WorkerSettings(), bundle, on_event=Listener(), command=STAND_IN)
+            await WorkerProcess.start(WorkerSettings(), bundle, on_event=Listener(), command=DOUBLE)
         await closed(started[0])
         assert not psutil.pid_exists(started[0].pid)
 

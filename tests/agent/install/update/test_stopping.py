@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -38,8 +39,9 @@ class SlowAgent:
         self._log = (directory / "agent.log").open("w")
 
     def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.agent.slow_agent", str(self._config), str(self.stall)]
-        return subprocess.Popen(command, cwd=ROOT, stderr=self._log)
+        command = [sys.executable, "-m", "tests.agent.slow_agent", str(self._config)]
+        environment = {**os.environ, "EDGE_STALL": str(self.stall)}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=self._log)
 
 
 def wait_for(path: Path) -> None:
@@ -61,7 +63,7 @@ def test_requests_that_wait_for_a_model_that_loads_outlive_a_stop(
     try:
         client.next_device_message("status", 30)
         for number in range(3):
-            client.ask(f"q{number}", f"question {number}", max_tokens=3)
+            client.ask(f"q{number}", "count 9", max_tokens=3)
         # Accepted: it says how many wait.
         for number in range(3):
             assert client.frames.get(timeout=30)[1]["d"] == "", number
@@ -74,7 +76,7 @@ def test_requests_that_wait_for_a_model_that_loads_outlive_a_stop(
         try:
             answers = [client.wait_answer(f"q{number}", 30) for number in range(3)]
             # One more, so that whatever would come twice has come by then.
-            client.ask("last", "question", max_tokens=3)
+            client.ask("last", "count 9", max_tokens=3)
             client.wait_answer("last", 30)
             assert [len(answer.lasts) for answer in answers] == [1, 1, 1]
             assert all(answer.lasts[0]["finish_reason"] == "length" for answer in answers)
