@@ -16,6 +16,7 @@ import pytest
 from agent.config import AgentConfig
 from agent.diagnosis.broker import group_round_trip, round_trip
 from agent.mqtt.connection import Connection
+from agent.mqtt.handler import Handler, Session
 from agent.mqtt.settings import BrokerSettings
 from contract.mqtt.topics import Topics
 from tests.agent.device import Device, sealed
@@ -124,7 +125,7 @@ def test_an_old_broker_that_takes_its_time_is_not_unreachable_meanwhile(tmp_path
 
     async def run() -> None:
         settings = BrokerSettings(host="127.0.0.1", port=old.port)
-        connection = Connection(settings, "patient", subscriptions=[], clean=True, on_message=print, quiet=True)
+        connection = Connection(settings, Session("patient", clean=True, quiet=True), Handler())
         task = asyncio.create_task(connection.run())
         await until(old.asked.is_set)
         assert connection.problem, "it was closed before"
