@@ -24,7 +24,7 @@ from agent.serving.settings import ServingSettings
 from edge_bundle import BrokerAddress, Client, event_loop
 from edge_bundle import client as sync_client
 from tests.agent.device import Device, sealed
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker

@@ -16,7 +16,7 @@ from fleet.gateway.gateway import Gateway
 from fleet.http.app import make_app
 from fleet.http.server import Server, listen
 from tests.agent.device import Device
-from tests.agent.fake_worker import FakeWorkers
+from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 from tests.fleet.waiting import until
 
