@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
 
@@ -41,7 +42,7 @@ SUPERVISOR = {
     Settlement.fail.__code__,
     Settlement.settle.__code__,
     Connection.acknowledge.__code__,
-    Gateway._on_message.__code__,
+    Gateway.on_message.__code__,
     result_writer._resolve.__code__,
 }
 """Who catches what the others raise: nobody stands behind these."""
@@ -61,7 +62,7 @@ class Watcher:
 
     def __call__(self, frame: FrameType, event: str, _argument: Any) -> Watcher | None:
         code = frame.f_code
-        if code is Gateway._on_message.__code__:
+        if code is Gateway.on_message.__code__:
             self.watching = True
         if self.watching and frame.f_globals.get("__name__", "").startswith(("agent.", "contract.")):
             self.steps[code] = None
@@ -213,7 +214,8 @@ def test_a_deferred_control_message_that_fails_takes_nobody_with_it(
             (topics.generate(client.name), {"id": "held", "prompt": "count 2"}),
             (topics.control(client.name), {"id": "held", "op": "cancel"}),
         ):
-            device.gateway._on_message(Received(topic, json.dumps(body).encode(), False, (None, 0)))
+            received = Received(topic, json.dumps(body).encode(), False, (None, 0))
+            device.gateway.on_message(received, partial(device.gateway.connection.acknowledge, received))
 
     monkeypatch.setattr(device.serving.scheduler, "_end_early", fail)
     client.answers["held"] = Answer(0.0)
