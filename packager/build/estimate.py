@@ -74,8 +74,10 @@ SAMPLED_BYTES = 3 * 2**30
 """Keys and values while the model writes that, at the most (``samples.CACHE_BYTES``)."""
 
 SCALES_TOKENS = 512
-SCALES_CORE_SECONDS_PER_PARAMETER = 1.8e-7
-"""Reading 24 times as many tokens to measure keys and values: 690 core seconds for 3.8 billion, on a busy machine."""
+SCALES_CORE_SECONDS_PER_PARAMETER = 3.2e-7
+"""Reading 24 times as many tokens to measure keys and values: some 50 core seconds each for 3.8 billion parameters, on
+a busy machine.
+"""
 
 FAST_CORE_SECONDS_PER_PARAMETER = 4.7e-7
 """One pass over a short text, linear in the parameters, and comparing two rounded layers: 52 and 63 core seconds more

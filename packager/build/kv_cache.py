@@ -8,6 +8,7 @@ positions beyond those that were read.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,15 @@ def scaled_digest(digest: str, text: EvalText | None) -> str:
     return hashlib.sha256(f"{digest} {describe_scales(text)}".encode()).hexdigest()
 
 
-def measure_scales(model_dir: Path, checkpoint: Checkpoint, text: EvalText | None, out: Path, log: Path) -> None:
+def measure_scales(
+    model_dir: Path,
+    checkpoint: Checkpoint,
+    text: EvalText | None,
+    out: Path,
+    log: Path,
+    *,
+    on_progress: Callable[[float, float], None],
+) -> None:
     """Write the scales of the model in ``model_dir``, whose cache is plain, to ``out`` for the builder to read.
 
     Raises:
@@ -58,4 +67,4 @@ def measure_scales(model_dir: Path, checkpoint: Checkpoint, text: EvalText | Non
         "head_size": config.head_size,
         "text": None if text is None else text.text,
     }
-    run_child("packager.build.kv_cache_process", job, log, doing="measuring keys and values")
+    run_child("packager.build.kv_cache_process", job, log, doing="measuring keys and values", on_progress=on_progress)

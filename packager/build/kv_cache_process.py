@@ -95,6 +95,7 @@ def _open(model: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = host_threads()
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "50")  # other work may want the core
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

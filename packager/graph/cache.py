@@ -95,14 +95,16 @@ def build_or_resume(
             name = graph_key(build_plan, scaled_digest(digest, text))
             measured = cache_dir / f"{name}.{SCALES}"
             locks.enter_context(locked(measured))
-            get_or_create(measured, lambda staging: _measure(plain, checkpoint, text, staging, log), mark=SCALES)
+            get_or_create(
+                measured,
+                lambda made: measure_scales(
+                    plain / MODEL, checkpoint, text, made / SCALES, log, on_progress=on_progress
+                ),
+                mark=SCALES,
+            )
             entries = [build(build_plan, name, measured / SCALES), measured, plain]
         link_tree(entries[0] / MODEL, out)
         return msgspec.json.decode((entries[0] / REPORT).read_bytes(), type=BuilderReport), entries
-
-
-def _measure(plain: Path, checkpoint: Checkpoint, text: EvalText | None, staging: Path, log: Path) -> None:
-    measure_scales(plain / MODEL, checkpoint, text, staging / SCALES, log)
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -44,11 +44,15 @@ def test_scales_are_those_of_the_runtimes_own_calibration(tmp_path: Path, monkey
     checkpoint = inspect_checkpoint(make_random_checkpoint(tmp_path / "source", small_config("phi-3.5-mini")))
     build_graph(checkpoint, BuildPlan("source", "x", "1.0.0", kv="float"), tmp_path / "plain", tmp_path / "log")
     jobs: list[dict[str, Any]] = []
-    monkeypatch.setattr(kv_cache, "run_child", lambda module, job, log, doing: jobs.append(job))
-    measure_scales(tmp_path / "plain", checkpoint, None, tmp_path / "ours.json", tmp_path / "log")
+    monkeypatch.setattr(kv_cache, "run_child", lambda module, job, log, **how: jobs.append(job))
+
+    def told(done: float, total: float) -> None:
+        """Nothing reports here: the child was not started."""
+
+    measure_scales(tmp_path / "plain", checkpoint, None, tmp_path / "ours.json", tmp_path / "log", on_progress=told)
     [job] = jobs
-    told: list[tuple[float, float]] = []
-    kv_cache_process.measure(job, type("Told", (), {"progress": lambda self, *how_far: told.append(how_far)})())
+    steps: list[tuple[float, float]] = []
+    kv_cache_process.measure(job, type("Told", (), {"progress": lambda self, *how_far: steps.append(how_far)})())
     calibrate_kv_scales(
         model_path=job["model"],
         tokenizer_path=job["tokenizer"],
@@ -59,7 +63,7 @@ def test_scales_are_those_of_the_runtimes_own_calibration(tmp_path: Path, monkey
         num_seqs=job["sequences"],
     )
     assert json.loads((tmp_path / "ours.json").read_text()) == json.loads((tmp_path / "own.json").read_text())
-    assert told[-1] == (24, 24)
+    assert steps[-1] == (24, 24)
     job["layers"] = 3
     with pytest.raises(BuildRefused, match="some layers keep something else"):
         kv_cache_process.measure(job, None)  # type: ignore[arg-type]
