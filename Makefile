@@ -26,7 +26,7 @@ JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
 .PHONY: help demo recording second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
-	sabotage crash-full chaos soak siege clean
+	sabotage crash-full chaos soak siege client-size clean
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -144,6 +144,9 @@ size: $(STAMP) ## what building MODEL=phi-3.5-mini takes, and running it in 4 Gi
 
 bench: $(STAMP) $(WHEEL) ## the engine beside its peers: a table, JSON and a plot in build/bench
 	$(BIN)/python -m benchmarks.bench --gguf $(WHEEL) --cache $(CACHE) --rounds $(ROUNDS)
+
+client-size: $(STAMP) ## what pip install edge-bundle[client] downloads and leaves on disk
+	@$(BIN)/python -m tests.client_size
 
 clean: ## remove the environment and caches, not the downloaded model
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import signal
@@ -115,6 +116,19 @@ def tiny_bundle(tiny_checkpoint: Path) -> Path:
     directory = _kept("tiny-bundle", make)
     assert (directory / MANIFEST_FILE).is_file()
     return directory
+
+
+@pytest.fixture(scope="session")
+def long_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``long@1.0.0``: the same model, said to take 4096 tokens, for prompts that are longer than what it learned."""
+
+    def make(directory: Path) -> None:
+        checkpoint = shutil.copytree(tiny_checkpoint, tmp_path_factory.mktemp("long") / "checkpoint")
+        config = json.loads((checkpoint / "config.json").read_bytes())
+        (checkpoint / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+        build_bundle(BuildPlan(str(checkpoint), "long", "1.0.0", quantizer="rtn"), directory, cache=CACHE)
+
+    return _kept("long-bundle", make)
 
 
 @pytest.fixture(scope="session")
