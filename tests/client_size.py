@@ -1,4 +1,4 @@
-"""What ``pip install edge-bundle[client]`` downloads and leaves on disk, from the package index: ``make client-size``."""
+"""What ``pip install edge-bundle[client]`` downloads and leaves on disk: ``make client-size``. It asks the index."""
 
 from __future__ import annotations
 
