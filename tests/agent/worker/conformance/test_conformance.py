@@ -174,7 +174,7 @@ def test_a_call_comes_with_its_name_first_and_its_arguments_are_json(kind: Kind)
         outcome = listener.outcomes[1]
         assert outcome.finish is not None
         assert outcome.reason == "tool_calls"
-        deltas = [delta for event in (*outcome.tokens, outcome.finish) for delta in event.calls]
+        deltas = [delta for event in outcome.tokens for delta in event.calls] + outcome.finish.calls
         assert deltas[0].name == "phone"
         assert deltas[0].id
         assert [delta.name for delta in deltas[1:] if delta.name] == []
