@@ -25,7 +25,7 @@ PIECES := 1 2 3 4 5 6
 JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
-.PHONY: help demo recording second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+.PHONY: help demo recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege client-size clean
 
 help: ## what can be made
@@ -89,6 +89,19 @@ test-js: $(STAMP) $(JS) ## the JavaScript client and the Node-RED node, against 
 	@npm --prefix clients/js run --silent types
 	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix clients/js test --silent
 	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix clients/node-red test --silent
+
+CONSOLE := tests/fleet/web/browser
+$(CONSOLE)/node_modules/.installed: $(CONSOLE)/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing; on Debian: apt install npm" >&2; exit 1; }
+	@npm --prefix $(CONSOLE) ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+test-console: $(STAMP) $(CONSOLE)/node_modules/.installed ## the fleet's console in a real Chromium: keyboard, axe-core, roles, no scripts, 10,000 devices
+	@EDGE_PYTHON=$(abspath $(BIN)/python) npm --prefix $(CONSOLE) test --silent
+
+console-pictures: $(STAMP) $(CONSOLE)/node_modules/.installed ## every page of the console, wide and narrow, light and dark, in build/console; docs/fleet-console.png
+	@mkdir -p build/console
+	@EDGE_PYTHON=$(abspath $(BIN)/python) node $(CONSOLE)/shots.mjs build/console docs/fleet-console.png
 
 layouts: $(STAMP) ## every published layout from every kind of source: logits, tokens, templates, end tokens
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -m "layouts or not layouts" tests/packager/test_matrix.py

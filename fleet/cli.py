@@ -12,6 +12,7 @@ COMMANDS = {
     "devices": ("fleet.commands.devices", "the devices that were heard"),
     "device": ("fleet.commands.device", "one device: what it says, and labels and pins that you give it"),
     "rollout": ("fleet.commands.rollout", "roll a bundle out in waves, and stop, resume or abort that"),
+    "user": ("fleet.commands.user", "accounts of the console and the API, their roles and tokens"),
     "token": ("fleet.commands.token", "API keys of the gateway: make, list, revoke"),
     "audit": ("fleet.commands.audit", "who did what"),
 }

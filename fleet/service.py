@@ -27,8 +27,8 @@ from fleet.store.leader import Leader, LeadershipLost
 
 log = logging.getLogger("edge_fleet")
 
-Role = Literal["controller", "ingest", "gateway"]
-ROLES: tuple[Role, ...] = ("controller", "ingest", "gateway")
+Role = Literal["controller", "ingest", "web", "gateway"]
+ROLES: tuple[Role, ...] = ("controller", "ingest", "web", "gateway")
 LOOP_ROLES: tuple[Role, ...] = ("controller", "ingest")
 """Those that :class:`Service` plays; the others answer HTTP (:mod:`fleet.http`)."""
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from typing import Any
 
-from msgspec import structs
+import msgspec
 
-from contract.errors import UsageError, printable
+from contract.errors import printable
+from fleet import operations
 from fleet.commands.context import add_database, opened, operator, print_json, print_table, when
-from fleet.commands.devices import describe, state_of
-from fleet.store import audit, devices, rollouts
+from fleet.describe import describe_device_wholly, state_of
+from fleet.operations import Actor
+from fleet.store import devices, rollouts
 from fleet.store.devices import DeviceRow
-
-_LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}=[^\x00-\x1f]{0,128}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,34 +42,25 @@ def run(arguments: argparse.Namespace) -> int:
     labels = _read_labels(arguments.label)
     pinned = True if arguments.pin else False if arguments.unpin else None
     with opened(arguments) as database:
-        changes = {"labels": labels, "pinned": pinned, "clear_trouble": arguments.clear_trouble}
-        changes = {name: value for name, value in changes.items() if value not in (None, {}, False) or value is pinned}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if changes:
+        if labels or pinned is not None or arguments.clear_trouble:
             with database.write() as connection:
-                devices.change(
-                    connection, arguments.device, labels=labels, pinned=pinned, reliable=arguments.clear_trouble or None
-                )
-                audit.record(
-                    connection, at=time.time(), actor=operator(), action="device.change", subject=arguments.device,
-                    detail=changes,
+                operations.change_device(
+                    connection, arguments.device, Actor(operator()), time.time(),
+                    labels=labels, pinned=pinned, clear_trouble=arguments.clear_trouble,
                 )  # fmt: skip
         with database.read() as connection:
             row = devices.find(connection, arguments.device)
             attempts = rollouts.attempts(connection, arguments.device)
             events = devices.events(connection, arguments.device)
     if arguments.json:
-        print_json(describe(row) | {"attempts": attempts, "events": [structs.asdict(each) for each in events]})
+        print_json(msgspec.to_builtins(describe_device_wholly(row, attempts, events)))
     else:
         _show(row, attempts)
     return 0
 
 
 def _read_labels(texts: list[str]) -> dict[str, str] | None:
-    for text in texts:
-        if _LABEL.fullmatch(text) is None:
-            raise UsageError(f"{text[:80]!r} is not NAME=VALUE: a name has 1 to 64 of A-Z a-z 0-9 _ . -")
-    found = (text.partition("=") for text in texts)
+    found = (operations.check_label(text).partition("=") for text in texts)
     return {name: value for name, _, value in found} or None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+
+from msgspec import structs
 
 from fleet.commands.context import add_database, opened, print_json, print_table, when
+from fleet.describe import describe_device, state_of
 from fleet.rollout.selector import parse_selector
 from fleet.store import devices
 from fleet.store.devices import DeviceRow
@@ -32,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         every = devices.rows(connection)
     found = [row for row in every if selector.matches(row.traits)]
     if arguments.json:
-        print_json({"devices": [describe(row) for row in found], "known": len(every)})
+        print_json({"devices": [structs.asdict(describe_device(row)) for row in found], "known": len(every)})
         return 0
     if found:
         head = ["DEVICE", "STATE", "BUNDLE", "SITE", "HARDWARE", "LAST SEEN", "TROUBLE"]
@@ -41,40 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def state_of(row: DeviceRow) -> str:
-    """Online and ready, or why not."""
-    if not row.traits.online:
-        return "offline"
-    if row.health is None:
-        return "online"
-    return "ready" if row.health.ready else ", ".join(row.health.reasons) or "not ready"
-
-
 def _line(row: DeviceRow) -> list[str]:
     traits = row.traits
     pinned = " (pinned)" if traits.pinned else ""
     state = state_of(row) + pinned
     return [traits.device, state, traits.bundle, traits.site, traits.hardware, when(row.seen_at), row.trouble]
-
-
-def describe(row: DeviceRow) -> dict[str, Any]:
-    """A device, for scripts."""
-    traits = row.traits
-    return {
-        "device": traits.device,
-        "online": traits.online,
-        "state": state_of(row),
-        "bundle": traits.bundle or None,
-        "site": traits.site or None,
-        "hardware": traits.hardware or None,
-        "arch": traits.arch or None,
-        "cores": traits.cores,
-        "ram": traits.ram,
-        "groups": list(traits.groups),
-        "labels": dict(traits.labels),
-        "pinned": traits.pinned,
-        "reliable": row.reliable,
-        "trouble": row.trouble or None,
-        "desired": row.desired or None,
-        "seen_at": row.seen_at,
-    }

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
 
+from fleet import operations
 from fleet.commands.context import add_database, opened, operator, print_json
 from fleet.commands.rollout_plan import add_specification, plan_or_start
 from fleet.commands.rollout_views import describe_lines, list_all, show_one, summary, watch_one
-from fleet.rollout import operate
-from fleet.rollout.actions import Action
-from fleet.rollout.model import Rollout
-from fleet.store import audit, rollouts
+from fleet.operations import Actor
 from fleet.store.database import Database
 
 EXAMPLES = """\
@@ -32,6 +29,7 @@ exit status: 0 done, 2 the command line or the specification, 3 refused (watch: 
 
 _BY_NAME = {
     "pause": "send nothing new; what is under way goes on",
+    "halt": "stop it as a failed gate would; its rollback says what is turned back",
     "abort": "end it; what is under way, and what was not judged yet, is turned back",
     "retry": "ask those again that failed or timed out, and nobody else",
     "approve": "let one begin that needs another person's approval",
@@ -82,23 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _operate(database: Database, arguments: argparse.Namespace) -> int:
-    by, now = operator(), time.time()
-    simple: dict[str, Callable[[Rollout, str, float], list[Action]]] = {
-        "pause": operate.pause,
-        "abort": operate.abort,
-        "retry": operate.retry,
-        "resume": lambda found, who, at: operate.resume(found, who, at, arguments.accept),
-    }
     with database.write() as connection:
-        if arguments.action == "approve":
-            after = rollouts.begin(connection, arguments.id, lambda found, at: operate.approve(found, by, at), now)
-        else:
-            before = rollouts.load(connection, arguments.id, lock=True)
-            after = rollouts.save(connection, before, simple[arguments.action](before, by, now), now)
-        detail = {"state": after.state, "accept": getattr(arguments, "accept", None)}
-        audit.record(
-            connection, at=now, actor=by, action=f"rollout.{arguments.action}", subject=f"rollout {after.id}",
-            detail={name: value for name, value in detail.items() if value is not None},
+        after = operations.steer(
+            connection, arguments.id, arguments.action, Actor(operator()), time.time(),
+            accept=getattr(arguments, "accept", None),
         )  # fmt: skip
     if arguments.json:
         print_json(summary(after))

@@ -9,16 +9,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from contract.errors import RequestInvalid, UsageError
+from fleet import operations
 from fleet.catalogue import Listed, look_up
 from fleet.commands.context import operator, print_json, print_table, size, when
+from fleet.describe import describe_plan
+from fleet.operations import Actor
 from fleet.rollout.durations import describe_duration
-from fleet.rollout.model import Bundle, Rollout
-from fleet.rollout.plan import WavePlan, describe, draft
+from fleet.rollout.model import Rollout
+from fleet.rollout.plan import WavePlan, describe
 from fleet.rollout.spec import MAX_SPEC_BYTES, Spec, parse_spec, read_spec
 from fleet.rollout.states import RolloutState
 from fleet.rollout.windows import next_opening
-from fleet.store import audit, devices, rollouts
 from fleet.store.database import Database
 
 DEPOT_ENVIRONMENT = "EDGE_FLEET_DEPOT"
@@ -90,56 +94,21 @@ def plan_or_start(database: Database, arguments: argparse.Namespace) -> int:
                 print(f"  {fault.field}: {fault.message}")
         raise
     listed = _look_up(arguments, spec)
-    bundle = Bundle(spec.name, spec.version) if listed is None else listed.bundle
     starting = arguments.action == "start"
     by, now = operator(), time.time()
-
-    def make(number: int) -> Rollout:
-        needs = None if listed is None else listed.needs
-        return draft(spec, list(known.values()), number=number, bundle=bundle, by=by, now=now, needs=needs)
-
     if starting:
         with database.write() as connection:
-            known = {row.traits.device: row.traits for row in devices.rows(connection)}
-            made = rollouts.add(connection, make)
-            made = rollouts.start_rollout(connection, made.id, now)
-            detail = {"bundle": spec.bundle, "where": spec.where, "devices": len(made.targets), "state": made.state}
-            audit.record(
-                connection, at=now, actor=by, action="rollout.start", subject=f"rollout {made.id}", detail=detail
-            )
+            made, known = operations.start(connection, spec, listed, Actor(by), now)
     else:
         with database.read() as connection:
-            known = {row.traits.device: row.traits for row in devices.rows(connection)}
-        made = make(0)
+            made, known = operations.plan(connection, spec, listed, by=by, now=now)
     waves = describe(made, known, None if listed is None else listed.bytes)
     if arguments.json:
-        print_json(_plan_document(made, waves, listed is not None, starting))
+        plan = describe_plan(made, waves, looked_up=listed is not None, started=starting)
+        print_json(msgspec.to_builtins(plan))
     else:
         _print_plan(made, waves, listed is not None, starting)
     return 0
-
-
-def _plan_document(made: Rollout, waves: list[WavePlan], checked: bool, starting: bool) -> dict[str, Any]:
-    return {
-        "rollout": made.id if starting else None,
-        "state": made.state if starting else "planned",
-        "bundle": made.bundle.reference,
-        "digest": made.bundle.digest or None,
-        "looked_up": checked,
-        "devices": sum(target.wave > 0 for target in made.targets.values()),
-        "left_out": {t.device: t.reason for t in made.targets.values() if t.wave == 0},
-        "waves": [
-            {
-                **wave._asdict(),
-                "devices": list(wave.devices),
-                "sites": dict(wave.sites),
-                "hardware": dict(wave.hardware),
-            }
-            for wave in waves
-        ],
-        "hours_least": sum(wave.hours_least for wave in waves),
-        "hours_most": sum(wave.hours_most for wave in waves),
-    }
 
 
 def _print_plan(made: Rollout, waves: list[WavePlan], checked: bool, starting: bool) -> None:

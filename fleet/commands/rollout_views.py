@@ -7,9 +7,13 @@ import time
 from collections import Counter
 from typing import Any
 
+import msgspec
+from msgspec import Struct
+
 from contract.errors import BundleRefused, SourceUnavailable, UsageError
 from contract.reasons import Reason
 from fleet.commands.context import print_json, print_table, when
+from fleet.describe import count_targets, describe_rollout, describe_rollout_wholly
 from fleet.rollout.durations import parse_duration
 from fleet.rollout.model import Rollout
 from fleet.rollout.states import ENDED, RolloutState
@@ -50,24 +54,12 @@ def _progress(found: Rollout) -> str:
 
 def summary(found: Rollout) -> dict[str, Any]:
     """A rollout, for scripts."""
-    return {
-        "rollout": found.id,
-        "bundle": found.bundle.reference,
-        "state": found.state,
-        "reason": found.reason,
-        "created_by": found.created_by,
-        "approved_by": found.approved_by or None,
-        "created_at": found.created_at,
-        "waves": [
-            {
-                "number": wave.number,
-                "state": wave.state,
-                "verdict": wave.verdict,
-                "targets": dict(Counter(str(target.state) for target in found.wave_targets(wave.number))),
-            }
-            for wave in found.waves
-        ],
-    }
+    return _builtins(describe_rollout(found, count_targets(found)))
+
+
+def _builtins(document: Struct) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(document)
+    return found
 
 
 def show_one(database: Database, arguments: argparse.Namespace) -> int:
@@ -75,14 +67,7 @@ def show_one(database: Database, arguments: argparse.Namespace) -> int:
     with database.read() as connection:
         found = rollouts.load(connection, arguments.id)
     if arguments.json:
-        targets = [
-            {
-                "device": each.device, "wave": each.wave, "state": each.state, "reason": each.reason or None,
-                "message": each.message or None, "attempt": each.attempt, "turn_back": each.turn_back,
-            }
-            for each in found.targets.values()
-        ]  # fmt: skip
-        print_json(summary(found) | {"targets": targets})
+        print_json(_builtins(describe_rollout_wholly(found)))
         return 0
     print("\n".join(describe_lines(found)))
     shown = [each for each in found.targets.values() if each.reason or each.turn_back]

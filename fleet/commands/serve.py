@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,10 +19,12 @@ from contract.mqtt.topics import Topics
 from contract.schema_faults import nearest
 from edge_bundle.broker import BrokerAddress, add_broker, find_broker
 from fleet.commands.context import add_database, find_database
+from fleet.commands.serve_console import add_console, make_console, sign_in_hint
 from fleet.service import LOOP_ROLES, ROLES, Role, Service
 from fleet.store.database import Database
 
 if TYPE_CHECKING:
+    from fleet.gateway.gateway import Gateway
     from fleet.http.server import Server
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
@@ -38,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ROLE,…",
         help=f"what this process does, of {', '.join(ROLES)}; default {','.join(LOOP_ROLES)}",
     )
-    http = parser.add_argument_group("gateway (OpenAI's interface over HTTP, docs/GATEWAY.md)")
+    http = parser.add_argument_group("HTTP (the roles web and gateway)")
     http.add_argument(
         "--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"where it listens; default {DEFAULT_LISTEN}"
     )
@@ -52,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN",
         help="web pages of this origin may ask, too (https://chat.example.org); may be given several times",
     )
+    add_console(parser)
     parser.epilog = (
         "It needs nothing but a broker: a database that is not there is made. Whatever is away is waited for. On\n"
         "PostgreSQL any number of processes may serve: one of them decides, and another one does when it is gone.\n"
@@ -59,7 +62,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  edge-fleet serve --broker mqtts://fleet@broker.example.org\n"
         "  edge-fleet serve --database postgresql://fleet@db.example.org/fleet --roles ingest\n"
-        "  edge-fleet serve --roles controller,ingest,gateway --listen 127.0.0.1:8080"
+        "  edge-fleet serve --roles controller,ingest,web,gateway --listen 127.0.0.1:8080\n"
+        "  edge-fleet serve --roles controller,ingest,web --listen 0.0.0.0:443 --url https://fleet.example.org \\\n"
+        "    --tls-cert fleet.pem --tls-key fleet.key"
     )
 
 
@@ -83,11 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop())
         where = ""
-        if "gateway" in roles:
-            server = _http_server(arguments, address, database, stop)
+        if set(roles) - set(LOOP_ROLES):
+            server = _http_server(arguments, address, database, roles, stop)
             server.start()
             stack.callback(server.stop)
-            where = f", answers at {server.url}"
+            where = f", answers at {server.url}" + (sign_in_hint(database) if "web" in roles else "")
         print(f"edge-fleet serves {', '.join(roles)} on {address.name} with {database.name}{where}", flush=True)
         if set(roles) & set(LOOP_ROLES):
             service.run()
@@ -97,7 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _http_server(
-    arguments: argparse.Namespace, address: BrokerAddress, database: Database, stop: Callable[[], object]
+    arguments: argparse.Namespace,
+    address: BrokerAddress,
+    database: Database,
+    roles: Sequence[Role],
+    stop: Callable[[], object],
 ) -> Server:
     """What answers HTTP, not started yet.
 
@@ -105,25 +114,35 @@ def _http_server(
         UsageError: the options contradict each other, or the port is taken.
     """
     # Whoever does not serve HTTP does not pay for it.
+    from fleet.http.app import Part, make_app
+    from fleet.http.server import Server, listen
+
+    host, port = read_listen(arguments.listen)
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together")
+    parts: list[Part] = []
+    if "gateway" in roles:
+        parts.append(_gateway(arguments, address, database, host))
+    if "web" in roles:
+        # Its routes take every path that is nobody else's.
+        parts.append(make_console(arguments, address, database))
+    app = make_app(parts, origins=arguments.cors_origin)
+    return Server(app, listen(host, port), certificate=arguments.tls_cert, key=arguments.tls_key, on_end=stop)
+
+
+def _gateway(arguments: argparse.Namespace, address: BrokerAddress, database: Database, host: str) -> Gateway:
     from fleet.gateway.access import Anybody
     from fleet.gateway.gateway import Gateway
     from fleet.gateway.keys import KeyRing
-    from fleet.http.app import make_app
-    from fleet.http.server import Server, listen
     from fleet.store.key_store import KeyStore
 
-    host, port = read_listen(arguments.listen)
     if arguments.without_keys and not _is_loopback(host):
         raise UsageError(f"--without-keys would let everybody ask who reaches {host}: listen on 127.0.0.1, or use keys")
-    if (arguments.tls_cert is None) != (arguments.tls_key is None):
-        raise UsageError("--tls-cert and --tls-key go together")
     for origin in arguments.cors_origin:
         if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?", origin):
             raise UsageError(f"{origin!r} is no origin: write https://chat.example.org, without a path")
     access = Anybody() if arguments.without_keys else KeyRing(KeyStore(database))
-    gateway = Gateway(address, arguments.topic_root, access)
-    app = make_app([gateway], origins=arguments.cors_origin)
-    return Server(app, listen(host, port), certificate=arguments.tls_cert, key=arguments.tls_key, on_end=stop)
+    return Gateway(address, arguments.topic_root, access)
 
 
 def read_listen(text: str) -> tuple[str, int]:

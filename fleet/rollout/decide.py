@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from fleet.rollout.actions import Action, AddWave, MoveRollout, MoveTarget, MoveWave, NoteTarget, Turn
 from fleet.rollout.asking import ALREADY_ACTIVE, ask, enforce_deadlines
+from fleet.rollout.evidence import evidence_of, judge_targets
 from fleet.rollout.facts import Facts, increase_before
-from fleet.rollout.gates import Evidence, Outcome, Verdict, judge
+from fleet.rollout.gates import Outcome
 from fleet.rollout.model import HELD_OUT, Rollout, Target, Wave
 from fleet.rollout.observe import observe
 from fleet.rollout.states import (
@@ -22,15 +23,13 @@ from fleet.rollout.states import (
     TargetState,
     WaveState,
 )
-from fleet.rollout.turn_back import begin_turn_back, continue_turn_back, stop_waiting
+from fleet.rollout.turn_back import begin_turn_back, continue_turn_back, halt, stop_waiting
 from fleet.rollout.waves import Candidate, Size, assign
 
 EXPIRED = "expired"
 
 _UNBLOCKING = (Deferral.OFFLINE, Deferral.PINNED)
 """Nobody knows for how long; a wave does not wait for them, and they catch up behind it."""
-
-_AT_WORK = (WaveState.OPEN, WaveState.BAKING, WaveState.INCONCLUSIVE)
 
 
 def decide(rollout: Rollout, facts: Facts, now: float) -> list[Action]:
@@ -96,14 +95,6 @@ def _halt(turn: Turn) -> None:
     else:
         return
     halt(turn, f"{why}: {_common_reason(turn)}")
-
-
-def halt(turn: Turn, why: str) -> None:
-    """Every wave at work has failed, and the rollout with them."""
-    for wave in turn.rollout.waves:
-        if wave.state in _AT_WORK:
-            turn.do(MoveWave(wave.number, WaveState.FAILED, why))
-    turn.do(MoveRollout(RolloutState.HALTED, why))
 
 
 def _common_reason(turn: Turn, number: int | None = None) -> str:
@@ -178,7 +169,7 @@ def _judge_wave(turn: Turn, wave: Wave) -> None:
         if target.state is TargetState.ACTIVE
         and (target.wave == wave.number or (target.active_at is not None and turn.now >= target.active_at + bake))
     ]
-    verdict = _judge(turn, judged)
+    verdict = judge_targets(turn.rollout, turn.facts, judged)
     if verdict.outcome is Outcome.FAILED:
         halt(turn, f"wave {wave.number} does not hold: {verdict.text}")
     elif verdict.outcome is Outcome.INCONCLUSIVE:
@@ -186,33 +177,9 @@ def _judge_wave(turn: Turn, wave: Wave) -> None:
     else:
         for target in judged:
             # Whoever is silent now was not judged; it is with the next wave, or by itself.
-            if _evidence(turn, target).heard:
+            if evidence_of(target, turn.facts).heard:
                 turn.do(MoveTarget(target.device, TargetState.BAKED))
         turn.do(MoveWave(wave.number, WaveState.PASSED, verdict.text))
-
-
-def _judge(turn: Turn, judged: Sequence[Target]) -> Verdict:
-    control = [_evidence(turn, target) for target in turn.rollout.targets.values() if target.reason == HELD_OUT]
-    return judge(turn.rollout.spec.gates, [_evidence(turn, target) for target in judged], control)
-
-
-def _evidence(turn: Turn, target: Target) -> Evidence:
-    facts = turn.facts.devices.get(target.device)
-    if facts is None or target.active_at is None:
-        return Evidence(target.device, target.baseline, None, heard=False, ready=None)
-    after = None
-    heard = facts.heard_at is not None and facts.heard_at > target.active_at
-    if facts.counters is not None and target.at_active is not None and facts.reliable and heard:
-        after = facts.counters.minus(target.at_active)
-    seen = facts.seen_at is not None and facts.seen_at > target.active_at
-    return Evidence(
-        target.device,
-        target.baseline,
-        after,
-        heard=seen and facts.online,
-        ready=facts.ready,
-        memory_available=facts.memory_available,
-    )
 
 
 def _judge_latecomers(turn: Turn) -> None:
@@ -222,7 +189,7 @@ def _judge_latecomers(turn: Turn) -> None:
             continue
         if turn.now < target.active_at + turn.rollout.spec.bake:
             continue
-        verdict = _judge(turn, [target])
+        verdict = judge_targets(turn.rollout, turn.facts, [target])
         if verdict.outcome is Outcome.FAILED:
             turn.do(MoveTarget(target.device, TargetState.FAILED, "gate", verdict.text))
         elif verdict.values[0].outcome is Outcome.PASSED:

@@ -35,11 +35,16 @@ class Evidence(Struct, frozen=True):
 
 
 class GateValue(NamedTuple):
-    """One gate: what was measured, in words, and what comes of it."""
+    """One gate: what was measured, in words, and what comes of it; ``before``, ``now`` and ``allowed`` are the figures
+    behind it, for people, empty where there are none.
+    """
 
     name: str
     outcome: Outcome
     text: str
+    before: str = ""
+    now: str = ""
+    allowed: str = ""
 
 
 class Verdict(NamedTuple):
@@ -83,8 +88,8 @@ def judge(gates: Gates, judged: Sequence[Evidence], control: Sequence[Evidence])
     return Verdict(worst, tuple(values))
 
 
-def _value(name: str, holds: bool, text: str) -> GateValue:
-    return GateValue(name, Outcome.PASSED if holds else Outcome.FAILED, f"{name}: {text}")
+def _value(name: str, holds: bool, text: str, *, before: str = "", now: str = "", allowed: str = "") -> GateValue:
+    return GateValue(name, Outcome.PASSED if holds else Outcome.FAILED, f"{name}: {text}", before, now, allowed)
 
 
 def _unknown(name: str, why: str) -> GateValue:
@@ -121,11 +126,18 @@ def _per_device(
     others = [each.after for each in control if each.after is not None]
     normal = sum(read(each) for each in others) / len(others) if others else 0.0
     count = sum(read(each) for each in known)
+    figures = {
+        "before": f"{normal:.3g} a device of the control group" if others else "",
+        "now": f"{count / len(judged):.3g} a device" if judged else "",
+        "allowed": f"{allowed + normal:.3g} a device at most",
+    }
     if judged and count > (allowed + normal) * len(judged):
-        return _value(name, False, f"{count} on {len(judged)} devices, {allowed + normal:.3g} a device allowed")
+        return _value(
+            name, False, f"{count} on {len(judged)} devices, {allowed + normal:.3g} a device allowed", **figures
+        )
     if (silent := _too_silent(name, len(known), judged)) is not None:
         return silent
-    return _value(name, True, f"{count} on {len(judged)} devices")
+    return _value(name, True, f"{count} on {len(judged)} devices", **figures)
 
 
 class _Pair(NamedTuple):
@@ -168,7 +180,19 @@ def _error_rate(judged: Sequence[Evidence], control: Sequence[Evidence], allowed
     normal = max(0.0, _rise(others) or 0.0) if others else 0.0
     if rise is None:
         return _unknown(name, "its counters cannot be compared")
-    return _value(name, rise <= allowed + normal, f"{100 * rise:+.2f} points, {100 * (allowed + normal):.2f} allowed")
+    was = _share([pair.before for pair in pairs])
+    return _value(
+        name,
+        rise <= allowed + normal,
+        f"{100 * rise:+.2f} points, {100 * (allowed + normal):.2f} allowed",
+        before=f"{100 * was:.2f} %",
+        now=f"{100 * (was + rise):.2f} %",
+        allowed=f"{100 * (was + allowed + normal):.2f} % at most",
+    )
+
+
+def _share(counters: Sequence[Counters]) -> float:
+    return sum(each.errors for each in counters) / sum(each.requests for each in counters)
 
 
 def _rise(pairs: Sequence[_Pair]) -> float | None:
@@ -176,9 +200,7 @@ def _rise(pairs: Sequence[_Pair]) -> float | None:
     before = [pair.before for pair in pairs]
     if not sum(each.requests for each in before) or not sum(each.requests for each in after):
         return None
-    return sum(each.errors for each in after) / sum(each.requests for each in after) - sum(
-        each.errors for each in before
-    ) / sum(each.requests for each in before)
+    return _share(after) - _share(before)
 
 
 def _speed(judged: Sequence[Evidence], control: Sequence[Evidence], least_ratio: float, least: int) -> GateValue:
@@ -190,7 +212,20 @@ def _speed(judged: Sequence[Evidence], control: Sequence[Evidence], least_ratio:
     normal = _speed_ratios(control, least)
     expected = median(normal) if normal else 1.0
     ratio = median(ratios) / expected
-    return _value(name, ratio >= least_ratio, f"{ratio:.2f} times what it was, {least_ratio:.2f} at least")
+    was, now = _median_speed(judged, least, after=False), _median_speed(judged, least, after=True)
+    return _value(
+        name,
+        ratio >= least_ratio,
+        f"{ratio:.2f} times what it was, {least_ratio:.2f} at least",
+        before=f"{was:.3g}",
+        now=f"{now:.3g}",
+        allowed=f"{was * least_ratio * expected:.3g} at least",
+    )
+
+
+def _median_speed(devices: Sequence[Evidence], least: int, *, after: bool) -> float:
+    pairs = _comparable(devices, lambda each: each.token_answers, least)
+    return median((pair.after if after else pair.before).tokens_per_second or 0.0 for pair in pairs)
 
 
 def _speed_ratios(devices: Sequence[Evidence], least: int) -> list[float]:
@@ -204,24 +239,31 @@ def _speed_ratios(devices: Sequence[Evidence], least: int) -> list[float]:
 
 def _first_token(judged: Sequence[Evidence], control: Sequence[Evidence], most: float, least: int) -> GateValue:
     name = "p95 time to first token"
-    ratio, enough = _quantile_ratio(judged, least)
+    ratio, enough, was = _quantile_ratio(judged, least)
     if (short := _too_little(name, enough, judged, least)) is not None:
         return short
-    normal, _ = _quantile_ratio(control, least)
-    if ratio is None:
+    normal, _, _ = _quantile_ratio(control, least)
+    if ratio is None or was is None:
         return _unknown(name, "its histograms cannot be compared")
     # A control group that became faster must not make a rule stricter than the operator wrote it.
     allowed = most * max(1.0, normal or 1.0)
-    return _value(name, ratio <= allowed, f"{ratio:.2f} times what it was, {allowed:.2f} at most")
+    return _value(
+        name,
+        ratio <= allowed,
+        f"{ratio:.2f} times what it was, {allowed:.2f} at most",
+        before=f"{was:.3g} s",
+        now=f"{was * ratio:.3g} s",
+        allowed=f"{was * allowed:.3g} s at most",
+    )
 
 
-def _quantile_ratio(devices: Sequence[Evidence], least: int) -> tuple[float | None, int]:
+def _quantile_ratio(devices: Sequence[Evidence], least: int) -> tuple[float | None, int, float | None]:
     pairs = _comparable(devices, lambda each: each.first_token[-1] if each.first_token else 0, least)
     before, after = _pool([pair.before for pair in pairs]), _pool([pair.after for pair in pairs])
     if before is None or after is None:
-        return None, len(pairs)
+        return None, len(pairs), None
     was, now = before.first_token_quantile(0.95), after.first_token_quantile(0.95)
-    return (now / was if was and now is not None else None), len(pairs)
+    return (now / was if was and now is not None else None), len(pairs), was
 
 
 def _memory(judged: Sequence[Evidence], least: float) -> GateValue:
@@ -231,4 +273,10 @@ def _memory(judged: Sequence[Evidence], least: float) -> GateValue:
     if not known:
         return _unknown(name, "no device says how much it has")
     share, device = min(known)
-    return _value(name, share >= least, f"{100 * share:.0f} % on {device}, {100 * least:.0f} % at least")
+    return _value(
+        name,
+        share >= least,
+        f"{100 * share:.0f} % on {device}, {100 * least:.0f} % at least",
+        now=f"{100 * share:.0f} % on {device}",
+        allowed=f"{100 * least:.0f} % at least",
+    )

@@ -8,6 +8,7 @@ from fleet.rollout.facts import Facts
 from fleet.rollout.model import Rollout
 from fleet.rollout.states import FAILURES, IN_PROGRESS, RolloutState, TargetState, TurnBack, WaveState
 from fleet.rollout.turn_back import begin_turn_back, give_up_turn_back, stop_waiting
+from fleet.rollout.turn_back import halt as stop
 
 _S = RolloutState
 
@@ -92,6 +93,19 @@ def resume(rollout: Rollout, by: str, now: float, accept: str | None = None) -> 
         else:
             turn.do(MoveWave(wave.number, WaveState.OPEN, changes={"opened": now}))
     turn.do(MoveRollout(_S.RUNNING))
+    return turn.actions
+
+
+def halt(rollout: Rollout, by: str, now: float) -> list[Action]:
+    """Stop it as a failed gate would: what happens then is what its ``rollback`` says.
+
+    Raises:
+        RequestInvalid: it neither runs nor is paused.
+    """
+    if rollout.state not in (_S.RUNNING, _S.PAUSED):
+        raise _refuse(rollout, "halted", "only a running or paused one can")
+    turn = Turn(rollout, Facts(), now)
+    stop(turn, f"halted by {by}")
     return turn.actions
 
 

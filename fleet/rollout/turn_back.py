@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from fleet.rollout.actions import MoveRollout, MoveTarget, NoteTarget, Publish, Turn
+from fleet.rollout.actions import MoveRollout, MoveTarget, MoveWave, NoteTarget, Publish, Turn
 from fleet.rollout.model import Target
 from fleet.rollout.observe import settle_turn_back
-from fleet.rollout.states import IN_PROGRESS, WAITING, RolloutState, TargetState, TurnBack
+from fleet.rollout.states import IN_PROGRESS, WAITING, RolloutState, TargetState, TurnBack, WaveState
+
+_AT_WORK = (WaveState.OPEN, WaveState.BAKING, WaveState.INCONCLUSIVE)
 
 NO_PREVIOUS = "no_previous"
 """Reason of a device that ran nothing before, and so cannot be turned back to it."""
 
 NOT_CONFIRMED = "not_confirmed"
 """Reason of a device that did not say in time that it was turned back. The wish stands."""
+
+
+def halt(turn: Turn, why: str) -> None:
+    """Every wave at work has failed, and the rollout with them."""
+    for wave in turn.rollout.waves:
+        if wave.state in _AT_WORK:
+            turn.do(MoveWave(wave.number, WaveState.FAILED, why))
+    turn.do(MoveRollout(RolloutState.HALTED, why))
 
 
 def begin_turn_back(turn: Turn, reason: str, *, everything: bool, ending: RolloutState) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from contract.errors import StoreBroken, printable
 from contract.reasons import Reason
@@ -51,9 +51,23 @@ def _hash(before: str, line: tuple[Any, ...]) -> str:
     return hashlib.sha256(json.dumps([before, *line], ensure_ascii=True).encode()).hexdigest()
 
 
-def entries(connection: Connection, *, limit: int | None = None, subject: str | None = None) -> list[Entry]:
-    """The last ``limit`` lines, oldest first."""
+def entries(
+    connection: Connection,
+    *,
+    limit: int | None = None,
+    subject: str | None = None,
+    actor: str | None = None,
+    before: int | None = None,
+    after: int | None = None,
+) -> list[Entry]:
+    """The last ``limit`` lines, oldest first, of those ``before`` one line and ``after`` another."""
     query = select(audit).order_by(audit.c.id.desc())
+    if actor is not None:
+        query = query.where(audit.c.actor == actor)
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    if after is not None:
+        query = query.where(audit.c.id > after)
     if subject is not None:
         query = query.where(audit.c.subject == subject)
     if limit is not None:
@@ -63,6 +77,11 @@ def entries(connection: Connection, *, limit: int | None = None, subject: str | 
         for row in connection.execute(query)
     ]
     return found[::-1]
+
+
+def last_id(connection: Connection) -> int:
+    """Number of the last line; 0 where there is none."""
+    return connection.execute(select(func.max(audit.c.id))).scalar() or 0
 
 
 def verify(connection: Connection) -> int:

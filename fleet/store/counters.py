@@ -99,6 +99,24 @@ def day_before(connection: Connection, now: float) -> dict[str, Counters]:
     return {row.device: decode(row.total) for row in connection.execute(query)}
 
 
+def series(connection: Connection, name: str, since: float) -> list[tuple[int, Counters]]:
+    """Totals of a device by the minute, in their order, with the last one before ``since``, from which they rise."""
+    table = rollup_1m
+    minute = int(since // 60)
+    before = select(func.max(table.c.minute)).where((table.c.device == name) & (table.c.minute < minute))
+    first = connection.execute(before).scalar()
+    query = select(table.c.minute, table.c.total).where(
+        (table.c.device == name) & (table.c.minute >= (minute if first is None else first))
+    )
+    return [(row.minute, decode(row.total)) for row in connection.execute(query.order_by(table.c.minute))]
+
+
+def latest(connection: Connection, name: str) -> tuple[float, Counters, float | None] | None:
+    """When a device's counters were heard last, their total, and its available memory."""
+    row = connection.execute(select(sample_last).where(sample_last.c.device == name)).first()
+    return None if row is None else (row.at, decode(row.total), row.memory_available)
+
+
 def prune(connection: Connection, now: float) -> None:
     """Forget totals that nobody looks back to any more, except the last of each device before that."""
     oldest = int((now - KEPT) // 60)

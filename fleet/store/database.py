@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy import ColumnDefault, Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from contract.errors import ConfigInvalid, EdgeBundleError, SourceUnavailable, StoreBroken, StoreFull, UsageError
 from contract.reasons import Reason
-from fleet.store.schema import METADATA, SINCE_1, VERSION, schema_version
+from fleet.store.schema import METADATA, VERSION, device, schema_version
 
 BUSY_SECONDS = 30.0
 """How long one SQLite writer waits for another; transactions take milliseconds."""
@@ -21,6 +21,12 @@ BUSY_SECONDS = 30.0
 CONNECT_SECONDS = 10
 STATEMENT_MILLISECONDS = 60_000
 """A statement that takes longer has lost its database."""
+
+OLDER = range(1, VERSION)
+"""Versions to which only something has to be added."""
+
+Transaction = Connection
+"""What is read and changed together."""
 
 FORM = "write the database as sqlite:///fleet.db or postgresql://user@host/database"
 
@@ -74,8 +80,9 @@ class Database:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7218310934)")
             present = set(inspect(connection).get_table_names())
             if "schema_version" in present:
-                if connection.execute(select(schema_version.c.version)).scalar() == 1:
-                    METADATA.create_all(connection, tables=SINCE_1)
+                if (connection.execute(select(schema_version.c.version)).scalar() or 0) in OLDER:
+                    METADATA.create_all(connection)
+                    _add_columns(connection)
                     connection.execute(schema_version.update().values(version=VERSION))
                 self._check(connection)
                 return False
@@ -104,7 +111,7 @@ class Database:
     def _check(self, connection: Connection) -> None:
         found = connection.execute(select(schema_version.c.version)).scalar()
         if found != VERSION:
-            hint = ": `edge-fleet init` adds what is missing" if found == 1 else ""
+            hint = ": `edge-fleet init` adds what is missing" if found in OLDER else ""
             raise ConfigInvalid(
                 f"{self.name} has version {found} of the tables, this program needs {VERSION}{hint}", field="database"
             )
@@ -145,6 +152,20 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _add_columns(connection: Connection) -> None:
+    """Of the registry, that came later; they fill when the broker says again what it retains."""
+    present = {each["name"] for each in inspect(connection).get_columns(device.name)}
+    prepare = connection.dialect.identifier_preparer
+    for column in device.columns:
+        if column.name in present:
+            continue
+        kind = column.type.compile(connection.dialect)
+        default = f" NOT NULL DEFAULT '{column.default.arg}'" if isinstance(column.default, ColumnDefault) else ""
+        connection.exec_driver_sql(
+            f"ALTER TABLE {device.name} ADD COLUMN {prepare.format_column(column)} {kind}{default}"
+        )
 
 
 def _make_engine(url: URL) -> Engine:

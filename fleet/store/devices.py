@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, structs
@@ -105,7 +105,19 @@ def _changes(each: DeviceUpdate, row: Any) -> dict[str, Any]:
     fields = ("info", "health", "reported", "desired", "online", "seen_at")
     values = {name: getattr(each, name) for name in fields if getattr(each, name) is not UNSET}
     if "info" in values:
-        values["hardware"] = hardware_class(msgspec.json.decode(values["info"], type=Info))
+        info = msgspec.json.decode(values["info"], type=Info)
+        arch, cores, ram = info.host.get("arch"), info.host.get("cores"), info.host.get("ram_bytes")
+        values |= {
+            "hardware": hardware_class(info),
+            "arch": arch if isinstance(arch, str) else "",
+            "agent": info.versions.get("agent", ""),
+            "cores": cores if _is_count(cores) else None,
+            "ram": ram if _is_count(ram) else None,
+            "groups": json.dumps(list(info.groups)),
+        }
+    if "reported" in values:
+        active = msgspec.json.decode(values["reported"], type=Reported).active
+        values["bundle"] = "" if active is None else f"{active.name}@{active.version}"
     trouble = ""
     if each.boots:
         boots = [] if row is None else json.loads(row.boots)
@@ -137,6 +149,18 @@ def events(connection: Connection, name: str, limit: int = 20) -> list[Event]:
     return [Event(row.at, row.device, row.kind, row.detail) for row in connection.execute(query)]
 
 
+def last_event_id(connection: Connection) -> int:
+    """Of all devices; 0 where there is none."""
+    return connection.execute(select(func.max(event_log.c.id))).scalar() or 0
+
+
+def events_after(connection: Connection, number: int, name: str, limit: int) -> list[tuple[int, Event]]:
+    """What happened on one device after the event ``number``, with their numbers, the oldest first."""
+    query = select(event_log).where((event_log.c.device == name) & (event_log.c.id > number))
+    rows = connection.execute(query.order_by(event_log.c.id).limit(limit))
+    return [(row.id, Event(row.at, row.device, row.kind, row.detail)) for row in rows]
+
+
 def mark_unreliable(connection: Connection, names: Collection[str], trouble: str) -> None:
     """What these say is not judged by until an operator says otherwise."""
     if names:
@@ -166,6 +190,68 @@ def rows(connection: Connection, name: str | None = None) -> list[DeviceRow]:
     return [_row(row) for row in connection.execute(query)]
 
 
+_TRAITS = (
+    "id", "site", "hardware", "arch", "agent", "bundle", "cores", "ram", "online", "pinned", "groups", "labels",
+)  # fmt: skip
+
+
+def traits(connection: Connection) -> list[Traits]:
+    """What can be asked of every device, by name: none of the documents is read, so that a page of a large fleet can
+    be chosen while a person waits.
+    """
+    query = select(*(device.c[name] for name in _TRAITS)).order_by(device.c.id)
+    return [_traits(row) for row in connection.execute(query)]
+
+
+def _traits(row: Any) -> Traits:
+    return Traits(
+        device=row.id,
+        site=row.site,
+        hardware=row.hardware,
+        arch=row.arch,
+        agent=row.agent,
+        bundle=row.bundle,
+        cores=row.cores,
+        ram=row.ram,
+        online=row.online,
+        pinned=row.pinned,
+        groups=() if row.groups == "[]" else tuple(json.loads(row.groups)),
+        labels={} if row.labels == "{}" else json.loads(row.labels),
+    )
+
+
+def named(connection: Connection, names: Collection[str]) -> list[DeviceRow]:
+    """Those of ``names`` that are known, by name."""
+    query = select(device).where(device.c.id.in_(list(names))).order_by(device.c.id)
+    return [_row(row) for row in connection.execute(query)]
+
+
+def running(connection: Connection) -> dict[str, int]:
+    """How many devices run which bundle."""
+    query = select(device.c.bundle, func.count()).where(device.c.bundle != "").group_by(device.c.bundle)
+    return {bundle: int(count) for bundle, count in connection.execute(query)}
+
+
+class StateCounts(NamedTuple):
+    """Of all devices; ``troubled``: of which something is wrong with what they send."""
+
+    known: int
+    online: int
+    troubled: int
+    pinned: int
+
+
+def count_states(connection: Connection) -> StateCounts:
+    """How many there are of which kind."""
+    query = select(
+        func.count(),
+        func.count().filter(device.c.online),
+        func.count().filter(device.c.trouble != ""),
+        func.count().filter(device.c.pinned),
+    )
+    return StateCounts(*(int(value) for value in connection.execute(query).one()))
+
+
 def find(connection: Connection, name: str) -> DeviceRow:
     """The device ``name``.
 
@@ -186,23 +272,8 @@ def find(connection: Connection, name: str) -> DeviceRow:
 def _row(row: Any) -> DeviceRow:
     info = _decode(row.info, Info)
     reported = _decode(row.reported, Reported)
-    active = None if reported is None else reported.active
-    host = {} if info is None else info.host
     return DeviceRow(
-        traits=Traits(
-            device=row.id,
-            site=row.site,
-            hardware=row.hardware,
-            arch=host["arch"] if isinstance(host.get("arch"), str) else "",
-            agent="" if info is None else info.versions.get("agent", ""),
-            bundle="" if active is None else f"{active.name}@{active.version}",
-            cores=host["cores"] if _is_count(host.get("cores")) else None,
-            ram=host["ram_bytes"] if _is_count(host.get("ram_bytes")) else None,
-            online=row.online,
-            pinned=row.pinned,
-            groups=() if info is None else tuple(info.groups),
-            labels=json.loads(row.labels),
-        ),
+        traits=_traits(row),
         reliable=row.reliable,
         trouble=row.trouble,
         desired=row.desired,
@@ -219,14 +290,18 @@ def _decode(text: str | None, type_: type[_M]) -> _M | None:
     return None if text is None else msgspec.json.decode(text, type=type_)
 
 
-def facts(connection: Connection, now: float, names: Collection[str] | None = None) -> dict[str, DeviceFacts]:
-    """What is known of every device, or of ``names``, for a decision. Read at every turn, so only what decides."""
+def facts(
+    connection: Connection, now: float, names: Collection[str] | None = None, *, look_back: bool = True
+) -> dict[str, DeviceFacts]:
+    """What is known of every device, or of ``names``, for a decision. Read at every turn, so only what decides; without
+    ``look_back`` nothing of the day before, which those that were asked have in their targets.
+    """
     query, samples_query = select(device), select(sample_last)
     if names is not None and len(names) <= FEW:
         query = query.where(device.c.id.in_(names))
         samples_query = samples_query.where(sample_last.c.device.in_(names))
     samples = {row.device: row for row in connection.execute(samples_query)}
-    before = counters.day_before(connection, now)
+    before = counters.day_before(connection, now) if look_back else {}
     found = {}
     for row in connection.execute(query):
         if names is not None and row.id not in names:
@@ -242,7 +317,7 @@ def facts(connection: Connection, now: float, names: Collection[str] | None = No
             ready=None if health is None else health.ready,
             counters=None if sample is None else counters.decode(sample.total),
             heard_at=None if sample is None else sample.at,
-            day_before=None if sample is None else before.get(row.id, Counters()),
+            day_before=None if sample is None or not look_back else before.get(row.id, Counters()),
             memory_available=None if sample is None else sample.memory_available,
             desired=row.desired,
             reliable=row.reliable,

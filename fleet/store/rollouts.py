@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import structs
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from contract.errors import RequestInvalid
 from contract.mqtt.messages import BundleReference, Desired, encode
@@ -41,18 +42,20 @@ def load(connection: Connection, number: int, *, lock: bool = False) -> Rollout:
     query = select(rollout).where(rollout.c.id == number)
     row = connection.execute(query.with_for_update() if lock else query).first()
     if row is None:
-        raise RequestInvalid(
-            f"there is no rollout {number}; `edge-fleet rollout list` shows them",
-            code=404,
-            kind="not_found",
-            field="id",
-        )
+        raise _unknown(number)
     waves = connection.execute(select(wave).where(wave.c.rollout == number).order_by(wave.c.number))
-    records = connection.execute(select(target.c.record).where(target.c.rollout == number).order_by(target.c.position))
-    found = [msgspec.json.decode(record, type=Target) for (record,) in records]
+    return _rollout(row, list(waves), _targets(connection, target.c.rollout == number))
+
+
+def _targets(connection: Connection, where: Any, *, limit: int | None = None, offset: int = 0) -> list[Target]:
+    query = select(target.c.record).where(where).order_by(target.c.position).limit(limit).offset(offset)
+    return [msgspec.json.decode(record, type=Target) for (record,) in connection.execute(query)]
+
+
+def _rollout(row: Any, waves: Sequence[Any], targets: Sequence[Target]) -> Rollout:
     name, _, version = row.bundle.partition("@")
     return Rollout(
-        id=number,
+        id=row.id,
         bundle=Bundle(name, version, row.digest),
         spec=msgspec.json.decode(row.spec, type=Spec),
         state=RolloutState(row.state),
@@ -63,7 +66,71 @@ def load(connection: Connection, number: int, *, lock: bool = False) -> Rollout:
         started_at=row.started_at,
         ending=RolloutState(row.ending),
         waves=tuple(Wave(w.number, WaveState(w.state), w.opened, w.bake_until, w.verdict) for w in waves),
-        targets={each.device: each for each in found},
+        targets={each.device: each for each in targets},
+    )
+
+
+class Overview(NamedTuple):
+    """A rollout without its targets, and how many of each wave are in which state."""
+
+    rollout: Rollout
+    counts: dict[int, Counter[str]]
+
+
+def overviews(connection: Connection, *, before: int | None = None, limit: int = 50) -> list[Overview]:
+    """The newest first, from below the number ``before``. No target is read."""
+    query = select(rollout).order_by(rollout.c.id.desc()).limit(limit)
+    return _overviews(connection, query if before is None else query.where(rollout.c.id < before))
+
+
+def overview(connection: Connection, number: int) -> Overview:
+    """Of one.
+
+    Raises:
+        RequestInvalid: there is none.
+    """
+    found = _overviews(connection, select(rollout).where(rollout.c.id == number))
+    if not found:
+        raise _unknown(number)
+    return found[0]
+
+
+def _overviews(connection: Connection, query: Any) -> list[Overview]:
+    rows = connection.execute(query).all()
+    numbers = [row.id for row in rows]
+    waves: dict[int, list[Any]] = {}
+    for each in connection.execute(select(wave).where(wave.c.rollout.in_(numbers)).order_by(wave.c.number)):
+        waves.setdefault(each.rollout, []).append(each)
+    counts: dict[int, dict[int, Counter[str]]] = {}
+    grouped = select(target.c.rollout, target.c.wave, target.c.state, func.count()).where(target.c.rollout.in_(numbers))
+    for number, in_wave, state, count in connection.execute(
+        grouped.group_by(target.c.rollout, target.c.wave, target.c.state).order_by(target.c.state)
+    ):
+        counts.setdefault(number, {}).setdefault(in_wave, Counter())[state] = count
+    return [Overview(_rollout(row, waves.get(row.id, []), []), counts.get(row.id, {})) for row in rows]
+
+
+def targets(
+    connection: Connection,
+    number: int,
+    *,
+    states: Collection[str] | None = None,
+    waves: Collection[int] | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> list[Target]:
+    """Those of a rollout that are in one of ``states`` and ``waves``, in their order."""
+    where = target.c.rollout == number
+    if states is not None:
+        where &= target.c.state.in_(list(states))
+    if waves is not None:
+        where &= target.c.wave.in_(list(waves))
+    return _targets(connection, where, limit=limit, offset=offset)
+
+
+def _unknown(number: int) -> RequestInvalid:
+    return RequestInvalid(
+        f"there is no rollout {number}; `edge-fleet rollout list` shows them", code=404, kind="not_found", field="id"
     )
 
 

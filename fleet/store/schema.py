@@ -18,9 +18,9 @@ from sqlalchemy import (
     event,
 )
 
-VERSION = 2
-"""Of the schema. A database of another version is refused, unless it lacks :data:`SINCE_1` alone; the first change of a
-table brings a migration tool with it."""
+VERSION = 3
+"""Of the schema. Of an older one :meth:`Database.create` adds the tables and columns that it lacks; the first change of
+what is there brings a migration tool with it."""
 
 METADATA = MetaData()
 
@@ -35,6 +35,12 @@ device = Table(
     Column("id", _NAME, primary_key=True),
     Column("site", String(128), nullable=False, default=""),
     Column("hardware", String(128), nullable=False, default=""),
+    Column("arch", Text, nullable=False, default=""),
+    Column("agent", Text, nullable=False, default=""),
+    Column("bundle", Text, nullable=False, default=""),
+    Column("cores", _NUMBER),
+    Column("ram", _NUMBER),
+    Column("groups", Text, nullable=False, default="[]"),
     Column("labels", Text, nullable=False, default="{}"),
     Column("pinned", Boolean, nullable=False, default=False),
     Column("info", Text),
@@ -197,8 +203,63 @@ token_usage = Table(
     Column("tokens", _NUMBER, nullable=False),
 )
 
-SINCE_1 = (token, token_usage)
-"""Tables that came with version 2."""
+bundle = Table(
+    "bundle",
+    METADATA,
+    Column("name", _NAME, primary_key=True),
+    Column("version", _NAME, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("manifest", Text, nullable=False),
+    Column("revoked", Boolean, nullable=False, default=False),
+    Column("read_at", Float, nullable=False),
+)
+
+account = Table(
+    "account",
+    METADATA,
+    Column("name", String(128), primary_key=True),
+    Column("password", String(256)),
+    Column("issuer", String(256), nullable=False, default=""),
+    Column("roles", Text, nullable=False, default="[]"),
+    Column("disabled", Boolean, nullable=False, default=False),
+    Column("created_at", Float, nullable=False),
+)
+
+session = Table(
+    "session",
+    METADATA,
+    Column("hash", String(64), primary_key=True),
+    Column("account", String(128), ForeignKey("account.name"), nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
+account_token = Table(
+    "account_token",
+    METADATA,
+    Column("id", _NUMBER, primary_key=True, autoincrement=True),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("account", String(128), ForeignKey("account.name"), nullable=False, index=True),
+    Column("name", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires", Float),
+    Column("used_at", Float),
+)
+
+idempotent_request = Table(
+    "idempotent_request",
+    METADATA,
+    Column("account", String(128), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("request", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("at", Float, nullable=False, index=True),
+)
+
+SINCE_1 = (token, token_usage, bundle, session, account_token, account, idempotent_request)
+"""Tables that came later."""
 
 # Append-only by the database itself, so that a fault of ours cannot rewrite history.
 _SQLITE = (

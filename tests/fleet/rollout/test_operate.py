@@ -9,7 +9,7 @@ import pytest
 from contract.errors import RequestInvalid
 from fleet.rollout.actions import Action, IllegalMove, MoveRollout, MoveTarget, MoveWave, apply
 from fleet.rollout.model import Rollout
-from fleet.rollout.operate import abort, approve, pause, resume, retry, start, supersede
+from fleet.rollout.operate import abort, approve, halt, pause, resume, retry, start, supersede
 from fleet.rollout.states import (
     ENDED,
     ROLLOUT,
@@ -65,6 +65,7 @@ OPERATIONS: dict[str, Callable[[Rollout, float], list[Action]]] = {
     "resume": _resume,
     "retry": lambda rollout, now: retry(rollout, "bob", now),
     "abort": lambda rollout, now: abort(rollout, "bob", now),
+    "halt": lambda rollout, now: halt(rollout, "bob", now),
 }
 ALLOWED = {
     "start": {S.DRAFT},
@@ -72,6 +73,7 @@ ALLOWED = {
     "pause": {S.RUNNING},
     "resume": {S.PAUSED},
     "abort": set(S) - ENDED,
+    "halt": {S.RUNNING, S.PAUSED},
 }
 
 
@@ -100,6 +102,24 @@ def test_retrying_asks_those_that_failed_and_nobody_else() -> None:
     world.decide(1)
     moved = [each for each in retry(world.rollout, "bob", world.now) if isinstance(each, MoveTarget)]
     assert [each.device for each in moved] == world.wave(1)
+
+
+@pytest.mark.parametrize("rollback", ["wave", "none"])
+def test_halting_by_hand_is_what_a_failed_gate_does(rollback: str) -> None:
+    world = World(rollback=rollback).begin()
+    world.decide()
+    world.obey_all()
+    (canary,) = world.wave(1)
+    world.take(halt(world.rollout, "bob", world.now))
+    assert (world.rollout.state, world.rollout.reason) == (S.HALTED, "halted by bob")
+    world.decide(1)
+    if rollback == "none":
+        assert (world.rollout.state, world.state(canary)) == (S.HALTED, T.ACTIVE)
+        return
+    assert world.rollout.state is S.ROLLING_BACK
+    world.obey(canary)
+    world.decide(1)
+    assert (world.rollout.state, world.state(canary)) == (S.ROLLED_BACK, T.ROLLED_BACK)
 
 
 def test_aborting_turns_back_those_under_way() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, text
 from contract.errors import ConfigInvalid, SourceUnavailable, StoreBroken, StoreFull, UsageError
 from fleet.store import tokens
 from fleet.store.database import Database, parse_database
-from fleet.store.schema import METADATA, SINCE_1, leader, schema_version
+from fleet.store.schema import METADATA, SINCE_1, VERSION, device, leader, schema_version
 from tests.postgres import Postgres
 
 
@@ -40,9 +40,17 @@ def test_another_version_is_refused_and_left_alone(database: Database) -> None:
         database.create()
 
 
-def test_a_database_of_version_1_gets_the_tables_that_came_since(database: Database) -> None:
+def test_a_database_of_version_1_gets_the_tables_and_columns_that_came_since(database: Database) -> None:
     METADATA.drop_all(database.engine, tables=SINCE_1)
     with database.write() as connection:
+        for column in ("arch", "agent", "bundle", "cores", "ram", "groups"):
+            connection.execute(text(f'ALTER TABLE device DROP COLUMN "{column}"'))
+        connection.execute(
+            text(
+                "INSERT INTO device (id, site, hardware, labels, pinned, online, boots, reliable, trouble, first_seen) "
+                "VALUES ('old', '', '', '{}', false, false, '[]', true, '', 1.0)"
+            )
+        )
         connection.execute(schema_version.update().values(version=1))
         connection.execute(insert(leader).values(id=1, epoch=7, holder="a", since=0.0))
     with pytest.raises(ConfigInvalid, match="`edge-fleet init` adds what is missing"):
@@ -52,6 +60,8 @@ def test_a_database_of_version_1_gets_the_tables_that_came_since(database: Datab
     with database.read() as connection:
         assert tokens.rows(connection) == []
         assert connection.execute(select(leader.c.epoch)).scalar() == 7
+        (row,) = connection.execute(select(device))
+    assert (row.id, row.bundle, row.cores, row.groups) == ("old", "", None, "[]")
 
 
 def test_somebody_elses_tables_are_refused(database_url: str) -> None:
@@ -112,7 +122,7 @@ def test_commits_survive_a_power_cut(tmp_path: Path) -> None:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
     made.close()
     with sqlite3.connect(tmp_path / "fleet.db") as plain:
-        assert plain.execute("SELECT version FROM schema_version").fetchone() == (2,)
+        assert plain.execute("SELECT version FROM schema_version").fetchone() == (VERSION,)
 
 
 def test_a_server_that_is_gone_is_unavailable_and_comes_back(postgres: Postgres) -> None:

@@ -1,0 +1,3 @@
+"""The JSON API: ``operation`` is what one is, ``operations`` lists them, ``serving`` answers with them, ``openapi``
+describes them.
+"""
