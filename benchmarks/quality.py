@@ -15,8 +15,9 @@ from contract.bundle.manifest import MANIFEST_FILE, Manifest, parse_manifest
 from packager.build.pipeline import build_bundle, default_cache
 from packager.build.plan import QUANTIZERS, BuildPlan
 from packager.build.progress import choose_progress
-from packager.evaluate.check import Comparison, check_model
+from packager.evaluate.check import check_model
 from packager.evaluate.gates import QualityPlan
+from packager.evaluate.jobs import Comparison
 from packager.evaluate.source import view_source
 from packager.evaluate.text import EvalText, read_text, reference_text
 from packager.sources.opening import open_source

@@ -1,7 +1,8 @@
 """Heavy work in a process of its own: its noise goes to a log, its memory goes back, its crash is only a result.
 
-The job goes in as JSON on stdin; events come back as JSON lines on what was stdout. Inside the child stdout *is* the
-log, so whatever prints there (the model builder prints thousands of lines) ends up where it belongs.
+A kind of job is a :class:`Task`, which both sides read: the job goes in as JSON on stdin; events come back as JSON
+lines on what was stdout. Inside the child stdout *is* the log, so whatever prints there (the model builder prints
+thousands of lines) ends up where it belongs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Struct
 
 from contract.errors import BuildRefused, EngineFailed, StoreFull
 from contract.system.parent_death import end_with_parent
@@ -41,9 +46,70 @@ LEAST_FREE = 2**20
 OUT_OF_MEMORY = ("can't allocate memory", "std::bad_alloc", os.strerror(errno.ENOMEM))
 SHORT = "memory ran out while {doing} was at work; end other programs and build again, which resumes from what is done"
 WRITTEN = ("out", "stages", "scratch")
-"""Keys under which jobs name what they write."""
+"""Fields in which jobs name what they write."""
 
 _ONLINE = {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+
+
+Q = TypeVar("Q", bound="Job")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Job(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a child is asked; each kind of job has its own."""
+
+
+@dataclass(frozen=True)
+class Task(Generic[Q, R]):
+    """A kind of job, as both sides know it: ``module`` does it, ``doing`` says at what for people."""
+
+    module: str
+    job: type[Q]
+    result: type[R]
+    doing: str
+
+
+class Progress(Struct, frozen=True, tag_field="event", tag="progress"):
+    done: float
+    total: float
+
+
+class Result(Struct, frozen=True, tag_field="event", tag="result"):
+    """The one result, of the task's type."""
+
+    value: Any
+
+
+class Refused(Struct, frozen=True, tag_field="event", tag="refused"):
+    """The input's fault, in one sentence."""
+
+    message: str
+
+
+class Full(Struct, frozen=True, tag_field="event", tag="full"):
+    """The disk has no room."""
+
+
+class Short(Struct, frozen=True, tag_field="event", tag="short"):
+    """There is no memory left."""
+
+
+Event = Progress | Result | Refused | Full | Short
+
+
+def to_json(value: object) -> str:
+    """On one line. Not msgspec's encoder: numbers that are none must come through, and be refused by who compares."""
+    return json.dumps(msgspec.to_builtins(value, enc_hook=str))
+
+
+def from_json(text: str | bytes, kind: type[T]) -> T:
+    """What :func:`to_json` wrote.
+
+    Raises:
+        msgspec.ValidationError, ValueError: it is something else.
+    """
+    return msgspec.convert(json.loads(text), kind, dec_hook=lambda path, value: path(value))
 
 
 class Reporter:
@@ -52,51 +118,37 @@ class Reporter:
     def __init__(self, handle: int) -> None:
         self._file = os.fdopen(handle, "w", encoding="utf-8")
 
-    def _send(self, event: dict[str, Any]) -> None:
-        print(json.dumps(event), file=self._file, flush=True)
+    def send(self, event: Event) -> None:
+        """Tell the parent."""
+        print(to_json(event), file=self._file, flush=True)
 
     def progress(self, done: float, total: float) -> None:
         """``done`` of ``total``."""
-        self._send({"event": "progress", "done": done, "total": total})
-
-    def result(self, value: dict[str, Any]) -> None:
-        """The one result."""
-        self._send({"event": "result", "value": value})
-
-    def full(self) -> None:
-        """The disk has no room."""
-        self._send({"event": "full"})
-
-    def short(self) -> None:
-        """There is no memory left."""
-        self._send({"event": "short"})
-
-    def refused(self, message: str) -> None:
-        """The input's fault, in one sentence."""
-        self._send({"event": "refused", "message": message})
+        self.send(Progress(done, total))
 
 
-def child_main(work: Callable[[dict[str, Any], Reporter], dict[str, Any]]) -> None:
+def child_main(task: Task[Q, R], work: Callable[[Q, Reporter], R]) -> None:
     """The whole of a child's ``__main__``: read the job, do ``work``, report."""
     reporter = Reporter(os.dup(1))
     os.dup2(2, 1)
     # A parent that is killed takes its heavy child along.
     end_with_parent()
-    job: dict[str, Any] = {}
+    written: list[Path] = []
     try:
-        job = json.load(sys.stdin)
-        reporter.result(work(job, reporter))
+        job = from_json(sys.stdin.read(), task.job)
+        written = [Path(getattr(job, name)) for name in WRITTEN if getattr(job, name, None)]
+        reporter.send(Result(work(job, reporter)))
     except (BuildRefused, EngineFailed) as error:
-        reporter.refused(error.message)
+        reporter.send(Refused(error.message))
         _write_down()
     except Exception as error:
         # Told first: the log may lie on the very disk that is full.
-        if ran_full(error, [Path(job[name]) for name in WRITTEN if name in job]):
-            reporter.full()
+        if ran_full(error, written):
+            reporter.send(Full())
             _write_down()
             return
         if ran_short(error):
-            reporter.short()
+            reporter.send(Short())
             _write_down()
             return
         _write_down()
@@ -145,67 +197,76 @@ def start_module(module: str, noise: IO[bytes], env: dict[str, str]) -> subproce
 
 
 def run_child(
-    module: str,
-    job: dict[str, Any],
+    task: Task[Q, R],
+    job: Q,
     log: Path,
     *,
-    doing: str,
+    doing: str | None = None,
     on_progress: Callable[[float, float], None] | None = None,
     online: bool = False,
-) -> dict[str, Any]:
-    """Run ``python -m module`` on ``job``; the value it reported. Libraries may use the network only when ``online``.
+) -> R:
+    """Do ``job`` in a process of its own; what it reported. Libraries may use the network only when ``online``;
+    ``doing`` stands for what the task says that it is at.
 
     Raises:
-        BuildRefused: it refused its input, or ended without a result (``doing`` says what it was at).
+        BuildRefused: it refused its input, or ended without a result.
         StoreFull: no room for what it wrote.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as noise:
-        noise.write(f"\n==== {module}\n".encode())
+        noise.write(f"\n==== {task.module}\n".encode())
         noise.flush()
         env = {**PASSIVE, **os.environ, **OFFLINE} if not online else {**OFFLINE, **_ONLINE, **os.environ}
-        process = start_module(module, noise, env)
+        process = start_module(task.module, noise, env)
         try:
-            return _collect(process, job, log, doing, on_progress)
+            value = _collect(process, to_json(job).encode(), log, doing or task.doing, on_progress)
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
+    try:
+        return msgspec.convert(value, task.result, dec_hook=lambda path, given: path(given))
+    except msgspec.ValidationError as error:
+        raise BuildRefused(f"{doing or task.doing} gave what cannot be read: {error}") from error
 
 
 def _collect(
     process: subprocess.Popen[bytes],
-    job: dict[str, Any],
+    job: bytes,
     log: Path,
     doing: str,
     on_progress: Callable[[float, float], None] | None,
-) -> dict[str, Any]:
+) -> Any:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(json.dumps(job).encode())
+        process.stdin.write(job)
         process.stdin.close()
     except BrokenPipeError:
         pass  # it ended already; its exit status says more
     for line in process.stdout:
-        event = json.loads(line)
-        if event["event"] == "progress":
-            if on_progress is not None:
-                on_progress(event["done"], event["total"])
-        elif event["event"] == "refused":
-            raise BuildRefused(event["message"])
-        elif event["event"] == "full":
-            raise StoreFull(f"no space left while {doing} was writing")
-        elif event["event"] == "short":
-            raise BuildRefused(SHORT.format(doing=doing))
-        else:
-            value: dict[str, Any] = event["value"]
-            return value
+        match _read_event(line):
+            case Progress(done, total):
+                if on_progress is not None:
+                    on_progress(done, total)
+            case Refused(message):
+                raise BuildRefused(message)
+            case Full():
+                raise StoreFull(f"no space left while {doing} was writing")
+            case Short():
+                raise BuildRefused(SHORT.format(doing=doing))
+            case Result(value):
+                return value
     status = process.wait()
     if status == -signal.SIGKILL:  # the kernel's way to find memory, and nobody else's here
         raise BuildRefused(SHORT.format(doing=doing))
     how = f"was ended by signal {-status}" if status < 0 else f"failed: {_last_line(log)}"
     raise BuildRefused(f"{doing} {how} (see {log})")
+
+
+def _read_event(line: bytes) -> Event:
+    event: Event = msgspec.convert(json.loads(line), Event)
+    return event
 
 
 def _last_line(log: Path) -> str:

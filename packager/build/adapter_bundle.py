@@ -27,7 +27,6 @@ from packager.build.pipeline import AGENT_BOUND, DISK_FACTOR, default_cache, dis
 from packager.build.plan import BuildPlan
 from packager.build.progress import BuildProgress, SilentProgress
 from packager.evaluate.assessment import Assessment, evaluate, prepare_evaluation, source_logits
-from packager.evaluate.check import CheckResult
 from packager.evaluate.evidence import (
     BUILD_TOOLS,
     EVIDENCE_DIR,
@@ -37,14 +36,16 @@ from packager.evaluate.evidence import (
     tool_versions,
     write_evidence,
 )
+from packager.evaluate.jobs import CheckResult
 from packager.evaluate.verify import read_bundle_manifest, verify_files
 from packager.graph.cache import LABELS
 from packager.graph.facts import read_back
-from packager.graph.slots import assign_slots
+from packager.graph.slots import Block, assign_slots
 from packager.report import write_report
 from packager.sources.adapter import WEIGHTS, Adapter, check_base, inspect_adapter, merge_adapter
 from packager.sources.checkpoint import Checkpoint, find_shards
 from packager.sources.headers import read_headers
+from packager.sources.jobs import ADAPTER_EXPORT, AdapterExportJob, SlotFilling
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.weights import list_tensors
 from packager.subprocess_job import run_child
@@ -153,27 +154,22 @@ def export_adapter(adapter: Adapter, checkpoint: Checkpoint, base: BaseBundle, o
         if tensor.shape
     }
     blocks = assign_slots(adapter.pairs, widths, base.slots)
-    job = {
-        "checkpoint": str(checkpoint.path),
-        "adapter_dir": str(adapter.path.resolve()),
-        "pairs": {target: list(pair) for target, pair in adapter.pairs.items()},
-        "adapter": str(adapter.path / WEIGHTS),
-        "scale": adapter.scale,
-        "out": str(out),
-        "slots": [
-            {
-                "first": base.slots[name].first,
-                "second": base.slots[name].second,
-                "width_in": base.slots[name].width_in,
-                "width_out": base.slots[name].width_out,
-                "blocks": [msgspec.structs.asdict(block) for block in blocks[name]],
-            }
-            for name in sorted(blocks)
-        ],
-    }
-    value = run_child("packager.sources.adapter_export_process", job, log, doing="writing the adapter")
+    job = AdapterExportJob(
+        checkpoint=str(checkpoint.path),
+        adapter_dir=str(adapter.path.resolve()),
+        pairs=dict(adapter.pairs),
+        adapter=str(adapter.path / WEIGHTS),
+        scale=adapter.scale,
+        out=str(out),
+        slots=[_filling(base.slots[name], blocks[name]) for name in sorted(blocks)],
+    )
+    result = run_child(ADAPTER_EXPORT, job, log)
     check_adapter(read_adapter_file(out), base.slots)
-    return int(value["parameters"])
+    return result.parameters
+
+
+def _filling(slot: Slot, blocks: list[Block]) -> SlotFilling:
+    return SlotFilling(slot.first, slot.second, slot.width_in, slot.width_out, blocks)
 
 
 def _check_source(base: BaseBundle, source: OpenedSource, named: str) -> None:

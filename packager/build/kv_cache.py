@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
+from packager.build.jobs import SCALES, ScalesJob
 from packager.evaluate.text import EvalText
 from packager.sources.checkpoint import Checkpoint
 from packager.subprocess_job import run_child
@@ -54,17 +55,17 @@ def measure_scales(
         BuildRefused: it cannot be run, or its keys and values are not finite.
     """
     config = read_genai_config((model_dir / CONFIG_FILE).read_bytes())
-    job = {
-        "model": str(model_dir / config.filename),
-        "tokenizer": str(checkpoint.path),
-        "out": str(out),
-        "scheme": SCHEME,
-        "percentile": PERCENTILE,
-        "sequences": SEQUENCES,
-        "length": min(LENGTH, config.context_length),
-        "layers": config.layers,
-        "heads": config.kv_heads,
-        "head_size": config.head_size,
-        "text": None if text is None else text.text,
-    }
-    run_child("packager.build.kv_cache_process", job, log, doing="measuring keys and values", on_progress=on_progress)
+    job = ScalesJob(
+        model=str(model_dir / config.filename),
+        tokenizer=str(checkpoint.path),
+        out=str(out),
+        scheme=SCHEME,
+        percentile=PERCENTILE,
+        sequences=SEQUENCES,
+        length=min(LENGTH, config.context_length),
+        layers=config.layers,
+        heads=config.kv_heads,
+        head_size=config.head_size,
+        text=None if text is None else text.text,
+    )
+    run_child(SCALES, job, log, on_progress=on_progress)

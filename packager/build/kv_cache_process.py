@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import BuildRefused
+from packager.build.jobs import SCALES, ScalesJob
 from packager.evaluate.check import host_threads
 from packager.subprocess_job import Reporter, child_main
 
@@ -57,24 +58,24 @@ class Largest:
         return found
 
 
-def measure(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Run ``job["model"]`` on text; the scales go to ``job["out"]`` for the model builder."""
+def measure(job: ScalesJob, reporter: Reporter) -> None:
+    """Run the model on text; the scales are for the model builder."""
     from onnxruntime_genai.models.quantization import kv_cache_calibration as own
     from transformers import AutoTokenizer
 
-    texts = None if job["text"] is None else [job["text"]]
-    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
-    sequences = own._tokenize_corpus(tokenizer, job["sequences"], job["length"], texts)
-    count, layers = sum(ids.shape[1] for ids in sequences), job["layers"]
-    channels = job["heads"] * job["head_size"]
-    found = [Largest(channels, count, job["percentile"]) for _ in range(2 * layers)]
-    session = _open(job["model"])
+    texts = None if job.text is None else [job.text]
+    tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
+    sequences = own._tokenize_corpus(tokenizer, job.sequences, job.length, texts)
+    count, layers = sum(ids.shape[1] for ids in sequences), job.layers
+    channels = job.heads * job.head_size
+    found = [Largest(channels, count, job.percentile) for _ in range(2 * layers)]
+    session = _open(job.model)
     for number, ids in enumerate(sequences):
         for index, made in enumerate(_keys_and_values(session, ids, job)):
             heads = made.astype(np.float32, copy=False)[0]
             rows = np.transpose(heads, (1, 0, 2)).reshape(ids.shape[1], channels)
             # A pair that rope rotates keeps its norm, at positions beyond those that are read as well.
-            found[index].add(own._pair_envelope(rows, job["heads"], job["head_size"]) if index < layers else rows)
+            found[index].add(own._pair_envelope(rows, job.heads, job.head_size) if index < layers else rows)
         reporter.progress(number + 1, len(sequences))
     limits = [one.percentile() for one in found]
     if not all(np.isfinite(one.most).all() for one in found) or not np.isfinite(limits).all():
@@ -85,8 +86,7 @@ def measure(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         "qmax": LEVELS,
         "layer_ids": list(range(layers)),
     }
-    Path(job["out"]).write_text(json.dumps(document, allow_nan=False), "utf-8")
-    return {}
+    Path(job.out).write_text(json.dumps(document, allow_nan=False), "utf-8")
 
 
 def _open(model: str) -> Any:
@@ -99,13 +99,13 @@ def _open(model: str) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _keys_and_values(session: Any, ids: npt.NDArray[Any], job: dict[str, Any]) -> list[npt.NDArray[Any]]:
+def _keys_and_values(session: Any, ids: npt.NDArray[Any], job: ScalesJob) -> list[npt.NDArray[Any]]:
     """The keys of all layers, then their values, ``[1, heads, tokens, head_size]`` each, of a text on its own.
 
     Raises:
         BuildRefused: the graph wants something else than a text, or keeps something else than keys and values.
     """
-    layers, length = job["layers"], ids.shape[1]
+    layers, length = job.layers, ids.shape[1]
     wanted = [f"present.{layer}.{kind}" for kind in ("key", "value") for layer in range(layers)]
     if not set(wanted) <= {output.name for output in session.get_outputs()}:
         raise BuildRefused("the key-value cache cannot be calibrated: some layers keep something else")
@@ -118,7 +118,7 @@ def _keys_and_values(session: Any, ids: npt.NDArray[Any], job: dict[str, Any]) -
         elif value.name == "position_ids":
             given[value.name] = np.arange(length, dtype=np.int64).reshape(1, length)
         elif value.name.startswith("past_key_values."):
-            given[value.name] = np.zeros((1, job["heads"], 0, job["head_size"]), np.float32)
+            given[value.name] = np.zeros((1, job.heads, 0, job.head_size), np.float32)
         else:
             raise BuildRefused(f"the key-value cache cannot be calibrated: the graph has the input {value.name}")
     found: list[npt.NDArray[Any]] = session.run(wanted, given)
@@ -126,4 +126,4 @@ def _keys_and_values(session: Any, ids: npt.NDArray[Any], job: dict[str, Any]) -
 
 
 if __name__ == "__main__":
-    child_main(measure)
+    child_main(SCALES, measure)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import BuildRefused
-from packager.build.model_builder import BuilderReport
+from packager.build.jobs import BuilderReport
 from packager.build.plan import AUTO, BuildPlan
 from packager.build.progress import BuildProgress
 from packager.evaluate.assessment import Assessment

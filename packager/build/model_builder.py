@@ -5,33 +5,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import msgspec
-from msgspec import Struct
-
+from packager.build.jobs import BUILDER, BuilderJob, BuilderReport
 from packager.build.kv_cache import SCHEME
 from packager.build.plan import BuildPlan, builder_options
 from packager.sources.checkpoint import Checkpoint
 from packager.subprocess_job import run_child
-
-
-class TurnEnd(Struct, frozen=True):
-    """A token that ends a turn, and which of the source's files name it as such."""
-
-    token: int
-    text: str
-    named_by: list[str]
-
-
-class BuilderReport(Struct, frozen=True):
-    """What the builder read: ``config`` with every default filled in; the names of ``workarounds`` that it needed;
-    the ``ends`` of a turn.
-    """
-
-    config: dict[str, Any]
-    workarounds: list[str]
-    ends: list[TurnEnd] = []
 
 
 def build_graph(
@@ -52,17 +31,14 @@ def build_graph(
     out.mkdir(exist_ok=True)
     # The scratch is ours to remove, and beside the output: a builder that is interrupted leaves gigabytes in it.
     with tempfile.TemporaryDirectory(prefix=".builder-", dir=out.parent) as scratch:
-        job = {
-            "checkpoint": str(checkpoint.path),
-            "out": str(out),
-            "scratch": scratch,
-            "precision": plan.precision,
-            "adapter_slots": plan.adapter_slots,
-            "embedding": plan.own_embedding,
-            "ep": plan.ep,
-            "options": [*builder_options(plan), *more, *(["hf_remote=true"] if plan.origin.trust_code else [])],
-        }
-        value = run_child(
-            "packager.build.model_builder_process", job, log, doing="the model builder", on_progress=on_progress
+        job = BuilderJob(
+            checkpoint=str(checkpoint.path),
+            out=str(out),
+            scratch=scratch,
+            precision=plan.precision,
+            ep=plan.ep,
+            options=[*builder_options(plan), *more, *(["hf_remote=true"] if plan.origin.trust_code else [])],
+            adapter_slots=plan.adapter_slots,
+            embedding=plan.own_embedding,
         )
-    return msgspec.convert(value, BuilderReport)
+        return run_child(BUILDER, job, log, on_progress=on_progress)

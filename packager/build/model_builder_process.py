@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from contract.bundle.genai_config import CONFIG_FILE
+from packager.build.jobs import BUILDER, BuilderJob, BuilderReport, TurnEnd
 from packager.build.workarounds import apply_workarounds
 from packager.evaluate.ends import find_ends
 from packager.graph.embedding import BITS, quantise_embedding
@@ -19,7 +19,7 @@ STEPS = 3
 GRAPH_FILE = "model.onnx"
 
 
-def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def build(job: BuilderJob, reporter: Reporter) -> BuilderReport:
     """Run ``parse_extra_options`` and ``create_model``, as the builder's command line does, mending what is known.
 
     Reports ``config``, the configuration with transformers' defaults filled in, as the proof compares it with the
@@ -28,28 +28,28 @@ def build(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     from onnxruntime_genai.models import builder
 
     reporter.progress(1, STEPS)
-    fixed = ("", job["checkpoint"], job["out"], job["precision"], job["ep"], job["scratch"])
-    options = builder.parse_extra_options(*fixed, list(job["options"]))
+    fixed = ("", job.checkpoint, job.out, job.precision, job.ep, job.scratch)
+    options = builder.parse_extra_options(*fixed, list(job.options))
     config = options["hf_details"]["hf_config"]
     resolved = json.loads(config.to_json_string(use_diff=False))
-    applied = apply_workarounds(config, options, job.get("skip", ""))
-    if job.get("embedding") in BITS:
-        quantise_embedding(builder.Model, BITS[job["embedding"]])
+    applied = apply_workarounds(config, options, job.skip)
+    if job.embedding in BITS:
+        quantise_embedding(builder.Model, BITS[job.embedding])
     reporter.progress(2, STEPS)
     builder.create_model(*fixed, **options)
-    ends = _end_turns(Path(job["checkpoint"]), Path(job["out"]) / CONFIG_FILE)
+    ends = _end_turns(Path(job.checkpoint), Path(job.out) / CONFIG_FILE)
     rows = config.get_text_config().vocab_size
-    left_out = find_rowless_tokens(Path(job["out"]), rows)
-    leave_out(Path(job["out"]), left_out)
+    left_out = find_rowless_tokens(Path(job.out), rows)
+    leave_out(Path(job.out), left_out)
     if left_out:
-        _keep_padding_inside(Path(job["out"]) / CONFIG_FILE, rows)
-    if job.get("adapter_slots"):
-        add_slots(Path(job["out"]) / GRAPH_FILE)
+        _keep_padding_inside(Path(job.out) / CONFIG_FILE, rows)
+    if job.adapter_slots:
+        add_slots(Path(job.out) / GRAPH_FILE)
     reporter.progress(3, STEPS)
-    return {"config": resolved, "workarounds": applied, "ends": ends}
+    return BuilderReport(resolved, applied, ends)
 
 
-def _end_turns(checkpoint: Path, file: Path) -> list[dict[str, Any]]:
+def _end_turns(checkpoint: Path, file: Path) -> list[TurnEnd]:
     """Let everything that ends a turn end an answer; each such token, its text, and what names it."""
     from transformers import AutoTokenizer
 
@@ -63,10 +63,7 @@ def _end_turns(checkpoint: Path, file: Path) -> list[dict[str, Any]]:
     if len(ends) > 1:
         document["model"]["eos_token_id"] = ends
         file.write_text(json.dumps(document, indent=4), "utf-8")
-    return [
-        {"token": token, "text": str(tokenizer.convert_ids_to_tokens(token)), "named_by": named}
-        for token, named in found.items()
-    ]
+    return [TurnEnd(token, str(tokenizer.convert_ids_to_tokens(token)), named) for token, named in found.items()]
 
 
 def _keep_padding_inside(file: Path, rows: int) -> None:
@@ -80,4 +77,4 @@ def _keep_padding_inside(file: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    child_main(build)
+    child_main(BUILDER, build)

@@ -13,8 +13,9 @@ from packager.build.bundle import BuiltBundle, finish_bundle, staging
 from packager.build.pipeline import compose_manifest, default_cache, disk_errors, short_provenance
 from packager.build.plan import BuildPlan, check_plan
 from packager.build.progress import BuildProgress, SilentProgress
-from packager.evaluate.check import CheckResult, check_model
+from packager.evaluate.check import check_model
 from packager.evaluate.evidence import describe_host, quality_of, write_evidence
+from packager.evaluate.jobs import CheckResult
 from packager.evaluate.text import reference_text
 from packager.graph.facts import GraphFacts, read_back
 from packager.graph.not_executed import NOT_RUN, not_executed_result

@@ -33,7 +33,7 @@ from packager.build.plan import CALIBRATED, BuildPlan, builder_options, check_pl
 from packager.build.progress import BuildProgress, SilentProgress
 from packager.build.recipe import record_build
 from packager.evaluate.assessment import Assessment, EvaluationSpec, evaluate, prepare_evaluation, source_logits
-from packager.evaluate.check import CheckResult
+from packager.evaluate.check import tolerance
 from packager.evaluate.conformance import check_conformance, compare_ends
 from packager.evaluate.evidence import (
     BUILD_TOOLS,
@@ -45,6 +45,7 @@ from packager.evaluate.evidence import (
     tool_versions,
     write_evidence,
 )
+from packager.evaluate.jobs import CheckResult
 from packager.evaluate.logits import compare_logits, compare_workarounds
 from packager.evaluate.text import EvalText
 from packager.graph.cache import build_or_resume, drop_graph
@@ -323,7 +324,7 @@ def measured_canaries(checked: CheckResult) -> list[Canary]:
             prompt=canary.prompt,
             expected_text=canary.text,
             mean_nll=round(canary.mean_nll, 6),
-            tolerance=canary.tolerance,
+            tolerance=tolerance(canary),
             stops=canary.stops,
         )
         for canary in checked.canaries

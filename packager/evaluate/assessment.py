@@ -12,11 +12,11 @@ from msgspec import Struct
 from contract.errors import BuildRefused
 from packager.build.progress import BuildProgress
 from packager.evaluate.behaviour import Case, compare_behaviour, read_cases
-from packager.evaluate.check import CANARY_QUESTIONS, CANARY_TOKENS, CheckResult, check_model
+from packager.evaluate.check import CANARY_QUESTIONS, CANARY_TOKENS, check_model
 from packager.evaluate.conversations import Rendering
 from packager.evaluate.gates import Limits, QualityPlan, check_reason, choose_limits, evaluate_limits
-from packager.evaluate.reference import Spelling
-from packager.evaluate.source import DEFAULT_TOKENS, EVAL_TOKENS, SourceView, view_source
+from packager.evaluate.jobs import CheckResult, SourceView, Spelling
+from packager.evaluate.source import DEFAULT_TOKENS, EVAL_TOKENS, view_source
 from packager.evaluate.text import EvalText, read_text, reference_text
 from packager.sources.checkpoint import Checkpoint
 

@@ -10,13 +10,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-from msgspec import Struct
-
-from contract.errors import BuildRefused
 from packager.evaluate.conversations import Rendering
-from packager.evaluate.reference import Spelling
-from packager.evaluate.source import SourceView
+from packager.evaluate.jobs import CHECK, CanaryResult, CheckJob, CheckResult, SourceView, Spelling
 from packager.subprocess_job import run_child
 
 CANARY_QUESTIONS = (
@@ -38,62 +33,9 @@ SPREAD_FACTOR = 6.0
 instruction set's; six times the spread seen here covers hosts that were not."""
 
 
-class CanaryResult(Struct, frozen=True):
-    """One canary on this host; ``spread`` is how far ``mean_nll`` moves between slice lengths, in nats; ``stops``:
-    an end token ended the answer.
-    """
-
-    prompt: str
-    text: str
-    mean_nll: float
-    spread: float
-    stops: bool = False
-
-    @property
-    def tolerance(self) -> float:
-        """How far a device's mean may lie from this one."""
-        return round(max(LEAST_TOLERANCE, SPREAD_FACTOR * self.spread), 4)
-
-
-class Comparison(Struct, frozen=True):
-    """The bundle beside its source at the same positions; see :mod:`packager.evaluate.divergence` for the measures.
-
-    ``kl_by_position`` is in the order of the text; ``tokenizer_same`` says whether the runtime's tokenizer cuts the
-    text as the source's does.
-    """
-
-    tokens: int
-    perplexity: float
-    source_perplexity: float
-    perplexity_ratio: float
-    kl: float
-    top1_agreement: float
-    kl_by_position: list[float]
-    tokenizer_same: bool
-
-
-class CheckResult(Struct, frozen=True):
-    """What loading and generating showed. ``perplexity`` is None when no text was given, ``compared`` when no source.
-
-    ``answers`` are those to the behaviour questions; ``respelled`` the texts that the runtime's tokenizer makes other
-    tokens of than the source's; ``rerendered`` the conversations that devices would render otherwise than transformers;
-    ``ended`` whether an end token ended the answer to each question; ``stopped_by`` the end tokens that were put in the
-    model's mouth, each of which ended generation.
-    """
-
-    canaries: list[CanaryResult]
-    load_seconds: float
-    tokens_per_second: float
-    peak_rss_bytes: int
-    threads: int
-    perplexity: float | None = None
-    perplexity_tokens: int = 0
-    compared: Comparison | None = None
-    answers: list[str] = []
-    respelled: list[str] = []
-    rerendered: list[str] = []
-    ended: list[bool] = []
-    stopped_by: list[int] = []
+def tolerance(canary: CanaryResult) -> float:
+    """How far a device's mean may lie from this one."""
+    return round(max(LEAST_TOLERANCE, SPREAD_FACTOR * canary.spread), 4)
 
 
 def host_threads() -> int:
@@ -125,23 +67,17 @@ def check_model(
     Raises:
         BuildRefused: it does not load, crashes, or gives numbers that are not finite.
     """
-    job = {
-        "model": str(model_dir),
-        "threads": host_threads(),
-        "questions": list(questions),
-        "known": [list(pair) for pair in known],
-        "text": text,
-        "tokens": CANARY_TOKENS,
-        "source": None if source is None else {**msgspec.structs.asdict(source), "rows": str(source.rows)},
-        "behaviour": [list(question) for question in behaviour],
-        "adapter": None if adapter is None else str(adapter),
-        "spellings": [list(spelling) for spelling in spellings],
-        "renderings": [list(rendering) for rendering in renderings],
-    }
-    value = run_child(
-        "packager.evaluate.check_process", job, log, doing="loading the built model", on_progress=on_progress
+    job = CheckJob(
+        model=str(model_dir),
+        threads=host_threads(),
+        questions=list(questions),
+        known=list(known),
+        text=text,
+        tokens=CANARY_TOKENS,
+        source=source,
+        behaviour=list(behaviour),
+        adapter=None if adapter is None else str(adapter),
+        spellings=list(spellings),
+        renderings=list(renderings),
     )
-    try:
-        return msgspec.convert(value, CheckResult)
-    except msgspec.ValidationError as error:
-        raise BuildRefused(f"the built model could not be measured: {error}") from error
+    return run_child(CHECK, job, log, on_progress=on_progress)

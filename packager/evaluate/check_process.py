@@ -20,8 +20,10 @@ from contract.bundle.tokens import begin, compose, composes, read_beginning
 from contract.chat.files import read_chat_files
 from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, RequestInvalid
+from packager.evaluate import divergence
 from packager.evaluate.conversations import DAY, Rendering, differing
-from packager.evaluate.divergence import Comparison, log_softmax
+from packager.evaluate.divergence import log_softmax
+from packager.evaluate.jobs import CHECK, CanaryResult, CheckJob, CheckResult, Comparison, SourceView, Spelling
 from packager.subprocess_job import Reporter, child_main
 
 SLICE = 64
@@ -187,55 +189,55 @@ def _loss(row: Logits, token: int) -> float:
     return top + float(np.log(np.exp(row - top).sum())) - float(row[token])
 
 
-def check(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def check(job: CheckJob, reporter: Reporter) -> CheckResult:
     """Load, answer, score, read."""
-    runtime = Runtime(Path(job["model"]), job["threads"], job["adapter"])
-    reading = len(job["source"]["windows"]) if job["source"] else WINDOWS if job["text"] else 0
-    steps = 1 + len(job["questions"]) + len(job["known"]) + reading + len(job["behaviour"])
+    runtime, source = Runtime(Path(job.model), job.threads, job.adapter), job.source
+    reading = len(source.windows) if source else WINDOWS if job.text else 0
+    steps = 1 + len(job.questions) + len(job.known) + reading + len(job.behaviour)
     reporter.progress(1, steps)
-    canaries: list[dict[str, Any]] = []
+    canaries: list[CanaryResult] = []
     seconds, decoded = 0.0, 0
-    pairs = [(prompt, text, stops and _stops_again(runtime, prompt)) for prompt, text, stops in job["known"]]
+    pairs = [(prompt, text, stops and _stops_again(runtime, prompt)) for prompt, text, stops in job.known]
     # Without a source nobody knows where an answer has to end.
-    ended = job["source"]["ended"] if job["source"] else []
-    ended = [*ended, *[not job["source"]] * len(job["questions"])]
+    ended = source.ended if source else []
+    ended = [*ended, *[not source] * len(job.questions)]
     over = []
-    for question, must_end in zip(job["questions"], ended, strict=False):
+    for question, must_end in zip(job.questions, ended, strict=False):
         prompt = runtime.render(question)
-        answer = runtime.answer(prompt, job["tokens"], STOP_TOKENS if must_end else 0)
+        answer = runtime.answer(prompt, job.tokens, STOP_TOKENS if must_end else 0)
         seconds, decoded = seconds + answer.seconds, decoded + answer.tokens
         over.append(answer.ended)
         if answer.text:
             pairs.append((prompt, answer.text, answer.ended and must_end))
     for number, (prompt, text, stops) in enumerate(pairs):
-        canaries.append({**_score(runtime, prompt, text), "stops": stops})
+        canaries.append(_score(runtime, prompt, text, stops=stops))
         reporter.progress(2 + number, steps)
-    if job["questions"] and not canaries:
+    if job.questions and not canaries:
         raise BuildRefused("the built model answers none of the canary prompts; its end token may be wrong")
     # Taken here, since what follows holds the source's rows as well.
     peak = peak_rss_bytes()
     stopped_by = _stopping(runtime) if "text" in runtime.facts.capabilities else []
-    answers = [runtime.answer(runtime.render(question), limit).text for question, limit in job["behaviour"]]
-    compared = _compare(runtime, job["source"], job["text"]) if job["source"] else None
-    perplexity, tokens = _read(runtime, job["text"]) if job["text"] and not job["source"] else (None, 0)
+    answers = [runtime.answer(runtime.render(question), limit).text for question, limit in job.behaviour]
+    compared = _compare(runtime, source, job.text) if source else None
+    perplexity, tokens = _read(runtime, job.text) if job.text and not source else (None, 0)
     if compared is not None:
-        perplexity, tokens = compared["perplexity"], compared["tokens"]
+        perplexity, tokens = compared.perplexity, compared.tokens
     reporter.progress(steps, steps)
-    return {
-        "canaries": canaries,
-        "load_seconds": round(runtime.load_seconds, 4),
-        "tokens_per_second": round(decoded / seconds, 2) if seconds else 0.0,
-        "peak_rss_bytes": peak,
-        "threads": job["threads"],
-        "perplexity": perplexity,
-        "perplexity_tokens": tokens,
-        "compared": compared,
-        "answers": answers,
-        "ended": over,
-        "stopped_by": stopped_by,
-        "respelled": _respelled(runtime, job["spellings"]),
-        "rerendered": runtime.rerendered([(name, asks, text) for name, asks, text in job["renderings"]]),
-    }
+    return CheckResult(
+        canaries=canaries,
+        load_seconds=round(runtime.load_seconds, 4),
+        tokens_per_second=round(decoded / seconds, 2) if seconds else 0.0,
+        peak_rss_bytes=peak,
+        threads=job.threads,
+        perplexity=perplexity,
+        perplexity_tokens=tokens,
+        compared=compared,
+        answers=answers,
+        ended=over,
+        stopped_by=stopped_by,
+        respelled=_respelled(runtime, job.spellings),
+        rerendered=runtime.rerendered(job.renderings),
+    )
 
 
 def _stops_again(runtime: Runtime, prompt: str) -> bool:
@@ -254,7 +256,7 @@ def _stopping(runtime: Runtime) -> list[int]:
     return list(runtime.facts.eos_token_ids)
 
 
-def _respelled(runtime: Runtime, spellings: list[tuple[str, list[int], list[int]]]) -> list[str]:
+def _respelled(runtime: Runtime, spellings: Sequence[Spelling]) -> list[str]:
     """Texts that the runtime makes other tokens of than the source's tokenizer, with or without a beginning."""
     found = []
     for text, plain, begun in spellings:
@@ -264,30 +266,30 @@ def _respelled(runtime: Runtime, spellings: list[tuple[str, list[int], list[int]
     return found
 
 
-def _compare(runtime: Runtime, source: dict[str, Any], text: str | None) -> dict[str, Any]:
+def _compare(runtime: Runtime, source: SourceView, text: str | None) -> Comparison:
     """The source's rows beside ours, a slice at a time; the file is mapped, never read whole."""
-    rows = np.memmap(source["rows"], dtype=np.float16, mode="r").reshape(-1, source["vocabulary"])
-    comparison, at, lead = Comparison(), 0, source["lead"]
-    for window in source["windows"]:
+    rows = np.memmap(source.rows, dtype=np.float16, mode="r").reshape(-1, source.vocabulary)
+    sums, at, lead = divergence.Comparison(), 0, source.lead
+    for window in source.windows:
         for start, logits in runtime.walk(window, max(1, lead), SLICE):
             tokens = np.array(window[start : start + len(logits)], dtype=np.int64)
             theirs = np.asarray(rows[at : at + len(logits)], dtype=np.float32)
-            comparison.add(theirs, log_softmax(logits), tokens)
+            sums.add(theirs, log_softmax(logits), tokens)
             at += len(logits)
-    expected = [token for window in source["windows"] for token in window[lead:]]
-    return {
-        **comparison.summary(),
-        "kl_by_position": [float(f"{value:.3g}") for value in comparison.kl],
-        "tokenizer_same": text is None or runtime.encode(text)[: len(expected)] == expected,
-    }
+    expected = [token for window in source.windows for token in window[lead:]]
+    return Comparison(
+        **sums.summary(),
+        kl_by_position=[float(f"{value:.3g}") for value in sums.kl],
+        tokenizer_same=text is None or runtime.encode(text)[: len(expected)] == expected,
+    )
 
 
-def _score(runtime: Runtime, prompt: str, text: str) -> dict[str, Any]:
+def _score(runtime: Runtime, prompt: str, text: str, *, stops: bool) -> CanaryResult:
     ids, first = join_canary(runtime.start(prompt), runtime.encode(text), runtime.beginning)
     if len(ids) <= first or len(ids) > runtime.facts.context_length:
         raise BuildRefused("a canary has no text, or more than the context holds")
     means = [float(np.mean(runtime.losses(ids, first, size))) for size in (SLICE, OTHER_SLICE)]
-    return {"prompt": prompt, "text": text, "mean_nll": means[0], "spread": max(means) - min(means)}
+    return CanaryResult(prompt, text, means[0], max(means) - min(means), stops)
 
 
 def _read(runtime: Runtime, text: str) -> tuple[float | None, int]:
@@ -310,4 +312,4 @@ def peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    child_main(check)
+    child_main(CHECK, check)

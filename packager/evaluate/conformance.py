@@ -7,7 +7,7 @@ from typing import Any
 
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import BuildRefused
-from packager.build.model_builder import TurnEnd
+from packager.build.jobs import TurnEnd
 from packager.build.plan import BuildPlan, io_type, kv_type
 from packager.graph.embedding import BITS, choose_block
 from packager.graph.facts import GraphFacts

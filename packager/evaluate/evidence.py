@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from packager.build.model_builder import TurnEnd
-from packager.evaluate.check import CheckResult
+from packager.build.jobs import TurnEnd
+from packager.evaluate.jobs import CheckResult
 from packager.graph.facts import GraphFacts
 
 EVIDENCE_DIR = "evidence"

@@ -25,11 +25,11 @@ from packager.build.build_cache import get_or_create, locked, sweep
 from packager.build.estimate import available_memory
 from packager.evaluate import ends, logits_process
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
-from packager.evaluate.reference import Reference
+from packager.evaluate.jobs import LOGITS, LogitsJob, LogitsResult, Reference
 from packager.graph import dequantised, rope, truncation
 from packager.graph.truncation import choose_layers, truncated_bytes
 from packager.sources.checkpoint import Checkpoint
-from packager.subprocess_job import run_child
+from packager.subprocess_job import from_json, run_child, to_json
 
 BOUND = 1e-3
 """Of the spread (standard deviation) of the source's logits: fp32 on both sides differs by a few millionths of it, in
@@ -147,20 +147,18 @@ def compare_logits(
     def make(staging: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".layers-", dir=cache_dir) as scratch:
             quantization = checkpoint.quantization
-            job = {
-                "checkpoint": str(checkpoint.path),
-                "config": config,
-                "layers": layers,
-                "boundaries": boundaries,
-                "method": None if quantization is None else quantization.method,
-                "bits": 0 if quantization is None else quantization.bits,
-                "group": 0 if quantization is None else quantization.group_size,
-                "scratch": scratch,
-            }
-            value = run_child(
-                "packager.evaluate.logits_process", job, log, doing="computing two layers", on_progress=on_progress
+            job = LogitsJob(
+                checkpoint=str(checkpoint.path),
+                config=config,
+                layers=layers,
+                boundaries=boundaries,
+                method=None if quantization is None else quantization.method,
+                bits=0 if quantization is None else quantization.bits,
+                group=0 if quantization is None else quantization.group_size,
+                scratch=scratch,
             )
-        (staging / FILE).write_text(json.dumps(value), "utf-8")
+            result = run_child(LOGITS, job, log, on_progress=on_progress)
+        (staging / FILE).write_text(to_json(result), "utf-8")
 
     with locked(entry):
         if not (entry / FILE).exists():
@@ -170,8 +168,8 @@ def compare_logits(
             if lacking is not None:
                 return Unaffordable(lacking)
         get_or_create(entry, make, mark=FILE)
-        found = json.loads((entry / FILE).read_text("utf-8"))
-    proof = LogitsProof(layers=layers, boundaries=boundaries, omitted=omitted, **found)
+        found = from_json((entry / FILE).read_bytes(), LogitsResult)
+    proof = LogitsProof(layers=layers, boundaries=boundaries, omitted=omitted, **msgspec.structs.asdict(found))
     _refuse(proof)
     return proof
 

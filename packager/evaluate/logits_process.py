@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.errors import BuildRefused
+from packager.build.jobs import BuilderJob, BuilderReport
 from packager.build.model_builder_process import build
+from packager.evaluate.jobs import LOGITS, LogitsJob, LogitsResult
 from packager.graph.dequantised import dequantise
 from packager.graph.truncation import write_truncated
-from packager.subprocess_job import Reporter, child_main
+from packager.subprocess_job import Event, Reporter, child_main
 
 Logits = npt.NDArray[np.float32]
 Cache = list[tuple[Any, Any]]
@@ -39,16 +41,16 @@ QUANTISED = ("accuracy_level=1", "nodes_to_exclude=/lm_head/MatMul", "shared_emb
 """Options with which the builder computes with stored codes in fp32 and leaves the head as it is."""
 
 
-def compare(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Cut, run, build, run, compare: the fields of :class:`packager.evaluate.logits.LogitsFacts` that are measured."""
-    scratch = Path(job["scratch"])
+def compare(job: LogitsJob, reporter: Reporter) -> LogitsResult:
+    """Cut, run, build, run, compare."""
+    scratch = Path(job.scratch)
     cut, plain, out = scratch / "checkpoint", scratch / "plain", scratch / "graph"
-    write_truncated(Path(job["checkpoint"]), cut, job["config"], job["layers"])
-    method = job["method"]
+    write_truncated(Path(job.checkpoint), cut, job.config, job.layers)
+    method = job.method
     if method:
-        _write_plain(cut, plain, method, job["bits"])
+        _write_plain(cut, plain, method, job.bits)
     reporter.progress(1, STEPS)
-    starts = [0, *(max(1, boundary - BEFORE) for boundary in job["boundaries"])]
+    starts = [0, *(max(1, boundary - BEFORE) for boundary in job.boundaries)]
     source = plain if method else cut
     wanted, pasts, vocabulary = run_source(source, starts, "float32", None)
     reporter.progress(2, STEPS)
@@ -56,26 +58,26 @@ def compare(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     if dtype not in ("float32", "float64"):
         own, _, _ = run_source(source, starts, dtype, pasts)
     reporter.progress(3, STEPS)
-    precision, options = (f"int{job['bits']}", [f"block_size={job['group']}", *QUANTISED]) if method else ("fp32", [])
-    work = {"checkpoint": str(cut), "out": str(out), "scratch": str(scratch / "builder"), "precision": precision}
+    precision, options = (f"int{job.bits}", [f"block_size={job.group}", *QUANTISED]) if method else ("fp32", [])
     (scratch / "builder").mkdir()
-    report = _build({**work, "ep": "cpu", "options": options, "skip": job.get("skip", "")}, method)
+    work = BuilderJob(str(cut), str(out), str(scratch / "builder"), precision, ep="cpu", options=options, skip=job.skip)
+    report = _build(work, method)
     gc.collect()
     reporter.progress(4, STEPS)
     found = run_graph(out, starts, pasts, vocabulary)
     spread = float(np.concatenate(wanted).std())
-    return {
-        "positions": sum(len(rows) for rows in wanted),
-        "spread": spread,
-        "furthest": _furthest(found, wanted),
-        "own_type": dtype,
-        "own_furthest": None if own is None else _furthest(found, own),
-        "own_rounding": None if own is None else _furthest(wanted, own),
-        "workarounds": report["workarounds"],
-    }
+    return LogitsResult(
+        positions=sum(len(rows) for rows in wanted),
+        spread=spread,
+        furthest=_furthest(found, wanted),
+        own_type=dtype,
+        own_furthest=None if own is None else _furthest(found, own),
+        own_rounding=None if own is None else _furthest(wanted, own),
+        workarounds=report.workarounds,
+    )
 
 
-def _build(work: dict[str, Any], method: str | None) -> dict[str, Any]:
+def _build(work: BuilderJob, method: str | None) -> BuilderReport:
     try:
         return build(work, _Silent())
     except Exception as error:
@@ -95,7 +97,7 @@ class _Silent(Reporter):
     def __init__(self) -> None:
         """Nowhere to report to."""
 
-    def _send(self, event: dict[str, Any]) -> None:
+    def send(self, event: Event) -> None:
         return None
 
 
@@ -251,4 +253,4 @@ def _make_state(inputs: dict[str, Any], cache: Cache | None, room: int, head: in
 
 
 if __name__ == "__main__":
-    child_main(compare)
+    child_main(LOGITS, compare)

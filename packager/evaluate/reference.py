@@ -12,54 +12,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
-from msgspec import Struct
-
 from contract.chat.files import MORE_TEMPLATES
 from packager.build.build_cache import get_or_create, locked, sweep
 from packager.evaluate import conversations, corpus, reference_process
-from packager.evaluate.conversations import Rendering
+from packager.evaluate.jobs import REFERENCE, TEMPLATES, Reference, ReferenceJob, Templates, TemplatesJob
 from packager.graph import rope
-from packager.graph.rope import RopeFacts
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.headers import Entry, WeightHeaders, read_headers
-from packager.subprocess_job import run_child
+from packager.subprocess_job import from_json, run_child, to_json
 
 FILE = "reference.json"
-
-
-class LoadFaults(Struct, frozen=True):
-    """By which names transformers' load of the files would differ from the model."""
-
-    missing: list[str]
-    unexpected: list[str]
-    mismatched: list[tuple[str, list[int], list[int]]]
-
-
-Spelling = tuple[str, list[int], list[int]]
-"""A text and its tokens, without and with what the source's tokenizer puts at a beginning and an end."""
-
-
-class Templates(Struct, frozen=True):
-    """What transformers makes of conversations with a chat template, and the special tokens that it gives that."""
-
-    renderings: list[Rendering] = []
-    special_tokens: dict[str, str] = {}
-
-
-class Reference(Struct, frozen=True):
-    """``config`` with every default filled in; ``weights`` with their shapes by name; ``tied`` ones by their source.
-
-    ``faults`` is None for weights that are quantised already, ``rope`` for a model that does not rotate.
-    """
-
-    config: dict[str, Any]
-    weights: dict[str, list[int]]
-    tied: dict[str, str]
-    faults: LoadFaults | None
-    rope: RopeFacts | None
-    spellings: list[Spelling] = []
-    templates: Templates = Templates()
 
 
 def read_templates(path: Path, log: Path, template: str | None = None) -> Templates:
@@ -68,9 +30,7 @@ def read_templates(path: Path, log: Path, template: str | None = None) -> Templa
     Raises:
         BuildRefused: transformers cannot make sense of the tokenizer.
     """
-    job = {"checkpoint": str(path), "template": template, "templates": True}
-    value = run_child("packager.evaluate.reference_process", job, log, doing="reading the tokenizer")
-    return msgspec.convert(value, Templates)
+    return run_child(TEMPLATES, TemplatesJob(str(path), template), log)
 
 
 def read_reference(
@@ -95,13 +55,12 @@ def read_reference(
     sweep(cache_dir)
 
     def make(staging: Path) -> None:
-        job = {"checkpoint": str(checkpoint.path), "template": template, "weights": entries, "config": config}
-        value = run_child("packager.evaluate.reference_process", job, log, doing="reading the configuration")
-        (staging / FILE).write_text(json.dumps(value), "utf-8")
+        found = run_child(REFERENCE, ReferenceJob(str(checkpoint.path), template, entries, config), log)
+        (staging / FILE).write_text(to_json(found), "utf-8")
 
     with locked(entry):
         get_or_create(entry, make, mark=FILE)
-        return msgspec.json.decode((entry / FILE).read_bytes(), type=Reference)
+        return from_json((entry / FILE).read_bytes(), Reference)
 
 
 def _key(checkpoint: Checkpoint, template: str | None, entries: list[Entry], config: dict[str, Any] | None) -> str:

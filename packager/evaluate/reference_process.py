@@ -9,15 +9,14 @@ import datetime
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import msgspec
+from typing import Any, NamedTuple
 
 from contract.chat.limits import Allowance, LimitExceeded, run_bounded
 from contract.errors import BuildRefused
-from packager.evaluate.conversations import CONVERSATIONS, DAY
+from packager.evaluate.conversations import CONVERSATIONS, DAY, Rendering
 from packager.evaluate.corpus import MAX_SPECIAL, TEXTS
-from packager.graph.rope import Rotary
+from packager.evaluate.jobs import REFERENCE, LoadFaults, Reference, ReferenceJob, Spelling, Templates
+from packager.graph.rope import RopeFacts, Rotary
 from packager.sources.headers import Entry, read_headers
 from packager.subprocess_job import Reporter, child_main
 
@@ -28,38 +27,36 @@ FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, OSErro
 """What transformers raises at files that it cannot make sense of."""
 
 
-def look(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """The :class:`packager.evaluate.reference.Reference` of ``job["checkpoint"]``, with ``job["weights"]`` and
-    ``job["config"]`` in place of its own where they are given.
-    """
+def look(job: ReferenceJob, reporter: Reporter) -> Reference:
+    """What transformers makes of the checkpoint."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     reporter.progress(0, 1)
-    if job.get("templates"):
-        return render(job["checkpoint"], job["template"])
     try:
-        if job.get("config") is None:
-            config = AutoConfig.from_pretrained(job["checkpoint"], trust_remote_code=False)
+        if job.config is None:
+            config = AutoConfig.from_pretrained(job.checkpoint, trust_remote_code=False)
         else:
-            config = CONFIG_MAPPING[job["config"]["model_type"]].from_dict(job["config"])
-        weights = find_weights(job.get("weights") or read_headers(Path(job["checkpoint"])).entries(), config)
+            config = CONFIG_MAPPING[job.config["model_type"]].from_dict(job.config)
+        weights = find_weights(job.weights or read_headers(Path(job.checkpoint)).entries(), config)
         rope = find_rope(config)
         rows = int(config.get_text_config().vocab_size)
     except (*FAILURES, StrictDataclassError) as error:
         raise BuildRefused(f"transformers cannot make a model of this config.json: {_reason(error)}") from error
     try:
-        spellings = spell(job["checkpoint"], rows)
+        spellings = spell(job.checkpoint, rows)
     except FAILURES as error:
         raise BuildRefused(f"transformers cannot read the tokenizer: {_reason(error)}") from error
     reporter.progress(1, 1)
-    return {
-        "config": json.loads(config.to_json_string(use_diff=False)),
-        **weights,
-        "rope": rope,
-        "spellings": spellings,
-        "templates": render(job["checkpoint"], job.get("template")),
-    }
+    return Reference(
+        config=json.loads(config.to_json_string(use_diff=False)),
+        weights=weights.shapes,
+        tied=weights.tied,
+        faults=weights.faults,
+        rope=rope,
+        spellings=spellings,
+        templates=render(job.checkpoint, job.template),
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -67,7 +64,7 @@ def _reason(error: BaseException) -> str:
     return words if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: {words}"
 
 
-def spell(checkpoint: str, rows: int) -> list[tuple[str, list[int], list[int]]]:
+def spell(checkpoint: str, rows: int) -> list[Spelling]:
     """The texts of :mod:`packager.evaluate.corpus` and the tokenizer's own special tokens, with their tokens."""
     from transformers import AutoTokenizer
 
@@ -78,7 +75,7 @@ def spell(checkpoint: str, rows: int) -> list[tuple[str, list[int], list[int]]]:
     return [(text, ids, tokenizer(text)["input_ids"]) for text, ids in zip(texts, plain, strict=True)]
 
 
-def render(checkpoint: str, template: str | None = None) -> dict[str, Any]:
+def render(checkpoint: str, template: str | None = None) -> Templates:
     """What transformers makes of the conversations of :mod:`packager.evaluate.conversations`, and the special tokens
     that it gives the template, which is the tokenizer's own unless ``template`` is given.
 
@@ -95,7 +92,7 @@ def render(checkpoint: str, template: str | None = None) -> dict[str, Any]:
     if template is not None:
         tokenizer.chat_template = template
     templates.datetime = _OneDay
-    found: list[tuple[str, bool, str | None]] = []
+    found: list[Rendering] = []
     for name, given in CONVERSATIONS.items() if tokenizer.chat_template else ():
         for asks in (True, False):
             call = partial(
@@ -110,7 +107,7 @@ def render(checkpoint: str, template: str | None = None) -> dict[str, Any]:
             except Exception:  # templates raise at conversations that they do not take
                 text = None
             found.append((name, asks, text))
-    return {"renderings": found, "special_tokens": dict(tokenizer.special_tokens_map)}
+    return Templates(found, dict(tokenizer.special_tokens_map))
 
 
 class _OneDay(datetime.datetime):
@@ -121,15 +118,21 @@ class _OneDay(datetime.datetime):
         return cls.fromtimestamp(DAY.timestamp(), tz)
 
 
-def find_rope(config: Any) -> Any:
-    """The :class:`packager.graph.rope.RopeFacts` of the model, None for one that does not rotate."""
+def find_rope(config: Any) -> RopeFacts | None:
+    """None for a model that does not rotate."""
     try:
-        return msgspec.to_builtins(Rotary(config).facts())
+        return Rotary(config).facts()
     except LookupError:
         return None
 
 
-def find_weights(entries: list[Entry], config: Any) -> dict[str, Any]:
+class _Weights(NamedTuple):
+    shapes: dict[str, list[int]]
+    tied: dict[str, str]
+    faults: LoadFaults | None
+
+
+def find_weights(entries: list[Entry], config: Any) -> _Weights:
     """Names and shapes of the model's weights, which are tied, and what a load of the files would lack or leave out.
 
     transformers maps the files' names to the model's itself, since that is what will be loaded; weights that are
@@ -144,11 +147,8 @@ def find_weights(entries: list[Entry], config: Any) -> dict[str, Any]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
-    found: dict[str, Any] = {
-        "weights": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
-        "tied": dict(tied),
-        "faults": None,
-    }
+    shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    faults = None
     if not quantised:
         # Weights that a class allows to be missing would be random all the same.
         type(model)._keys_to_ignore_on_load_missing = None
@@ -162,14 +162,12 @@ def find_weights(entries: list[Entry], config: Any) -> dict[str, Any]:
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
         )
-        found["faults"] = {
-            "missing": sorted(info["missing_keys"]),
-            "unexpected": sorted(info["unexpected_keys"]),
-            "mismatched": sorted(
-                [name, list(stored), list(wanted)] for name, stored, wanted in info["mismatched_keys"]
-            ),
-        }
-    return found
+        faults = LoadFaults(
+            missing=sorted(info["missing_keys"]),
+            unexpected=sorted(info["unexpected_keys"]),
+            mismatched=sorted((name, list(stored), list(wanted)) for name, stored, wanted in info["mismatched_keys"]),
+        )
+    return _Weights(shapes, dict(tied), faults)
 
 
 def _as_stored(entries: list[Entry]) -> dict[str, Any]:
@@ -183,4 +181,4 @@ def _as_stored(entries: list[Entry]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    child_main(look)
+    child_main(REFERENCE, look)

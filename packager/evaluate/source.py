@@ -12,14 +12,14 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from msgspec import Struct
+from msgspec.structs import asdict
 
 from packager.build.build_cache import get_or_create, locked
+from packager.evaluate.jobs import SOURCE, SourceJob, SourceResult, SourceView
 from packager.evaluate.text import EvalText
 from packager.sources.checkpoint import Checkpoint, digest_directory
-from packager.subprocess_job import run_child
+from packager.subprocess_job import from_json, run_child, to_json
 
 REVISION = 3
 """Raised whenever the stored form changes, so that older cache entries are not taken for it."""
@@ -41,23 +41,6 @@ FILE = "source.json"
 ROWS = "logits.f16"
 
 
-class SourceView(Struct, frozen=True):
-    """The source's side of every comparison.
-
-    ``windows`` are token ids, the first ``lead`` of each what the tokenizer puts at a beginning; every token after
-    those and after the first is scored. ``rows`` is a file of ``[positions, vocabulary]`` half-precision
-    log-probabilities in the order of the windows. ``ended`` says of each answer whether an end token ended it.
-    """
-
-    windows: list[list[int]]
-    lead: int
-    vocabulary: int
-    dtype: str
-    answers: list[str]
-    rows: Path
-    ended: list[bool] = []
-
-
 def view_source(
     checkpoint: Checkpoint,
     text: EvalText,
@@ -74,33 +57,20 @@ def view_source(
         BuildRefused: transformers cannot run the source, or the text is too short.
         StoreFull: no room in the cache.
     """
-    job: dict[str, Any] = {
-        "checkpoint": str(checkpoint.path),
-        "text": text.text,
-        "questions": [list(question) for question in questions],
-        "tokens": tokens,
-        "least": LEAST_TOKENS,
-    }
     versions = [importlib.metadata.version(name) for name in ("transformers", "torch")]
-    key = [digest_directory(checkpoint.path), text.sha256, job["questions"], tokens, REVISION, versions]
+    key = [digest_directory(checkpoint.path), text.sha256, list(questions), tokens, REVISION, versions]
     cache_dir = cache / "source-views"
     entry = cache_dir / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
     def make(staging: Path) -> None:
-        value = run_child(
-            "packager.evaluate.source_process",
-            {**job, "out": str(staging)},
-            log,
-            doing="running the source",
-            on_progress=on_progress,
-        )
-        (staging / FILE).write_text(json.dumps(value), "utf-8")
+        job = SourceJob(str(checkpoint.path), text.text, list(questions), tokens, LEAST_TOKENS, str(staging))
+        (staging / FILE).write_text(to_json(run_child(SOURCE, job, log, on_progress=on_progress)), "utf-8")
 
     with locked(entry):
         get_or_create(entry, make, mark=FILE)
     _forget_oldest(cache_dir, entry)
-    value = json.loads((entry / FILE).read_text("utf-8"))
-    return SourceView(rows=entry / ROWS, **value)
+    found = from_json((entry / FILE).read_bytes(), SourceResult)
+    return SourceView(**asdict(found), rows=entry / ROWS)
 
 
 def _forget_oldest(cache_dir: Path, fresh: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.evaluate.ends import find_ends
+from packager.evaluate.jobs import SOURCE, SourceJob, SourceResult
 from packager.evaluate.layerwise import in_fp32
 from packager.subprocess_job import Reporter, child_main
 
@@ -21,38 +22,38 @@ AT_ONCE = 4
 largest vocabularies."""
 
 
-def view(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Write the log-probabilities of every scored position to ``job["out"]`` and answer the questions."""
+def view(job: SourceJob, reporter: Reporter) -> SourceResult:
+    """Write the log-probabilities of every scored position and answer the questions."""
     import torch
 
     torch.manual_seed(0)
-    model, tokenizer = load_source(job["checkpoint"])
+    model, tokenizer = load_source(job.checkpoint)
     with torch.inference_mode():
         beginning = [int(token) for token in tokenizer("")["input_ids"]]
         windows = cut_windows(tokenizer, job, _context(model), beginning)
-        steps = len(windows) + len(job["questions"])
+        steps = len(windows) + len(job.questions)
         vocabulary = 0
-        with (Path(job["out"]) / "logits.f16").open("wb") as file:
+        with (Path(job.out) / "logits.f16").open("wb") as file:
             for start in range(0, len(windows), AT_ONCE):
                 part = windows[start : start + AT_ONCE]
                 vocabulary = _write_rows(model, part, max(1, len(beginning)), file)
                 reporter.progress(start + len(part), steps)
         answers: list[str] = []
         ended: list[bool] = []
-        ends = set(find_ends(Path(job["checkpoint"]), tokenizer))
-        for number, (question, limit) in enumerate(job["questions"]):
+        ends = set(find_ends(Path(job.checkpoint), tokenizer))
+        for number, (question, limit) in enumerate(job.questions):
             text, over = _answer(model, tokenizer, question, limit, ends)
             answers.append(text)
             ended.append(over)
             reporter.progress(len(windows) + number + 1, steps)
-    return {
-        "windows": windows,
-        "lead": len(beginning),
-        "vocabulary": vocabulary,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "answers": answers,
-        "ended": ended,
-    }
+    return SourceResult(
+        windows=windows,
+        lead=len(beginning),
+        vocabulary=vocabulary,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        answers=answers,
+        ended=ended,
+    )
 
 
 def load_source(checkpoint: str) -> tuple[Any, Any]:
@@ -76,17 +77,15 @@ def _context(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", WINDOW) or WINDOW)
 
 
-def cut_windows(tokenizer: Any, job: dict[str, Any], context: int, beginning: list[int]) -> list[list[int]]:
+def cut_windows(tokenizer: Any, job: SourceJob, context: int, beginning: list[int]) -> list[list[int]]:
     """Sequences of at most :data:`WINDOW` tokens, each with what the tokenizer puts at a beginning.
 
     Raises:
         BuildRefused: the text has too few tokens.
     """
-    ids = [int(token) for token in tokenizer(job["text"], add_special_tokens=False)["input_ids"]][: job["tokens"]]
-    if len(ids) < job["least"]:
-        raise BuildRefused(
-            f"the text to read has {len(ids)} tokens; at least {job['least']} are needed to say anything"
-        )
+    ids = [int(token) for token in tokenizer(job.text, add_special_tokens=False)["input_ids"]][: job.tokens]
+    if len(ids) < job.least:
+        raise BuildRefused(f"the text to read has {len(ids)} tokens; at least {job.least} are needed to say anything")
     room = min(WINDOW, context) - len(beginning)
     pieces = [ids[start : start + room] for start in range(0, len(ids), room)]
     return [[*beginning, *piece] for piece in pieces if len(piece) > 1 or (beginning and piece)]
@@ -137,4 +136,4 @@ def _answer(model: Any, tokenizer: Any, question: str, limit: int, ends: set[int
 
 
 if __name__ == "__main__":
-    child_main(view)
+    child_main(SOURCE, view)

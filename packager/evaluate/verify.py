@@ -16,7 +16,8 @@ from contract.identifiers import path_below
 from contract.onnx.wire import read_graph_file
 from contract.reasons import Reason
 from packager.build.progress import BuildProgress
-from packager.evaluate.check import CheckResult, check_model
+from packager.evaluate.check import check_model
+from packager.evaluate.jobs import CheckResult
 from packager.graph.facts import GraphFacts, read_back
 from packager.graph.not_executed import NOT_RUN, not_executed_result
 

@@ -20,8 +20,9 @@ from msgspec.structs import replace
 from packager.build import model_builder_process as builder_process
 from packager.build import plan, workarounds
 from packager.build.build_cache import get_or_create, locked, sweep
+from packager.build.jobs import BuilderReport
 from packager.build.kv_cache import measure_scales, scaled_digest
-from packager.build.model_builder import BuilderReport, build_graph
+from packager.build.model_builder import build_graph
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate import ends
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions

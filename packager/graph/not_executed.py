@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from packager.evaluate.check import CheckResult
+from packager.evaluate.jobs import CheckResult
 from packager.graph.facts import GraphFacts
 
 NOT_RUN = "not run on this host"

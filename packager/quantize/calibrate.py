@@ -18,6 +18,7 @@ from packager.build.build_cache import locked, sweep
 from packager.build.plan import CALIBRATION_TEXTS, FAST, BuildPlan, goes_layer_by_layer
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
 from packager.evaluate.text import EvalText, read_text
+from packager.quantize.jobs import CALIBRATION, CalibrationJob
 from packager.quantize.passages import digest_passages
 from packager.sources.checkpoint import Checkpoint, digest_directory, inspect_checkpoint
 from packager.subprocess_job import run_child
@@ -92,16 +93,15 @@ def calibrate_checkpoint(
     """
     if "quantization_config" in checkpoint.config:
         raise BuildRefused("the checkpoint is quantised already; name the one that it was made from, or use rtn")
-    choices = {
-        "quantizer": plan.quantizer,
-        "block": plan.block_size,
-        "passages": digest_passages() if reads_passages(plan) else None,
-        "symmetric": plan.adapter_slots,  # places for adapters are put beside the products of a plain build
-        "by_layer": goes_layer_by_layer(plan, checkpoint.parameters),
-    }
+    passages = digest_passages() if reads_passages(plan) else None
+    by_layer = goes_layer_by_layer(plan, checkpoint.parameters)
     document = {
         "source": digest_directory(checkpoint.path),
-        **choices,
+        "quantizer": plan.quantizer,
+        "block": plan.block_size,
+        "passages": passages,
+        "symmetric": plan.adapter_slots,  # places for adapters are put beside the products of a plain build
+        "by_layer": by_layer,
         "text": None if text is None else text.sha256,
         "tools": tool_versions((*BUILD_TOOLS, *((LIBRARY,) if plan.quantizer == LIBRARY else ()))),
         "code": [(files(__package__) / f"{name}.py").read_text("utf-8") for name in CODE],
@@ -119,14 +119,18 @@ def calibrate_checkpoint(
         staging = work / "out"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
-        job = {
-            "checkpoint": str(checkpoint.path),
-            **choices,
-            "out": str(staging),
-            "stages": str(work / "stages"),
-            "text": None if text is None else text.text,
-        }
-        run_child("packager.quantize.process", job, log, doing="calibrating", on_progress=on_progress)
+        job = CalibrationJob(
+            checkpoint=str(checkpoint.path),
+            quantizer=plan.quantizer,
+            out=str(staging),
+            stages=str(work / "stages"),
+            text=None if text is None else text.text,
+            block=plan.block_size,
+            passages=passages,
+            symmetric=plan.adapter_slots,
+            by_layer=by_layer,
+        )
+        run_child(CALIBRATION, job, log, on_progress=on_progress)
         staging.rename(entry)
         shutil.rmtree(work)
     return inspect_checkpoint(entry), key

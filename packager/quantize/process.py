@@ -11,6 +11,7 @@ from contract.errors import BuildRefused
 from packager.quantize.checkpoints import CalibrationCheckpoints
 from packager.quantize.export import write_checkpoint
 from packager.quantize.gptq import TABLE_DAMPING, round_matrix
+from packager.quantize.jobs import CALIBRATION, CalibrationJob, CalibrationResult
 from packager.quantize.layers import Rounded, head_moments, round_model
 from packager.quantize.samples import LENGTH, sample_self, tokens_of_passages, tokens_of_text
 from packager.quantize.single_pass import Shards, finish_checkpoint, fits_gptq, round_in_one_pass
@@ -21,15 +22,15 @@ SAMPLING, ROUNDING, TUNING = 20, 45, 30
 """Parts of a hundred on the display, as long as they take on a small model; packing is the rest."""
 
 
-def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Round ``job["checkpoint"]`` on its own or somebody's text into a GPTQ checkpoint at ``job["out"]``."""
+def calibrate(job: CalibrationJob, reporter: Reporter) -> CalibrationResult:
+    """Round the checkpoint on its own or somebody's text into a GPTQ checkpoint."""
     from packager.evaluate.source_process import load_source
 
-    model, tokenizer = load_source(job["checkpoint"])
-    stages = CalibrationCheckpoints(Path(job["stages"]))
+    model, tokenizer = load_source(job.checkpoint)
+    stages = CalibrationCheckpoints(Path(job.stages))
     with torch.no_grad():
         ids = _read(job, model, tokenizer, stages)
-        if job["by_layer"]:
+        if job.by_layer:
             return _round_fast(job, model, ids, reporter)
         reporter.progress(SAMPLING, 100)
         model = model.float()
@@ -61,40 +62,40 @@ def calibrate(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
             stages=stages,
             on_step=lambda done, of: reporter.progress(SAMPLING + ROUNDING + TUNING * done / of, 100),
         )
-    write_checkpoint(model, rounded, Path(job["checkpoint"]), Path(job["out"]))
+    write_checkpoint(model, rounded, Path(job.checkpoint), Path(job.out))
     reporter.progress(100, 100)
-    return {"tokens": ids.numel(), "matrices": len(rounded) + 1, "tuned": target.plain}
+    return CalibrationResult(ids.numel(), len(rounded) + 1, target.plain)
 
 
-def _read(job: dict[str, Any], model: Any, tokenizer: Any, stages: CalibrationCheckpoints) -> torch.Tensor:
+def _read(job: CalibrationJob, model: Any, tokenizer: Any, stages: CalibrationCheckpoints) -> torch.Tensor:
     """The calibration text that was asked for, ``[sequences, tokens]``."""
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", LENGTH) or LENGTH)
-    if job["text"] is not None:
-        return tokens_of_text(tokenizer, job["text"])
-    if job.get("passages"):
+    if job.text is not None:
+        return tokens_of_text(tokenizer, job.text)
+    if job.passages:
         return tokens_of_passages(tokenizer, context)
     return torch.as_tensor(stages.once("samples", lambda: sample_self(model, tokenizer, context)))
 
 
-def _round_fast(job: dict[str, Any], model: Any, ids: torch.Tensor, reporter: Reporter) -> dict[str, Any]:
+def _round_fast(job: CalibrationJob, model: Any, ids: torch.Tensor, reporter: Reporter) -> CalibrationResult:
     """One pass, each layer written as soon as it is rounded."""
     plain = next(model.parameters()).dtype
     # What was stored in 16 bits is stored in 16 bits again: scales are chosen so that nothing is lost by that.
     shards = Shards(
-        Path(job["stages"]),
+        Path(job.stages),
         torch.float32 if plain == torch.float32 else torch.float16,
-        symmetric=job.get("symmetric", False) or not fits_gptq(model, job["block"]),
+        symmetric=job.symmetric or not fits_gptq(model, job.block),
     )
     rounded = round_in_one_pass(
-        model, ids, shards, block=job["block"], on_layer=lambda done, of: reporter.progress(95 * done / of, 100)
+        model, ids, shards, block=job.block, on_layer=lambda done, of: reporter.progress(95 * done / of, 100)
     )
-    finish_checkpoint(shards, Path(job["checkpoint"]), Path(job["out"]), job["block"])
+    finish_checkpoint(shards, Path(job.checkpoint), Path(job.out), job.block)
     reporter.progress(100, 100)
-    return {"tokens": ids.numel(), "matrices": rounded, "tuned": False}
+    return CalibrationResult(ids.numel(), rounded, tuned=False)
 
 
 def _round(
-    job: dict[str, Any],
+    job: CalibrationJob,
     model: Any,
     tokenizer: Any,
     ids: torch.Tensor,
@@ -103,13 +104,13 @@ def _round(
     reporter: Reporter,
 ) -> dict[str, Rounded]:
     """Round the layers of ``model`` in place, in the way that was asked for."""
-    if job["quantizer"] != "auto-round":
+    if job.quantizer != "auto-round":
         return round_model(model, ids, stages, lambda done, of: reporter.progress(SAMPLING + ROUNDING * done / of, 100))
     from packager.evaluate.source_process import load_source
     from packager.quantize.auto_round import learn_rounding
 
     def learn() -> dict[str, Any]:
-        learned = learn_rounding(load_source(job["checkpoint"])[0].float(), tokenizer, ids)
+        learned = learn_rounding(load_source(job.checkpoint)[0].float(), tokenizer, ids)
         return {name: one.kept() for name, one in learned.items()}
 
     rounded = {name: Rounded.from_kept(kept) for name, kept in stages.once("learned", learn).items()}
@@ -119,4 +120,4 @@ def _round(
 
 
 if __name__ == "__main__":
-    child_main(calibrate)
+    child_main(CALIBRATION, calibrate)

@@ -31,6 +31,7 @@ from packager.sources.checkpoint import (
 from packager.sources.converted import holds_converted
 from packager.sources.headers import WeightHeaders
 from packager.sources.hub import is_hub_id
+from packager.sources.jobs import MERGE, MergeJob
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.weights import StoredTensor, list_tensors
 from packager.subprocess_job import run_child
@@ -211,8 +212,8 @@ def merge_adapter(
                 and file.name != INDEX_FILE
             ):
                 shutil.copyfile(file, staging / file.name)
-        job = {"base": str(base.path), "out": str(staging), "adapter": str(adapter.path.resolve())}
-        run_child("packager.sources.adapter_process", job, log, doing="merging the adapter", on_progress=on_progress)
+        job = MergeJob(base=str(base.path), adapter=str(adapter.path.resolve()), out=str(staging))
+        run_child(MERGE, job, log, on_progress=on_progress)
         inspect_checkpoint(staging)
 
     with locked(entry):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import BuildRefused
+from packager.sources.jobs import MERGE, MergeJob
 from packager.subprocess_job import Reporter, child_main
 
 STEPS = 4
@@ -29,27 +30,27 @@ FAILURES = (ValueError, KeyError, TypeError, AttributeError, ImportError, Runtim
 """What peft raises at an adapter that it cannot load or merge."""
 
 
-def merge(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Save the checkpoint ``job["base"]`` with ``job["adapter"]`` merged to ``job["out"]``, in the base's own type."""
+def merge(job: MergeJob, reporter: Reporter) -> None:
+    """Save the base with the adapter merged in, in the base's own type."""
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    out = Path(job["out"])
+    out = Path(job.out)
     reporter.progress(0, STEPS)
-    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=torch.float32, trust_remote_code=False)
-    own = AutoModelForCausalLM.from_pretrained(job["base"], device_map="meta", dtype="auto").dtype
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32, trust_remote_code=False)
+    own = AutoModelForCausalLM.from_pretrained(job.base, device_map="meta", dtype="auto").dtype
     reporter.progress(1, STEPS)
     try:
-        adapted = PeftModel.from_pretrained(model, job["adapter"]).eval()
+        adapted = PeftModel.from_pretrained(model, job.adapter).eval()
         taken = set(get_peft_model_state_dict(adapted))
         wanted = _compute(adapted)
         merged = adapted.merge_and_unload(safe_merge=True)
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildRefused(f"peft cannot merge the adapter into this base: {reason}") from error
-    stored = set(load_file(Path(job["adapter"]) / WEIGHTS))
+    stored = set(load_file(Path(job.adapter) / WEIGHTS))
     if taken != stored:
         odd = sorted(taken ^ stored)
         raise BuildRefused(
@@ -75,7 +76,6 @@ def merge(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     _refuse("what was saved", _compute(saved), wanted, BOUND if own == torch.float32 else ROUNDED)
     shutil.rmtree(out / ".cache", ignore_errors=True)
     reporter.progress(4, STEPS)
-    return {}
 
 
 def _compute(model: Any) -> Logits:
@@ -99,4 +99,4 @@ def _refuse(what: str, found: Logits, wanted: Logits, bound: float) -> None:
 
 
 if __name__ == "__main__":
-    child_main(merge)
+    child_main(MERGE, merge)

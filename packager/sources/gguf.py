@@ -7,23 +7,19 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import msgspec
-from msgspec import Struct
 
 from contract.errors import BuildRefused
 from packager.build.build_cache import get_or_create, locked, sweep
 from packager.evaluate import conversations, reference_process
-from packager.evaluate.reference import Templates
+from packager.evaluate.jobs import Templates
 from packager.sources import gguf_metadata, gguf_process, gguf_tokenizer
 from packager.sources.checkpoint import Checkpoint, Pending, inspect_checkpoint, survey_checkpoint
 from packager.sources.converted import holds_converted
+from packager.sources.jobs import GGUF, GgufFacts, GgufJob
 from packager.sources.naming import refuse_stand_in
-from packager.subprocess_job import run_child
+from packager.subprocess_job import from_json, run_child, to_json
 
 GGUF_MAGIC = b"GGUF"
 
@@ -42,15 +38,6 @@ HEAD_BYTES = 32 * 2**20
 """Of a file, what stands for its header in the cache: the largest vocabularies take 16 MB."""
 
 FACTS_FILE = "header.json"
-
-
-class _Facts(Struct):
-    """What the process that read the header said; its small files lie beside."""
-
-    config: dict[str, Any]
-    architecture: str
-    parameters: int
-    templates: Templates
 
 
 def check_gguf(path: Path) -> None:
@@ -81,13 +68,14 @@ def survey_gguf(path: Path, cache: Path, log: Path) -> tuple[Checkpoint, Templat
     sweep(kept)
 
     def make(staging: Path) -> None:
-        job = {"gguf": str(path), "out": str(staging), "header": True}
-        value = run_child("packager.sources.gguf_process", job, log, doing="reading the header of the GGUF file")
-        (staging / FACTS_FILE).write_text(json.dumps(value), "utf-8")
+        job = GgufJob(str(path), str(staging), header=True)
+        found = run_child(GGUF, job, log, doing="reading the header of the GGUF file").facts
+        assert found is not None
+        (staging / FACTS_FILE).write_text(to_json(found), "utf-8")
 
     with locked(entry):
         get_or_create(entry, make, mark=FACTS_FILE)
-        facts = msgspec.json.decode((entry / FACTS_FILE).read_bytes(), type=_Facts)
+        facts = from_json((entry / FACTS_FILE).read_bytes(), GgufFacts)
         found = survey_checkpoint(entry, facts.config, facts.architecture, facts.parameters)
     return found, facts.templates
 
@@ -138,8 +126,7 @@ def convert_gguf(
 
     def make(staging: Path) -> None:
         refuse_conversion(_converting(surveyed), cache, "reading the GGUF file")
-        job = {"gguf": str(path), "out": str(staging), "header": False}
-        run_child("packager.sources.gguf_process", job, log, doing="reading the GGUF file", on_progress=on_progress)
+        run_child(GGUF, GgufJob(str(path), str(staging)), log, on_progress=on_progress)
         inspect_checkpoint(staging)
 
     with locked(entry):

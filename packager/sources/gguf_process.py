@@ -17,6 +17,7 @@ from packager.sources.checkpoint import CARD_FILE
 from packager.sources.families import check_architecture
 from packager.sources.gguf_metadata import find_ends, read_config
 from packager.sources.gguf_tokenizer import CONTROL, settle_tokenizer
+from packager.sources.jobs import GGUF, GgufFacts, GgufJob, GgufResult
 from packager.sources.weight_names import Mismatch, WeightFaults, drop_harmless, refuse_wrong_weights, shape_text
 from packager.subprocess_job import Reporter, child_main
 
@@ -31,28 +32,29 @@ PARTS = {
 FAILURES = (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError, OSError)
 
 
-def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Save tokenizer, template and special tokens of ``job["gguf"]`` to ``job["out"]``; then, unless only the
-    ``header`` is asked for, the model, dequantised to fp32.
+def convert(job: GgufJob, reporter: Reporter) -> GgufResult:
+    """Save tokenizer, template and special tokens; then, unless only the header is asked for, the model, dequantised to
+    fp32.
     """
-    path, out = Path(job["gguf"]), Path(job["out"])
+    path, out = Path(job.gguf), Path(job.out)
     reporter.progress(1, STEPS)
     try:
         kind, fields, factors, tensors = read_fields(path)
         config = make_config(path, kind, fields, factors)
         reporter.progress(2, STEPS)
-        facts = judge_weights(path, config, tensors) if job.get("header") else {}
+        judged = judge_weights(path, config, tensors) if job.header else None
         write_tokenizer(path, out, kind, fields)
         _write_card(fields, out / CARD_FILE)
         reporter.progress(3, STEPS)
-        if job.get("header"):
-            return {**facts, "templates": render(str(out))}
+        if judged is not None:
+            resolved = json.loads(config.to_json_string(use_diff=False))
+            return GgufResult(GgufFacts(resolved, *judged, render(str(out))))
         write_model(path, config, fields, out)
     except FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         raise BuildRefused(f"{path.name} cannot be read as a language model: {reason}") from error
     reporter.progress(STEPS, STEPS)
-    return {}
+    return GgufResult()
 
 
 def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]], list[Any]]:
@@ -87,8 +89,8 @@ def read_fields(path: Path) -> tuple[str, dict[str, Any], dict[str, list[float]]
     return kind, fields, factors, list(reader.tensors)
 
 
-def judge_weights(path: Path, config: Any, tensors: list[Any]) -> dict[str, Any]:
-    """Architecture, number of weights and configuration, if the file holds every weight of the model, in a format that
+def judge_weights(path: Path, config: Any, tensors: list[Any]) -> tuple[str, int]:
+    """Architecture and number of weights, if the file holds every weight of the model, in a format that
     can be read.
 
     Raises:
@@ -128,11 +130,7 @@ def judge_weights(path: Path, config: Any, tensors: list[Any]) -> dict[str, Any]
         ],
     )
     refuse_wrong_weights(architecture, faults)
-    return {
-        "config": json.loads(config.to_json_string(use_diff=False)),
-        "architecture": architecture,
-        "parameters": sum(stored.values()),
-    }
+    return architecture, sum(stored.values())
 
 
 def make_config(path: Path, kind: str, fields: dict[str, Any], factors: dict[str, list[float]]) -> Any:
@@ -231,4 +229,4 @@ def _write_card(fields: dict[str, Any], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    child_main(convert)
+    child_main(GGUF, convert)

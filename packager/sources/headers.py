@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
@@ -66,7 +65,7 @@ def read_headers(path: Path) -> WeightHeaders:
     return WeightHeaders({shard.name: list_tensors(shard) for shard in find_shards(path)}, path)
 
 
-def reported_headers(reported: Iterable[tuple[str, list[Any]]]) -> WeightHeaders:
+def reported_headers(reported: Iterable[tuple[str, list[tuple[str, str, list[int], int]]]]) -> WeightHeaders:
     """Those that another process read: by file, name, type, shape and the bytes that they take."""
     shards: dict[str, list[StoredTensor]] = {}
     for shard, entries in reported:

@@ -6,12 +6,12 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
 from contract.errors import UsageError
 from packager.sources.headers import WeightHeaders, read_headers, reported_headers
+from packager.sources.jobs import HUB, HubJob, HubResult, RemoteWeights
 from packager.sources.pickled import find_pickled, read_pickled_headers
 from packager.subprocess_job import run_child
 
@@ -45,20 +45,19 @@ def look_at_hub(model: str, revision: str | None, cache: Path | None, log: Path)
         BuildRefused, UsageError: as :func:`fetch_from_hub`.
     """
     with tempfile.TemporaryDirectory(prefix="edge-bundle-") as scratch:
-        value = _run(model, revision, cache, log, scratch=Path(scratch))
-        headers = _read_headers(value, Path(scratch), log)
-    return SeenOnHub(
-        Path(value["path"]), value["commit"], value["weight_bytes"], value["missing_bytes"], value["pickled"], headers
-    )
+        found = _run(model, revision, cache, log, scratch=Path(scratch))
+        path, weights = Path(found.path), found.weights
+        assert weights is not None
+        headers = _read_headers(path, weights, Path(scratch), log)
+    return SeenOnHub(path, found.commit, weights.weight_bytes, weights.missing_bytes, weights.pickled, headers)
 
 
-def _read_headers(value: dict[str, Any], outlines: Path, log: Path) -> WeightHeaders | None:
-    path = Path(value["path"])
-    if value["headers"] is not None:
-        return reported_headers(value["headers"])
-    if value["outlines"] is not None:
-        return read_pickled_headers([outlines / name for name in value["outlines"]], log)
-    if value["weight_bytes"] == 0 or value["missing_bytes"] > 0:
+def _read_headers(path: Path, weights: RemoteWeights, outlines: Path, log: Path) -> WeightHeaders | None:
+    if weights.headers is not None:
+        return reported_headers(weights.headers)
+    if weights.outlines is not None:
+        return read_pickled_headers([outlines / name for name in weights.outlines], log)
+    if weights.weight_bytes == 0 or weights.missing_bytes > 0:
         return None
     here = find_pickled(path)
     return read_pickled_headers(here, log) if here else read_headers(path)
@@ -80,7 +79,7 @@ def fetch_from_hub(
         BuildRefused: there is no such model or revision, it may not be read, or it cannot be reached.
         UsageError: ``revision`` is none.
     """
-    return Path(_run(model, revision, cache, log, on_progress=on_progress)["path"])
+    return Path(_run(model, revision, cache, log, on_progress=on_progress).path)
 
 
 def _run(
@@ -91,15 +90,8 @@ def _run(
     *,
     scratch: Path | None = None,
     on_progress: Callable[[float, float], None] | None = None,
-) -> dict[str, Any]:
+) -> HubResult:
     if revision is not None and (_REVISION.fullmatch(revision) is None or ".." in revision):
         raise UsageError(f"{revision!r} is not a branch, tag or commit", field="revision")
-    job = {
-        "model": model,
-        "revision": revision,
-        "cache": None if cache is None else str(cache),
-        "scratch": None if scratch is None else str(scratch),
-    }
-    return run_child(
-        "packager.sources.hub_process", job, log, doing=f"fetching {model}", on_progress=on_progress, online=True
-    )
+    job = HubJob(model, revision, None if cache is None else str(cache), None if scratch is None else str(scratch))
+    return run_child(HUB, job, log, doing=f"fetching {model}", on_progress=on_progress, online=True)

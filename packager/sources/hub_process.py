@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from contract.errors import BuildRefused
 from packager.sources import pickled
 from packager.sources.checkpoint import INDEX_FILE, WHOLE_FILE, read_weight_map
+from packager.sources.jobs import HUB, HubJob, HubResult, RemoteWeights, ReportedHeaders
 from packager.sources.pickled_front import measure_front, write_outline
 from packager.sources.safetensors_header import header_length
 from packager.sources.weights import parse_header
@@ -32,7 +33,7 @@ AT_ONCE = 8
 HTTP_PARTIAL = 206
 
 
-def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
+def fetch(job: HubJob, reporter: Reporter) -> HubResult:
     """Fetch what a build reads, pickled weights only where there are no others, and say which commit it is."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -44,27 +45,27 @@ def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         RevisionNotFoundError,
     )
 
-    model, revision = job["model"], job["revision"]
+    model, revision = job.model, job.revision
     reporter.progress(0, 1)
     try:
-        if job["scratch"] is not None:
+        if job.scratch is not None:
             path = snapshot_download(
                 model,
                 revision=revision,
-                cache_dir=job["cache"],
+                cache_dir=job.cache,
                 allow_patterns=[pattern for pattern in WANTED if pattern != WEIGHTS],
                 ignore_patterns=UNWANTED,
             )
-            seen = look_at_weights(model, Path(path), Path(job["scratch"]))
-            return {"path": path, "commit": Path(path).name, **seen}
+            seen = look_at_weights(model, Path(path), Path(job.scratch))
+            return HubResult(path, Path(path).name, seen)
         path = snapshot_download(
-            model, revision=revision, cache_dir=job["cache"], allow_patterns=WANTED, ignore_patterns=UNWANTED
+            model, revision=revision, cache_dir=job.cache, allow_patterns=WANTED, ignore_patterns=UNWANTED
         )
         if not any(Path(path).glob("*.safetensors")):
             path = snapshot_download(
                 model,
                 revision=revision,
-                cache_dir=job["cache"],
+                cache_dir=job.cache,
                 allow_patterns=[*WANTED, *PICKLED],
                 ignore_patterns=UNWANTED,
             )
@@ -81,14 +82,11 @@ def fetch(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
     except HfHubHTTPError as error:
         raise BuildRefused(f"the hub did not deliver {model}: {' '.join(str(error).split())[:200]}") from error
     reporter.progress(1, 1)
-    return {"path": path, "commit": Path(path).name}
+    return HubResult(path, Path(path).name)
 
 
-def look_at_weights(model: str, path: Path, outlines: Path) -> dict[str, Any]:
-    """What is known of the weights of the snapshot ``path`` before they are fetched: ``weight_bytes`` of all of them (0
-    where nobody says), ``missing_bytes`` of those that are not here, and where the server tells, ``headers`` of
-    safetensors files or ``outlines`` of pickled ones, by their names in that directory.
-    """
+def look_at_weights(model: str, path: Path, outlines: Path) -> RemoteWeights:
+    """What is known of the weights of the snapshot ``path`` before they are fetched."""
     from huggingface_hub import HfApi
 
     found = [*path.glob(WEIGHTS), *path.glob(PICKLED[0])]
@@ -101,13 +99,13 @@ def look_at_weights(model: str, path: Path, outlines: Path) -> dict[str, Any]:
     safe = {name: size for name, size in there.items() if fnmatch(name, WEIGHTS)}
     sizes = safe or {name: size for name, size in there.items() if fnmatch(name, PICKLED[0])}
     missing = [name for name in sizes if not (path / name).is_file()]
-    return {
-        "weight_bytes": sum(sizes.values()),
-        "missing_bytes": sum(sizes[name] for name in missing),
-        "pickled": not safe,
-        "headers": read_remote_headers(model, path, sorted(safe)) if safe and missing else None,
-        "outlines": None if safe or not missing else read_remote_pickles(model, path, sorted(sizes), outlines),
-    }
+    return RemoteWeights(
+        weight_bytes=sum(sizes.values()),
+        missing_bytes=sum(sizes[name] for name in missing),
+        pickled=not safe,
+        headers=read_remote_headers(model, path, sorted(safe)) if safe and missing else None,
+        outlines=None if safe or not missing else read_remote_pickles(model, path, sorted(sizes), outlines),
+    )
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
@@ -121,7 +119,7 @@ def _is_wanted(name: str) -> bool:
     return "/" not in name and not name.startswith("consolidated")
 
 
-def read_remote_headers(model: str, path: Path, present: list[str]) -> list[tuple[str, list[Any]]] | None:
+def read_remote_headers(model: str, path: Path, present: list[str]) -> ReportedHeaders | None:
     """The headers of the weight files at the commit that the snapshot ``path`` is of, of which nothing else is fetched;
     None where the server does not give them.
 
@@ -213,4 +211,4 @@ def _fetch_start(model: str, commit: str, measure: Measure, name: str) -> bytes:
 
 
 if __name__ == "__main__":
-    child_main(fetch)
+    child_main(HUB, fetch)

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused, UsageError
-from packager.evaluate.reference import Reference, Templates, read_reference, read_templates
+from packager.evaluate.jobs import Reference, Templates
+from packager.evaluate.reference import read_reference, read_templates
 from packager.sources.adapter import check_base, inspect_adapter, merge_adapter, pending_merge
 from packager.sources.checkpoint import (
     INDEX_FILE,

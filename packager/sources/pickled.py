@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import list_indexed
 from packager.sources.converted import holds_converted
 from packager.sources.headers import WeightHeaders, reported_headers
+from packager.sources.jobs import PICKLED, PickledJob
 from packager.subprocess_job import run_child
 
 REVISION = 1
@@ -47,9 +47,8 @@ def read_pickled_headers(files: list[Path], log: Path) -> WeightHeaders:
     Raises:
         BuildRefused: a file holds more than tensors, or is damaged.
     """
-    job: dict[str, Any] = {"files": [str(file) for file in files], "out": None}
-    found = run_child("packager.sources.pickled_process", job, log, doing="reading the names of the pickled weights")
-    return reported_headers(found["headers"])
+    job = PickledJob([str(file) for file in files], out=None)
+    return reported_headers(run_child(PICKLED, job, log, doing="reading the names of the pickled weights").headers)
 
 
 def is_unpickled(files: list[Path], cache: Path, shared: int) -> bool:
@@ -73,8 +72,7 @@ def convert_pickled(path: Path, files: list[Path], digest: str, cache: Path, log
         for file in path.iterdir():
             if file.is_file() and file.suffix not in WEIGHTS and file.name != INDEX:
                 shutil.copyfile(file, staging / file.name)
-        job: dict[str, Any] = {"files": [str(file) for file in files], "out": str(staging)}
-        run_child("packager.sources.pickled_process", job, log, doing="reading the pickled weights")
+        run_child(PICKLED, PickledJob([str(file) for file in files], str(staging)), log)
 
     with locked(entry):
         get_or_create(entry, make)

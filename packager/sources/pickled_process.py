@@ -9,6 +9,7 @@ from typing import Any
 
 from contract.errors import BuildRefused
 from packager.sources.checkpoint import INDEX_FILE, WHOLE_FILE
+from packager.sources.jobs import PICKLED, PickledJob, PickledResult, WeightEntry
 from packager.sources.pickled_front import ZIP
 from packager.subprocess_job import Reporter, child_main
 
@@ -19,16 +20,16 @@ TYPES = {
 """Types of torch as safetensors writes them; others have their own name, which no model's weight has."""
 
 
-def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """Write each of ``job["files"]`` to ``job["out"]``, with an index where there are several; where that is None, only
-    say what is in them: by file, name, type, shape and bytes of each weight.
+def convert(job: PickledJob, reporter: Reporter) -> PickledResult:
+    """Write each of the files, with an index where there are several; without a place for that, only say what is in
+    them.
     """
-    files = [Path(name) for name in job["files"]]
-    if job["out"] is None:
-        return {"headers": [[file.name, _describe(_load(file, "meta"))] for file in files]}
+    files = [Path(name) for name in job.files]
+    if job.out is None:
+        return PickledResult([(file.name, _describe(_load(file, "meta"))) for file in files])
     from safetensors.torch import save_file
 
-    out = Path(job["out"])
+    out = Path(job.out)
     index: dict[str, str] = {}
     for number, file in enumerate(files, 1):
         tensors = _load(file, "cpu")
@@ -39,7 +40,7 @@ def convert(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
         reporter.progress(number, len(files))
     if len(files) > 1:
         (out / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": index}), "utf-8")
-    return {}
+    return PickledResult()
 
 
 def _load(file: Path, device: str) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def _load(file: Path, device: str) -> dict[str, Any]:
     return tensors
 
 
-def _describe(tensors: dict[str, Any]) -> list[tuple[str, str, list[int], int]]:
+def _describe(tensors: dict[str, Any]) -> list[WeightEntry]:
     kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     return [
         (name, TYPES.get(kinds[name], kinds[name]), list(tensor.shape), tensor.numel() * tensor.element_size())
@@ -79,4 +80,4 @@ def _describe(tensors: dict[str, Any]) -> list[tuple[str, str, list[int], int]]:
 
 
 if __name__ == "__main__":
-    child_main(convert)
+    child_main(PICKLED, convert)

@@ -12,7 +12,7 @@ from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, RequestInvalid
 from packager.build.build_cache import get_or_create, locked
 from packager.evaluate.conversations import CONVERSATIONS, DAY, differing
-from packager.evaluate.reference import Templates
+from packager.evaluate.jobs import Templates
 from packager.sources.checkpoint import TEMPLATE_FILE, Checkpoint, inspect_checkpoint, read_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -17,6 +17,7 @@ from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import find_shards, read_json
 from packager.sources.converted import WITHIN_BYTES, holds_converted
 from packager.sources.families import TEXT_OF
+from packager.sources.jobs import TEXT_CONFIG, TextConfigJob
 from packager.sources.stored import rewrite_shards
 from packager.sources.weights import list_tensors
 from packager.subprocess_job import run_child
@@ -108,8 +109,7 @@ def read_text_config(path: Path, architecture: str, log: Path) -> dict[str, Any]
     if architecture in RAW:
         config = {key: value for key, value in document.items() if key not in RAW[architecture]}
     else:
-        job = {"checkpoint": str(path)}
-        config = run_child("packager.sources.text_config_process", job, log, doing="reading the configuration")
+        config = run_child(TEXT_CONFIG, TextConfigJob(str(path)), log).config
         own = config.get("model_type", "")
         if own not in (model_type, f"{model_type}_text") and not own.endswith(("vl_text",)):
             raise BuildRefused(

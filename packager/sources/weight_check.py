@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from contract.errors import BuildRefused
-from packager.evaluate.reference import LoadFaults, Reference
+from packager.evaluate.jobs import LoadFaults, Reference
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.headers import WeightHeaders, read_headers, refuse_wrong_index
 from packager.sources.weight_names import (

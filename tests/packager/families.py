@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from packager.build.jobs import BuilderJob, BuilderReport
 from packager.build.plan import BuildPlan
 from packager.subprocess_job import OFFLINE, Reporter
 from tests.tiny import VOCABULARY, make_tokenizer
@@ -141,16 +142,16 @@ def build_here(
     options: tuple[str, ...] = (),
     skip: str = "",
     embedding: str | None = None,
-) -> dict[str, Any]:
+) -> BuilderReport:
     """What the builder's process does, in this one: loading its libraries takes longer than a tiny build."""
     from packager.build.model_builder_process import build
 
     own_embedding = BuildPlan("source", "tiny", "1.0.0", precision=precision, ep=ep).own_embedding
     with tempfile.TemporaryDirectory() as scratch, unmended_afterwards():
-        job = {
-            "checkpoint": str(checkpoint), "out": str(out), "scratch": scratch, "precision": precision, "ep": ep,
-            "options": options, "skip": skip, "embedding": embedding or own_embedding,
-        }  # fmt: skip
+        job = BuilderJob(
+            str(checkpoint), str(out), scratch, precision, ep, list(options), embedding=embedding or own_embedding,
+            skip=skip,
+        )  # fmt: skip
         return build(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 
 

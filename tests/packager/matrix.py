@@ -15,15 +15,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from packager.build.model_builder import TurnEnd
 from packager.build.plan import BuildPlan
 from packager.evaluate.check_process import Runtime, _respelled, _stopping
 from packager.evaluate.conformance import compare, compare_ends
 from packager.evaluate.corpus import TEXTS
 from packager.evaluate.ends import find_ends
+from packager.evaluate.jobs import LogitsJob, Reference
 from packager.evaluate.logits_process import QUANTISED, _write_plain
 from packager.evaluate.logits_process import compare as compare_layers
-from packager.evaluate.reference import Reference
 from packager.graph.facts import read_back
 from packager.graph.rope_check import compare_rope
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint
@@ -190,17 +189,17 @@ def show(
     precision = "int4" if options else "fp32"
     if (layout, kind) in REFUSED:  # by what every build computes first
         (place / "scratch").mkdir()
-        job = {
-            "checkpoint": str(checkpoint.path), "scratch": str(place / "scratch"), "config": theirs.config,
-            "layers": [0, 1], "boundaries": [], "method": kind, "bits": 4, "group": 32,
-        }  # fmt: skip
+        job = LogitsJob(
+            str(checkpoint.path), theirs.config, [0, 1], [], method=kind, bits=4, group=32,
+            scratch=str(place / "scratch"),
+        )  # fmt: skip
         with unmended_afterwards():
             compare_layers(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
     report = build_here(checkpoint.path, place / "built", precision, options=tuple(options), embedding="float")
     config, graph = read_back(place / "built")
     if not options:
         plan = BuildPlan("source", "tiny", "1.0.0", precision="fp32")
-        assert compare(plan, report["config"], config, graph) == []
+        assert compare(plan, report.config, config, graph) == []
     assert theirs.rope is not None
     assert compare_rope(theirs.rope, config, place / "built") == []
     runtime = Runtime(place / "built", 1)
@@ -212,7 +211,7 @@ def show(
     assert _respelled(runtime, spellings) == []
     assert runtime.rerendered(theirs.templates.renderings) == []
     assert set(_stopping(runtime)) >= {token for token in ends if token < config.vocab_size}
-    assert compare_ends(msgspec.convert(report["ends"], list[TurnEnd]), config) == []
+    assert compare_ends(report.ends, config) == []
     spread = float(source_logits(model, np.arange(3, 40, dtype=np.int32)).std())
     for length in PUBLISHED[SEEING.get(layout, layout)].lengths:
         ids = np.random.default_rng(length).integers(6, config.vocab_size - 80, length, dtype=np.int32)

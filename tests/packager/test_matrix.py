@@ -13,10 +13,11 @@ from contract.errors import BuildRefused
 from packager.sources import pickled, text_only
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.gguf_process import convert as convert_gguf
+from packager.sources.jobs import PICKLED, TEXT_CONFIG, GgufJob
 from packager.sources.opening import SourceOptions, convert_directory
 from packager.sources.pickled_process import convert
 from packager.sources.text_config_process import resolve
-from packager.subprocess_job import Reporter
+from packager.subprocess_job import Reporter, Task
 from tests.packager.matrix import KINDS, LAYOUTS, REFUSED, is_quick, show, table
 from tests.packager.sources.test_published import reference_of
 
@@ -31,8 +32,8 @@ CELLS = [
 def children_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What processes of their own do, in this one: loading their libraries takes longer than their work."""
 
-    def run(module: str, job: dict[str, Any], log: Path, **more: Any) -> Any:
-        work = {"packager.sources.text_config_process": resolve, "packager.sources.pickled_process": convert}[module]
+    def run(task: Task[Any, Any], job: Any, log: Path, **more: Any) -> Any:
+        work: Any = {TEXT_CONFIG.module: resolve, PICKLED.module: convert}[task.module]
         return work(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 
     monkeypatch.setattr(text_only, "run_child", run)
@@ -48,7 +49,7 @@ def test_it_becomes_the_source_or_is_refused(layout: str, kind: str, tmp_path: P
 
     def read_gguf(path: Path, out: Path) -> Path:
         out.mkdir()
-        convert_gguf({"gguf": str(path), "out": str(out)}, Reporter(os.open(os.devnull, os.O_WRONLY)))
+        convert_gguf(GgufJob(str(path), str(out)), Reporter(os.open(os.devnull, os.O_WRONLY)))
         return out
 
     if (layout, kind) not in REFUSED:

@@ -12,7 +12,7 @@ import pytest
 
 from contract.errors import BuildRefused
 from packager import subprocess_job
-from packager.subprocess_job import ran_full, run_child
+from packager.subprocess_job import Job, Task, ran_full, run_child
 from tests.forked import start_module
 
 
@@ -52,10 +52,10 @@ def test_other_errors_are_not_the_disks(tmp_path: Path) -> None:
 
 
 WORK = """
-from packager.subprocess_job import child_main
+from packager.subprocess_job import Job, Task, child_main
 def work(job, reporter):
     {line}
-child_main(work)
+child_main(Task("hungry_process", Job, type(None), "the hungry one"), work)
 """
 
 
@@ -72,7 +72,7 @@ def test_memory_that_ran_out_is_one_sentence(line: str, tmp_path: Path, monkeypa
     (tmp_path / "hungry_process.py").write_text(WORK.format(line=line))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     with pytest.raises(BuildRefused, match="memory ran out while the hungry one was at work; end other programs"):
-        run_child("hungry_process", {}, tmp_path / "log", doing="the hungry one")
+        run_child(Task("hungry_process", Job, type(None), "the hungry one"), Job(), tmp_path / "log")
 
 
 @pytest.mark.root

@@ -38,7 +38,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ignored_and_harmful_options(tied: Path, tmp_path: Path, options: tuple[str, ...], words: str) -> None:
     report = build_here(tied, tmp_path, "int4", options=options)
     plan = BuildPlan("source", "tiny", "1.0.0", block_size=64)
-    differences = "; ".join(compare(plan, report["config"], *read_back(tmp_path)))
+    differences = "; ".join(compare(plan, report.config, *read_back(tmp_path)))
     assert words in differences
 
 
@@ -56,7 +56,7 @@ def test_every_offered_combination_is_what_it_says(tied: Path, tmp_path: Path, e
     plan = BuildPlan("source", "tiny", "1.0.0", precision=precision, ep=ep)
     report = build_here(tied, tmp_path, precision, ep, tuple(builder_options(plan)))
     config, graph = read_back(tmp_path)
-    assert compare(plan, report["config"], config, graph) == []
+    assert compare(plan, report.config, config, graph) == []
     if ep == "cpu":
         assert generate(tmp_path, 4)
     else:

@@ -27,7 +27,7 @@ from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan
 from packager.build.progress import SilentProgress
 from packager.evaluate.verify import read_bundle_manifest, verify_bundle, verify_files
-from packager.subprocess_job import run_child
+from packager.subprocess_job import Job, Task, run_child
 
 
 def manifest_of(directory: Path) -> Manifest:
@@ -250,7 +250,7 @@ def test_an_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Pa
 
 def test_a_child_that_crashes_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BuildRefused, match=r"the test failed: .*JSONDecodeError|No module"):
-        run_child("packager.no_such_module", {}, tmp_path / "log", doing="the test")
+        run_child(Task("packager.no_such_module", Job, type(None), "the test"), Job(), tmp_path / "log")
 
 
 class TestCheck:

@@ -112,7 +112,7 @@ def test_the_symptom_still_shows(name: str, family: str, tmp_path: Path, monkeyp
         return
     if name == "dropped-window":
         plan = BuildPlan("source", "tiny", "1.0.0", precision="fp32")
-        assert "attends over everything" in compare(plan, report["config"], *read_back(out))[0]
+        assert "attends over everything" in compare(plan, report.config, *read_back(out))[0]
         with pytest.raises(RuntimeError, match="sequence_length"):
             runtime(out)(ids)
         return

@@ -11,12 +11,14 @@ import pytest
 
 from contract.errors import BuildRefused
 from contract.onnx.wire import read_graph_file
+from packager.build.jobs import BUILDER, BuilderJob
 from packager.build.plan import BuildPlan, builder_options
 from packager.build.progress import SilentProgress
 from packager.evaluate.assessment import EvaluationSpec, evaluate, prepare_evaluation, source_logits
 from packager.evaluate.check import check_model
 from packager.evaluate.gates import QualityPlan
-from packager.evaluate.source import SourceView, view_source
+from packager.evaluate.jobs import SourceView
+from packager.evaluate.source import view_source
 from packager.evaluate.text import reference_text
 from packager.sources.checkpoint import Checkpoint, inspect_checkpoint
 from packager.subprocess_job import run_child
@@ -91,11 +93,8 @@ def test_a_pruned_head_is_compared_at_the_same_positions(
 ) -> None:
     (tmp_path / "pruned").mkdir()
     options = [*builder_options(BuildPlan("", "pruned", "1.0.0")), "prune_lm_head=true"]
-    job = {"checkpoint": str(checkpoint.path), "out": str(tmp_path / "pruned"), "scratch": str(tmp_path / "scratch")}
-    job |= {"precision": "int4", "ep": "cpu"}
-    run_child(
-        "packager.build.model_builder_process", {**job, "options": options}, tmp_path / "log", doing="the builder"
-    )
+    out, scratch = str(tmp_path / "pruned"), str(tmp_path / "scratch")
+    run_child(BUILDER, BuilderJob(str(checkpoint.path), out, scratch, "int4", "cpu", options), tmp_path / "log")
     pruned = check_model(tmp_path / "pruned", tmp_path / "log", source=heard, questions=("Say hello.",)).compared
     whole = check_model(tiny_bundle, tmp_path / "log", source=heard, questions=("Say hello.",)).compared
     assert pruned is not None

@@ -12,14 +12,13 @@ import pytest
 from contract.bundle.canary import STOP_TOKENS
 from contract.bundle.genai_config import CONFIG_FILE
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
-from packager.build.model_builder import TurnEnd
 from packager.evaluate.assessment import find_endless
-from packager.evaluate.check import CANARY_QUESTIONS, CheckResult
+from packager.evaluate.check import CANARY_QUESTIONS
 from packager.evaluate.check_process import Runtime, _stopping
 from packager.evaluate.conformance import compare_ends
 from packager.evaluate.ends import find_ends
 from packager.evaluate.gates import DEFAULT_LIMITS, find_faults
-from packager.evaluate.source import SourceView
+from packager.evaluate.jobs import CheckResult, SourceView
 from packager.graph.facts import read_back
 from tests.packager.families import build_here
 from tests.packager.published import PUBLISHED, write_layout
@@ -74,7 +73,7 @@ class TestForced:
         source = write_layout(tmp_path / "source", PUBLISHED[name])
         report = build_here(source, tmp_path / "out", "fp32")
         config, _ = read_back(tmp_path / "out")
-        assert compare_ends(msgspec.convert(report["ends"], list[TurnEnd]), config) == []
+        assert compare_ends(report.ends, config) == []
         runtime = Runtime(tmp_path / "out", 1)
         assert set(_stopping(runtime)) >= set(ends_of(source))
         assert not runtime.stops_at(10, "x")
@@ -87,10 +86,10 @@ class TestForced:
         document["model"]["eos_token_id"] = [2]
         file.write_text(json.dumps(document))
         config, _ = read_back(tmp_path / "out")
-        [fault] = compare_ends(msgspec.convert(report["ends"], list[TurnEnd]), config)
+        [fault] = compare_ends(report.ends, config)
         assert "<|end|>" in fault
         assert "ends a turn by chat template, does not end an answer" in fault
-        last = report["ends"][-1]["token"]
+        last = report.ends[-1].token
         assert not Runtime(tmp_path / "out", 1).stops_at(last, "x")
 
 
@@ -107,7 +106,7 @@ class TestCanaries:
         ]  # fmt: skip
 
     def heard(self, *ended: bool) -> SourceView:
-        return SourceView([], 0, 0, "float32", [], Path(), list(ended))
+        return SourceView([], 0, 0, "float32", [], list(ended), rows=Path())
 
     def checked(self, *ended: bool) -> CheckResult:
         return CheckResult([], 0.0, 0.0, 0, 1, ended=list(ended))

@@ -10,14 +10,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from contract.errors import BuildRefused
 from packager.evaluate import logits, logits_process
+from packager.evaluate.jobs import LOGITS, LogitsJob, LogitsResult
 from packager.evaluate.logits import LogitsProof, Unaffordable, compare_logits, compare_workarounds, find_boundaries
 from packager.evaluate.logits_process import compare, run_graph, run_source
 from packager.graph.truncation import choose_layers, truncate_config, truncate_name
 from packager.sources.checkpoint import inspect_checkpoint
-from packager.subprocess_job import Reporter
+from packager.subprocess_job import Reporter, Task
 from tests.packager.families import FAMILY_CONFIGS, build_here, make_random, unmended_afterwards
 from tests.packager.published import PUBLISHED, write_layout
 from tests.packager.sources.test_published import reference_of
@@ -28,8 +30,8 @@ from tests.packager.sources.test_sources import quantise
 def child_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the process does, in this one."""
 
-    def run(module: str, job: dict[str, Any], log: Path, **more: Any) -> Any:
-        assert module == "packager.evaluate.logits_process"
+    def run(task: Task[Any, Any], job: LogitsJob, log: Path, **more: Any) -> Any:
+        assert task is LOGITS
         with unmended_afterwards():
             return compare(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 
@@ -50,8 +52,8 @@ def shown(source: Path, tmp_path: Path, **more: Any) -> LogitsProof | Unaffordab
 def without(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Build as without the workaround ``name``."""
 
-    def skip(job: dict[str, Any], reporter: Reporter) -> dict[str, Any]:
-        return whole({**job, "skip": name}, reporter)
+    def skip(job: LogitsJob, reporter: Reporter) -> LogitsResult:
+        return whole(replace(job, skip=name), reporter)
 
     whole = compare
     monkeypatch.setitem(globals(), "compare", skip)

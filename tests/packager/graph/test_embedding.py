@@ -49,10 +49,10 @@ def test_it_is_what_was_asked_for_and_computes_the_same(
     monkeypatch.undo()
     config, graph = read_back(tmp_path / kind)
     assert graph.embedding == {"float": "fp32"}.get(kind, kind)
-    assert compare(plan, report["config"], config, graph) == []
+    assert compare(plan, report.config, config, graph) == []
     assert graph.parameters == read_back(tmp_path / "float")[1].parameters
     other = BuildPlan("source", "tiny", "1.0.0", precision=precision, embedding="int4" if kind == "int8" else "int8")
-    assert "the embedding is" in "; ".join(compare(other, report["config"], config, graph))
+    assert "the embedding is" in "; ".join(compare(other, report.config, config, graph))
     _, cosine = difference(built[kind], built["float"])
     assert cosine > {"float": 0.9999, "int8": 0.999, "int4": 0.95}[kind]
 

@@ -19,6 +19,7 @@ from packager.quantize.checkpoints import CalibrationCheckpoints
 from packager.quantize.export import gptq_tensors, pack_words
 from packager.quantize.gptq import round_matrix
 from packager.quantize.grid import BLOCK, choose_grid
+from packager.quantize.jobs import CalibrationJob
 from packager.quantize.layers import Rounded
 from packager.quantize.process import calibrate
 from packager.quantize.samples import LENGTH, tokens_of_text
@@ -126,7 +127,6 @@ def test_an_interrupted_calibration_goes_on_and_ends_in_the_same_bytes(
     """Stopped in the middle of the layers, of the tuning, and never: in this process, where loading costs nothing."""
     for module, name, value in ((samples, "SEQUENCES", 8), (samples, "LENGTH", 32), (tuning, "STEPS", 6)):
         monkeypatch.setattr(module, name, value)
-    job = {"checkpoint": str(tiny_checkpoint), "quantizer": "gptq", "by_layer": False, "text": None}
 
     def run(name: str, stop_at: float) -> Path:
         class Stopping:
@@ -136,7 +136,8 @@ def test_an_interrupted_calibration_goes_on_and_ends_in_the_same_bytes(
 
         out = tmp_path / f"{name}-out"
         out.mkdir(exist_ok=True)
-        calibrate({**job, "out": str(out), "stages": str(tmp_path / name)}, cast(Reporter, Stopping()))
+        work = CalibrationJob(str(tiny_checkpoint), "gptq", str(out), str(tmp_path / name), text=None)
+        calibrate(work, cast(Reporter, Stopping()))
         return out
 
     for stop_at in (21.0, 90.0):
@@ -155,8 +156,9 @@ def test_auto_round_decides_the_layers(tiny_checkpoint: Path, tmp_path: Path, mo
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     (tmp_path / "out").mkdir()
-    job = {"checkpoint": str(tiny_checkpoint), "quantizer": "auto-round", "text": None, "out": str(tmp_path / "out")}
-    calibrate({**job, "stages": str(tmp_path / "stages")}, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    out, stages = str(tmp_path / "out"), str(tmp_path / "stages")
+    job = CalibrationJob(str(tiny_checkpoint), "auto-round", out, stages, text=None)
+    calibrate(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
     assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)
     kept = CalibrationCheckpoints(tmp_path / "stages").load("learned")
     source = load_file(tiny_checkpoint / "model.safetensors")
@@ -174,15 +176,9 @@ def test_families_of_every_build_are_calibrated(family: str, tmp_path: Path, mon
         monkeypatch.setattr(module, name, value)
     make_random(tmp_path / "source", FAMILY_CONFIGS[family]())
     (tmp_path / "out").mkdir()
-    job = {
-        "checkpoint": str(tmp_path / "source"),
-        "quantizer": "gptq",
-        "by_layer": False,
-        "text": None,
-        "out": str(tmp_path / "out"),
-    }
-    done = calibrate({**job, "stages": str(tmp_path / "stages")}, Reporter(os.open(os.devnull, os.O_WRONLY)))
-    assert done["tuned"] is (family not in ("gemma-2", "phi-2"))
+    job = CalibrationJob(str(tmp_path / "source"), "gptq", str(tmp_path / "out"), str(tmp_path / "stages"), text=None)
+    done = calibrate(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    assert done.tuned is (family not in ("gemma-2", "phi-2"))
     assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from contract.errors import UsageError
@@ -26,6 +27,7 @@ from packager.quantize.calibrate import describe_calibration
 from packager.quantize.export import gptq_tensors
 from packager.quantize.gptq import plan_compensation, round_rows
 from packager.quantize.grid import BLOCK, Grid
+from packager.quantize.jobs import CalibrationJob, CalibrationResult
 from packager.quantize.layers import Rounded
 from packager.quantize.passages import digest_passages, read_passages
 from packager.quantize.process import calibrate
@@ -50,21 +52,15 @@ from tests.random_checkpoint import config_of, list_weights
 PLAN = BuildPlan("source", "tiny", "1.0.0")
 
 
-def job(checkpoint: Path, root: Path, **changes: Any) -> dict[str, Any]:
+def job(checkpoint: Path, root: Path, **changes: Any) -> CalibrationJob:
     (root / "out").mkdir(exist_ok=True, parents=True)
-    places = {"out": str(root / "out"), "stages": str(root / "stages")}
-    return {
-        "quantizer": "gptq-fast",
-        "by_layer": True,
-        "passages": "any",
-        "block": 32,
-        "text": None,
-        **places,
-        **changes,
-    } | {"checkpoint": str(checkpoint)}
+    found = CalibrationJob(
+        str(checkpoint), "gptq-fast", str(root / "out"), str(root / "stages"), text=None, passages="any", by_layer=True
+    )
+    return replace(found, **changes)
 
 
-def quietly(work: dict[str, Any]) -> dict[str, Any]:
+def quietly(work: CalibrationJob) -> CalibrationResult:
     return calibrate(work, Reporter(os.open(os.devnull, os.O_WRONLY)))
 
 
@@ -102,7 +98,7 @@ def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(
         calibrate(work, cast(Reporter, Stopping()))
     assert [path.name for path in (tmp_path / "broken" / "stages").iterdir()] == ["model-layer-0000.safetensors"]
     done = quietly(work)
-    assert done["matrices"] == 2 * 7 + 1
+    assert done.matrices == 2 * 7 + 1
     quietly(job(tiny_checkpoint, tmp_path / "whole"))
     assert digest_directory(tmp_path / "broken" / "out") == digest_directory(tmp_path / "whole" / "out")
     stored = inspect_checkpoint(tmp_path / "whole" / "out").quantization
@@ -210,7 +206,7 @@ def test_every_family_is_rounded(family: str, tmp_path: Path) -> None:
     source, made = weights_of(tmp_path / "source"), weights_of(tmp_path / "out")
     if inspect_checkpoint(tmp_path / "out").quantization is None:
         assert {name: one.shape for name, one in made.items()} == {name: one.shape for name, one in source.items()}
-    assert sum(name not in made or not torch.equal(made[name], one) for name, one in source.items()) == done["matrices"]
+    assert sum(name not in made or not torch.equal(made[name], one) for name, one in source.items()) == done.matrices
 
 
 def test_a_template_that_asks_for_the_date_gives_the_same_text_every_day(tiny_checkpoint: Path) -> None:

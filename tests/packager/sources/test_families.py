@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from contract.errors import BuildRefused
@@ -14,7 +13,6 @@ from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate.conformance import compare
 from packager.evaluate.reference_process import find_rope
 from packager.graph.facts import read_back
-from packager.graph.rope import RopeFacts
 from packager.graph.rope_check import compare_rope
 from packager.sources.checkpoint import inspect_checkpoint
 from packager.sources.families import family_of, offered_architectures
@@ -44,8 +42,8 @@ def test_family(family: str, tmp_path: Path) -> None:
     plan = BuildPlan("source", "tiny", "1.0.0", precision="fp32")
     report = build_here(tmp_path / "source", tmp_path / "fp32", "fp32")
     config, graph = read_back(tmp_path / "fp32")
-    assert compare(plan, report["config"], config, graph) == []
-    assert compare_rope(msgspec.convert(find_rope(source.config), RopeFacts), config, tmp_path / "fp32") == []
+    assert compare(plan, report.config, config, graph) == []
+    assert compare_rope(find_rope(source.config), config, tmp_path / "fp32") == []
     logits = runtime(tmp_path / "fp32")
     for length in LENGTHS:
         ids = sample_ids(length)
@@ -56,7 +54,7 @@ def test_family(family: str, tmp_path: Path) -> None:
     plan = BuildPlan("source", "tiny", "1.0.0")
     report = build_here(tmp_path / "source", tmp_path / "int4", "int4", options=tuple(builder_options(plan)))
     config, graph = read_back(tmp_path / "int4")
-    assert compare(plan, report["config"], config, graph) == []
+    assert compare(plan, report.config, config, graph) == []
     assert generate(tmp_path / "int4", 8)
 
 

@@ -7,17 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from contract.errors import BuildRefused
-from packager.evaluate.reference import Templates
 from packager.evaluate.reference_process import find_rope
 from packager.sources.checkpoint import inspect_checkpoint, survey_checkpoint
 from packager.sources.gguf_metadata import read_config
 from packager.sources.gguf_process import convert
+from packager.sources.jobs import GgufJob
 from packager.sources.template import check_template
 from packager.sources.weight_check import check_weights
 from packager.subprocess_job import Reporter
@@ -112,8 +111,7 @@ def test_every_quantisation_is_read_for_what_it_holds(tiny_checkpoint: Path, tmp
     }
     write_gguf(tmp_path / "model.gguf", tiny_checkpoint, weights, kind)
     (tmp_path / "out").mkdir()
-    job = {"gguf": str(tmp_path / "model.gguf"), "out": str(tmp_path / "out")}
-    convert(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
+    convert(GgufJob(str(tmp_path / "model.gguf"), str(tmp_path / "out")), Reporter(os.open(os.devnull, os.O_WRONLY)))
 
     found = load_file(tmp_path / "out" / "model.safetensors")
     for name, weight in weights.items():
@@ -148,12 +146,13 @@ def converted(path: Path, out: Path) -> Path:
     for directory in (header, out):
         directory.mkdir()
     reporter = Reporter(os.open(os.devnull, os.O_WRONLY))
-    facts = convert({"gguf": str(path), "out": str(header), "header": True}, reporter)
-    convert({"gguf": str(path), "out": str(out)}, reporter)
+    facts = convert(GgufJob(str(path), str(header), header=True), reporter).facts
+    assert facts is not None
+    convert(GgufJob(str(path), str(out)), reporter)
     found = inspect_checkpoint(out)
-    assert (facts["architecture"], facts["parameters"]) == (found.architecture, found.parameters)
-    assert survey_checkpoint(header, facts["config"], facts["architecture"], 1).chat_template == found.chat_template
-    check_template(out, msgspec.convert(facts["templates"], Templates))
+    assert (facts.architecture, facts.parameters) == (found.architecture, found.parameters)
+    assert survey_checkpoint(header, facts.config, facts.architecture, 1).chat_template == found.chat_template
+    check_template(out, facts.templates)
     assert not any(header.glob("*.safetensors"))
     return out
 

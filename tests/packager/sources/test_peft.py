@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from contract.errors import BuildRefused
 from packager.sources import adapter, adapter_process
@@ -15,7 +16,8 @@ from packager.sources.adapter import check_base, inspect_adapter, merge_adapter
 from packager.sources.adapter_export_process import _hold_against_peft
 from packager.sources.checkpoint import inspect_checkpoint
 from packager.sources.headers import read_headers
-from packager.subprocess_job import Reporter
+from packager.sources.jobs import AdapterExportJob, MergeJob
+from packager.subprocess_job import Reporter, Task
 from tests.packager.families import FAMILY_CONFIGS, make_random, sample_ids, source_logits
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -35,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def child_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the process does, in this one."""
 
-    def run(module: str, job: dict[str, Any], log: Path, **more: Any) -> Any:
+    def run(task: Task[Any, Any], job: MergeJob, log: Path, **more: Any) -> Any:
         return adapter_process.merge(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 
     monkeypatch.setattr(adapter, "run_child", run)
@@ -115,13 +117,11 @@ def test_beside_its_base_it_is_refused_by_name(kind: str, base: Path, tmp_path: 
 def test_what_an_adapter_adds_is_held_against_peft(kind: str, base: Path, tmp_path: Path) -> None:
     train(base, tmp_path / "lora", **KINDS[kind])
     found = inspect_adapter(tmp_path / "lora", merged=False)
-    job = {
-        "checkpoint": str(base), "adapter_dir": str(tmp_path / "lora"), "scale": found.scale,
-        "adapter": str(tmp_path / "lora" / "adapter_model.safetensors"), "pairs": found.pairs,
-    }  # fmt: skip
+    weights = str(tmp_path / "lora" / "adapter_model.safetensors")
+    job = AdapterExportJob(str(base), str(tmp_path / "lora"), dict(found.pairs), weights, found.scale, "", [])
     _hold_against_peft(job)
     with pytest.raises(BuildRefused, match=r"something else .* in peft than scale \* B A"):
-        _hold_against_peft({**job, "scale": 1.01 * found.scale})
+        _hold_against_peft(replace(job, scale=1.01 * found.scale))
 
 
 def test_too_little_memory_is_said_before_the_base_is_read(

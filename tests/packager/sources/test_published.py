@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -19,7 +18,7 @@ from packager.build.plan import BuildPlan
 from packager.evaluate.check_process import Runtime, _respelled
 from packager.evaluate.conformance import compare
 from packager.evaluate.ends import find_turn_ends
-from packager.evaluate.reference import Reference
+from packager.evaluate.jobs import Reference, ReferenceJob
 from packager.evaluate.reference_process import look
 from packager.graph.facts import read_back
 from packager.graph.rope_check import compare_rope
@@ -31,8 +30,7 @@ from tests.packager.published import NO_LIMIT, PUBLISHED, write_layout
 
 
 def reference_of(directory: Path) -> Reference:
-    value = look({"checkpoint": str(directory)}, Reporter(os.open(os.devnull, os.O_WRONLY)))
-    return msgspec.convert(value, Reference)
+    return look(ReferenceJob(str(directory)), Reporter(os.open(os.devnull, os.O_WRONLY)))
 
 
 def turn_ends(source: Path) -> list[int]:
@@ -66,7 +64,7 @@ def test_it_is_opened_and_built_as_the_source(name: str, tmp_path: Path) -> None
     report = build_here(source, tmp_path / "fp32", "fp32")
     config, graph = read_back(tmp_path / "fp32")
     plan = BuildPlan("source", "tiny", "1.0.0", precision="fp32")
-    assert compare(plan, report["config"], config, graph) == []
+    assert compare(plan, report.config, config, graph) == []
     assert reference.rope is not None
     assert compare_rope(reference.rope, config, tmp_path / "fp32") == []
     runtime = Runtime(tmp_path / "fp32", 1)

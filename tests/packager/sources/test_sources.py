@@ -272,7 +272,7 @@ class TestQuantised:
         assert check_source(plan, checkpoint) == method
         report = build_here(copy, tmp_path / "out", "int4", options=("block_size=32", "accuracy_level=4"))
         config, graph = read_back(tmp_path / "out")
-        assert compare(plan, report["config"], config, graph) == []
+        assert compare(plan, report.config, config, graph) == []
         build_here(llama, tmp_path / "plain", "fp32")
         _, cosine = difference(runtime(tmp_path / "out")(sample_ids(30)), runtime(tmp_path / "plain")(sample_ids(30)))
         assert cosine > 0.9

@@ -15,13 +15,14 @@ import pytest
 from contract.errors import BuildRefused, UsageError
 from packager.sources import pickled, text_only
 from packager.sources.checkpoint import Checkpoint
+from packager.sources.jobs import PICKLED, TEXT_CONFIG
 from packager.sources.opening import SourceOptions, convert_directory, open_source
 from packager.sources.pickled import read_pickled_headers
 from packager.sources.pickled_process import convert
 from packager.sources.survey import survey_directory
 from packager.sources.text_config_process import resolve
 from packager.sources.weight_check import check_weights
-from packager.subprocess_job import Reporter
+from packager.subprocess_job import Reporter, Task
 from tests.packager.families import FAMILY_CONFIGS, difference, make_random, sample_ids, source_logits
 from tests.packager.sources.test_published import reference_of
 from tests.tiny import VOCABULARY, make_tokenizer
@@ -38,8 +39,8 @@ TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 def children_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What processes of their own do, in this one: loading their libraries takes longer than their work."""
 
-    def run(module: str, job: dict[str, Any], log: Path, **more: Any) -> Any:
-        work = {"packager.sources.text_config_process": resolve, "packager.sources.pickled_process": convert}[module]
+    def run(task: Task[Any, Any], job: Any, log: Path, **more: Any) -> Any:
+        work: Any = {TEXT_CONFIG.module: resolve, PICKLED.module: convert}[task.module]
         return work(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 
     monkeypatch.setattr(text_only, "run_child", run)

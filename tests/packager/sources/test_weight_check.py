@@ -9,11 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from contract.errors import BuildRefused
-from packager.evaluate.reference import Reference
+from packager.evaluate.jobs import ReferenceJob
 from packager.evaluate.reference_process import look
 from packager.sources.checkpoint import inspect_checkpoint
 from packager.sources.opening import open_source
@@ -40,8 +39,7 @@ def copy(llama: Path, tmp_path: Path) -> Path:
 def check(directory: Path) -> None:
     """What opening a source does before it reads a weight, in this process: its libraries are loaded already."""
     checkpoint = inspect_checkpoint(directory)
-    value = look({"checkpoint": str(directory)}, Reporter(os.open(os.devnull, os.O_WRONLY)))
-    check_weights(checkpoint, msgspec.convert(value, Reference))
+    check_weights(checkpoint, look(ReferenceJob(str(directory)), Reporter(os.open(os.devnull, os.O_WRONLY))))
 
 
 def refused(directory: Path) -> str:
