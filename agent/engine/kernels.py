@@ -58,12 +58,8 @@ def to_choose(cpuinfo: str | None = None, machine: str | None = None) -> bool:
     """Whether the runtime takes KleidiAI's kernels here, on one core at least."""
     if (machine or isa.architecture()) != "aarch64":
         return False
-    if cpuinfo is None:
-        try:
-            cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-        except OSError:
-            return False
-    lines = (line for line in cpuinfo.splitlines() if line.startswith("Features"))
+    text = isa.read_cpuinfo() if cpuinfo is None else cpuinfo
+    lines = (line for line in text.splitlines() if line.startswith("Features"))
     return any(NEEDED in line.split() for line in lines)
 
 

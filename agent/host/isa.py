@@ -16,6 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from contract.errors import StoreBroken
 
@@ -52,6 +53,14 @@ def architecture() -> str:
     """``x86_64``, ``aarch64``, or whatever the kernel calls this machine."""
     machine = platform.machine().lower()
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def read_cpuinfo() -> str:
+    """What ``/proc/cpuinfo`` says; empty where it cannot be read."""
+    try:
+        return Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def present_sets() -> frozenset[str]:

@@ -6,6 +6,7 @@ Who plans with :func:`available_memory` leaves those out: see :func:`mapped_byte
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -48,6 +49,28 @@ def own_anonymous_bytes() -> int:
     """What this process has in memory that is no file's, and that is free once it ends."""
     _, resident, shared, *_ = Path("/proc/self/statm").read_text("ascii").split()
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes() -> int:
+    """What this process has in memory."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def proportional_bytes() -> int:
+    """The same, what is shared divided among those who share it; 0 where the kernel does not say."""
+    with contextlib.suppress(OSError):
+        for text in Path("/proc/self/smaps_rollup").read_text().splitlines():
+            if text.startswith("Pss:"):
+                return int(text.split()[1]) * 1024
+    return 0
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process had resident since it started (``getrusage`` would count its parent's too)."""
+    for text in Path("/proc/self/status").read_text().splitlines():
+        if text.startswith("VmHWM:"):
+            return int(text.split()[1]) * 1024
+    return 0
 
 
 def _meminfo(key: str) -> int:

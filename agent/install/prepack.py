@@ -31,6 +31,7 @@ from agent.engine.batched.graph import read_decoder
 from agent.engine.config import read_config
 from agent.engine.runtime_errors import Declined
 from agent.host.facts import disk_available, installed_version
+from agent.host.isa import read_cpuinfo
 from agent.host.memory import available_memory
 from agent.install.gc import used_bytes
 from agent.install.ports import SealedBundle
@@ -101,11 +102,7 @@ def cpu_id(cpuinfo: str | None = None) -> str:
     either; how many there are does not.
     """
     facts = [platform.machine(), installed_version("onnxruntime") or ""]
-    if cpuinfo is None:
-        try:
-            cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-        except OSError:
-            cpuinfo = ""
+    cpuinfo = read_cpuinfo() if cpuinfo is None else cpuinfo
     for key in ("flags", "Features", "model name", "CPU part"):
         found = {" ".join(sorted(text.split())) for text in re.findall(rf"^{key}[ \t]*: (.*)$", cpuinfo, re.MULTILINE)}
         facts.append("; ".join(sorted(found)))

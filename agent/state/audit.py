@@ -7,7 +7,6 @@ are rotated, the oldest is removed: the log takes :data:`MAX_BYTES` times :data:
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from msgspec import Struct
 
 from contract.errors import EdgeBundleError, StoreBroken, StoreFull
 from contract.system.durable import Disk, translate
+from contract.system.file_lock import wait_for_lock
 
 log = logging.getLogger("edge_agent.audit")
 
@@ -142,7 +142,7 @@ class AuditLog:
         except OSError as error:
             raise translate(error, f"opening {self._path.parent}") from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            wait_for_lock(handle)
             yield
         finally:
             os.close(handle)

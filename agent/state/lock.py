@@ -1,9 +1,7 @@
-"""One process at a time: an advisory lock that the kernel releases when its holder dies."""
+"""The lock of a state directory: one agent or command at a time."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import time
 from pathlib import Path
@@ -11,6 +9,7 @@ from types import TracebackType
 
 from contract.errors import StoreBroken
 from contract.reasons import Reason
+from contract.system.file_lock import open_lock, take_lock
 
 POLL_SECONDS = 0.05
 
@@ -24,25 +23,23 @@ class FileLock:
 
     def __init__(self, path: Path, what: str, *, wait_seconds: float = 0.0) -> None:
         try:
-            # Not inherited: a child that outlives us must not keep the lock.
-            self._handle = _open(path)
+            self._handle = open_lock(path)
         except OSError as error:
             raise StoreBroken(f"{path} cannot be opened: {error.strerror}") from error
         end = time.monotonic() + wait_seconds
-        while True:
-            try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
+        try:
+            while not take_lock(self._handle):
                 if time.monotonic() >= end:
-                    os.close(self._handle)
                     raise StoreBroken(
                         f"{what} is already using {path.parent}; stop it first", reason=Reason.STATE_LOCKED
-                    ) from error
-            except OSError as error:
-                os.close(self._handle)
-                raise StoreBroken(f"{path} cannot be locked: {error.strerror}") from error
-            time.sleep(POLL_SECONDS)
+                    )
+                time.sleep(POLL_SECONDS)
+        except OSError as error:
+            self.close()
+            raise StoreBroken(f"{path} cannot be locked: {error.strerror}") from error
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         os.close(self._handle)
@@ -54,16 +51,6 @@ class FileLock:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EIO):
-            raise
-        # It is only held, never written: one that is there can be held on a disk that can only be read.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def is_held(path: Path) -> bool:

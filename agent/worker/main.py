@@ -20,7 +20,7 @@ from pathlib import Path
 
 from agent.engine.interface import READ_SLICE, Engine, Progress
 from agent.engine.memory import release_freed_memory
-from agent.host.memory import own_anonymous_bytes
+from agent.host.memory import own_anonymous_bytes, peak_rss_bytes, proportional_bytes, resident_bytes
 from agent.host.process_priority import set_nice
 from agent.systemd.notify import Notifier
 from agent.worker.protocol import (
@@ -216,23 +216,9 @@ def _execute(command: Command, engine: Engine, line: _Channel) -> None:
             raise EngineFailed("a worker loads once")
 
 
-def peak_rss_bytes() -> int:
-    """The most memory this process had resident since it started (``getrusage`` would count the agent's too)."""
-    for text in Path("/proc/self/status").read_text().splitlines():
-        if text.startswith("VmHWM:"):
-            return int(text.split()[1]) * 1024
-    return 0
-
-
 def usage() -> Usage:
     """What this process takes now."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    proportional = 0
-    with contextlib.suppress(OSError):
-        for text in Path("/proc/self/smaps_rollup").read_text().splitlines():
-            if text.startswith("Pss:"):
-                proportional = int(text.split()[1]) * 1024
-    return Usage(os.getpid(), resident, proportional, time.process_time(), own_anonymous_bytes())
+    return Usage(os.getpid(), resident_bytes(), proportional_bytes(), time.process_time(), own_anonymous_bytes())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,13 +5,13 @@ wakes up, finds a higher one and cannot change anything.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-from typing import IO
+import os
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from contract.errors import StoreBroken
+from contract.system.file_lock import open_lock, take_lock
 from fleet.store.database import Database
 from fleet.store.schema import leader
 
@@ -30,7 +30,7 @@ class Leader:
         self._database = database
         self._holder = holder
         self._connection: Connection | None = None
-        self._file: IO[bytes] | None = None
+        self._handle: int | None = None
         self.epoch = 0
 
     @property
@@ -59,15 +59,16 @@ class Leader:
         path = self._database.file
         assert path is not None
         try:
-            file = path.with_name(f"{path.name}.leader").open("ab")
+            handle = open_lock(path.with_name(f"{path.name}.leader"), 0o644)
         except OSError as error:
             raise StoreBroken(f"{path} cannot have its lock: {error.strerror}") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
+        taken = False
+        with contextlib.suppress(OSError):
+            taken = take_lock(handle)
+        if not taken:
+            os.close(handle)
             return False
-        self._file = file
+        self._handle = handle
         return True
 
     def _lock_session(self) -> bool:
@@ -121,9 +122,9 @@ class Leader:
     def release(self) -> None:
         """Let another one lead."""
         self.epoch = 0
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
         if self._connection is not None:
             with contextlib.suppress(SQLAlchemyError):
                 self._connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_LOCK})")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from contract.system.file_lock import open_lock, wait_for_lock
 
 FORGOTTEN_SECONDS = 7 * 24 * 3600
 """A build that is still running is younger, and one that is to go on is tried again within days."""
@@ -30,8 +31,8 @@ def locked(entry: Path) -> Iterator[None]:
 
 def _lock(path: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = open_lock(path, 0o644)
+        wait_for_lock(handle)
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(handle).st_ino:
                 return handle

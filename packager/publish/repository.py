@@ -9,7 +9,6 @@ last: so there is no instant at which the metadata fits neither root.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from contract.errors import BuildRefused, StoreBroken
 from contract.reasons import Reason
 from contract.source import BundleSource
 from contract.system.durable import Disk, translate
+from contract.system.file_lock import open_lock, take_lock
 from contract.trust import signing
 from contract.trust.signing import RoleKeys
 from contract.trust.targets_index import Entry, TargetsIndex
@@ -254,18 +254,17 @@ class Repository:
     @contextlib.contextmanager
     def _locked(self, *, signing_now: bool = True) -> Iterator[None]:
         try:
-            handle = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = open_lock(self.path / LOCK_FILE, 0o644)
         except OSError as error:
             raise BuildRefused(f"{self.path} is not a repository that can be changed: {error.strerror}") from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not take_lock(handle):
+                raise StoreBroken(
+                    f"another publisher is changing {self.path}; try again when it is done", reason=Reason.STATE_LOCKED
+                )
             if signing_now:
                 self._check_clock()
             yield
-        except BlockingIOError as error:
-            raise StoreBroken(
-                f"another publisher is changing {self.path}; try again when it is done", reason=Reason.STATE_LOCKED
-            ) from error
         finally:
             os.close(handle)
 

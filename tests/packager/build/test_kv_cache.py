@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from contract.errors import BuildRefused
 from packager.build import kv_cache, kv_cache_process
+from packager.build.jobs import ScalesJob
 from packager.build.kv_cache import PERCENTILE, SCHEME, measure_scales
 from packager.build.kv_cache_process import Largest
 from packager.build.model_builder import build_graph
@@ -43,27 +44,22 @@ def test_scales_are_those_of_the_runtimes_own_calibration(tmp_path: Path, monkey
 
     checkpoint = inspect_checkpoint(make_random_checkpoint(tmp_path / "source", small_config("phi-3.5-mini")))
     build_graph(checkpoint, BuildPlan("source", "x", "1.0.0", kv="float"), tmp_path / "plain", tmp_path / "log")
-    jobs: list[dict[str, Any]] = []
-    monkeypatch.setattr(kv_cache, "run_child", lambda module, job, log, **how: jobs.append(job))
-
-    def told(done: float, total: float) -> None:
-        """Nothing reports here: the child was not started."""
-
-    measure_scales(tmp_path / "plain", checkpoint, None, tmp_path / "ours.json", tmp_path / "log", on_progress=told)
+    jobs: list[ScalesJob] = []
+    monkeypatch.setattr(kv_cache, "run_child", lambda task, job, log, **how: jobs.append(job))
+    measure_scales(tmp_path / "plain", checkpoint, None, tmp_path / "ours.json", tmp_path / "log")
     [job] = jobs
     steps: list[tuple[float, float]] = []
     kv_cache_process.measure(job, type("Told", (), {"progress": lambda self, *how_far: steps.append(how_far)})())
     calibrate_kv_scales(
-        model_path=job["model"],
-        tokenizer_path=job["tokenizer"],
+        model_path=job.model,
+        tokenizer_path=job.tokenizer,
         out_json=str(tmp_path / "own.json"),
         quant_type=SCHEME,
         percentile=PERCENTILE,
-        target_seq=job["length"],
-        num_seqs=job["sequences"],
+        target_seq=job.length,
+        num_seqs=job.sequences,
     )
     assert json.loads((tmp_path / "ours.json").read_text()) == json.loads((tmp_path / "own.json").read_text())
-    assert steps[-1] == (24, 24)
-    job["layers"] = 3
+    assert told[-1] == (24, 24)
     with pytest.raises(BuildRefused, match="some layers keep something else"):
-        kv_cache_process.measure(job, None)  # type: ignore[arg-type]
+        kv_cache_process.measure(replace(job, layers=3), None)  # type: ignore[arg-type]
