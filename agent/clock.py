@@ -1,9 +1,17 @@
-"""A wall clock that does not jump while the agent runs: what was promised for a quarter of an hour lasts that long."""
+"""The wall clock, and one that does not jump while the agent runs: what was promised for a quarter of an hour lasts
+that long.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+
+
+def utc_now() -> datetime:
+    """What the wall clock says now."""
+    return datetime.now(UTC)
 
 
 def _since_boot() -> float:

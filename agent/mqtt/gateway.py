@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import logging
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import msgspec
 
+from agent.clock import utc_now
 from agent.config import AgentConfig
 from agent.mqtt import Connection, FoundLimit, Handler, Received, Sender, Session, Undeliverable, Will
 from agent.mqtt.broker_health import BrokerHealth, another_at_work
@@ -43,12 +44,21 @@ class Gateway(Handler):
     """Owns the connection: what arrives goes to ``serving`` and :attr:`on_desired`.
 
     ``on_desired`` hears of the payload of every desired document and whether it is the broker's retained copy,
-    ``on_broker`` when :attr:`broker` may have changed; ``memory`` keeps what was found out about the broker.
+    ``on_broker`` when :attr:`broker` may have changed; ``memory`` keeps what was found out about the broker; ``now``
+    gives the time in UTC.
     """
 
     def __init__(
-        self, config: AgentConfig, sender: Sender, serving: Serving, *, boot_id: str, memory: BrokerMemory
+        self,
+        config: AgentConfig,
+        sender: Sender,
+        serving: Serving,
+        *,
+        boot_id: str,
+        memory: BrokerMemory,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
+        self._now = now
         self.on_desired: Observers[[bytes, bool]] = Observers()
         self.on_broker: Observers[[]] = Observers()
         self._config = config
@@ -88,7 +98,7 @@ class Gateway(Handler):
         payloads = {self._topics.doctor: messages.encode(Status(online=False, boot_id=self._boot_id))}
         if not self.connection.rival:
             detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
-            payloads[self._topics.event("broker")] = messages.encode(Event(_now(), detail))
+            payloads[self._topics.event("broker")] = messages.encode(self._event(detail))
         try:
             return await another_at_work(self._config.broker, client_id, self._topics, self._boot_id, payloads)
         except Exception:
@@ -261,6 +271,9 @@ class Gateway(Handler):
         for topic, payload in documents.items():
             self._keep(topic, payload)
 
+    def _event(self, detail: dict[str, Any]) -> Event:
+        return Event(at=self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ"), detail=detail)
+
     @property
     def all_delivered(self) -> bool:
         """The broker has everything that was published."""
@@ -268,7 +281,7 @@ class Gateway(Handler):
 
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:
         """Something happened; delivered once the broker is there."""
-        self.connection.publish(self._topics.event(kind), messages.encode(Event(at=_now(), detail=detail)))
+        self.connection.publish(self._topics.event(kind), messages.encode(self._event(detail)))
 
     def samples(self, system: SystemSample, llm: LlmSample) -> None:
         """What the telemetry loop has measured."""
@@ -281,10 +294,6 @@ class Gateway(Handler):
                 self.connection.publish_once(self._topics.telemetry_system, system)
             if llm is not None:
                 self.connection.publish_once(self._topics.telemetry_llm, llm)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class _GroupHandler(Handler):

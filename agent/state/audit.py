@@ -11,13 +11,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from agent.clock import utc_now
 from contract.errors import EdgeBundleError, StoreBroken, StoreFull
 from contract.system.durable import Disk, translate
 from contract.system.file_lock import wait_for_lock
@@ -70,9 +71,10 @@ class Entry(Struct, frozen=True, omit_defaults=True):
 
 
 class AuditLog:
-    """The log at ``path``; may be used by several processes at once."""
+    """The log at ``path``; may be used by several processes at once. ``now`` gives the time in UTC."""
 
-    def __init__(self, path: Path, disk: Disk, by: By) -> None:
+    def __init__(self, path: Path, disk: Disk, by: By, now: Callable[[], datetime] = utc_now) -> None:
+        self._now = now
         self._path = path
         self._disk = disk
         self._by: By = by
@@ -97,7 +99,7 @@ class AuditLog:
             StoreBroken, StoreFull.
         """
         entry = Entry(
-            at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            at=self._now().strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             by=by or self._by,
             decision=decision,
             bundle=bundle,

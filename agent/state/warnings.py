@@ -8,7 +8,7 @@ no metadata itself, can report it and choose another bundle.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from msgspec import Struct
 
@@ -45,8 +45,9 @@ class WarningStore:
         StoreBroken, StoreFull: from every method.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, now: Callable[[], float] = time.time) -> None:
         self._database = database
+        self._now = now
 
     def warnings(self) -> list[Warned]:
         """What is known, the oldest first."""
@@ -78,7 +79,7 @@ class WarningStore:
         fresh = [each for each in found if (each.reason, each.digest) not in known]
         if not fresh and len(found) == len(known):
             return []
-        now = int(time.time())
+        now = int(self._now())
         with self._database.transaction("warnings") as connection:
             connection.execute("DELETE FROM warnings")
             for each in found:

@@ -6,7 +6,7 @@ from agent.install.desired import requested_by
 from agent.install.ports import Clock, Serving
 from agent.install.update.attempt import Attempt, Outcome
 from agent.install.update.canary_run import CanaryRun, swap_mode
-from agent.install.update.probation import record_baseline, watch_probation
+from agent.install.update.probation_watch import record_baseline, watch_probation
 from agent.install.update.state_machine import Event
 from agent.install.update.step_reporter import StepReporter
 from agent.state.installation import Failure, InstallationState, Quarantined

@@ -17,7 +17,7 @@ from agent.install.ports import ServingCounters, Speed
 from agent.install.prepack import DiskLimits, WeightPrepacker
 from agent.install.process.messages import Job, Line, Reached, Resolved
 from agent.install.settings import InstallSettings
-from agent.install.update import canary_run, probation
+from agent.install.update import canary_run, probation_watch
 from agent.install.update.state_machine import Event, State
 from agent.state.installation import Failure
 from contract.errors import SourceUnavailable
@@ -559,7 +559,7 @@ async def test_a_rollback_to_what_does_not_load_just_now_is_tried_again(
 async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_keeps_it_going(
     market: Market, device: Device, monkeypatch: pytest.MonkeyPatch, jumps: tuple[float, float]
 ) -> None:
-    monkeypatch.setattr(probation, "WATCH_SECONDS", 0.005)
+    monkeypatch.setattr(probation_watch, "WATCH_SECONDS", 0.005)
     market.publish("1.0.0")
     market.publish("1.1.0", {"README.md": b"1.1.0"})
     stage = stage_for(market, device, probation_requests=7)

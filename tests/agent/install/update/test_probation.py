@@ -13,7 +13,8 @@ import pytest
 from agent.host.cpu_contention import CpuContention
 from agent.install.ports import Serving, ServingCounters, Speed
 from agent.install.settings import InstallSettings
-from agent.install.update.probation import evaluate_probation, measured_speed, watch_probation
+from agent.install.update.probation import evaluate_probation, measured_speed
+from agent.install.update.probation_watch import watch_probation
 from agent.state.installation import Failure
 from contract.mqtt.messages import Probation
 from contract.reasons import Reason
