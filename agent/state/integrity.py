@@ -13,22 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
+from agent.state.columns import INSTALLATION, MAX_CONTENT, TABLES, UndecodableText, is_digest, whole_number
 from agent.state.layout import StateDirectory
 from contract.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, parse_manifest
 from contract.errors import BundleRefused
-from contract.identifiers import Digest, check_bundle_name, check_version, is_identifier
-from contract.mqtt.messages import MAX_DESIRED_BYTES, Phase
-from contract.reasons import Reason
+from contract.identifiers import Digest
 
 SET_ASIDE = """
 CREATE TABLE set_aside (
@@ -47,22 +43,12 @@ MAX_KEPT = 100
 KEEP_SECONDS = 7 * 86400
 """How long; so long a warning lasts."""
 
-MAX_CONTENT = 2000
-"""Characters of a row that are kept."""
-
-YEAR_9999 = 253_402_300_799
-"""The last second that a date can name."""
-
 EPOCH = "installation.epoch"
 
 FLOORS = ("role_versions", EPOCH, "installation.clock_floor")
 
 UNKNOWN = "set_aside"
 """A row about such rows that cannot be read itself: it may have been about a floor."""
-
-# As contract.trust.store counts them: those of an era of keys stand apart.
-_ROLE = re.compile(r"(?:root|timestamp|snapshot|targets)(?:@[0-9a-f]{16})?")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class SetAside(Struct, frozen=True):
@@ -71,116 +57,6 @@ class SetAside(Struct, frozen=True):
     source: str
     reason: str
     at: int
-
-
-class UndecodableText(Struct, frozen=True):
-    """Bytes that are stored as a text, and are none."""
-
-    data: bytes
-
-
-Check = Callable[[Any], bool]
-
-
-def _whole(minimum: int, maximum: int) -> Check:
-    return lambda value: type(value) is int and minimum <= value <= maximum
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < 1e15
-
-
-def _text(maximum: int) -> Check:
-    return lambda value: isinstance(value, str) and len(value) <= maximum and "\0" not in value
-
-
-def _bytes(maximum: int) -> Check:
-    return lambda value: isinstance(value, bytes) and len(value) <= maximum
-
-
-def _or_none(check: Check) -> Check:
-    return lambda value: value is None or check(value)
-
-
-def _digest(value: object) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-
-
-def _passes(check: Callable[[str], str], *, empty: bool = False) -> Check:
-    def passes(value: object) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            return (empty and not value) or bool(check(value))
-        except BundleRefused:
-            return False
-
-    return passes
-
-
-_TIME = _whole(0, YEAR_9999)
-_FLAG = _whole(0, 1)
-_REASON: Check = lambda value: isinstance(value, str) and value in set(Reason)  # noqa: E731 # one of many alike
-_PHASES = frozenset(Phase.__args__)  # type: ignore[attr-defined] # of a Literal
-
-TABLES: Mapping[str, Mapping[str, Check]] = {
-    "bundles": {
-        "digest": _digest,
-        "name": _passes(check_bundle_name),
-        "version": _passes(check_version),
-        "security_epoch": _whole(0, 2**63 - 1),
-        "bytes": _whole(0, 2**53),
-        "installed_at": _TIME,
-        "tokens_per_second": _or_none(_number),
-        "tokens_per_second_each": _or_none(_number),
-    },
-    "adapters": {"digest": _digest, "base": _digest, "committed": _FLAG},
-    "history": {"number": _whole(1, 2**53), "digest": _digest, "undone": _FLAG},
-    "attempts": {"digest": _digest, "count": _whole(0, 1_000_000)},
-    "quarantine": {
-        "digest": _digest,
-        "name": _passes(check_bundle_name, empty=True),
-        "version": _passes(check_version, empty=True),
-        "reason": _REASON,
-        "message": _text(100_000),
-        "at": _TIME,
-    },
-    "swaps": {"at": _TIME, "digest": _digest},
-    "warnings": {
-        "reason": _REASON,
-        "digest": lambda value: value == "" or _digest(value),
-        "message": _text(100_000),
-        "at": _TIME,
-    },
-    "role_versions": {
-        "role": lambda value: isinstance(value, str) and _ROLE.fullmatch(value) is not None,
-        "version": _whole(0, 2**63 - 1),
-    },
-    "metadata_expiry": {"role": _text(64), "at": _whole(0, 2**63 - 1)},
-    "set_aside": {
-        "number": _whole(1, 2**53),
-        "source": _text(64),
-        "reason": _text(1000),
-        "content": _text(2 * MAX_CONTENT),
-        "at": _TIME,
-        "told": _FLAG,
-    },
-}  # fmt: skip
-"""What the columns of every table may hold, but for those of :data:`_INSTALLATION` and of the answers."""
-
-_INSTALLATION: Mapping[str, tuple[Check, object]] = {
-    "phase": (lambda value: value in _PHASES, "IDLE"),
-    "active": (_or_none(_digest), None),
-    "previous": (_or_none(_digest), None),
-    "candidate": (_or_none(_digest), None),
-    "failure_reason": (_or_none(_REASON), None),
-    "failure_message": (_or_none(_text(100_000)), None),
-    "desired": (_or_none(_bytes(MAX_DESIRED_BYTES)), None),
-    "overridden": (_FLAG, 0),
-    "epoch": (_whole(0, 2**63 - 1), 0),
-    "clock_floor": (_TIME, 0),
-}
-"""Of the one row: what a column may hold, and what it gets when it does not."""
 
 
 def repair(connection: sqlite3.Connection, directory: StateDirectory) -> bool:
@@ -197,7 +73,7 @@ def is_intact(connection: sqlite3.Connection) -> bool:
     return not (
         any(_faults(connection, table) for table in TABLES)
         or _installation_faults(connection)
-        or any(not _whole(0, 2**53)(row["seq"]) for row in rows_of(connection, "SELECT seq FROM sqlite_sequence"))
+        or any(not whole_number(0, 2**53)(row["seq"]) for row in rows_of(connection, "SELECT seq FROM sqlite_sequence"))
     )
 
 
@@ -266,7 +142,7 @@ def _installation_faults(connection: sqlite3.Connection) -> list[str]:
     rows = list(rows_of(connection, "SELECT * FROM installation"))
     if len(rows) != 1:
         return ["only"]
-    wrong = [name for name, (check, _) in _INSTALLATION.items() if not check(rows[0][name])]
+    wrong = [name for name, (check, _) in INSTALLATION.items() if not check(rows[0][name])]
     known = {row["digest"] for row in rows_of(connection, "SELECT digest FROM bundles")}
     return wrong + [name for name in ("active", "previous") if rows[0][name] is not None and rows[0][name] not in known]
 
@@ -311,7 +187,7 @@ class _Repair:
 
     def _bundle_on_disk(self, digest: object) -> tuple[object, ...] | None:
         """The row of a sealed bundle, from its manifest."""
-        if not _digest(digest):
+        if not is_digest(digest):
             return None
         location: Path = self._directory.bundle(Digest(str(digest)))
         try:
@@ -365,7 +241,7 @@ class _Repair:
             rows = list(rows_of(self._connection, "SELECT rowid AS rowid_, * FROM installation"))
         (row,) = rows
         for name in _installation_faults(self._connection):
-            default = _INSTALLATION[name][1]
+            default = INSTALLATION[name][1]
             self._lost_active = self._lost_active or name == "active"
             if name == "epoch":
                 # Not lower than what is here; what it was is not known.
@@ -391,56 +267,3 @@ UPDATE installation SET active = (
 ) WHERE active IS NULL
 """
 """Where the active bundle is not known any more: the last one that became active and may be gone back to."""
-
-
-ANSWERS_FIT = (
-    "typeof(client) = 'text' AND length(client) BETWEEN 1 AND 64 AND client NOT GLOB '*[^A-Za-z0-9_.-]*' "
-    "AND length(CAST(client AS BLOB)) = length(client) "
-    "AND typeof(id) = 'text' AND length(id) BETWEEN 1 AND 64 AND id NOT GLOB '*[^A-Za-z0-9_.-]*' "
-    "AND length(CAST(id AS BLOB)) = length(id) "
-    "AND typeof(fingerprint) = 'text' AND length(CAST(fingerprint AS BLOB)) = length(fingerprint) "
-    "AND length(fingerprint) BETWEEN 1 AND 128 AND fingerprint NOT GLOB '*[^0-9A-Za-z]*' "
-    "AND typeof(state) = 'integer' AND state BETWEEN 0 AND 4 "
-    "AND typeof(attempt) = 'integer' AND attempt BETWEEN 1 AND 1000000 "
-    "AND typeof(accepted_at) IN ('real', 'integer') AND accepted_at BETWEEN 0 AND 253402300799 "
-    "AND (deadline_at IS NULL OR typeof(deadline_at) IN ('real', 'integer') AND deadline_at BETWEEN 0 AND 1e15) "
-    "AND typeof(changed_at) IN ('real', 'integer') AND changed_at BETWEEN 0 AND 253402300799 "
-    "AND (correlation IS NULL OR typeof(correlation) = 'blob' AND length(correlation) <= 65535) "
-    "AND (request IS NULL OR typeof(request) = 'blob' AND length(request) <= 1048576) "
-    "AND (last IS NULL OR typeof(last) = 'blob' AND length(last) <= 16777216) "
-    "AND typeof(delivered) = 'integer' AND delivered BETWEEN 0 AND 1"
-)
-"""What a row of the ledger may hold."""
-
-
-_UNFIT_ANSWERS = (
-    "SELECT rowid AS rowid_, client, id, typeof(fingerprint) AS fingerprint, state, attempt, accepted_at, deadline_at, "
-    "changed_at, typeof(correlation) AS correlation, typeof(request) AS request, typeof(last) AS last, delivered "
-    "FROM answers WHERE (" + ANSWERS_FIT + ") IS NOT 1 LIMIT 1000"
-)
-"""Without the texts of prompts and answers: of those only what they are."""
-
-
-class Lost(Struct, frozen=True):
-    """A request of the ledger that was set aside; its sender may wait for an answer."""
-
-    client: str
-    id: str
-
-
-def repair_answers(connection: sqlite3.Connection) -> list[Lost]:
-    """Set aside the rows of the ledger that cannot be read; those among them whose sender can be told."""
-    lost = []
-    while rows := list(rows_of(connection, _UNFIT_ANSWERS)):
-        for row in rows:
-            client, request = row["client"], row["id"]
-            if (
-                isinstance(client, str)
-                and isinstance(request, str)
-                and is_identifier(client)
-                and is_identifier(request)
-            ):
-                lost.append(Lost(client, request))
-            connection.execute("DELETE FROM answers WHERE rowid = ?", (row.pop("rowid_"),))
-            note(connection, "answers", "a column cannot be read", row)
-    return lost[:MAX_KEPT]

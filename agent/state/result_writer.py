@@ -24,8 +24,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from agent.state import result_store
+from agent.state.answer_integrity import Lost, repair_answers
 from agent.state.database import Database
-from agent.state.integrity import Lost, repair_answers
 from agent.state.result_memory import ResultMemory
 from agent.state.result_store import Key, Unfinished, Verdict
 from contract.errors import EdgeBundleError
@@ -163,7 +163,7 @@ class ResultWriter:
         self._queue.put(_Operation(lambda connection: result_store.mark_delivered(connection, key), None))
 
     def set_aside_unreadable(self) -> asyncio.Future[list[Lost]]:
-        """:func:`integrity.repair_answers`, before anything else is read."""
+        """:func:`answer_integrity.repair_answers`, before anything else is read."""
         return self._submit(repair_answers)
 
     def unfinished(self) -> asyncio.Future[list[Unfinished]]:

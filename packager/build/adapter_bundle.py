@@ -23,7 +23,8 @@ from contract.errors import BuildRefused, UsageError
 from contract.identifiers import check_bundle_name, check_version
 from contract.onnx.wire import read_graph_file
 from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
-from packager.build.pipeline import AGENT_BOUND, DISK_FACTOR, default_cache, disk_errors, measured_canaries
+from packager.build.describe import AGENT_BOUND, DISK_FACTOR, measured_canaries
+from packager.build.pipeline import default_cache, disk_errors
 from packager.build.plan import BuildPlan
 from packager.build.progress import BuildProgress, SilentProgress
 from packager.evaluate.assessment import Assessment, evaluate, prepare_evaluation, source_logits

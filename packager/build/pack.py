@@ -10,7 +10,8 @@ from contract.bundle.manifest import MANIFEST_FILE
 from contract.errors import BuildRefused, UsageError
 from packager.build.behaviour import complete_behaviour
 from packager.build.bundle import BuiltBundle, finish_bundle, staging
-from packager.build.pipeline import compose_manifest, default_cache, disk_errors, short_provenance
+from packager.build.describe import compose_manifest, short_provenance
+from packager.build.pipeline import default_cache, disk_errors
 from packager.build.plan import BuildPlan, check_plan
 from packager.build.progress import BuildProgress, SilentProgress
 from packager.evaluate.check import check_model

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import hashlib
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from contract.bundle.adapter_slots import CAPABILITY
-from contract.bundle.device_plan import least_ram
-from contract.bundle.footprint import measure_footprint
-from contract.bundle.genai_config import GenaiFacts
-from contract.bundle.manifest import Behaviour, Budget, Canary, License, Manifest, Model, Requires
+from contract.bundle.manifest import Behaviour
 from contract.errors import BuildRefused
-from contract.onnx.wire import read_graph_file
 from contract.system.durable import translate
 from packager.build.behaviour import complete_behaviour
-from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
+from packager.build.bundle import BuiltBundle, finish_bundle, staging
 from packager.build.cache import bound_cache
+from packager.build.describe import compose_manifest, short_provenance
 from packager.build.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
 from packager.build.kv_cache import describe_scales
 from packager.build.kv_choice import MadeGraph, make_with_measured_cache, settle_kv
@@ -33,19 +27,14 @@ from packager.build.plan import CALIBRATED, BuildPlan, builder_options, check_pl
 from packager.build.progress import BuildProgress, SilentProgress
 from packager.build.recipe import record_build
 from packager.evaluate.assessment import Assessment, EvaluationSpec, evaluate, prepare_evaluation, source_logits
-from packager.evaluate.check import tolerance
 from packager.evaluate.conformance import check_conformance, compare_ends
 from packager.evaluate.evidence import (
-    BUILD_TOOLS,
     EVIDENCE_DIR,
     describe_host,
     describe_stops,
-    host_line,
     quality_of,
-    tool_versions,
     write_evidence,
 )
-from packager.evaluate.jobs import CheckResult
 from packager.evaluate.logits import compare_logits, compare_workarounds
 from packager.evaluate.text import EvalText
 from packager.graph.cache import build_or_resume, drop_graph
@@ -54,16 +43,11 @@ from packager.graph.not_executed import NOT_RUN, not_executed_result
 from packager.graph.rope_check import compare_rope
 from packager.quantize.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
 from packager.report import write_report
-from packager.sources.checkpoint import CARD_FILE, Checkpoint, read_chat_template
+from packager.sources.checkpoint import CARD_FILE, Checkpoint
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.shape import read_shape
 
 STAGES = 7
-
-DISK_FACTOR = 2
-"""A new version lies beside the old one until it has proved itself."""
-
-AGENT_BOUND = ">=0.1.0"
 
 
 def default_cache() -> Path:
@@ -306,101 +290,3 @@ def _write_extras(
     }
     write_evidence(staged, quality, provenance, graph)
     write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph)
-
-
-def short_provenance(source: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest itself says of its origin; the whole lies in ``evidence/provenance.json``."""
-    return {
-        "source": source,
-        "tools": tool_versions(BUILD_TOOLS),
-        "evidence": f"{EVIDENCE_DIR}/provenance.json",
-    }
-
-
-def measured_canaries(checked: CheckResult) -> list[Canary]:
-    """What devices hold the bundle against: the texts that it gave here, and how likely it found them."""
-    return [
-        Canary(
-            prompt=canary.prompt,
-            expected_text=canary.text,
-            mean_nll=round(canary.mean_nll, 6),
-            tolerance=tolerance(canary),
-            stops=canary.stops,
-        )
-        for canary in checked.canaries
-    ]
-
-
-def compose_manifest(
-    *,
-    name: str,
-    version: str,
-    epoch: int,
-    arch: tuple[Literal["x86_64", "aarch64"], ...],
-    ep: str,
-    quantizer: str,
-    family: str,
-    architecture: str,
-    parameters: int,
-    spdx: str,
-    config: GenaiFacts,
-    graph: GraphFacts,
-    checked: CheckResult,
-    quality: dict[str, Any],
-    staged: Path,
-    provenance: dict[str, Any],
-    behaviour: Behaviour | None = None,
-) -> Manifest:
-    """The manifest of the finished folder ``staged``: measured and read back, not copied from what was asked for."""
-    files = list_files(staged)
-    total = sum(entry.size for entry in files)
-    versions = tool_versions(("onnxruntime", "onnxruntime-genai"))
-    template = read_chat_template(staged)
-    products = graph.quantised
-    return Manifest(
-        schema="edge-bundle/1",
-        name=name,
-        version=version,
-        security_epoch=epoch,
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        files=files,
-        model=Model(
-            family=family,
-            architecture=architecture,
-            parameters=parameters,
-            precision=cast(Any, graph.precision),
-            block_size=max((product.block_size for product in products), default=0),
-            accuracy_level=min((product.accuracy_level for product in products), default=0),
-            quantizer=quantizer,
-            context_length=config.context_length,
-            vocab_size=config.vocab_size,
-            chat_template_sha256=None if template is None else hashlib.sha256(template).hexdigest(),
-            ep=cast(Any, ep),
-            capabilities=[
-                *config.capabilities,
-                *(["chat"] if template else []),
-                *([CAPABILITY] if graph.slots else []),
-            ],
-        ),
-        requires=Requires(
-            arch=list(arch),
-            isa_any=[],
-            min_ram_bytes=least_ram(measure_footprint(config, lambda name: read_graph_file(staged / name))),
-            min_disk_bytes=DISK_FACTOR * total,
-            onnxruntime=f">={versions['onnxruntime']}",
-            onnxruntime_genai=f">={versions['onnxruntime-genai']}",
-            agent=AGENT_BOUND,
-        ),
-        budget=Budget(
-            peak_rss_bytes=checked.peak_rss_bytes,
-            load_seconds=checked.load_seconds,
-            tokens_per_second=checked.tokens_per_second,
-            host=host_line() if ep == "cpu" else NOT_RUN,
-            threads=checked.threads,
-        ),
-        canary=measured_canaries(checked),
-        quality=quality,
-        license=License(spdx=spdx, file="LICENSE" if (staged / "LICENSE").is_file() else None),
-        provenance=provenance,
-        behaviour=behaviour,
-    )

@@ -185,7 +185,7 @@ def columns(place: StateDirectory) -> Iterator[tuple[str, str]]:
             yield table, row[1]
     names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
     connection.close()
-    assert names == set(TABLES), "a new table: what its columns may hold stands in agent/state/integrity.py"
+    assert names == set(TABLES), "a new table: what its columns may hold stands in agent/state/columns.py"
 
 
 class Outlet:
