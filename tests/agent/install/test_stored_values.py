@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 from agent.diagnosis.state import trust as examine_trust
 from agent.install.status import collect_status
 from agent.serving.recovery import recover
-from agent.serving.replies import Replies
+from agent.serving.replies import Replies, Undelivered
 from agent.state.database import Database
 from agent.state.installation import InstallationState
 from agent.state.integrity import MAX_KEPT
@@ -196,9 +196,16 @@ class Outlet:
     def __init__(self) -> None:
         self.published: dict[str, bytes] = {}
 
-    def publish(self, topic: str, payload: bytes, *, retain: bool = False, correlation: bytes | None = None) -> int:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation: bytes | None = None,
+        on_answer: Callable[[Undelivered | None], None] | None = None,
+    ) -> None:
         self.published[topic] = payload
-        return len(self.published)
 
     def publish_once(self, topic: str, payload: bytes, *, correlation: bytes | None = None) -> None: ...
 
