@@ -33,6 +33,7 @@ from packager.sources.headers import WeightHeaders
 from packager.sources.hub import is_hub_id
 from packager.sources.jobs import MERGE, MergeJob
 from packager.sources.safetensors_header import count_parameters
+from packager.sources.small_files import refuse_wrong_types
 from packager.sources.weights import StoredTensor, list_tensors
 from packager.subprocess_job import run_child
 
@@ -89,6 +90,7 @@ def inspect_adapter(path: Path, *, merged: bool = True) -> Adapter:
     """
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
         raise BuildRefused(f"{path} is not an adapter; it needs {CONFIG} and {WEIGHTS}")
+    refuse_wrong_types(path)
     config = read_json(path / CONFIG)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise BuildRefused(f"{path} is not a LoRA adapter; other kinds cannot be merged")

@@ -26,6 +26,7 @@ from packager.sources.headers import read_headers
 from packager.sources.naming import refuse_stand_in
 from packager.sources.pickled import find_pickled, is_unpickled
 from packager.sources.safetensors_header import count_parameters
+from packager.sources.small_files import refuse_wrong_types
 from packager.sources.text_only import find_sight, is_extracted, name_of_text
 
 ALONE = "--text-only is for models that also see; this one reads alone"
@@ -47,6 +48,7 @@ def survey_directory(path: Path, *, text_only: bool) -> tuple[Checkpoint, bool]:
     pickled = find_pickled(path)
     for file in pickled:
         refuse_stand_in(file)
+    refuse_wrong_types(path)
     sight = find_sight(path)
     if sight is None and text_only:
         raise UsageError(ALONE, field="text-only")
@@ -85,6 +87,7 @@ def survey_small_files(path: Path, weight_bytes: int, *, text_only: bool) -> Che
         BuildRefused: it cannot become a bundle, as far as that can be told.
         UsageError: ``text_only`` of a model that reads alone.
     """
+    refuse_wrong_types(path)
     sight = find_sight(path)
     if sight is None and text_only:
         raise UsageError(ALONE, field="text-only")

@@ -203,9 +203,71 @@ def test_links_that_were_copied_without_their_files(
     assert words in refusal(source, wide / "model.safetensors", cache, tmp_path)
 
 
+TYPES: dict[str, tuple[str, Any, str]] = {
+    "a number for a template": (
+        "tokenizer_config.json", {"chat_template": 7},
+        "'chat_template' is a whole number where a text, an object, a list or null belongs; correct it there",
+    ),
+    "a list of numbers for templates": (
+        "tokenizer_config.json", {"chat_template": [1]}, "'chat_template[0]' is a whole number where an object belongs",
+    ),
+    "a template without its text": (
+        "tokenizer_config.json", {"chat_template": [{"name": "default"}]}, "'chat_template[0]' lacks 'template'",
+    ),
+    "a length in quotation marks": (
+        "tokenizer_config.json", {"model_max_length": "512"}, "'model_max_length' is a text where a number or null",
+    ),
+    "a number for a token": ("tokenizer_config.json", {"eos_token": 2}, "'eos_token' is a whole number where a text"),
+    "an added token without text": (
+        "tokenizer_config.json", {"added_tokens_decoder": {"0": {}}}, "'added_tokens_decoder[…]' lacks 'content'",
+    ),
+    "a list for a tokenizer": ("tokenizer_config.json", [], "is not a JSON object"),
+    "a text for a list of tokens": (
+        "special_tokens_map.json", {"additional_special_tokens": "<a>"}, "'additional_special_tokens' is a text where",
+    ),
+    "a text for an id": ("added_tokens.json", {"<a>": "5"}, "'[…]' is a text where a whole number belongs"),
+    "words for end tokens": (
+        "generation_config.json", {"eos_token_id": ["</s>"]}, "'eos_token_id[0]' is a text where a whole number",
+    ),
+    "half a token": ("generation_config.json", {"max_new_tokens": 1.5}, "'max_new_tokens' is a number where a whole"),
+    "a list of settings": ("generation_config.json", [1], "is not a JSON object"),
+    "a word for an end token": ("config.json", {"eos_token_id": "</s>"}, "'eos_token_id' is a text where a whole"),
+    "a word for how it is quantised": ("config.json", {"quantization_config": "gptq"}, "'quantization_config' is a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_fields_of_another_type(name: str, source: Path, cache: Path, tmp_path: Path) -> None:
+    file, document, words = TYPES[name]
+    before = json.loads((source / file).read_text()) if (source / file).exists() and isinstance(document, dict) else {}
+    (source / file).write_text(json.dumps({**before, **document} if isinstance(document, dict) else document))
+    message = refusal(source, source / "model.safetensors", cache, tmp_path)
+    assert f"{source / file}" in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"r": "8"}, "'r' is a text where a whole number or null belongs"),
+        ({"target_modules": {"q_proj": 1}}, "'target_modules' is an object where"),
+        ({"rank_pattern": []}, "'rank_pattern' is a list where"),
+        ({"base_model_name_or_path": ["a/b"]}, "'base_model_name_or_path' is a list where"),
+    ],
+)
+def test_fields_of_an_adapter(fields: dict[str, Any], words: str, source: Path, cache: Path, tmp_path: Path) -> None:
+    from tests.packager.sources.test_sources import make_adapter
+
+    adapter = make_adapter(tmp_path / "adapter")
+    change(adapter, "adapter_config.json", **fields)
+    message = refusal(source, source / "model.safetensors", cache, tmp_path, adapter=adapter)
+    assert f"adapter_config.json: {words}" in message
+
+
 def test_a_tokenizer_that_transformers_cannot_read(source: Path, cache: Path, tmp_path: Path) -> None:
-    change(source, "tokenizer_config.json", model_max_length="512")
-    words = "transformers cannot read the tokenizer: TypeError"
+    change(source, "tokenizer_config.json", tokenizer_class="NoSuchTokenizer")
+    (source / "tokenizer.json").write_text('{"model": {"type": "Nonsense", "vocab": {}}}')
+    words = "transformers cannot read the tokenizer: "
     assert words in refusal(source, source / "model.safetensors", cache, tmp_path)
 
 
