@@ -24,6 +24,8 @@ WHOLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer.model", "vocab.json")
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+OTHER_WEIGHTS = (".gguf", ".h5", ".msgpack", ".pt", ".pth", ".ckpt", ".pdparams", ".npz")
+"""Of files in which weights lie that are not read out of a checkpoint directory."""
 CARD_FILE = "README.md"
 TEMPLATE_FILE = "chat_template.jinja"
 PLAIN = "name the checkpoint that it was made from"
@@ -226,9 +228,24 @@ def read_json(file: Path) -> Any:
     if size > MAX_JSON_BYTES:
         raise BuildRefused(f"{file} has {size} bytes, more than the {MAX_JSON_BYTES} of any configuration file")
     try:
-        return json.loads(file.read_text("utf-8"), object_pairs_hook=_unique)
+        return json.loads(read_utf8(file), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:  # also an integer of more digits than int() takes
         raise BuildRefused(f"{file} is not JSON: {error}; fetch it again") from error
+
+
+def read_utf8(file: Path) -> str:
+    """The text of a small file of a source.
+
+    Raises:
+        BuildRefused: it is not UTF-8, or begins with a byte order mark, which transformers does not read.
+    """
+    try:
+        text = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BuildRefused(f"{file} is not UTF-8 at byte {error.start}; save it as UTF-8, or fetch it again") from error
+    if text.startswith("\ufeff"):
+        raise BuildRefused(f"{file} begins with a byte order mark; save it as UTF-8 without one, or fetch it again")
+    return text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -267,6 +284,10 @@ def find_shards(path: Path) -> list[Path]:
     unfinished = find_unfinished(path)
     if not found and unfinished is not None:
         raise BuildRefused(f"{path} has no weights yet, {unfinished!r} was not fetched to its end; fetch that again")
+    others = sorted(file.name for file in path.iterdir() if file.suffix in OTHER_WEIGHTS)
+    if not found and others:
+        fix = f"name it: {path / others[0]}" if others[0].endswith(".gguf") else "fetch model.safetensors as well"
+        raise BuildRefused(f"{path} has its weights as {others[0]!r} only; {fix}")
     if not found:
         raise BuildRefused(
             f"{path} has no weights; it needs model.safetensors, shards with their index, or pytorch_model.bin"

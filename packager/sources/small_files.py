@@ -2,7 +2,7 @@
 
 People edit them by hand and programs write them with other types than transformers reads, which then fails with the
 words of whatever line met them first, or silently takes something else. Here each file has a type, and what does not
-fit is one sentence with the file, the field and the mend. Fields that are not named here may be anything.
+fit is one sentence with the file, the field and what to do. Fields that are not named here may be anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from contract.errors import BuildRefused
-from packager.sources.checkpoint import read_json
+from packager.sources.checkpoint import TEMPLATE_FILE, read_json, read_utf8
+from packager.sources.naming import refuse_stand_in
 
 
 class AddedToken(Struct):
@@ -136,11 +137,15 @@ _KINDS = {
 
 
 def refuse_wrong_types(path: Path) -> None:
-    """Refuse a field of one of :data:`FILES` in ``path`` that is of another type than it is read as.
+    """Refuse a field of one of :data:`FILES` in ``path`` that is of another type than it is read as, or a template that
+    is no text.
 
     Raises:
         BuildRefused: naming file and field.
     """
+    if (path / TEMPLATE_FILE).is_file():
+        refuse_stand_in(path / TEMPLATE_FILE)
+        read_utf8(path / TEMPLATE_FILE)
     for name, type_ in FILES.items():
         file = path / name
         if not file.is_file():

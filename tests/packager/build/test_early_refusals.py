@@ -174,6 +174,37 @@ FILES: dict[str, tuple[str, str | None, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("file", "data", "words"),
+    [
+        ("config.json", b"\xef\xbb\xbf{}", "begins with a byte order mark; save it as UTF-8 without one"),
+        ("tokenizer_config.json", "{}".encode("utf-16"), "is not UTF-8 at byte 0; save it as UTF-8"),
+        ("generation_config.json", b'{"a": "\xff"}', "is not UTF-8 at byte 7"),
+        ("chat_template.jinja", b"{{ x }}\xff", "is not UTF-8 at byte 7"),
+    ],
+)
+def test_files_that_an_editor_saved(
+    file: str, data: bytes, words: str, source: Path, cache: Path, tmp_path: Path
+) -> None:
+    (source / file).write_bytes(data)
+    message = refusal(source, source / "model.safetensors", cache, tmp_path)
+    assert message.startswith(str(source / file))
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model-q4.gguf", "as 'model-q4.gguf' only; name it: "),
+        ("pytorch_model.pt", "as 'pytorch_model.pt' only; fetch model.safetensors as well"),
+        ("tf_model.h5", "as 'tf_model.h5' only; fetch model.safetensors as well"),
+    ],
+)
+def test_weights_in_a_file_of_another_kind(name: str, words: str, source: Path, cache: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors").rename(source / name)
+    assert words in refusal(source, source / name, cache, tmp_path)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_small_files(name: str, source: Path, cache: Path, tmp_path: Path) -> None:
     file, text, words = FILES[name]
