@@ -89,27 +89,40 @@ function isFor(each, msg) {
   return msg.reset === true || msg.reset === each.id;
 }
 
-/** The first output gets pieces that a join node can put together, the second one the whole answer. */
+/**
+ * The first output gets pieces that a join node can put together, the second one the whole answer. Of several answers
+ * (`n`) each is a sequence and a whole of its own; `choice` is its number.
+ */
 async function answer(client, request, msg, send, show) {
-  let index = 0;
+  /** Pieces of each answer. */
+  const sent = new Map();
+  const parts = (id, choice, more) => ({
+    id: choice === 0 ? id : `${id}-${choice}`, index: sent.get(choice) ?? 0, type: "string", ch: "", ...more,
+  });
   for await (const event of client.ask(request)) {
+    const { id, device } = event;
     if (event.type === "queued") show(`${event.position} before it`);
     if (event.type === "text" && (event.text || event.restart)) {
-      const parts = { id: event.id, index: index++, type: "string", ch: "" };
-      show(`answering (${index})`);
-      send([{ ...msg, payload: event.text, restart: event.restart, device: event.device, id: event.id, parts }, null]);
+      const choice = event.index ?? 0;
+      const piece = { ...msg, payload: event.text, restart: event.restart, device, id, choice, parts: parts(id, choice) };
+      sent.set(choice, piece.parts.index + 1);
+      show(`answering (${[...sent.values()].reduce((all, more) => all + more)})`);
+      send([piece, null]);
     }
     if (event.type === "end") {
       const { last } = event;
-      const parts = { id: event.id, index, type: "string", ch: "", count: index + 1 };
       const { parts: _, ...kept } = msg;
-      send([
-        { ...msg, payload: "", restart: false, device: event.device, id: event.id, complete: true, parts },
-        {
-          ...kept, payload: last.text, device: event.device, id: event.id, model: last.bundle, usage: last.usage,
-          finish_reason: last.finish_reason, tool_calls: last.tool_calls, timing: last.timing,
-        },
-      ]);
+      for (const each of last.choices ?? [{ ...last, index: 0 }]) {
+        const choice = each.index;
+        const end = parts(id, choice, { count: (sent.get(choice) ?? 0) + 1 });
+        send([
+          { ...msg, payload: "", restart: false, device, id, choice, complete: true, parts: end },
+          {
+            ...kept, payload: each.text, device, id, choice, model: last.bundle, usage: last.usage,
+            finish_reason: each.finish_reason, tool_calls: each.tool_calls, timing: last.timing,
+          },
+        ]);
+      }
     }
   }
 }

@@ -37,8 +37,8 @@ function flow({ port }, changes = {}) {
   ];
 }
 
-const PACK = `const { payload, restart, complete, device, id, usage, finish_reason, model, error, error_details } = msg;
-return { payload: JSON.stringify({ payload, restart, complete, device, id, usage, finish_reason, model, error: error?.message, error_details }) };`;
+const PACK = `const { payload, restart, complete, choice, device, id, usage, finish_reason, model, error, error_details } = msg;
+return { payload: JSON.stringify({ payload, restart, complete, choice, device, id, usage, finish_reason, model, error: error?.message, error_details }) };`;
 
 before(async () => {
   stage = await startStage();
@@ -94,6 +94,18 @@ test("a question comes out in pieces, joined, and whole", async () => {
   const pieces = await until(() => of("piece", "q1").at(-1)?.complete && of("piece", "q1"));
   assert.equal(pieces.map((each) => each.payload).join(""), "0 1 2 3 ");
   assert.equal((await until(() => of("joined", "q1")[0])).payload, "0 1 2 3 ");
+});
+
+test("several answers are several sequences, each joined and whole by itself", async () => {
+  await ask({ id: "q6", messages: [{ role: "user", content: "count 3" }], n: 2 });
+  const wholes = await until(() => of("whole", "q6").length === 2 && of("whole", "q6"));
+  assert.deepEqual(wholes.map(({ choice, payload }) => [choice, payload]), [[0, "0 1 2 "], [1, "0.1 1.1 2.1 !"]]);
+  const joined = await until(() => of("joined", "q6").length === 2 && of("joined", "q6"));
+  assert.deepEqual(joined.map(({ payload }) => payload).sort(), ["0 1 2 ", "0.1 1.1 2.1 !"]);
+  for (const { choice, payload } of wholes) {
+    const pieces = of("piece", "q6").filter((each) => each.choice === choice);
+    assert.equal(pieces.map((each) => each.payload).join(""), payload);
+  }
 });
 
 test("a group, by the message", async () => {
