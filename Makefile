@@ -25,7 +25,11 @@ PIECES := 1 2 3 4 5 6
 JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
+<<<<<<< HEAD
 .PHONY: help demo recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+=======
+.PHONY: help demo gateway-clients recording second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+>>>>>>> 7f9a7ee (Let a site download once, hold the gateway against other people's clients, and send requests at once)
 	sabotage crash-full chaos soak siege client-size clean
 
 help: ## what can be made
@@ -57,6 +61,21 @@ $(SUITE): | $(STAMP)
 
 demo: $(STAMP) $(WHEEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
+
+CLIENTS := $(CACHE)/gateway-clients
+$(CLIENTS)/.installed: tests/fleet/gateway/packages/requirements.txt
+	@echo "Making the environment of other people's clients in $(CLIENTS) (350 MB, once)"
+	@$(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/pip --quiet --disable-pip-version-check install -r $<
+	@touch $@
+
+tests/fleet/gateway/packages/node_modules/.installed: tests/fleet/gateway/packages/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is missing; on Debian: apt install npm" >&2; exit 1; }
+	@npm --prefix tests/fleet/gateway/packages ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+gateway-clients: $(STAMP) $(CLIENTS)/.installed tests/fleet/gateway/packages/node_modules/.installed ## langchain, llama-index and OpenAI's package for Node against the gateway
+	@EDGE_CACHE=$(CACHE) EDGE_CLIENTS_PYTHON=$(abspath $(CLIENTS))/bin/python $(BIN)/python -m pytest -q -m clients tests/fleet/gateway
 
 recording: $(STAMP) $(WHEEL) ## run the demo in a terminal and draw it: docs/demo.svg, which README shows
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.recording

