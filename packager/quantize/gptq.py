@@ -21,8 +21,10 @@ DAMPING = 0.01
 TABLE_DAMPING = 0.1
 """The same for a table that is read as embedding too, where every input counts alike."""
 
-STRIDE = 64
-"""Columns rounded before the rest of the matrix hears of it: one large product instead of many small ones."""
+STRIDES = (16, 64)
+"""Columns rounded before those next to them hear of it, and before the rest of the matrix does: few large products
+instead of many small ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Compensation:
     """What rounding has to know of a matrix's inputs; the same for all matrices that have them, and for all rows.
 
     ``importance`` is the sum of squares of each input. ``spans`` are the columns in the order of rounding, cut into
-    pieces whose errors are made up for within them, each with the upper factor of its inverse moments.
+    pieces whose errors are made up for within them, each with the upper factor of its inverse moments, whose rows are
+    divided by the diagonal: what the columns that follow get of one column's error.
     """
 
     importance: torch.Tensor
@@ -59,9 +62,10 @@ def plan_compensation(
 
 
 def _factor(moments: torch.Tensor) -> torch.Tensor:
-    """The upper ``U`` with ``Uᵀ · U = moments⁻¹``, from one factorisation, turned round twice."""
+    """The upper ``U`` with ``Uᵀ · U = moments⁻¹``, from one factorisation, turned round twice, its diagonal ones."""
     lower = torch.linalg.cholesky(moments.flip(0, 1)).float()
-    return torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False).flip(0, 1)
+    upper = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False).flip(0, 1)
+    return upper / upper.diagonal()[:, None]
 
 
 def round_matrix(weight: torch.Tensor, moments: torch.Tensor, *, symmetric: bool) -> tuple[torch.Tensor, Grid]:
@@ -110,39 +114,62 @@ def _round_rows(
         block=block,
         shrinks=shrinks,
     )
-    scales, zeros = grid.spread(grid.scale), grid.spread(grid.zero)
-    levels = torch.empty_like(weight)
-    for columns, factor in compensation.spans:
-        pinned = None if grid.pinned is None else grid.pinned[:, columns].t().contiguous()
-        # Columns as rows: each step then works on memory that lies together.
-        parts = [values[:, columns].t().contiguous() for values in (weight, scales, zeros)]
-        levels[:, columns] = _round_in_order(parts[0], factor, parts[1], parts[2], (grid, pinned)).t()
-    return levels, grid
-
-
-def _round_in_order(
-    left: torch.Tensor,
-    factor: torch.Tensor,
-    scales: torch.Tensor,
-    zeros: torch.Tensor,
-    bounds: tuple[Grid, torch.Tensor | None],
-) -> torch.Tensor:
-    """Levels of the columns ``left`` ``[columns, rows]``, which is used up."""
-    grid, pinned = bounds
+    # Columns as rows: each step then works on memory that lies together.
+    left = weight.t().contiguous()
     levels = torch.empty_like(left)
-    count = len(left)
-    for start in range(0, count, STRIDE):
-        end = min(start + STRIDE, count)
-        errors = torch.empty_like(left[start:end])
-        for number in range(start, end):
-            value, scale, zero = left[number], scales[number], zeros[number]
-            level = torch.round(value / scale).add_(zero).clamp_(grid.low, grid.high)
-            if pinned is not None:
-                level.masked_fill_(pinned[number], grid.low)
-            levels[number] = level
-            error = torch.sub(value, level.sub_(zero).mul_(scale), out=errors[number - start])
-            error.div_(factor[number, number])
-            left[number + 1 : end].addr_(factor[number, number + 1 : end], error, alpha=-1)
-        if end < count:
-            left[end:].addmm_(factor[start:end, end:].t(), errors, alpha=-1)
+    scales, zeros = (list(values.squeeze(-1).t().contiguous()) for values in (grid.scale, grid.zero))
+    pinned = None if grid.pinned is None else grid.pinned.t()
+    for columns, factor in compensation.spans:
+        blocks = (columns // block).tolist()
+        bounds = Bounds(
+            scales=[scales[number] for number in blocks],
+            zeros=None if symmetric else [zeros[number] for number in blocks],
+            low=grid.low,
+            high=grid.high,
+            pinned=None if pinned is None else list(pinned[columns]),
+        )
+        levels[columns] = _round_in_order(left[columns], factor, bounds)
+    return levels.t().contiguous(), grid
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What each column of a span is rounded with, in their order; ``zeros`` None where all are zero."""
+
+    scales: list[torch.Tensor]
+    zeros: list[torch.Tensor] | None
+    low: int
+    high: int
+    pinned: list[torch.Tensor] | None
+
+
+def _round_in_order(left: torch.Tensor, factor: torch.Tensor, bounds: Bounds) -> torch.Tensor:
+    """Levels of the columns ``left`` ``[columns, rows]``, which is used up."""
+    levels, errors = torch.empty_like(left), torch.empty_like(left)
+    columns, made, wrong = list(left), list(levels), list(errors)  # views, since taking one out at a time costs as much
+
+    def tell(start: int, end: int, until: int) -> None:
+        """Let the columns from ``end`` on make up for the errors of those before."""
+        if end < until:
+            left[end:until].addmm_(factor[start:end, end:until].t(), errors[start:end])
+
+    near, far = STRIDES
+    for number, value in enumerate(columns):
+        level, error, scale = made[number], wrong[number], bounds.scales[number]
+        torch.div(value, scale, out=level).round_()
+        if bounds.zeros is not None:
+            level.add_(bounds.zeros[number])
+        level.clamp_(bounds.low, bounds.high)
+        if bounds.pinned is not None:
+            level.masked_fill_(bounds.pinned[number], bounds.low)
+        read = level if bounds.zeros is None else torch.sub(level, bounds.zeros[number], out=error)
+        torch.mul(read, scale, out=error).sub_(value)
+        after = number + 1
+        if after % near and after < len(left):
+            end = min(after - after % near + near, len(left))
+            left[after:end].addr_(factor[number, after:end], error)
+        elif after % far:
+            tell(after - near, after, min(after - after % far + far, len(left)))
+        else:
+            tell(after - far, after, len(left))
     return levels

@@ -17,6 +17,9 @@ LEVELS = 16
 EPS = 1e-8
 """Scale of a block of zeros: any number that can be divided by."""
 
+PIECE_ELEMENTS = 2**16
+"""Weights that are looked at in one go: a few copies of them fit into a core's cache."""
+
 SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.78, 0.74, 0.7)
 """Parts of a block's range that are tried."""
 
@@ -54,14 +57,31 @@ def choose_grid(
     shrinks: tuple[float, ...] = SHRINKS,
 ) -> Grid:
     """The best of ``shrinks`` for each block of ``weight`` ``[rows, columns]``; ``importance`` is by column."""
-    blocks = weight.reshape(len(weight), -1, block)
     counts = importance.to(weight.dtype).view(1, -1, block)
+    low = -LEVELS // 2 if symmetric else 0
+    pieces = [
+        _choose(rows.reshape(len(rows), -1, block), counts, shrinks, symmetric=symmetric)
+        for rows in weight.split(max(1, PIECE_ELEMENTS // weight.shape[1]))
+    ]
+    pinned = None
+    if symmetric:
+        blocks = weight.reshape(len(weight), -1, block)
+        largest = blocks.abs().argmax(-1, keepdim=True)
+        pinned = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, largest, value=True).reshape(weight.shape)
+    scale, zero = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return Grid(scale=scale, zero=zero, low=low, pinned=pinned, block=block)
+
+
+def _choose(
+    blocks: torch.Tensor, counts: torch.Tensor, shrinks: tuple[float, ...], *, symmetric: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best scale and zero of each of ``blocks``."""
     low = -LEVELS // 2 if symmetric else 0
     best: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     for shrink in shrinks:
         scale, zero = _symmetric(blocks, shrink) if symmetric else _asymmetric(blocks, shrink)
-        levels = (torch.round(blocks / scale) + zero).clamp_(low, low + LEVELS - 1)
-        error = ((levels.sub_(zero).mul_(scale)).sub_(blocks).pow_(2) * counts).sum(-1, keepdim=True)
+        read = torch.div(blocks, scale).round_().add_(zero).clamp_(low, low + LEVELS - 1).sub_(zero).mul_(scale)
+        error = read.sub_(blocks).square_().mul_(counts).sum(-1, keepdim=True)
         if best is None:
             best = error, scale, zero
         else:
@@ -72,11 +92,7 @@ def choose_grid(
                 torch.where(better, zero, best[2]),
             )
     assert best is not None
-    pinned = None
-    if symmetric:
-        largest = blocks.abs().argmax(-1, keepdim=True)
-        pinned = torch.zeros_like(blocks, dtype=torch.bool).scatter_(-1, largest, value=True).reshape(weight.shape)
-    return Grid(scale=best[1], zero=best[2], low=low, pinned=pinned, block=block)
+    return best[1], best[2]
 
 
 def _symmetric(blocks: torch.Tensor, shrink: float) -> tuple[torch.Tensor, torch.Tensor]:

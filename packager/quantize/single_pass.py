@@ -79,7 +79,7 @@ class Shards:
             for key, tensor in tensors.items()
         }
         for key, tensor in stored.items():
-            if not bool(torch.isfinite(tensor).all()):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise BuildRefused(f"{key} has numbers that are not finite in {self.dtype}; use --quantizer rtn")
         partial = self.directory / f"{name}.partial"
         save_file(stored, partial, metadata={"format": "pt"})
