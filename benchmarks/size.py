@@ -7,7 +7,7 @@ The weights are random (``tests/random_checkpoint.py``), so what the bundle answ
 made once and kept; the bundle, its figures and the build's cache are kept until the device's part has ended well, so
 that a run which was interrupted goes on where it was (``--keep``: they stay after that, too).
 
-Memory is anonymous (``RssAnon``), added up over all processes of the build, fifty times a second at most: files that
+Memory is anonymous (``RssAnon``), added up over all processes of the build, ten times a second at most: files that
 are mapped can be taken back by the system and are not in it. ``--limit GIB`` runs the build in a memory cgroup of that
 size, mapped files and all (needs root), which shows the bound instead of measuring it; ``--plain`` builds once more
 with the model builder as it comes, for its time and its memory.
@@ -108,6 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     line = sys.argv[1:] if arguments is None else arguments
     end = line.index("--") if "--" in line else len(line)
     given, options = parser.parse_args(line[:end]), line[end + 1 :]
+    given.directory = given.directory.resolve()  # an agent's configuration and its process know another directory
     checkpoint = given.directory / f"{'small-' if given.small else ''}{given.shape}"
     if not checkpoint.is_dir():
         staging = checkpoint.with_name(f".{checkpoint.name}")

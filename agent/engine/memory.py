@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import re
+import resource
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,6 +26,15 @@ def room_bytes(folders: Iterable[Path], leaving: int = 0) -> int:
     kernel takes for file cache; ``leaving`` is free soon, when the worker ends that this one takes the place of.
     """
     return max(0, available_memory() - mapped_bytes(folders) + leaving)
+
+
+def allocatable_bytes() -> int:
+    """What this process may still allocate by its limit (``RLIMIT_DATA``), whether it is written or not."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    found = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii", "replace"), re.MULTILINE)
+    return max(0, limit - (0 if found is None else int(found[1]) * 1024))
 
 
 def plan_cache(

@@ -24,6 +24,7 @@ import contract
 from agent.host.memory import total_memory
 from agent.host.process_priority import OOM_SCORE_WORKER, set_oom_score_adj
 from agent.worker.seccomp import deny_program
+from contract.bundle.device_plan import SYSTEM_BYTES
 from contract.errors import StoreBroken
 
 PR_SET_NO_NEW_PRIVS = 38
@@ -43,7 +44,9 @@ SCOPE_ABI, SCOPES = 6, 0b11
 MAX_DESCRIPTORS = 256
 
 MEMORY_SHARE = 0.9
-"""Of the RAM there is, for what a worker allocates (mapped weights do not count): the rest keeps the machine alive."""
+"""Of the RAM there is, for what a worker allocates (mapped weights do not count): the rest keeps the machine alive.
+More where the plan for memory gives it more, which leaves ``SYSTEM_BYTES``: on 4 GiB a large model needs that.
+"""
 
 MAX_THREADS = 128
 """More than a worker's own that its account may have then; the runtime takes one for each core."""
@@ -79,19 +82,22 @@ def isolate(readable: Iterable[Path], writable: Iterable[Path] = ()) -> str:
     reached = []
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         reached.append("no_new_privs")
-    reached.append("rlimits" if _limit_resources(writes=bool(written)) else "")
+    folders = list(readable)
+    mapped = sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())
+    reached.append("rlimits" if _limit_resources(mapped, writes=bool(written)) else "")
     if reached[0]:  # without it the kernel refuses both
-        abi = _landlock(libc, [*map(Path, SYSTEM_PATHS), *_python_paths(), *readable], written)
+        abi = _landlock(libc, [*map(Path, SYSTEM_PATHS), *_python_paths(), *folders], written)
         reached.append(f"landlock {abi}" if abi else "")
         reached.append("seccomp" if _seccomp(libc) else "")
     return ", ".join(name for name in reached if name) or "none"
 
 
-def _limit_resources(*, writes: bool) -> bool:
+def _limit_resources(mapped: int, *, writes: bool) -> bool:
+    """``mapped`` bytes of files may be mapped as if they were to be written, which the kernel counts as allocated."""
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
-        resource.RLIMIT_DATA: int(total_memory() * MEMORY_SHARE),
+        resource.RLIMIT_DATA: allocated(total_memory()) + mapped,
         resource.RLIMIT_NPROC: _tasks() + MAX_THREADS,
     }
     if not writes:
@@ -104,6 +110,11 @@ def _limit_resources(*, writes: bool) -> bool:
     except (OSError, ValueError, StoreBroken):
         return False
     return set_oom_score_adj(OOM_SCORE_WORKER)
+
+
+def allocated(total: int) -> int:
+    """What a worker may allocate where there are ``total`` bytes of RAM."""
+    return max(int(total * MEMORY_SHARE), total - SYSTEM_BYTES)
 
 
 def _tasks() -> int:

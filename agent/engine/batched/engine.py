@@ -31,7 +31,7 @@ from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.interface import CanaryScore, Facts, Generation, Progress, StepEvent, silent
 from agent.engine.load_options import ModelFiles, Resources
-from agent.engine.memory import plan_cache
+from agent.engine.memory import allocatable_bytes, plan_cache
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
@@ -102,7 +102,7 @@ class BatchedEngine:
             max_bytes=resources.max_bytes,
             leaving=resources.reclaimable_bytes,
         )
-        slots, length = trial_size(decoder) if trial else (plan.slots, plan.length)
+        slots, length = trial_size(decoder, allocatable_bytes()) if trial else (plan.slots, plan.length)
         if not slots:
             raise Declined(f"{plan.budget >> 20} MiB are too little memory for this model")
         if length < found.least_cache:
@@ -112,6 +112,7 @@ class BatchedEngine:
             with runtime_errors("it does not run as it should"):
                 self._runner = Runner(loaded.session, decoder, self._pool)
                 self._runner.after_run = lambda: progress("self-test")
+                known = known if known is not None and known.slots >= slots else None
                 self.verdict = known or measure(self._runner, self._pool, decoder, threads)
                 self._runner.after_run = None
         except EngineFailed as error:

@@ -33,11 +33,14 @@ LEAST_REACH = 1024
 
 
 class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
-    """``proof`` and the prompt tokens to read at a time when nobody waits (``wide``), on so many ``threads``."""
+    """``proof`` and the prompt tokens to read at a time when nobody waits (``wide``), on so many ``threads``; for pools
+    of at most so many ``slots``.
+    """
 
     proof: Proof
     wide: int
     threads: int
+    slots: int = MAX_SLOTS
 
 
 def measure(runner: Runner, pool: Pool, decoder: Decoder, threads: int) -> Verdict:
@@ -48,13 +51,16 @@ def measure(runner: Runner, pool: Pool, decoder: Decoder, threads: int) -> Verdi
     """
     proof = prove_all(runner, pool, decoder, SLICE)
     wide = exact_width(runner, pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size)
-    return Verdict(proof, wide, threads)
+    return Verdict(proof, wide, threads, pool.slots)
 
 
-def trial_size(decoder: Decoder) -> tuple[int, int]:
-    """Slots and tokens of a pool whose verdict holds for every other one: what is not written takes no memory."""
-    reach = max(LEAST_REACH, decoder.window, decoder.rope_switch)
-    return MAX_SLOTS, min(decoder.context_length, reach + 2 * LONG)
+def trial_size(decoder: Decoder, allowed: int) -> tuple[int, int]:
+    """Slots and tokens of a pool whose verdict holds for every other one, or for those of fewer slots where a process
+    may not allocate so much: what is not written takes no memory, but is counted.
+    """
+    window = decoder.window if decoder.window < decoder.context_length else 0  # else no token is ever out of it
+    length = min(decoder.context_length, max(LEAST_REACH, window, decoder.rope_switch) + 2 * LONG)
+    return max(2, min(MAX_SLOTS, allowed // (length * decoder.kv_bytes_per_token))), length
 
 
 def recorded(derived_dir: Path | None, threads: int) -> Verdict | None:

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.worker.isolation import MAX_THREADS
+from agent.worker.isolation import MAX_THREADS, allocated
 from agent.worker.seccomp import AUDIT_ARCH, DENIED, EXAMINED, deny_program
+from contract.bundle.device_plan import WORKER_BYTES, Box, plan_device
+from contract.bundle.footprint import Footprint
+from tests.contract.bundle.test_device_plan import GIB, LLAMA_1B, PHI, PHI_BYTES, PHI_INT8
 
 PROBE = Path(__file__).with_name("isolated_probe.py")
 
@@ -88,6 +91,18 @@ def test_memory_ends_before_the_machines_does(probed: dict[str, str]) -> None:
     assert probed["eat memory"] == "ENOMEM"
     assert int(probed["oom score"]) >= 500
     assert MAX_THREADS < int(probed["threads"]) < 2**20
+
+
+@pytest.mark.parametrize("ram", [1, 2, 3.5, 3.7, 4, 7.6, 8, 16])
+@pytest.mark.parametrize("footprint", [PHI, PHI_INT8, LLAMA_1B])
+def test_a_worker_may_allocate_what_the_plan_gives_it(ram: float, footprint: Footprint) -> None:
+    """Phi-3.5-mini on 4 GiB was planned 3.6 GiB and allowed 3.6, less a little: it did not load."""
+    total = int(ram * GIB)
+    plan = plan_device(footprint, PHI_BYTES, Box(total, 4))
+    cache = plan.kv.slots * plan.kv.length * footprint.kv_token
+    if plan.fits:
+        assert WORKER_BYTES + footprint.weights + cache + plan.kv.prefix_bytes <= allocated(total)
+    assert allocated(total) < total
 
 
 def test_landlock_keeps_signals_in(probed: dict[str, str]) -> None:
