@@ -32,13 +32,14 @@ def create(
     *,
     password: str | None,
     issuer: str = "",
+    subject: str = "",
 ) -> None:
     """Make an account; ``password`` is hashed.
 
     Raises:
         RequestInvalid: the name is taken, or is none.
     """
-    accounts.create(connection, check_name(name), roles, password=password, issuer=issuer, now=now)
+    accounts.create(connection, check_name(name), roles, password=password, issuer=issuer, subject=subject, now=now)
     _note(
         connection,
         actor,

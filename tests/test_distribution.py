@@ -246,7 +246,8 @@ def test_publish_extra_is_enough_for_a_repository(tmp_path: Path) -> None:
 
 FLEET = ("msgspec", "paho", "cryptography", "_cffi_backend*", "cffi", "securesystemslib", "tuf", "urllib3", "tzdata",
          "sqlalchemy", "typing_extensions*", "psycopg", "psycopg_binary", "psycopg_binary.libs",
-         "starlette", "uvicorn", "anyio", "idna", "h11", "click")  # fmt: skip
+         "starlette", "uvicorn", "anyio", "idna", "h11", "click", "jinja2", "markupsafe", "authlib", "joserfc",
+         "httpx2*", "httpcore2*", "truststore", "certifi")  # fmt: skip
 """What ``edge-bundle[fleet]`` brings, as modules."""
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fleet.web.app import Console
 
 URL_ENVIRONMENT = "EDGE_FLEET_URL"
+OIDC_ENVIRONMENT = "EDGE_FLEET_OIDC"
 
 
 def add_console(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,10 @@ def add_console(parser: argparse.ArgumentParser) -> None:
         "--root", type=Path, default=os.environ.get(ROOT_ENVIRONMENT), metavar="ROOT_JSON",
         help=f"the root of trust that devices have; goes with --depot (default: {ROOT_ENVIRONMENT})",
     )  # fmt: skip
+    web.add_argument(
+        "--oidc", type=Path, default=os.environ.get(OIDC_ENVIRONMENT), metavar="FILE",
+        help=f"TOML: an OpenID provider that people sign in with, docs/FLEET.md (default: {OIDC_ENVIRONMENT})",
+    )  # fmt: skip
 
 
 def make_console(arguments: argparse.Namespace, broker: BrokerAddress, database: Database) -> Console:
@@ -50,6 +55,7 @@ def make_console(arguments: argparse.Namespace, broker: BrokerAddress, database:
     """
     from fleet.web.app import Console
     from fleet.web.guard import check_url
+    from fleet.web.oidc_file import read_oidc
     from fleet.web.settings import Settings
 
     if (arguments.depot is None) != (arguments.root is None):
@@ -66,6 +72,7 @@ def make_console(arguments: argparse.Namespace, broker: BrokerAddress, database:
             proxies=frozenset(_address(each) for each in arguments.proxy),
             depot=arguments.depot,
             root=None if arguments.root is None else Path(arguments.root),
+            oidc=None if arguments.oidc is None else read_oidc(Path(arguments.oidc)),
         )
     )
 

@@ -31,12 +31,15 @@ MAX_ACCOUNTS = 10_000
 
 
 class Account(Struct, frozen=True, kw_only=True):
-    """``issuer``: the OpenID provider that vouches for it; empty for a local one, which has a password."""
+    """``issuer``: the OpenID provider that vouches for it, as its ``subject``; empty for a local one, which has a
+    password.
+    """
 
     name: str
     roles: tuple[Role, ...]
     disabled: bool
     issuer: str
+    subject: str
     created_at: float
     has_password: bool
 
@@ -63,6 +66,7 @@ def _account(row: object) -> Account:
         roles=tuple(Role(each) for each in json.loads(values["roles"])),
         disabled=values["disabled"],
         issuer=values["issuer"],
+        subject=values["subject"],
         created_at=values["created_at"],
         has_password=values["password"] is not None,
     )
@@ -98,7 +102,14 @@ def password_of(connection: Connection, name: str) -> str | None:
 
 
 def create(
-    connection: Connection, name: str, roles: Sequence[Role], *, password: str | None, issuer: str = "", now: float
+    connection: Connection,
+    name: str,
+    roles: Sequence[Role],
+    *,
+    password: str | None,
+    issuer: str = "",
+    subject: str = "",
+    now: float,
 ) -> Account:
     """Add an account; ``password`` is its hash.
 
@@ -109,8 +120,9 @@ def create(
         raise RequestInvalid(f"there is an account {name!r} already", code=409, kind="conflict", field="name")
     if count(connection) >= MAX_ACCOUNTS:
         raise RequestInvalid(f"there are {MAX_ACCOUNTS:,} accounts, which is all there is room for", code=409)
-    values = {"name": name, "password": password, "issuer": issuer, "roles": json.dumps([str(r) for r in roles])}
-    connection.execute(insert(account).values(**values, disabled=False, created_at=now))
+    values = {"name": name, "password": password, "roles": json.dumps([str(role) for role in roles])}
+    vouched = {"issuer": issuer, "subject": subject}
+    connection.execute(insert(account).values(**values, **vouched, disabled=False, created_at=now))
     return find(connection, name)
 
 

@@ -220,6 +220,7 @@ account = Table(
     Column("name", String(128), primary_key=True),
     Column("password", String(256)),
     Column("issuer", String(256), nullable=False, default=""),
+    Column("subject", String(256), nullable=False, default=""),
     Column("roles", Text, nullable=False, default="[]"),
     Column("disabled", Boolean, nullable=False, default=False),
     Column("created_at", Float, nullable=False),

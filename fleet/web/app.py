@@ -91,8 +91,15 @@ def _pages(settings: Settings, playground: Playground) -> list[BaseRoute]:
         *accounts.PAGES,
         *entrance.make_pages(Throttle()),
     )
+    entrances: list[Route] = []
+    if settings.oidc is not None:
+        # Authlib is loaded by those alone who use it.
+        from fleet.web.pages.oidc import make_routes
+
+        entrances = make_routes(settings, settings.oidc)
     return [
         assets.make_route(),
+        *entrances,
         *(page.make_route(each, settings) for each in every),
         *playground.routes(),
         Route("/{rest:path}", unknown, methods=["GET", "POST"]),

@@ -24,6 +24,7 @@ class OidcSettings(Struct, frozen=True, kw_only=True):
     client_secret: str
     claim: str = "groups"
     name_claim: str = "preferred_username"
+    scope: str = "openid profile email"
     roles: dict[str, Role] = {}
 
 

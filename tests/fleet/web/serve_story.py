@@ -19,6 +19,7 @@ from fleet.http.server import Server, listen
 from fleet.store import devices
 from fleet.store.database import Database, parse_database
 from fleet.web.app import Console
+from fleet.web.oidc_file import read_oidc
 from fleet.web.settings import Settings
 from tests.fleet.web.fleet_in_time import tell_a_story
 from tests.fleet.web.stage import PASSWORD
@@ -46,6 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--devices", type=int, default=0, metavar="N")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--oidc", type=Path, metavar="FILE", help="an OpenID provider to sign in with")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         database = Database(parse_database(f"sqlite:///{Path(directory) / 'fleet.db'}"))
@@ -54,7 +56,11 @@ def main() -> int:
         shift = time.time() - fleet.now
         if arguments.devices:
             add_quiet(database, arguments.devices)
-        settings = Settings(database=database, clock=lambda: time.time() - shift)
+        settings = Settings(
+            database=database,
+            clock=lambda: time.time() - shift,
+            oidc=None if arguments.oidc is None else read_oidc(arguments.oidc),
+        )
         server = Server(make_app([Console(settings)]), listen("127.0.0.1", arguments.port))
         server.start()
         print(json.dumps({"url": server.url, "password": PASSWORD, "device": fleet.devices[0].name}), flush=True)
