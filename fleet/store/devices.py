@@ -200,7 +200,18 @@ def traits(connection: Connection) -> list[Traits]:
     be chosen while a person waits.
     """
     query = select(*(device.c[name] for name in _TRAITS)).order_by(device.c.id)
-    return [_traits(row) for row in connection.execute(query)]
+    # Groups and labels are the same few texts again and again; a page waits for this.
+    read: dict[str, Any] = {"[]": (), "{}": {}}
+    found = []
+    for name, site, hardware, arch, agent, bundle, cores, ram, online, pinned, groups, labels in connection.execute(
+        query
+    ):
+        for text in (groups, labels):
+            if text not in read:
+                read[text] = tuple(json.loads(text)) if text.startswith("[") else json.loads(text)
+        values = (name, site, hardware, arch, agent, bundle, cores, ram, online, pinned)
+        found.append(Traits(*values, read[groups], read[labels]))
+    return found
 
 
 def _traits(row: Any) -> Traits:
