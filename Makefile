@@ -25,11 +25,7 @@ PIECES := 1 2 3 4 5 6
 JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
-<<<<<<< HEAD
-.PHONY: help demo recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
-=======
-.PHONY: help demo gateway-clients recording second-model test test-js test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
->>>>>>> 7f9a7ee (Let a site download once, hold the gateway against other people's clients, and send requests at once)
+.PHONY: help demo gateway-clients recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege client-size clean
 
 help: ## what can be made
