@@ -37,6 +37,34 @@ REMARKS = frozenset({
 """Keywords that demand nothing where they stand."""
 
 
+IDLE: dict[str, tuple[Any, ...]] = {"uniqueItems": (False,), "propertyNames": (True, {}, {"type": "string"})}
+"""Keywords that the grammar library does not know, with the values that demand nothing: generators write these."""
+
+NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+"""Keywords whose members have names of the schema's own."""
+
+LITERAL = frozenset({"enum", "const", "default", "examples"})
+
+
+def without_idle(schema: Any) -> Any:
+    """``schema`` without keywords that demand nothing."""
+    if isinstance(schema, list):
+        return [without_idle(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {}
+    for key, value in schema.items():
+        if any(type(value) is type(idle) and value == idle for idle in IDLE.get(key, ())):
+            continue
+        if key in LITERAL:
+            found[key] = value
+        elif key in NAMED and isinstance(value, dict):
+            found[key] = {name: without_idle(each) for name, each in value.items()}
+        else:
+            found[key] = without_idle(value)
+    return found
+
+
 def check_schema(text: str, field: str = FIELD) -> None:
     """Refuse what may take too long; ``field`` asked for it.
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine.schemas import MAX_MULTIPLE, MAX_PATTERN_NAMES, MAX_PATTERNS_TOGETHER, check_schema
+from agent.engine.schemas import MAX_MULTIPLE, MAX_PATTERN_NAMES, MAX_PATTERNS_TOGETHER, check_schema, without_idle
 from contract.errors import RequestInvalid
 
 
@@ -77,6 +77,21 @@ def test_what_would_take_minutes_or_gigabytes_is_refused(schema: dict[str, Any])
 )
 def test_ordinary_schemas_pass(schema: dict[str, Any]) -> None:
     check_schema(json.dumps(schema))
+
+
+def test_keywords_that_demand_nothing_are_left_out_and_names_and_literals_are_not() -> None:
+    idle = {"uniqueItems": False, "propertyNames": {"type": "string"}}
+    kept = {
+        "properties": {"uniqueItems": {"type": "string"}, "propertyNames": {"type": "string"}},
+        "const": {"uniqueItems": False},
+        "enum": [idle],
+        "propertyNames": {"pattern": "^a"},
+        "uniqueItems": True,
+    }
+    assert without_idle(kept) == kept
+    assert without_idle({**idle, "items": {"anyOf": [idle, {"$defs": {"a": idle}}]}}) == {
+        "items": {"anyOf": [{}, {"$defs": {"a": {}}}]}
+    }
 
 
 WORDS = st.sampled_from(["allOf", "anyOf", "$ref", "pattern", "format", "multipleOf", "patternProperties", "a"])
