@@ -25,7 +25,7 @@ PIECES := 1 2 3 4 5 6
 JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
-.PHONY: help demo gateway-clients recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+.PHONY: help demo fleet-demo gateway-clients recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full chaos soak siege client-size clean
 
 help: ## what can be made
@@ -57,6 +57,9 @@ $(SUITE): | $(STAMP)
 
 demo: $(STAMP) $(WHEEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
+
+fleet-demo: $(STAMP) $(WHEEL) ## a fleet of three devices: a good and a slow bundle rolled out, asked through the gateway
+	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.fleet_demo
 
 CLIENTS := $(CACHE)/gateway-clients
 $(CLIENTS)/.installed: tests/fleet/gateway/packages/requirements.txt
