@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-SINES = 120
+SINES = 300
 """Of every logit, one after the other: without weights, and slower than all that SmolLM2 does for a token."""
 
 
