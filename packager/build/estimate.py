@@ -48,6 +48,9 @@ CACHE_TOKENS = 512
 STORED_BITS = {"int4": 5.0, "int8": 9.0, "fp16": 16.0, "bf16": 16.0, "fp32": 32.0}
 """Bits a stored weight, scales included."""
 
+STORED_SIGHT_BYTES = 4
+"""Of a weight of the part that sees."""
+
 NOTHING = Pending()
 
 COPIES = 2
@@ -104,6 +107,16 @@ class Estimate(Struct, frozen=True):
             self,
             memory_bytes=max(self.memory_bytes, converting),
             disk_bytes=self.disk_bytes + pending.disk_bytes,
+        )
+
+    def seeing(self, parameters: int) -> Estimate:
+        """The same for a model that also sees, by that many ``parameters``, which stay in fp32."""
+        size = STORED_SIGHT_BYTES * parameters
+        return msgspec.structs.replace(
+            self,
+            memory_bytes=self.memory_bytes + size,
+            disk_bytes=self.disk_bytes + COPIES * size,
+            bundle_bytes=self.bundle_bytes + size,
         )
 
     def within(self, memory: int) -> Estimate:

@@ -10,7 +10,9 @@ from packager.build.jobs import BUILDER, BuilderJob, BuilderReport
 from packager.build.kv_cache import SCHEME
 from packager.build.plan import BuildPlan, builder_options
 from packager.sources.checkpoint import Checkpoint
+from packager.sources.sight import Sight
 from packager.subprocess_job import run_child
+from packager.vision.jobs import VISION, VisionJob
 
 
 def build_graph(
@@ -42,3 +44,12 @@ def build_graph(
             embedding=plan.own_embedding,
         )
         return run_child(BUILDER, job, log, on_progress=on_progress)
+
+
+def build_sight(sight: Sight, plan: BuildPlan, out: Path, log: Path) -> None:
+    """Put the graphs of ``sight`` beside the decoder in ``out``.
+
+    Raises:
+        BuildRefused: they cannot be written; the log says why.
+    """
+    run_child(VISION, VisionJob(str(sight.directory), str(out), sight.shape, plan.own_embedding), log)

@@ -44,8 +44,10 @@ from packager.graph.rope_check import compare_rope
 from packager.quantize.calibrate import calibrate_checkpoint, describe_calibration, read_calibration, require_library
 from packager.report import write_report
 from packager.sources.checkpoint import CARD_FILE, Checkpoint
+from packager.sources.families import family_of
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.shape import read_shape
+from packager.vision.proof import describe_sight, prove_sight
 
 STAGES = 7
 
@@ -100,7 +102,15 @@ def build_bundle(
 
         def make(asked: BuildPlan, where: Path) -> MadeGraph:
             report, kept = build_or_resume(
-                buildable, key, asked, where, cache=cache, log=log, on_progress=progress.advance, text=calibration
+                buildable,
+                key,
+                asked,
+                where,
+                cache=cache,
+                log=log,
+                on_progress=progress.advance,
+                text=calibration,
+                sight=source.sight,
             )
             progress.stage(4, STAGES, "reading the graph back")
             config, graph = read_back(where)
@@ -116,9 +126,13 @@ def build_bundle(
         checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, spec.text.name), **assessed.summary}
         quality |= {"logits": shown.describe(), "stops": describe_stops(report.ends, checked)}
         quality |= {} if choice is None else {"kv_choice": msgspec.to_builtins(choice)}
+        if source.sight is not None:
+            seen = prove_sight(source.sight, staged, log)
+            progress.message(str(seen))
+            quality |= {"vision": describe_sight(seen, staged)}
         progress.stage(7, STAGES, "writing the bundle")
         _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
-        checkpoint = source.checkpoint
+        checkpoint, sight = source.checkpoint, source.sight
         manifest = compose_manifest(
             name=plan.name,
             version=plan.version,
@@ -126,9 +140,9 @@ def build_bundle(
             arch=plan.arch,
             ep=plan.ep,
             quantizer=quantizer,
-            family=checkpoint.family,
-            architecture=checkpoint.architecture,
-            parameters=checkpoint.parameters,
+            family=checkpoint.family if sight is None else family_of(sight.architecture),
+            architecture=checkpoint.architecture if sight is None else sight.architecture,
+            parameters=checkpoint.parameters + (0 if sight is None else sight.parameters),
             spdx=plan.license or checkpoint.license_spdx,
             config=config,
             graph=graph,
@@ -173,8 +187,8 @@ def dry_run(plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *
     checkpoint = source.checkpoint
     return DryRun(
         source=source.describe(),
-        architecture=checkpoint.architecture,
-        parameters=checkpoint.parameters,
+        architecture=checkpoint.architecture if source.sight is None else source.sight.architecture,
+        parameters=checkpoint.parameters + (0 if source.sight is None else source.sight.parameters),
         precision=plan.precision,
         quantizer=quantizer,
         license=plan.license or checkpoint.license_spdx,
@@ -202,7 +216,8 @@ def _open(
 
     def look(checkpoint: Checkpoint) -> None:
         complete_behaviour(plan.behaviour, checkpoint.path)  # refuses settings that no request could have
-        settled = settle_kv(settle_quantizer(plan, checkpoint), checkpoint, read_shape(checkpoint))
+        seeing = msgspec.structs.replace(plan, sees=checkpoint.sees)
+        settled = settle_kv(settle_quantizer(seeing, checkpoint), checkpoint, read_shape(checkpoint))
         quantizer = check_source(settled, checkpoint)
         known.append((settled, quantizer, _announce(settled, checkpoint, out.parent, cache, progress)))
 
@@ -217,7 +232,9 @@ def _open(
 
 def _announce(plan: BuildPlan, checkpoint: Checkpoint, out: Path, cache: Path, progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
-    estimate = estimate_build(plan, read_shape(checkpoint)).after(checkpoint.pending)
+    estimate = (
+        estimate_build(plan, read_shape(checkpoint)).seeing(checkpoint.sight_parameters).after(checkpoint.pending)
+    )
     memory = available_memory()
     refuse_what_cannot_fit(estimate, out, cache, memory, pending=checkpoint.pending)
     estimate = estimate.within(memory)

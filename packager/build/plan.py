@@ -78,6 +78,8 @@ class BuildPlan(Struct, frozen=True):
 
     ``adapter_slots`` gives every product of a layer a place for adapters. ``behaviour`` are signed defaults; what it
     leaves open, the source's own ``generation_config.json`` may say. ``source_sha256`` is what the source must be.
+
+    ``sees`` is no option, but what the source is: its decoder reads embeddings, of words and of pictures.
     """
 
     source: str
@@ -98,6 +100,7 @@ class BuildPlan(Struct, frozen=True):
     origin: SourceOptions = SourceOptions()
     behaviour: Behaviour = Behaviour()
     source_sha256: str | None = None
+    sees: bool = False
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
 
     @property
@@ -230,9 +233,11 @@ def _list_offered() -> str:
 
 def builder_options(plan: BuildPlan) -> list[str]:
     """The builder's extra options, by the names that work."""
+    seeing = ["exclude_embeds=true"] if plan.sees else []
     if not plan.quantised:
-        return []
+        return seeing
     return [
+        *seeing,
         f"block_size={plan.block_size}",
         f"accuracy_level={plan.accuracy_level}",
         *QUANTIZERS.get(plan.quantizer, ()),

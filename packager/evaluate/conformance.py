@@ -59,6 +59,10 @@ def expected_embedding(plan: BuildPlan, source: dict[str, Any]) -> tuple[str, ..
     ``tied`` is a plain one that is the lm_head's weight; the manifest's ``quality.embedding`` says what it is.
     """
     plain = io_type(plan)
+    if plan.sees:
+        bits = BITS.get(plan.own_embedding)
+        known = bits is not None and choose_block(bits, int(source.get("hidden_size") or 0)) is not None
+        return (plan.own_embedding if known else plain,)
     if not plan.quantised:
         return (plain, "tied")
     if source.get("quantization_config"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from contract.bundle.adapter_slots import find_slots
@@ -78,13 +79,29 @@ def read_back(model_dir: Path) -> tuple[GenaiFacts, GraphFacts]:
     }
     config = read_genai_config(config_path.read_bytes(), files)
     facts: GraphFacts | None = None
+    table: str | None = None
     for name in config.graphs:
         model = read_graph_file(model_dir / name)
         check_graph(model, name, files)
         if name == config.filename:
             facts = describe_graph(model)
+        elif any(entry.name == "input_ids" for entry in model.graph.inputs):
+            table = _find_table(model)
     assert facts is not None  # the decoder's graph is one of config.graphs
+    if facts.embedding == "none" and table is not None:
+        facts = msgspec.structs.replace(facts, embedding=table)
     return config, facts
+
+
+def _find_table(model: OnnxModel) -> str | None:
+    """The type of the embedding in a graph that does nothing else than to look up embeddings."""
+    tensors = {tensor.name: tensor for tensor in model.walk_tensors()}
+    for node in model.walk_nodes():
+        if node.op_type == "GatherBlockQuantized":
+            return f"int{node.integer('bits', 4)}"
+        if node.op_type == "Gather" and node.inputs[0] in tensors:
+            return ELEMENT_NAMES.get(tensors[node.inputs[0]].data_type, "other")
+    return None
 
 
 def describe_graph(model: OnnxModel) -> GraphFacts:

@@ -32,6 +32,9 @@ TEXT_OF = {
 }
 """Models that see, whose text model is one of another architecture here: that and its model type."""
 
+SEEING = frozenset({"Phi3VForCausalLM"})
+"""Those of them that are built whole (:mod:`packager.vision`)."""
+
 NOT_HERE = {
     "GraniteMoeHybridForCausalLM": "its layers keep a state that no engine of a device knows",
     "Lfm2MoeForCausalLM": "the builder makes its experts for other providers than the CPU only",

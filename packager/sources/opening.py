@@ -29,18 +29,21 @@ from packager.sources.hub import fetch_from_hub, is_hub_id, look_at_hub
 from packager.sources.naming import check_directory, check_naming
 from packager.sources.pickled import INDEX as PICKLED_INDEX
 from packager.sources.pickled import convert_pickled, find_pickled, read_pickled_headers
+from packager.sources.sight import Sight, count_sight, open_sight
 from packager.sources.survey import pending_directory, survey_directory, survey_small_files
 from packager.sources.template import check_template, replace_template
-from packager.sources.text_only import extract_text, find_sight, name_of_text, read_text_config
+from packager.sources.text_only import extract_text, find_sight, is_built_whole, name_of_text, read_text_config
 from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
+from packager.vision.phi3v import read_sight
 
 
 class OpenedSource(Struct, frozen=True):
     """A checkpoint and where it came from. ``label`` is a file or directory name, never a path of this host.
 
     ``chat_template`` is the SHA-256 of the template that took the place of the source's.
-    ``reference`` is None for a checkpoint that runs code of its own.
+    ``reference`` is None for a checkpoint that runs code of its own. Where there is a ``sight``, ``checkpoint`` is the
+    text model beside it.
     """
 
     kind: str
@@ -51,6 +54,7 @@ class OpenedSource(Struct, frozen=True):
     adapter: dict[str, str] | None = None
     chat_template: str | None = None
     reference: Reference | None = None
+    sight: Sight | None = None
 
     @property
     def digest(self) -> str:
@@ -144,10 +148,11 @@ def open_source(
     opened = found.read(on_progress)
     base = opened.checkpoint
     if not found.whole:
-        whole = _Found(base, True, found.read)
-        reference = _check_headers(whole, Outline(read_headers(base.path)), cache, log, options)
+        converted = _Found(base, True, found.read)
+        reference = _check_headers(converted, Outline(read_headers(base.path)), cache, log, options)
     opened = msgspec.structs.replace(opened, reference=reference)
-    refuse_broken_numbers(find_shards(base.path), on_progress)
+    whole = base.path if opened.sight is None else opened.sight.directory
+    refuse_broken_numbers(find_shards(whole), on_progress)
     if adapter is not None:
         check_base(adapter, base, read_headers(base.path), text)
         merged = merge_adapter(base, opened.sha256, adapter, cache=cache, log=log, on_progress=on_progress)
@@ -195,6 +200,7 @@ def _find(text: str, cache: Path, log: Path, on_progress: Progress, options: Sou
 
 
 def _find_directory(path: Path, cache: Path, log: Path, options: SourceOptions) -> _Found:
+    sees, options = _takes_sight(path, options)
     checkpoint, whole = survey_directory(path, text_only=options.text_only)
     pickled = find_pickled(path)
 
@@ -202,15 +208,26 @@ def _find_directory(path: Path, cache: Path, log: Path, options: SourceOptions) 
     def outline() -> Outline:
         headers = read_pickled_headers(pickled, log) if pickled else read_headers(path)
         refuse_wrong_index(path, headers, PICKLED_INDEX if pickled else INDEX_FILE)
+        if sees:
+            read_sight(path, headers.tensors)
         return _outline_text(path, headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:
         digest = digest_directory(path)
         made = checkpoint if whole else convert_directory(path, digest, cache, log, options, config=outline().config)
-        return OpenedSource("checkpoint", path.name, digest, made)
+        opened = OpenedSource("checkpoint", path.name, digest, made)
+        return msgspec.structs.replace(opened, sight=open_sight(path, digest, cache, log)) if sees else opened
 
     pending = Pending() if whole else pending_directory(path, checkpoint, cache, text_only=options.text_only)
-    return _Found(msgspec.structs.replace(checkpoint, pending=pending), whole, read, outline)
+    seen = count_sight(read_headers(path)) if sees and not pickled else 0
+    checkpoint = msgspec.structs.replace(checkpoint, pending=pending, sees=sees, sight_parameters=seen)
+    return _Found(checkpoint, whole, read, outline)
+
+
+def _takes_sight(path: Path, options: SourceOptions) -> tuple[bool, SourceOptions]:
+    """Whether ``path`` is to see, and the options for its text model then: that is taken out of it like any other."""
+    sees = is_built_whole(path) and not options.text_only
+    return sees, msgspec.structs.replace(options, text_only=True) if sees else options
 
 
 def _outline_text(path: Path, headers: WeightHeaders, log: Path, options: SourceOptions) -> Outline:
@@ -238,6 +255,7 @@ def _find_gguf(path: Path, cache: Path, log: Path) -> _Found:
 def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, options: SourceOptions) -> _Found:
     seen = look_at_hub(text, options.revision, options.hub_cache, log)
     check_directory(seen.path, text)
+    sees, options = _takes_sight(seen.path, options)
     checkpoint = survey_small_files(seen.path, seen.weight_bytes, text_only=options.text_only)
     pending = Pending(
         disk_bytes=seen.weight_bytes if options.text_only else 0,
@@ -250,6 +268,8 @@ def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, optio
         if seen.headers is None:
             return None
         refuse_wrong_index(seen.path, seen.headers, PICKLED_INDEX if seen.pickled else INDEX_FILE)
+        if sees:
+            read_sight(seen.path, seen.headers.tensors)
         return _outline_text(seen.path, seen.headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:
@@ -260,9 +280,12 @@ def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, optio
         known = outline()
         config = None if known is None else known.config
         made = convert_directory(path, digest, cache, log, options, config=config)
-        return OpenedSource("hub", text, digest, made, revision=seen.commit)
+        opened = OpenedSource("hub", text, digest, made, revision=seen.commit)
+        return msgspec.structs.replace(opened, sight=open_sight(path, digest, cache, log)) if sees else opened
 
-    return _Found(msgspec.structs.replace(checkpoint, pending=pending), False, read, outline)
+    parameters = count_sight(seen.headers) if sees and seen.headers is not None else 0
+    checkpoint = msgspec.structs.replace(checkpoint, pending=pending, sees=sees, sight_parameters=parameters)
+    return _Found(checkpoint, False, read, outline)
 
 
 def convert_directory(

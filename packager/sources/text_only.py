@@ -16,13 +16,13 @@ from contract.errors import BuildRefused
 from packager.build.build_cache import get_or_create, locked
 from packager.sources.checkpoint import find_shards, read_json
 from packager.sources.converted import WITHIN_BYTES, holds_converted
-from packager.sources.families import TEXT_OF
+from packager.sources.families import SEEING, TEXT_OF
 from packager.sources.jobs import TEXT_CONFIG, TextConfigJob
 from packager.sources.stored import rewrite_shards
 from packager.sources.weights import list_tensors
 from packager.subprocess_job import run_child
 
-REVISION = 2
+REVISION = 3
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""
 
 SIGHT = re.compile(
@@ -38,8 +38,11 @@ PREFIXES = (
 """Where the text model lies in what different versions of transformers save."""
 
 KEPT = (".json", ".jinja", ".model", ".txt", ".md")
-RAW = {"Phi3VForCausalLM": ("embd_layer", "img_processor", "auto_map", "text_config")}
+RAW = {"Phi3VForCausalLM": ("embd_layer", "img_processor", "auto_map", "text_config", "_attn_implementation")}
 """Architectures that transformers runs only with code of the checkpoint, and the keys that are not text's."""
+
+OLD_LONGROPE = "su"
+"""What published checkpoints call ``longrope``, which transformers no longer takes in every form."""
 
 
 def find_sight(path: Path) -> str | None:
@@ -49,6 +52,11 @@ def find_sight(path: Path) -> str | None:
     found = config.get("architectures") if isinstance(config, dict) else None
     name = found[0] if isinstance(found, list) and found else None
     return name if isinstance(name, str) and name in TEXT_OF else None
+
+
+def is_built_whole(path: Path) -> bool:
+    """Whether what lies in ``path`` becomes a bundle that sees, unless its text model alone is asked for."""
+    return find_sight(path) in SEEING
 
 
 def extract_text(
@@ -108,6 +116,9 @@ def read_text_config(path: Path, architecture: str, log: Path) -> dict[str, Any]
     target, model_type = TEXT_OF[architecture]
     if architecture in RAW:
         config = {key: value for key, value in document.items() if key not in RAW[architecture]}
+        scaling = config.get("rope_scaling")
+        if isinstance(scaling, dict) and scaling.get("type") == OLD_LONGROPE:
+            config["rope_scaling"] = {**scaling, "type": "longrope"}
     else:
         config = run_child(TEXT_CONFIG, TextConfigJob(str(path)), log).config
         own = config.get("model_type", "")

@@ -1,0 +1,40 @@
+"""The part of a checkpoint that sees, where both parts become a bundle; the text model is taken out as it is alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from packager.sources.headers import WeightHeaders, read_headers
+from packager.sources.pickled import convert_pickled, find_pickled
+from packager.sources.text_only import find_sight, name_of_text
+from packager.vision.phi3v import SightShape, read_sight
+
+
+class Sight(Struct, frozen=True):
+    """Of what ``architecture`` the whole is; its ``directory``, where its weights are safetensors."""
+
+    directory: Path
+    architecture: str
+    shape: SightShape
+    parameters: int
+
+
+def open_sight(path: Path, digest: str, cache: Path, log: Path) -> Sight:
+    """That of the checkpoint in ``path`` (whose files have ``digest``).
+
+    Raises:
+        BuildRefused: weights or configurations are not those of one that can be built.
+    """
+    architecture = find_sight(path)
+    assert architecture is not None  # what is not known to see is not opened so
+    pickled = find_pickled(path)
+    directory = convert_pickled(path, pickled, digest, cache, log) if pickled else path
+    headers = read_headers(directory)
+    return Sight(directory, architecture, read_sight(directory, headers.tensors), count_sight(headers))
+
+
+def count_sight(headers: WeightHeaders) -> int:
+    """Parameters of the part that sees."""
+    return headers.parameters - headers.rename(name_of_text).parameters

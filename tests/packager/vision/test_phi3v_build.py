@@ -1,0 +1,226 @@
+"""A Phi-3.5-vision built whole: its bundle, its logits about pictures, its pixels, and a device's engine on it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.engine.engine_selection import open_engine
+from agent.engine.image_decode import decode_image
+from agent.engine.interface import Engine, Generation
+from contract.bundle.manifest import Manifest, parse_manifest
+from packager.build.pipeline import build_bundle
+from packager.build.plan import BuildPlan
+from packager.sources.opening import SourceOptions, convert_directory
+from packager.vision.phi3v import DEVIATION, MEAN, picture_tokens
+from tests.agent.engine.driving import run
+from tests.packager.vision.phi3v_checkpoint import make_phi3v, reference_features
+from tests.seeing import png
+
+LEVEL = 1 / 255 / min(DEVIATION)
+"""One step of a pixel of eight bits, once it is normalised."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phi3v(tmp_path_factory.mktemp("phi3v") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("built")
+    plan = BuildPlan(str(checkpoint), "phi-3.5-vision", "1.0.0", precision="fp32")
+    return build_bundle(plan, root / "bundle", cache=root / "cache").directory
+
+
+@pytest.fixture(scope="module")
+def loaded(bundle: Path) -> tuple[Any, Any]:
+    import onnxruntime_genai as og
+
+    model = og.Model(str(bundle))
+    return model, model.create_multimodal_processor()
+
+
+def look(loaded: tuple[Any, Any], *pictures: bytes) -> Any:
+    """The runtime's own processor on pictures as a device hands them over."""
+    import onnxruntime_genai as og
+
+    drawn = [decode_image(picture)[0] for picture in pictures]
+    prompt = "".join(f"Picture <|image_{number}|>: " for number in range(1, len(drawn) + 1))
+    return loaded[1](f"{prompt}what is it?", images=og.Images.open_bytes(*drawn))
+
+
+def test_the_bundle_says_what_it_is(bundle: Path, checkpoint: Path) -> None:
+    from safetensors.numpy import load_file
+
+    manifest: Manifest = parse_manifest((bundle / "manifest.json").read_bytes())
+    assert (manifest.model.architecture, manifest.model.family) == ("Phi3VForCausalLM", "phi3v")
+    assert manifest.model.capabilities == ["text", "vision", "chat"]
+    assert manifest.model.parameters == sum(each.size for each in load_file(checkpoint / "model.safetensors").values())
+    seen = manifest.quality["vision"]
+    assert seen["features"]["furthest"] <= 1e-3 * seen["features"]["spread"]
+    assert seen["features"]["cosine"] > 0.999999
+    parts = {"model.onnx": 0, "vision.onnx": 0, "embedding.onnx": 0}
+    for entry in manifest.files:
+        for name in parts:
+            parts[name] += entry.size if entry.path.startswith(name) else 0
+    assert seen["bytes"] == parts
+    assert min(parts.values()) > 0
+
+
+def noise(height: int, width: int, seed: int = 0) -> bytes:
+    """A PNG of slopes and noise."""
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    slopes = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 100, width))
+    values = slopes[..., None] + random.integers(0, 36, (height, width, 3))
+    return saved(Image.fromarray(values.astype(np.uint8)))
+
+
+def saved(picture: Any, **options: Any) -> bytes:
+    target = io.BytesIO()
+    picture.save(target, "PNG", **options)
+    return target.getvalue()
+
+
+def test_logits_about_pictures_are_those_of_transformers(
+    loaded: tuple[Any, Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    import onnxruntime_genai as og
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = convert_directory(checkpoint, "0" * 64, tmp_path, tmp_path / "log", SourceOptions(text_only=True))
+    model = AutoModelForCausalLM.from_pretrained(text.path, dtype=torch.float32).eval()
+    for pictures in ([noise(200, 200)], [noise(20, 640, 1), noise(400, 90, 2)]):
+        tensors = look(loaded, *pictures)
+        ids = tensors["input_ids"].as_numpy()[0].astype(np.int64)
+        pixels, sizes = tensors["pixel_values"].as_numpy(), tensors["image_sizes"].as_numpy()
+        assert (ids < 0).sum() == sum(picture_tokens(*size) for size in sizes.tolist())
+        words = model.get_input_embeddings()(torch.from_numpy(ids.clip(0)))
+        words[torch.from_numpy(ids < 0)] = torch.from_numpy(reference_features(checkpoint, pixels, sizes))
+        with torch.no_grad():
+            wanted = model(inputs_embeds=words[None]).logits[0].numpy()
+        params = og.GeneratorParams(loaded[0])
+        params.set_search_options(max_length=len(ids) + 4, do_sample=False)
+        generator = og.Generator(loaded[0], params)
+        generator.set_inputs(tensors)
+        found = np.asarray(generator.get_output("logits"))[0]
+        assert np.abs(found - wanted[-len(found) :]).max() <= 1e-3
+        assert wanted.std() > 0.1
+
+
+def published_pixels(picture: Any) -> tuple[Any, Any]:
+    """What the family's own processor makes of an upright RGB picture: its crops, and the whole before it is shrunk."""
+    from PIL import Image
+
+    turned = picture.width < picture.height
+    wide = picture.transpose(Image.Transpose.TRANSPOSE) if turned else picture
+    ratio, scale = wide.width / wide.height, 1
+    while scale * np.ceil(scale / ratio) <= 16:
+        scale += 1
+    width = (scale - 1) * 336
+    drawn = wide.resize((width, int(width / ratio)), Image.Resampling.BILINEAR)
+    height = int(np.ceil(drawn.height / 336) * 336)
+    plane = Image.new("RGB", (width, height), "white")
+    plane.paste(drawn, (0, (height - drawn.height) // 2))
+    upright = plane.transpose(Image.Transpose.TRANSPOSE) if turned else plane
+    values = (np.asarray(upright, np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+    whole = values.transpose(2, 0, 1)
+    rows, columns = whole.shape[1] // 336, whole.shape[2] // 336
+    crops = whole.reshape(3, rows, 336, columns, 336).transpose(1, 3, 0, 2, 4).reshape(-1, 3, 336, 336)
+    return crops, whole
+
+
+def shrink(whole: Any, *, antialias: bool) -> Any:
+    import torch
+
+    made = torch.nn.functional.interpolate(
+        torch.from_numpy(whole)[None], (336, 336), mode="bicubic", antialias=antialias
+    )
+    return made[0].numpy()
+
+
+def kinds() -> dict[str, tuple[bytes, Any]]:
+    """Pictures as they are sent, and what they show: upright, in RGB."""
+    from PIL import Image, ImageOps
+
+    def plain(data: bytes) -> Any:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+    shown = plain(noise(120, 160, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = saved(shown, exif=exif)
+    clear = shown.copy()
+    clear.putalpha(Image.linear_gradient("L").resize(shown.size))
+    on_white = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), clear).convert("RGB")
+    sizes = {
+        "square": (96, 96),
+        "portrait": (200, 120),
+        "landscape": (120, 200),
+        "very wide": (16, 480),
+        "tiny": (3, 4),
+    }
+    found = {name: (noise(*size), plain(noise(*size))) for name, size in sizes.items()}
+    return found | {
+        "grey": (saved(shown.convert("L")), shown.convert("L").convert("RGB")),
+        "alpha": (saved(clear), on_white),
+        "turned by EXIF": (turned, ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).convert("RGB")),
+    }
+
+
+def test_pixels_are_those_of_the_familys_processor(loaded: tuple[Any, Any]) -> None:
+    """But for the picture as a whole, which the runtime smooths before it shrinks it (docs/VISION.md)."""
+    for name, (sent, shown) in kinds().items():
+        crops, whole = published_pixels(shown)
+        tensors = look(loaded, sent)
+        [pixels], [size] = tensors["pixel_values"].as_numpy(), tensors["image_sizes"].as_numpy()
+        assert tuple(size) == whole.shape[1:], name
+        found = pixels[1 : 1 + len(crops)]
+        high = whole.shape[1] > whole.shape[2]  # which the family's processor turns, so that it rounds in another order
+        assert np.abs(found - crops).max() <= (1.01 * LEVEL if high else 1e-5), name
+        assert not pixels[1 + len(crops) :].any(), name
+        assert np.abs(pixels[0] - shrink(whole, antialias=True)).max() <= (1.01 * LEVEL if high else 1e-4), name
+        assert np.abs(pixels[0] - shrink(whole, antialias=False)).max() > 1e-3, name
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path) -> Iterator[Engine]:
+    opened = open_engine(bundle, threads=2)
+    yield opened
+    opened.release()
+
+
+def test_a_device_answers_about_what_it_sees(engine: Engine) -> None:
+    assert "vision" in engine.facts.capabilities
+    said = {}
+    for name, pictures in {
+        "red": [png(255, 0, 0)],
+        "blue": [png(0, 0, 255)],
+        "both": [png(255, 0, 0), png(0, 0, 255)],
+    }.items():
+        content: list[str | None] = [*([None] * len(pictures)), "What is on the shelf?"]
+        asked = Generation(
+            1, "anna", messages=[{"role": "user", "content": content}], pictures=pictures, max_tokens=3, min_tokens=3,
+            logprobs=True,
+        )  # fmt: skip
+        outcome = run(engine, asked)[1]
+        assert outcome.finish is not None, outcome.reject
+        assert outcome.finish.prompt_tokens > 2509 * len(pictures)
+        said[name] = tuple(entry["logprob"] for event in outcome.tokens for entry in event.logprobs or ())
+    assert len(set(said.values())) == 3, said
+
+
+def test_text_alone_is_still_to_be_had(checkpoint: Path, tmp_path: Path) -> None:
+    text = convert_directory(checkpoint, "0" * 64, tmp_path, tmp_path / "log", SourceOptions(text_only=True))
+    config = json.loads((text.path / "config.json").read_text())
+    assert (config["model_type"], config["rope_scaling"]["type"]) == ("phi3", "longrope")
+    assert "_attn_implementation" not in config
