@@ -45,7 +45,8 @@ ENVIRONMENT = (
     ("EDGE_CACHE`, `XDG_CACHE_HOME", "edge-packager build", "where builds keep what can be used again"),
     ("EDGE_BUNDLE_TRACEBACK", "every command", "`1` shows the traceback of an error that is ours"),
     (
-        "EDGE_FLEET_DATABASE`, `EDGE_FLEET_DEPOT`, `EDGE_FLEET_ROOT`, `EDGE_FLEET_USER",
+        "EDGE_FLEET_DATABASE`, `EDGE_FLEET_DEPOT`, `EDGE_FLEET_ROOT`, `EDGE_FLEET_USER`, `EDGE_FLEET_URL`, "
+        "`EDGE_FLEET_OIDC",
         "edge-fleet",
         "see [FLEET.md](FLEET.md)",
     ),

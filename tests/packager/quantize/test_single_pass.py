@@ -278,7 +278,7 @@ class TestLargeModels:
         monkeypatch.setattr(samples, "SEQUENCES", 8)
         monkeypatch.setattr(samples, "LENGTH", 48)
         done = quietly(job(tiny_checkpoint, tmp_path, quantizer="gptq", passages=None))
-        assert (done["tokens"], done["tuned"]) == (8 * 48, False)
+        assert (done.tokens, done.tuned) == (8 * 48, False)
         assert inspect_checkpoint(tmp_path / "out").quantization == Quantization("gptq", 4, 32)
         kept = sorted(path.name for path in (tmp_path / "stages").iterdir())
         assert kept == ["samples.pt"], "an interrupted one does not write its text again"

@@ -423,7 +423,8 @@ class TestHeadersFirst:
         assert (shape.switches_at, shape.layer_kv_bytes) == (4096, 2 * 4 * 192)
         assert shape.table == 512 * 192
         plain, int8 = (
-            estimate_build(BuildPlan("source", "tiny", "1.0.0", embedding=kind), shape) for kind in ("float", "int8")
+            estimate_build(BuildPlan("source", "tiny", "1.0.0", embedding=kind, kv="float"), shape)
+            for kind in ("float", "int8")
         )
         assert 2 * shape.table < plain.disk_bytes - int8.disk_bytes < 8 * shape.table
 

@@ -48,7 +48,8 @@ def test_the_lines_name_the_bundle_and_count_its_bytes(market: Market, device: D
     manifest = market.publish("1.0.0")
     sealed = device.install(market.job(device.directory.root, "1.0.0"))
     first = device.lines[0]
-    assert first == Resolved(sealed.digest, "tiny", "1.0.0", manifest.security_epoch, manifest.total_bytes)
+    needs = manifest.requires.min_ram_bytes, manifest.budget.peak_rss_bytes
+    assert first == Resolved(sealed.digest, "tiny", "1.0.0", manifest.security_epoch, manifest.total_bytes, *needs)
     last = [line for line in device.lines if isinstance(line, Progressed)][-1]
     assert (last.done, last.reused, last.fetched) == (last.total, 0, last.total)
 
