@@ -148,7 +148,7 @@ test("a rollout and a device's plots are live", async () => {
   );
   await page.goto(`${story.url}/rollouts/5`);
   await page.locator("#waves").waitFor();
-  await story.passMinutes(30);
+  await story.passMinutes(10);
   await page.locator(".wave:nth-child(2).is-passed").waitFor();
   await page.locator(".wave:nth-child(3).is-open, .wave:nth-child(3).is-baking").waitFor();
   assert.deepEqual(faults, []);
