@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from agent.engine.answer_limits import limits_of
 from agent.engine.format_refusals import explain
 from agent.engine.json_bounds import JsonScanner, Tokens
-from agent.engine.schemas import MAX_PATTERNS_TOGETHER, check_schema, without_idle
+from agent.engine.schemas import MAX_PATTERNS_TOGETHER, check_schema, closed, without_idle
 from contract.errors import EngineFailed, RequestInvalid
 
 FIELD = "response_format"
@@ -165,7 +165,7 @@ class Grammars:
                 grammar = llguidance.LLMatcher.grammar_from_regex(text)
             elif kind == "json_schema":
                 options = {"whitespace_flexible": False}
-                schema = json.dumps(without_idle(json.loads(text)))
+                schema = json.dumps(closed(without_idle(json.loads(text))))
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, defaults=options)
             elif kind in ("calls", "grammar"):
                 grammar = llguidance.LLMatcher.grammar_from_lark(text)

@@ -65,6 +65,44 @@ def without_idle(schema: Any) -> Any:
     return found
 
 
+OTHERS = frozenset({
+    "additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties",
+})  # fmt: skip
+"""Keywords that say something of names that ``properties`` does not give."""
+
+
+def closed(schema: Any) -> Any:
+    """``schema`` with objects that have the names given in ``properties`` and no others, where it says nothing of
+    others. Small models make up names without end, and a function cannot be called with them.
+
+    As it is where a schema lies over another: a name that one of them does not give may be the other one's.
+    """
+    return schema if any(map(_lays_over, _objects(schema))) else _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {}
+    for key, value in schema.items():
+        if key in LITERAL:
+            found[key] = value
+        elif key in NAMED and isinstance(value, dict):
+            found[key] = {name: _closed(each) for name, each in value.items()}
+        else:
+            found[key] = _closed(value)
+    names = schema.get("properties")
+    if isinstance(names, dict) and not OTHERS & schema.keys() and _all_given(schema.get("required", []), names):
+        found["additionalProperties"] = False
+    return found
+
+
+def _all_given(required: Any, names: dict[str, Any]) -> bool:
+    return isinstance(required, list) and all(isinstance(name, str) and name in names for name in required)
+
+
 def check_schema(text: str, field: str = FIELD) -> None:
     """Refuse what may take too long; ``field`` asked for it.
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agent.engine.interface import Tools
-from agent.engine.schemas import REMARKS, without_idle
+from agent.engine.schemas import REMARKS, closed, without_idle
 from agent.engine.tools.forms import CallForm, ThoughtForm
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -66,7 +66,7 @@ def thought_grammar(thoughts: ThoughtForm, tokens: Mapping[str, int]) -> str:
 def arguments_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of a function's arguments, which are an object whatever else is said of them."""
     parameters = function.get("parameters")
-    return dict(NOTHING) if parameters is None else {**without_idle(parameters), "type": "object"}
+    return dict(NOTHING) if parameters is None else {**closed(without_idle(parameters)), "type": "object"}
 
 
 def argument_schemas(tools: Tools) -> dict[str, str]:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.engine.schemas import MAX_MULTIPLE, MAX_PATTERN_NAMES, MAX_PATTERNS_TOGETHER, check_schema, without_idle
+from agent.engine.schemas import (
+    MAX_MULTIPLE,
+    MAX_PATTERN_NAMES,
+    MAX_PATTERNS_TOGETHER,
+    check_schema,
+    closed,
+    without_idle,
+)
 from contract.errors import RequestInvalid
+from tests.agent.engine.json_vocabulary import JsonVocabulary
+from tests.agent.engine.schema_suite import says
 
 
 def patterns(count: int) -> list[dict[str, Any]]:
@@ -109,3 +119,46 @@ def test_any_json_is_judged(value: Any) -> None:
         check_schema(json.dumps(value))
     except RequestInvalid as refused:
         assert refused.field == "response_format"
+
+
+CLOSED = {"additionalProperties": False}
+NAMES: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "found"),
+    [
+        (NAMES, NAMES | CLOSED),
+        (
+            {"properties": {"b": NAMES}, "required": ["b"]},
+            {"properties": {"b": NAMES | CLOSED}, "required": ["b"]} | CLOSED,
+        ),
+        ({"items": NAMES}, {"items": NAMES | CLOSED}),
+        ({"anyOf": [NAMES, {"type": "null"}]}, {"anyOf": [NAMES | CLOSED, {"type": "null"}]}),
+        ({"$ref": "#/$defs/x", "$defs": {"x": NAMES}}, {"$ref": "#/$defs/x", "$defs": {"x": NAMES | CLOSED}}),
+        ({"properties": {"properties": NAMES}}, {"properties": {"properties": NAMES | CLOSED}} | CLOSED),
+        ({"type": "object", "properties": {}}, {"type": "object", "properties": {}} | CLOSED),
+    ],
+)
+def test_an_object_that_names_its_properties_has_no_others(schema: Any, found: Any) -> None:
+    assert closed(schema) == found
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        NAMES | {"additionalProperties": True}, NAMES | {"additionalProperties": {"type": "string"}},
+        NAMES | {"patternProperties": {"^x": {}}}, NAMES | {"minProperties": 2}, NAMES | {"required": ["b"]},
+        NAMES | {"allOf": [{"properties": {"b": {}}}]}, {"allOf": [NAMES, {"properties": {"b": {}}}]},
+        {"type": "object"}, {}, True, {"const": NAMES}, {"enum": [NAMES]}, NAMES | {"required": "a"},
+    ],
+)  # fmt: skip
+def test_what_is_said_of_other_names_stays(schema: Any) -> None:
+    assert closed(schema) == schema
+
+
+def test_a_name_that_was_not_given_cannot_be_written(tmp_path: Path) -> None:
+    vocabulary = JsonVocabulary(tmp_path)
+    for extra, allowed in (({}, False), ({"additionalProperties": True}, True)):
+        constraint = vocabulary.grammars.constraint(("json_schema", json.dumps(NAMES | extra)))
+        assert says(constraint, vocabulary, '{"a":"x","b":1}') is allowed
