@@ -15,7 +15,7 @@ from msgspec import UNSET
 from agent.install.desired import Install, OperatorOrder
 from agent.install.ports import ServingCounters, Speed
 from agent.install.prepack import DiskLimits, WeightPrepacker
-from agent.install.process.messages import Job, Line, Reached, Resolved
+from agent.install.process.messages import InstallJob, Job, Line, Reached, Resolved
 from agent.install.settings import InstallSettings
 from agent.install.update import canary_run, probation_watch
 from agent.install.update.state_machine import Event, State
@@ -401,7 +401,8 @@ async def test_the_latest_wish_wins(market: Market, device: Device, where: str) 
     real, fetching = stage.installer, asyncio.Event()
 
     async def stuck(job: Job, on_line: Callable[[Line], None]) -> None:
-        if job.version == "1.1.0" and where == "installer":
+        # Trust may be refreshed in between.
+        if isinstance(job, InstallJob) and job.version == "1.1.0" and where == "installer":
             on_line(Resolved("a" * 64, job.name, job.version, 0, 10))
             on_line(Reached(Event.CHECKED))
             on_line(Reached(Event.RESERVED))
