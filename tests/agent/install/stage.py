@@ -30,6 +30,9 @@ from contract.mqtt.messages import Reported
 from contract.mqtt.topics import EventType
 from contract.system.durable import Disk
 
+PATIENCE_SECONDS = 120.0
+"""Weights are prepacked at the lowest priority: beside other tests that takes as long as those leave nothing over."""
+
 QUIET = ServingCounters(finished=0, failed=0, crashes=0, speed=None)
 
 
@@ -227,7 +230,7 @@ class Stage:
 
     async def until(self, holds: Callable[[Reported], bool]) -> Reported:
         """Wait for a report for which ``holds``; what was reported before counts."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 for reported in self.reported:
                     if holds(reported):
