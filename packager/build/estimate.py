@@ -48,7 +48,7 @@ CACHE_TOKENS = 512
 STORED_BITS = {"int4": 5.0, "int8": 9.0, "fp16": 16.0, "bf16": 16.0, "fp32": 32.0}
 """Bits a stored weight, scales included."""
 
-STORED_SIGHT_BYTES = 4
+STORED_VISION_BYTES = 4
 """Of a weight of the part that sees."""
 
 NOTHING = Pending()
@@ -111,7 +111,7 @@ class Estimate(Struct, frozen=True):
 
     def seeing(self, parameters: int) -> Estimate:
         """The same for a model that also sees, by that many ``parameters``, which stay in fp32."""
-        size = STORED_SIGHT_BYTES * parameters
+        size = STORED_VISION_BYTES * parameters
         return msgspec.structs.replace(
             self,
             memory_bytes=self.memory_bytes + size,

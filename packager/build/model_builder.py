@@ -10,7 +10,7 @@ from packager.build.jobs import BUILDER, BuilderJob, BuilderReport
 from packager.build.kv_cache import SCHEME
 from packager.build.plan import BuildPlan, builder_options
 from packager.sources.checkpoint import Checkpoint
-from packager.sources.sight import Sight
+from packager.sources.vision_part import VisionPart
 from packager.subprocess_job import run_child
 from packager.vision.jobs import VISION, VisionJob
 
@@ -46,10 +46,10 @@ def build_graph(
         return run_child(BUILDER, job, log, on_progress=on_progress)
 
 
-def build_sight(sight: Sight, plan: BuildPlan, out: Path, log: Path) -> None:
-    """Put the graphs of ``sight`` beside the decoder in ``out``.
+def build_vision(vision: VisionPart, plan: BuildPlan, out: Path, log: Path) -> None:
+    """Put the graphs of ``vision`` beside the decoder in ``out``.
 
     Raises:
         BuildRefused: they cannot be written; the log says why.
     """
-    run_child(VISION, VisionJob(str(sight.directory), str(out), sight.shape, plan.own_embedding), log)
+    run_child(VISION, VisionJob(str(vision.directory), str(out), vision.shape, plan.own_embedding), log)

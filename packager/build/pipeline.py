@@ -47,7 +47,7 @@ from packager.sources.checkpoint import CARD_FILE, Checkpoint
 from packager.sources.families import family_of
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.shape import read_shape
-from packager.vision.proof import describe_sight, prove_sight
+from packager.vision.proof import describe_vision, prove_vision
 
 STAGES = 7
 
@@ -110,7 +110,7 @@ def build_bundle(
                 log=log,
                 on_progress=progress.advance,
                 text=calibration,
-                sight=source.sight,
+                vision=source.vision,
             )
             progress.stage(4, STAGES, "reading the graph back")
             config, graph = read_back(where)
@@ -126,13 +126,13 @@ def build_bundle(
         checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, spec.text.name), **assessed.summary}
         quality |= {"logits": shown.describe(), "stops": describe_stops(report.ends, checked)}
         quality |= {} if choice is None else {"kv_choice": msgspec.to_builtins(choice)}
-        if source.sight is not None:
-            seen = prove_sight(source.sight, staged, log)
+        if source.vision is not None:
+            seen = prove_vision(source.vision, staged, log)
             progress.message(str(seen))
-            quality |= {"vision": describe_sight(seen, staged)}
+            quality |= {"vision": describe_vision(seen, staged)}
         progress.stage(7, STAGES, "writing the bundle")
         _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
-        checkpoint, sight = source.checkpoint, source.sight
+        checkpoint, vision = source.checkpoint, source.vision
         manifest = compose_manifest(
             name=plan.name,
             version=plan.version,
@@ -140,9 +140,9 @@ def build_bundle(
             arch=plan.arch,
             ep=plan.ep,
             quantizer=quantizer,
-            family=checkpoint.family if sight is None else family_of(sight.architecture),
-            architecture=checkpoint.architecture if sight is None else sight.architecture,
-            parameters=checkpoint.parameters + (0 if sight is None else sight.parameters),
+            family=checkpoint.family if vision is None else family_of(vision.architecture),
+            architecture=checkpoint.architecture if vision is None else vision.architecture,
+            parameters=checkpoint.parameters + (0 if vision is None else vision.parameters),
             spdx=plan.license or checkpoint.license_spdx,
             config=config,
             graph=graph,
@@ -187,8 +187,8 @@ def dry_run(plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *
     checkpoint = source.checkpoint
     return DryRun(
         source=source.describe(),
-        architecture=checkpoint.architecture if source.sight is None else source.sight.architecture,
-        parameters=checkpoint.parameters + (0 if source.sight is None else source.sight.parameters),
+        architecture=checkpoint.architecture if source.vision is None else source.vision.architecture,
+        parameters=checkpoint.parameters + (0 if source.vision is None else source.vision.parameters),
         precision=plan.precision,
         quantizer=quantizer,
         license=plan.license or checkpoint.license_spdx,
@@ -233,7 +233,7 @@ def _open(
 def _announce(plan: BuildPlan, checkpoint: Checkpoint, out: Path, cache: Path, progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
     estimate = (
-        estimate_build(plan, read_shape(checkpoint)).seeing(checkpoint.sight_parameters).after(checkpoint.pending)
+        estimate_build(plan, read_shape(checkpoint)).seeing(checkpoint.vision_parameters).after(checkpoint.pending)
     )
     memory = available_memory()
     refuse_what_cannot_fit(estimate, out, cache, memory, pending=checkpoint.pending)

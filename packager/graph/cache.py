@@ -22,7 +22,7 @@ from packager.build import plan, workarounds
 from packager.build.build_cache import get_or_create, locked, sweep
 from packager.build.jobs import BuilderReport
 from packager.build.kv_cache import measure_scales, scaled_digest
-from packager.build.model_builder import build_graph, build_sight
+from packager.build.model_builder import build_graph, build_vision
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate import ends
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
@@ -31,7 +31,7 @@ from packager.graph import embedding, rope, slots
 from packager.quantize import streaming
 from packager.sources import vocabulary
 from packager.sources.checkpoint import Checkpoint
-from packager.sources.sight import Sight
+from packager.sources.vision_part import VisionPart
 from packager.vision import embedding as vision_embedding
 from packager.vision import encoder, graph_writer, phi3v
 from packager.vision import process as vision_process
@@ -39,8 +39,8 @@ from packager.vision import process as vision_process
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour", "source_sha256")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
 
-SIGHT_CODE = (encoder, graph_writer, phi3v, vision_embedding, vision_process)
-CODE = (builder_process, embedding, ends, plan, rope, slots, streaming, vocabulary, workarounds, *SIGHT_CODE)
+VISION_CODE = (encoder, graph_writer, phi3v, vision_embedding, vision_process)
+CODE = (builder_process, embedding, ends, plan, rope, slots, streaming, vocabulary, workarounds, *VISION_CODE)
 """What decides a graph's bytes beside the builder itself."""
 
 REPORT = "report.json"
@@ -71,12 +71,12 @@ def build_or_resume(
     log: Path,
     on_progress: Callable[[float, float], None],
     text: EvalText | None = None,
-    sight: Sight | None = None,
+    vision: VisionPart | None = None,
 ) -> tuple[BuilderReport, list[Path]]:
     """The graph of ``checkpoint`` in ``out``, from ``cache`` if it was built before; the entries to drop at the end.
 
     The scales of an INT8 cache are measured on ``text``, with the graph whose cache is plain, which is kept as well.
-    The graphs of ``sight``, which ``digest`` must name too, lie beside the decoder.
+    The graphs of ``vision``, which ``digest`` must name too, lie beside the decoder.
 
     Raises:
         BuildRefused: the builder failed; the log has its words.
@@ -89,8 +89,8 @@ def build_or_resume(
         def build(asked: BuildPlan, name: str, scales: Path | None = None) -> Path:
             def make(staging: Path) -> None:
                 report = build_graph(checkpoint, asked, staging / MODEL, log, on_progress=on_progress, scales=scales)
-                if sight is not None and asked.sees:
-                    build_sight(sight, asked, staging / MODEL, log)
+                if vision is not None and asked.sees:
+                    build_vision(vision, asked, staging / MODEL, log)
                 (staging / REPORT).write_bytes(msgspec.json.encode(report))
 
             locks.enter_context(locked(cache_dir / name))

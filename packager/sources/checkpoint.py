@@ -71,8 +71,8 @@ class Checkpoint(Struct, frozen=True):
     ``rowless`` are tokens that the tokenizer has and the model does not; the bundle does without them. ``surveyed``: it
     is yet to be converted or fetched, and known by small files alone; ``pending`` is what that takes.
 
-    ``sees``: it is the text model of one that becomes a bundle whole, whose other part has ``sight_parameters``, as far
-    as they are known.
+    ``sees``: it is the text model of one that becomes a bundle whole, whose other part has ``vision_parameters``, as
+    far as they are known.
     """
 
     path: Path
@@ -89,7 +89,7 @@ class Checkpoint(Struct, frozen=True):
     surveyed: bool = False
     pending: Pending = Pending()
     sees: bool = False
-    sight_parameters: int = 0
+    vision_parameters: int = 0
 
 
 def inspect_checkpoint(path: Path) -> Checkpoint:

@@ -29,21 +29,21 @@ from packager.sources.hub import fetch_from_hub, is_hub_id, look_at_hub
 from packager.sources.naming import check_directory, check_naming
 from packager.sources.pickled import INDEX as PICKLED_INDEX
 from packager.sources.pickled import convert_pickled, find_pickled, read_pickled_headers
-from packager.sources.sight import Sight, count_sight, open_sight
 from packager.sources.survey import pending_directory, survey_directory, survey_small_files
 from packager.sources.template import check_template, replace_template
-from packager.sources.text_only import extract_text, find_sight, is_built_whole, name_of_text, read_text_config
+from packager.sources.text_only import extract_text, find_vision, is_built_whole, name_of_text, read_text_config
+from packager.sources.vision_part import VisionPart, count_vision, open_vision_part
 from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
-from packager.vision.phi3v import read_sight
+from packager.vision.phi3v import read_vision_shape
 
 
 class OpenedSource(Struct, frozen=True):
     """A checkpoint and where it came from. ``label`` is a file or directory name, never a path of this host.
 
     ``chat_template`` is the SHA-256 of the template that took the place of the source's.
-    ``reference`` is None for a checkpoint that runs code of its own. Where there is a ``sight``, ``checkpoint`` is the
-    text model beside it.
+    ``reference`` is None for a checkpoint that runs code of its own. Where there is a ``vision`` part, ``checkpoint``
+    is the text model beside it.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class OpenedSource(Struct, frozen=True):
     adapter: dict[str, str] | None = None
     chat_template: str | None = None
     reference: Reference | None = None
-    sight: Sight | None = None
+    vision: VisionPart | None = None
 
     @property
     def digest(self) -> str:
@@ -151,7 +151,7 @@ def open_source(
         converted = _Found(base, True, found.read)
         reference = _check_headers(converted, Outline(read_headers(base.path)), cache, log, options)
     opened = msgspec.structs.replace(opened, reference=reference)
-    whole = base.path if opened.sight is None else opened.sight.directory
+    whole = base.path if opened.vision is None else opened.vision.directory
     refuse_broken_numbers(find_shards(whole), on_progress)
     if adapter is not None:
         check_base(adapter, base, read_headers(base.path), text)
@@ -200,7 +200,7 @@ def _find(text: str, cache: Path, log: Path, on_progress: Progress, options: Sou
 
 
 def _find_directory(path: Path, cache: Path, log: Path, options: SourceOptions) -> _Found:
-    sees, options = _takes_sight(path, options)
+    sees, options = _takes_vision(path, options)
     checkpoint, whole = survey_directory(path, text_only=options.text_only)
     pickled = find_pickled(path)
 
@@ -209,22 +209,22 @@ def _find_directory(path: Path, cache: Path, log: Path, options: SourceOptions) 
         headers = read_pickled_headers(pickled, log) if pickled else read_headers(path)
         refuse_wrong_index(path, headers, PICKLED_INDEX if pickled else INDEX_FILE)
         if sees:
-            read_sight(path, headers.tensors)
+            read_vision_shape(path, headers.tensors)
         return _outline_text(path, headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:
         digest = digest_directory(path)
         made = checkpoint if whole else convert_directory(path, digest, cache, log, options, config=outline().config)
         opened = OpenedSource("checkpoint", path.name, digest, made)
-        return msgspec.structs.replace(opened, sight=open_sight(path, digest, cache, log)) if sees else opened
+        return msgspec.structs.replace(opened, vision=open_vision_part(path, digest, cache, log)) if sees else opened
 
     pending = Pending() if whole else pending_directory(path, checkpoint, cache, text_only=options.text_only)
-    seen = count_sight(read_headers(path)) if sees and not pickled else 0
-    checkpoint = msgspec.structs.replace(checkpoint, pending=pending, sees=sees, sight_parameters=seen)
+    seen = count_vision(read_headers(path)) if sees and not pickled else 0
+    checkpoint = msgspec.structs.replace(checkpoint, pending=pending, sees=sees, vision_parameters=seen)
     return _Found(checkpoint, whole, read, outline)
 
 
-def _takes_sight(path: Path, options: SourceOptions) -> tuple[bool, SourceOptions]:
+def _takes_vision(path: Path, options: SourceOptions) -> tuple[bool, SourceOptions]:
     """Whether ``path`` is to see, and the options for its text model then: that is taken out of it like any other."""
     sees = is_built_whole(path) and not options.text_only
     return sees, msgspec.structs.replace(options, text_only=True) if sees else options
@@ -232,10 +232,10 @@ def _takes_sight(path: Path, options: SourceOptions) -> tuple[bool, SourceOption
 
 def _outline_text(path: Path, headers: WeightHeaders, log: Path, options: SourceOptions) -> Outline:
     """What ``headers`` are of the text model where that is asked for."""
-    sight = find_sight(path) if options.text_only else None
-    if sight is None:
+    architecture = find_vision(path) if options.text_only else None
+    if architecture is None:
         return Outline(headers)
-    return Outline(headers.rename(name_of_text), read_text_config(path, sight, log))
+    return Outline(headers.rename(name_of_text), read_text_config(path, architecture, log))
 
 
 def _find_gguf(path: Path, cache: Path, log: Path) -> _Found:
@@ -255,7 +255,7 @@ def _find_gguf(path: Path, cache: Path, log: Path) -> _Found:
 def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, options: SourceOptions) -> _Found:
     seen = look_at_hub(text, options.revision, options.hub_cache, log)
     check_directory(seen.path, text)
-    sees, options = _takes_sight(seen.path, options)
+    sees, options = _takes_vision(seen.path, options)
     checkpoint = survey_small_files(seen.path, seen.weight_bytes, text_only=options.text_only)
     pending = Pending(
         disk_bytes=seen.weight_bytes if options.text_only else 0,
@@ -269,7 +269,7 @@ def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, optio
             return None
         refuse_wrong_index(seen.path, seen.headers, PICKLED_INDEX if seen.pickled else INDEX_FILE)
         if sees:
-            read_sight(seen.path, seen.headers.tensors)
+            read_vision_shape(seen.path, seen.headers.tensors)
         return _outline_text(seen.path, seen.headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:
@@ -281,10 +281,10 @@ def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, optio
         config = None if known is None else known.config
         made = convert_directory(path, digest, cache, log, options, config=config)
         opened = OpenedSource("hub", text, digest, made, revision=seen.commit)
-        return msgspec.structs.replace(opened, sight=open_sight(path, digest, cache, log)) if sees else opened
+        return msgspec.structs.replace(opened, vision=open_vision_part(path, digest, cache, log)) if sees else opened
 
-    parameters = count_sight(seen.headers) if sees and seen.headers is not None else 0
-    checkpoint = msgspec.structs.replace(checkpoint, pending=pending, sees=sees, sight_parameters=parameters)
+    parameters = count_vision(seen.headers) if sees and seen.headers is not None else 0
+    checkpoint = msgspec.structs.replace(checkpoint, pending=pending, sees=sees, vision_parameters=parameters)
     return _Found(checkpoint, False, read, outline)
 
 
@@ -297,7 +297,7 @@ def convert_directory(
     pickled = find_pickled(path)
     if pickled:
         path = convert_pickled(path, pickled, digest, cache, log)
-    architecture = find_sight(path)
+    architecture = find_vision(path)
     if architecture is not None and options.text_only:
         path = extract_text(path, digest, architecture, cache, log, config=config)
     return inspect_checkpoint(path)

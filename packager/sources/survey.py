@@ -27,7 +27,7 @@ from packager.sources.naming import refuse_stand_in
 from packager.sources.pickled import find_pickled, is_unpickled
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.small_files import refuse_wrong_types
-from packager.sources.text_only import find_sight, is_extracted, name_of_text
+from packager.sources.text_only import find_vision, is_extracted, name_of_text
 
 ALONE = "--text-only is for models that also see; this one reads alone"
 
@@ -49,15 +49,15 @@ def survey_directory(path: Path, *, text_only: bool) -> tuple[Checkpoint, bool]:
     for file in pickled:
         refuse_stand_in(file)
     refuse_wrong_types(path)
-    sight = find_sight(path)
-    if sight is None and text_only:
+    seeing = find_vision(path)
+    if seeing is None and text_only:
         raise UsageError(ALONE, field="text-only")
-    if not pickled and not (sight and text_only):
+    if not pickled and not (seeing and text_only):
         return inspect_checkpoint(path), True
     config = read_config(path)
-    architecture = TEXT_OF[sight][0] if sight and text_only else known_architecture(path, config)
+    architecture = TEXT_OF[seeing][0] if seeing and text_only else known_architecture(path, config)
     parameters = _count_pickled(pickled, config) if pickled else _count_text(path)
-    return survey_checkpoint(path, _text_part(config) if sight else config, architecture, parameters), False
+    return survey_checkpoint(path, _text_part(config) if seeing else config, architecture, parameters), False
 
 
 def pending_directory(path: Path, checkpoint: Checkpoint, cache: Path, *, text_only: bool) -> Pending:
@@ -88,13 +88,13 @@ def survey_small_files(path: Path, weight_bytes: int, *, text_only: bool) -> Che
         UsageError: ``text_only`` of a model that reads alone.
     """
     refuse_wrong_types(path)
-    sight = find_sight(path)
-    if sight is None and text_only:
+    seeing = find_vision(path)
+    if seeing is None and text_only:
         raise UsageError(ALONE, field="text-only")
     config = read_config(path)
-    architecture = TEXT_OF[sight][0] if sight and text_only else known_architecture(path, config)
+    architecture = TEXT_OF[seeing][0] if seeing and text_only else known_architecture(path, config)
     return survey_checkpoint(
-        path, _text_part(config) if sight else config, architecture, weight_bytes // _weight_size(config)
+        path, _text_part(config) if seeing else config, architecture, weight_bytes // _weight_size(config)
     )
 
 

@@ -25,7 +25,7 @@ from packager.subprocess_job import run_child
 REVISION = 3
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""
 
-SIGHT = re.compile(
+VISION_PARTS = re.compile(
     r"^(?:model\.)?(?:vision_tower|multi_modal_projector|visual|vision_embed_tokens|embed_vision|audio_tower)\."
 )
 """Names of the parts that see, and of what hands that on to the text model."""
@@ -45,7 +45,7 @@ OLD_LONGROPE = "su"
 """What published checkpoints call ``longrope``, which transformers no longer takes in every form."""
 
 
-def find_sight(path: Path) -> str | None:
+def find_vision(path: Path) -> str | None:
     """The architecture in ``path/config.json`` if it is one that also sees."""
     file = path / "config.json"
     config = read_json(file) if file.is_file() else None
@@ -56,7 +56,7 @@ def find_sight(path: Path) -> str | None:
 
 def is_built_whole(path: Path) -> bool:
     """Whether what lies in ``path`` becomes a bundle that sees, unless its text model alone is asked for."""
-    return find_sight(path) in SEEING
+    return find_vision(path) in SEEING
 
 
 def extract_text(
@@ -98,7 +98,7 @@ def _left_out(name: str) -> bool:
 
 def name_of_text(name: str) -> str | None:
     """What a weight of the whole model is called in the text model; None if it has no place there."""
-    if SIGHT.match(name):
+    if VISION_PARTS.match(name):
         return None
     for pattern, start in PREFIXES:
         if pattern.match(name):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from packager.vision.graph_writer import MICROSOFT, GraphWriter, Nodes, value
-from packager.vision.phi3v import CROP, ENCODER, GRID, MERGED, PATCH, PREFIX, SightShape
+from packager.vision.phi3v import CROP, ENCODER, GRID, MERGED, PATCH, PREFIX, VisionShape
 from packager.vision.stored import StoredWeights
 
 EPSILON = 1e-5
@@ -47,7 +47,7 @@ class Parts:
         return self.body.node("LayerNormalization", x, scale, bias, name=name, axis=-1, epsilon=EPSILON)
 
 
-def write_encoder(path: Path, weights: StoredWeights, shape: SightShape, on_progress: Progress) -> None:
+def write_encoder(path: Path, weights: StoredWeights, shape: VisionShape, on_progress: Progress) -> None:
     """Write it to ``path``."""
     from onnx import helper
 
@@ -94,7 +94,7 @@ def _pick_crops(parts: Parts) -> tuple[str, str, str]:
     return rows, columns, body.node("Slice", pixels, "zero", last, name="crops")
 
 
-def _encode(parts: Parts, crops: str, shape: SightShape, on_progress: Progress) -> str:
+def _encode(parts: Parts, crops: str, shape: VisionShape, on_progress: Progress) -> str:
     """The patches' features of the layer before the last, without the class token."""
     body, width = parts.body, shape.width
     patches = body.node(
@@ -136,7 +136,7 @@ def _layer(parts: Parts, x: str, number: int, heads: int) -> str:
     return body.node("Add", x, parts.linear(active, f"{stem}mlp.fc2", f"{at}_fc2"), name=f"{at}_end")
 
 
-def _merge(parts: Parts, features: str, rows: str, columns: str, shape: SightShape) -> str:
+def _merge(parts: Parts, features: str, rows: str, columns: str, shape: VisionShape) -> str:
     """Tokens of one picture: its crops side by side, row by row, then the picture as a whole."""
     body, wide = parts.body, 4 * shape.width
     pairs = parts.constant("pairs_shape", [-1, MERGED, 2, MERGED, 2, shape.width])

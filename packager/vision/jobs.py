@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from packager.subprocess_job import Job, Task
-from packager.vision.phi3v import SightShape
+from packager.vision.phi3v import VisionShape
 
 
 class VisionJob(Job, frozen=True):
@@ -13,7 +13,7 @@ class VisionJob(Job, frozen=True):
 
     checkpoint: str
     out: str
-    shape: SightShape
+    shape: VisionShape
     embedding: str
 
 
@@ -30,11 +30,11 @@ class VisionProofJob(Job, frozen=True):
     """Compare features of a picture by ``graph`` with those of ``checkpoint``."""
 
     checkpoint: str
-    shape: SightShape
+    shape: VisionShape
     graph: str
 
 
-class SightProof(Struct, frozen=True):
+class VisionProof(Struct, frozen=True):
     """``tokens`` of one picture; the largest difference of a feature, their spread in the source, and their cosine."""
 
     tokens: int
@@ -48,4 +48,4 @@ class SightProof(Struct, frozen=True):
         return f"{self.tokens} features of a picture are the source's to {share:.0e} of their spread"
 
 
-VISION_PROOF = Task("packager.vision.proof_process", VisionProofJob, SightProof, "looking at a picture")
+VISION_PROOF = Task("packager.vision.proof_process", VisionProofJob, VisionProof, "looking at a picture")

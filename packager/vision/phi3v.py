@@ -67,7 +67,7 @@ UNREAD = re.compile(rf"^{re.escape(ENCODER)}embeddings\.position_ids$|^{re.escap
 _LAYER = re.compile(rf"^{re.escape(ENCODER)}encoder\.layers\.(\d+)\.")
 
 
-class SightShape(Struct, frozen=True):
+class VisionShape(Struct, frozen=True):
     """``width`` of the encoder, ``inner`` of its feed-forward parts, ``hidden`` of the text model."""
 
     width: int
@@ -94,7 +94,7 @@ def picture_tokens(height: int, width: int) -> int:
     return (rows * columns + 1) * CROP_TOKENS + 1 + (rows + 1) * MERGED
 
 
-def read_sight(path: Path, tensors: Iterable[StoredTensor]) -> SightShape:
+def read_vision_shape(path: Path, tensors: Iterable[StoredTensor]) -> VisionShape:
     """The shape of the part of the checkpoint in ``path`` that sees, ``tensors`` being all that its files hold.
 
     Raises:
@@ -107,13 +107,13 @@ def read_sight(path: Path, tensors: Iterable[StoredTensor]) -> SightShape:
     layers = 1 + max((int(found[1]) for name in stored if (found := _LAYER.match(name))), default=-1)
     first = stored.get(f"{ENCODER}encoder.layers.0.mlp.fc1.weight")
     hidden = config.get("hidden_size")
-    shape = SightShape(
+    shape = VisionShape(
         width=width,
         inner=first.shape[0] if first is not None and first.shape else 4 * width,
         layers=max(layers, 2),
         hidden=hidden if isinstance(hidden, int) else 0,
     )
-    refuse_wrong_weights("Phi3VForCausalLM", compare_sight(stored, shape))
+    refuse_wrong_weights("Phi3VForCausalLM", compare_vision_weights(stored, shape))
     check_processor(path)
     return shape
 
@@ -163,7 +163,7 @@ def _rounded(value: Any) -> float | None:
     return round(value, 6) if isinstance(value, float | int) else None
 
 
-def list_sight(shape: SightShape) -> dict[str, tuple[int, ...]]:
+def list_vision_weights(shape: VisionShape) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights."""
     width, hidden, inner = shape.width, shape.hidden, shape.inner
     found: dict[str, tuple[int, ...]] = {
@@ -195,9 +195,9 @@ def list_sight(shape: SightShape) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def compare_sight(stored: Mapping[str, StoredTensor], shape: SightShape) -> WeightFaults:
+def compare_vision_weights(stored: Mapping[str, StoredTensor], shape: VisionShape) -> WeightFaults:
     """By what the files' weights differ from those of ``shape``."""
-    wanted = list_sight(shape)
+    wanted = list_vision_weights(shape)
     return WeightFaults(
         missing=sorted(wanted.keys() - stored.keys()),
         unexpected=drop_harmless(name for name in stored.keys() - wanted.keys() if UNREAD.match(name) is None),

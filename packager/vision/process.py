@@ -29,7 +29,7 @@ TRANSFORMS: tuple[dict[str, Any], ...] = (
 """Without ConvertRGB, which takes what it is given for BGR: red would be blue."""
 
 
-def add_sight(job: VisionJob, reporter: Reporter) -> VisionWritten:
+def add_vision(job: VisionJob, reporter: Reporter) -> VisionWritten:
     """Write both graphs and the processor's configuration into ``job.out``, and say so in the runtime's own."""
     out, weights = Path(job.out), StoredWeights(Path(job.checkpoint))
     write_encoder(out / ENCODER_FILE, weights, job.shape, lambda done, total: reporter.progress(done, total + 1))
@@ -66,4 +66,4 @@ def _sections() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    child_main(VISION, add_sight)
+    child_main(VISION, add_vision)

@@ -11,22 +11,22 @@ from typing import Any
 import msgspec
 
 from contract.errors import BuildRefused
-from packager.sources.sight import Sight
+from packager.sources.vision_part import VisionPart
 from packager.subprocess_job import run_child
-from packager.vision.jobs import VISION_PROOF, SightProof, VisionProofJob
+from packager.vision.jobs import VISION_PROOF, VisionProof, VisionProofJob
 from packager.vision.process import EMBEDDING_FILE, ENCODER_FILE
 
 BOUND = 1e-3
 """Of the spread (standard deviation) of the source's features: fp32 on both sides differs by some millionths of it."""
 
 
-def prove_sight(sight: Sight, folder: Path, log: Path) -> SightProof:
-    """Compare the graph in ``folder`` with ``sight``.
+def prove_vision(vision: VisionPart, folder: Path, log: Path) -> VisionProof:
+    """Compare the graph in ``folder`` with ``vision``.
 
     Raises:
         BuildRefused: it computes something else, or numbers that are not finite.
     """
-    job = VisionProofJob(str(sight.directory), sight.shape, str(folder / ENCODER_FILE))
+    job = VisionProofJob(str(vision.directory), vision.shape, str(folder / ENCODER_FILE))
     proof = run_child(VISION_PROOF, job, log)
     # Not >: what is no number must not pass.
     if not proof.furthest <= BOUND * proof.spread:
@@ -37,7 +37,7 @@ def prove_sight(sight: Sight, folder: Path, log: Path) -> SightProof:
     return proof
 
 
-def describe_sight(proof: SightProof, folder: Path) -> dict[str, Any]:
+def describe_vision(proof: VisionProof, folder: Path) -> dict[str, Any]:
     """For the evidence: what was compared, and the bytes of each part."""
     sizes = {
         name: sum(path.stat().st_size for path in folder.glob(f"{name}*"))

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from contract.errors import BuildRefused
 from packager.subprocess_job import Reporter, child_main
-from packager.vision.jobs import VISION_PROOF, SightProof, VisionProofJob
-from packager.vision.phi3v import CROP, ENCODER, GRID, MERGED, PATCH, PREFIX, SightShape
+from packager.vision.jobs import VISION_PROOF, VisionProof, VisionProofJob
+from packager.vision.phi3v import CROP, ENCODER, GRID, MERGED, PATCH, PREFIX, VisionShape
 from packager.vision.stored import StoredWeights
 
 SIDE = 2
@@ -20,7 +20,7 @@ SIDE = 2
 START = "vision_model."
 
 
-def compare(job: VisionProofJob, reporter: Reporter) -> SightProof:
+def compare(job: VisionProofJob, reporter: Reporter) -> VisionProof:
     """Features of one picture, twice."""
     pixels = draw_pixels()
     theirs = source_features(StoredWeights(Path(job.checkpoint)), job.shape, pixels)
@@ -29,7 +29,7 @@ def compare(job: VisionProofJob, reporter: Reporter) -> SightProof:
     reporter.progress(2, 2)
     if ours.shape != theirs.shape or not np.isfinite(theirs).all():
         raise BuildRefused("the part that sees makes no features of a picture; its weights are damaged")
-    return SightProof(
+    return VisionProof(
         tokens=len(theirs),
         furthest=float(np.abs(ours - theirs).max()),
         spread=float(theirs.std()),
@@ -61,7 +61,7 @@ def graph_features(graph: str, pixels: npt.NDArray[np.float32]) -> npt.NDArray[n
 
 
 def source_features(
-    weights: StoredWeights, shape: SightShape, pixels: npt.NDArray[np.float32]
+    weights: StoredWeights, shape: VisionShape, pixels: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """By transformers' encoder, and the rest as the family's own code has it."""
     import torch
@@ -91,7 +91,7 @@ def _merge(patches: Any) -> Any:
     return torch.cat([patches[:, y::2, x::2] for y in (0, 1) for x in (0, 1)], -1)
 
 
-def load_encoder(weights: StoredWeights, shape: SightShape) -> Any:
+def load_encoder(weights: StoredWeights, shape: VisionShape) -> Any:
     """transformers' own encoder with the checkpoint's weights."""
     import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel

@@ -31,7 +31,7 @@ TEXT: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32,
     "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024, "initializer_range": 0.08,
 }  # fmt: skip
-SIGHT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
 
@@ -52,7 +52,7 @@ def gemma_3() -> tuple[str, Any]:
 
     text = {**TEXT, "sliding_window": 512, "query_pre_attn_scalar": 32, "num_hidden_layers": 6}
     return "Gemma3ForConditionalGeneration", Gemma3Config(
-        text_config=text, vision_config={**SIGHT, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+        text_config=text, vision_config={**VISION, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
     )
 
 
@@ -61,7 +61,7 @@ def mistral_3() -> tuple[str, Any]:
 
     return "Mistral3ForConditionalGeneration", Mistral3Config(
         text_config={**TEXT, "model_type": "mistral", "rope_theta": 1e9, "sliding_window": None},
-        vision_config={**SIGHT, "model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16},
+        vision_config={**VISION, "model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16},
     )
 
 
@@ -165,8 +165,8 @@ def make_phi_that_sees(source: Path) -> Any:
     }  # fmt: skip
     (source / "config.json").write_text(json.dumps(document))
     tensors = load_file(source / "model.safetensors")
-    sight = {"model.vision_embed_tokens.glb_GN": torch.zeros(1, 1, 4)}
-    save_file({**tensors, **sight}, source / "model.safetensors", metadata={"format": "pt"})
+    vision = {"model.vision_embed_tokens.glb_GN": torch.zeros(1, 1, 4)}
+    save_file({**tensors, **vision}, source / "model.safetensors", metadata={"format": "pt"})
     return model
 
 

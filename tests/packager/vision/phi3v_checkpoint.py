@@ -65,13 +65,13 @@ def make_phi3v(directory: Path, *, hidden: int = 64) -> Path:
     }
     (directory / "config.json").write_text(json.dumps(published, indent=1))
     (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
-    sight = make_sight(hidden)
+    vision = make_vision_weights(hidden)
     save_file(
-        {**load_file(directory / "model.safetensors"), **{PREFIX + name: tensor for name, tensor in sight.items()}},
+        {**load_file(directory / "model.safetensors"), **{PREFIX + name: tensor for name, tensor in vision.items()}},
         directory / "model.safetensors",
         metadata={"format": "pt"},
     )
-    assert all(tensor.dtype == torch.float32 for tensor in sight.values())
+    assert all(tensor.dtype == torch.float32 for tensor in vision.values())
     return directory
 
 
@@ -85,7 +85,7 @@ def clip_config() -> Any:
     )  # fmt: skip
 
 
-def make_sight(hidden: int) -> dict[str, Any]:
+def make_vision_weights(hidden: int) -> dict[str, Any]:
     """Its weights by the published names without their prefix: numbers of NumPy's, the same with every torch."""
     import torch
     from transformers import CLIPVisionModel

@@ -17,7 +17,7 @@ from packager.build.plan import BuildPlan
 from packager.sources.headers import read_headers
 from packager.vision.embedding import write_embedding
 from packager.vision.encoder import write_encoder
-from packager.vision.phi3v import ENCODER, PREFIX, picture_tokens, read_sight
+from packager.vision.phi3v import ENCODER, PREFIX, picture_tokens, read_vision_shape
 from packager.vision.stored import StoredWeights
 from tests.packager.vision.phi3v_checkpoint import make_phi3v, reference_features
 
@@ -34,7 +34,7 @@ def encoder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     import onnxruntime
 
     path = tmp_path_factory.mktemp("encoder") / "vision.onnx"
-    shape = read_sight(checkpoint, read_headers(checkpoint).tensors)
+    shape = read_vision_shape(checkpoint, read_headers(checkpoint).tensors)
     write_encoder(path, StoredWeights(checkpoint), shape, lambda done, total: None)
     return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

@@ -8,33 +8,33 @@ from msgspec import Struct
 
 from packager.sources.headers import WeightHeaders, read_headers
 from packager.sources.pickled import convert_pickled, find_pickled
-from packager.sources.text_only import find_sight, name_of_text
-from packager.vision.phi3v import SightShape, read_sight
+from packager.sources.text_only import find_vision, name_of_text
+from packager.vision.phi3v import VisionShape, read_vision_shape
 
 
-class Sight(Struct, frozen=True):
+class VisionPart(Struct, frozen=True):
     """Of what ``architecture`` the whole is; its ``directory``, where its weights are safetensors."""
 
     directory: Path
     architecture: str
-    shape: SightShape
+    shape: VisionShape
     parameters: int
 
 
-def open_sight(path: Path, digest: str, cache: Path, log: Path) -> Sight:
+def open_vision_part(path: Path, digest: str, cache: Path, log: Path) -> VisionPart:
     """That of the checkpoint in ``path`` (whose files have ``digest``).
 
     Raises:
         BuildRefused: weights or configurations are not those of one that can be built.
     """
-    architecture = find_sight(path)
+    architecture = find_vision(path)
     assert architecture is not None  # what is not known to see is not opened so
     pickled = find_pickled(path)
     directory = convert_pickled(path, pickled, digest, cache, log) if pickled else path
     headers = read_headers(directory)
-    return Sight(directory, architecture, read_sight(directory, headers.tensors), count_sight(headers))
+    return VisionPart(directory, architecture, read_vision_shape(directory, headers.tensors), count_vision(headers))
 
 
-def count_sight(headers: WeightHeaders) -> int:
+def count_vision(headers: WeightHeaders) -> int:
     """Parameters of the part that sees."""
     return headers.parameters - headers.rename(name_of_text).parameters
