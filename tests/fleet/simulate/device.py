@@ -1,17 +1,25 @@
-"""One simulated device: what it does about a wish, phase by phase, and what it counts. Pure: the clock is handed in."""
+"""One simulated device: what it does about a wish, phase by phase, and what it counts. Pure: the clock is handed in.
+
+It goes by the state table of the real agent, and says what an agent says, in its order (``test_conformance``).
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
+from msgspec import UNSET
 
+from agent.install.update.state_machine import Event as Step
+from agent.install.update.state_machine import State, step
 from contract.mqtt.messages import (
     BundleReference,
     BundleState,
+    EngineInfo,
+    Event,
     Health,
     Info,
     Limits,
@@ -22,19 +30,43 @@ from contract.mqtt.messages import (
     encode,
 )
 from contract.mqtt.reading import parse_desired
+from contract.reasons import Reason
+from tests.fleet.simulate.work import RAM_BYTES, Work, answer, system
 
-PHASES: tuple[Phase, ...] = ("RESOLVE", "CHECK", "FETCH", "VERIFY", "SEAL", "CANARY", "SWITCH", "PROBATION", "COMMIT")
-BOUNDS = [0.1, 0.5, 1.0, 5.0]
 FIRST = "model@1.0.0"
+
+_AHEAD = {
+    State.RESOLVE: Step.RESOLVED,
+    State.CHECK: Step.CHECKED,
+    State.RESERVE: Step.RESERVED,
+    State.FETCH: Step.FETCHED,
+    State.VERIFY: Step.VERIFIED,
+    State.SEAL: Step.SEALED,
+    State.CANARY: Step.CANARY_PASSED,
+    State.SWITCH: Step.SWITCHED,
+    State.PROBATION: Step.HELD,
+    State.COMMIT: Step.COMMITTED,
+    State.ROLLBACK: Step.RESTORED,
+}
+"""What ends each phase where all is well."""
+
+_ON_TRIAL = (State.CANARY, State.SWITCH, State.PROBATION)
+"""A bundle that fails here is quarantined; before, it is refused."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a bundle does on every device: ``fails`` in a phase with a reason, or is ``speed`` times as fast."""
+    """What a bundle does on every device: ``fails`` in a phase with a reason, is ``speed`` times as fast, fails a share
+    ``errors`` of its requests, crashes, answers ``says`` whatever it is asked, or is ``mute``.
+    """
 
     fails: Phase | None = None
-    reason: str = "canary_drift"
+    reason: str = Reason.CANARY_DRIFT
     speed: float = 1.0
+    errors: float = 0.0
+    crashes_per_hour: float = 0.0
+    says: str = "It is what was expected."
+    mute: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +89,10 @@ def state_of(reference: str) -> BundleState:
 
 @dataclass(eq=False)
 class SimulatedDevice:
-    """``pace``: seconds a phase takes; ``bundles``: how those behave that do not behave well."""
+    """``pace``: seconds a phase takes; ``bundles``: how those behave that do not behave well; ``active``: "" for a
+    device that runs nothing yet; ``source_fails``: how often its source is away before a download comes through.
+    ``clock_offset`` and ``clock_rate``: how its own clock goes, which stands in what it says.
+    """
 
     name: str
     pace: float = 0.05
@@ -66,51 +101,99 @@ class SimulatedDevice:
     active: str = FIRST
     previous: str | None = None
     boot: str = "boot-1"
-    started: float = 0.0
+    source_fails: int = 0
+    clock_offset: float = 0.0
+    clock_rate: float = 1.0
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.name)
         self.wishes: list[str] = []
         """Revisions that were followed, in their order."""
         self.installed: list[str] = []
+        self.work = Work(self.requests_per_second)
+        self._sealed = {self.active}
+        self._quarantined: dict[str, str] = {}
+        self._serving = self.active
         self._revision: str | None = None
         self._desired: str | None = None
         self._error: ReportedError | None = None
-        self._phase: Phase = "IDLE"
+        self._state = State.IDLE
         self._next: float | None = None
-        self._requests = 0.0
-        self._token_seconds = 0.0
-        self._counted_at: float | None = None
+        self._begun = False
 
     @property
     def due(self) -> float | None:
         """When it does something by itself."""
         return self._next
 
+    def clock(self, now: float) -> float:
+        """What it takes ``now`` for."""
+        return now * self.clock_rate + self.clock_offset
+
+    # What it says.
     def birth(self, now: float) -> list[Message]:
         """What it says after each connect."""
-        self.started = self.started or now
+        if not self._begun:
+            self._begun = True
+            self.work.begin_anew(self.clock(now))
         return [
             Message("status", encode(Status(True, self.boot)), True),
-            Message("info", encode(self._info()), True),
-            Message("health", encode(Health(True, [], 0, 0)), True),
             self._report(),
+            self._health(),
+            Message("info", encode(self._info()), True),
         ]
+
+    def restart(self, boot: str) -> None:
+        """The process ended and is started again: what was under way begins anew with the broker's copy of the wish."""
+        self.boot, self._begun = boot, False
+        self._serving, self._state, self._next = self.active, State.IDLE, None
+        if self._desired is not None and self._desired != self.active and self._error is None:
+            self._revision = None
 
     def will(self) -> Message:
         return Message("status", encode(Status(False, self.boot)), True)
 
+    def _health(self) -> Message:
+        reasons = [] if self._serving else ["loading" if self._state is State.SWITCH else "no_model"]
+        return Message("health", encode(Health(not reasons, reasons, 0, 0)), True)
+
     def _info(self) -> Info:
         number = int(self.name.rpartition("-")[2]) if self.name.rpartition("-")[2].isdigit() else 0
-        host = {"arch": ("x86_64", "aarch64")[number % 2], "cores": 4, "ram_bytes": (4, 8)[number % 3 == 0] * 2**30}
-        return Info(self.name, "1", ["simulated"], {"agent": "0.1.0"}, host, Limits(1, 1, 1, 1, 50, 1, 1),
-                    state_of(self.active), None)  # fmt: skip
+        host = {"arch": ("x86_64", "aarch64")[number % 2], "cores": 4, "ram_bytes": RAM_BYTES * (1, 2)[number % 3 == 0]}
+        bundle, engine = None, None
+        if self._serving:
+            bundle = state_of(self._serving)
+            engine = EngineInfo("simulated", "nothing is computed", 1, 2048, 32000, ["chat"], 0.1, "none")
+        return Info(
+            self.name, "edge/v1", ["simulated"], {"agent": "0.1.0"}, host, Limits(1, 1, 1, 1, 50, 1, 1), bundle, engine
+        )
 
+    def _report(self) -> Message:
+        followed: Any = UNSET
+        if self._desired is not None:
+            followed = BundleReference(*self._desired.split("@"))
+        reported = Reported(
+            self._revision,
+            self._state.value,
+            None,
+            state_of(self.active) if self.active else None,
+            state_of(self.previous) if self.previous else None,
+            self._error,
+            desired=followed,
+        )
+        return Message("reported", encode(reported), True)
+
+    def _event(self, kind: str, at: float, **detail: Any) -> Message:
+        when = datetime.fromtimestamp(self.clock(at), UTC).isoformat().replace("+00:00", "Z")
+        return Message(f"event/{kind}", encode(Event(when, detail)), False)
+
+    # What it does.
     def wish(self, payload: bytes, now: float) -> list[Message]:
         """The retained document came: the first time, or again after a connect, when it hurries nothing."""
         desired = parse_desired(payload)
         if desired is None:
-            self._revision = self._desired = None
+            self._revision = self._desired = self._error = None
+            self._state, self._next, self._serving = State.IDLE, None, self.active
             return [self._report()]
         if desired.revision == self._revision:
             return []
@@ -118,10 +201,11 @@ class SimulatedDevice:
         self._desired = f"{desired.bundle.name}@{desired.bundle.version}"
         self.wishes.append(desired.revision)
         self._error = None
+        self._serving = self.active
         if self._desired == self.active:
-            self._phase, self._next = "IDLE", None
+            self._state, self._next = State.IDLE, None
         else:
-            self._phase, self._next = "RESOLVE", now + self._pace()
+            self._state, self._next = step(State.IDLE, Step.WANTED).state, now + self._pace()
         return [self._report()]
 
     def _pace(self) -> float:
@@ -136,59 +220,95 @@ class SimulatedDevice:
 
     def _step(self, at: float) -> list[Message]:
         assert self._desired is not None
-        behaviour = self.bundles.get(self._desired, Behaviour())
-        if self._phase == behaviour.fails:
-            self._error = ReportedError(behaviour.reason, f"the bundle failed in {self._phase}")
-            self._phase, self._next = "IDLE", None
-            if self.active == self._desired and self.previous is not None:
-                self.active = self.previous
+        if self._state is State.IDLE:
+            # The next attempt after a source that was away.
+            self._state, self._next, self._error = step(State.IDLE, Step.WANTED).state, at + self._pace(), None
             return [self._report()]
-        place = PHASES.index(self._phase)
-        if self._phase == "SWITCH":
+        behaviour = self.bundles.get(self._desired, Behaviour())
+        if self._state is State.RESOLVE and self._desired in self._quarantined:
+            return self._refuse(Reason.QUARANTINED, f"it failed here before: {self._quarantined[self._desired]}", at)
+        if self._state is State.FETCH and self.source_fails > 0:
+            self.source_fails -= 1
+            return self._postpone(at)
+        if self._state.value == behaviour.fails:
+            message = f"the bundle failed in {behaviour.fails}"
+            return self._fail(behaviour.reason, message, at) if self._state in _ON_TRIAL else self._refuse(
+                behaviour.reason, message, at
+            )  # fmt: skip
+        return self._go_on(at)
+
+    def _go_on(self, at: float) -> list[Message]:
+        assert self._desired is not None
+        was = self._state
+        present = was is State.CHECK and self._desired in self._sealed
+        entry = step(was, Step.PRESENT if present else _AHEAD[was])
+        self._state = entry.state
+        self._next = None if entry.state is State.IDLE else at + self._pace()
+        found: list[Message] = []
+        if was is State.SEAL:
+            self._sealed.add(self._desired)
+        if entry.state is State.SWITCH and not self._serving:
+            return [self._report(), self._health()]
+        if entry.state is State.PROBATION:
             self.count(at)
-            self.previous, self.active = self.active, self._desired
+            before, self._serving = self._serving, self._desired
+            detail = {"bundle": self._desired, "digest": digest_of(self._desired), "from": before or None}
+            found += [] if before else [self._health()]
+            found += [
+                Message("info", encode(self._info()), True),
+                self._event("swap", at, **detail, mode="overlap", queue_pause_ms=0.0),
+            ]
+        if entry.commits:
+            self.previous, self.active = self.active or None, self._desired
             self.installed.append(self._desired)
-        if place + 1 < len(PHASES):
-            self._phase, self._next = PHASES[place + 1], at + self._pace()
-        else:
-            self._phase, self._next = "IDLE", None
+            detail = {"bundle": self._desired, "digest": digest_of(self._desired), "security_epoch": 0}
+            return [*found, self._report(), self._event("install", at, **detail)]
+        return [*found, self._report()]
+
+    def _refuse(self, reason: str, message: str, at: float) -> list[Message]:
+        """Before it was tried: the device goes on as it is."""
+        self._error = ReportedError(reason, message)
+        self._state, self._next = step(self._state, Step.REFUSED).state, None
+        detail = {"bundle": self._desired, "revision": self._revision, "reason": reason, "message": message}
+        return [self._event("refused", at, **detail), self._report()]
+
+    def _fail(self, reason: str, message: str, at: float) -> list[Message]:
+        """On trial: it is quarantined, and what ran before goes on."""
+        assert self._desired is not None
+        self.count(at)
+        was, before = self._serving, self.active
+        self._serving, self._error = before, ReportedError(reason, message)
+        self._quarantined[self._desired] = message
+        self._state, self._next = step(self._state, Step.FAILED).state, at + self._pace()
+        told = [] if was == before else [Message("info", encode(self._info()), True)]
+        detail = {"from": self._desired, "to": before or None, "reason": reason, "message": message, "by": "automatic"}
+        return [self._report(), *told, self._event("rollback", at, **detail)]
+
+    def _postpone(self, at: float) -> list[Message]:
+        wait = 2 * self.pace
+        message = f"the source cannot be reached; retrying in {wait:.0f} s"
+        self._error = ReportedError(Reason.SOURCE_UNAVAILABLE, message, retry_in_seconds=round(wait, 1))
+        self._state, self._next = step(self._state, Step.UNAVAILABLE).state, at + wait
         return [self._report()]
 
-    def _report(self) -> Message:
-        followed: Any = msgspec.UNSET
-        if self._desired is not None:
-            followed = BundleReference(*self._desired.split("@"))
-        previous = None if self.previous is None else state_of(self.previous)
-        reported = Reported(
-            self._revision, self._phase, None, state_of(self.active), previous, self._error, desired=followed
-        )
-        return Message("reported", encode(reported), True)
-
+    # What it counts and answers.
     def count(self, now: float) -> None:
-        """Requests that were answered until ``now``, at the active bundle's speed."""
-        if self._counted_at is not None:
-            count = (now - self._counted_at) * self.requests_per_second
-            self._requests += count
-            self._token_seconds += count * 0.05 / self.bundles.get(self.active, Behaviour()).speed
-        self._counted_at = now
+        """Requests that were answered until ``now``, at the speed of the bundle that serves."""
+        behaviour = self.bundles.get(self._serving, Behaviour())
+        self.work.per_second = self.requests_per_second if self._serving else 0.0
+        self.work.count(now, behaviour.speed, behaviour.errors, behaviour.crashes_per_hour)
 
     def telemetry(self, now: float) -> list[Message]:
         self.count(now)
-        count = int(self._requests)
-        llm = {
-            "start": self.started,
-            "requests": {"stop": count},
-            "crashes": 0,
-            "gen_ai.server.time_to_first_token": {
-                "count": count, "sum": count * 0.05, "bounds": BOUNDS, "cumulative": [count] * (len(BOUNDS) + 1),
-            },
-            "gen_ai.server.time_per_output_token": {
-                "count": count, "sum": self._token_seconds * count / max(self._requests, 1e-9),
-                "bounds": BOUNDS, "cumulative": [count] * (len(BOUNDS) + 1),
-            },
-        }  # fmt: skip
-        system = {"at": now, "memory": {"total": 4 * 2**30, "available": 2 * 2**30}}
         return [
-            Message("telemetry/llm", msgspec.json.encode(llm), False),
-            Message("telemetry/system", msgspec.json.encode(system), False),
+            Message("telemetry/system", system(self.clock(now)), False),
+            Message("telemetry/llm", self.work.llm(), False),
         ]
+
+    def answer(self, payload: bytes) -> tuple[str, bytes]:
+        """A request's id, and the last frame to it."""
+        behaviour = self.bundles.get(self._serving, Behaviour())
+        if not self._serving or behaviour.mute:
+            return answer(payload, self._serving, None)
+        self.work.answered(1, behaviour.speed)
+        return answer(payload, self._serving, behaviour.says)
