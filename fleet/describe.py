@@ -267,6 +267,7 @@ def describe_plan(made: Rollout, waves: Sequence[WavePlan], *, looked_up: bool, 
                 bytes=wave.bytes,
                 hours_least=wave.hours_least,
                 hours_most=wave.hours_most,
+                prompts=wave.prompts,
             )
             for wave in waves
         ],

@@ -204,6 +204,8 @@ class RolloutDetailDocument(RolloutDocument, kw_only=True):
 
 
 class WavePlanDocument(Struct, kw_only=True):
+    """``prompts``: how many of the quality canary its devices are asked in all, before and after."""
+
     number: int
     devices: list[str]
     sites: dict[str, int]
@@ -212,6 +214,7 @@ class WavePlanDocument(Struct, kw_only=True):
     bytes: int | None
     hours_least: float
     hours_most: float
+    prompts: int
 
 
 class PlanDocument(Struct, kw_only=True):

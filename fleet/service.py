@@ -15,13 +15,16 @@ from contract.errors import EdgeBundleError, SourceUnavailable
 from contract.mqtt.topics import Topics
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.broker_session import BrokerSession, Message
+from fleet.controller.canary import CanaryRunner
 from fleet.controller.publisher import Publisher
 from fleet.controller.reconciler import Reconciler
 from fleet.controller.retained import SETTLE_SECONDS, Retained
 from fleet.ingest.collector import Collector
 from fleet.ingest.inbox import Inbox
 from fleet.ingest.reading import FILTERS
-from fleet.store import counters
+from fleet.rollout.canary import Score
+from fleet.rollout.probing import Probe
+from fleet.store import canary, counters
 from fleet.store.database import Database
 from fleet.store.leader import Leader, LeadershipLost
 
@@ -68,7 +71,8 @@ class Service:
         self._leader = Leader(database, f"{socket.gethostname()}:{os.getpid()}")
         self._inbox = Inbox(root, self._wake.set)
         self._collector = Collector(database)
-        self._reconciler = Reconciler(database, self._leader, clock)
+        self._canary = CanaryRunner(address, root, self._note_score, clock)
+        self._reconciler = Reconciler(database, self._leader, clock, self._canary.look)
         self._publisher = Publisher(database, self._leader, root, clock)
         self._retained = Retained(database, self._leader, root, settle=settle)
         self._leads = False
@@ -98,9 +102,15 @@ class Service:
                     failures += 1
                 self._wait(wait, urgent=not failures)
         finally:
+            self._canary.close()
             self._leader.release()
             if self._session is not None:
                 self._session.close()
+
+    def _note_score(self, probe: Probe, score: Score) -> None:
+        with self._database.write() as connection:
+            canary.note(connection, probe.rollout, probe.device, probe.attempt, score)
+        self._wake.set()
 
     def _wait(self, seconds: float, *, urgent: bool) -> None:
         if urgent:

@@ -132,6 +132,13 @@ def _print_plan(made: Rollout, waves: list[WavePlan], checked: bool, starting: b
     least, most = sum(wave.hours_least for wave in waves), sum(wave.hours_most for wave in waves)
     sizes = [wave.bytes for wave in waves if wave.bytes is not None]
     print(f"  {size(sum(sizes)) if sizes else 'unknown bytes'} at most, {_hours(least)} to {_hours(most)}")
+    if spec.canary is not None:
+        prompts, tokens = sum(wave.prompts for wave in waves), spec.canary.max_tokens
+        each = spec.canary.requests(spec.gates.min_requests)
+        print(
+            f"  quality canary: {len(spec.canary.prompts)} prompts, {each} requests a device before and {each} after, "
+            f"{prompts:,} in all, of {tokens} tokens at most"
+        )
     if spec.windows:
         opens = when(next_opening(spec.windows, made.created_at))
         print(f"  and as much longer as its maintenance windows are closed; the next one is open from {opens}")

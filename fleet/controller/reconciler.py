@@ -16,7 +16,7 @@ from fleet.rollout.decide import decide
 from fleet.rollout.facts import Facts, Newcomer
 from fleet.rollout.model import Rollout
 from fleet.rollout.selector import parse_selector
-from fleet.store import audit, devices, rollouts
+from fleet.store import audit, canary, devices, rollouts
 from fleet.store.database import Database
 from fleet.store.leader import Leader
 
@@ -29,12 +29,19 @@ MAX_ROUNDS = 20
 
 
 class Reconciler:
-    """``clock`` gives Unix seconds."""
+    """``clock`` gives Unix seconds; ``look`` is shown every rollout that has not ended, with what is known."""
 
-    def __init__(self, database: Database, leader: Leader, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        leader: Leader,
+        clock: Callable[[], float],
+        look: Callable[[Rollout, Facts], object] = lambda rollout, facts: None,
+    ) -> None:
         self._database = database
         self._leader = leader
         self._clock = clock
+        self._look = look
 
     def run(self) -> bool:
         """Bring every rollout on; whether anything changed.
@@ -53,8 +60,10 @@ class Reconciler:
         now = self._clock()
         with self._database.read() as connection:
             before = rollouts.load(connection, number)
-            if not decide(before, self._facts(connection, before, now), now):
-                return False
+            facts = self._facts(connection, before, now)
+        self._look(before, facts)
+        if not decide(before, facts, now):
+            return False
         with self._database.write() as connection:
             self._leader.fence(connection)
             before = rollouts.load(connection, number, lock=True)
@@ -84,6 +93,7 @@ class Reconciler:
             devices.facts(connection, now, None if dynamic else rollout.targets),
             rollouts.held_slots(connection, now),
             _newcomers(connection, rollout) if dynamic else (),
+            canary.scores(connection, rollout.id) if rollout.spec.canary is not None else {},
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fleet.rollout.actions import MoveTarget, Publish, TakeSlot, Turn
+from fleet.rollout.canary import BEFORE, SAMPLE_SECONDS, Score, score_of
 from fleet.rollout.facts import DeviceFacts, increase_before
 from fleet.rollout.model import Target
 from fleet.rollout.observe import runs
@@ -44,9 +45,26 @@ def _deferral(turn: Turn, target: Target, facts: DeviceFacts | None, *, in_windo
         return Deferral.PINNED
     if not in_window:
         return Deferral.WINDOW
+    if _awaits_canary(turn, target, facts):
+        return Deferral.CANARY
     if spec.slots_per_site and len(_others(turn.slots, target)) >= spec.slots_per_site:
         return Deferral.SLOT
     return None
+
+
+def _awaits_canary(turn: Turn, target: Target, facts: DeviceFacts) -> bool:
+    """Whether it has to answer the canary with what it runs now, first: while it runs something and answers, and for
+    ``patience`` at most.
+    """
+    if turn.rollout.spec.canary is None or target.attempt or facts.active is None or facts.ready is False:
+        return False
+    late = target.reason == Deferral.CANARY and target.deadline is not None and turn.now >= target.deadline
+    return not late and not is_counted(score_of(turn.facts.scores, target.device, BEFORE), facts)
+
+
+def is_counted(score: Score | None, facts: DeviceFacts) -> bool:
+    """Whether the canary is over, and the device's counters have it."""
+    return score is not None and facts.heard_at is not None and facts.heard_at > score.at + SAMPLE_SECONDS
 
 
 def _others(slots: Mapping[str, Mapping[str, float]], target: Target) -> list[str]:
@@ -58,7 +76,8 @@ def _defer(turn: Turn, target: Target, why: Deferral, opened: Mapping[int, float
     if since is not None and turn.now >= since + turn.rollout.spec.offline:
         turn.do(MoveTarget(target.device, TargetState.SKIPPED, str(why)))
     elif target.state is not TargetState.DEFERRED or target.reason != why:
-        turn.do(MoveTarget(target.device, TargetState.DEFERRED, str(why)))
+        deadline = turn.now + turn.rollout.spec.patience if why is Deferral.CANARY else None
+        turn.do(MoveTarget(target.device, TargetState.DEFERRED, str(why), changes={"deadline": deadline}))
 
 
 def _send(turn: Turn, target: Target, facts: DeviceFacts) -> None:

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fleet.rollout.actions import Action, AddWave, MoveRollout, MoveTarget, MoveWave, NoteTarget, Turn
-from fleet.rollout.asking import ALREADY_ACTIVE, ask, enforce_deadlines
+from fleet.rollout.asking import ALREADY_ACTIVE, ask, enforce_deadlines, is_counted
+from fleet.rollout.canary import score_of
 from fleet.rollout.evidence import evidence_of, judge_targets
 from fleet.rollout.facts import Facts, increase_before
 from fleet.rollout.gates import Outcome
@@ -169,6 +170,8 @@ def _judge_wave(turn: Turn, wave: Wave) -> None:
         if target.state is TargetState.ACTIVE
         and (target.wave == wave.number or (target.active_at is not None and turn.now >= target.active_at + bake))
     ]
+    if turn.now < wave.bake_until + turn.rollout.spec.patience and _awaits_canary(turn, judged):
+        return
     verdict = judge_targets(turn.rollout, turn.facts, judged)
     if verdict.outcome is Outcome.FAILED:
         halt(turn, f"wave {wave.number} does not hold: {verdict.text}")
@@ -182,12 +185,28 @@ def _judge_wave(turn: Turn, wave: Wave) -> None:
         turn.do(MoveWave(wave.number, WaveState.PASSED, verdict.text))
 
 
+def _awaits_canary(turn: Turn, judged: Sequence[Target]) -> bool:
+    """Whether one of them that is there has still to answer the canary, or to count what it answered."""
+    if turn.rollout.spec.canary is None or turn.rollout.spec.gates.quality is None:
+        return False
+    for target in judged:
+        facts = turn.facts.devices.get(target.device)
+        score = score_of(turn.facts.scores, target.device, target.attempt)
+        there = facts is not None and facts.online and facts.ready is not False
+        if there and facts is not None and not (score is not None and score.is_enough and is_counted(score, facts)):
+            return True
+    return False
+
+
 def _judge_latecomers(turn: Turn) -> None:
     """Devices that caught up after the last wave: each by itself, on what there is of it."""
     for target in turn.targets():
         if target.state is not TargetState.ACTIVE or target.active_at is None:
             continue
-        if turn.now < target.active_at + turn.rollout.spec.bake:
+        baked_at = target.active_at + turn.rollout.spec.bake
+        if turn.now < baked_at:
+            continue
+        if turn.now < baked_at + turn.rollout.spec.patience and _awaits_canary(turn, [target]):
             continue
         verdict = judge_targets(turn.rollout, turn.facts, [target])
         if verdict.outcome is Outcome.FAILED:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import structs
+
+from fleet.rollout.canary import BEFORE, Quality, score_of
 from fleet.rollout.facts import Facts
 from fleet.rollout.gates import Evidence, Verdict, judge
 from fleet.rollout.model import HELD_OUT, Rollout, Target
@@ -12,7 +15,17 @@ from fleet.rollout.model import HELD_OUT, Rollout, Target
 def judge_targets(rollout: Rollout, facts: Facts, judged: Sequence[Target]) -> Verdict:
     """Judge ``judged`` against themselves before, and the control group."""
     control = [evidence_of(target, facts) for target in rollout.targets.values() if target.reason == HELD_OUT]
-    return judge(rollout.spec.gates, [evidence_of(target, facts) for target in judged], control)
+    quality = {target.device: _quality(rollout, target, facts) for target in judged}
+    evidence = [structs.replace(evidence_of(each, facts), quality=quality[each.device]) for each in judged]
+    return judge(rollout.spec.gates, evidence, control)
+
+
+def _quality(rollout: Rollout, target: Target, facts: Facts) -> Quality | None:
+    """None where the rollout has no canary."""
+    if rollout.spec.canary is None:
+        return None
+    before = score_of(facts.scores, target.device, BEFORE)
+    return Quality(before, score_of(facts.scores, target.device, target.attempt))
 
 
 def evidence_of(target: Target, facts: Facts) -> Evidence:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from fleet.rollout.canary import Scores
 from fleet.rollout.counters import Counters
 from fleet.rollout.model import Bundle
 
@@ -69,9 +70,10 @@ class Newcomer(NamedTuple):
 
 class Facts(Struct, frozen=True):
     """``slots``: who downloads at each site and until when, over all rollouts. ``newcomers``: matched by the selection
-    of a dynamic rollout, and none of its targets.
+    of a dynamic rollout, and none of its targets. ``scores``: of the rollout's quality canary.
     """
 
     devices: Mapping[str, DeviceFacts] = {}
     slots: Mapping[str, Mapping[str, float]] = {}
     newcomers: tuple[Newcomer, ...] = ()
+    scores: Scores = {}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from fleet.rollout.canary import Quality, share
 from fleet.rollout.counters import Counters
 from fleet.rollout.spec import Gates
 
@@ -23,7 +24,8 @@ class Outcome(StrEnum):
 class Evidence(Struct, frozen=True):
     """Of one device: the increase of its counters in the day before and since; None where that cannot be said.
 
-    ``heard``: it said something since the bundle became active; ``ready``: it answers prompts.
+    ``heard``: it said something since the bundle became active; ``ready``: it answers prompts. ``quality``: what it
+    answered to the canary, None where there is none.
     """
 
     device: str
@@ -32,6 +34,7 @@ class Evidence(Struct, frozen=True):
     heard: bool
     ready: bool | None
     memory_available: float | None = None
+    quality: Quality | None = None
 
 
 class GateValue(NamedTuple):
@@ -83,6 +86,9 @@ def judge(gates: Gates, judged: Sequence[Evidence], control: Sequence[Evidence])
         values.append(_first_token(judged, control, gates.first_token_p95, gates.min_requests))
     if gates.memory is not None:
         values.append(_memory(judged, gates.memory))
+    answers = [each.quality for each in judged if each.quality is not None]
+    if gates.quality is not None and answers:
+        values.append(_quality(answers, gates.quality))
     outcomes = {value.outcome for value in values}
     worst = next(each for each in (Outcome.FAILED, Outcome.INCONCLUSIVE, Outcome.PASSED) if each in outcomes)
     return Verdict(worst, tuple(values))
@@ -264,6 +270,27 @@ def _quantile_ratio(devices: Sequence[Evidence], least: int) -> tuple[float | No
         return None, len(pairs), None
     was, now = before.first_token_quantile(0.95), after.first_token_quantile(0.95)
     return (now / was if was and now is not None else None), len(pairs), was
+
+
+def _quality(judged: Sequence[Quality], least_ratio: float) -> GateValue:
+    """How many of the canary's answers are what was expected, against what the same devices answered before; where that
+    was nothing, against all of them.
+    """
+    name = "quality canary"
+    known = [(each.before, each.after) for each in judged if each.after is not None and each.after.is_enough]
+    if len(known) < math.ceil(MIN_SHARE * len(judged)):
+        return _unknown(name, f"{len(known)} of {len(judged)} devices answered its prompts")
+    was = share([before for before, _ in known if before is not None and before.is_enough])
+    now = share([after for _, after in known if after is not None]) or 0.0
+    least = least_ratio * (was or 1.0)
+    return _value(
+        name,
+        now >= least,
+        f"{100 * now:.0f} % of the answers as expected, {100 * least:.0f} % at least",
+        before="" if was is None else f"{100 * was:.0f} %",
+        now=f"{100 * now:.0f} %",
+        allowed=f"{100 * least:.0f} % at least",
+    )
 
 
 def _memory(judged: Sequence[Evidence], least: float) -> GateValue:

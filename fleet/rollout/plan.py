@@ -97,7 +97,8 @@ def draft(
 
 class WavePlan(NamedTuple):
     """``bytes``: at most, since devices fetch only what they have not; None where the bundle's size is not known.
-    ``hours``: of baking alone, and at most, when every device takes its whole deadline.
+    ``hours``: of baking alone, and at most, when every device takes its whole deadline. ``prompts``: of the quality
+    canary, before and after.
     """
 
     number: int
@@ -108,11 +109,13 @@ class WavePlan(NamedTuple):
     bytes: int | None
     hours_least: float
     hours_most: float
+    prompts: int = 0
 
 
 def describe(rollout: Rollout, devices: Mapping[str, Traits], bundle_bytes: int | None) -> list[WavePlan]:
     """Every wave of ``rollout``."""
     spec = rollout.spec
+    prompts = 0 if spec.canary is None else 2 * spec.canary.requests(spec.gates.min_requests)
     found = []
     for wave in rollout.waves:
         members = list(rollout.wave_targets(wave.number))
@@ -130,6 +133,7 @@ def describe(rollout: Rollout, devices: Mapping[str, Traits], bundle_bytes: int 
                 None if bundle_bytes is None else bundle_bytes * len(members),
                 spec.bake / 3600,
                 (rounds * spec.deadline + spec.bake) / 3600,
+                prompts * len(members),
             )
         )
     return found

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 from contract.errors import BundleRefused, Fault, RequestInvalid
 from contract.identifiers import is_identifier, parse_reference
 from contract.schema_faults import MAX_FAULTS, schema_faults
+from fleet.rollout.canary import Canary, Prompt
 from fleet.rollout.durations import parse_duration
 from fleet.rollout.selector import parse_selector
 from fleet.rollout.waves import Size
@@ -26,9 +27,14 @@ MAX_SPEC_BYTES = 64 << 10
 MAX_WAVES = 100
 MAX_WINDOWS = 64
 
+MAX_PROMPT = 4000
+"""Characters of one prompt of the canary; a small box reads it in seconds."""
+
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,4})?)\s*%")
 
 _T = TypeVar("_T")
+
+_Expected = Annotated[str, Meta(min_length=1, max_length=256)]
 
 Ratio = Annotated[float, Meta(gt=0, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -50,7 +56,8 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True):
     ``None`` (in TOML: ``false``) takes a gate away. ``tokens_per_second``: at least so many times what it was;
     ``first_token_p95``: at most so many times; ``error_rate``: at most so much more of all requests; ``crashes``,
     ``throttling``: so many more worker crashes and thermal slow-downs a device; ``memory``: share of the memory that
-    must be available. ``min_requests`` a device, before and after, are needed to compare; fewer are inconclusive.
+    must be available; ``quality``: of the canary's answers at least so many times as many as before are as expected,
+    where there is a canary. ``min_requests`` a device, before and after, are needed to compare; fewer are inconclusive.
     """
 
     tokens_per_second: Ratio | None = 0.9
@@ -59,7 +66,22 @@ class Gates(Struct, frozen=True, forbid_unknown_fields=True):
     crashes: Annotated[float, Meta(ge=0, le=1000)] | None = 0.0
     throttling: Annotated[float, Meta(ge=0, le=1000)] | None = None
     memory: Share | None = 0.05
+    quality: Ratio | None = 0.9
     min_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 20
+
+
+class PromptDocument(Struct, frozen=True, forbid_unknown_fields=True):
+    """A prompt of the quality canary, and what has to be in its answer: a text, or one of several."""
+
+    prompt: Annotated[str, Meta(min_length=1, max_length=MAX_PROMPT)]
+    expect: _Expected | Annotated[list[_Expected], Meta(min_length=1, max_length=16)]
+
+
+class CanaryDocument(Struct, frozen=True, forbid_unknown_fields=True):
+    """As it is written."""
+
+    prompts: Annotated[list[PromptDocument], Meta(min_length=1, max_length=64)]
+    max_tokens: Annotated[int, Meta(ge=1, le=1024)] = 64
 
 
 class WindowDocument(Struct, frozen=True, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
@@ -97,6 +119,7 @@ class SpecDocument(Struct, frozen=True, forbid_unknown_fields=True):
     approval: bool = False
     halt: Halt = Halt()
     gates: dict[str, Any] = {}
+    canary: CanaryDocument | None = None
     windows: Annotated[list[WindowDocument], Meta(max_length=MAX_WINDOWS)] = []
 
 
@@ -128,6 +151,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     approval: bool = False
     halt: Halt = Halt()
     gates: Gates = Gates()
+    canary: Canary | None = None
     windows: tuple[Window, ...] = ()
 
     @property
@@ -280,6 +304,14 @@ def _gates(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: None if value is False else value for name, value in values.items()}
 
 
+def _canary(document: CanaryDocument) -> Canary:
+    prompts = (
+        Prompt(each.prompt, (each.expect,) if isinstance(each.expect, str) else tuple(each.expect))
+        for each in document.prompts
+    )
+    return Canary(tuple(prompts), document.max_tokens)
+
+
 def _convert(document: SpecDocument) -> Spec:
     name, version = parse_reference(document.bundle)
     return Spec(
@@ -302,6 +334,7 @@ def _convert(document: SpecDocument) -> Spec:
         approval=document.approval,
         halt=document.halt,
         gates=msgspec.convert(_gates(document.gates), Gates),
+        canary=None if document.canary is None else _canary(document.canary),
         windows=tuple(
             Window(parse_time(each.start), parse_time(each.end, end=True), each.zone, tuple(each.days))
             for each in document.windows

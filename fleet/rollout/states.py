@@ -55,6 +55,7 @@ class Deferral(StrEnum):
     WINDOW = "window"
     SLOT = "slot"
     PINNED = "pinned"
+    CANARY = "canary"
 
 
 class TurnBack(StrEnum):

@@ -18,7 +18,7 @@ from sqlalchemy import (
     event,
 )
 
-VERSION = 3
+VERSION = 4
 """Of the schema. Of an older one :meth:`Database.create` adds the tables and columns that it lacks; the first change of
 what is there brings a migration tool with it."""
 
@@ -126,6 +126,18 @@ slot = Table(
     Column("site", String(128), primary_key=True),
     Column("device", _NAME, primary_key=True),
     Column("expires", Float, nullable=False),
+)
+
+canary_score = Table(
+    "canary_score",
+    METADATA,
+    Column("rollout", _NUMBER, ForeignKey("rollout.id"), primary_key=True),
+    Column("device", _NAME, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("asked", Integer, nullable=False),
+    Column("answered", Integer, nullable=False),
+    Column("expected", Integer, nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 sample_last = Table(
@@ -259,7 +271,7 @@ idempotent_request = Table(
     Column("at", Float, nullable=False, index=True),
 )
 
-SINCE_1 = (token, token_usage, bundle, session, account_token, account, idempotent_request)
+SINCE_1 = (token, token_usage, bundle, session, account_token, account, idempotent_request, canary_score)
 """Tables that came later."""
 
 # Append-only by the database itself, so that a fault of ours cannot rewrite history.

@@ -38,7 +38,7 @@ from fleet.rollout.plan import describe
 from fleet.rollout.selector import parse_selector
 from fleet.rollout.spec import SpecDocument, read_spec
 from fleet.rollout.states import TargetState
-from fleet.store import audit, catalogue, counters, devices, rollouts
+from fleet.store import audit, canary, catalogue, counters, devices, rollouts
 from fleet.store.database import Transaction
 from fleet.store.devices import DeviceRow
 from fleet.web.api.operation import Call, Operation, Parameter, Reply, etag_of
@@ -126,8 +126,13 @@ def _show_rollout(connection: Transaction, call: Call) -> Reply:
 
 def _rollout(connection: Transaction, found: Rollout, now: float) -> Reply:
     judged = [each.device for each in found.targets.values() if each.state is TargetState.ACTIVE]
-    facts = Facts(devices.facts(connection, now, judged, look_back=False)) if judged else Facts()
+    facts = _facts_of(connection, found, judged, now) if judged else Facts()
     return Reply(describe_rollout_wholly(found, facts), rollout_etag(found))
+
+
+def _facts_of(connection: Transaction, found: Rollout, judged: list[str], now: float) -> Facts:
+    scores = canary.scores(connection, found.id) if found.spec.canary is not None else {}
+    return Facts(devices.facts(connection, now, judged, look_back=False), scores=scores)
 
 
 def _look_up(call: Call) -> Any:

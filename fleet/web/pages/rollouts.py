@@ -16,7 +16,7 @@ from fleet.rollout.model import CONTROL_WAVE, Rollout
 from fleet.rollout.plan import describe
 from fleet.rollout.spec import Spec, read_spec
 from fleet.rollout.states import ENDED, RolloutState, TargetState, WaveState
-from fleet.store import catalogue, devices, rollouts
+from fleet.store import canary, catalogue, devices, rollouts
 from fleet.store.database import Transaction
 from fleet.web.pages.page import Moved, Page, Shown, View
 
@@ -56,7 +56,10 @@ def _show(view: View, *, fault: str = "") -> Shown:
     with view.settings.database.read() as connection:
         overview = rollouts.overview(connection, number)
         judged = _judged(connection, overview.rollout)
-        facts = Facts(devices.facts(connection, view.now, judged.targets, look_back=False)) if judged.targets else None
+        facts = None
+        if judged.targets:
+            scores = canary.scores(connection, number) if judged.spec.canary is not None else {}
+            facts = Facts(devices.facts(connection, view.now, judged.targets, look_back=False), scores=scores)
         chosen = None if state not in set(TargetState) else [state]
         targets = rollouts.targets(connection, number, states=chosen, limit=PAGE_TARGETS + 1, offset=skip)
     found = overview.rollout

@@ -181,6 +181,17 @@ def test_a_specification_is_a_file_that_options_override(run: Run, known: Databa
     assert (spec.bake, spec.halt.max_failures, spec.where) == (7200.0, 2, "site=oslo")
 
 
+def test_a_plan_says_what_its_canary_asks(run: Run, known: Database) -> None:
+    Path("rollout.toml").write_text(
+        'bundle = "model@2.0.0"\nwhere = "*"\nwaves = [1, "100%"]\n'
+        '[[canary.prompts]]\nprompt = "2 + 2?"\nexpect = "4"\n[[canary.prompts]]\nprompt = "3 + 3?"\nexpect = "6"\n'
+    )
+    text = run("rollout", "plan", "--spec", "rollout.toml").out
+    assert "quality canary: 2 prompts, 20 requests a device before and 20 after, 480 in all" in text
+    planned = run("rollout", "plan", "--spec", "rollout.toml", "--json").json
+    assert [wave["prompts"] for wave in planned["waves"]] == [40, 440]
+
+
 def test_all_faults_of_a_specification_are_printed(run: Run, known: Database) -> None:
     Path("rollout.toml").write_text('bundel = "model@2.0.0"\nbake = "soon"\n[gates]\nspeed = 1\n')
     found = run("rollout", "plan", "--spec", "rollout.toml")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from contract.errors import RequestInvalid
+from fleet.rollout.canary import Canary, Prompt
 from fleet.rollout.spec import Gates, Spec, parse_spec, read_spec
 from fleet.rollout.waves import Size
 from fleet.rollout.windows import Window
@@ -39,6 +40,14 @@ def test_a_whole_file() -> None:
         [gates]
         tokens_per_second = 0.8
         memory = false
+        quality = 0.95
+        [canary]
+        [[canary.prompts]]
+        prompt = "2 + 2?"
+        expect = ["4", "four"]
+        [[canary.prompts]]
+        prompt = "Which city is Norway's capital?"
+        expect = "Oslo"
         [[windows]]
         from = "22:00"
         until = "05:30"
@@ -50,6 +59,9 @@ def test_a_whole_file() -> None:
     assert (spec.bake, spec.deadline) == (2700.0, 90.0)
     assert spec.gates.memory is None
     assert spec.gates.tokens_per_second == 0.8
+    assert spec.gates.quality == 0.95
+    prompts = (Prompt("2 + 2?", ("4", "four")), Prompt("Which city is Norway's capital?", ("Oslo",)))
+    assert spec.canary == Canary(prompts, 64)
     assert spec.windows == (Window(1320, 330, "Europe/Oslo", ("sat", "sun")),)
 
 
@@ -84,6 +96,12 @@ def test_a_whole_file() -> None:
         ({"windows": [{"from": "22:00", "until": "22:00", "zone": "UTC"}]}, "windows[0].until", "never open"),
         ({"windows": [{"form": "22:00", "until": "22:00", "zone": "UTC"}]}, "windows[0].form", "did you mean `from`?"),
         ({"max_in_progress": 0}, "max_in_progress", ">= 1"),
+        ({"canary": {"prompts": []}}, "canary.prompts", "length >= 1"),
+        ({"canary": {"prompt": []}}, "canary.prompt", "did you mean `prompts`?"),
+        ({"canary": {"prompts": [{"prompt": "2 + 2?"}]}}, "canary.prompts[0].expect", "missing"),
+        ({"canary": {"prompts": [{"prompt": "2 + 2?", "expect": []}]}}, "canary.prompts[0].expect", "length >= 1"),
+        ({"canary": {"prompts": [{"prompt": "", "expect": "4"}]}}, "canary.prompts[0].prompt", "length >= 1"),
+        ({"gates": {"quality": 0}}, "gates.quality", "> 0"),
     ],
 )
 def test_a_fault_names_its_field_and_the_mend(changes: dict[str, Any], field: str, words: str) -> None:

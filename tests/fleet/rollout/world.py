@@ -7,12 +7,14 @@ from typing import Any
 from msgspec import structs
 
 from fleet.rollout.actions import Action, FreeSlot, Publish, TakeSlot, apply
+from fleet.rollout.canary import SAMPLE_SECONDS, Score
 from fleet.rollout.counters import Counters
 from fleet.rollout.decide import decide
 from fleet.rollout.facts import DeviceFacts, Facts, Newcomer, Report
 from fleet.rollout.model import Bundle
 from fleet.rollout.operate import start
 from fleet.rollout.plan import draft
+from fleet.rollout.probing import due
 from fleet.rollout.selector import Traits
 from fleet.rollout.spec import Gates, Spec
 from fleet.rollout.states import TargetState
@@ -59,6 +61,7 @@ class World:
         self.devices = {name: self.fresh(name) for name in names}
         self.slots: dict[str, dict[str, float]] = {}
         self.newcomers: tuple[Newcomer, ...] = ()
+        self.scores: dict[str, dict[int, Score]] = {}
         self.wishes: dict[str, Publish] = {}
         self.published: list[Publish] = []
 
@@ -77,7 +80,7 @@ class World:
 
     @property
     def facts(self) -> Facts:
-        return Facts(self.devices, self.slots, self.newcomers)
+        return Facts(self.devices, self.slots, self.newcomers, self.scores)
 
     def begin(self) -> World:
         self.take(start(self.rollout, self.now))
@@ -130,6 +133,24 @@ class World:
             before = self.devices[name].counters
             assert before is not None
             self.set(name, counters=before.plus(work(100, **values)), heard_at=self.now, seen_at=self.now)
+
+    def probe(self, *, right: int | None = None, answered: int | None = None) -> list[str]:
+        """Whoever is due answers the canary, ``right`` of its prompts as expected, and counts it; who that was."""
+        asked = []
+        for each in due(self.rollout, self.facts, self.now):
+            told = each.requests if answered is None else answered
+            score = Score(each.requests, told, told if right is None else right, self.now)
+            self.scores.setdefault(each.device, {})[each.attempt] = score
+            before = self.devices[each.device].counters
+            assert before is not None
+            self.set(
+                each.device,
+                counters=before.plus(work(told)),
+                heard_at=self.now + SAMPLE_SECONDS + 1,
+                seen_at=self.now + 1,
+            )
+            asked.append(each.device)
+        return asked
 
     def in_state(self, state: TargetState) -> list[str]:
         return [target.device for target in self.rollout.targets.values() if target.state is state]

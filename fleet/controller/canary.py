@@ -1,0 +1,160 @@
+"""Asks devices the prompts of the quality canary, by what the gateway asks with, and notes what came of it.
+
+Beside the controller's own loop, in a thread with an event loop: devices take seconds for an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any
+
+from contract.errors import EdgeBundleError, SourceUnavailable
+from contract.identifiers import is_identifier
+from edge_bundle.async_client import AsyncClient
+from edge_bundle.broker import BrokerAddress
+from edge_bundle.replies import Answer
+from fleet.gateway.asking import Failed, ask
+from fleet.rollout.canary import Prompt, Score
+from fleet.rollout.facts import Facts
+from fleet.rollout.model import Rollout
+from fleet.rollout.probing import Probe, due
+
+log = logging.getLogger("edge_fleet.canary")
+
+MAX_AT_ONCE = 100
+"""Devices that are asked at a time, each one prompt after another: a wave of thousands must not flood the broker."""
+
+ANSWER_SECONDS = 60.0
+"""For one answer of a few dozen tokens, behind others in a small box's queue."""
+
+MAX_UNANSWERED = 3
+"""In a row: a device that answers nothing is not waited for prompt by prompt."""
+
+Note = Callable[[Probe, Score], None]
+
+
+class CanaryRunner:
+    """``note`` is called in a thread of its own with what came of each device; ``clock`` gives Unix seconds.
+
+    :meth:`look` says who is to be asked; who is being asked already is not asked again.
+    """
+
+    def __init__(self, address: BrokerAddress, root: str, note: Note, clock: Callable[[], float]) -> None:
+        self._address = address
+        self._root = root
+        self._note = note
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._client: AsyncClient | None = None
+        self._running: set[tuple[int, str, int]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_flight: Counter[str] = Counter()
+
+    def look(self, rollout: Rollout, facts: Facts) -> None:
+        """Ask whoever is due; returns at once."""
+        for probe in due(rollout, facts, self._clock()):
+            key = (probe.rollout, probe.device, probe.attempt)
+            if key not in self._running and len(self._running) < MAX_AT_ONCE:
+                self._running.add(key)
+                asyncio.run_coroutine_threadsafe(self._probe(probe), self._started())
+
+    def close(self) -> None:
+        """Give up what is being asked, and leave the broker."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._end(), loop).result(30)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(30)
+        loop.close()
+        self._loop = None
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._connecting = asyncio.Lock()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="quality canary", daemon=True)
+            self._thread.start()
+        return self._loop
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._client is not None:
+            await self._client.close()
+
+    async def _connected(self) -> AsyncClient:
+        async with self._connecting:
+            if self._client is None:
+                # Where a broker's rules have clients' names, they are users' names (docs/MQTT.md, "Access").
+                user = self._address.username or ""
+                client = AsyncClient(self._address, name=user if is_identifier(user) else None, root=self._root)
+                try:
+                    await client.connect()
+                    await client.devices()
+                except BaseException:
+                    await client.close()
+                    raise
+                self._client = client
+            return self._client
+
+    async def _probe(self, probe: Probe) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            score = await self._score(await self._connected(), probe)
+            await asyncio.to_thread(self._note, probe, score)
+        except EdgeBundleError as error:
+            log.warning("the canary of rollout %d cannot be asked: %s", probe.rollout, error.message)
+        except Exception:
+            log.exception("the canary of rollout %d failed by a fault of ours", probe.rollout)
+        finally:
+            self._tasks.discard(task)
+            self._running.discard((probe.rollout, probe.device, probe.attempt))
+
+    async def _score(self, client: AsyncClient, probe: Probe) -> Score:
+        prompts = probe.canary.prompts
+        answered = expected = unanswered = 0
+        for number in range(probe.requests):
+            prompt = prompts[number % len(prompts)]
+            met = await self._is_met(client, probe, prompt)
+            answered += met is not None
+            expected += met is True
+            unanswered = unanswered + 1 if met is None else 0
+            if unanswered >= MAX_UNANSWERED:
+                break
+        score = Score(probe.requests, answered, expected, self._clock())
+        text = "%s answered %d of %d prompts of the canary of rollout %d, %d as expected"
+        log.info(text, probe.device, answered, probe.requests, probe.rollout, expected)
+        return score
+
+    async def _is_met(self, client: AsyncClient, probe: Probe, prompt: Prompt) -> bool | None:
+        """Whether the answer is what was expected; None without one. What fails in the model is a wrong answer."""
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": prompt.prompt}],
+            "max_tokens": probe.canary.max_tokens,
+            "temperature": 0,
+        }
+
+        def pick(tried: Collection[str]) -> str:
+            if tried:
+                raise SourceUnavailable(f"{probe.device} turned the request away")
+            return probe.device
+
+        try:
+            found = ask(client, body, pick, self._in_flight, seconds=ANSWER_SECONDS)
+            async with contextlib.aclosing(found) as events:
+                async for event in events:
+                    if isinstance(event, Answer) and event.last is not None:
+                        return prompt.is_met(event.last.text)
+        except Failed as failed:
+            return None if failed.problem.status in (429, 503, 504) else False
+        return None
