@@ -13,6 +13,9 @@ STOP_TOKENS = 128
 differently. Four times what a build writes down of one, a second on a slow device.
 """
 
+PICTURE = "\ufffc"
+"""Stands for a picture in the prompt of a canary: the object replacement character, once for each."""
+
 
 def join_canary(prompt: Sequence[int], text: Sequence[int], beginning: Sequence[int]) -> tuple[list[int], int]:
     """All tokens, and the index of the first one to score.

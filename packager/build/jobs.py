@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from packager.subprocess_job import Job, Task
+from packager.vision.jobs import VisionProof
 
 
 class BuilderJob(Job, frozen=True):
@@ -33,12 +34,13 @@ class TurnEnd(Struct, frozen=True):
 
 class BuilderReport(Struct, frozen=True):
     """What the builder read: ``config`` with every default filled in; the names of ``workarounds`` that it needed;
-    the ``ends`` of a turn.
+    the ``ends`` of a turn; what the encoder makes of pictures, where there is one.
     """
 
     config: dict[str, Any]
     workarounds: list[str]
     ends: list[TurnEnd] = []
+    vision: VisionProof | None = None
 
 
 BUILDER = Task("packager.build.model_builder_process", BuilderJob, BuilderReport, "the model builder")

@@ -10,9 +10,7 @@ from packager.build.jobs import BUILDER, BuilderJob, BuilderReport
 from packager.build.kv_cache import SCHEME
 from packager.build.plan import BuildPlan, builder_options
 from packager.sources.checkpoint import Checkpoint
-from packager.sources.vision_part import VisionPart
 from packager.subprocess_job import run_child
-from packager.vision.jobs import VISION, VisionJob
 
 
 def build_graph(
@@ -44,12 +42,3 @@ def build_graph(
             embedding=plan.own_embedding,
         )
         return run_child(BUILDER, job, log, on_progress=on_progress)
-
-
-def build_vision(vision: VisionPart, plan: BuildPlan, out: Path, log: Path) -> None:
-    """Put the graphs of ``vision`` beside the decoder in ``out``.
-
-    Raises:
-        BuildRefused: they cannot be written; the log says why.
-    """
-    run_child(VISION, VisionJob(str(vision.directory), str(out), vision.shape, plan.own_embedding), log)

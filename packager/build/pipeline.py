@@ -47,7 +47,7 @@ from packager.sources.checkpoint import CARD_FILE, Checkpoint
 from packager.sources.families import family_of
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.shape import read_shape
-from packager.vision.proof import describe_vision, prove_vision
+from packager.vision.looking import ask_about_pictures, describe_vision
 
 STAGES = 7
 
@@ -126,10 +126,9 @@ def build_bundle(
         checked, quality = assessed.checked, {**quality_of(assessed.checked, graph, spec.text.name), **assessed.summary}
         quality |= {"logits": shown.describe(), "stops": describe_stops(report.ends, checked)}
         quality |= {} if choice is None else {"kv_choice": msgspec.to_builtins(choice)}
-        if source.vision is not None:
-            seen = prove_vision(source.vision, staged, log)
-            progress.message(str(seen))
-            quality |= {"vision": describe_vision(seen, staged)}
+        if report.vision is not None:
+            progress.message(str(report.vision))
+            quality |= {"vision": describe_vision(report.vision, staged)}
         progress.stage(7, STAGES, "writing the bundle")
         _write_extras(staged, source, plan, {**quality, **assessed.details}, graph, workarounds=report.workarounds)
         checkpoint, vision = source.checkpoint, source.vision
@@ -263,12 +262,20 @@ def _assess(
         return Assessment(not_executed_result(graph), {"check": NOT_RUN}, {})
     progress.stage(5, STAGES, "asking the source")
     heard = source_logits(spec, source.checkpoint, cache, log, progress)
+    looked = None
+    if source.vision is not None and heard is not None:
+        looked = ask_about_pictures(source.vision, source.checkpoint, staged, cache, log)
     progress.stage(6, STAGES, "loading, generating and comparing")
     known = source.reference
-    if known is None:
-        return evaluate(spec, heard, staged, log, progress)
     return evaluate(
-        spec, heard, staged, log, progress, spellings=known.spellings, renderings=known.templates.renderings
+        spec,
+        heard,
+        staged,
+        log,
+        progress,
+        spellings=() if known is None else known.spellings,
+        renderings=() if known is None else known.templates.renderings,
+        looked=looked,
     )
 
 

@@ -19,6 +19,7 @@ from packager.evaluate.jobs import CheckResult, SourceView, Spelling
 from packager.evaluate.source import DEFAULT_TOKENS, EVAL_TOKENS, view_source
 from packager.evaluate.text import EvalText, read_text, reference_text
 from packager.sources.checkpoint import Checkpoint
+from packager.vision.jobs import PictureAnswers
 
 PREQUANTISED = "the source is quantised already; transformers alone cannot run it as it is"
 
@@ -86,10 +87,12 @@ def evaluate(
     adapter: Path | None = None,
     spellings: Sequence[Spelling] = (),
     renderings: Sequence[Rendering] = (),
+    looked: PictureAnswers | None = None,
 ) -> Assessment:
     """Load and measure the model folder ``staged``, with ``adapter`` if given, compare it with its source, and judge.
 
-    ``spellings`` are texts with the source's tokens, ``renderings`` conversations as transformers does them.
+    ``spellings`` are texts with the source's tokens, ``renderings`` conversations as transformers does them, ``looked``
+    answers about pictures.
 
     Raises:
         BuildRefused: it does not load or generate, or is beyond the limits and nobody accepted that.
@@ -130,8 +133,13 @@ def evaluate(
         behaviour = compare_behaviour(spec.cases, heard.answers[len(CANARY_QUESTIONS) :], checked.answers)
         details["behaviour"] = behaviour
         summary["behaviour"] = {"cases": len(spec.cases), **{key: behaviour[key] for key in BEHAVIOUR_KEYS}}
+    kl = None
+    if looked is not None:
+        kl = looked.kl
+        summary["pictures"] = {"tokens": looked.tokens, "kl": kl, "top1_agreement": looked.top1_agreement}
+        details["looked"] = msgspec.to_builtins(looked.cases)
     summary["limits"] = evaluate_limits(
-        spec.limits, spec.accepted, numbers, behaviour, checked.respelled, endless=endless
+        spec.limits, spec.accepted, numbers, behaviour, checked.respelled, endless=endless, pictures_kl=kl
     )
     # The manifest's ``perplexity`` has these two, as it does where there is no source.
     del numbers["perplexity"], numbers["tokens"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,6 +170,38 @@ class Runtime:
                     return
                 yield filled + 1, logits
             filled = end
+
+    def read_picture(self, ids: Sequence[int], inputs: Mapping[str, npt.NDArray[Any]], length: int) -> Any:
+        """A generator for ``length`` tokens that has read the prompt ``ids`` with ``inputs`` of a picture in it."""
+        tensors = self._og.NamedTensors()
+        for name, array in {**inputs, "input_ids": np.array([ids], np.int32)}.items():
+            tensors[name] = np.array(array)
+        generator = self.generator(length)
+        generator.set_inputs(tensors)
+        return generator
+
+    def rows_after(self, ids: Sequence[int], inputs: Mapping[str, npt.NDArray[Any]], answer: Sequence[int]) -> Logits:
+        """Logits that predict each token of ``answer``, given the prompt ``ids`` with a picture, and all before it."""
+        generator = self.read_picture(ids, inputs, len(ids) + len(answer))
+        rows = [np.asarray(generator.get_output("logits"), dtype=np.float32)[0, -1:]]
+        for token in answer[:-1]:
+            generator.append_tokens(np.array([token], dtype=np.int32))
+            rows.append(np.asarray(generator.get_output("logits"), dtype=np.float32)[0, -1:])
+        found: Logits = np.concatenate(rows)
+        self._require_finite(found)
+        return found
+
+    def look(self, ids: Sequence[int], inputs: Mapping[str, npt.NDArray[Any]], tokens: int) -> str:
+        """The greedy answer to the prompt ``ids`` with a picture in it."""
+        generator = self.read_picture(ids, inputs, len(ids) + tokens + 1)
+        made: list[int] = []
+        while not generator.is_done() and len(made) < tokens:
+            generator.generate_next_token()
+            token = int(generator.get_next_tokens()[0])
+            if token in self.facts.eos_token_ids:
+                break
+            made.append(token)
+        return str(self.tokenizer.decode(np.array(made, dtype=np.int32))) if made else ""
 
     def losses(self, ids: list[int], first: int, size: int) -> list[float]:
         """``-log softmax(logits)[token]`` of ``ids[first:]``, read ``size`` tokens at a time."""

@@ -90,6 +90,7 @@ def find_faults(
     respelled: Sequence[str] = (),
     *,
     endless: Sequence[str] = (),
+    pictures_kl: float | None = None,
 ) -> list[str]:
     """What is beyond the limits, each as half a sentence with its numbers."""
     faults: list[str] = []
@@ -113,6 +114,10 @@ def find_faults(
                 f"{compared['source_perplexity']:.4g}, a ratio of {compared['perplexity_ratio']:.4g}, "
                 f"the limit {limits.max_perplexity_ratio:g}"
             )
+    if pictures_kl is not None and not pictures_kl <= limits.max_kl:
+        faults.append(
+            f"asked about pictures, its KL divergence from the source is {pictures_kl:.4g}, the limit {limits.max_kl:g}"
+        )
     if behaviour is not None and behaviour["lost"]:
         lost = behaviour["lost"]
         faults.append(
@@ -130,13 +135,14 @@ def evaluate_limits(
     respelled: Sequence[str] = (),
     *,
     endless: Sequence[str] = (),
+    pictures_kl: float | None = None,
 ) -> dict[str, Any]:
     """The verdict for the manifest: limits, and what was accepted in spite of them with the reason.
 
     Raises:
         BuildRefused: a limit is not kept and nobody accepted that.
     """
-    faults = find_faults(limits, compared, behaviour, respelled, endless=endless)
+    faults = find_faults(limits, compared, behaviour, respelled, endless=endless, pictures_kl=pictures_kl)
     if faults and accepted is None:
         raise BuildRefused(
             f"the build is too far from its source: {'; '.join(faults)}; calibrate it (--quantizer gptq), "

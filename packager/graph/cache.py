@@ -17,12 +17,13 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from packager import vision as vision_package
 from packager.build import model_builder_process as builder_process
 from packager.build import plan, workarounds
 from packager.build.build_cache import get_or_create, locked, sweep
 from packager.build.jobs import BuilderReport
 from packager.build.kv_cache import measure_scales, scaled_digest
-from packager.build.model_builder import build_graph, build_vision
+from packager.build.model_builder import build_graph
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate import ends
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
@@ -32,16 +33,13 @@ from packager.quantize import streaming
 from packager.sources import vocabulary
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.vision_part import VisionPart
-from packager.vision import embedding as vision_embedding
-from packager.vision import encoder, graph_writer, phi3v
-from packager.vision import process as vision_process
+from packager.vision.proof import build_vision
 
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour", "source_sha256")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
 
-VISION_CODE = (encoder, graph_writer, phi3v, vision_embedding, vision_process)
-CODE = (builder_process, embedding, ends, plan, rope, slots, streaming, vocabulary, workarounds, *VISION_CODE)
-"""What decides a graph's bytes beside the builder itself."""
+CODE = (builder_process, embedding, ends, plan, rope, slots, streaming, vocabulary, workarounds)
+"""What decides a graph's bytes beside the builder itself, and beside :mod:`packager.vision` for a model that sees."""
 
 REPORT = "report.json"
 MODEL = "model"
@@ -57,8 +55,15 @@ def graph_key(build_plan: BuildPlan, digest: str) -> str:
         "options": builder_options(build_plan),
         "tools": tool_versions(BUILD_TOOLS),
         "code": [inspect.getsource(module) for module in CODE],
+        "vision": _vision_code() if build_plan.sees else [],
     }
     return hashlib.sha256(msgspec.json.encode(document, order="deterministic")).hexdigest()[:32]
+
+
+def _vision_code() -> list[str]:
+    """All of that package, by whose families graphs are written and types of weights chosen."""
+    directory = Path(inspect.getfile(vision_package)).parent
+    return [path.read_text("utf-8") for path in sorted(directory.glob("*.py"))]
 
 
 def build_or_resume(
@@ -90,7 +95,7 @@ def build_or_resume(
             def make(staging: Path) -> None:
                 report = build_graph(checkpoint, asked, staging / MODEL, log, on_progress=on_progress, scales=scales)
                 if vision is not None and asked.sees:
-                    build_vision(vision, asked, staging / MODEL, log)
+                    report = replace(report, vision=build_vision(vision, asked, staging / MODEL, log))
                 (staging / REPORT).write_bytes(msgspec.json.encode(report))
 
             locks.enter_context(locked(cache_dir / name))

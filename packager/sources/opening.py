@@ -35,7 +35,7 @@ from packager.sources.text_only import extract_text, find_vision, is_built_whole
 from packager.sources.vision_part import VisionPart, count_vision, open_vision_part
 from packager.sources.weight_check import check_weights
 from packager.sources.weights import refuse_broken_numbers
-from packager.vision.phi3v import read_vision_shape
+from packager.vision.families import vision_family
 
 
 class OpenedSource(Struct, frozen=True):
@@ -209,7 +209,7 @@ def _find_directory(path: Path, cache: Path, log: Path, options: SourceOptions) 
         headers = read_pickled_headers(pickled, log) if pickled else read_headers(path)
         refuse_wrong_index(path, headers, PICKLED_INDEX if pickled else INDEX_FILE)
         if sees:
-            read_vision_shape(path, headers.tensors)
+            vision_family(path).check(path, headers.tensors)
         return _outline_text(path, headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:
@@ -269,7 +269,7 @@ def _find_on_hub(text: str, cache: Path, log: Path, on_progress: Progress, optio
             return None
         refuse_wrong_index(seen.path, seen.headers, PICKLED_INDEX if seen.pickled else INDEX_FILE)
         if sees:
-            read_vision_shape(seen.path, seen.headers.tensors)
+            vision_family(seen.path).check(seen.path, seen.headers.tensors)
         return _outline_text(seen.path, seen.headers, log, options)
 
     def read(on_progress: Progress) -> OpenedSource:

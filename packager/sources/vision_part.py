@@ -9,7 +9,7 @@ from msgspec import Struct
 from packager.sources.headers import WeightHeaders, read_headers
 from packager.sources.pickled import convert_pickled, find_pickled
 from packager.sources.text_only import find_vision, name_of_text
-from packager.vision.phi3v import VisionShape, read_vision_shape
+from packager.vision.families import vision_family
 
 
 class VisionPart(Struct, frozen=True):
@@ -17,7 +17,6 @@ class VisionPart(Struct, frozen=True):
 
     directory: Path
     architecture: str
-    shape: VisionShape
     parameters: int
 
 
@@ -32,7 +31,8 @@ def open_vision_part(path: Path, digest: str, cache: Path, log: Path) -> VisionP
     pickled = find_pickled(path)
     directory = convert_pickled(path, pickled, digest, cache, log) if pickled else path
     headers = read_headers(directory)
-    return VisionPart(directory, architecture, read_vision_shape(directory, headers.tensors), count_vision(headers))
+    vision_family(directory).check(directory, headers.tensors)
+    return VisionPart(directory, architecture, count_vision(headers))
 
 
 def count_vision(headers: WeightHeaders) -> int:

@@ -37,6 +37,12 @@ class Nodes:
         )
         return name
 
+    def cast(self, x: str, kind: str, name: str) -> str:
+        """``x`` as numbers of another type, by its name in ONNX."""
+        from onnx import TensorProto
+
+        return self.node("Cast", x, name=name, to=getattr(TensorProto, kind))
+
 
 class GraphWriter(Nodes):
     """A graph at ``path``, its weights in ``path`` + ``.data``; whole once :meth:`save` ran. A context."""

@@ -1,50 +1,54 @@
-"""Whether the graph that sees computes what the source does: features of a picture, by transformers and by the graph.
+"""Whether the graph that sees computes what the source does: features of pictures, by the reference and by the graph.
 
-Run in every build, as the proof of two layers of the text model is; the numbers go into the evidence.
+Run in every build, as the proof of two layers of the text model is; the numbers go into the evidence. With quantised
+weights they choose the type: the smallest whose features are near enough.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from contract.errors import BuildRefused
+from packager.build.plan import BuildPlan
 from packager.sources.vision_part import VisionPart
 from packager.subprocess_job import run_child
-from packager.vision.jobs import VISION_PROOF, VisionProof, VisionProofJob
-from packager.vision.process import EMBEDDING_FILE, ENCODER_FILE
-
-BOUND = 1e-3
-"""Of the spread (standard deviation) of the source's features: fp32 on both sides differs by some millionths of it."""
+from packager.vision.family import ENCODER_FILE, EncoderType
+from packager.vision.jobs import BOUND, LEAST_COSINE, VISION, VISION_PROOF, VisionJob, VisionProof, VisionProofJob
 
 
-def prove_vision(vision: VisionPart, folder: Path, log: Path) -> VisionProof:
-    """Compare the graph in ``folder`` with ``vision``.
+def build_vision(vision: VisionPart, plan: BuildPlan, out: Path, log: Path) -> VisionProof:
+    """Put the graphs of ``vision`` beside the decoder in ``out``: beside a quantised one with the smallest weights that
+    keep the features of pictures.
 
     Raises:
-        BuildRefused: it computes something else, or numbers that are not finite.
+        BuildRefused: they cannot be written, or compute something else than the source.
     """
-    job = VisionProofJob(str(vision.directory), vision.shape, str(folder / ENCODER_FILE))
-    proof = run_child(VISION_PROOF, job, log)
-    # Not >: what is no number must not pass.
-    if not proof.furthest <= BOUND * proof.spread:
+    rejected: dict[str, float] = {}
+    for encoder in encoder_types(plan):
+        run_child(VISION, VisionJob(str(vision.directory), str(out), encoder, plan.own_embedding), log)
+        proof = prove_vision(vision, out, encoder, log)
+        if encoder == "float" or proof.cosine >= LEAST_COSINE:
+            return VisionProof(encoder, proof.pictures, rejected)
+        rejected[encoder] = float(f"{proof.cosine:.6f}")
+    raise AssertionError("fp32 is always among the types")
+
+
+def encoder_types(plan: BuildPlan) -> list[EncoderType]:
+    """Which are tried, smallest first."""
+    return ["int8", "fp16", "float"] if plan.quantised and plan.ep == "cpu" else ["float"]
+
+
+def prove_vision(vision: VisionPart, folder: Path, encoder: EncoderType, log: Path) -> VisionProof:
+    """Compare the graph in ``folder``, whose weights are of that type, with ``vision``.
+
+    Raises:
+        BuildRefused: in fp32 it computes something else, or numbers that are not finite.
+    """
+    job = VisionProofJob(str(vision.directory), str(folder / ENCODER_FILE))
+    proof = VisionProof(encoder, run_child(VISION_PROOF, job, log).pictures)
+    if encoder == "float" and not proof.furthest <= BOUND:
         raise BuildRefused(
-            f"features of a picture are off by {proof.furthest:.3g} of a spread of {proof.spread:.3g}, which is no "
-            "rounding: the graph that sees computes something else than transformers; report it with config.json"
+            f"features of a picture are off by {proof.furthest:.3g} of their spread, which is no rounding: the graph "
+            "that sees computes something else than the reference; report it with config.json"
         )
     return proof
-
-
-def describe_vision(proof: VisionProof, folder: Path) -> dict[str, Any]:
-    """For the evidence: what was compared, and the bytes of each part."""
-    sizes = {
-        name: sum(path.stat().st_size for path in folder.glob(f"{name}*"))
-        for name in ("model.onnx", ENCODER_FILE, EMBEDDING_FILE)
-    }
-    numbers = {
-        key: float(f"{value:.3g}") if isinstance(value, float) and key != "cosine" else value
-        for key, value in msgspec.to_builtins(proof).items()
-    }
-    return {"features": numbers, "bytes": sizes}

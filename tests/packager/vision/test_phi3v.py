@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 
 from contract.errors import BuildRefused
+from contract.onnx.wire import read_graph_file
 from packager.build.pipeline import dry_run
 from packager.build.plan import BuildPlan
 from packager.sources.headers import read_headers
 from packager.vision.embedding import write_embedding
-from packager.vision.encoder import write_encoder
+from packager.vision.family import EncoderType
+from packager.vision.jobs import LEAST_COSINE
 from packager.vision.phi3v import ENCODER, PREFIX, picture_tokens, read_vision_shape
+from packager.vision.phi3v_encoder import write_encoder
+from packager.vision.phi3v_family import Phi3Vision
+from packager.vision.pictures import SCENES, draw
 from packager.vision.stored import StoredWeights
 from tests.packager.vision.phi3v_checkpoint import make_phi3v, reference_features
 
@@ -64,6 +69,27 @@ def test_features_are_those_of_the_familys_own_code(encoder: Any) -> None:
     found = features(encoder, pixels, golden["image_sizes"])
     assert len(found) == golden["tokens"]
     assert np.abs(found[golden["rows"]] - golden["features"]).max() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "operator", "least"), [("int8", "MatMulNBits", LEAST_COSINE), ("fp16", "Cast", 0.999999)]
+)
+def test_smaller_weights_keep_the_features(
+    kind: EncoderType, operator: str, least: float, checkpoint: Path, tmp_path: Path, encoder: Any
+) -> None:
+    import onnxruntime
+
+    path = tmp_path / "vision.onnx"
+    shape = read_vision_shape(checkpoint, read_headers(checkpoint).tensors)
+    write_encoder(path, StoredWeights(checkpoint), shape, lambda done, total: None, kind)
+    small = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for name in SCENES:
+        given = Phi3Vision().prepare(checkpoint, draw(name, 672))
+        found, wanted = (session.run(None, given.inputs)[0] for session in (small, encoder))
+        assert len(found) == given.features
+        assert least <= float((found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)) < 1 - 1e-9, name
+    nodes = [node.op_type for node in read_graph_file(path).walk_nodes()]
+    assert nodes.count(operator) == 6 * shape.used_layers + 2
 
 
 @pytest.mark.parametrize(("kind", "most"), [("float", 0.0), ("int8", 2e-3), ("int4", 0.05)])

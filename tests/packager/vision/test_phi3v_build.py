@@ -64,8 +64,12 @@ def test_the_bundle_says_what_it_is(bundle: Path, checkpoint: Path) -> None:
     assert manifest.model.capabilities == ["text", "vision", "chat"]
     assert manifest.model.parameters == sum(each.size for each in load_file(checkpoint / "model.safetensors").values())
     seen = manifest.quality["vision"]
-    assert seen["features"]["furthest"] <= 1e-3 * seen["features"]["spread"]
-    assert seen["features"]["cosine"] > 0.999999
+    assert [picture["name"] for picture in seen["features"]] == ["shapes", "stripes", "noise"]
+    for picture in seen["features"]:
+        assert picture["furthest"] <= 1e-3 * picture["spread"]
+    assert (seen["encoder"], seen["cosine"] > 0.999999) == ("float", True)
+    assert manifest.quality["pictures"]["kl"] < 1e-3
+    assert manifest.quality["pictures"]["tokens"] > 24
     parts = {"model.onnx": 0, "vision.onnx": 0, "embedding.onnx": 0}
     for entry in manifest.files:
         for name in parts:

@@ -5,55 +5,28 @@ One picture at a time, so that eight of them take no more memory than one; crops
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from packager.vision.family import EncoderType, Progress
 from packager.vision.graph_writer import MICROSOFT, GraphWriter, Nodes, value
+from packager.vision.parts import Parts
 from packager.vision.phi3v import CROP, ENCODER, GRID, MERGED, PATCH, PREFIX, VisionShape
 from packager.vision.stored import StoredWeights
 
-EPSILON = 1e-5
 QUICK_GELU = 1.702
 
-Progress = Callable[[int, int], None]
 
-
-class Parts:
-    """Nodes of the body, which is run for each picture, and the weights of the whole graph."""
-
-    def __init__(self, graph: GraphWriter, body: Nodes, weights: StoredWeights) -> None:
-        self._graph, self.body, self._weights = graph, body, weights
-
-    def constant(self, name: str, values: list[int] | int) -> str:
-        """Integers that nodes read."""
-        return self._graph.constant(name, values)
-
-    def weight(self, name: str, shape: tuple[int, ...] | None = None) -> str:
-        """A weight by its published name."""
-        read = self._weights.read(name)
-        return self._graph.weight(name, read if shape is None else read.reshape(shape))
-
-    def linear(self, x: str, stem: str, name: str) -> str:
-        """``x`` times the weight of ``stem``, plus its bias."""
-        transposed = self._graph.weight(f"{stem}.weight", self._weights.read(f"{stem}.weight").T)
-        product = self.body.node("MatMul", x, transposed, name=f"{name}_product")
-        return self.body.node("Add", product, self.weight(f"{stem}.bias"), name=name)
-
-    def norm(self, x: str, stem: str, name: str) -> str:
-        """``x`` normalised."""
-        scale, bias = self.weight(f"{stem}.weight"), self.weight(f"{stem}.bias")
-        return self.body.node("LayerNormalization", x, scale, bias, name=name, axis=-1, epsilon=EPSILON)
-
-
-def write_encoder(path: Path, weights: StoredWeights, shape: VisionShape, on_progress: Progress) -> None:
-    """Write it to ``path``."""
+def write_encoder(
+    path: Path, weights: StoredWeights, shape: VisionShape, on_progress: Progress, kind: EncoderType = "float"
+) -> None:
+    """Write it to ``path``, the weights of its products as ``kind`` says."""
     from onnx import helper
 
     with GraphWriter(path) as graph:
         body = Nodes()
-        parts = Parts(graph, body, weights)
+        parts = Parts(graph, body, weights, kind)
         for name, number in (("zero", 0), ("one", 1), ("crop", CROP), ("merged", MERGED)):
             parts.constant(name, [number])
         rows, columns, crops = _pick_crops(parts)
