@@ -30,7 +30,7 @@ from agent.engine.load_options import ModelFiles, Resources
 from agent.engine.memory import plan_cache
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import runtime_errors
-from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses
+from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses, picture_losses
 from agent.engine.sequence import LogitRules, TokenSequence, constrain, prepare, rejection, with_changes
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.vision import PLACEHOLDERS, ImageInputs, ImagePreprocessor, Vision
@@ -218,12 +218,14 @@ class GenaiEngine:
         self._vision = None
         self._model = None
 
-    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None) -> CanaryScore:
         """See the interface. Each token's logits come from feeding all before it, a slice at a time.
 
         Raises:
             EngineFailed: nothing to score, or longer than the context, or the runtime failed.
         """
+        if picture is not None:
+            return self._score_picture(prompt, text, picture, adapter)
         ids, first = self._tokenizing.encode_canary(prompt, text)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
@@ -233,6 +235,21 @@ class GenaiEngine:
             if losses is None:
                 losses = generator_losses(self._generator(options, adapter), ids, first, 1) or [math.nan]
             return canary_score(losses)
+
+    def _score_picture(self, prompt: str, text: str, picture: bytes, adapter: str | None) -> CanaryScore:
+        if self._vision is None:
+            raise EngineFailed("the model of this bundle takes no pictures here")
+        with runtime_errors("the model failed on a canary about a picture"):
+            try:
+                seen = self._vision.glance(picture)
+                ids, first = self._tokenizing.encode_canary(prompt, text, seen.tokens[0])
+            except RequestInvalid as refused:
+                raise EngineFailed(f"the picture of a canary: {refused.message}") from refused
+            if len(ids) <= first or len(ids) > self._facts.context_length:
+                raise EngineFailed("a canary has no text, or more than the context holds")
+            generator = self._generator({"max_length": len(ids)}, adapter)
+            generator.set_inputs(seen.inputs(ids[:first]))
+            return canary_score(picture_losses(generator, ids[first:]))
 
     def _capabilities(self, adapters: bool) -> tuple[str, ...]:
         lacking = {"chat": not self._tokenizing.chat, "tools": not self._tokenizing.chat, "num_beams": self._pipeline}

@@ -226,6 +226,8 @@ class Engine(Protocol):
         """Free the model. The engine is unusable afterwards."""
         ...
 
-    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
-        """Teacher-force ``text`` after ``prompt`` (both taken as they are). Not while requests are active."""
+    def score(self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None) -> CanaryScore:
+        """Teacher-force ``text`` after ``prompt`` (both taken as they are), in which ``picture`` stands where
+        :data:`contract.bundle.canary.PICTURE` says, looked at as a whole. Not while requests are active.
+        """
         ...

@@ -45,3 +45,13 @@ def generator_losses(generator: Any, ids: list[int], first: int, size: int) -> l
             losses.extend(token_losses(logits, ids[filled + 1 : end + 1]))
         filled = end
     return losses
+
+
+def picture_losses(generator: Any, text: Sequence[int]) -> list[float]:
+    """NLL of each token of ``text``, one at a time, by a generator that has read the prompt before it."""
+    losses: list[float] = []
+    for number, token in enumerate(text):
+        losses += token_losses(np.asarray(generator.get_output("logits"))[0, -1:], [token])
+        if number + 1 < len(text):
+            generator.append_tokens(np.array([token], dtype=np.int32))
+    return losses

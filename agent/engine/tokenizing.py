@@ -24,7 +24,7 @@ from agent.engine.interface import ChatTurn, Generation
 from agent.engine.tools.dialect import Dialect
 from agent.engine.tools.rendering import Conversation, converse
 from agent.engine.vocabulary import Vocabulary
-from contract.bundle.canary import join_canary
+from contract.bundle.canary import PICTURE, join_canary
 from contract.bundle.tokens import begin, compose, composes, read_beginning
 from contract.chat.files import TOOL_USE, read_chat_files
 from contract.chat.limits import Allowance
@@ -178,15 +178,18 @@ class Tokenizing:
         length = len(self._beginning)
         return ids[length:] if length and ids[:length] == self._beginning else ids
 
-    def encode_canary(self, prompt: str, text: str) -> tuple[list[int], int]:
-        """All tokens of a canary and the index of the first to score.
+    def encode_canary(self, prompt: str, text: str, picture: Sequence[int] = ()) -> tuple[list[int], int]:
+        """All tokens of a canary and the index of the first to score; ``picture``: the tokens of the one in its prompt.
 
         Raises:
             EngineFailed: it cannot be given to the tokenizer.
         """
         try:
-            ids = self.encode(prompt, "prompt")
+            before, *after = prompt.split(PICTURE) if picture else [prompt]
+            ids = self.encode(before, "prompt")
             ids = ids if self.chat else begin(ids, self._beginning)
+            for part in after:
+                ids += [*picture, *self.encode_more(part, "prompt")]
             return join_canary(ids, self.encode(text, "text"), self._beginning)
         except RequestInvalid as refused:
             raise EngineFailed(f"a canary is not text: {refused.message}") from refused

@@ -14,18 +14,13 @@ import numpy as np
 
 from agent.engine.image_decode import MAX_PIXELS, decode_image
 from agent.engine.tokenizing import Tokenizing
+from contract.bundle.canary import PLACEHOLDERS
 from contract.errors import RequestInvalid
 
-PLACEHOLDERS = {
-    "phi3v": "<|image_{}|>",
-    "phi4mm": "<|image_{}|>",
-    "gemma3": "<start_of_image>",
-    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "mistral3": "[IMG]",
-}
-"""How each kind of model (``model.type`` in genai_config.json) is told where a picture stands, as onnxruntime-genai
-0.18's processors look for it. Kinds that are not here take no pictures."""
+__all__ = ["PLACEHOLDERS", "ImageInputs", "ImagePreprocessor", "Vision", "cannot_take"]
+
+PHI3V_WHOLE = 2 * 144 + 1 + 2 * 12
+"""Tokens of a picture of one crop: that, the whole, which is the same, and separators."""
 
 
 class ImageInputs:
@@ -83,6 +78,7 @@ class Vision:
 
     def __init__(self, og: Any, model: Any, kind: str, tokenizing: Tokenizing) -> None:
         self._og = og
+        self._kind = kind
         self._placeholder = PLACEHOLDERS[kind]
         self._processor = model.create_multimodal_processor()
         self._tokenizing = tokenizing
@@ -99,6 +95,22 @@ class Vision:
             return self._processor(text, images=self._og.Images.open_bytes(*drawn))
         except Exception as error:
             raise cannot_take(error) from error
+
+    def glance(self, picture: bytes) -> ImageInputs:
+        """``picture`` looked at as a whole where the kind of model can, as canaries are.
+
+        Raises:
+            RequestInvalid: it cannot be read, or the model's processor refuses it.
+        """
+        tensors = self.process([decode_image(picture)[0]])
+        tokens = self.tokens(tensors, 1)
+        if self._kind == "phi3v":
+            one = tensors["pixel_values"].as_numpy()[:, [0, 0]]
+            tensors["pixel_values"] = np.ascontiguousarray(one)
+            tensors["image_sizes"] = np.array([one.shape[-2:]], np.int64)
+            tensors["num_image_tokens"] = np.array([[PHI3V_WHOLE]], np.int64)
+            tokens = [-1] * PHI3V_WHOLE
+        return ImageInputs([tokens], tensors)
 
     def tokens(self, alone: Any, number: int) -> list[int]:
         """Of the picture with this number, which was processed ``alone``: those below zero tell the number."""

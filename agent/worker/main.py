@@ -208,8 +208,8 @@ def _execute(command: Command, engine: Engine, line: _Channel) -> None:
             line.send(*engine.cancel(request))
         case Update(request, changes):
             engine.update(request, changes)
-        case Score(index, prompt, text, adapter):
-            line.send(Scored(index, engine.score(prompt, text, adapter), peak_rss_bytes()))
+        case Score(index, prompt, text, adapter, picture):
+            line.send(Scored(index, engine.score(prompt, text, adapter, picture), peak_rss_bytes()))
         case Ping(number):
             line.send(Pong(number, peak_rss_bytes(), usage()))
         case Load():

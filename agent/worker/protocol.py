@@ -64,12 +64,15 @@ class Cancel(Struct, frozen=True, tag="cancel"):
 
 
 class Score(Struct, frozen=True, tag="score"):
-    """Run one canary; answered by :class:`Scored` with the same ``index``. ``adapter`` is NAME@VERSION."""
+    """Run one canary; answered by :class:`Scored` with the same ``index``. ``adapter`` is NAME@VERSION, ``picture`` a
+    file.
+    """
 
     index: int
     prompt: str
     text: str
     adapter: str | None = None
+    picture: bytes | None = None
 
 
 class Ping(Struct, frozen=True, tag="ping"):

@@ -203,8 +203,10 @@ class WorkerProcess:
     def update(self, request: int, changes: dict[str, Any]) -> None:
         self._send(protocol.Update(request, changes))
 
-    async def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
-        """Teacher-force one canary, with ``adapter`` if it is given.
+    async def score(
+        self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None
+    ) -> CanaryScore:
+        """Teacher-force one canary, with ``adapter`` and ``picture`` if they are given.
 
         Raises:
             EngineFailed: the worker ended, or its engine cannot score.
@@ -214,7 +216,7 @@ class WorkerProcess:
         index, self._next_score = self._next_score, self._next_score + 1
         future: asyncio.Future[CanaryScore] = asyncio.get_running_loop().create_future()
         self._scores[index] = future
-        self._send(protocol.Score(index, prompt, text, adapter))
+        self._send(protocol.Score(index, prompt, text, adapter, picture))
         try:
             return await future
         finally:

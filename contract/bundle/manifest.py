@@ -35,6 +35,9 @@ MAX_FILES = 1024
 MAX_CANARIES = 16
 """Canary prompts: each costs the device seconds before every activation."""
 
+MAX_CANARY_PICTURE = 2**16
+"""Bytes of a picture in a manifest: one that code drew takes some hundred."""
+
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Bytes = Annotated[int, Meta(ge=0, le=2**53)]
 """A size in bytes. JSON readers in other languages hold integers exactly only up to 2**53."""
@@ -120,6 +123,18 @@ class Canary(Struct, frozen=True, omit_defaults=True):
     stops: bool = False
 
 
+class PictureCanary(Struct, frozen=True):
+    """The same about a picture, a PNG that was made by code; it stands where ``prompt`` has
+    :data:`contract.bundle.canary.PICTURE`, and is looked at with ``detail`` low.
+    """
+
+    prompt: Text
+    picture: Annotated[bytes, Meta(min_length=1, max_length=MAX_CANARY_PICTURE)]
+    expected_text: Text
+    mean_nll: Annotated[float, Meta(ge=0)]
+    tolerance: Annotated[float, Meta(gt=0)]
+
+
 class License(Struct, frozen=True):
     """``spdx`` is an SPDX expression or ``unknown``; ``file`` a path in the bundle, if the text is shipped."""
 
@@ -186,6 +201,7 @@ class Manifest(Struct, frozen=True):
     provenance: dict[str, Any]
     base: Base | None = None
     behaviour: Behaviour | None = None
+    picture_canary: PictureCanary | None = None
 
     @property
     def total_bytes(self) -> int:

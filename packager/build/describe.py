@@ -11,7 +11,7 @@ from contract.bundle.adapter_slots import CAPABILITY
 from contract.bundle.device_plan import least_ram
 from contract.bundle.footprint import measure_footprint
 from contract.bundle.genai_config import GenaiFacts
-from contract.bundle.manifest import Behaviour, Budget, Canary, License, Manifest, Model, Requires
+from contract.bundle.manifest import Behaviour, Budget, Canary, License, Manifest, Model, PictureCanary, Requires
 from contract.onnx.wire import read_graph_file
 from packager.build.bundle import list_files
 from packager.evaluate.check import tolerance
@@ -48,6 +48,14 @@ def measured_canaries(checked: CheckResult) -> list[Canary]:
         )
         for canary in checked.canaries
     ]
+
+
+def picture_canary(checked: CheckResult) -> PictureCanary | None:
+    """The same about a picture, of a model that sees."""
+    seen = checked.seen
+    if seen is None or seen.picture is None:
+        return None
+    return PictureCanary(seen.prompt, seen.picture, seen.text, round(seen.mean_nll, 6), tolerance(seen))
 
 
 def compose_manifest(
@@ -118,6 +126,7 @@ def compose_manifest(
             threads=checked.threads,
         ),
         canary=measured_canaries(checked),
+        picture_canary=picture_canary(checked),
         quality=quality,
         license=License(spdx=spdx, file="LICENSE" if (staged / "LICENSE").is_file() else None),
         provenance=provenance,

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from contract.bundle.manifest import PictureCanary
 from packager.evaluate.conversations import Rendering
 from packager.evaluate.jobs import CHECK, CanaryResult, CheckJob, CheckResult, SourceView, Spelling
 from packager.subprocess_job import run_child
@@ -55,6 +56,7 @@ def check_model(
     adapter: Path | None = None,
     spellings: Sequence[Spelling] = (),
     renderings: Sequence[Rendering] = (),
+    shown: PictureCanary | None = None,
     on_progress: Callable[[float, float], None] | None = None,
 ) -> CheckResult:
     """Load ``model_dir``, answer ``questions`` greedily, score the ``known`` prompts and texts, read ``text``; of the
@@ -62,7 +64,7 @@ def check_model(
 
     With a ``source`` the text is read at its very positions and compared; without, it only gives a perplexity.
     ``spellings`` are texts with the source's tokens. ``behaviour`` are more questions, each with its token limit. With
-    an ``adapter`` file all of it is done with that.
+    an ``adapter`` file all of it is done with that. ``shown`` is a canary about a picture to score.
 
     Raises:
         BuildRefused: it does not load, crashes, or gives numbers that are not finite.
@@ -79,5 +81,6 @@ def check_model(
         adapter=None if adapter is None else str(adapter),
         spellings=list(spellings),
         renderings=list(renderings),
+        shown=None if shown is None else (shown.prompt, shown.expected_text, shown.picture),
     )
     return run_child(CHECK, job, log, on_progress=on_progress)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from contract.bundle.canary import STOP_TOKENS, join_canary
+from contract.bundle.canary import PLACEHOLDERS, STOP_TOKENS, join_canary
 from contract.bundle.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from contract.bundle.tokens import begin, compose, composes, read_beginning
 from contract.chat.files import read_chat_files
@@ -24,6 +24,7 @@ from packager.evaluate import divergence
 from packager.evaluate.conversations import DAY, Rendering, differing
 from packager.evaluate.divergence import log_softmax
 from packager.evaluate.jobs import CHECK, CanaryResult, CheckJob, CheckResult, Comparison, SourceView, Spelling
+from packager.evaluate.picture_check import score_picture, show_picture
 from packager.subprocess_job import Reporter, child_main
 
 SLICE = 64
@@ -122,7 +123,7 @@ class Runtime:
         generator = self.generator(len(ids) + limit + 1)
         for start in range(0, len(ids), SLICE):
             generator.append_tokens(np.array(ids[start : start + SLICE], dtype=np.int32))
-        self._require_finite(np.asarray(generator.get_logits()))
+        self.require_finite(np.asarray(generator.get_logits()))
         made: list[int] = []
         ended = False
         started = time.perf_counter()
@@ -161,7 +162,7 @@ class Runtime:
             generator.append_tokens(np.array(ids[filled:end], dtype=np.int32))
             if filled >= first - 1:
                 logits: Logits = np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
-                self._require_finite(logits)
+                self.require_finite(logits)
                 if len(logits) < end - filled:
                     if size == 1:
                         raise BuildRefused("the built model shows no logits to score")
@@ -171,37 +172,23 @@ class Runtime:
                 yield filled + 1, logits
             filled = end
 
-    def read_picture(self, ids: Sequence[int], inputs: Mapping[str, npt.NDArray[Any]], length: int) -> Any:
-        """A generator for ``length`` tokens that has read the prompt ``ids`` with ``inputs`` of a picture in it."""
+    def process(self, picture: bytes) -> dict[str, npt.NDArray[Any]]:
+        """What the runtime's own processor makes of one picture in an empty prompt."""
+        processor = self._model.create_multimodal_processor()
+        tensors = processor(PLACEHOLDERS[self.facts.model_type].format(1), images=self._og.Images.open_bytes(picture))
+        return {str(name): np.asarray(tensors[name].as_numpy()) for name in list(tensors.keys())}
+
+    def read(self, inputs: Mapping[str, npt.NDArray[Any]], length: int) -> Any:
+        """A generator for ``length`` tokens that has read ``inputs``: tokens, and tensors of a picture among them."""
         tensors = self._og.NamedTensors()
-        for name, array in {**inputs, "input_ids": np.array([ids], np.int32)}.items():
-            tensors[name] = np.array(array)
+        for name, array in inputs.items():
+            # The binding knows one of two equal types of 64 bits.
+            own = np.empty(array.shape, array.dtype.str)
+            own[...] = array
+            tensors[name] = own
         generator = self.generator(length)
         generator.set_inputs(tensors)
         return generator
-
-    def rows_after(self, ids: Sequence[int], inputs: Mapping[str, npt.NDArray[Any]], answer: Sequence[int]) -> Logits:
-        """Logits that predict each token of ``answer``, given the prompt ``ids`` with a picture, and all before it."""
-        generator = self.read_picture(ids, inputs, len(ids) + len(answer))
-        rows = [np.asarray(generator.get_output("logits"), dtype=np.float32)[0, -1:]]
-        for token in answer[:-1]:
-            generator.append_tokens(np.array([token], dtype=np.int32))
-            rows.append(np.asarray(generator.get_output("logits"), dtype=np.float32)[0, -1:])
-        found: Logits = np.concatenate(rows)
-        self._require_finite(found)
-        return found
-
-    def look(self, ids: Sequence[int], inputs: Mapping[str, npt.NDArray[Any]], tokens: int) -> str:
-        """The greedy answer to the prompt ``ids`` with a picture in it."""
-        generator = self.read_picture(ids, inputs, len(ids) + tokens + 1)
-        made: list[int] = []
-        while not generator.is_done() and len(made) < tokens:
-            generator.generate_next_token()
-            token = int(generator.get_next_tokens()[0])
-            if token in self.facts.eos_token_ids:
-                break
-            made.append(token)
-        return str(self.tokenizer.decode(np.array(made, dtype=np.int32))) if made else ""
 
     def losses(self, ids: list[int], first: int, size: int) -> list[float]:
         """``-log softmax(logits)[token]`` of ``ids[first:]``, read ``size`` tokens at a time."""
@@ -211,7 +198,7 @@ class Runtime:
         return found
 
     @staticmethod
-    def _require_finite(logits: Logits) -> None:
+    def require_finite(logits: Logits) -> None:
         if not np.isfinite(logits).all():
             raise BuildRefused("the built model gives numbers that are not finite; the weights are damaged")
 
@@ -246,6 +233,11 @@ def check(job: CheckJob, reporter: Reporter) -> CheckResult:
         reporter.progress(2 + number, steps)
     if job.questions and not canaries:
         raise BuildRefused("the built model answers none of the canary prompts; its end token may be wrong")
+    seen = None
+    if job.shown is not None:
+        seen = score_picture(runtime, *job.shown)
+    elif job.questions and job.adapter is None:
+        seen = show_picture(runtime, job.tokens)
     # Taken here, since what follows holds the source's rows as well.
     peak = peak_rss_bytes()
     stopped_by = _stopping(runtime) if "text" in runtime.facts.capabilities else []
@@ -267,6 +259,7 @@ def check(job: CheckJob, reporter: Reporter) -> CheckResult:
         answers=answers,
         ended=over,
         stopped_by=stopped_by,
+        seen=seen,
         respelled=_respelled(runtime, job.spellings),
         rerendered=runtime.rerendered(job.renderings),
     )

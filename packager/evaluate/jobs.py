@@ -120,11 +120,12 @@ class CheckJob(Job, frozen=True):
     adapter: str | None
     spellings: list[Spelling]
     renderings: list[Rendering]
+    shown: tuple[str, str, bytes] | None = None
 
 
 class CanaryResult(Struct, frozen=True):
     """One canary on this host; ``spread`` is how far ``mean_nll`` moves between slice lengths, in nats; ``stops``:
-    an end token ended the answer.
+    an end token ended the answer; ``picture`` stands where the prompt says so.
     """
 
     prompt: str
@@ -132,6 +133,7 @@ class CanaryResult(Struct, frozen=True):
     mean_nll: float
     spread: float
     stops: bool = False
+    picture: bytes | None = None
 
 
 class Comparison(Struct, frozen=True):
@@ -157,7 +159,7 @@ class CheckResult(Struct, frozen=True):
     ``answers`` are those to the behaviour questions; ``respelled`` the texts that the runtime's tokenizer makes other
     tokens of than the source's; ``rerendered`` the conversations that devices would render otherwise than transformers;
     ``ended`` whether an end token ended the answer to each question; ``stopped_by`` the end tokens that were put in the
-    model's mouth, each of which ended generation.
+    model's mouth, each of which ended generation; ``seen`` is the canary about a picture of a model that sees.
     """
 
     canaries: list[CanaryResult]
@@ -173,6 +175,7 @@ class CheckResult(Struct, frozen=True):
     rerendered: list[str] = []
     ended: list[bool] = []
     stopped_by: list[int] = []
+    seen: CanaryResult | None = None
 
 
 CHECK = Task("packager.evaluate.check_process", CheckJob, CheckResult, "loading the built model")

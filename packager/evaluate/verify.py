@@ -55,8 +55,22 @@ def verify_bundle(directory: Path, log: Path, progress: BuildProgress, base: Pat
     known = [(canary.prompt, canary.expected_text, canary.stops) for canary in manifest.canary]
     questions = () if known else ("Hello",)
     checked = check_model(
-        model_dir, log, questions=questions, known=known, adapter=adapter, on_progress=progress.advance
+        model_dir,
+        log,
+        questions=questions,
+        known=known,
+        adapter=adapter,
+        shown=manifest.picture_canary,
+        on_progress=progress.advance,
     )
+    shown, seen = manifest.picture_canary, checked.seen
+    # Not >: what is no number must not pass.
+    if shown is not None and seen is not None and not abs(seen.mean_nll - shown.mean_nll) <= shown.tolerance:
+        raise BundleRefused(
+            Reason.CANARY_DRIFT,
+            f"the canary about a picture scores {seen.mean_nll:.3f} nats here and {shown.mean_nll:.3f} where it was "
+            f"built, more than {shown.tolerance} apart",
+        )
     for canary, result in zip(manifest.canary, checked.canaries, strict=False):
         if abs(result.mean_nll - canary.mean_nll) > canary.tolerance:
             raise BundleRefused(

@@ -11,6 +11,7 @@ from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.onnx.wire import read_graph_file
 from packager.graph.facts import GraphFacts
 from packager.report.parts import KINDS, bytes_by_part
+from packager.report.pictures import picture_section
 from packager.report.plots import scatter_over_positions, stacked_bars
 
 STYLE = """
@@ -63,6 +64,7 @@ def write_report(
         _bytes(parts, "Bytes by layer and type" if base is None else "Bytes of the base by layer and type"),
         _divergence(quality),
         _canaries(quality),
+        picture_section(quality),
         _behaviour(quality),
         _facts(quality, graph),
         _provenance(provenance),

@@ -8,6 +8,7 @@ import numpy as np
 
 from packager.evaluate import divergence
 from packager.evaluate.check_process import Runtime
+from packager.evaluate.picture_check import answer_about, rows_after
 from packager.subprocess_job import Reporter, child_main
 from packager.vision.families import vision_family
 from packager.vision.family import Array, Tensors
@@ -34,7 +35,7 @@ def compare(job: CompareJob, reporter: Reporter) -> PictureAnswers:
         alone = divergence.Comparison()
         for comparison in (alone, total):
             comparison.add(theirs, ours, np.array(case.answer, dtype=np.int64))
-        text = runtime.look(case.prompt, inputs, job.limit)
+        text = answer_about(runtime, case.prompt, inputs, job.limit)
         answered.append(Answered(case.picture, case.question, case.text, text, alone.summary()["kl"]))
         reporter.progress(number, len(job.cases))
     found = total.summary()
@@ -43,7 +44,7 @@ def compare(job: CompareJob, reporter: Reporter) -> PictureAnswers:
 
 def _score(runtime: Runtime, case: Looked, inputs: Tensors) -> Array:
     """Log-probabilities that predict each token of the source's answer."""
-    return divergence.log_softmax(runtime.rows_after(case.prompt, inputs, case.answer))
+    return divergence.log_softmax(rows_after(runtime, case.prompt, inputs, case.answer))
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ class BatchedEngine:
         self._pool.forget()
         del self._runner
 
-    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None) -> CanaryScore:
         """See the interface.
 
         Raises:
@@ -230,6 +230,8 @@ class BatchedEngine:
         """
         if adapter is not None:
             raise EngineFailed("the batched engine has no adapters")
+        if picture is not None:
+            raise EngineFailed("the batched engine sees no pictures")
         ids, first = self._tokenizing.encode_canary(prompt, text)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")

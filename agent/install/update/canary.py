@@ -21,6 +21,7 @@ from agent.state.installation import Failure
 from agent.worker.ports import Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings
 from contract.bundle.canary import STOP_TOKENS
+from contract.bundle.manifest import Canary, PictureCanary
 from contract.errors import EngineFailed
 from contract.reasons import Reason
 
@@ -116,24 +117,17 @@ async def _examine(
     largest = 0.0
     adapter = None if bundle.manifest.base is None else bundle.manifest.reference
     for number, canary in enumerate(bundle.manifest.canary, start=1):
-        try:
-            score = await worker.score(canary.prompt, canary.expected_text, adapter)
-        except EngineFailed as error:
-            return Failure(Reason.CANARY_LOAD_FAILED, f"canary {number} could not be scored: {error.message}")
-        if not score.finite or not score.tokens:
-            return Failure(Reason.CANARY_NOT_FINITE, f"canary {number} gave logits that are not finite numbers")
-        drift = score.mean_nll - canary.mean_nll
-        tolerance = min(canary.tolerance, settings.canary_tolerance or canary.tolerance)
-        # Not >: a drift that is not a number must not pass.
-        if not abs(drift) <= tolerance:
-            return Failure(
-                Reason.CANARY_DRIFT,
-                f"canary {number} has a mean NLL of {score.mean_nll:.3f} here, {canary.mean_nll:.3f} at the build "
-                f"(allowed: ±{tolerance:.3f})",
-            )
-        largest = max(largest, abs(drift))
+        drift = await _score(f"canary {number}", canary, adapter, worker, settings)
+        if isinstance(drift, Failure):
+            return drift
+        largest = max(largest, drift)
         if canary.stops and (failure := await _check_stop(number, canary.prompt, adapter, worker, ends)) is not None:
             return failure
+    if (shown := bundle.manifest.picture_canary) is not None:
+        drift = await _score("the canary about a picture", shown, adapter, worker, settings)
+        if isinstance(drift, Failure):
+            return drift
+        largest = max(largest, drift)
     limit = settings.max_rss_bytes or int(total_memory() * MEMORY_SHARE)
     if worker.peak_rss_bytes > limit:
         return Failure(
@@ -141,6 +135,29 @@ async def _examine(
             f"the candidate took {worker.peak_rss_bytes >> 20} MiB of memory, {limit >> 20} MiB are allowed",
         )
     return CanaryPassed(worker.peak_rss_bytes, largest)
+
+
+async def _score(
+    name: str, canary: Canary | PictureCanary, adapter: str | None, worker: Worker, settings: InstallSettings
+) -> float | Failure:
+    """How far the candidate is from what the build found, in nats; what is wrong, if it is too far."""
+    picture = canary.picture if isinstance(canary, PictureCanary) else None
+    try:
+        score = await worker.score(canary.prompt, canary.expected_text, adapter, picture)
+    except EngineFailed as error:
+        return Failure(Reason.CANARY_LOAD_FAILED, f"{name} could not be scored: {error.message}")
+    if not score.finite or not score.tokens:
+        return Failure(Reason.CANARY_NOT_FINITE, f"{name} gave logits that are not finite numbers")
+    drift = abs(score.mean_nll - canary.mean_nll)
+    tolerance = min(canary.tolerance, settings.canary_tolerance or canary.tolerance)
+    # Not >: a drift that is not a number must not pass.
+    if not drift <= tolerance:
+        return Failure(
+            Reason.CANARY_DRIFT,
+            f"{name} has a mean NLL of {score.mean_nll:.3f} here, {canary.mean_nll:.3f} at the build "
+            f"(allowed: ±{tolerance:.3f})",
+        )
+    return drift
 
 
 async def _check_stop(

@@ -147,7 +147,7 @@ class StandIn:
         self._active.clear()
         self._waiting.clear()
 
-    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None) -> CanaryScore:
         head, tail = self._tokenizing.encode(prompt, "prompt"), self._tokenizing.encode(text, "text")
         ids = [*head, *tail]
         losses = [-float(log_softmax(logits(ids[:end]))[ids[end]]) for end in range(max(1, len(head)), len(ids))]

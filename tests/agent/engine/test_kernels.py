@@ -30,7 +30,7 @@ class Loaded:
         Loaded.there += 1
         assert Loaded.there == 1, "two models in memory"
 
-    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None) -> CanaryScore:
         built = next(canary for canary in CANARIES if canary.prompt == prompt)
         return CanaryScore(built.mean_nll + self.apart * built.tolerance, 9, self.finite)
 

@@ -43,8 +43,9 @@ class StandInWorker:
         self, bundle_dir: Path, drift: float, finite: bool, peak: int, on_event: OnEvent, *, stops: bool = True
     ) -> None:
         self._on_event, self._stops = on_event, stops
-        self._canaries = parse_manifest((bundle_dir / MANIFEST_FILE).read_bytes()).canary
+        self._manifest = parse_manifest((bundle_dir / MANIFEST_FILE).read_bytes())
         self._drift, self._finite = drift, finite
+        self.misread = 0.0
         self.peak_rss_bytes = peak
         self.closed = False
         self._closing = asyncio.Event()
@@ -60,8 +61,13 @@ class StandInWorker:
 
     def update(self, request: int, changes: dict[str, Any]) -> None: ...
 
-    async def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
-        canary = next(each for each in self._canaries if each.prompt == prompt)
+    async def score(
+        self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None
+    ) -> CanaryScore:
+        shown = self._manifest.picture_canary
+        if shown is not None and picture == shown.picture:
+            return CanaryScore(shown.mean_nll + self.misread, 5, self._finite)
+        canary = next(each for each in self._manifest.canary if each.prompt == prompt)
         return CanaryScore(canary.mean_nll + self._drift, 5, self._finite)
 
     async def wait_closed(self) -> str:
@@ -76,10 +82,13 @@ class StandInWorker:
 
 
 class StandInWorkers:
-    """Starts stand-ins; ``failure`` makes loading fail, ``hang`` makes it never end, ``hang_above`` a niceness."""
+    """Starts stand-ins; ``misread`` is how far they drift about a picture; ``failure`` makes loading fail, ``hang``
+    makes it never end, ``hang_above`` a niceness.
+    """
 
     def __init__(self) -> None:
         self.drift, self.finite, self.peak = 0.0, True, 1000
+        self.misread = 0.0
         self.failure: str | None = None
         self.stops = True
         self.hang = False
@@ -108,6 +117,7 @@ class StandInWorkers:
         if self.failure is not None:
             raise EngineFailed(self.failure)
         worker = StandInWorker(bundle_dir, self.drift, self.finite, self.peak, on_event, stops=self.stops)
+        worker.misread = self.misread
         self.started.append(worker)
         return worker
 

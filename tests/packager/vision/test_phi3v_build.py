@@ -14,11 +14,13 @@ import pytest
 from agent.engine.engine_selection import open_engine
 from agent.engine.image_decode import decode_image
 from agent.engine.interface import Engine, Generation
+from contract.bundle.canary import PICTURE
 from contract.bundle.manifest import Manifest, parse_manifest
 from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan
 from packager.sources.opening import SourceOptions, convert_directory
 from packager.vision.phi3v import DEVIATION, MEAN, picture_tokens
+from packager.vision.pictures import canary_picture
 from tests.agent.engine.driving import run
 from tests.packager.vision.phi3v_checkpoint import make_phi3v, reference_features
 from tests.seeing import png
@@ -221,6 +223,18 @@ def test_a_device_answers_about_what_it_sees(engine: Engine) -> None:
         assert outcome.finish.prompt_tokens > 2509 * len(pictures)
         said[name] = tuple(entry["logprob"] for event in outcome.tokens for entry in event.logprobs or ())
     assert len(set(said.values())) == 3, said
+
+
+def test_a_device_scores_the_canary_about_a_picture_as_the_build_did(engine: Engine, bundle: Path) -> None:
+    canary = parse_manifest((bundle / "manifest.json").read_bytes()).picture_canary
+    assert canary is not None
+    assert (canary.picture, canary.prompt.count(PICTURE)) == (canary_picture(), 1)
+    found = engine.score(canary.prompt, canary.expected_text, picture=canary.picture)
+    assert found.finite
+    assert abs(found.mean_nll - canary.mean_nll) < 1e-3
+    for picture in (png(0, 0, 0), None):
+        other = engine.score(canary.prompt, canary.expected_text, picture=picture)
+        assert abs(other.mean_nll - canary.mean_nll) > canary.tolerance
 
 
 def test_text_alone_is_still_to_be_had(checkpoint: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class ScriptedEngine:
         self._answers.clear()
         self._events.clear()
 
-    def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
+    def score(self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None) -> CanaryScore:
         if prompt in MISHAPS:
             self._mishap(prompt)
         return CanaryScore(1.0, max(1, len(text.split())), True)

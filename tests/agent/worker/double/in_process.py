@@ -66,11 +66,13 @@ class FakeWorker:
         self.updates.append((request, changes))
         self._command(lambda: self._engine.update(request, changes))
 
-    async def score(self, prompt: str, text: str, adapter: str | None = None) -> CanaryScore:
+    async def score(
+        self, prompt: str, text: str, adapter: str | None = None, picture: bytes | None = None
+    ) -> CanaryScore:
         if self._closed.done():
             raise EngineFailed(f"the worker has ended: {self._closed.result()}")
         try:
-            return self._engine.score(prompt, text, adapter)
+            return self._engine.score(prompt, text, adapter, picture)
         except _Ended as ended:
             self._end(str(ended))
             raise EngineFailed(f"the worker has ended: {ended}") from ended
