@@ -9,16 +9,19 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections import Counter
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable
 
-from contract.errors import EdgeBundleError, SourceUnavailable
+import msgspec
+
+from contract.errors import EdgeBundleError
 from contract.identifiers import is_identifier
 from edge_bundle.async_client import AsyncClient
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.replies import Answer
-from fleet.gateway.asking import Failed, ask
+from fleet.gateway.asking import Failed
+from fleet.gateway.models import read_model
+from fleet.gateway.requests import read_chat
+from fleet.gateway.routing import Routing
 from fleet.rollout.canary import Prompt, Score
 from fleet.rollout.facts import Facts
 from fleet.rollout.model import Rollout
@@ -54,7 +57,7 @@ class CanaryRunner:
         self._client: AsyncClient | None = None
         self._running: set[tuple[int, str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._in_flight: Counter[str] = Counter()
+        self._routing = Routing(seconds=ANSWER_SECONDS)
 
     def look(self, rollout: Rollout, facts: Facts) -> None:
         """Ask whoever is due; returns at once."""
@@ -138,19 +141,11 @@ class CanaryRunner:
 
     async def _is_met(self, client: AsyncClient, probe: Probe, prompt: Prompt) -> bool | None:
         """Whether the answer is what was expected; None without one. What fails in the model is a wrong answer."""
-        body: dict[str, Any] = {
-            "messages": [{"role": "user", "content": prompt.prompt}],
-            "max_tokens": probe.canary.max_tokens,
-            "temperature": 0,
-        }
-
-        def pick(tried: Collection[str]) -> str:
-            if tried:
-                raise SourceUnavailable(f"{probe.device} turned the request away")
-            return probe.device
-
+        messages = [{"role": "user", "content": prompt.prompt}]
+        body = {"messages": messages, "max_tokens": probe.canary.max_tokens, "temperature": 0}
+        asked = read_chat(msgspec.json.encode({**body, "model": f"device:{probe.device}"}))
         try:
-            found = ask(client, body, pick, self._in_flight, seconds=ANSWER_SECONDS)
+            found = self._routing.ask(client, read_model(asked.model), asked, asked.bodies[0])
             async with contextlib.aclosing(found) as events:
                 async for event in events:
                     if isinstance(event, Answer) and event.last is not None:

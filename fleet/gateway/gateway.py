@@ -8,8 +8,7 @@ import hashlib
 import logging
 import secrets
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -24,14 +23,13 @@ from edge_bundle.broker import BrokerAddress
 from edge_bundle.presence import Presence
 from edge_bundle.replies import Answer
 from fleet.gateway.access import Access, Grant
-from fleet.gateway.affinity import Affinity
-from fleet.gateway.asking import Begun, Event, ask
-from fleet.gateway.choice import choose, is_able
+from fleet.gateway.choice import is_able
 from fleet.gateway.counts import Counts
-from fleet.gateway.models import Wanted, candidates, listing, not_found, read_model
+from fleet.gateway.models import listing, not_found, read_model
 from fleet.gateway.problems import of_error
 from fleet.gateway.requests import Asked, read_chat, read_completion
 from fleet.gateway.responding import CLIENT_CLOSED, Answering, Json, problem_response
+from fleet.gateway.routing import Routing
 from fleet.http.body import ClientGone, read_body
 from fleet.http.metrics import Sample
 
@@ -48,13 +46,11 @@ class Gateway:
         self._address = address
         self._root = root
         self._access = access
-        self._seconds = seconds
         self._client: AsyncClient | None = None
         self._problem = "it has just started"
         self._created = int(time.time())
-        self._in_flight: Counter[str] = Counter()
-        self._affinity = Affinity()
         self._counts = Counts()
+        self._routing = Routing(seconds=seconds, on_another=self._counts.asked_another)
 
     def routes(self) -> Sequence[BaseRoute]:
         """OpenAI's paths."""
@@ -173,7 +169,7 @@ class Gateway:
             client = self._asking_client()
             wanted = read_model(asked.model)
             # Here, so that what nobody can answer costs nothing and is answered at once.
-            self._pick(client.presence, wanted, asked, ())
+            self._routing.pick(client.presence, wanted, asked)
             grant.reserve(asked.estimate)
             headers |= grant.headers
         except ClientGone:
@@ -200,40 +196,10 @@ class Gateway:
             id=id,
             created=int(time.time()),
             headers=headers,
-            ask=lambda body: self._ask(client, wanted, asked, _owned(body, grant.owner, wanted)),
+            ask=lambda body: self._routing.ask(client, wanted, asked, _owned(body, grant.owner)),
             device=client.presence.device,
             over=over,
         )
-
-    def _pick(self, presence: Presence, wanted: Wanted, asked: Asked, tried: Collection[str]) -> str:
-        return choose(
-            candidates(presence, wanted),
-            in_flight=self._in_flight,
-            cached=self._affinity.find(asked.beginnings),
-            needs=asked.needs,
-            excluded=tried,
-            wanted=wanted,
-        )
-
-    async def _ask(
-        self, client: AsyncClient, wanted: Wanted, asked: Asked, body: dict[str, Any]
-    ) -> AsyncGenerator[Event, None]:
-        begun = 0
-        found = ask(
-            client,
-            body,
-            lambda tried: self._pick(client.presence, wanted, asked, tried),
-            self._in_flight,
-            seconds=self._seconds,
-        )
-        async with contextlib.aclosing(found) as events:
-            async for each in events:
-                if isinstance(each, Begun):
-                    begun += 1
-                    if begun > 1:
-                        self._counts.asked_another()
-                    self._affinity.remember(asked.beginnings, each.device)
-                yield each
 
 
 def _check_model(grant: Grant, model: str) -> None:
@@ -246,10 +212,10 @@ def _check_model(grant: Grant, model: str) -> None:
         )
 
 
-def _owned(body: dict[str, Any], owner: str, wanted: Wanted) -> dict[str, Any]:
-    """``body`` so that it touches requests of its owner alone, and is answered by the bundle that was asked for."""
+def _owned(body: dict[str, Any], owner: str) -> dict[str, Any]:
+    """``body`` so that it touches requests of its owner alone."""
     key = body.get("supersede_key")
     if key is not None:
         # For a device all of them come from one client, the gateway.
         body = {**body, "supersede_key": hashlib.sha256(f"{owner}/{key}".encode()).hexdigest()[:32]}
-    return {**body, "model": wanted.name} if wanted.kind == "bundle" else body
+    return body

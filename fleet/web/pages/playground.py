@@ -7,9 +7,9 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
 
-from markupsafe import escape
+import msgspec
+from markupsafe import Markup, escape
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -17,7 +17,12 @@ from starlette.routing import Route
 
 from contract.errors import EdgeBundleError, RequestInvalid, SourceUnavailable
 from edge_bundle import AsyncClient
+from edge_bundle.replies import Piece
 from fleet.access.roles import Permission
+from fleet.gateway.asking import Begun, Event, Failed
+from fleet.gateway.models import read_model
+from fleet.gateway.requests import Asked, read_chat
+from fleet.gateway.routing import Routing
 from fleet.store import audit, devices
 from fleet.web import guard
 from fleet.web.pages.page import (
@@ -50,6 +55,7 @@ class Playground:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._client: AsyncClient | None = None
+        self._routing = Routing(seconds=ANSWER_SECONDS)
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
@@ -71,7 +77,12 @@ class Playground:
         async with self._lock:
             if self._client is None:
                 client = AsyncClient(self._settings.broker, root=self._settings.topic_root)
-                await client.connect()
+                try:
+                    await client.connect()
+                    await client.devices()
+                except BaseException:
+                    await client.close()
+                    raise
                 self._client = client
             return self._client
 
@@ -104,54 +115,53 @@ class Playground:
                 return await run_in_threadpool(lambda: respond(self._page(view), view))
             check_form(request, view)
             try:
-                fields = read_question(view)
+                asked = read_question(view)
             except RequestInvalid as error:
                 fault = error.message
                 return await run_in_threadpool(lambda: respond(self._page(view, fault=fault), view))
             marker = secrets.token_hex(16)
-            page = await run_in_threadpool(self._begin, view, fields, marker)
+            page = await run_in_threadpool(self._begin, view, asked, marker)
         except Exception as error:
             return failure_page(error, identity)
         head, _, tail = page.partition(marker)
-        return StreamingResponse(self._stream(head, tail, fields), media_type="text/html; charset=utf-8")
+        return StreamingResponse(self._stream(head, tail, asked), media_type="text/html; charset=utf-8")
 
     def _page(self, view: View, *, fault: str = "", marker: str = "") -> Shown:
         with self._settings.database.read() as connection:
             traits = devices.traits(connection)
         online = [each for each in traits if each.online and each.bundle]
-        groups = sorted({f"group:{group}" for each in online for group in each.groups})
+        bundles = {name for each in online for name in (each.bundle.partition("@")[0], each.bundle)}
+        groups = {f"group:{group}" for each in online for group in each.groups}
         given = {name: view.form.get(name, "") for name in ("target", "prompt", "system", "max_tokens")}
         given["target"] = given["target"] or view.query.get("target", "")
-        targets = [*groups, *(each.device for each in online)][:SHOWN_TARGETS]
+        targets = [*sorted(bundles), *sorted(groups), *(f"device:{each.device}" for each in online)][:SHOWN_TARGETS]
         values = {"targets": targets, "given": given, "fault": fault, "asked": bool(marker), "marker": marker}
         return Shown("playground.html", values, 400 if fault else 200)
 
-    def _begin(self, view: View, fields: dict[str, Any], marker: str) -> str:
+    def _begin(self, view: View, asked: Asked, marker: str) -> str:
         """The page around the answer; who asked whom is written down, and not what."""
-        subject = fields.get("device") or f"group {fields['group']}"
         with self._settings.database.write() as connection:
             audit.record(
                 connection,
                 at=view.now,
                 actor=view.who.name,
                 action="prompt",
-                subject=subject,
+                subject=asked.model,
                 detail=view.who.actor.detail({}),
             )
         return render("playground.html", self._page(view, marker=marker).values | common(view.identity, view.query))
 
-    async def _stream(self, head: str, tail: str, fields: dict[str, Any]) -> AsyncIterator[str]:
+    async def _stream(self, head: str, tail: str, asked: Asked) -> AsyncIterator[str]:
         yield head
         try:
             client = await self._connected()
+            found = self._routing.ask(client, read_model(asked.model), asked, asked.bodies[0])
             # Whoever leaves the page closes this, which ends the request on the device.
-            async with aclosing(client.stream(timeout=ANSWER_SECONDS, **fields)) as chunks:
-                async for chunk in chunks:
-                    if chunk.restart:
-                        yield "\n[the device was restarted and begins again]\n"
-                    for choice in chunk.choices:
-                        if choice.delta.content:
-                            yield str(escape(choice.delta.content))
+            async with aclosing(found) as events:
+                async for event in events:
+                    yield _shown(event)
+        except Failed as failed:
+            yield str(escape(f"\n[{failed.problem.message}]"))
         except EdgeBundleError as error:
             yield str(escape(f"\n[{error.message}]"))
         except Exception:
@@ -160,8 +170,20 @@ class Playground:
         yield tail
 
 
-def read_question(view: View) -> dict[str, Any]:
-    """What a device is asked.
+def _shown(event: Event) -> str:
+    """What of it is shown: who answers, and what."""
+    match event:
+        case Begun(device):
+            return str(Markup('<span class="faint">{}</span>\n').format(f"{device} answers"))
+        case Piece(restart=True):
+            return "\n[the device was restarted and begins again]\n" + str(escape(event.text))
+        case Piece():
+            return str(escape(event.text))
+    return ""
+
+
+def read_question(view: View) -> Asked:
+    """What is asked, and of whom: ``model`` as the gateway has it.
 
     Raises:
         RequestInvalid: the form does not say it.
@@ -169,7 +191,7 @@ def read_question(view: View) -> dict[str, Any]:
     target, prompt = view.form.get("target", "").strip(), view.form.get("prompt", "")
     system, tokens = view.form.get("system", ""), view.form.get("max_tokens", "") or "256"
     if not target:
-        raise RequestInvalid("say which device, or group:NAME", field="target")
+        raise RequestInvalid("say who is asked: device:NAME, group:NAME or a bundle", field="target")
     if not prompt.strip():
         raise RequestInvalid("say something to it", field="prompt")
     if len(prompt) + len(system) > MAX_PROMPT:
@@ -179,6 +201,4 @@ def read_question(view: View) -> dict[str, Any]:
     messages = [{"role": "user", "content": prompt}]
     if system.strip():
         messages.insert(0, {"role": "system", "content": system})
-    kind, _, name = target.partition(":")
-    where = {"group": name.strip()} if kind == "group" and name else {"device": target}
-    return {**where, "messages": messages, "max_tokens": int(tokens)}
+    return read_chat(msgspec.json.encode({"model": target, "messages": messages, "max_tokens": int(tokens)}))

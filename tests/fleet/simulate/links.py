@@ -108,8 +108,9 @@ class Link:
             self._publish(self.device.tick(now))
             if now >= self._sample_at:
                 self._sample_at += self._telemetry * (1 + (now - self._sample_at) // self._telemetry)
-                self._publish(self.device.telemetry(now))
-                self.sent += 1
+                if self.connected:
+                    self._publish(self.device.telemetry(now))
+                    self.sent += 1
             due = min(self._sample_at, breaks_at, self.device.due or float("inf"), now + LOOK_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.005, due - time.time())):
