@@ -1,4 +1,4 @@
-/** A console over a fleet in a process of its own (tests/fleet/web/serve_story.py), and a Chromium to look at it. */
+/** Consoles in processes of their own (tests/fleet/web/serve_story.py, serve_agent.py), and a Chromium to look at them. */
 import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -7,9 +7,14 @@ import { chromium } from "playwright-core";
 
 const root = fileURLToPath(new URL("../../../..", import.meta.url));
 
-export async function startStory(...options) {
+export const startStory = (...options) => start("tests.fleet.web.serve_story", ...options);
+
+/** A real agent that answers, and a console with a playground. */
+export const serveAgent = () => start("tests.fleet.web.serve_agent");
+
+async function start(module, ...options) {
   const python = process.env.EDGE_PYTHON ?? `${root}/.venv/bin/python`;
-  const child = spawn(python, ["-m", "tests.fleet.web.serve_story", ...options], {
+  const child = spawn(python, ["-m", module, ...options], {
     cwd: root, stdio: ["pipe", "pipe", "inherit"],
   });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
