@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from contract.bundle.genai_config import CONFIG_FILE
 from packager.build.jobs import BUILDER, BuilderJob, BuilderReport, TurnEnd
@@ -12,6 +15,7 @@ from packager.evaluate.ends import find_ends
 from packager.graph.embedding import BITS, quantise_embedding
 from packager.graph.slots import add_slots
 from packager.sources.checkpoint import find_rowless_tokens
+from packager.sources.text_only import MROPE
 from packager.sources.vocabulary import leave_out
 from packager.subprocess_job import Reporter, child_main
 
@@ -36,7 +40,8 @@ def build(job: BuilderJob, reporter: Reporter) -> BuilderReport:
     if job.embedding in BITS:
         quantise_embedding(builder.Model, BITS[job.embedding])
     reporter.progress(2, STEPS)
-    builder.create_model(*fixed, **options)
+    with _turning_by_axes(builder, config, options):
+        builder.create_model(*fixed, **options)
     ends = _end_turns(Path(job.checkpoint), Path(job.out) / CONFIG_FILE)
     rows = config.get_text_config().vocab_size
     left_out = find_rowless_tokens(Path(job.out), rows)
@@ -47,6 +52,22 @@ def build(job: BuilderJob, reporter: Reporter) -> BuilderReport:
         add_slots(Path(job.out) / GRAPH_FILE)
     reporter.progress(3, STEPS)
     return BuilderReport(resolved, applied, ends)
+
+
+@contextlib.contextmanager
+def _turning_by_axes(builder: Any, config: Any, options: dict[str, Any]) -> Iterator[None]:
+    """Let a decoder that is given pictures turn each token by its places in time, height and width, where the text
+    model of such a family says so: as the builder does for the family itself, whose text model it is.
+    """
+    parts = getattr(config, MROPE, None) if options.get("exclude_embeds") else None
+    plain = builder.QwenModel
+    if parts:
+        config.rope_parameters = {**config.rope_parameters, MROPE: parts}
+        builder.QwenModel = builder.Qwen25VLTextModel
+    try:
+        yield
+    finally:
+        builder.QwenModel = plain
 
 
 def _end_turns(checkpoint: Path, file: Path) -> list[TurnEnd]:

@@ -231,9 +231,14 @@ def _list_offered() -> str:
     return "; ".join(f"{', '.join(precisions)} for {ep}" for ep, precisions in OFFERED.items())
 
 
+SEEING = ("exclude_embeds=true", "windowed_kv_cache=false")
+"""Options of a decoder that is given embeddings of words and pictures. Caches as long as a window know no mask but a
+causal one (:mod:`packager.vision.picture_mask`)."""
+
+
 def builder_options(plan: BuildPlan) -> list[str]:
     """The builder's extra options, by the names that work."""
-    seeing = ["exclude_embeds=true"] if plan.sees else []
+    seeing = [*SEEING] if plan.sees else []
     if not plan.quantised:
         return seeing
     return [

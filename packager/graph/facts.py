@@ -23,6 +23,9 @@ ELEMENT_NAMES = {1: "fp32", 2: "uint8", 3: "int8", 7: "int64", 10: "fp16", 16: "
 ATTENTION = ("GroupQueryAttention", "PagedAttention", "MultiHeadAttention", "Attention")
 """One a layer; the last two know no window."""
 
+WINDOWED_MASK, WINDOW_TENSOR = "pictures.windowed_mask", "pictures.window"
+"""The mask of layers with a window where tokens of a picture see each other, and how long the window is."""
+
 MAX_REPORTED = 4
 """Differences named in one refusal; the first ones say enough."""
 
@@ -125,13 +128,20 @@ def describe_graph(model: OnnxModel) -> GraphFacts:
         embedding=_embedding(nodes, tensors),
         lm_head=_lm_head(nodes, tensors),
         kv_type=ELEMENT_NAMES.get(past[0].elem_type, str(past[0].elem_type)) if past else "none",
-        windows=tuple(node.integer("local_window_size", -1) for node in nodes if node.op_type in ATTENTION),
+        windows=tuple(_window(node, nodes) for node in nodes if node.op_type in ATTENTION),
         parameters=sum(product.weights for product in quantised)
         + sum(_own_rows(node, tensors) for node in nodes if node.op_type == "GatherBlockQuantized")
         + sum(tensor.elements for tensor in tensors.values() if tensor.data_type in (1, 10, 16) and _is_weight(tensor)),
         tensor_bytes=sum(tensor.needed_bytes or 0 for tensor in tensors.values()),
         slots=tuple(slots),
     )
+
+
+def _window(node: Node, nodes: list[Node]) -> int:
+    """How far back one layer looks: by its own words, or by the mask that it is given."""
+    if WINDOWED_MASK in node.inputs:
+        return next((each.integer("value_int", -1) for each in nodes if WINDOW_TENSOR in each.outputs), -1)
+    return node.integer("local_window_size", -1)
 
 
 def _own_rows(node: Node, tensors: dict[str, Tensor]) -> int:

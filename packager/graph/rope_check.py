@@ -135,7 +135,7 @@ def _layers(model: OnnxModel) -> list[str]:
 
 
 def _turned_outside(node: Node | None, makers: dict[str, Node]) -> Node | None:
-    """The RotaryEmbedding that makes an attention's query, past norms, reshapes and casts."""
+    """The rotary embedding that makes an attention's query, past norms, reshapes and casts."""
     while node is not None and node.op_type in ("Reshape", "Transpose", "Cast", "SimplifiedLayerNormalization"):
         node = makers.get(node.inputs[0])
-    return node if node is not None and node.op_type == "RotaryEmbedding" else None
+    return node if node is not None and node.op_type in ("RotaryEmbedding", "MRotaryEmbedding") else None

@@ -32,7 +32,7 @@ TEXT_OF = {
 }
 """Models that see, whose text model is one of another architecture here: that and its model type."""
 
-SEEING = frozenset({"Phi3VForCausalLM"})
+SEEING = frozenset({"Gemma3ForConditionalGeneration", "Phi3VForCausalLM", "Qwen2_5_VLForConditionalGeneration"})
 """Those of them that are built whole (:mod:`packager.vision`)."""
 
 NOT_HERE = {

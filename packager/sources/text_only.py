@@ -22,7 +22,7 @@ from packager.sources.stored import rewrite_shards
 from packager.sources.weights import list_tensors
 from packager.subprocess_job import run_child
 
-REVISION = 3
+REVISION = 4
 """Raised whenever the conversion changes, so that older cache entries are not taken for its result."""
 
 VISION_PARTS = re.compile(
@@ -40,6 +40,10 @@ PREFIXES = (
 KEPT = (".json", ".jinja", ".model", ".txt", ".md")
 RAW = {"Phi3VForCausalLM": ("embd_layer", "img_processor", "auto_map", "text_config", "_attn_implementation")}
 """Architectures that transformers runs only with code of the checkpoint, and the keys that are not text's."""
+
+MROPE = "mrope_section"
+"""How many pairs of each head are turned by a token's place in time, in height and in width: of no matter where tokens
+are words, and kept for the decoder that is given pictures too."""
 
 OLD_LONGROPE = "su"
 """What published checkpoints call ``longrope``, which transformers no longer takes in every form."""
@@ -127,6 +131,8 @@ def read_text_config(path: Path, architecture: str, log: Path) -> dict[str, Any]
                 f"the text model of this {architecture} is of the kind {own!r}, which cannot be built yet"
             )
         rope = {key: value for key, value in (config.get("rope_parameters") or {}).items() if "mrope" not in key}
+        if architecture in SEEING and (parts := (config.get("rope_parameters") or {}).get("mrope_section")):
+            config[MROPE] = parts
         config["rope_parameters"] = {**rope, "rope_type": "default"} if rope.get("rope_type") == "mrope" else rope
         if "tie_word_embeddings" in document:
             config["tie_word_embeddings"] = document["tie_word_embeddings"]

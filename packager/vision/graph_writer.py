@@ -61,10 +61,11 @@ class GraphWriter(Nodes):
         self._file.close()
 
     def constant(self, name: str, value: Sequence[int] | int) -> str:
-        """Integers, inside the graph."""
+        """Integers, inside the graph; once, whoever else asks for the name."""
         from onnx import numpy_helper
 
-        self._tensors.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        if all(tensor.name != name for tensor in self._tensors):
+            self._tensors.append(numpy_helper.from_array(np.array(value, np.int64), name))
         return name
 
     def weight(self, name: str, value: Array) -> str:
@@ -103,8 +104,8 @@ class GraphWriter(Nodes):
         self._path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def value(name: str, kind: str, shape: Sequence[int | str]) -> Any:
-    """An input or output."""
+def value(name: str, kind: str, shape: Sequence[int | str] | None) -> Any:
+    """An input or output, of any shape where None is given."""
     from onnx import TensorProto, helper
 
-    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), list(shape))
+    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), None if shape is None else list(shape))

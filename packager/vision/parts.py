@@ -34,10 +34,18 @@ class Parts:
         """Integers that nodes read."""
         return self._graph.constant(name, values)
 
+    def table(self, name: str, values: Array) -> str:
+        """Numbers that nodes read, and that are no weight of the checkpoint."""
+        return self._graph.weight(name, np.ascontiguousarray(values, np.float32))
+
     def weight(self, name: str, shape: tuple[int, ...] | None = None) -> str:
         """A weight by its published name."""
         read = self._weights.read(name)
         return self._graph.weight(name, read if shape is None else read.reshape(shape))
+
+    def read(self, name: str) -> Array:
+        """A weight as it is stored, by its published name."""
+        return self._weights.read(name)
 
     def linear(self, x: str, stem: str, name: str) -> str:
         """``x`` times the weight of ``stem``, plus its bias where it has one."""
@@ -78,3 +86,9 @@ class Parts:
         """``x`` normalised by mean and deviation."""
         scale, bias = self.weight(f"{stem}.weight"), self.weight(f"{stem}.bias")
         return self.body.node("LayerNormalization", x, scale, bias, name=name, axis=-1, epsilon=self._epsilon)
+
+    def root_norm(self, x: str, stem: str, name: str, *, offset: float = 0.0) -> str:
+        """``x`` divided by the root of its mean square, times the weight plus ``offset``."""
+        weight = f"{stem}.weight"
+        scale = self._graph.weight(weight, self._weights.read(weight) + np.float32(offset))
+        return self.body.node("SimplifiedLayerNormalization", x, scale, name=name, axis=-1, epsilon=self._epsilon)

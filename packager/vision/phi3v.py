@@ -7,7 +7,7 @@ it has, and how wide they are inside, is read from the weights and held against 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,8 @@ from msgspec import Struct
 
 from contract.errors import BuildRefused
 from packager.sources.checkpoint import read_json
-from packager.sources.weight_names import (
-    Mismatch,
-    WeightFaults,
-    drop_harmless,
-    find_odd_types,
-    refuse_wrong_weights,
-    shape_text,
-)
 from packager.sources.weights import StoredTensor
+from packager.vision.judging import read_processor, refuse_wrong_vision, same_numbers
 
 PREFIX = "model.vision_embed_tokens."
 ENCODER = f"{PREFIX}img_processor.vision_model."
@@ -46,8 +39,6 @@ HEAD = 64
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's pixels; onnxruntime-genai has no others for this family."""
-
-PROCESSOR_FILE = "preprocessor_config.json"
 
 EMBEDDING = {
     "embedding_cls": "image",
@@ -113,7 +104,7 @@ def read_vision_shape(path: Path, tensors: Iterable[StoredTensor]) -> VisionShap
         layers=max(layers, 2),
         hidden=hidden if isinstance(hidden, int) else 0,
     )
-    refuse_wrong_weights("Phi3VForCausalLM", compare_vision_weights(stored, shape))
+    refuse_wrong_vision("Phi3VForCausalLM", stored, list_vision_weights(shape), UNREAD)
     check_processor(path)
     return shape
 
@@ -141,14 +132,10 @@ def check_processor(path: Path) -> None:
     Raises:
         BuildRefused: naming the key.
     """
-    file = path / PROCESSOR_FILE
-    if not file.is_file():
-        raise BuildRefused(f"{path} has no {PROCESSOR_FILE}, which says what pictures become; fetch it too")
-    document = read_json(file)
-    given = document if isinstance(document, dict) else {}
+    file, given = read_processor(path)
     for key, wanted in (("image_mean", MEAN), ("image_std", DEVIATION)):
         values = given.get(key)
-        if not isinstance(values, list) or [_rounded(value) for value in values] != [_rounded(each) for each in wanted]:
+        if not same_numbers(values, wanted):
             raise BuildRefused(f"{file} has {key} {values!r}; the runtime knows {list(wanted)} for this family only")
     if given.get("num_img_tokens") != CROP_TOKENS:
         raise BuildRefused(
@@ -157,10 +144,6 @@ def check_processor(path: Path) -> None:
     crops = given.get("num_crops")
     if not isinstance(crops, int) or not 1 <= crops <= MAX_CROPS:
         raise BuildRefused(f"{file} has num_crops {crops!r}; the runtime cuts a picture into up to {MAX_CROPS}")
-
-
-def _rounded(value: Any) -> float | None:
-    return round(value, 6) if isinstance(value, float | int) else None
 
 
 def list_vision_weights(shape: VisionShape) -> dict[str, tuple[int, ...]]:
@@ -193,18 +176,3 @@ def list_vision_weights(shape: VisionShape) -> dict[str, tuple[int, ...]]:
     for name in vectors:
         found |= {f"{ENCODER}{name}.weight": (width,), f"{ENCODER}{name}.bias": (width,)}
     return found
-
-
-def compare_vision_weights(stored: Mapping[str, StoredTensor], shape: VisionShape) -> WeightFaults:
-    """By what the files' weights differ from those of ``shape``."""
-    wanted = list_vision_weights(shape)
-    return WeightFaults(
-        missing=sorted(wanted.keys() - stored.keys()),
-        unexpected=drop_harmless(name for name in stored.keys() - wanted.keys() if UNREAD.match(name) is None),
-        mismatched=[
-            Mismatch(name, shape_text(stored[name].shape), shape_text(size))
-            for name, size in wanted.items()
-            if name in stored and stored[name].shape != size
-        ]
-        + find_odd_types(stored.values()),
-    )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from packager.sources.checkpoint import find_shards
 from packager.sources.weights import StoredTensor, list_tensors
+from packager.vision.judging import published_name
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,11 +28,13 @@ _TYPES: dict[str, np.dtype[Any]] = {
 
 
 class StoredWeights:
-    """The weights of the checkpoint in a directory, by name."""
+    """The weights of the checkpoint in a directory, by their published names."""
 
     def __init__(self, directory: Path) -> None:
         self._at: dict[str, tuple[Path, StoredTensor]] = {
-            tensor.name: (shard, tensor) for shard in find_shards(directory) for tensor in list_tensors(shard)
+            published_name(tensor.name): (shard, tensor)
+            for shard in find_shards(directory)
+            for tensor in list_tensors(shard)
         }
 
     def __contains__(self, name: str) -> bool:
