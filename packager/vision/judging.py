@@ -66,13 +66,15 @@ def read_processor(path: Path) -> tuple[Path, dict[str, Any]]:
     """The processor's file of the checkpoint in ``path``, and what it says.
 
     Raises:
-        BuildRefused: it is missing or no JSON.
+        BuildRefused: it is missing or no JSON object.
     """
     file = path / PROCESSOR_FILE
     if not file.is_file():
         raise BuildRefused(f"{path} has no {PROCESSOR_FILE}, which says what pictures become; fetch it too")
     document = read_json(file)
-    return file, document if isinstance(document, dict) else {}
+    if not isinstance(document, dict):
+        raise BuildRefused(f"{file} is not a JSON object; fetch it again")
+    return file, document
 
 
 def same_numbers(given: Any, wanted: Sequence[float]) -> bool:
@@ -81,7 +83,7 @@ def same_numbers(given: Any, wanted: Sequence[float]) -> bool:
 
 
 def _rounded(value: Any) -> float | None:
-    return round(value, 6) if isinstance(value, float | int) else None
+    return round(value, 6) if isinstance(value, float | int) and not isinstance(value, bool) else None
 
 
 def read_colours(file: Path, given: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -40,6 +40,16 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's pixels; onnxruntime-genai has no others for this family."""
 
+PROCESSOR = {
+    "image_processor_type": "Phi3VImageProcessor",
+    "do_convert_rgb": True,
+    "do_rescale": True,
+    "do_normalize": True,
+}
+"""What a processor's configuration may leave out, and cannot have otherwise."""
+
+CROP_KEYS = ("size", "crop_size", "image_size")
+
 EMBEDDING = {
     "embedding_cls": "image",
     "hd_transform_order": "sub_glb",
@@ -133,17 +143,29 @@ def check_processor(path: Path) -> None:
         BuildRefused: naming the key.
     """
     file, given = read_processor(path)
+    for key, value in PROCESSOR.items():
+        if given.get(key, value) != value:
+            raise BuildRefused(f"{file} has {key} {given[key]!r}; the runtime prepares pictures for {value!r} only")
+    for key in CROP_KEYS:
+        if key in given and not _is_crop(given[key]):
+            raise BuildRefused(f"{file} has {key} {given[key]!r}, and the encoder's weights are for {CROP} pixels")
     for key, wanted in (("image_mean", MEAN), ("image_std", DEVIATION)):
         values = given.get(key)
         if not same_numbers(values, wanted):
             raise BuildRefused(f"{file} has {key} {values!r}; the runtime knows {list(wanted)} for this family only")
-    if given.get("num_img_tokens") != CROP_TOKENS:
+    if given.get("num_img_tokens") != CROP_TOKENS or isinstance(given["num_img_tokens"], bool):
         raise BuildRefused(
             f"{file} has num_img_tokens {given.get('num_img_tokens')!r}, and the weights make {CROP_TOKENS} of a crop"
         )
     crops = given.get("num_crops")
-    if not isinstance(crops, int) or not 1 <= crops <= MAX_CROPS:
+    if not isinstance(crops, int) or isinstance(crops, bool) or not 1 <= crops <= MAX_CROPS:
         raise BuildRefused(f"{file} has num_crops {crops!r}; the runtime cuts a picture into up to {MAX_CROPS}")
+
+
+def _is_crop(value: Any) -> bool:
+    """Whether a size of a processor's configuration, in one of the forms these have, is that of a crop."""
+    sides = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return bool(sides) and all(side == CROP for side in sides)
 
 
 def list_vision_weights(shape: VisionShape) -> dict[str, tuple[int, ...]]:

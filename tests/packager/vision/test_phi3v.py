@@ -127,6 +127,10 @@ def change_processor(key: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
+def write_processor(text: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / "preprocessor_config.json").write_text(text) and None
+
+
 def change_weights(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
     def rewrite(directory: Path) -> None:
         from safetensors.numpy import load_file, save_file
@@ -176,6 +180,25 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "no width": (change_config("img_processor", "image_dim_out", "wide"), "image_dim_out 'wide'"),
     "other colours": (change_processor("image_mean", [0.5, 0.5, 0.5]), r"image_mean \[0\.5, 0\.5, 0\.5\]"),
     "other tokens": (change_processor("num_img_tokens", 256), "num_img_tokens 256, and the weights make 144"),
+    "other tokens, as a word": (change_processor("num_img_tokens", "144"), "num_img_tokens '144'"),
+    "another deviation": (change_processor("image_std", [0.5, 0.5, 0.5]), r"image_std \[0\.5, 0\.5, 0\.5\]"),
+    "four colours": (change_processor("image_mean", [0.48145466, 0.4578275, 0.40821073, 0.5]), "image_mean"),
+    "no colours": (change_processor("image_mean", None), "image_mean None"),
+    "pixels as they are": (change_processor("do_normalize", False), "do_normalize False"),
+    "another processor": (
+        change_processor("image_processor_type", "CLIPImageProcessor"), "image_processor_type 'CLIPImageProcessor'",
+    ),
+    "crops of another size": (change_processor("crop_size", {"height": 224, "width": 224}), "crop_size .*336 pixels"),
+    "pictures of another size": (change_processor("size", 448), "size 448, and the encoder's weights are for 336"),
+    "crops that are no number": (change_processor("num_crops", True), "num_crops True"),
+    "no crops": (change_processor("num_crops", 0), "num_crops 0"),
+    "a processor that is cut off": (write_processor('{"image_mean": [0.48'), "preprocessor_config.json is not JSON"),
+    "a processor that is a list": (write_processor("[]"), "preprocessor_config.json is not a JSON object"),
+    "a processor said twice": (write_processor('{"num_crops": 4, "num_crops": 16}'), "preprocessor_config.json"),
+    "a pointer in its place": (
+        write_processor("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"),
+        "preprocessor_config.json",
+    ),
     "crops beyond the runtime's": (change_processor("num_crops", 40), "num_crops 40"),
     "no processor": (
         lambda directory: (directory / "preprocessor_config.json").unlink(), "has no preprocessor_config.json",
