@@ -110,7 +110,7 @@ class Estimate(Struct, frozen=True):
         )
 
     def seeing(self, parameters: int) -> Estimate:
-        """The same for a model that also sees, by that many ``parameters``, which stay in fp32."""
+        """The same for a model that also sees, by that many ``parameters``, in fp32 at the most."""
         size = STORED_VISION_BYTES * parameters
         return msgspec.structs.replace(
             self,

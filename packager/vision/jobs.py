@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from msgspec import Struct
 
 from packager.subprocess_job import Job, Task
@@ -74,8 +76,8 @@ class VisionProof(Struct, frozen=True):
 
     @property
     def cosine(self) -> float:
-        """The least of a picture."""
-        return min(picture.cosine for picture in self.pictures)
+        """The least of a picture; 0 where one has none."""
+        return min(picture.cosine if math.isfinite(picture.cosine) else 0.0 for picture in self.pictures)
 
     @property
     def furthest(self) -> float:

@@ -62,7 +62,8 @@ class Parts:
             return self._quantised(x, weight, rows, name, bits=bits, block=block)
         if self._kind == "float":
             return self.body.node("MatMul", x, self._graph.weight(weight, rows.T), name=name)
-        stored = self._graph.weight(f"{weight}_fp16", rows.T.astype(np.float16))
+        with np.errstate(over="ignore"):  # what becomes infinite shows in the features
+            stored = self._graph.weight(f"{weight}_fp16", rows.T.astype(np.float16))
         return self.body.node("MatMul", x, self.body.cast(stored, "FLOAT", name=f"{name}_weight"), name=name)
 
     def _quantised(self, x: str, weight: str, rows: Array, name: str, *, bits: int, block: int) -> str:

@@ -36,6 +36,15 @@ def test_a_number_that_is_none_keeps_no_limit() -> None:
         evaluate_limits(Limits(0.5, 1.5), None, {**NUMBERS, "kl": float("nan")}, None)
 
 
+@pytest.mark.parametrize("kl", [0.6, float("nan")])
+def test_answers_about_pictures_have_the_limit_of_text(kl: float) -> None:
+    with pytest.raises(BuildRefused, match="asked about pictures, its KL divergence from the source is"):
+        evaluate_limits(Limits(0.5, 1.5), None, NUMBERS, None, pictures_kl=kl)
+    verdict = evaluate_limits(Limits(0.5, 1.5), "a toy for the lab", NUMBERS, None, pictures_kl=kl)
+    assert len(verdict["accepted"]["faults"]) == 1
+    assert "accepted" not in evaluate_limits(Limits(0.5, 1.5), "not needed", NUMBERS, None, pictures_kl=0.49)
+
+
 def test_lost_behaviour_fails_by_name() -> None:
     behaviour: dict[str, Any] = {"lost": ["capital"], "source_passed": 3}
     with pytest.raises(BuildRefused, match="fails 1 of the 3 behaviours that the source passes, first 'capital'"):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from agent.engine.engine_selection import open_engine
 from agent.engine.image_decode import decode_image
 from agent.engine.interface import Engine, Generation
 from contract.bundle.canary import PICTURE
-from contract.bundle.manifest import Manifest, parse_manifest
+from contract.bundle.manifest import Manifest, encode_manifest, parse_manifest
+from contract.errors import BundleRefused
+from contract.reasons import Reason
 from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan
+from packager.build.progress import SilentProgress
+from packager.evaluate.verify import verify_bundle
 from packager.sources.opening import SourceOptions, convert_directory
 from packager.vision.phi3v import DEVIATION, MEAN, picture_tokens
 from packager.vision.pictures import canary_picture
@@ -235,6 +241,19 @@ def test_a_device_scores_the_canary_about_a_picture_as_the_build_did(engine: Eng
     for picture in (png(0, 0, 0), None):
         other = engine.score(canary.prompt, canary.expected_text, picture=picture)
         assert abs(other.mean_nll - canary.mean_nll) > canary.tolerance
+
+
+def test_check_shows_the_picture_again(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    checked = verify_bundle(copy, tmp_path / "log", SilentProgress()).checked
+    assert checked.seen is not None
+    stored = parse_manifest((copy / "manifest.json").read_bytes())
+    assert stored.picture_canary is not None
+    misled = replace(stored.picture_canary, mean_nll=stored.picture_canary.mean_nll + 0.5)
+    (copy / "manifest.json").write_bytes(encode_manifest(replace(stored, picture_canary=misled)))
+    with pytest.raises(BundleRefused, match="the canary about a picture scores") as refused:
+        verify_bundle(copy, tmp_path / "log", SilentProgress())
+    assert refused.value.reason == Reason.CANARY_DRIFT
 
 
 def test_text_alone_is_still_to_be_had(checkpoint: Path, tmp_path: Path) -> None:
