@@ -169,7 +169,7 @@ soak: $(STAMP) ## ask and swap for MINUTES=n while workers, agent, broker and se
 siege: $(STAMP) ## send everything that breaks readers for MINUTES=n while everything is killed; SEED=s repeats a run
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.siege --minutes $(MINUTES) $(addprefix --seed ,$(SEED))
 
-size: $(STAMP) ## what building MODEL=phi-3.5-mini takes, and running it in 4 GiB; weights random; llama-3.2-1b, mistral-7b, qwen-0.5b too (ARGS=more)
+size: $(STAMP) ## what building MODEL=phi-3.5-mini takes, and running it in 4 GiB; weights random; llama-3.2-1b, mistral-7b, qwen-0.5b, phi-3.5-vision too (ARGS=more)
 	@mkdir -p build/size
 	$(BIN)/python -m benchmarks.size $(MODEL) $(ARGS)
 

@@ -12,8 +12,9 @@ are mapped can be taken back by the system and are not in it. ``--limit GIB`` ru
 size, mapped files and all (needs root), which shows the bound instead of measuring it; ``--plain`` builds once more
 with the model builder as it comes, for its time and its memory.
 
-The bundle is then published, installed into an agent in a memory cgroup of 4 GiB without swap (``--device GIB``;
-without root there is no limit), asked, and swapped for another version under load (``--device 0``: none of that).
+The bundle is then published, installed into an agent in a memory cgroup of 4 GiB without swap, 8 for one that sees
+(``--device GIB``; without root there is no limit), asked, about a picture too where it sees, and swapped for another
+version under load (``--device 0``: none of that).
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.size_device import serve
+from benchmarks.size_device import serve, time_encoder
 from benchmarks.watching import GIB, Watched, bytes_in, memory_group, watch
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate.evidence import host_line
+from packager.vision.family import ENCODER_FILE
 from tests.random_checkpoint import SHAPES, config_of, make_random_checkpoint, small_config
 
 ACCEPT = "random weights of a real shape"
@@ -100,7 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--directory", type=Path, default=Path("build/size"))
     parser.add_argument("--small", action="store_true", help="two narrow layers of the shape")
     parser.add_argument("--limit", type=float, metavar="GIB", help="build in a memory cgroup of that size")
-    parser.add_argument("--device", type=float, metavar="GIB", default=4.0, help="memory of the device (4; 0: none)")
+    parser.add_argument(
+        "--device", type=float, metavar="GIB", help="memory of the device (4, 8 for a model that sees; 0: none)"
+    )
     parser.add_argument("--tokens", type=int, default=64, help="length of every answer of the device")
     parser.add_argument("--keep", action="store_true", help="leave bundle and cache for another run")
     parser.add_argument("--plain", action="store_true", help="build with the model builder as it comes, too")
@@ -121,8 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     found = build(checkpoint, work, options, given.limit)
     plain = build_plain(checkpoint, work) if given.plain else None
     print(table(checkpoint.name, checkpoint, work, found, plain), flush=True)
-    if given.device:
-        print(f"\n{serve(work / 'bundle', work, given.device, given.tokens)}")
+    sees = (work / "bundle" / ENCODER_FILE).is_file()
+    if sees:
+        print(f"\n{time_encoder(work / 'bundle', checkpoint)}", flush=True)
+    device = (8.0 if sees else 4.0) if given.device is None else given.device
+    if device:
+        print(f"\n{serve(work / 'bundle', work, device, given.tokens)}")
     if not given.keep:
         shutil.rmtree(work)
     return 0

@@ -18,6 +18,12 @@ from benchmarks.watching import GIB, PAUSE, Watched, bytes_in, killed_for_memory
 from contract.bundle.device_plan import Box, DevicePlan
 from packager.commands.fit import plan_bundle
 from packager.evaluate.comparison import find_bundle
+from packager.vision.families import vision_family
+from packager.vision.family import ENCODER_FILE
+from packager.vision.pictures import draw, encode_png
+
+PICTURE_SIDE = 672
+PICTURE_TOKENS = 8
 
 WAIT_SECONDS = 3600.0
 """A model of some gigabytes is hashed, tried and loaded in it, on a slow disk."""
@@ -43,6 +49,20 @@ class Watcher:
         return self.found
 
 
+def time_encoder(bundle: Path, checkpoint: Path) -> str:
+    """How long the bundle's encoder takes for a picture as builds show it, on as many threads as there are cores."""
+    import onnxruntime
+
+    family = vision_family(checkpoint)
+    prepared = family.prepare(checkpoint, draw("stripes", family.side(checkpoint)))
+    session = onnxruntime.InferenceSession(str(bundle / ENCODER_FILE), providers=["CPUExecutionProvider"])
+    session.run(None, prepared.inputs)
+    started = time.monotonic()
+    session.run(None, prepared.inputs)
+    took = time.monotonic() - started
+    return f"the encoder takes {took:.1f} s for a picture of {prepared.features} features"
+
+
 def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
     """What is printed of the bundle on a device of ``limit`` GiB; in ``place`` everything is made, and removed but for
     the agent's log.
@@ -57,7 +77,9 @@ def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
         with memory_group(limit if root else None) as group:
             site = Site(site_place, bundle, "overlap", group)
             try:
-                return "\n".join(_rows(site, site_place, plan, limit, tokens, group))
+                return "\n".join(
+                    _rows(site, site_place, plan, (limit, tokens), group, sees=(bundle / ENCODER_FILE).is_file())
+                )
             finally:
                 site.close()
     finally:
@@ -66,7 +88,10 @@ def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
         shutil.rmtree(site_place)
 
 
-def _rows(site: Site, place: Path, plan: DevicePlan, limit: float, tokens: int, group: Path | None) -> list[str]:
+def _rows(
+    site: Site, place: Path, plan: DevicePlan, asked: tuple[float, int], group: Path | None, *, sees: bool
+) -> list[str]:
+    limit, tokens = asked
     watcher = Watcher(site.agent.pid)
     crowd = Crowd(site.broker.port, 1, tokens)
     try:
@@ -77,6 +102,7 @@ def _rows(site: Site, place: Path, plan: DevicePlan, limit: float, tokens: int, 
         crowd.wait(lambda: any(stream.lasts for stream in crowd.streams.values()), "the first answer")
         swapped = _until_active(crowd, site, second)
         crowd.end()
+        looked = _ask_about_pictures(crowd) if sees else ""
         both = bytes_in(place / "state" / "bundles") + bytes_in(place / "state" / "derived")
     finally:
         crowd.close()
@@ -109,8 +135,26 @@ def _rows(site: Site, place: Path, plan: DevicePlan, limit: float, tokens: int, 
         f"{last['queue_pause_ms'] / 1000:.1f} s); {len(answers)} answers, {lost} lost",
         f"{statistics.median(speeds or [0.0]):.1f} tokens/s, prompt and all"
         + ("" if group is None else f"; killed for memory: {killed_for_memory(group)}"),
+        *([looked] if looked else []),
     ]
     return rows
+
+
+def _ask_about_pictures(crowd: Crowd) -> str:
+    """Seconds to the first token of an answer about a picture, about the same again, and about it at a glance."""
+    picture = encode_png(draw("stripes", PICTURE_SIDE))
+    took = []
+    for name in ("first", "again"):
+        stream = crowd.show(name, picture, "What is in this picture?", PICTURE_TOKENS)
+        last = stream.lasts[0]
+        if "error" in last:
+            return f"a picture: {last['error']['message']}"
+        took.append(stream.times[0] - stream.asked)
+    tokens = stream.lasts[0]["usage"]["prompt_tokens"]
+    return (
+        f"a picture of {PICTURE_SIDE} x {PICTURE_SIDE} pixels and a question, {tokens} tokens: {took[0]:.1f} s to the "
+        f"first token, {took[1]:.1f} s when asked again"
+    )
 
 
 def _until_active(crowd: Crowd, site: Site, version: str) -> float:

@@ -28,11 +28,15 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from benchmarks.watching import within
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
+from contract.mqtt.pictures import picture_url
 from tests.agent.install.market import Market
 from tests.broker import Broker
 
 WEIGHTS = "model.onnx.data"
 DEADLINE_MS = 300_000
+PICTURE_DEADLINE_MS = 3_600_000
+"""A picture may be 2,500 tokens, which a small device reads for minutes."""
+
 SETTINGS = """
 device = "bench"
 state_dir = "{root}/state"
@@ -135,6 +139,27 @@ class Crowd:
             "deadline_ms": DEADLINE_MS,
         }
         self._client.publish(f"edge/v1/d/bench/generate/crowd{client}", json.dumps(body).encode(), qos=1)
+
+    def show(self, name: str, picture: bytes, question: str, tokens: int) -> Stream:
+        """One question about a picture; the answer, once it has ended."""
+        parts = [
+            {"type": "image_url", "image_url": {"url": picture_url(picture)}},
+            {"type": "text", "text": question},
+        ]
+        body = {
+            "id": name,
+            "messages": [{"role": "user", "content": parts}],
+            "max_tokens": tokens,
+            "min_tokens": tokens,
+            "temperature": 0,
+            "deadline_ms": PICTURE_DEADLINE_MS,
+        }
+        stream = Stream(time.perf_counter())
+        with self._changed:
+            self.streams[name] = stream
+        self._client.publish("edge/v1/d/bench/generate/crowd0", json.dumps(body).encode(), qos=1)
+        self.wait(lambda: stream.lasts, "an answer about a picture")
+        return stream
 
     def begin(self) -> None:
         with self._changed:

@@ -18,6 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from packager.vision.judging import PROCESSOR_FILE
+from packager.vision.phi3v import (
+    DEVIATION,
+    EMBEDDING,
+    HEAD,
+    MEAN,
+    VisionShape,
+    list_vision_weights,
+)
 from tests.tiny import TEMPLATE
 
 SHARD_BYTES = 2**30
@@ -47,6 +56,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_scaling": _LONGROPE, "sliding_window": 262144, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
         "hidden_act": "silu",
     },
+    "phi-3.5-vision": {
+        "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "vocab_size": 32064, "hidden_size": 3072,
+        "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "rope_theta": 10000.0,
+        "rope_scaling": {**_LONGROPE, "type": "su"}, "sliding_window": 262144, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False, "hidden_act": "silu", "embd_layer": EMBEDDING,
+        "img_processor": {
+            "image_dim_out": 1024, "model_name": "openai/clip-vit-large-patch14-336", "name": "clip_vision_model",
+            "num_img_tokens": 144,
+        },
+    },
     "llama-3.2-1b": {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048,
         "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -68,6 +88,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """By name; ``qwen-0.5b`` as its GGUF files hold it, with an embedding beside the lm_head."""
 
+CLIP_LAYERS = {1024: 24}
+"""By the encoder's width; small ones have three."""
+
+PROCESSOR = {
+    "image_mean": list(MEAN), "image_processor_type": "Phi3VImageProcessor", "image_std": list(DEVIATION),
+    "num_crops": 4, "num_img_tokens": 144,
+}  # fmt: skip
+
 SMALL: dict[str, Any] = {"vocab_size": 512, "num_hidden_layers": 2}
 """What makes a shape small enough for tests, beside narrower widths; heads stay as wide as they are."""
 
@@ -83,6 +111,8 @@ def small_config(name: str) -> dict[str, Any]:
     whole = SHAPES[name]
     head = whole.get("head_dim") or whole["hidden_size"] // whole["num_attention_heads"]
     widths = {"hidden_size": 2 * head, "intermediate_size": 4 * head, "num_attention_heads": 2}
+    if "img_processor" in whole:
+        widths["img_processor"] = {**whole["img_processor"], "image_dim_out": HEAD}
     shared = whole["num_key_value_heads"] < whole["num_attention_heads"]
     return config_of(name, **SMALL, **widths, num_key_value_heads=1 if shared else 2)
 
@@ -94,6 +124,8 @@ def make_random_checkpoint(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
     (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\nRandom weights.\n", "utf-8")
+    if "img_processor" in config:
+        (directory / PROCESSOR_FILE).write_text(json.dumps(PROCESSOR), "utf-8")
     make_tokenizer(directory, config["vocab_size"])
     shards = list(_cut(list_weights(config), shard_bytes))
     index: dict[str, str] = {}
@@ -108,13 +140,19 @@ def make_random_checkpoint(
 
 
 def list_weights(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes that transformers' model of ``config`` has, tied ones once."""
+    """Names and shapes that transformers' model of ``config`` has, tied ones once, and those of the part that sees."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    seen: dict[str, tuple[int, ...]] = {}
+    if "img_processor" in config:
+        width = config["img_processor"]["image_dim_out"]
+        seen = list_vision_weights(VisionShape(width, 4 * width, CLIP_LAYERS.get(width, 3), config["hidden_size"]))
+        rope = {**config["rope_scaling"], "type": "longrope"}
+        config = {**config, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "rope_scaling": rope}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    return [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
+    return [*((name, tuple(parameter.shape)) for name, parameter in model.named_parameters()), *seen.items()]
 
 
 def make_tokenizer(directory: Path, vocabulary: int) -> None:
