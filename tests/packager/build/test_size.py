@@ -48,5 +48,6 @@ def test_a_model_that_sees_is_built_as_it_comes_deployed_and_asked_about_a_pictu
     assert re.search(r"the encoder takes \d+\.\d s for a picture of 757 features", said)
     device = said[said.index("on a device of 8 GiB without swap") :]
     assert re.search(r"answers, 0 lost", device)
-    asked = r"a picture of 672 x 672 pixels and a question, 25\d\d tokens: \d+\.\d s to the first token, \d+\.\d s when asked"
-    assert re.search(asked, device)
+    assert re.search(
+        r"a picture of 672 x 672 pixels and a question, 25\d\d tokens: \d+\.\d s to the first token", device
+    )
