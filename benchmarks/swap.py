@@ -48,6 +48,7 @@ here = "{source}"
 [install]
 {swap}
 probation_seconds = 5.0
+canary_seconds = 3600.0
 swaps_per_hour = 0
 [serving]
 stream_interval_ms = 0

@@ -264,7 +264,10 @@ def _assess(
     heard = source_logits(spec, source.checkpoint, cache, log, progress)
     looked = None
     if source.vision is not None and heard is not None:
-        looked = ask_about_pictures(source.vision, source.checkpoint, staged, cache, log)
+        progress.stage(5, STAGES, "asking about pictures")
+        looked = ask_about_pictures(
+            source.vision, source.checkpoint, staged, cache=cache, log=log, on_progress=progress.advance
+        )
     progress.stage(6, STAGES, "loading, generating and comparing")
     known = source.reference
     return evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,13 @@ ANSWER_TOKENS = 24
 
 
 def ask_about_pictures(
-    vision: VisionPart, checkpoint: Checkpoint, staged: Path, cache: Path, log: Path
+    vision: VisionPart,
+    checkpoint: Checkpoint,
+    staged: Path,
+    *,
+    cache: Path,
+    log: Path,
+    on_progress: Callable[[float, float], None] | None = None,
 ) -> PictureAnswers:
     """Both answers to every case, one model after the other: of ``vision`` with its text model ``checkpoint``, and of
     the folder ``staged``.
@@ -33,7 +40,9 @@ def ask_about_pictures(
     """
     whole, text = str(vision.directory), str(checkpoint.path)
     with tempfile.TemporaryDirectory(prefix=".pictures-", dir=cache) as scratch:
-        heard = run_child(SOURCE_LOOK, LookJob(whole, text, list(CASES), ANSWER_TOKENS, scratch), log)
+        heard = run_child(
+            SOURCE_LOOK, LookJob(whole, text, list(CASES), ANSWER_TOKENS, scratch), log, on_progress=on_progress
+        )
         job = CompareJob(
             checkpoint=whole,
             model=str(staged),
@@ -43,7 +52,7 @@ def ask_about_pictures(
             vocabulary=heard.vocabulary,
             limit=ANSWER_TOKENS,
         )
-        return run_child(COMPARE, job, log)
+        return run_child(COMPARE, job, log, on_progress=on_progress)
 
 
 def describe_vision(proof: VisionProof, folder: Path) -> dict[str, Any]:
