@@ -53,7 +53,7 @@ def build(checkpoint: Path, work: Path, options: list[str], limit: float | None)
     line = ["build", str(checkpoint), "--name", "size", "--version", "1.0.0", "--out", str(work / "bundle")]
     line += ["--cache", str(work / "cache"), "--accept-quality", ACCEPT, *options]
     with memory_group(limit) as group:
-        found = watch([sys.executable, "-m", "packager.cli", *line], group, work / "build.log")
+        found = watch([sys.executable, "-m", "packager.cli", *line], group, work / "build.log", work)
     figures.write_bytes(msgspec.json.encode((options, found)))
     return found
 
@@ -69,8 +69,7 @@ def build_plain(checkpoint: Path, work: Path) -> Watched:
 def table(shape: str, checkpoint: Path, work: Path, found: Watched, plain: Watched | None) -> str:
     """What is printed."""
     manifest = json.loads((work / "bundle" / "manifest.json").read_text("utf-8"))
-    promise = re.search(r"needs about ([\d.]+) ([KMG])iB of memory", found.output)
-    promised = f"{float(promise[1]) / 1024 ** 'GMK'.index(promise[2]):.2f}" if promise else "?"
+    memory, disk, minutes = promised_by(found.output)
     rows = [
         f"{shape}, {manifest['model']['parameters'] / 1e9:.2f} billion parameters; {host_line()}",
         "",
@@ -79,7 +78,9 @@ def table(shape: str, checkpoint: Path, work: Path, found: Watched, plain: Watch
     ]
     for name, peak in sorted(found.peaks.items(), key=lambda item: -item[1]):
         rows.append(f"| {name} | {peak / GIB:.2f} | {found.seconds[name]:.0f} |")
-    rows.append(f"| **together** (promised {promised}) | **{found.together / GIB:.2f}** | |")
+    whole = found.seconds["packager.cli"]
+    promised = f"promised {memory / GIB:.2f}, {60 * minutes} s"
+    rows.append(f"| **together** ({promised}) | **{found.together / GIB:.2f}** | {whole:.0f} |")
     if plain is not None:
         took = max(plain.seconds.values())
         rows.append(f"| the model builder as it comes | {plain.together / GIB:.2f} | {took:.0f} |")
@@ -88,12 +89,22 @@ def table(shape: str, checkpoint: Path, work: Path, found: Watched, plain: Watch
     rows += [
         "",
         f"checkpoint {bytes_in(checkpoint) / 1e9:.2f} GB, bundle {sum(file['size'] for file in files) / 1e9:.3f} GB, "
-        f"left in the cache {bytes_in(work / 'cache') / 1e9:.2f} GB; "
+        f"disk of the build {found.disk / 1e9:.3f} GB (promised {disk / 1e9:.2f}), of which "
+        f"{bytes_in(work / 'cache') / 1e9:.2f} stay in the cache; "
         f"embedding {manifest['quality']['embedding']}, lm_head {manifest['quality']['lm_head']}",
         f"loads in {budget['load_seconds']:.1f} s, {budget['tokens_per_second']:.1f} tokens/s on {budget['threads']} "
         f"threads, peak {budget['peak_rss_bytes'] / GIB:.2f} GiB resident with mapped files",
     ]
     return "\n".join(rows)
+
+
+def promised_by(output: str) -> tuple[float, float, int]:
+    """Bytes of memory and of disk, and minutes, that a build said it would take."""
+    size = r"([\d.]+) ([KMG])iB"
+    promise = re.search(rf"needs about {size} of memory, {size} of disk and (\d+) minute", output)
+    assert promise is not None, output
+    memory, disk = (float(promise[at]) * 1024 ** " KMG".index(promise[at + 1]) for at in (1, 3))
+    return memory, disk, int(promise[5])
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 import sys
 import time
@@ -21,9 +22,12 @@ GIB = 2**30
 
 @dataclass
 class Watched:
-    """One command and its children: the most anonymous bytes by process and together, and how long each was there."""
+    """One command and its children: the most anonymous bytes by process and together, and how long each was there; the
+    most bytes on the disk in what it was to fill.
+    """
 
     together: int = 0
+    disk: int = 0
     peaks: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     output: str = ""
@@ -64,8 +68,9 @@ def look(started: psutil.Process, found: Watched) -> None:
         found.peaks[name] = max(found.peaks.get(name, 0), size)
 
 
-def watch(command: list[str], group: Path | None, log: Path) -> Watched:
-    """Run ``command`` to its end, in the memory cgroup ``group`` if there is one; what it says goes to ``log``.
+def watch(command: list[str], group: Path | None, log: Path, place: Path | None = None) -> Watched:
+    """Run ``command`` to its end, in the memory cgroup ``group`` if there is one; what it says goes to ``log``, and
+    what it writes below ``place`` is added up.
 
     Raises:
         SystemExit: it failed; its output is shown.
@@ -75,6 +80,8 @@ def watch(command: list[str], group: Path | None, log: Path) -> Watched:
         started = psutil.Popen([*within(group), *command], stdout=output, stderr=subprocess.STDOUT)
         while started.poll() is None:
             look(started, found)
+            if place is not None:
+                found.disk = max(found.disk, bytes_in(place))
             time.sleep(PAUSE)
     found.output = log.read_text("utf-8", "replace")
     if started.returncode != 0:
@@ -114,6 +121,11 @@ def killed_for_memory(group: Path) -> int:
 
 
 def bytes_in(directory: Path) -> int:
-    """Of all files, each once."""
-    files = {path.stat().st_ino: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
+    """Of all files, each once, however many links it has; what goes while we look does not count."""
+    files: dict[int, int] = {}
+    for path in directory.rglob("*"):
+        with suppress(FileNotFoundError):
+            state = path.lstat()
+            if stat.S_ISREG(state.st_mode):
+                files[state.st_ino] = state.st_size
     return sum(files.values())

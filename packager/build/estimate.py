@@ -12,6 +12,7 @@ from msgspec import Struct
 from contract.bundle.device_plan import size_text
 from contract.errors import BuildRefused, StoreFull
 from contract.system.control_groups import PROC, ROOT, memory_limits
+from packager.build.disk import build_disk_bytes
 from packager.build.plan import CALIBRATED, FAST, BuildPlan, goes_layer_by_layer
 from packager.evaluate.check import host_threads
 from packager.evaluate.source_process import AT_ONCE, WINDOW
@@ -53,9 +54,6 @@ STORED_VISION_BYTES = 4
 
 NOTHING = Pending()
 
-COPIES = 2
-"""The graph lies in the cache until the bundle beside it is finished."""
-
 SECONDS_PER_PARAMETER = 1.5e-7
 START_SECONDS = 15
 """SmolLM2-135M on two idle cores, nine builds: 12 to 16 s in the model builder, about 10 to run the source, 4 to 22 to
@@ -91,7 +89,7 @@ seconds beside other work, where this and :data:`SECONDS_PER_PARAMETER` make 190
 class Estimate(Struct, frozen=True):
     """What a build needs, roughly and rather too much than too little; ``proof_bytes`` of memory for computing two
     layers twice, which is left out where there is less. Of the disk ``bundle_bytes`` are where the bundle goes, and the
-    rest is in the cache.
+    rest is in the cache; nothing where both are links to the same files (``linked``).
     """
 
     memory_bytes: int
@@ -99,6 +97,7 @@ class Estimate(Struct, frozen=True):
     seconds: float
     proof_bytes: int = 0
     bundle_bytes: int = 0
+    linked: bool = False
 
     def after(self, pending: Pending) -> Estimate:
         """The same for a source that is to be converted first, if that is not done yet."""
@@ -115,8 +114,8 @@ class Estimate(Struct, frozen=True):
         return msgspec.structs.replace(
             self,
             memory_bytes=self.memory_bytes + size,
-            disk_bytes=self.disk_bytes + COPIES * size,
-            bundle_bytes=self.bundle_bytes + size,
+            disk_bytes=self.disk_bytes + (size if self.linked else 2 * size),
+            bundle_bytes=self.bundle_bytes + (0 if self.linked else size),
         )
 
     def within(self, memory: int) -> Estimate:
@@ -133,8 +132,8 @@ class Estimate(Struct, frozen=True):
         )
 
 
-def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
-    """For a model of ``shape``.
+def estimate_build(plan: BuildPlan, shape: ModelShape, *, linked: bool = False) -> Estimate:
+    """For a model of ``shape``; ``linked``: bundle and cache can share files.
 
     Memory is what processes have for themselves: the checkpoint and the bundle are mapped, and the system takes such
     pages back where they are needed elsewhere.
@@ -147,30 +146,30 @@ def estimate_build(plan: BuildPlan, shape: ModelShape) -> Estimate:
         LIBRARIES_BYTES // 2 + stored + CACHE_TOKENS * shape.kv_token_bytes + SCORES_BYTES // 4 * shape.vocabulary,
     ]
     seconds = START_SECONDS + SECONDS_PER_PARAMETER * shape.parameters
-    disk, core_seconds = COPIES * stored, 0.0
+    core_seconds = 0.0
     if plan.kv != "float":
         seconds *= 2  # a first build to measure keys and values on
         core_seconds += SCALES_CORE_SECONDS_PER_PARAMETER
-        disk += stored
         peaks.append(LIBRARIES_BYTES // 2 + stored + 2 * SCALES_TOKENS * shape.kv_token_bytes)
     if plan.quantizer in CALIBRATED:
         memory, more = _calibration(plan, shape)
         peaks.append(LIBRARIES_BYTES + memory)
         core_seconds += more
-        disk += 4 * shape.parameters  # the checkpoint between rounding and building, at the most: packed, an eighth
     seconds += core_seconds * shape.parameters / host_threads()
+    cached, staged = build_disk_bytes(plan, shape, stored, linked=linked)
     return Estimate(
         memory_bytes=COMMAND_BYTES + max(peaks),
-        disk_bytes=disk,
+        disk_bytes=cached + staged,
         seconds=seconds,
         proof_bytes=COMMAND_BYTES + _proof_bytes(shape),
-        bundle_bytes=stored,
+        bundle_bytes=staged,
+        linked=linked,
     )
 
 
 def _stored_bytes(plan: BuildPlan, shape: ModelShape) -> int:
     bits = STORED_BITS[plan.precision]
-    stored = shape.parameters * bits
+    stored = shape.parameters * bits + 8.0 * shape.switching_rope_bytes
     if plan.quantised:
         # Only int4 shares a table with the lm_head.
         table = shape.table or (0 if plan.precision == "int4" else shape.vocabulary * shape.hidden)

@@ -11,7 +11,9 @@ from packager.vision.jobs import VisionProof
 
 
 class BuilderJob(Job, frozen=True):
-    """Build ``checkpoint`` into ``out`` with ``options`` of the model builder, without the workaround ``skip``."""
+    """Build ``checkpoint`` into ``out`` with ``options`` of the model builder, without the workaround ``skip``; with
+    the external data of the graph in ``shared``, where it has the same weights.
+    """
 
     checkpoint: str
     out: str
@@ -21,6 +23,7 @@ class BuilderJob(Job, frozen=True):
     options: list[str]
     adapter_slots: bool = False
     embedding: str | None = None
+    shared: str | None = None
     skip: str = ""
 
 

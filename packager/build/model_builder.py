@@ -21,8 +21,10 @@ def build_graph(
     *,
     on_progress: Callable[[float, float], None] | None = None,
     scales: Path | None = None,
+    shared: Path | None = None,
 ) -> BuilderReport:
-    """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai; ``scales`` are those of an INT8 cache.
+    """Build ``checkpoint`` into ``out`` as a folder for onnxruntime-genai; ``scales`` are those of an INT8 cache, and
+    the weights those of the graph in ``shared`` where they are the same.
 
     Raises:
         BuildRefused: the builder failed; the log has its words.
@@ -40,5 +42,6 @@ def build_graph(
             options=[*builder_options(plan), *more, *(["hf_remote=true"] if plan.origin.trust_code else [])],
             adapter_slots=plan.adapter_slots,
             embedding=plan.own_embedding,
+            shared=None if shared is None else str(shared),
         )
         return run_child(BUILDER, job, log, on_progress=on_progress)

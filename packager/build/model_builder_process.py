@@ -13,6 +13,7 @@ from packager.build.jobs import BUILDER, BuilderJob, BuilderReport, TurnEnd
 from packager.build.workarounds import apply_workarounds
 from packager.evaluate.ends import find_ends
 from packager.graph.embedding import BITS, quantise_embedding
+from packager.graph.shared_data import GRAPH_FILE, sharing_data
 from packager.graph.slots import add_slots
 from packager.sources.checkpoint import find_rowless_tokens
 from packager.sources.text_only import MROPE
@@ -20,7 +21,6 @@ from packager.sources.vocabulary import leave_out
 from packager.subprocess_job import Reporter, child_main
 
 STEPS = 3
-GRAPH_FILE = "model.onnx"
 
 
 def build(job: BuilderJob, reporter: Reporter) -> BuilderReport:
@@ -40,7 +40,8 @@ def build(job: BuilderJob, reporter: Reporter) -> BuilderReport:
     if job.embedding in BITS:
         quantise_embedding(builder.Model, BITS[job.embedding])
     reporter.progress(2, STEPS)
-    with _turning_by_axes(builder, config, options):
+    shared = contextlib.nullcontext() if job.shared is None else sharing_data(Path(job.shared))
+    with shared, _turning_by_axes(builder, config, options):
         builder.create_model(*fixed, **options)
     ends = _end_turns(Path(job.checkpoint), Path(job.out) / CONFIG_FILE)
     rows = config.get_text_config().vocab_size

@@ -20,6 +20,7 @@ from packager.build.behaviour import complete_behaviour
 from packager.build.bundle import BuiltBundle, finish_bundle, staging
 from packager.build.cache import bound_cache
 from packager.build.describe import compose_manifest, short_provenance
+from packager.build.disk import can_link
 from packager.build.estimate import Estimate, available_memory, estimate_build, refuse_what_cannot_fit
 from packager.build.kv_cache import describe_scales
 from packager.build.kv_choice import MadeGraph, make_with_measured_cache, settle_kv
@@ -231,9 +232,8 @@ def _open(
 
 def _announce(plan: BuildPlan, checkpoint: Checkpoint, out: Path, cache: Path, progress: BuildProgress) -> Estimate:
     """Say what is coming, and refuse what this host cannot finish."""
-    estimate = (
-        estimate_build(plan, read_shape(checkpoint)).seeing(checkpoint.vision_parameters).after(checkpoint.pending)
-    )
+    needed = estimate_build(plan, read_shape(checkpoint), linked=can_link(out, cache))
+    estimate = needed.seeing(checkpoint.vision_parameters).after(checkpoint.pending)
     memory = available_memory()
     refuse_what_cannot_fit(estimate, out, cache, memory, pending=checkpoint.pending)
     estimate = estimate.within(memory)

@@ -48,6 +48,9 @@ CALIBRATED = (FAST, "gptq", "auto-round")
 TUNED = ("gptq", "auto-round")
 TUNED_BLOCK = 32
 
+GPTQ_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types whose GPTQ checkpoints, with zero points, were built and compared with their sources here."""
+
 TUNED_PARAMETERS = 600_000_000
 """``gptq`` tunes the scales of models up to this, which takes 16 bytes of memory a parameter; larger ones go through
 layer by layer, as with ``gptq-fast``, on the longer text.

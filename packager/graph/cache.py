@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,8 @@ from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate import ends
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
 from packager.evaluate.text import EvalText
-from packager.graph import embedding, rope, slots
+from packager.graph import embedding, rope, shared_data, slots
+from packager.graph.shared_data import link_tree
 from packager.quantize import streaming
 from packager.sources import vocabulary
 from packager.sources.checkpoint import Checkpoint
@@ -38,7 +38,7 @@ from packager.vision.proof import build_vision
 LABELS = ("source", "name", "version", "epoch", "license", "arch", "quality", "origin", "behaviour", "source_sha256")
 """What a plan says that does not reach the graph, or does so through the source's digest."""
 
-CODE = (builder_process, embedding, ends, plan, rope, slots, streaming, vocabulary, workarounds)
+CODE = (builder_process, embedding, ends, plan, rope, shared_data, slots, streaming, vocabulary, workarounds)
 """What decides a graph's bytes beside the builder itself, and beside :mod:`packager.vision` for a model that sees."""
 
 REPORT = "report.json"
@@ -91,9 +91,11 @@ def build_or_resume(
 
     with contextlib.ExitStack() as locks:  # a build beside us drops its entries when it has finished
 
-        def build(asked: BuildPlan, name: str, scales: Path | None = None) -> Path:
+        def build(asked: BuildPlan, name: str, scales: Path | None = None, shared: Path | None = None) -> Path:
             def make(staging: Path) -> None:
-                report = build_graph(checkpoint, asked, staging / MODEL, log, on_progress=on_progress, scales=scales)
+                report = build_graph(
+                    checkpoint, asked, staging / MODEL, log, on_progress=on_progress, scales=scales, shared=shared
+                )
                 if vision is not None and asked.sees:
                     report = replace(report, vision=build_vision(vision, asked, staging / MODEL, log))
                 (staging / REPORT).write_bytes(msgspec.json.encode(report))
@@ -117,22 +119,9 @@ def build_or_resume(
                 ),
                 mark=SCALES,
             )
-            entries = [build(build_plan, name, measured / SCALES), measured, plain]
+            entries = [build(build_plan, name, measured / SCALES, plain / MODEL), measured, plain]
         link_tree(entries[0] / MODEL, out)
         return msgspec.json.decode((entries[0] / REPORT).read_bytes(), type=BuilderReport), entries
-
-
-def link_tree(source: Path, target: Path) -> None:
-    """Every file of ``source`` in ``target`` too, by a link where the file system can, by a copy elsewhere."""
-    for path in sorted(source.rglob("*")):
-        where = target / path.relative_to(source)
-        if path.is_dir():
-            where.mkdir(parents=True, exist_ok=True)
-            continue
-        try:
-            os.link(path, where)
-        except OSError:
-            shutil.copyfile(path, where)
 
 
 def drop_graph(entry: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from contract.errors import BuildRefused
+from packager.build.plan import GPTQ_FAMILIES
 from packager.graph.dequantised import dequantise
 from packager.quantize.export import gptq_tensors, quantization_config
 from packager.quantize.gptq import TABLE_DAMPING, Compensation, plan_compensation, round_rows
@@ -30,9 +31,6 @@ from packager.quantize.layers import Rounded, find_decoder
 
 SPAN = 1024
 """Columns that make up for each other: keeps the time linear in the parameters of models wider than this."""
-
-GPTQ_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose GPTQ checkpoints were built and compared with their sources here."""
 
 PER_ZERO_POINTS = 8
 """Rows whose zero points share a word."""

@@ -16,6 +16,7 @@ from packager.sources.licenses import UNKNOWN, license_of_card
 from packager.sources.naming import find_unfinished, refuse_broken_links, refuse_stand_in
 from packager.sources.safetensors_header import count_parameters
 from packager.sources.vocabulary import TOKENIZER_FILE, find_rowless
+from packager.sources.weights import refuse_doubled
 
 MAX_JSON_BYTES = 64 * 2**20
 """Largest configuration file read: indexes of models with thousands of shards stay below 10 MB."""
@@ -101,7 +102,9 @@ def inspect_checkpoint(path: Path) -> Checkpoint:
     config = read_config(path)
     architecture = known_architecture(path, config)
     _require_tokenizer(path)
-    parameters = sum(count_parameters(shard) for shard in find_shards(path))
+    shards = find_shards(path)
+    parameters = sum(count_parameters(shard) for shard in shards)
+    refuse_doubled(shards)
     return _describe(path, config, architecture, parameters)
 
 

@@ -23,7 +23,7 @@ class ModelShape(Struct, frozen=True):
     it is the lm_head's own weight; ``vocabulary`` its rows and ``hidden`` their length. ``copied_bytes`` are weights
     that are joined before they are quantised, ``switching_rope_bytes`` rotary tables inside branches of the graph;
     ``switches_at`` the position where these switch, ``layer_kv_bytes`` keys and values of one position and layer;
-    ``half`` says whether most of the weights are stored in 16 bits.
+    ``half`` says whether most of the weights are stored in 16 bits, ``family`` is the configuration's model type.
     """
 
     parameters: int
@@ -38,6 +38,7 @@ class ModelShape(Struct, frozen=True):
     switches_at: int = 0
     layer_kv_bytes: int = 0
     half: bool = True
+    family: str = ""
 
 
 def read_shape(checkpoint: Checkpoint) -> ModelShape:
@@ -70,8 +71,9 @@ def read_shape(checkpoint: Checkpoint) -> ModelShape:
         copied_bytes=copied,
         layer_kv_bytes=kv // max(1, _integer(config, "num_hidden_layers")),
         switches_at=_switches_at(config),
-        switching_rope_bytes=4 * _integer(config, "max_position_embeddings") * head if _switches_at(config) else 0,
+        switching_rope_bytes=_switching_rope_bytes(config, head),
         half=2 * half > checkpoint.parameters,
+        family=_family(config),
     )
 
 
@@ -82,6 +84,11 @@ def _switches_at(config: dict[str, object]) -> int:
         return 0
     name = "original_max_position_embeddings"
     return _integer(config, name) or _integer(rope, name) or _integer(config, "max_position_embeddings")
+
+
+def _switching_rope_bytes(config: dict[str, object], head: int) -> int:
+    at = _switches_at(config)
+    return 4 * (_integer(config, "max_position_embeddings") + at) * head if at else 0
 
 
 def _guess_shape(checkpoint: Checkpoint) -> ModelShape:
@@ -104,9 +111,14 @@ def _guess_shape(checkpoint: Checkpoint) -> ModelShape:
         copied_bytes=(2 if half else 4) * layers * hidden * (hidden + 2 * cached),
         layer_kv_bytes=2 * 4 * cached,
         switches_at=_switches_at(config),
-        switching_rope_bytes=4 * _integer(config, "max_position_embeddings") * head if _switches_at(config) else 0,
+        switching_rope_bytes=_switching_rope_bytes(config, head),
         half=half,
+        family=_family(config),
     )
+
+
+def _family(config: dict[str, object]) -> str:
+    return str(config.get("model_type") or "")
 
 
 def _integer(config: dict[str, object], name: str) -> int:

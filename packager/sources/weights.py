@@ -67,6 +67,23 @@ def parse_header(data: bytes, name: str) -> list[StoredTensor]:
         raise BuildRefused(f"{name} has a damaged header; fetch it again") from error
 
 
+def refuse_doubled(shards: list[Path]) -> None:
+    """Refuse a weight that two files hold: which of them counts, nobody says.
+
+    Raises:
+        BuildRefused: naming it and both files.
+    """
+    holder: dict[str, Path] = {}
+    for shard in shards:
+        for tensor in list_tensors(shard):
+            first = holder.setdefault(tensor.name, shard)
+            if first != shard:
+                raise BuildRefused(
+                    f"{first.name} and {shard.name} both hold the weights {tensor.name!r}; fetch the checkpoint again, "
+                    "or remove the file that does not belong to it and name the other one in the index"
+                )
+
+
 def refuse_broken_numbers(shards: list[Path], on_progress: Callable[[float, float], None]) -> None:
     """Refuse weights with a NaN or an infinity among them: whatever is computed with one is none either.
 

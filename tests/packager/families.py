@@ -142,6 +142,7 @@ def build_here(
     options: tuple[str, ...] = (),
     skip: str = "",
     embedding: str | None = None,
+    shared: Path | None = None,
 ) -> BuilderReport:
     """What the builder's process does, in this one: loading its libraries takes longer than a tiny build."""
     from packager.build.model_builder_process import build
@@ -150,7 +151,7 @@ def build_here(
     with tempfile.TemporaryDirectory() as scratch, unmended_afterwards():
         job = BuilderJob(
             str(checkpoint), str(out), scratch, precision, ep, list(options), embedding=embedding or own_embedding,
-            skip=skip,
+            skip=skip, shared=None if shared is None else str(shared),
         )  # fmt: skip
         return build(job, Reporter(os.open(os.devnull, os.O_WRONLY)))
 

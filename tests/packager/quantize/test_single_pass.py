@@ -14,7 +14,8 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
-from contract.errors import UsageError
+from contract.errors import BuildRefused, UsageError
+from packager import subprocess_job
 from packager.build.estimate import estimate_build
 from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan, check_plan, goes_layer_by_layer, settle_quantizer
@@ -23,7 +24,7 @@ from packager.evaluate.source_process import load_source
 from packager.evaluate.text import reference_text
 from packager.graph.dequantised import dequantise
 from packager.quantize import samples, single_pass
-from packager.quantize.calibrate import describe_calibration
+from packager.quantize.calibrate import calibrate_checkpoint, describe_calibration
 from packager.quantize.export import gptq_tensors
 from packager.quantize.gptq import plan_compensation, round_rows
 from packager.quantize.grid import BLOCK, Grid
@@ -36,6 +37,7 @@ from packager.quantize.single_pass import Shards, round_in_one_pass
 from packager.sources.checkpoint import Quantization, digest_directory, inspect_checkpoint
 from packager.sources.shape import ModelShape
 from packager.subprocess_job import Reporter
+from tests.forked import start_module
 from tests.packager.build.test_build import manifest_of
 from tests.packager.families import (
     FAMILY_CONFIGS,
@@ -103,6 +105,46 @@ def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(
     assert digest_directory(tmp_path / "broken" / "out") == digest_directory(tmp_path / "whole" / "out")
     stored = inspect_checkpoint(tmp_path / "whole" / "out").quantization
     assert stored == (Quantization("gptq", 4, 32) if families else None)
+
+
+KILLED = """
+import os, pathlib, signal
+rename = pathlib.Path.rename
+def then_die(path, target):
+    rename(path, target)
+    if pathlib.Path(target).name == "model-layer-0000.safetensors":
+        os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.rename = then_die
+"""
+"""The kernel ends the process right after a layer was written."""
+
+
+def test_one_that_was_killed_for_memory_says_so_and_goes_on(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "killer").mkdir()
+    (tmp_path / "killer" / "sitecustomize.py").write_text(KILLED)
+    checkpoint, cache = inspect_checkpoint(tiny_checkpoint), tmp_path / "cache"
+    plan = replace(PLAN, quantizer="gptq-fast")
+
+    def run() -> Path:
+        made, _ = calibrate_checkpoint(
+            checkpoint, plan, None, cache, log=tmp_path / "log", on_progress=lambda done, total: None
+        )
+        return made.path
+
+    with monkeypatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(tmp_path / "killer"), prepend=":")
+        patched.setattr(subprocess_job, "start_module", start_module)
+        with pytest.raises(BuildRefused) as caught:
+            run()
+    assert caught.value.message == (
+        "memory ran out while calibrating was at work; end other programs and build again, which resumes from what is "
+        "done"
+    )
+    [layer] = cache.glob("calibrated/.*/stages/*.safetensors")
+    kept = layer.stat().st_ino
+    assert (run() / layer.name).stat().st_ino == kept, "not made again"
 
 
 def test_packed_weights_are_read_back_as_they_were(tmp_path: Path) -> None:
@@ -333,6 +375,7 @@ def shape_of(name: str) -> ModelShape:
         vocabulary=vocabulary,
         hidden=hidden,
         kv_token_bytes=kv,
+        family=config["model_type"],
     )
 
 

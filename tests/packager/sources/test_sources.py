@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +375,31 @@ class TestMemoryOfAGroup:
         assert available_memory(tmp_path, tmp_path) > 2**20
 
 
+def _cut(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size * 9 // 10)
+
+
+def _name_twice(shards: list[Path], index: Path) -> None:
+    text = index.read_text()
+    weight = next(iter(json.loads(text)["weight_map"]))
+    index.write_text(text.replace('"weight_map": {', f'"weight_map": {{"{weight}": "{shards[-1].name}", ', 1))
+
+
+def _hold_twice(shards: list[Path], index: Path) -> None:
+    shards[-1].write_bytes(shards[0].read_bytes())
+
+
+SHARDS: dict[str, tuple[Callable[[list[Path], Path], object], str]] = {
+    "the first cut": (lambda shards, index: _cut(shards[0]), "bytes, its header speaks of "),
+    "the last cut": (lambda shards, index: _cut(shards[-1]), "-of-00013.safetensors has "),
+    "cut in its header": (lambda shards, index: os.truncate(shards[1], 40), "00002-of-00013.safetensors is truncated"),
+    "nothing left of one": (lambda shards, index: os.truncate(shards[1], 0), "00002-of-00013.safetensors is empty"),
+    "the last missing": (lambda shards, index: shards[-1].unlink(), "lacks 1 of 13 weight files, first 'model-00013-"),
+    "named twice": (_name_twice, "the key 'model.embed_tokens.weight' is there twice; fetch it again"),
+    "held twice": (_hold_twice, "-00001-of-00013.safetensors and model-00013-of-00013.safetensors both hold"),
+}  # fmt: skip
+
+
 class TestHeadersFirst:
     """What headers tell is known before the weights are read."""
 
@@ -387,13 +413,21 @@ class TestHeadersFirst:
         with pytest.raises(BuildRefused, match=r"needs about \d+\.\d GiB of memory, .* GiB of memory are free"):
             dry_run(BuildPlan(str(copy), "tiny", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache")
 
-    def test_a_shard_that_ends_in_the_middle_is_named(self, tmp_path: Path) -> None:
-        make_random_checkpoint(tmp_path / "source", small_config("mistral-7b"), shard_bytes=200_000)
-        last = find_shards(tmp_path / "source")[-1]
-        size = last.stat().st_size
-        os.truncate(last, size * 9 // 10)
-        assert refused(tmp_path / "source", tmp_path).startswith(
-            f"{last.name} has {size * 9 // 10} bytes, its header speaks of {size}; fetch it again"
+    @pytest.mark.parametrize("damage", SHARDS)
+    def test_a_shard_that_is_not_whole_is_named_and_goes_on_when_it_was_fetched(
+        self, damage: str, tmp_path: Path
+    ) -> None:
+        source = make_random_checkpoint(tmp_path / "source", small_config("mistral-7b"), shard_bytes=200_000)
+        shards = find_shards(source)
+        index = source / "model.safetensors.index.json"
+        kept = {path: path.read_bytes() for path in (*shards, index)}
+        damaging, words = SHARDS[damage]
+        damaging(shards, index)
+        assert words in refused(source, tmp_path)
+        for path, data in kept.items():
+            path.write_bytes(data)
+        assert inspect_checkpoint(source).parameters == sum(
+            math.prod(dims) for _, dims in list_weights(small_config("mistral-7b"))
         )
 
     def test_a_proof_that_is_left_out_is_not_counted(self) -> None:
@@ -419,7 +453,7 @@ class TestHeadersFirst:
     def test_tables_in_branches_and_an_embedding_of_its_own_count(self, tmp_path: Path) -> None:
         make_random_checkpoint(tmp_path / "source", small_config("phi-3.5-mini"))
         shape = read_shape(inspect_checkpoint(tmp_path / "source"))
-        assert shape.switching_rope_bytes == 131072 * 96 * 4
+        assert shape.switching_rope_bytes == (131072 + 4096) * 96 * 4
         assert (shape.switches_at, shape.layer_kv_bytes) == (4096, 2 * 4 * 192)
         assert shape.table == 512 * 192
         plain, int8 = (
