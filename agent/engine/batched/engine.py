@@ -110,9 +110,9 @@ class BatchedEngine:
         self._pool = Pool(decoder, slots, length)
         try:
             with runtime_errors("it does not run as it should"):
-                self._runner = Runner(loaded.session, decoder, self._pool)
-                self._runner.after_run = lambda: progress("self-test")
                 known = known if known is not None and known.slots >= slots else None
+                self._runner = Runner(loaded.session, decoder, self._pool, known.shows_all if known else None)
+                self._runner.after_run = lambda: progress("self-test")
                 self.verdict = known or measure(self._runner, self._pool, decoder, threads)
                 self._runner.after_run = None
         except EngineFailed as error:

@@ -29,9 +29,10 @@ class Runner:
     """One session and its bindings; a binding is made once for each run of slots (making one costs half a ms).
 
     Every method may raise whatever onnxruntime raises. ``after_run`` is called after each run, where it is set.
+    ``shows_all`` says whether the graph has logits for every token; None: that is tried.
     """
 
-    def __init__(self, session: Any, decoder: Decoder, pool: Pool) -> None:
+    def __init__(self, session: Any, decoder: Decoder, pool: Pool, shows_all: bool | None = None) -> None:
         self.after_run: Callable[[], None] | None = None
         self._session = session
         self._decoder = decoder
@@ -39,7 +40,7 @@ class Runner:
         self._bindings: dict[tuple[int, int], Any] = {}
         self._counting = np.arange(pool.length, dtype=np.int64)
         self._decode_logits = np.empty((pool.slots, 1, decoder.vocab_size), dtype=np.float32)
-        self.shows_all = self._probe()
+        self.shows_all = self._probe() if shows_all is None else shows_all
 
     def prefill(self, slot: int, past: int, tokens: Sequence[int], width: int = 0) -> NDArray[np.float32]:
         """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``, or of the last one alone."""

@@ -34,13 +34,14 @@ LEAST_REACH = 1024
 
 class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
     """``proof`` and the prompt tokens to read at a time when nobody waits (``wide``), on so many ``threads``; for pools
-    of at most so many ``slots``.
+    of at most so many ``slots``. ``shows_all``: the graph has logits for every token; older ones do not say.
     """
 
     proof: Proof
     wide: int
     threads: int
     slots: int = MAX_SLOTS
+    shows_all: bool | None = None
 
 
 def measure(runner: Runner, pool: Pool, decoder: Decoder, threads: int) -> Verdict:
@@ -51,7 +52,7 @@ def measure(runner: Runner, pool: Pool, decoder: Decoder, threads: int) -> Verdi
     """
     proof = prove_all(runner, pool, decoder, SLICE)
     wide = exact_width(runner, pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size)
-    return Verdict(proof, wide, threads, pool.slots)
+    return Verdict(proof, wide, threads, pool.slots, runner.shows_all)
 
 
 def trial_size(decoder: Decoder, allowed: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from agent.commands.context import CliContext
 from agent.commands.verify import faults_of
 from agent.engine.batched import verdict
 from agent.engine.batched.graph import read_decoder
+from agent.engine.batched.runner import Runner
 from agent.engine.batched.verdict import FILE as VERDICT_FILE
 from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
@@ -151,11 +152,12 @@ async def test_no_load_after_the_first_measures_again(
     worker = WorkerSettings(threads=1)
     place = await WeightPrepacker(device.directory, Disk(), worker, limits=DiskLimits(spare_bytes=0))(bundle)
     assert place is not None
-    measured = []
-    real = verdict.measure
+    measured, tried = [], []
+    real, probe = verdict.measure, Runner._probe
     monkeypatch.setattr(
         "agent.engine.batched.engine.measure", lambda *given: (measured.append(given[-1]), real(*given))[1]
     )
+    monkeypatch.setattr(Runner, "_probe", lambda self: (tried.append(self), probe(self))[1])
 
     def load(threads: int = 1) -> Independence:
         engine = open_engine(bundle.directory, threads=threads, derived_dir=place, max_bytes=64 << 20)
@@ -163,7 +165,7 @@ async def test_no_load_after_the_first_measures_again(
         return engine.facts.independence
 
     known = load()
-    assert measured == []
+    assert (measured, tried) == ([], []), "nothing is run at all"
     assert load(threads=2) == known
     assert measured == [2]
     other = await WeightPrepacker(
