@@ -19,8 +19,17 @@ from agent.serving.requests import STORE_READ_ONLY, STORE_UNAVAILABLE, UNLOADED
 from agent.state import result_store
 from agent.systemd.notify import Notifier
 from agent.telemetry import metrics
-from contract.errors import StoreBroken, StoreFull
-from contract.mqtt.messages import MAX_REQUEST_BYTES, BrokerState, BundleState, EngineInfo, Health, Info, Limits
+from contract.errors import StoreBroken, StoreFull, printable
+from contract.mqtt.messages import (
+    MAX_MESSAGE,
+    MAX_REQUEST_BYTES,
+    BrokerState,
+    BundleState,
+    EngineInfo,
+    Health,
+    Info,
+    Limits,
+)
 
 COUNTS_SECONDS = 1.0
 """``health`` is published at most this often when only its counts changed: how many wait, how many are answered."""
@@ -88,7 +97,8 @@ class Presence:
             *self._parts.telemetry.limit.reasons,
         ]
         warnings = self._parts.reconciler.warnings or UNSET
-        return Health(ready, reasons, self._serving.queued, self._serving.active, warnings)
+        message = printable(self._serving.problem[:MAX_MESSAGE]) or UNSET
+        return Health(ready, reasons, self._serving.queued, self._serving.active, warnings, message=message)
 
     def engine(self) -> EngineInfo | None:
         """Of the model that is loaded, if one is."""

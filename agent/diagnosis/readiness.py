@@ -73,6 +73,7 @@ def ready(state_dir: StateDirectory, overview: InstallStatus | None) -> Finding:
     found = [(reason, *NOT_READY.get(reason, (reason, "the service's log"))) for reason in health.reasons]
     blocking = [each for each in found if each[0] in NOT_READY] or found
     text = "; ".join(f"{reason}: {meaning}" for reason, meaning, _ in blocking) or "no reason is given"
+    text += f" ({health.message})" if health.message else ""
     return Finding("ready", "bad", f"prompts are not answered: {text}", "; ".join({fix: 0 for *_, fix in blocking}))
 
 

@@ -16,6 +16,7 @@ from contract.errors import StoreBroken
 from contract.system.control_groups import memory_limits
 
 _MEMINFO = Path("/proc/meminfo")
+_VMSTAT = Path("/proc/vmstat")
 _PROC = Path("/proc")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -63,6 +64,15 @@ def proportional_bytes() -> int:
             if text.startswith("Pss:"):
                 return int(text.split()[1]) * 1024
     return 0
+
+
+def memory_kills() -> int:
+    """How many processes the kernel has ended for want of memory since this machine started, in whatever group."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", _VMSTAT.read_text("ascii"), re.MULTILINE)
+    except OSError:
+        return 0
+    return 0 if found is None else int(found[1])
 
 
 def peak_rss_bytes() -> int:

@@ -31,9 +31,12 @@ RETRY_NO_MODEL_MS = 30_000
 SHORTEST_RETRY_SECONDS = 0.5
 
 NO_MODEL = Refusal(503, requests.NO_MODEL, "no model is installed on this device", retry_after_ms=RETRY_NO_MODEL_MS)
-ENGINE_UNAVAILABLE = Refusal(
-    503, requests.ENGINE_UNAVAILABLE, "the model cannot be loaded at the moment", retry_after_ms=RETRY_ENGINE_MS
-)
+
+
+def engine_unavailable(problem: str = "") -> Refusal:
+    """``problem``: what its process last said."""
+    text = "the model cannot be loaded at the moment" + (f": {problem}" if problem else "")
+    return Refusal(503, requests.ENGINE_UNAVAILABLE, text, retry_after_ms=RETRY_ENGINE_MS)
 
 
 class Scheduler:
@@ -80,8 +83,8 @@ class Scheduler:
         if self.stopping or self.paused_since is not None:
             return None
         if self.current is None:
-            return None if self.starting else ENGINE_UNAVAILABLE if self.unavailable else NO_MODEL
-        return ENGINE_UNAVAILABLE if self.current.unavailable else None
+            return None if self.starting else engine_unavailable() if self.unavailable else NO_MODEL
+        return engine_unavailable(self.current.problem) if self.current.unavailable else None
 
     def refusal(self, client: str, size: int, *, reserved: Reservation, own: Reservation) -> Refusal | None:
         """Why a new request of ``client`` with ``size`` bytes cannot be taken now, beside all that is ``reserved`` and
@@ -374,7 +377,7 @@ class Scheduler:
     def _change_replica(self, event: events.ReplicaEvent) -> None:
         slots = event.slots
         if isinstance(event, events.ReplicaReady):
-            slots.capacity, slots.failures = event.capacity, 0
+            slots.capacity, slots.failures, slots.problem = event.capacity, 0, ""
             if slots.lost:
                 slots.lost = False
                 self._order(events.CountRestart())
@@ -383,6 +386,7 @@ class Scheduler:
         match event:
             case events.ReplicaLost(_, why, load_failed):
                 slots.failures += load_failed
+                slots.problem = why
                 self._lose(slots, why)
             case events.ReplicaUnloading():
                 slots.unloaded = True

@@ -138,6 +138,11 @@ class Serving:
         return found
 
     @property
+    def problem(self) -> str:
+        """How the model's process ended or why it does not load; empty where one is loaded."""
+        return "" if self.scheduler.current is None else self.scheduler.current.problem
+
+    @property
     def unloaded(self) -> bool:
         """The model was idle for long and is not in memory; the next request loads it."""
         replica = self._switchover.replica

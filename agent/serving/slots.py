@@ -20,6 +20,8 @@ class Slots:
         self.failures = 0
         self.lost = False
         """Its worker ended, and there is no other yet."""
+        self.problem = ""
+        """How it ended, or why no other could be loaded."""
         self.unloaded = False
         """For want of requests."""
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation, RejectEvent, TokenEvent
+from agent.host.memory import memory_kills
 from agent.systemd.socket_activation import ActivatedProcess
 from agent.worker import protocol
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
@@ -111,6 +112,7 @@ class WorkerProcess:
         self._why: str | None = None
         self._complaint: str | None = None
         self._stderr_tail = StderrTail()
+        self._kills = memory_kills()
         self._watch: asyncio.Task[str] | None = None
 
     @classmethod
@@ -290,7 +292,8 @@ class WorkerProcess:
             for task in (listen, pulse, words):
                 task.cancel()
             self.kill()
-        self._end(self._complaint or self._stderr_tail.describe_exit(status))
+        starved = memory_kills() > self._kills
+        self._end(self._complaint or self._stderr_tail.describe_exit(status, starved=starved))
         assert self._why is not None and self._writer is not None
         self._writer.close()
         self._fail_waiting(self._why)
@@ -350,6 +353,7 @@ class WorkerProcess:
                 self._complaint = message
 
     def _note_usage(self, usage: protocol.Usage | None) -> None:
+        self._kills = memory_kills()  # none of them was this worker
         if usage is not None:
             self._usage = (usage, asyncio.get_running_loop().time())
 

@@ -577,7 +577,8 @@ class BrokerState(Struct, frozen=True, omit_defaults=True):
 class Health(Struct, frozen=True):
     """Whether the device answers prompts now, and if not, why; ``warnings``: reason codes of what stops nothing.
 
-    ``broker``: which one this was published to, and what is wrong with it.
+    ``broker``: which one this was published to, and what is wrong with it. ``message``: how the model's process ended
+    or why it does not load, where that is the reason.
     """
 
     ready: bool
@@ -586,6 +587,7 @@ class Health(Struct, frozen=True):
     active: int
     warnings: list[str] | UnsetType = UNSET
     broker: BrokerState | UnsetType = UNSET
+    message: str | UnsetType = UNSET
 
 
 class Event(Struct, frozen=True):

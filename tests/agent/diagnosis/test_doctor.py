@@ -358,6 +358,14 @@ def test_a_device_that_does_not_answer_is_bad_and_its_reason_explained(place: St
     assert found.fix
 
 
+def test_why_the_model_does_not_load_is_told(place: StateDirectory) -> None:
+    said = overview("engine_unavailable")
+    assert said.health is not None
+    why = "the model did not load: 12 MiB are too little memory for this model"
+    told = msgspec.structs.replace(said, health=msgspec.structs.replace(said.health, message=why))
+    assert readiness.ready(place, told).detail.endswith(f"({why})")
+
+
 @pytest.mark.parametrize(
     ("reason", "verdict"),
     [("unloaded", "note"), ("throttled_memory", "note"), ("store_read_only", "warning"), ("", "ok")],
