@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,12 +72,13 @@ class Gemma3Vision:
         mean, deviation = np.array(shape.mean, np.float32), np.array(shape.deviation, np.float32)
         values = (picture.astype(np.float32) / 255 - mean) / deviation
         inputs: Tensors = {"pixel_values": np.ascontiguousarray(values.transpose(2, 0, 1)[None])}
-        return Prepared(inputs, _ids(path, shape), TOKENS)
+        return Prepared(inputs, list(_ids(path, shape)), TOKENS)
 
     def open_source(self, path: Path, text: Path | None) -> Gemma3VisionSource:
         return Gemma3VisionSource(path, text)
 
 
+@functools.cache
 def _shape(path: Path) -> Gemma3Shape:
     return read_gemma3(path, read_headers(path).tensors)
 
@@ -88,14 +90,15 @@ def _give_tokens(file: Path) -> None:
     file.write_text(json.dumps(document, indent=4), "utf-8")
 
 
-def _ids(path: Path, shape: Gemma3Shape) -> list[int]:
+@functools.cache
+def _ids(path: Path, shape: Gemma3Shape) -> tuple[int, ...]:
     """As the runtime's processor writes them: an empty line, its beginning, its tokens, its end, an empty line."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     begin, end = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<start_of_image>", "<end_of_image>"))
     line = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
-    return [*line, begin, *[shape.token] * TOKENS, end, *line]
+    return (*line, begin, *[shape.token] * TOKENS, end, *line)
 
 
 class Gemma3VisionSource:
@@ -121,9 +124,11 @@ class Gemma3VisionSource:
 
         assert self._model is not None
         tokens = torch.tensor([list(ids)])
-        pictures = (tokens == self._shape.token).long()
-        pixels = torch.from_numpy(inputs["pixel_values"]).to(self._model.dtype)
-        return self._model, {"input_ids": tokens, "pixel_values": pixels, "token_type_ids": pictures}
+        shown = tokens == self._shape.token
+        with torch.inference_mode():
+            words = self._model.get_input_embeddings()(tokens).float()
+            words[shown] = torch.from_numpy(self.features(inputs)).reshape(-1, self._shape.hidden)
+        return self._model, {"inputs_embeds": words, "token_type_ids": shown.long()}
 
 
 def _load_whole(path: Path) -> Any:

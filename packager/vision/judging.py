@@ -10,6 +10,7 @@ from typing import Any
 from contract.errors import BuildRefused
 from packager.sources.checkpoint import read_json
 from packager.sources.text_only import name_of_text
+from packager.sources.vocabulary import TOKENIZER_FILE
 from packager.sources.weight_names import (
     Mismatch,
     WeightFaults,
@@ -21,7 +22,8 @@ from packager.sources.weight_names import (
 from packager.sources.weights import StoredTensor
 
 PROCESSOR_FILE = "preprocessor_config.json"
-TOKENIZER_FILE = "tokenizer.json"
+NEWER_FILE = "processor_config.json"
+"""Where transformers 5 saves the same, beside what it says of other kinds of input."""
 
 _NEWER = re.compile(r"^model\.(?=visual\.|vision_tower\.|multi_modal_projector\.)")
 _TOWER = re.compile(r"^vision_tower\.(?!vision_model\.)")
@@ -63,12 +65,17 @@ def refuse_wrong_vision(
 
 
 def read_processor(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The processor's file of the checkpoint in ``path``, and what it says.
+    """The file of the checkpoint in ``path`` that says what pictures become, and what it says.
 
     Raises:
         BuildRefused: it is missing or no JSON object.
     """
-    file = path / PROCESSOR_FILE
+    file, newer = path / PROCESSOR_FILE, path / NEWER_FILE
+    if not file.is_file() and newer.is_file():
+        document = read_json(newer)
+        within = document.get("image_processor") if isinstance(document, dict) else None
+        if isinstance(within, dict):
+            return newer, within
     if not file.is_file():
         raise BuildRefused(f"{path} has no {PROCESSOR_FILE}, which says what pictures become; fetch it too")
     document = read_json(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -93,10 +94,12 @@ class Qwen25Vision:
         return Qwen25VisionSource(path, text)
 
 
+@functools.cache
 def _shape(path: Path) -> Qwen25VLShape:
     return read_qwen25vl(path, read_headers(path).tensors)
 
 
+@functools.cache
 def _end(path: Path) -> int:
     from transformers import AutoTokenizer
 
@@ -131,12 +134,17 @@ class Qwen25VisionSource:
 
         assert self._model is not None
         tokens = torch.tensor([list(ids)])
-        return self._model, {
-            "input_ids": tokens,
-            "pixel_values": torch.from_numpy(inputs["pixel_values"]).to(self._model.dtype),
-            "image_grid_thw": torch.from_numpy(inputs["image_grid_thw"]),
-            "mm_token_type_ids": (tokens == self._shape.token).int(),
-        }
+        shown = tokens == self._shape.token
+        model = self._model.model
+        with torch.inference_mode():
+            words = self._model.get_input_embeddings()(tokens).float()
+            words[shown] = torch.from_numpy(self.features(inputs))
+            grid = torch.from_numpy(inputs["image_grid_thw"])
+            # Kept, so that what is said later stands where it does in transformers.
+            positions, model.rope_deltas = model.get_rope_index(
+                tokens, image_grid_thw=grid, mm_token_type_ids=shown.int()
+            )
+        return self._model, {"inputs_embeds": words, "position_ids": positions}
 
 
 def _load_whole(path: Path) -> Any:

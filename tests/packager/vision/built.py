@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,33 @@ def kinds() -> dict[str, tuple[bytes, Any]]:
         "alpha": (save_png(clear), on_white),
         "turned by EXIF": (turned, ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).convert("RGB")),
     }
+
+
+def change_weights(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """What rewrites a checkpoint's weights, of whatever type."""
+
+    def rewrite(directory: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        file = directory / "model.safetensors"
+        tensors = dict(load_file(file))
+        change(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    """What takes one weight out."""
+    return change_weights(lambda tensors: tensors.pop(name))
+
+
+def resize(name: str, *shape: int) -> Callable[[Path], None]:
+    """What gives one weight another shape, or puts one in."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        import torch
+
+        tensors[name] = torch.zeros(shape)
+
+    return change_weights(change)

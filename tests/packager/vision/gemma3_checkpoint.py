@@ -27,7 +27,7 @@ TEMPLATE = (
 
 
 def make_gemma3(directory: Path) -> Any:
-    """Write the checkpoint into ``directory``; transformers' model of it."""
+    """Write the checkpoint into ``directory``, in bfloat16; transformers' model of it, in fp32."""
     import torch
     from safetensors.torch import save_file
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
@@ -59,13 +59,20 @@ def make_gemma3(directory: Path) -> Any:
             parameter.data.uniform_(-0.2, 0.2)
         elif "vision" in name or "projection" in name:
             parameter.data.normal_(0, 1.5 * parameter.shape[-1] ** -0.5 if parameter.ndim < 4 else 0.1)
+        parameter.data = parameter.data.bfloat16().float()
     tensors = {
-        published(name): value.clone().contiguous()
+        published(name): value.bfloat16().contiguous()
         for name, value in model.state_dict().items()
         if name != "lm_head.weight"
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    document = {**config.to_dict(), "architectures": ["Gemma3ForConditionalGeneration"], **ends}
+    document = {
+        **config.to_dict(),
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        **ends,
+        "torch_dtype": "bfloat16",
+    }
+    document.pop("dtype")
     (directory / "config.json").write_text(json.dumps(document))
     (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return model

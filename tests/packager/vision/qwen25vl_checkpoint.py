@@ -24,7 +24,7 @@ TEMPLATE = (
 
 
 def make_qwen25vl(directory: Path) -> Any:
-    """Write the checkpoint into ``directory``; transformers' model of it."""
+    """Write the checkpoint into ``directory``, in bfloat16; transformers' model of it, in fp32."""
     import torch
     from safetensors.torch import save_file
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -58,11 +58,12 @@ def make_qwen25vl(directory: Path) -> Any:
             parameter.data.uniform_(centre - 0.2, centre + 0.2)
         elif "visual" in name:
             parameter.data.normal_(0, 1.5 * parameter[0].numel() ** -0.5)
-    tensors = {published(name): value.clone().contiguous() for name, value in model.state_dict().items()}
+        parameter.data = parameter.data.bfloat16().float()
+    tensors = {published(name): value.bfloat16().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     document = {
         **text, **marks, "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
-        "hidden_act": "silu", "torch_dtype": "float32", "use_sliding_window": False, "vision_config": vision,
+        "hidden_act": "silu", "torch_dtype": "bfloat16", "use_sliding_window": False, "vision_config": vision,
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(document))
     (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))

@@ -16,10 +16,13 @@ from contract.errors import BuildRefused
 from packager.build.pipeline import dry_run
 from packager.build.plan import BuildPlan
 from packager.graph.facts import read_back
+from packager.sources.headers import read_headers
+from packager.vision.family import EncoderType, GraphTypes
+from packager.vision.gemma3_family import Gemma3Vision
 from packager.vision.picture_mask import show_pictures_whole
-from tests.packager.vision.built import Runtime, build_parts, kinds, noise, save_png
+from tests.packager.vision.built import Runtime, build_parts, change_weights, drop, kinds, noise, resize, save_png
 from tests.packager.vision.gemma3_checkpoint import SIDE, make_gemma3
-from tests.packager.vision.test_phi3v import change_config, change_processor, change_weights, drop, resize
+from tests.packager.vision.test_phi3v import change_config, change_processor
 from tests.seeing import png
 
 BEGIN = "<start_of_image>"
@@ -89,6 +92,23 @@ def test_features_are_those_of_transformers(folder: Path, source: Any) -> None:
     assert np.abs(found - wanted).max() <= 1e-4
     assert np.array_equal(encoder.run(None, {"pixel_values": pixels[1:2]})[0], found[1:2])
     assert wanted.std() > 0.5
+
+
+@pytest.mark.parametrize(("kind", "least"), [("fp16", 0.99999), ("int8", 0.999)])
+def test_weights_of_fewer_bits_make_nearly_the_same_features(
+    kind: EncoderType, least: float, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    family = Gemma3Vision()
+    side = family.side(checkpoint)
+    inputs = family.prepare(checkpoint, np.asarray(noise(side, side, 2))).inputs
+    shutil.copyfile(folder / "model.onnx", tmp_path / "model.onnx")
+    shutil.copyfile(folder / "genai_config.json", tmp_path / "genai_config.json")
+    family.write(checkpoint, tmp_path, GraphTypes(kind, "int8"), lambda done, total: None)
+    wanted = session(folder / "vision.onnx").run(None, inputs)[0]
+    found = session(tmp_path / "vision.onnx").run(None, inputs)[0]
+    assert least < float((found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)) <= 1.000001
+    sizes = [(where / "vision.onnx.data").stat().st_size for where in (tmp_path, folder)]
+    assert sizes[0] < 0.9 * sizes[1]
 
 
 def test_merged_embeddings_are_those_of_transformers(folder: Path, source: Any) -> None:
@@ -227,3 +247,26 @@ def test_what_does_not_fit_is_refused_before_weights_are_copied(name: str, check
         dry_run(plan, tmp_path / "bundle", cache=tmp_path / "cache")
     assert "\n" not in refused.value.message
     assert not (tmp_path / "cache" / "checkpoints").exists()
+
+
+def test_what_newer_versions_of_transformers_save_is_read_as_well(checkpoint: Path, tmp_path: Path) -> None:
+    """Other names of weights, and the processor's words within another file."""
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    old = tmp_path / "checkpoint" / "preprocessor_config.json"
+    newer = tmp_path / "checkpoint" / "processor_config.json"
+    newer.write_text(json.dumps({"image_processor": json.loads(old.read_text()), "image_seq_length": 256}))
+    old.unlink()
+    change_weights(
+        lambda tensors: [
+            tensors.update({name.replace("vision_model.", ""): tensors.pop(name)})
+            for name in list(tensors)
+            if name.startswith(TOWER)
+        ]
+    )(tmp_path / "checkpoint")
+    family = Gemma3Vision()
+    family.check(tmp_path / "checkpoint", read_headers(tmp_path / "checkpoint").tensors)
+    change = json.loads(newer.read_text())
+    change["image_processor"]["size"] = {"height": 224, "width": 224}
+    newer.write_text(json.dumps(change))
+    with pytest.raises(BuildRefused, match=r"processor_config\.json has size .*448 x 448"):
+        family.check(tmp_path / "checkpoint", read_headers(tmp_path / "checkpoint").tensors)

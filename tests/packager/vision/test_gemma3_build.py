@@ -42,6 +42,8 @@ def test_the_bundle_says_what_it_is(made: tuple[Path, Any]) -> None:
     assert manifest.model.parameters == sum(each.numel() for each in source.parameters())
     assert json.loads((bundle / "genai_config.json").read_text())["model"]["type"] == "gemma3"
     assert manifest.quality["vision"]["cosine"] > 0.999
+    assert manifest.quality["pictures"]["kl"] < 1e-3
+    assert manifest.quality["pictures"]["tokens"] > 0
 
 
 def test_a_device_answers_about_what_it_sees(engine: Engine) -> None:

@@ -15,12 +15,13 @@ from agent.engine.image_decode import decode_image
 from contract.errors import BuildRefused
 from packager.build.pipeline import dry_run
 from packager.build.plan import BuildPlan
+from packager.vision.family import EncoderType, GraphTypes
 from packager.vision.phi3v import DEVIATION
 from packager.vision.qwen25vl_family import Qwen25Vision
-from tests.packager.vision.built import Runtime, build_parts, kinds, noise, save_png
+from tests.packager.vision.built import Runtime, build_parts, change_weights, drop, kinds, noise, resize, save_png
 from tests.packager.vision.qwen25vl_checkpoint import make_qwen25vl
 from tests.packager.vision.test_gemma3 import change_document, session
-from tests.packager.vision.test_phi3v import change_config, change_processor, change_weights, drop, resize
+from tests.packager.vision.test_phi3v import change_config, change_processor
 from tests.seeing import png
 
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -110,6 +111,23 @@ def test_features_are_those_of_transformers(grids: list[list[int]], folder: Path
     found = session(folder / "vision.onnx").run(None, given)[0]
     assert np.abs(found - wanted).max() <= 1e-4
     assert wanted.std() > 0.5
+
+
+@pytest.mark.parametrize(("kind", "least"), [("fp16", 0.99999), ("int8", 0.999)])
+def test_weights_of_fewer_bits_make_nearly_the_same_features(
+    kind: EncoderType, least: float, folder: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    family = Qwen25Vision()
+    side = family.side(checkpoint)
+    inputs = family.prepare(checkpoint, np.asarray(noise(side, side, 2))).inputs
+    shutil.copyfile(folder / "model.onnx", tmp_path / "model.onnx")
+    shutil.copyfile(folder / "genai_config.json", tmp_path / "genai_config.json")
+    family.write(checkpoint, tmp_path, GraphTypes(kind, "int8"), lambda done, total: None)
+    wanted = session(folder / "vision.onnx").run(None, inputs)[0]
+    found = session(tmp_path / "vision.onnx").run(None, inputs)[0]
+    assert least < float((found * wanted).sum() / np.linalg.norm(found) / np.linalg.norm(wanted)) <= 1.000001
+    sizes = [(where / "vision.onnx.data").stat().st_size for where in (tmp_path, folder)]
+    assert sizes[0] < 0.9 * sizes[1]
 
 
 def test_merged_embeddings_are_those_of_transformers(folder: Path, source: Any) -> None:
