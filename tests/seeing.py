@@ -20,6 +20,9 @@ from tests.packager.families import build_here
 PICTURE_TOKENS = 2509
 """What Phi-3-vision's processor makes of any square picture, 4 x 4 crops: (16 + 1) x 144 + 1 + (4 + 1) x 12."""
 
+LOW_TOKENS = 313
+"""And of any picture that is looked at as a whole: one crop."""
+
 CONTEXT = 8192
 STEPS = [
     {"operation": {"name": "decode", "domain": "com.microsoft.extensions", "type": "DecodeImage"}},
@@ -60,6 +63,9 @@ def make_seeing(checkpoint: Path, folder: Path) -> Path:
             helper.make_node("ReduceMean", ["pixel_values"], ["colours"], axes=[1, 3, 4], keepdims=0),
             helper.make_node("MatMul", ["colours", "mix"], ["seen"]),
             helper.make_node("Unsqueeze", ["seen", "second"], ["one"]),
+            helper.make_node("ReduceMax", ["image_sizes"], ["longest"], keepdims=0),
+            helper.make_node("Equal", ["longest", "crop"], ["one_crop"]),
+            helper.make_node("Where", ["one_crop", "few", "many"], ["times"]),
             helper.make_node("Tile", ["one", "times"], ["all"]),
             helper.make_node("Reshape", ["all", "shape"], ["image_features"]),
         ],
@@ -68,7 +74,9 @@ def make_seeing(checkpoint: Path, folder: Path) -> Path:
         {
             "mix": table[[40, 140, 240]],
             "second": np.array([1]),
-            "times": np.array([1, PICTURE_TOKENS, 1]),
+            "crop": np.int64(336),
+            "few": np.array([1, LOW_TOKENS, 1]),
+            "many": np.array([1, PICTURE_TOKENS, 1]),
             "shape": np.array([-1, width]),
         },
     )

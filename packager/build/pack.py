@@ -63,7 +63,7 @@ def pack_bundle(
         provenance = short_provenance(
             {"kind": "folder", "name": model_dir.resolve().name, "sha256": digest_directory(model_dir)}
         )
-        quality = {**quality_of(checked, graph, reference_text().name), **note_on_check(config)}
+        quality = {**quality_of(checked, graph, reference_text().name), **note_on_check(config, checked)}
         write_evidence(staged, quality, {**provenance, "host": describe_host()}, graph)
         write_report(staged, f"{plan.name}@{plan.version}", quality, provenance, graph)
         progress.stage(4, STAGES, "writing the bundle")
@@ -97,13 +97,15 @@ def _check(staged: Path, config: GenaiFacts, graph: GraphFacts, log: Path, progr
     return check_model(staged, log, text=reference_text().text, on_progress=progress.advance)
 
 
-def note_on_check(config: GenaiFacts) -> dict[str, str]:
-    """What evidence says where not all of a model was run: pictures and sound are loaded, never shown or played."""
+def note_on_check(config: GenaiFacts, checked: CheckResult) -> dict[str, str]:
+    """What evidence says where not all of a model was run: a picture is shown where devices can, sound never played."""
     parts = [PARTS[part] for part in config.capabilities if part in PARTS]
     if config.provider != "cpu":
         return {"check": NOT_RUN}
     if "text" not in config.capabilities:
         return {"check": f"every graph was loaded; none was run, since the model reads {' and '.join(parts)}"}
+    if checked.seen is not None:
+        return {"check": "run with text, and with a picture"}
     if parts:
         return {"check": f"run with text; the graphs for {' and '.join(parts)} were loaded and not run"}
     return {}

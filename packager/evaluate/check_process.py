@@ -187,7 +187,11 @@ class Runtime:
             own[...] = array
             tensors[name] = own
         generator = self.generator(length)
-        generator.set_inputs(tensors)
+        try:
+            generator.set_inputs(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise BuildRefused(f"the built model cannot read a picture: {reason}") from error
         return generator
 
     def losses(self, ids: list[int], first: int, size: int) -> list[float]:

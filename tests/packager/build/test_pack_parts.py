@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from contract.bundle.manifest import Manifest
-from contract.errors import BundleRefused
+from contract.errors import BuildRefused, BundleRefused
 from packager.build.pack import pack_bundle
 from packager.build.plan import BuildPlan
+from packager.vision.pictures import canary_picture
 from tests.seeing import save_graph, value
 from tests.tiny import make_tokenizer
 
@@ -86,16 +88,31 @@ def pack(folder: Path, tmp_path: Path) -> Manifest:
     return pack_bundle(BuildPlan(str(folder), "parts", "1.0.0"), tmp_path / "out", cache=tmp_path / "cache").manifest
 
 
-def test_a_model_that_sees_is_run_with_text_and_says_so(seeing_folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_sees_is_run_with_text_and_a_picture_and_says_so(seeing_folder: Path, tmp_path: Path) -> None:
     manifest = pack(seeing_folder, tmp_path)
     assert {"text", "vision"} <= set(manifest.model.capabilities)
     roles = {entry.path: entry.role for entry in manifest.files}
     assert roles["vision.onnx"] == roles["embedding.onnx"] == roles["model.onnx"] == "model"
     assert manifest.canary[0].expected_text == "The capital of France is Paris."
-    said = "run with text; the graphs for pictures were loaded and not run"
+    assert manifest.picture_canary is not None
+    assert manifest.picture_canary.picture == canary_picture()
+    said = "run with text, and with a picture"
     assert manifest.quality["check"] == said
     assert json.loads((tmp_path / "out" / "evidence" / "quality.json").read_text())["check"] == said
     assert said in (tmp_path / "out" / "evidence" / "report.html").read_text()
+
+
+def test_a_model_that_fails_on_a_picture_is_refused_in_a_sentence(seeing_folder: Path, tmp_path: Path) -> None:
+    from onnx import helper
+
+    folder = Path(shutil.copytree(seeing_folder, tmp_path / "folder"))
+    features = value("image_features", "FLOAT", ["pieces", 128])
+    inputs = [value("pixel_values", "FLOAT", ["n", "crops", 3, "y", "x"]), value("image_sizes", "INT64", ["n", 2])]
+    nodes = [helper.make_node("Identity", ["none"], ["image_features"])]
+    save_graph(folder / "vision.onnx", nodes, inputs, [features], {"none": np.zeros((7, 128), np.float32)})
+    with pytest.raises(BuildRefused, match="the built model cannot read a picture: ") as refused:
+        pack(folder, tmp_path)
+    assert "\n" not in refused.value.message
 
 
 def test_a_model_that_only_hears_is_loaded_and_says_so(hearing: Path, tmp_path: Path) -> None:
