@@ -34,6 +34,8 @@ from tests.fleet.simulate.links import living
 from tests.fleet.waiting import until
 
 ROOT = "edge/v1"
+SETTLE_SECONDS = 60.0
+
 REPORTING_SECONDS = 10.0
 """Between two samples of a device as it is shipped."""
 
@@ -113,12 +115,12 @@ def measure(directory: Path, count: int, interval: float, seconds: float) -> dic
             while time.monotonic() < begun + seconds:
                 time.sleep(0.5)
             between, after = sum(link.sent for link in links), process.counts()
-        # All devices are gone, and what they sent is on its way: until nothing more comes.
+        # All devices are gone, and what they sent is on its way: until it is written, or nothing more comes.
         total = sum(link.sent for link in links)
-        last = -1
-        while (heard := process.counts()["heard"]) != last:
-            last = heard
-            time.sleep(2.0)
+        end = time.monotonic() + SETTLE_SECONDS
+        while up_to_date(database, devices) < count and time.monotonic() < end:
+            time.sleep(1.0)
+        heard = process.counts()["heard"]
         samples = after["heard"] - before["heard"]
         cpu = after["cpu"] - before["cpu"]
         return {

@@ -7,7 +7,10 @@ import hmac
 import secrets
 
 TOKEN_PREFIX = "eft_"  # noqa: S105
-"""Of API tokens, so that scanners of secrets find them."""
+"""Of accounts' API tokens, so that scanners of secrets find them, and whoever is given one knows what it is."""
+
+KEY_PREFIX = "ebk-"
+"""Of keys for the gateway."""
 
 
 def make_secret() -> str:

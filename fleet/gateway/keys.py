@@ -13,13 +13,11 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 from contract.errors import EdgeBundleError, RequestInvalid
+from fleet.access.secrets import KEY_PREFIX, TOKEN_PREFIX
 from fleet.gateway.access import Grant
 from fleet.gateway.quota import Bucket, Ledger, Limits, Used
 
 log = logging.getLogger("edge_fleet.gateway")
-
-PREFIX = "ebk-"
-"""Of every key, so that scanners for secrets know one."""
 
 REFRESH_SECONDS = 2.0
 """Until a key that was revoked is refused everywhere, and until processes know what was used at the others."""
@@ -30,7 +28,7 @@ FRESH_SECONDS = 0.2
 
 def make_key() -> str:
     """A new key: 256 random bits."""
-    return PREFIX + secrets.token_urlsafe(32)
+    return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_key(key: str) -> str:
@@ -170,13 +168,22 @@ class KeyRing:
             found = self._keys.get(hashed)
         now = self.clock()
         if found is None:
-            raise _unauthorized("this API key is not known: `edge-fleet token create` makes one")
+            raise _unauthorized(_unknown(key))
         if found.revoked_at is not None:
             raise _unauthorized(f"the API key {found.name} was revoked")
         if found.expires_at is not None and found.expires_at <= now:
             raise _unauthorized(f"the API key {found.name} has expired")
         self.ledger.admit(found.name, found.limits, now)
         return _Grant(self, found)
+
+
+def _unknown(key: str) -> str:
+    if key.startswith(TOKEN_PREFIX):
+        return (
+            f"this is an account's token for /api/v1; /v1 takes a key ({KEY_PREFIX}…), which asks devices and may do "
+            "nothing else: `edge-fleet token create` makes one"
+        )
+    return "this API key is not known: `edge-fleet token create` makes one"
 
 
 def _unauthorized(message: str) -> RequestInvalid:

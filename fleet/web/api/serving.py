@@ -15,6 +15,7 @@ from starlette.routing import Route
 from contract import strict_json
 from contract.errors import BundleRefused, RequestInvalid
 from contract.schema_faults import schema_faults
+from fleet.access.secrets import KEY_PREFIX
 from fleet.rollout.spec import MAX_SPEC_BYTES, SpecDocument
 from fleet.store import idempotency
 from fleet.store.idempotency import Answer
@@ -58,8 +59,12 @@ def authenticate(request: Request, settings: Settings) -> Identity:
         settings.database, request.headers, request.cookies, is_https=settings.is_https, now=settings.clock()
     )
     if found is None:
+        hint = ""
+        if request.headers.get("authorization", "").partition(" ")[2].strip().startswith(KEY_PREFIX):
+            hint = f"; this is a key for the gateway ({KEY_PREFIX}…), which asks devices and may do nothing else"
         raise RequestInvalid(
-            "say who asks: Authorization: Bearer with a token (`edge-fleet user token`), or a session of the console",
+            "say who asks: Authorization: Bearer with a token (`edge-fleet user token`), or a session of the console"
+            + hint,
             code=401,
             kind="unauthorized",
         )

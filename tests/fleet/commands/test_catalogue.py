@@ -11,7 +11,7 @@ from contract.bundle.manifest import parse_manifest
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable, UsageError
 from contract.identifiers import parse_reference
 from contract.system.command_line import main
-from fleet.catalogue import look_up
+from fleet.catalogue import look_up, read_catalogue
 from fleet.cli import COMMANDS, DESCRIPTION
 from fleet.rollout.model import Bundle
 from fleet.rollout.plan import Needs, draft
@@ -60,6 +60,27 @@ def test_what_is_revoked_is_refused(tmp_path: Path) -> None:
     repository.revoke(reference)
     with pytest.raises(BundleRefused, match="was revoked"):
         look_up(*parse_reference(reference), depot=str(repository.path), root=root_of(repository.path))
+
+
+def test_a_real_repository_is_read_whole_with_what_was_revoked(tmp_path: Path) -> None:
+    repository = Repository.init(tmp_path / "repository", tmp_path / "keys")
+    for version in ("1.0.0", "1.1.0", "1.2.0"):
+        repository.publish(make_bundle(tmp_path / version, "model", version))
+    repository.revoke("model@1.1.0")
+    found = read_catalogue(str(repository.path), root_of(repository.path))
+    assert [each.reference for each in found.listed.values()] == ["model@1.0.0", "model@1.2.0"]
+    assert found.revoked == {"model@1.1.0"}
+    for digest, manifest in found.listed.items():
+        looked_up = look_up(manifest.name, manifest.version, depot=str(repository.path), root=root_of(repository.path))
+        assert looked_up.bundle.digest == digest
+    # With the root of somebody else nothing is believed, and what is not there is said.
+    stranger = Repository.init(tmp_path / "stranger", tmp_path / "other-keys")
+    with pytest.raises(BundleRefused):
+        read_catalogue(str(repository.path), root_of(stranger.path))
+    with pytest.raises(SourceUnavailable):
+        read_catalogue(str(tmp_path / "nowhere"), root_of(repository.path))
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_catalogue(str(repository.path), tmp_path / "no-root.json")
 
 
 @pytest.mark.parametrize(

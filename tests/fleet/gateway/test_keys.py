@@ -70,6 +70,8 @@ def test_without_a_key_that_is_known_nobody_is_let_in(stage: Stage, command: Com
             assert reply.status == 401
             assert reply.headers["www-authenticate"] == "Bearer"
             assert (reply.error["type"], reply.error["code"]) == ("invalid_request_error", "invalid_api_key")
+    reply = send(stage.server.port, "/v1/models", None, headers=bearer("eft_a-token-of-an-account"))
+    assert "this is an account's token for /api/v1" in reply.error["message"]
     # Made while the gateway runs: it holds at once.
     key = command.create("new")
     assert send(stage.server.port, "/v1/chat/completions", chat(), headers=bearer(key)).status == 200

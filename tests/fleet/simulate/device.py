@@ -225,7 +225,7 @@ class SimulatedDevice:
             self._state, self._next, self._error = step(State.IDLE, Step.WANTED).state, at + self._pace(), None
             return [self._report()]
         behaviour = self.bundles.get(self._desired, Behaviour())
-        if self._state is State.RESOLVE and self._desired in self._quarantined:
+        if self._state is State.CHECK and self._desired in self._quarantined:
             return self._refuse(Reason.QUARANTINED, f"it failed here before: {self._quarantined[self._desired]}", at)
         if self._state is State.FETCH and self.source_fails > 0:
             self.source_fails -= 1

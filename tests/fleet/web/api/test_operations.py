@@ -250,6 +250,8 @@ def test_what_is_not_a_document_is_refused(ask: Ask, content: bytes, kind: str, 
 def test_a_token_that_does_not_hold(ask: Ask, console: TestClient, small: Database, clock: Clock) -> None:
     for secret in ("", "eft_none", "x" * 300):
         assert program(console, secret).get("/api/v1/self").status_code == 401
+    key = program(console, "ebk-a-key-of-the-gateway").get("/api/v1/self")
+    assert "this is a key for the gateway" in error_of(key).message
     short = program(console, token_of(small, "viewer", expires=clock.now + 10))
     assert short.get("/api/v1/self").json() == {"account": "viewer", "roles": ["viewer"], "permissions": ["read"]}
     clock.now += 11
