@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from contract.errors import SourceUnavailable, UsageError
 from contract.identifiers import is_identifier
-from contract.mqtt.topics import DEFAULT_ROOT, Topics
+from contract.mqtt.topics import DEFAULT_ROOT, Topics, make_client_id
 from edge_bundle.broker import BrokerAddress, parse_broker
 from edge_bundle.broker_session import BrokerSession, Message
 from edge_bundle.chat import AsyncChat
@@ -51,7 +51,7 @@ def client_name(name: str | None) -> str:
 
 def session_name(name: str) -> str:
     """The MQTT client id of one connection: a broker ends the older of two that have the same."""
-    return f"{name}-{secrets.token_hex(4)}"
+    return make_client_id(f"{name}-{secrets.token_hex(4)}")
 
 
 class _Pending:

@@ -18,7 +18,7 @@ from agent.mqtt.group_probe import probe_groups
 from agent.mqtt.settings import BrokerSettings
 from agent.operator.control import Order, call_agent
 from agent.state.layout import StateDirectory
-from contract.mqtt.topics import Topics
+from contract.mqtt.topics import Topics, make_client_id
 from contract.reasons import BrokerReason
 
 CONNECT_SECONDS = 20.0
@@ -83,7 +83,7 @@ class _Visit(Handler):
         self._answered = asyncio.Event()
         self._refused = False
         self._cut = False
-        client_id = f"{topics.device}-doctor-{os.getpid()}"
+        client_id = make_client_id(f"{topics.device}-doctor-{os.getpid()}")
         session = Session(client_id, subscriptions=(topics.doctor,), clean=True, quiet=True)
         self.connection = Connection(settings, session, self)
         self._task: asyncio.Task[None] | None = None

@@ -30,7 +30,7 @@ from agent.state.broker_memory import BrokerMemory
 from agent.telemetry.samples import LlmSample, SystemSample
 from contract.mqtt import messages
 from contract.mqtt.messages import BrokerState, Event, Health, Reported, Status
-from contract.mqtt.topics import EventType
+from contract.mqtt.topics import EventType, make_client_id
 from contract.reasons import BrokerReason
 
 PROBE_PAUSE_SECONDS = 30.0
@@ -75,7 +75,7 @@ class Gateway(Handler):
         """How often a broker accepted us."""
         self._ready = False
         self._filters = (self._topics.generate_filter, self._topics.control_filter, self._topics.desired)
-        client_id = config.broker.client_id or f"edge-{config.device}"
+        client_id = config.broker.client_id or make_client_id(f"edge-{config.device}")
         self._group_up = asyncio.Event()
         self.group_connection: Connection | None = None
         if self._group_filters:

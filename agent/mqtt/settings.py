@@ -84,7 +84,7 @@ class BrokerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     )
     client_id: Annotated[
         Annotated[str, Meta(pattern=NO_CONTROLS, max_length=128)] | None,
-        Meta(description="MQTT client id, only where the broker wants a certain one; left out: `edge-DEVICE`"),
+        Meta(description="MQTT client id where the broker wants another; left out: `edge-DEVICE`, with `:` for `.`"),
     ] = None
     username: Annotated[
         Annotated[str, Meta(pattern=NO_CONTROLS, max_length=256)] | None, Meta(description="account at the broker")

@@ -19,6 +19,13 @@ EventType = Literal["install", "swap", "rollback", "throttle", "refused", "broke
 _ROOT = re.compile(r"[A-Za-z0-9_.-]{1,64}(?:/[A-Za-z0-9_.-]{1,64}){0,7}")
 
 
+def make_client_id(name: str) -> str:
+    """An MQTT client id made of ``name``, another one for every name. NATS refuses dots there, not in topics; no name
+    of ours has a colon.
+    """
+    return name.replace(".", ":")
+
+
 @dataclass(frozen=True)
 class Inbound:
     """A message for this device, as its topic says: ``kind``, the publishing ``client`` and, for groups, the group."""

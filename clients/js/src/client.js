@@ -294,7 +294,8 @@ function attempt(url, options, name) {
   return new Promise((resolve, reject) => {
     const connection = mqtt.connect(url, {
       clean: true, connectTimeout: CONNECT_MS, reconnectPeriod: 1_000, ...options,
-      clientId: `${name}-${randomBytes(4).toString("hex")}`,
+      // NATS refuses dots here, although it takes them in topics.
+      clientId: `${name.replaceAll(".", ":")}-${randomBytes(4).toString("hex")}`,
     });
     // Only our own listeners go: the package listens to itself, too.
     const stop = () => {

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigInvalid
-from contract.mqtt.topics import Inbound, Topics
+from contract.mqtt.topics import Inbound, Topics, make_client_id
 
 identifiers = st.from_regex(r"[A-Za-z0-9_.\-]{1,64}", fullmatch=True)
 
@@ -67,3 +67,11 @@ def test_a_topic_root_with_wildcards_or_empty_levels_is_refused(root: str) -> No
     with pytest.raises(ConfigInvalid) as caught:
         Topics("d1", root)
     assert caught.value.field == "root"
+
+
+def test_client_ids_have_no_dots_and_differ_as_names_do() -> None:
+    names = ["a.b", "a-b", "a_b", "ab", ".ab", "ab."]
+    found = [make_client_id(name) for name in names]
+    assert found[0] == "a:b"
+    assert not any("." in each for each in found)
+    assert len(set(found)) == len(names)
