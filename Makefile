@@ -26,7 +26,7 @@ JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
 .PHONY: help demo fleet-demo gateway-clients recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
-	sabotage crash-full chaos soak siege client-size clean
+	sabotage crash-full fleet-crash chaos soak siege client-size clean
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -153,6 +153,9 @@ format: $(STAMP) ## let ruff put the code in order
 crash-full: $(STAMP) ## cut the power before, within and after every effect of every scenario (BUNDLE=a directory: that one)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.crash $(if $(BUNDLE),--bundle $(BUNDLE))
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.crash $(if $(BUNDLE),--bundle $(BUNDLE)) --lose-unsynced --brief
+
+fleet-crash: $(STAMP) ## kill one of two controllers on PostgreSQL before and after each of its effects; the other ends the rollout
+	$(BIN)/python -m tests.fleet.crash
 
 sabotage: $(STAMP) ## take out every check against an attack, one after the other: its tests must fail (WORDS=some attacks)
 	$(BIN)/python -m tests.sabotage $(WORDS)

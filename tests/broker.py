@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from edge_bundle.broker import BrokerAddress, parse_broker
+
 DEADLINE_SECONDS = 20.0
 """Until a broker listens; mosquitto takes 20 ms, iotcore a second."""
 
@@ -69,6 +71,14 @@ class Broker:
         return f"mqtt://127.0.0.1:{self.port}"
 
     @property
+    def address(self) -> BrokerAddress:
+        return parse_broker(self.url)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """The process, while it runs."""
         assert self._process is not None
@@ -100,6 +110,13 @@ class Broker:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def wipe(self) -> None:
+        """What it kept is gone, as with a disk that was replaced."""
+        self.kill()
+        for left in self.directory.glob("mosquitto.db*"):
+            left.unlink()
+        self.start()
 
     def stop(self) -> None:
         """End it; connections break."""

@@ -18,6 +18,7 @@ BESIDE = {
     "chaos": "a whole device whose parts are killed while it is asked",
     "crash": "installation with the power cut at every effect",
     "e2e": "the whole way from a model to answers",
+    "fleet/crash": "two controllers, of which one is killed at each of its effects",
     "fleet/gateway/packages": "programs of others, which ask the gateway from an environment of their own",
     "fleet/simulate": "a fleet of devices that are not there",
     "mutate": "published repositories with a byte or a token changed",

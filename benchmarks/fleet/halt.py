@@ -74,7 +74,7 @@ def over_a_broker(directory: Path, count: int) -> dict[str, Any]:
     devices = [Watched(f"sim-{number}", pace=1.0, requests_per_second=5.0, bundles=BUNDLES) for number in range(count)]
     service = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=(directory / "log").open("wb"))
     try:
-        with living(devices, broker.port, telemetry=10.0):
+        with living(devices, broker.address, telemetry=10.0):
             until(lambda: online(database) == count, f"{count} devices to be known", SECONDS)
             number = start(database, "3.0.0", bake="30m", waves=["1", "1%", "10%", "50%", "100%"])
             found = wait_for_state(database, number, "rolled_back")

@@ -108,7 +108,7 @@ def measure(directory: Path, count: int, interval: float, seconds: float) -> dic
     devices = [SimulatedDevice(f"sim-{number}", requests_per_second=5.0) for number in range(count)]
     try:
         until(lambda: process.counts()["ready"], "the service to listen")
-        with living(devices, broker.port, telemetry=interval) as links:
+        with living(devices, broker.address, telemetry=interval) as links:
             until(lambda: in_registry(database) == count, f"{count} devices to be known", 600)
             sent, before, begun = sum(link.sent for link in links), process.counts(), time.monotonic()
             # How long it is measured decides nothing; what is in flight at both ends is a second's worth.

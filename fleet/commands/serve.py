@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             signal.signal(number, lambda *_: stop())
         where = ""
         if set(roles) - set(LOOP_ROLES):
-            server = _http_server(arguments, address, database, roles, stop)
+            server = _http_server(arguments, address, database, roles, service=service, stop=stop)
             server.start()
             stack.callback(server.stop)
             where = f", answers at {server.url}" + (sign_in_hint(database) if "web" in roles else "")
@@ -106,6 +106,8 @@ def _http_server(
     address: BrokerAddress,
     database: Database,
     roles: Sequence[Role],
+    *,
+    service: Service,
     stop: Callable[[], object],
 ) -> Server:
     """What answers HTTP, not started yet.
@@ -116,11 +118,12 @@ def _http_server(
     # Whoever does not serve HTTP does not pay for it.
     from fleet.http.app import Part, make_app
     from fleet.http.server import Server, listen
+    from fleet.service_health import ServiceHealth
 
     host, port = read_listen(arguments.listen)
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
-    parts: list[Part] = []
+    parts: list[Part] = [ServiceHealth(service)] if set(roles) & set(LOOP_ROLES) else []
     if "gateway" in roles:
         parts.append(_gateway(arguments, address, database, host))
     if "web" in roles:

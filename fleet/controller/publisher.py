@@ -36,6 +36,21 @@ class Publisher:
         self._root = root
         self._clock = clock
 
+    def send_unheard_again(self, before: float) -> int:
+        """Mark as unsent what devices that are there have not followed since ``before``; how many.
+
+        Raises:
+            LeadershipLost: somebody else sends. StoreBroken, StoreFull, SourceUnavailable: the database.
+        """
+        with self._database.read() as connection:
+            if not outbox.unheard(connection, before):
+                return 0
+        with self._database.write() as connection:
+            self._leader.fence(connection)
+            found = outbox.unheard(connection, before)
+            outbox.send_again(connection, found)
+        return len(found)
+
     def send(self, broker: Broker) -> int:
         """Send what waits; how many wishes that were.
 

@@ -15,11 +15,11 @@ OURS = re.compile(r"ro[0-9]{1,18}\.w[0-9]{1,9}\.a[0-9]{1,9}(\.[a-z]{1,16})?")
 """Revisions that this program makes: one that is not the current wish is an older one of ours, which came too late."""
 
 SETTLE_SECONDS = 3.0
-"""After a connect, until all retained documents came. Too early costs a wish that is sent twice, which is harmless."""
+"""After a subscription, until all retained documents came. Too early costs a wish that is sent twice: harmless."""
 
 
 class Retained:
-    """``hear`` and ``reconnected`` are called by the connection's thread."""
+    """``hear`` and ``begin`` may be called by the connection's thread."""
 
     def __init__(self, database: Database, leader: Leader, root: str, *, settle: float = SETTLE_SECONDS) -> None:
         self._database = database
@@ -30,8 +30,8 @@ class Retained:
         self._held: dict[str, str] = {}
         self._since: float | None = None
 
-    def reconnected(self, now: float) -> None:
-        """What the broker holds is to be found out anew."""
+    def begin(self, now: float) -> None:
+        """What the broker holds is to be found out anew: all of it is coming."""
         with self._lock:
             self._held.clear()
             self._since = now

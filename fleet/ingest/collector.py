@@ -16,7 +16,7 @@ from fleet.ingest.reading import Kind
 from fleet.rollout.counters import Reading
 from fleet.store import counters, devices
 from fleet.store.counters import Sample
-from fleet.store.database import Database
+from fleet.store.database import Database, Transaction
 from fleet.store.devices import UNTRUE_COUNTERS, DeviceUpdate, Event
 
 log = logging.getLogger("edge_fleet.ingest")
@@ -115,10 +115,13 @@ def _read_event(rows: Rows, device: str, heard: Heard) -> None:
 
 
 class Collector:
-    """Writes batches; a batch that cannot be written is the database's fault, and is told to the caller."""
+    """Writes batches; a batch that cannot be written is the database's fault, and is told to the caller. ``fence``
+    raises, in the transaction, where somebody else writes.
+    """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, fence: Callable[[Transaction], object] = lambda _: None) -> None:
         self._database = database
+        self._fence = fence
         self._told: dict[str, str] = {}
 
     def store(self, batch: Batch, now: float) -> int:
@@ -137,6 +140,7 @@ class Collector:
         if not rows.updates:
             return 0
         with self._database.write() as connection:
+            self._fence(connection)
             devices.take(connection, rows.updates, most=MAX_DEVICES)
             false = counters.take(connection, rows.samples)
             devices.mark_unreliable(connection, false, UNTRUE_COUNTERS)

@@ -40,6 +40,16 @@ class Batch(Struct):
     dropped: int = 0
     oversized: dict[str, Kind] = {}
 
+    def settle(self) -> None:
+        """Of what was heard while another process wrote it down, keep what it may not have come to: the last documents
+        and the events, which are known again. Samples are repeated; births before the last are no sign of a rival.
+        """
+        for kinds in self.messages.values():
+            kinds.pop("telemetry/llm", None)
+            kinds.pop("telemetry/system", None)
+            if "status" in kinds:
+                del kinds["status"][:-1]
+
 
 def _kept_of(kind: Kind) -> int:
     return {"status": MAX_STATUS, "event": MAX_EVENTS}.get(kind, 1)

@@ -28,6 +28,9 @@ UNTRUE_COUNTERS = "its counters fell without a restart, or contradict each other
 MAX_EVENTS = 200_000
 """That are kept, the newest, of all devices together."""
 
+MAX_HEARD_AGAIN = 32
+"""Events of a device among which one that comes again is looked for."""
+
 FEW = 500
 """Devices that are asked for by name; beyond, reading them all is as fast."""
 
@@ -118,6 +121,8 @@ def _changes(each: DeviceUpdate, row: Any) -> dict[str, Any]:
     if "reported" in values:
         active = msgspec.json.decode(values["reported"], type=Reported).active
         values["bundle"] = "" if active is None else f"{active.name}@{active.version}"
+    if "seen_at" in values and row is not None and row.seen_at is not None:
+        values["seen_at"] = max(values["seen_at"], row.seen_at)
     trouble = ""
     if each.boots:
         boots = [] if row is None else json.loads(row.boots)
@@ -135,10 +140,18 @@ def _changes(each: DeviceUpdate, row: Any) -> dict[str, Any]:
 
 
 def note_events(connection: Connection, events: Sequence[Event]) -> None:
-    """Append ``events`` and forget the oldest beyond :data:`MAX_EVENTS`."""
-    if not events:
+    """Append ``events`` and forget the oldest beyond :data:`MAX_EVENTS`. One that is known was heard before: its
+    ``detail`` has the device's own time.
+    """
+    names = {each.device for each in events}
+    of_these = event_log.c.device.in_(names)
+    lately = select(event_log.c.device, event_log.c.kind, event_log.c.detail).where(of_these)
+    newest_first = lately.order_by(event_log.c.id.desc()).limit(MAX_HEARD_AGAIN * len(names))
+    known = {tuple(row) for row in connection.execute(newest_first)} if names else set()
+    new = [each for each in events if (each.device, each.kind, each.detail) not in known]
+    if not new:
         return
-    connection.execute(insert(event_log), [structs.asdict(each) for each in events])
+    connection.execute(insert(event_log), [structs.asdict(each) for each in new])
     newest = connection.execute(select(func.max(event_log.c.id))).scalar() or 0
     connection.execute(delete(event_log).where(event_log.c.id <= newest - MAX_EVENTS))
 

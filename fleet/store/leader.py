@@ -1,11 +1,12 @@
-"""One controller at a time. The lock says who may try, the epoch who may commit: a leader that was believed dead, and
-wakes up, finds a higher one and cannot change anything.
+"""One controller at a time, and one process that writes what devices say. The lock says who may try, the epoch who may
+commit: a leader that was believed dead, and wakes up, finds a higher one and cannot change anything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from typing import Literal
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,20 +16,27 @@ from contract.system.file_lock import open_lock, take_lock
 from fleet.store.database import Database
 from fleet.store.schema import leader
 
-_LOCK = 7218310935
-"""Number of the advisory lock on PostgreSQL."""
+Task = Literal["controller", "ingest"]
+"""What one process does at a time; each has a leader of its own."""
+
+_LOCKS: dict[Task, int] = {"controller": 7218310935, "ingest": 7218310936}
+"""Numbers of the advisory locks on PostgreSQL."""
+
+_ROWS: dict[Task, int] = {"controller": 1, "ingest": 2}
+_FILES: dict[Task, str] = {"controller": "leader", "ingest": "ingest"}
 
 
 class LeadershipLost(Exception):
-    """Another controller leads; nothing was committed."""
+    """Another process leads; nothing was committed."""
 
 
 class Leader:
-    """The right to decide, once :meth:`acquire` has got it."""
+    """The right to do ``task``, once :meth:`acquire` has got it."""
 
-    def __init__(self, database: Database, holder: str) -> None:
+    def __init__(self, database: Database, holder: str, task: Task = "controller") -> None:
         self._database = database
         self._holder = holder
+        self._task: Task = task
         self._connection: Connection | None = None
         self._handle: int | None = None
         self.epoch = 0
@@ -49,7 +57,7 @@ class Leader:
             return False
         try:
             with self._database.write() as connection:
-                self.epoch = _raise_epoch(connection, self._holder, now)
+                self.epoch = _raise_epoch(connection, _ROWS[self._task], self._holder, now)
         except BaseException:
             self.release()
             raise
@@ -59,7 +67,7 @@ class Leader:
         path = self._database.file
         assert path is not None
         try:
-            handle = open_lock(path.with_name(f"{path.name}.leader"), 0o644)
+            handle = open_lock(path.with_name(f"{path.name}.{_FILES[self._task]}"), 0o644)
         except OSError as error:
             raise StoreBroken(f"{path} cannot have its lock: {error.strerror}") from error
         taken = False
@@ -78,7 +86,7 @@ class Leader:
         except SQLAlchemyError as error:
             raise self._database.explain(error) from error
         try:
-            got = bool(connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})").scalar())
+            got = bool(connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCKS[self._task]})").scalar())
         except SQLAlchemyError as error:
             connection.invalidate()
             connection.close()
@@ -107,9 +115,9 @@ class Leader:
         """Refuse to change anything in this transaction unless we lead.
 
         Raises:
-            LeadershipLost: another controller does.
+            LeadershipLost: another process does.
         """
-        query = select(leader.c.epoch).where(leader.c.id == 1)
+        query = select(leader.c.epoch).where(leader.c.id == _ROWS[self._task])
         if not self._database.is_sqlite:
             # Whoever wants to raise it waits for us.
             query = query.with_for_update(read=True)
@@ -127,7 +135,7 @@ class Leader:
             self._handle = None
         if self._connection is not None:
             with contextlib.suppress(SQLAlchemyError):
-                self._connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_LOCK})")
+                self._connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_LOCKS[self._task]})")
             with contextlib.suppress(SQLAlchemyError):
                 # Back in the pool it could be the one that holds the lock.
                 self._connection.invalidate()
@@ -135,14 +143,14 @@ class Leader:
             self._connection = None
 
 
-def _raise_epoch(connection: Connection, holder: str, now: float) -> int:
+def _raise_epoch(connection: Connection, number: int, holder: str, now: float) -> int:
     raised = connection.execute(
         update(leader)
-        .where(leader.c.id == 1)
+        .where(leader.c.id == number)
         .values(epoch=leader.c.epoch + 1, holder=holder, since=now)
         .returning(leader.c.epoch)
     ).scalar()
     if raised is not None:
         return int(raised)
-    connection.execute(leader.insert().values(id=1, epoch=1, holder=holder, since=now))
+    connection.execute(leader.insert().values(id=number, epoch=1, holder=holder, since=now))
     return 1

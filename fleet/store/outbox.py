@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, select, update
 
-from fleet.store.schema import outbox
+from fleet.rollout.states import ENDED
+from fleet.store.schema import device, outbox, rollout
 
 
 class Wish(NamedTuple):
@@ -38,7 +39,22 @@ def current(connection: Connection) -> dict[str, Wish]:
     }
 
 
+def unheard(connection: Connection, before: float) -> list[str]:
+    """Devices of rollouts that have not ended which are there, and do not follow the wish that the broker has held for
+    them since ``before``. Wishes of others are theirs to send.
+    """
+    says_it = device.c.reported.contains('"' + outbox.c.revision + '"')
+    query = (
+        select(outbox.c.device)
+        .join(device, device.c.id == outbox.c.device)
+        .join(rollout, rollout.c.id == outbox.c.rollout)
+        .where(rollout.c.state.not_in(list(ENDED)), outbox.c.payload != "", outbox.c.sent_at < before)
+        .where(device.c.online, device.c.desired == outbox.c.revision, device.c.reported.is_(None) | ~says_it)
+    )
+    return list(connection.execute(query).scalars())
+
+
 def send_again(connection: Connection, devices: Sequence[str]) -> None:
     """The broker has lost what it held for ``devices``."""
-    for device in devices:
-        connection.execute(update(outbox).where(outbox.c.device == device).values(sent_at=None))
+    for name in devices:
+        connection.execute(update(outbox).where(outbox.c.device == name).values(sent_at=None))

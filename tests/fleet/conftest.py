@@ -11,6 +11,7 @@ import pytest
 
 from fleet.store.database import Database, parse_database
 from tests.broker import Broker, find_mosquitto
+from tests.nats import NatsCluster
 from tests.postgres import Postgres, find_postgres
 
 _numbers = itertools.count()
@@ -43,6 +44,32 @@ def database(database_url: str) -> Iterator[Database]:
     made.create()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    """Three nodes, for everybody: each test has topics of its own, and leaves all of them running."""
+    made = NatsCluster(tmp_path_factory.mktemp("nats"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.remove()
+
+
+@pytest.fixture
+def root() -> str:
+    """What the topics of this test begin with; none of another test does."""
+    return f"edge/t{next(_numbers)}"
+
+
+@pytest.fixture(params=["mosquitto", "nats"])
+def any_broker(request: pytest.FixtureRequest) -> Broker | NatsCluster:
+    """A broker of each kind: with MQTT 5, and three nodes that speak MQTT 3.1.1."""
+    found: Broker | NatsCluster = request.getfixturevalue(
+        {"mosquitto": "broker", "nats": "nats_cluster"}[request.param]
+    )
+    return found
 
 
 @pytest.fixture

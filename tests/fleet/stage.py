@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from edge_bundle.broker import parse_broker
+from edge_bundle.broker import BrokerAddress
 from fleet.rollout.model import Bundle, Rollout
 from fleet.rollout.plan import draft
 from fleet.rollout.spec import read_spec
 from fleet.service import Service
 from fleet.store import devices, outbox, rollouts
 from fleet.store.database import Database
-from tests.broker import Broker
 from tests.fleet.simulate.device import Behaviour, SimulatedDevice, digest_of
 from tests.fleet.waiting import until
 
@@ -36,8 +35,8 @@ def make_devices(count: int, **values: Any) -> list[SimulatedDevice]:
 
 
 @contextmanager
-def serving(database: Database, broker: Broker) -> Iterator[Service]:
-    service = Service(database, parse_broker(broker.url), ROOT, settle=0.5)
+def serving(database: Database, address: BrokerAddress, root: str = ROOT, **settings: Any) -> Iterator[Service]:
+    service = Service(database, address, root, **{"settle": 0.5, **settings})
     thread = threading.Thread(target=service.run, name="fleet service")
     thread.start()
     try:

@@ -56,7 +56,7 @@ def test_a_controller_killed_in_every_wave_doubles_nothing(broker: Broker, tmp_p
     database.create()
     devices = make_devices(30)
     log = tmp_path / "serve.log"
-    with living(devices, broker.port):
+    with living(devices, broker.address):
         with serve(database_url, broker, log) as process:
             wait_for_devices(database, 30)
             number = start(database, "2.0.0")
@@ -78,7 +78,7 @@ def test_of_two_controllers_the_other_goes_on(postgres: Postgres, broker: Broker
     database.create()
     devices = make_devices(12)
     one_log, two_log = tmp_path / "one.log", tmp_path / "two.log"
-    with living(devices, broker.port), serve(database_url, broker, one_log) as one:
+    with living(devices, broker.address), serve(database_url, broker, one_log) as one:
         until(lambda: "leads, epoch 1" in one_log.read_text(), "the first to lead")
         with serve(database_url, broker, two_log) as two:
             wait_for_devices(database, 12)
@@ -89,6 +89,7 @@ def test_of_two_controllers_the_other_goes_on(postgres: Postgres, broker: Broker
             assert wait_for_state(database, number, "done", "paused", "rolled_back").state == "done"
             assert two.poll() is None
             assert "leads, epoch 2" in two_log.read_text()
+            assert "writes what devices say, epoch 2" in two_log.read_text()
     nothing_was_doubled(devices, 1)
     database.close()
 

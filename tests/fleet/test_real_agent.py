@@ -54,7 +54,7 @@ def test_a_real_device_gets_a_good_bundle_and_is_turned_back_from_a_bad_one(
         return int(json.loads(capsys.readouterr().out)["rollout"])
 
     try:
-        with serving(database, world.broker):
+        with serving(database, world.broker.address):
             until(lambda: (row := find(database)) is not None and row.info is not None, "the device to be heard")
             good = start(f"tiny@{world.publish()}")
             found = wait_for_state(database, good, "done", "paused", "rolled_back")

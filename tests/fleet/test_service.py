@@ -47,7 +47,7 @@ def retained(broker: Broker, count: int) -> dict[str, bytes]:
 
 def test_a_good_bundle_reaches_everybody_and_bad_ones_the_first_wave_alone(database: Database, broker: Broker) -> None:
     devices = make_devices(30)
-    with living(devices, broker.port), serving(database, broker):
+    with living(devices, broker.address), serving(database, broker.address):
         wait_for_devices(database, 30)
         good = start(database, "2.0.0")
         assert wait_for_state(database, good, "done", "paused", "rolled_back").reason == "30 baked"
@@ -76,16 +76,13 @@ def test_a_broker_that_was_emptied_is_given_the_wishes_again(tmp_path: Path, bro
     database = Database(parse_database(f"sqlite:///{tmp_path}/fleet.db"))
     database.create()
     devices = make_devices(4)
-    with living(devices, broker.port), serving(database, broker):
+    with living(devices, broker.address), serving(database, broker.address):
         wait_for_devices(database, 4)
         number = start(database, "2.0.0", waves=["100%"])
         wait_for_state(database, number, "done")
         before = retained(broker, 4)
         assert len(before) == 4
-        broker.kill()
-        for left in broker.directory.glob("mosquitto.db*"):
-            left.unlink()
-        broker.start()
+        broker.wipe()
         until(lambda: retained(broker, 4) == before, "the wishes to be back")
     # The same documents: nobody installed anything again.
     assert all(device.installed == ["model@2.0.0"] for device in devices)
@@ -96,7 +93,7 @@ def test_somebody_elses_wish_is_left_alone(tmp_path: Path, broker: Broker) -> No
     database = Database(parse_database(f"sqlite:///{tmp_path}/fleet.db"))
     database.create()
     devices = make_devices(2, pace=0.4)
-    with living(devices, broker.port), serving(database, broker):
+    with living(devices, broker.address), serving(database, broker.address):
         wait_for_devices(database, 2)
         number = start(database, "2.0.0", waves=["100%"])
         until(lambda: load(database, number).targets["sim-0"].seen, "the wish to be seen on the broker")
@@ -120,7 +117,7 @@ def test_a_broker_that_is_away_is_waited_for(tmp_path: Path, broker: Broker) -> 
     database.create()
     devices = make_devices(3)
     broker.stop()
-    with living(devices, broker.port), serving(database, broker):
+    with living(devices, broker.address), serving(database, broker.address):
         broker.start()
         wait_for_devices(database, 3)
         number = start(database, "2.0.0", waves=["100%"])
@@ -143,7 +140,7 @@ def test_a_database_that_is_gone_for_a_while_loses_nothing(postgres: Postgres, b
     database = Database(url)
     database.create()
     devices = make_devices(6)
-    with living(devices, broker.port), serving(database, broker):
+    with living(devices, broker.address), serving(database, broker.address):
         wait_for_devices(database, 6)
         number = start(database, "2.0.0", waves=["1", "100%"])
         until(lambda: load(database, number).waves[0].state == "baking", "the first wave to bake")

@@ -38,7 +38,7 @@ def test_idle_boxes_are_judged_and_a_bundle_that_is_fast_but_wrong_is_turned_bac
     database = Database(parse_database(f"sqlite:///{tmp_path}/fleet.db"))
     database.create()
     devices = idle_devices(4)
-    with living(devices, broker.port), serving(database, broker):
+    with living(devices, broker.address), serving(database, broker.address):
         with_counters(database, 4)
         good = start(database, "2.0.0", canary=CANARY, waves=["100%"])
         assert wait_for_state(database, good, "done", "paused", "rolled_back").reason == "4 baked"

@@ -10,6 +10,7 @@ from fleet.ingest.collector import Collector
 from fleet.ingest.inbox import MAX_EVENTS, Inbox
 from fleet.store import devices
 from fleet.store.database import Database
+from fleet.store.leader import Leader, LeadershipLost
 from tests.fleet.simulate.device import SimulatedDevice
 
 ROOT = "edge/v1"
@@ -158,3 +159,61 @@ def test_a_batch_is_written_whole_or_not_at_all(database: Database) -> None:
     assert isinstance(raised.value, StoreBroken) or not database.is_sqlite
     with database.read() as connection:
         assert devices.rows(connection) == []
+
+
+def hear_a_life(inbox: Inbox) -> None:
+    """Two births, with a will between them, documents, a sample and an event."""
+    device = SimulatedDevice("box-1")
+    for each in [*device.birth(1.0), *device.telemetry(1.0), *device.telemetry(2.0)]:
+        say(inbox, "box-1", each.topic, each.payload)
+    say(inbox, "box-1", "status", encode(Status(False, "boot-1")))
+    say(inbox, "box-1", "status", encode(Status(True, "boot-2")))
+    say(inbox, "box-1", "event/install", b'{"at": "2026-01-01T00:00:00Z", "detail": {"bundle": "model@2.0.0"}}')
+
+
+def test_who_goes_on_for_another_writes_what_both_heard_once(database: Database) -> None:
+    one, other = Inbox(ROOT), Inbox(ROOT)
+    hear_a_life(one)
+    hear_a_life(other)
+    store(database, one)
+    with database.read() as connection:
+        before = devices.rows(connection), devices.facts(connection, 9.0), devices.events(connection, "box-1")
+    assert len(before[2]) == 1
+    # The first process is gone; the other does not know how far it came.
+    batch = other.take()
+    batch.settle()
+    Collector(database).store(batch, 7.0)
+    with database.read() as connection:
+        after = devices.rows(connection), devices.facts(connection, 9.0), devices.events(connection, "box-1")
+    assert after == before
+    assert find(database, "box-1").reliable
+
+
+def test_who_goes_on_for_another_writes_what_that_one_did_not_come_to(database: Database) -> None:
+    other = Inbox(ROOT)
+    hear_a_life(other)
+    batch = other.take()
+    batch.settle()
+    Collector(database).store(batch, 7.0)
+    found = find(database, "box-1")
+    assert found.info is not None
+    assert (found.traits.online, found.reliable, found.traits.bundle) == (True, True, "model@1.0.0")
+    with database.read() as connection:
+        assert len(devices.events(connection, "box-1")) == 1
+
+
+def test_who_was_overtaken_writes_nothing(database: Database) -> None:
+    old, new = Leader(database, "old", "ingest"), Leader(database, "new", "ingest")
+    assert old.acquire(1.0)
+    epoch = old.epoch
+    old.release()
+    # It was paused, and does not know that another one writes.
+    old.epoch = epoch
+    assert new.acquire(2.0)
+    inbox = Inbox(ROOT)
+    hear_a_life(inbox)
+    with pytest.raises(LeadershipLost):
+        Collector(database, old.fence).store(inbox.take(), 3.0)
+    with database.read() as connection:
+        assert devices.rows(connection) == []
+    new.release()

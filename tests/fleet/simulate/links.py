@@ -16,8 +16,8 @@ from typing import Any
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion
 
-from contract.mqtt.topics import DEFAULT_ROOT, Topics
-from edge_bundle.broker import BrokerAddress, parse_broker
+from contract.mqtt.topics import DEFAULT_ROOT, Topics, make_client_id
+from edge_bundle.broker import BrokerAddress
 from tests.fleet.simulate.device import Message, SimulatedDevice
 
 TELEMETRY_SECONDS = 0.5
@@ -40,7 +40,12 @@ class Link:
     """One device's connection. ``sent`` counts its samples that were handed to the broker."""
 
     def __init__(
-        self, device: SimulatedDevice, address: BrokerAddress, telemetry: float, faults: Faults = NONE
+        self,
+        device: SimulatedDevice,
+        address: BrokerAddress,
+        telemetry: float,
+        faults: Faults = NONE,
+        root: str = DEFAULT_ROOT,
     ) -> None:
         self.device = device
         self.sent = 0
@@ -48,8 +53,10 @@ class Link:
         self._address = address
         self._telemetry = telemetry
         self._faults = faults
-        self._topics = Topics(device.name, DEFAULT_ROOT)
-        self._base = f"{DEFAULT_ROOT}/d/{device.name}"
+        self._protocol = MQTTv311 if address.protocol == "3.1.1" else MQTTv5
+        self._topics = Topics(device.name, root)
+        self._base = f"{root}/d/{device.name}"
+        self._client_id = make_client_id(f"sim-{root.replace('/', '-')}-{device.name}")
         self._random = random.Random(device.name)
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
@@ -67,13 +74,12 @@ class Link:
             await asyncio.sleep(0.2)
 
     def _make_client(self, gone: asyncio.Event) -> Client:
-        protocol = MQTTv311 if self._address.protocol == "3.1.1" else MQTTv5
-        client = Client(CallbackAPIVersion.VERSION2, f"sim-{self.device.name}", protocol=protocol)
+        client = Client(CallbackAPIVersion.VERSION2, self._client_id, protocol=self._protocol)
         if self._address.username:
             client.username_pw_set(self._address.username, self._address.password)
         will = self.device.will()
         client.will_set(f"{self._base}/{will.topic}", will.payload, qos=1, retain=True)
-        client.on_connect = lambda *_: self._welcome(client)
+        client.on_connect = lambda _client, _data, _flags, reason, _properties: self._welcome(client, reason)
         client.on_message = lambda _client, _data, message: self._hear(message)
         client.on_socket_open = lambda _client, _data, sock: self._loop.add_reader(sock, client.loop_read)
         client.on_socket_register_write = lambda _client, _data, sock: self._loop.add_writer(sock, client.loop_write)
@@ -117,7 +123,12 @@ class Link:
                     await self._woken.wait()
             self._woken.clear()
 
-    def _welcome(self, client: Client) -> None:
+    def _welcome(self, client: Client, reason: Any) -> None:
+        if reason.is_failure:
+            if self._address.protocol == "auto":
+                # It knows no newer one.
+                self._protocol = MQTTv311
+            return
         self.connected = True
         client.subscribe([(self._topics.desired, 1), (self._topics.generate_filter, 1)])
         self._publish(self.device.birth(time.time()))
@@ -149,6 +160,7 @@ class Link:
 async def serve(
     devices: Sequence[SimulatedDevice],
     address: BrokerAddress,
+    root: str = DEFAULT_ROOT,
     *,
     telemetry: float = TELEMETRY_SECONDS,
     faults: Faults = NONE,
@@ -158,7 +170,7 @@ async def serve(
     links = [] if links is None else links
     async with asyncio.TaskGroup() as group:
         for number, device in enumerate(devices):
-            links.append(Link(device, address, telemetry, faults))
+            links.append(Link(device, address, telemetry, faults, root))
             group.create_task(links[-1].run(), name=device.name)
             if number % 50 == 49:
                 # A broker's queue of connections that wait has a hundred places.
@@ -167,7 +179,12 @@ async def serve(
 
 @contextmanager
 def living(
-    devices: Sequence[SimulatedDevice], port: int, *, telemetry: float = TELEMETRY_SECONDS, faults: Faults = NONE
+    devices: Sequence[SimulatedDevice],
+    address: BrokerAddress,
+    root: str = DEFAULT_ROOT,
+    *,
+    telemetry: float = TELEMETRY_SECONDS,
+    faults: Faults = NONE,
 ) -> Iterator[list[Link]]:
     """The same, in a thread of its own; their connections."""
     started = threading.Event()
@@ -178,8 +195,7 @@ def living(
         held["loop"] = asyncio.get_running_loop()
         held["task"] = asyncio.current_task()
         started.set()
-        address = parse_broker(f"mqtt://127.0.0.1:{port}")
-        await serve(devices, address, telemetry=telemetry, faults=faults, links=links)
+        await serve(devices, address, root, telemetry=telemetry, faults=faults, links=links)
 
     def run() -> None:
         with contextlib.suppress(asyncio.CancelledError):

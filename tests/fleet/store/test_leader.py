@@ -21,6 +21,21 @@ def test_one_leads_at_a_time_and_the_next_has_a_higher_epoch(database: Database)
     two.release()
 
 
+def test_deciding_and_writing_are_led_apart(database: Database) -> None:
+    controller, writer = Leader(database, "one"), Leader(database, "two", "ingest")
+    assert controller.acquire(1.0)
+    assert writer.acquire(1.0)
+    assert not Leader(database, "three", "ingest").acquire(2.0)
+    controller.release()
+    again = Leader(database, "one")
+    assert again.acquire(3.0)
+    assert (again.epoch, writer.epoch) == (2, 1)
+    with database.write() as connection:
+        writer.fence(connection)
+    again.release()
+    writer.release()
+
+
 def test_a_leader_that_was_overtaken_cannot_commit(database_url: str) -> None:
     first, second = Database(parse_database(database_url)), Database(parse_database(database_url))
     first.create()

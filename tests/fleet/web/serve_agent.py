@@ -32,7 +32,7 @@ def main() -> int:
         database = Database(parse_database(f"sqlite:///{Path(directory) / 'fleet.db'}"))
         database.create()
         add_account(database, "eva", Role.PROMPTER)
-        with running_agent(Path(directory), bundle) as (broker, page), serving(database, broker):
+        with running_agent(Path(directory), bundle) as (broker, page), serving(database, broker.address):
             scrape_until_ready(page, seconds=SECONDS)
             until(lambda: is_known(database), "the device to be known", SECONDS)
             server = Server(
