@@ -352,5 +352,11 @@ def print_bundle(built: BuiltBundle, *, as_json: bool) -> None:
         )
         if quality.get("tokenizer_same") is False:
             print("  its tokenizer makes other tokens of a text than the source's")
+    if "pictures" in manifest.quality:
+        seen, vision = manifest.quality["pictures"], manifest.quality["vision"]
+        print(
+            f"  about pictures: KL {seen['kl']:.3f} nats, same top token {100 * seen['top1_agreement']:.1f} %; encoder "
+            f"{vision['encoder']}, features with a cosine of {vision['cosine']:.6f} at least"
+        )
     for canary in manifest.canary[:1]:
         print(f"  asked: {canary.expected_text.strip()!r}")

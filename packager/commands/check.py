@@ -43,6 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         round(result.mean_nll - canary.mean_nll, 4)
         for canary, result in zip(manifest.canary, checked.canaries, strict=False)
     ]
+    shown, seen = manifest.picture_canary, checked.seen
+    if shown is not None and seen is not None:
+        drift.append(round(seen.mean_nll - shown.mean_nll, 4))
     if arguments.json:
         result = {
             "bundle": manifest.reference,
