@@ -82,7 +82,8 @@ class BuildPlan(Struct, frozen=True):
     ``adapter_slots`` gives every product of a layer a place for adapters. ``behaviour`` are signed defaults; what it
     leaves open, the source's own ``generation_config.json`` may say. ``source_sha256`` is what the source must be.
 
-    ``sees`` is no option, but what the source is: its decoder reads embeddings, of words and of pictures.
+    ``sees`` is no option, but what the source is: its decoder reads embeddings, of words and of pictures. Nor is
+    ``whole_caches``: layers with a window keep the whole context, as those of a decoder that reads embeddings do.
     """
 
     source: str
@@ -104,6 +105,7 @@ class BuildPlan(Struct, frozen=True):
     behaviour: Behaviour = Behaviour()
     source_sha256: str | None = None
     sees: bool = False
+    whole_caches: bool = False
     arch: tuple[Literal["x86_64", "aarch64"], ...] = ("x86_64", "aarch64")
 
     @property
@@ -234,14 +236,15 @@ def _list_offered() -> str:
     return "; ".join(f"{', '.join(precisions)} for {ep}" for ep, precisions in OFFERED.items())
 
 
-SEEING = ("exclude_embeds=true", "windowed_kv_cache=false")
+WHOLE_CACHES = "windowed_kv_cache=false"
+SEEING = ("exclude_embeds=true", WHOLE_CACHES)
 """Options of a decoder that is given embeddings of words and pictures. Caches as long as a window know no mask but a
 causal one (:mod:`packager.vision.picture_mask`)."""
 
 
 def builder_options(plan: BuildPlan) -> list[str]:
     """The builder's extra options, by the names that work."""
-    seeing = [*SEEING] if plan.sees else []
+    seeing = [*SEEING] if plan.sees else [WHOLE_CACHES] if plan.whole_caches else []
     if not plan.quantised:
         return seeing
     return [

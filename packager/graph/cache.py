@@ -107,7 +107,8 @@ def build_or_resume(
         if build_plan.kv != "int8":
             entries = [build(build_plan, graph_key(build_plan, digest))]
         else:
-            plain_plan = replace(build_plan, kv="float", sees=False)  # one that reads tokens
+            # One that reads tokens, and keeps as much of them as the one that reads embeddings.
+            plain_plan = replace(build_plan, kv="float", sees=False, whole_caches=build_plan.sees)
             plain = build(plain_plan, graph_key(plain_plan, digest))
             name = graph_key(build_plan, scaled_digest(digest, text))
             measured = cache_dir / f"{name}.{SCALES}"

@@ -167,6 +167,23 @@ def test_what_follows_is_what_transformers_goes_on_with(runtime: Runtime, source
         generator.append_tokens(np.array([token], np.int32))
 
 
+def test_words_that_are_read_later_see_what_came_before(runtime: Runtime, source: Any) -> None:
+    """A second piece of the prompt, beyond the window of what it began with."""
+    import torch
+
+    tensors = look(runtime, save_png(noise(90, 150, 6)))
+    ids, given = read(source, tensors)
+    later = np.random.default_rng(2).integers(3, 380, 90, dtype=np.int32)
+    generator = runtime.start(tensors, most=96)
+    generator.append_tokens(later)
+    found = np.asarray(generator.get_output("logits"))[0]
+    more = torch.from_numpy(later.astype(np.int64))[None]
+    given["token_type_ids"] = torch.nn.functional.pad(given["token_type_ids"], (0, len(later)))
+    with torch.no_grad():
+        wanted = source(input_ids=torch.cat([ids, more], 1), **given).logits[0].numpy()
+    assert np.abs(found - wanted[-len(found) :]).max() <= 1e-3
+
+
 def test_pixels_are_those_of_the_familys_processor(runtime: Runtime, checkpoint: Path) -> None:
     """But for one step of eight bits in a picture that gains in width and loses in height (docs/VISION.md)."""
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil

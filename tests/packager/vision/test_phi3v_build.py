@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from packager.sources.opening import SourceOptions, convert_directory
 from packager.vision.phi3v import DEVIATION, MEAN, picture_tokens
 from packager.vision.pictures import canary_picture
 from tests.agent.engine.driving import run
+from tests.packager.vision.built import kinds, noise, save_png
 from tests.packager.vision.phi3v_checkpoint import make_phi3v, reference_features
 from tests.seeing import png
 
@@ -86,22 +86,6 @@ def test_the_bundle_says_what_it_is(bundle: Path, checkpoint: Path) -> None:
     assert min(parts.values()) > 0
 
 
-def noise(height: int, width: int, seed: int = 0) -> bytes:
-    """A PNG of slopes and noise."""
-    from PIL import Image
-
-    random = np.random.default_rng(seed)
-    slopes = np.add.outer(np.linspace(0, 120, height), np.linspace(0, 100, width))
-    values = slopes[..., None] + random.integers(0, 36, (height, width, 3))
-    return saved(Image.fromarray(values.astype(np.uint8)))
-
-
-def saved(picture: Any, **options: Any) -> bytes:
-    target = io.BytesIO()
-    picture.save(target, "PNG", **options)
-    return target.getvalue()
-
-
 def test_logits_about_pictures_are_those_of_transformers(
     loaded: tuple[Any, Any], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -111,7 +95,7 @@ def test_logits_about_pictures_are_those_of_transformers(
 
     text = convert_directory(checkpoint, "0" * 64, tmp_path, tmp_path / "log", SourceOptions(text_only=True))
     model = AutoModelForCausalLM.from_pretrained(text.path, dtype=torch.float32).eval()
-    for pictures in ([noise(200, 200)], [noise(20, 640, 1), noise(400, 90, 2)]):
+    for pictures in ([save_png(noise(200, 200))], [save_png(noise(20, 640, 1)), save_png(noise(400, 90, 2))]):
         tensors = look(loaded, *pictures)
         ids = tensors["input_ids"].as_numpy()[0].astype(np.int64)
         pixels, sizes = tensors["pixel_values"].as_numpy(), tensors["image_sizes"].as_numpy()
@@ -158,35 +142,6 @@ def shrink(whole: Any, *, antialias: bool) -> Any:
         torch.from_numpy(whole)[None], (336, 336), mode="bicubic", antialias=antialias
     )
     return made[0].numpy()
-
-
-def kinds() -> dict[str, tuple[bytes, Any]]:
-    """Pictures as they are sent, and what they show: upright, in RGB."""
-    from PIL import Image, ImageOps
-
-    def plain(data: bytes) -> Any:
-        return Image.open(io.BytesIO(data)).convert("RGB")
-
-    shown = plain(noise(120, 160, 3))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = saved(shown, exif=exif)
-    clear = shown.copy()
-    clear.putalpha(Image.linear_gradient("L").resize(shown.size))
-    on_white = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), clear).convert("RGB")
-    sizes = {
-        "square": (96, 96),
-        "portrait": (200, 120),
-        "landscape": (120, 200),
-        "very wide": (16, 480),
-        "tiny": (3, 4),
-    }
-    found = {name: (noise(*size), plain(noise(*size))) for name, size in sizes.items()}
-    return found | {
-        "grey": (saved(shown.convert("L")), shown.convert("L").convert("RGB")),
-        "alpha": (saved(clear), on_white),
-        "turned by EXIF": (turned, ImageOps.exif_transpose(Image.open(io.BytesIO(turned))).convert("RGB")),
-    }
 
 
 def test_pixels_are_those_of_the_familys_processor(loaded: tuple[Any, Any]) -> None:

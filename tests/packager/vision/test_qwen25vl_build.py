@@ -23,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The bundle, and transformers' own model of what it was built from."""
     root = tmp_path_factory.mktemp("qwen25vl")
     source = make_qwen25vl(root / "checkpoint")
-    plan = BuildPlan(str(root / "checkpoint"), "seeing", "1.0.0", precision="int4")
+    plan = BuildPlan(str(root / "checkpoint"), "seeing", "1.0.0", precision="fp32")
     return build_bundle(plan, root / "bundle", cache=root / "cache").directory, source
 
 
@@ -42,7 +42,7 @@ def test_the_bundle_says_what_it_is(made: tuple[Path, Any]) -> None:
     assert manifest.model.parameters == sum(each.numel() for each in source.parameters())
     assert json.loads((bundle / "genai_config.json").read_text())["model"]["type"] == "qwen2_5_vl"
     assert manifest.quality["vision"]["cosine"] > 0.999
-    assert manifest.quality["pictures"]["kl"] < 0.05
+    assert manifest.quality["pictures"]["kl"] < 1e-3
     assert manifest.quality["pictures"]["tokens"] > 0
 
 
