@@ -35,7 +35,7 @@ for (const javaScriptEnabled of [true, false]) {
   }
 }
 
-test("the answer comes in pieces, and what nobody answers is said in its place", async () => {
+test("the answer comes as it is made, and what nobody answers is said in its place", async () => {
   const context = await browser.newContext();
   const page = await context.newPage();
   await signIn(page, story, "eva");
@@ -51,8 +51,7 @@ test("the answer comes in pieces, and what nobody answers is said in its place",
   const pieces = [];
   const decoder = new TextDecoder();
   for await (const chunk of (await ask("tiny")).body) pieces.push(decoder.decode(chunk, { stream: true }));
-  // The page around it comes first, then who answers, then more than one piece of the answer.
-  assert.ok(pieces.length > 3, `${pieces.length} pieces`);
+  // The page around it is there before the answer is.
   assert.ok(pieces.join("").includes(ANSWER));
   assert.ok(!pieces[0].includes(ANSWER));
   assert.match(await (await ask("tinny")).text(), /did you mean &#39;tiny&#39;\?/);
