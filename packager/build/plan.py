@@ -199,8 +199,14 @@ def check_source(plan: BuildPlan, checkpoint: Checkpoint) -> str:
     """The quantizer to put on record, after checking that the checkpoint's own bits are those that were asked for.
 
     Raises:
-        UsageError: the weights are quantised already, to something else.
+        UsageError: the weights are quantised already, to something else, or the model sees and is not for CPUs.
     """
+    if plan.sees and plan.ep != "cpu":
+        raise UsageError(
+            f"a model that sees is built for CPUs only, not for {plan.ep}: leave --ep out, or add --text-only for a "
+            "bundle of the model that reads",
+            field="ep",
+        )
     plan, stored = settle_quantizer(plan, checkpoint), checkpoint.quantization
     if stored is None:
         return plan.quantizer if plan.quantised else "none"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agent.engine.image_decode import decode_image
-from contract.errors import BuildRefused
+from contract.errors import BuildRefused, UsageError
 from packager.build.pipeline import dry_run
 from packager.build.plan import BuildPlan
 from packager.graph.facts import read_back
@@ -263,6 +263,13 @@ def test_what_does_not_fit_is_refused_before_weights_are_copied(name: str, check
     with pytest.raises(BuildRefused, match=sentence) as refused:
         dry_run(plan, tmp_path / "bundle", cache=tmp_path / "cache")
     assert "\n" not in refused.value.message
+    assert not (tmp_path / "cache" / "checkpoints").exists()
+
+
+def test_other_hardware_than_cpus_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    plan = BuildPlan(str(checkpoint), "seeing", "1.0.0", ep="cuda")
+    with pytest.raises(UsageError, match="built for CPUs only, not for cuda"):
+        dry_run(plan, tmp_path / "bundle", cache=tmp_path / "cache")
     assert not (tmp_path / "cache" / "checkpoints").exists()
 
 
