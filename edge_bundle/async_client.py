@@ -33,6 +33,9 @@ GLANCE_SECONDS = 0.3
 PRESENCE_SECONDS = 1.0
 """The same for the documents of all devices: brokers far away take a moment."""
 
+LOOK_SECONDS = 3.0
+"""After a subscription by MQTT 3.1.1, until what is retained is looked at again."""
+
 LEFT_SECONDS = 60.0
 """After a request of a group was left before any member had answered: a member that answers then is told to stop."""
 
@@ -90,6 +93,7 @@ class AsyncClient:
         self._presence = Presence()
         self._heard = asyncio.Event()
         self._watched: dict[str, asyncio.Task[bool]] = {}
+        self._looking: asyncio.Task[None] | None = None
         self._settled_at: float | None = None
 
     async def __aenter__(self) -> AsyncClient:
@@ -151,6 +155,8 @@ class AsyncClient:
             self._pending_ends()
             for task in self._watched.values():
                 task.cancel()
+            if self._looking is not None:
+                self._looking.cancel()
         return session
 
     def _pending_ends(self) -> None:
@@ -175,6 +181,7 @@ class AsyncClient:
             self._session.send(*left.cancel(device))
 
     def _on_reconnect(self) -> None:
+        self._look_again_soon()
         for pending in self._pending.values():
             for each in pending:
                 each.session.reconnected(asyncio.get_running_loop().time())
@@ -410,7 +417,20 @@ class AsyncClient:
             await asyncio.to_thread(self._opened().subscribe, *filters)
         except SourceUnavailable:
             return False
+        self._look_again_soon()
         return True
+
+    def _look_again_soon(self) -> None:
+        """Have retained documents sent again: NATS leaves out what is published in the moment of a subscription."""
+        if self._session is not None and self._session.protocol == "3.1.1" and self._looking is None:
+            self._looking = asyncio.create_task(self._look_again())
+
+    async def _look_again(self) -> None:
+        await asyncio.sleep(LOOK_SECONDS)
+        self._looking = None
+        # One that is away meanwhile subscribes again by itself, and comes here.
+        with contextlib.suppress(SourceUnavailable):
+            await asyncio.to_thread(self._opened().subscribe_again)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Wait until documents that came make ``condition`` hold; whether they did in time."""

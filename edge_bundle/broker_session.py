@@ -221,6 +221,14 @@ class BrokerSession:
             if self._refused:
                 raise SourceUnavailable(f"the broker refuses the subscription to {filters[0]}: {self._refused}")
 
+    def subscribe_again(self) -> None:
+        """Have everything that is retained sent again, of all that is subscribed to.
+
+        Raises:
+            SourceUnavailable: the broker refuses it or does not answer.
+        """
+        self.subscribe(*self._filters)
+
     def send(self, topic: str, payload: bytes) -> None:
         """Publish at QoS 1 without waiting; while the broker is away it waits in memory. Any thread may call it."""
         self._unacknowledged.append(self._client.publish(topic, payload, qos=1))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from contract.mqtt.messages import Status, encode
 from contract.system.command_line import main
 from edge_bundle.broker import parse_broker
 from edge_bundle.broker_session import BrokerSession
@@ -140,6 +142,29 @@ def retained(broker: Broker | NatsCluster, root: str) -> dict[str, bytes]:
     with BrokerSession(broker.address, "looks") as session:
         session.subscribe(f"{root}/d/+/desired")
         return {each.topic.split("/")[-2]: each.payload for each in session.messages(1.0)}
+
+
+def test_a_client_sees_what_was_published_in_the_moment_of_its_subscription(
+    nats_cluster: NatsCluster, root: str
+) -> None:
+    names: list[str] = []
+    ended = threading.Event()
+
+    def publish() -> None:
+        with BrokerSession(nats_cluster.address, "many") as session:
+            while not ended.is_set():
+                name = f"box-{len(names)}"
+                session.publish(f"{root}/d/{name}/status", encode(Status(True, "boot")), retain=True)
+                names.append(name)
+
+    publishing = threading.Thread(target=publish)
+    publishing.start()
+    until(lambda: len(names) > 100, "devices to be there")
+    with Client(nats_cluster.address, root=root) as client:
+        client.devices()
+        ended.set()
+        publishing.join()
+        until(lambda: set(client.devices()) == set(names), "the client to see all of them")
 
 
 @contextmanager
