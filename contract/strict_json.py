@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,9 @@ from contract.reasons import Reason
 from contract.schema_faults import MAX_FAULTS, as_meant, join_path, schema_faults
 
 T = TypeVar("T")
+
+_prepared: set[Any] = set()
+_preparing = threading.Lock()
 
 MAX_DEPTH = 32
 """Levels of nesting. TUF metadata needs 7, a manifest 5, a JSON schema in a request rarely more than 20."""
@@ -203,6 +207,17 @@ def loads(data: bytes, *, max_bytes: int, what: str, max_depth: int = MAX_DEPTH)
     return document
 
 
+def prepare(*types: Any) -> None:
+    """Have msgspec look into ``types`` before they are used: two threads that use a type for the first time at the same
+    moment crash the process (msgspec 0.22). :func:`decode` does it by itself.
+    """
+    for each in types:
+        if each not in _prepared:
+            with _preparing:
+                msgspec.json.Decoder(each)
+            _prepared.add(each)
+
+
 class Examined(NamedTuple):
     """A document with everything that is wrong with it: ``members`` are those of the outermost object that are there,
     ``sound`` those without a fault.
@@ -241,6 +256,7 @@ def examine(
     Raises:
         BundleRefused: it is too large, too deep, or not JSON at all.
     """
+    prepare(type_)
     document, flaws = _parse(data, max_bytes, what, max_depth)
     if as_sent and (b"null" in data or _WHOLE.search(data) is not None):
         document = as_meant(document, type_)

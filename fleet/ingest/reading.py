@@ -114,6 +114,9 @@ class SystemReading(Struct, frozen=True):
         return None if self.throttled is UNSET or self.boot is UNSET else (float(self.boot), self.throttled)
 
 
+strict_json.prepare(Status, Info, Health, Reported, Event, LlmCounters, SystemReading)
+
+
 def _read(payload: bytes, type_: type[_M], kind: Kind) -> _M:
     return strict_json.decode(payload, type_, max_bytes=MAX_BYTES[kind], what=f"its {kind}")
 

@@ -10,8 +10,12 @@ from msgspec import Struct
 from sqlalchemy import Connection, delete, select
 
 from contract.bundle.manifest import Manifest
+from contract.strict_json import prepare
 from fleet.store.schema import bundle
 from fleet.store.upsert import upsert
+
+# Read by the service's loop and by whoever answers HTTP.
+prepare(Manifest)
 
 
 class CatalogueEntry(Struct, frozen=True, kw_only=True):

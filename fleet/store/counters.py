@@ -11,9 +11,13 @@ import msgspec
 from msgspec import Struct, structs
 from sqlalchemy import Connection, delete, func, select
 
+from contract.strict_json import prepare
 from fleet.rollout.counters import Counters, Reading, accumulate
 from fleet.store.schema import rollup_1m, sample_last
 from fleet.store.upsert import upsert
+
+# Read by the service's loop and by whoever answers HTTP.
+prepare(Counters)
 
 DAY = 86400.0
 KEPT = 2 * DAY

@@ -12,12 +12,16 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from contract.errors import RequestInvalid
 from contract.mqtt.messages import BundleState, Health, Info, Reported
+from contract.strict_json import prepare
 from fleet.rollout.counters import Counters
 from fleet.rollout.facts import DeviceFacts, Report
 from fleet.rollout.model import Bundle
 from fleet.rollout.selector import Traits
 from fleet.store import counters
 from fleet.store.schema import device, event_log, sample_last
+
+# Read by the service's loop and by whoever answers HTTP.
+prepare(Info, Health, Reported)
 
 MAX_BOOTS = 8
 """Restarts that are remembered, to know one that comes back: then two devices share one name."""

@@ -12,12 +12,16 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 
 from contract.errors import RequestInvalid
 from contract.mqtt.messages import BundleReference, Desired, encode
+from contract.strict_json import prepare
 from fleet.rollout.actions import Action, FreeSlot, MoveTarget, Publish, TakeSlot, apply
 from fleet.rollout.model import Bundle, Rollout, Target, Wave
 from fleet.rollout.operate import start, supersede
 from fleet.rollout.spec import Spec
 from fleet.rollout.states import ENDED, LIVE, RolloutState, TargetState, WaveState
 from fleet.store.schema import attempt, outbox, rollout, slot, target, wave
+
+# Read by the service's loop and by whoever answers HTTP.
+prepare(Target, Spec)
 
 
 def add(connection: Connection, make: Callable[[int], Rollout]) -> Rollout:

@@ -12,8 +12,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from contract.errors import RequestInvalid
 from contract.schema_faults import nearest
+from contract.strict_json import prepare
 from fleet.gateway.quota import DAY, Bucket, Limits, Used
 from fleet.store.schema import token, token_usage
+
+# Read by the service's loop and by whoever answers HTTP.
+prepare(Limits)
 
 KEPT_SECONDS = 2 * DAY
 """Of what was used: the windows are minutes and days."""

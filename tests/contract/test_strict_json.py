@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -150,3 +152,37 @@ def test_a_text_without_an_end_is_refused_at_once(data: bytes) -> None:
     with pytest.raises(BundleRefused) as caught:
         strict_json.loads(data, max_bytes=1 << 21, what="it")
     assert caught.value.reason is Reason.NOT_JSON
+
+
+TYPES = """
+from __future__ import annotations
+import msgspec
+class A0(msgspec.Struct):
+    x: int = 0
+""" + "".join(
+    f"class A{n}(msgspec.Struct):\n    x: int = 0\n    one: A{n - 1} | None = None\n"
+    f"    more: dict[str, A{n - 1}] = {{}}\n"
+    for n in range(1, 8)
+)  # fmt: skip
+IN_THREADS = """
+import sys, threading, types
+from contract import strict_json
+sys.setswitchinterval(1e-6)
+for turn in range(50):
+    module = sys.modules[f"made{turn}"] = types.ModuleType(f"made{turn}")
+    exec(SOURCE, module.__dict__)
+    together = threading.Barrier(6)
+    def read():
+        together.wait()
+        strict_json.decode(b'{"one": {"one": {}}}', module.A7, max_bytes=100, what="it")
+    threads = [threading.Thread(target=read) for _ in range(6)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+"""
+
+
+def test_types_may_be_used_for_the_first_time_by_several_threads_at_once() -> None:
+    program = f"SOURCE = {TYPES!r}\n{IN_THREADS}"
+    assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
