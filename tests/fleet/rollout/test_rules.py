@@ -12,11 +12,13 @@ from msgspec import structs
 from contract.errors import RequestInvalid
 from fleet.rollout import operate
 from fleet.rollout.actions import Action, FreeSlot, Publish, TakeSlot, apply
+from fleet.rollout.canary import SAMPLE_SECONDS, Canary, Prompt, Score, score_of
 from fleet.rollout.counters import Counters
 from fleet.rollout.decide import decide
 from fleet.rollout.facts import DeviceFacts, Facts, Report
 from fleet.rollout.model import Rollout
 from fleet.rollout.plan import draft
+from fleet.rollout.probing import due
 from fleet.rollout.selector import Traits
 from fleet.rollout.spec import Gates, Halt
 from fleet.rollout.states import ENDED, IN_PROGRESS, LIVE, RolloutState, TargetState, WaveState
@@ -25,6 +27,7 @@ from tests.fleet.rollout.world import BEGIN, NEW, OLD, SPEC, work
 
 NAMES = [f"box-{number}" for number in range(9)]
 MIN_REQUESTS = 20
+CANARY = Canary((Prompt("2 + 2?", ("4",)),))
 HALTS = (RolloutState.HALTED, RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK)
 PHASES = ["RESOLVE", "FETCH", "VERIFY", "SEAL", "CANARY", "SWITCH", "PROBATION", "COMMIT", "ROLLBACK", "IDLE"]
 
@@ -47,6 +50,7 @@ class Fleet(RuleBasedStateMachine):
         self.rollouts: dict[int, Rollout] = {}
         self.slots: dict[str, dict[str, float]] = {}
         self.wishes: dict[str, Publish] = {}
+        self.scores: dict[int, dict[str, dict[int, Score]]] = {}
         self.served: dict[str, int] = dict.fromkeys(NAMES, 0)
         """Requests of each device since its bundle last became active: the machine's own book."""
 
@@ -61,6 +65,7 @@ class Fleet(RuleBasedStateMachine):
         holdout=st.integers(0, 2),
         failures=st.integers(1, 4),
         where=st.sampled_from(["*", "site=s0", "site in (s1, s2)"]),
+        canary=st.sampled_from([None, CANARY]),
     )
     def begin(self, **changes: Any) -> None:
         if len(self.rollouts) >= 3:
@@ -70,7 +75,8 @@ class Fleet(RuleBasedStateMachine):
             SPEC,
             waves=changes["waves"], rollback=changes["rollback"], max_in_progress=changes["most"],
             slots_per_site=changes["slots"], holdout=Size(changes["holdout"]), where=changes["where"],
-            halt=Halt(changes["failures"], 50.0, 4), gates=Gates(memory=None, min_requests=MIN_REQUESTS),
+            canary=changes["canary"], halt=Halt(changes["failures"], 50.0, 4),
+            gates=Gates(memory=None, min_requests=MIN_REQUESTS),
         )  # fmt: skip
         traits = [Traits(device=name, site=f"s{index % 3}") for index, name in enumerate(NAMES)]
         rollout = draft(spec, traits, number=number, bundle=NEW, by="ann", now=self.now)
@@ -126,6 +132,25 @@ class Fleet(RuleBasedStateMachine):
             self.devices[name], counters=total, heard_at=self.now, seen_at=self.now, ready=True
         )
 
+    @precondition(lambda self: self.rollouts)
+    @rule(which=st.integers(1, 3), answered=st.sampled_from([0, 17, 18, 20]), right=st.sampled_from([0, 17, 20]))
+    def answer_canary(self, which: int, answered: int, right: int) -> None:
+        """Whoever is due answers, and counts it."""
+        rollout = self.rollouts.get(which)
+        if rollout is None:
+            return
+        scores = self.scores.setdefault(which, {})
+        for each in due(rollout, Facts(self.devices, self.slots, scores=scores), self.now):
+            score = Score(each.requests, answered, min(right, answered), self.now)
+            scores.setdefault(each.device, {})[each.attempt] = score
+            counters = self.devices[each.device].counters
+            assert counters is not None
+            self.served[each.device] += answered
+            total, heard = counters.plus(work(answered)), self.now + SAMPLE_SECONDS + 1
+            self.devices[each.device] = structs.replace(
+                self.devices[each.device], counters=total, heard_at=heard, seen_at=heard
+            )
+
     @rule(name=names, revision=st.sampled_from(["", "somebody-else", "ro9.w1.a1"]))
     def somebody_else_wishes(self, name: str, revision: str) -> None:
         self.devices[name] = structs.replace(self.devices[name], desired=revision)
@@ -144,7 +169,8 @@ class Fleet(RuleBasedStateMachine):
         for number in list(self.rollouts):
             for _ in range(12):
                 rollout = self.rollouts[number]
-                actions = decide(rollout, Facts(self.devices, self.slots), self.now)
+                scores = self.scores.get(number, {})
+                actions = decide(rollout, Facts(self.devices, self.slots, scores=scores), self.now)
                 if not actions:
                     break
                 after = self.carry_out(rollout, actions)
@@ -185,6 +211,10 @@ class Fleet(RuleBasedStateMachine):
             enough = [name for name in judged if self.served[name] >= MIN_REQUESTS]
             assert judged, "passed on nobody"
             assert 2 * len(enough) >= len(judged), "passed on too little data"
+            if after.spec.canary is not None:
+                scores = [score_of(self.scores.get(after.id, {}), each, after.targets[each].attempt) for each in judged]
+                known = [each for each in scores if each is not None and each.is_enough]
+                assert 2 * len(known) >= len(judged), "passed on too few answers to the canary"
 
     # What holds.
     @invariant()
