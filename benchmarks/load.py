@@ -1,6 +1,6 @@
 """How long a load after the first takes, beside the bare session of the same graph.
 
-    python -m benchmarks.load BUNDLE [--threads N] [--rounds N]
+    python -m benchmarks.load BUNDLE [--threads N] [--rounds N] [--derived DIR]
 
 ``bare`` opens the session and nothing else; ``first`` is the engine on a device that has measured nothing, and
 ``after`` the engine with the verdict of its self-test beside it. Taken in turns, each in a process of its own; medians,
@@ -49,11 +49,15 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--derived", type=Path, help="of a device that has the verdict: there is no first load then")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        make = [sys.executable, "-m", "agent.worker.prepacking", str(given.bundle), place, "--verdict-only"]
-        subprocess.run([*make, "--threads", str(given.threads)], check=True)
-        found: dict[str, list[tuple[float, float]]] = {"bare": [], "first": [], "after": []}
+    with tempfile.TemporaryDirectory() as made:
+        place, kinds = given.derived or made, ("bare", "after")
+        if given.derived is None:
+            make = [sys.executable, "-m", "agent.worker.prepacking", str(given.bundle), made, "--verdict-only"]
+            subprocess.run([*make, "--threads", str(given.threads)], check=True)
+            kinds = ("bare", "first", "after")
+        found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in kinds}
         for _ in range(given.rounds):
             for kind, times in found.items():
                 times.append(seconds(kind, given.bundle, Path(place), given.threads))

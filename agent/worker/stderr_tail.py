@@ -27,14 +27,13 @@ class StderrTail:
         """Exit status or signal, and the last line that it said; None: a process that is not our child. ``starved``:
         the kernel ended some process for want of memory meanwhile.
         """
+        memory = ", which the kernel does where memory runs out" if starved else ""
         if status is None:
-            text = "its connection ended; the journal of edge-agent-worker says why"
+            text = f"its connection ended{memory}; the journal of edge-agent-worker says why"
         elif status < 0:
-            text = f"killed by {_signal_name(-status)}"
+            text = f"killed by {_signal_name(-status)}" + (memory if status == -signal.SIGKILL else "")
         else:
             text = f"exit status {status}"
-        if starved and (status is None or status == -signal.SIGKILL):
-            text += ", as the kernel does where memory runs out"
         lines = [line.strip() for line in self._kept.decode("utf-8", "replace").splitlines()]
         spoken = [line for line in lines if line and RUNTIME_LOG not in line]
         return f"{text}: {spoken[-1][:200]}" if spoken else text

@@ -11,7 +11,7 @@ import pytest
 
 from agent.engine.memory import RESERVE, room_bytes, usable_bytes
 from agent.host import memory
-from agent.host.memory import available_memory, mapped_bytes, total_memory
+from agent.host.memory import available_memory, mapped_bytes, memory_kills, total_memory
 from contract.errors import StoreBroken
 
 MIB = 1 << 20
@@ -126,3 +126,11 @@ def test_what_a_process_makes_for_itself_is_anonymous() -> None:
     grown, length = map(int, done.stdout.split())
     assert 50 * MIB < grown < 80 * MIB
     assert length == 64 * MIB
+
+
+def test_the_kernel_counts_what_it_ends_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_kills() >= 0
+    monkeypatch.setattr(memory, "_VMSTAT", tmp_path / "vmstat")
+    assert memory_kills() == 0, "a kernel that does not count"
+    (tmp_path / "vmstat").write_text("oom_killed 9\nallocstall 1\noom_kill 3\n")
+    assert memory_kills() == 3

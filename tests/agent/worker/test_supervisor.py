@@ -18,6 +18,7 @@ from agent.engine.interface import READ_SLICE, Generation
 from agent.worker import protocol
 from agent.worker.protocol import allowed_silence
 from agent.worker.settings import WorkerSettings
+from agent.worker.stderr_tail import StderrTail
 from agent.worker.supervisor import LoadTimeout, WorkerProcess, WorkerStarter
 from contract.errors import EngineFailed
 from tests.agent.worker.double import DOUBLE
@@ -109,6 +110,26 @@ def test_a_killed_worker_fails_whoever_waits_for_a_score(bundle: Path) -> None:
         assert await closed(worker) == "killed by SIGKILL"
 
     with_worker(bundle, scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "starved", "text"),
+    [
+        (-9, True, "killed by SIGKILL, which the kernel does where memory runs out: the last words"),
+        (-9, False, "killed by SIGKILL: the last words"),
+        (-11, True, "killed by SIGSEGV: the last words"),
+        (
+            None,
+            True,
+            "its connection ended, which the kernel does where memory runs out; the journal of edge-agent-worker says "
+            "why: the last words",
+        ),
+    ],
+)
+def test_an_end_for_want_of_memory_is_told_from_others(status: int | None, starved: bool, text: str) -> None:
+    tail = StderrTail()
+    tail._kept = b"the last words\n"
+    assert tail.describe_exit(status, starved=starved) == text
 
 
 def test_kill_ends_it_in_the_middle_of_an_answer(bundle: Path) -> None:

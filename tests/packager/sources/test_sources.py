@@ -86,6 +86,8 @@ class TestHub:
         assert (found.kind, found.label, found.revision) == ("hub", "owner/model", COMMIT)
         assert found.checkpoint.architecture == "LlamaForCausalLM"
         assert found.describe()["revision"] == COMMIT
+        where = hub / "models--owner--model" / "snapshots" / COMMIT
+        assert found.checkpoint.path == where, "its shards are read where they lie, and never copied"
 
     def test_a_revision_can_be_pinned(self, hub: Path, tmp_path: Path) -> None:
         assert opened("owner/model", tmp_path, SourceOptions(COMMIT, hub)).revision == COMMIT
@@ -336,7 +338,7 @@ class TestEstimate:
         # The larger of the two, not both: one ends before the other begins.
         assert plain.after(Pending(memory_bytes=2**20)).memory_bytes == plain.memory_bytes
         refuse_what_cannot_fit(plain, tmp_path, tmp_path, memory=2**39)
-        with pytest.raises(BuildRefused, match=r"about 1024.1 GiB of memory, .* only 512.0 GiB of memory are free"):
+        with pytest.raises(BuildRefused, match=r"about 1024.2 GiB of memory, .* only 512.0 GiB of memory are free"):
             refuse_what_cannot_fit(whole, tmp_path, tmp_path, memory=2**39)
         with pytest.raises(StoreFull, match=r"needs about .* of disk .* are free in"):
             refuse_what_cannot_fit(whole, tmp_path, tmp_path, memory=2**41)
