@@ -28,6 +28,7 @@ UNANSWERED_CONNECTS = 3
 """MQTT 5 was spoken so often and the connection closed without a word: old brokers do that."""
 
 UNSUPPORTED_PROTOCOL_VERSION = 0x84
+CLIENT_IDENTIFIER_NOT_VALID = 0x85
 
 
 class Connected(Struct, frozen=True):
@@ -174,6 +175,8 @@ class Connector:
     def _hint(self, reason: Any) -> str:
         if reason.value == UNSUPPORTED_PROTOCOL_VERSION and self._settings.protocol == "5":
             return ': set broker.protocol = "auto" or "3.1.1"'
+        if reason.value == CLIENT_IDENTIFIER_NOT_VALID and self._settings.client_id is not None:
+            return ": leave broker.client_id out, or write it with letters, digits, - and _ alone"
         return ""
 
     async def _ask(self, endpoint: Endpoint) -> Spoken | None:

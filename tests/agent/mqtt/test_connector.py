@@ -35,6 +35,14 @@ def nats(tmp_path: Path) -> Iterator[Nats]:
     server.stop()
 
 
+def test_a_client_id_that_the_broker_does_not_take_is_said_with_what_to_write(
+    nats: Nats, connect: Callable[..., Device], said: Callable[[], str]
+) -> None:
+    device = connect(nats.port, client_id="box.7")
+    device.until(lambda: "leave broker.client_id out" in device.gateway.broker.problem)
+    assert "Client identifier not valid" in said()
+
+
 @pytest.mark.broker
 @needs_mosquitto
 def test_the_next_host_is_taken_when_one_is_gone_and_said(
