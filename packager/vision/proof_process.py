@@ -38,8 +38,14 @@ def _compare(name: str, ours: Array, theirs: Array) -> SeenFeatures:
         tokens=len(theirs),
         furthest=float(np.abs(ours - theirs).max()),
         spread=float(theirs.std()),
-        cosine=float((ours * theirs).sum() / np.linalg.norm(ours) / np.linalg.norm(theirs)),
+        cosine=cosine(ours, theirs),
     )
+
+
+def cosine(one: Array, other: Array) -> float:
+    """Of the angle between two arrays; not in fp32, where sums of millions of numbers come to more than 1."""
+    a, b = (each.astype(np.float64).reshape(-1) for each in (one, other))
+    return float(np.minimum(1.0, a @ b / np.sqrt((a @ a) * (b @ b))))  # not min(): what is no number stays none
 
 
 def graph_features(graph: str, pictures: dict[str, Tensors]) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from packager.sources.vision_part import VisionPart
 from packager.vision.jobs import LEAST_COSINE, SeenFeatures, VisionProof
 from packager.vision.phi3v import PREFIX
 from packager.vision.proof import build_vision, encoder_types
+from packager.vision.proof_process import cosine
 from tests.packager.vision.phi3v_checkpoint import make_phi3v
 
 
@@ -47,6 +48,13 @@ def test_int8_weights_that_lose_the_features_are_not_taken(tmp_path: Path) -> No
     assert proof.rejected.keys() == {"int8"}
     assert proof.rejected["int8"] < LEAST_COSINE
     assert "fp16" in str(proof)
+
+
+def test_the_cosine_of_millions_of_features_with_themselves_is_one() -> None:
+    features = np.random.default_rng(0).standard_normal((757, 3072)).astype(np.float32)
+    assert cosine(features, features) == pytest.approx(1, abs=1e-12)
+    assert cosine(features, -features) == pytest.approx(-1, abs=1e-12)
+    assert not cosine(features, np.full_like(features, np.nan)) <= 1
 
 
 @pytest.mark.parametrize("where", [0, 1])
