@@ -199,6 +199,7 @@ def hosts(broker: Broker | NatsCluster) -> str:
     return f"hosts = [{endpoints}]"
 
 
+@pytest.mark.timeout(900)
 def test_a_real_agent_a_packager_and_the_fleet(
     any_broker: Broker | NatsCluster,
     root: str,
