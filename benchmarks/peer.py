@@ -1,6 +1,6 @@
 """One contender in a process of its own: loads the model, then obeys one JSON command a line on its standard input.
 
-    python benchmarks/peer.py NAME MODEL THREADS
+    python benchmarks/peer.py NAME MODEL THREADS [LENGTH TEXT]
 
 All contenders are driven in the same way: ``submit`` a prompt, ``pump`` until every stream has its tokens. Nothing but
 the contender's own package is imported, so that its memory is its own.
@@ -16,9 +16,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
@@ -32,8 +33,10 @@ STAGGER = 4
 GAP_STREAMS, GAP_PROMPT = 4, 1024
 IDLE_SECONDS = 2.0
 LENGTH = 4096
-"""Tokens of context that every contender is given for each stream; OGA's Generators are sized by request."""
+"""Tokens of context that llama.cpp is given for each stream unless it is said; ours takes what memory allows then,
+OGA's Generators are sized by request."""
 
+STEADY = "decode 1, after its first token [tok/s]"
 WORDS = "quick brown fox jumps over lazy dog while seven grey birds sing about rain and old stone bridges"
 
 
@@ -41,12 +44,22 @@ class Batched:
     """Our engine through its stepping interface. ``mode`` says what it promises on this processor."""
 
     reproducible = False
+    speculation: Literal["on", "off"] = "off"
+    """What is drafted is another measure: random weights and lists of words repeat themselves."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, length: int = 0) -> None:
         from agent.engine.engine_selection import open_engine
 
-        self._engine = open_engine(Path(model), engine="batched", threads=threads, reproducible=self.reproducible)
-        self.mode = self._engine.facts.independence.why
+        self._engine = open_engine(
+            Path(model),
+            engine="batched",
+            threads=threads,
+            max_bytes=room_for_all(Path(model), length) if length else 0,
+            reproducible=self.reproducible,
+            speculation=self.speculation,
+        )
+        facts = self._engine.facts
+        self.mode = f"{facts.slots} slots of {facts.context_length} tokens; {facts.independence.why}"
 
     def submit(self, number: int, prompt: str, tokens: int) -> None:
         from agent.engine.interface import Generation
@@ -61,10 +74,26 @@ class Batched:
         return [event.request for event in self._engine.step() if type(event).__name__ == "TokenEvent"]
 
 
+def room_for_all(model: Path, length: int) -> int:
+    """Bytes of which our engine makes eight slots of so many tokens, or of the fewest that it makes."""
+    from agent.engine.batched.graph import read_decoder
+    from agent.engine.config import read_config
+    from contract.bundle.device_plan import GIVEN_PREFIX_SHARE, GOOD_LENGTH, MAX_SLOTS
+
+    token = read_decoder(model, read_config(model)).kv_bytes_per_token
+    return int((MAX_SLOTS * max(length, GOOD_LENGTH) + 1) * token / (1 - GIVEN_PREFIX_SHARE))
+
+
 class Reproducible(Batched):
     """The same where every answer has to be the same bit for bit, whatever else runs."""
 
     reproducible = True
+
+
+class Speculating(Batched):
+    """The same with prompt lookup, whatever the kernels here make of it."""
+
+    speculation = "on"
 
 
 class Generators:
@@ -147,7 +176,7 @@ class StaticBatches:
 class LlamaCpp:
     """llama.cpp's server inside its Python package, without HTTP; ``model`` is the GGUF file."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, length: int = LENGTH) -> None:
         import importlib
 
         xllamacpp = importlib.import_module("xllamacpp")  # only in its own environment
@@ -156,7 +185,7 @@ class LlamaCpp:
         wanted.model.path = model
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
         wanted.n_parallel = 8
-        wanted.n_ctx = 8 * LENGTH
+        wanted.n_ctx = 8 * length
         wanted.n_gpu_layers = 0
         self._server = xllamacpp.Server(wanted)
         self._made: queue.Queue[int] = queue.Queue()
@@ -196,6 +225,7 @@ class LlamaCpp:
 PEERS: dict[str, Any] = {
     "batched": Batched,
     "reproducible": Reproducible,
+    "speculating": Speculating,
     "oga generator": Generators,
     "oga engine": StaticBatches,
     "llama.cpp": LlamaCpp,
@@ -210,6 +240,11 @@ def overlaid(og: Any, model: str, threads: int) -> Any:
     return config
 
 
+def letters_of(tokens: int, seed: int) -> str:
+    """The same for a vocabulary of single letters, which random weights come with."""
+    return str(seed) + "".join(chr(97 + (seed * 7 + index * (seed % 5 + 1)) % 26) for index in range(tokens))
+
+
 def prompt_of(tokens: int, seed: int) -> str:
     """About so many tokens, another text for another seed: common English words are one each."""
     words = WORDS.split()
@@ -219,13 +254,14 @@ def prompt_of(tokens: int, seed: int) -> str:
 class Measures:
     """What is measured; every prompt is new unless it says otherwise."""
 
-    def __init__(self, peer: Any) -> None:
+    def __init__(self, peer: Any, text: Callable[[int, int], str] = prompt_of) -> None:
         self._peer = peer
+        self._text = text
         self._seed = 100
 
     def fresh(self, tokens: int) -> str:
         self._seed += 1
-        return prompt_of(tokens, self._seed)
+        return self._text(tokens, self._seed)
 
     def settle(self) -> None:
         """Every token that was asked for has come and none more, or the numbers are worth nothing."""
@@ -245,7 +281,7 @@ class Measures:
     def decode(self, streams: int) -> dict[str, float]:
         """Tokens a second of all streams together, arrivals and their prompts included; CPU seconds for 1,000."""
         counts = dict.fromkeys(range(streams), 0)
-        arrived = 0
+        arrived, begun = 0, 0.0
         started, burnt = time.perf_counter(), time.process_time()
         while any(count < TOKENS for count in counts.values()):
             while arrived < streams and counts[0] >= min(arrived * STAGGER, TOKENS):
@@ -253,11 +289,13 @@ class Measures:
                 arrived += 1
             for number in self._peer.pump():
                 counts[number] += 1
-        total = sum(counts.values())
-        return {
-            f"decode {streams} [tok/s]": total / (time.perf_counter() - started),
+            begun = begun or time.perf_counter()
+        total, ended = sum(counts.values()), time.perf_counter()
+        found = {
+            f"decode {streams} [tok/s]": total / (ended - started),
             f"CPU for 1,000 tokens, {streams} streams [s]": 1000 * (time.process_time() - burnt) / total,
         }
+        return found if streams > 1 else {**found, STEADY: (total - 1) / (ended - begun)}
 
     def first(self, tokens: int) -> dict[str, float]:
         """Cold, then with the same beginning and another end."""
@@ -302,13 +340,15 @@ class Measures:
 
 
 def main() -> int:
-    name, model, threads = sys.argv[1:]
+    name, model, threads, *more = sys.argv[1:]
+    length, text = more or ("", "words")
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # in the middle of a measure no EOF is seen
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    peer = PEERS[name](model, int(threads))
-    measures = Measures(peer)
-    measures.first_token(prompt_of(40, 9))
+    sized = length and issubclass(PEERS[name], (Batched, LlamaCpp))
+    peer = PEERS[name](model, int(threads), *([int(length)] if sized else []))
+    measures = Measures(peer, letters_of if text == "letters" else prompt_of)
+    measures.first_token(measures.fresh(40))
     measures.settle()
     print(json.dumps({"mode": getattr(peer, "mode", "")}), file=answers, flush=True)
     for line in sys.stdin:

@@ -9,7 +9,7 @@ from pathlib import Path
 from agent.engine.config import read_config
 from agent.engine.interface import Engine, Progress, silent
 from agent.engine.kernels import Kernels, open_chosen
-from agent.engine.load_options import ModelFiles, Resources
+from agent.engine.load_options import Mode, ModelFiles, Resources, Speculating
 from agent.engine.memory import release_freed_memory
 from agent.engine.processors import load_processors
 from agent.engine.runtime_errors import Declined
@@ -29,6 +29,7 @@ def open_engine(
     adapters: Mapping[str, Path] | None = None,
     processors: Sequence[str] = (),
     reproducible: bool = False,
+    speculation: Speculating = "auto",
     progress: Progress = silent,
 ) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
@@ -37,9 +38,8 @@ def open_engine(
     ``reclaimable_bytes`` that soon will be). ``derived_dir`` holds prepacked weights for this processor, which the
     batched engine uses; genai does without. ``adapters`` are files by NAME@VERSION, which only
     genai can switch between;
-    ``processors`` the names of logits processors that every token goes through. ``reproducible``: what a request gets
-    must not depend by a bit on what else runs, though the batched engine may be slower for it. ``progress`` hears that
-    loading goes on.
+    ``processors`` the names of logits processors that every token goes through. ``reproducible`` and
+    ``speculation`` are those of :class:`~agent.engine.load_options.Mode`. ``progress`` hears that loading goes on.
 
     Raises:
         EngineFailed: no such engine, or the bundle cannot be loaded with it.
@@ -50,6 +50,7 @@ def open_engine(
         raise EngineFailed("the batched engine takes no adapters")
     scoring = load_processors(processors, read_config(bundle_dir).vocab_size) if processors else None
 
+    mode = Mode(reproducible, speculation)
     files = ModelFiles(bundle_dir, derived_dir, adapters or {})
 
     def load(kernels: Kernels) -> Engine:
@@ -61,7 +62,7 @@ def open_engine(
             from agent.engine.batched.engine import BatchedEngine
 
             try:
-                return BatchedEngine(files, resources, processors=scoring, reproducible=reproducible, progress=progress)
+                return BatchedEngine(files, resources, processors=scoring, mode=mode, progress=progress)
             except Declined as declined:
                 if engine == "batched":
                     raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined

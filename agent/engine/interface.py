@@ -161,7 +161,8 @@ EACH_ALONE = Independence(True, "each request is computed apart from the others"
 
 class Facts(Struct, frozen=True):
     """What an engine says of itself once loaded. ``slots``: requests it advances at the same time; ``kernels``: which
-    compute and why, where there was a choice.
+    compute and why, where there was a choice; ``speculation``: whether tokens are drafted for a request that runs
+    alone, and why, where the engine can.
     """
 
     engine: str
@@ -173,6 +174,7 @@ class Facts(Struct, frozen=True):
     load_seconds: float
     independence: Independence = EACH_ALONE
     kernels: str = ""
+    speculation: str = ""
 
 
 class CanaryScore(Struct, frozen=True):

@@ -1,9 +1,10 @@
-"""What an engine is opened with: the files of a model, and what of the machine it may use."""
+"""What an engine is opened with: the files of a model, what of the machine it may use, and what it is to promise."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct
 
@@ -21,6 +22,22 @@ class ModelFiles(Struct, frozen=True):
     def folders(self) -> list[Path]:
         """Where weights are mapped from."""
         return [self.bundle_dir] if self.derived_dir is None else [self.bundle_dir, self.derived_dir]
+
+
+Speculating = Literal["auto", "on", "off"]
+
+
+class Mode(Struct, frozen=True):
+    """``reproducible``: what a request gets must not depend by a bit on what else runs, though the engine may be slower
+    for it. ``speculation``: whether the batched engine drafts tokens for a request that runs alone: ``off``; ``auto``,
+    where nothing that it promises is lost; ``on``, within a bound as well.
+    """
+
+    reproducible: bool = False
+    speculation: Speculating = "auto"
+
+
+DEFAULT_MODE = Mode()
 
 
 class Resources(Struct, frozen=True):

@@ -132,6 +132,7 @@ class Replica:
             reproducible_why=independence.why,
             deviation=UNSET if independence.reproducible else Deviation(independence.logits, independence.nats),
             kernels=facts.kernels or UNSET,
+            speculation=facts.speculation or UNSET,
             adapters=[each.manifest.reference for each in self.bundle.adapters] or UNSET,
         )
 

@@ -256,6 +256,7 @@ def _open_engine(load: Load, progress: Progress) -> Engine:
         adapters={reference: Path(path) for reference, path in load.adapters.items()},
         processors=load.processors,
         reproducible=load.reproducible,
+        speculation=load.speculation,
         progress=progress,
     )
 

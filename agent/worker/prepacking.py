@@ -25,7 +25,7 @@ from agent.engine.config import read_config
 from agent.engine.interface import Engine
 from agent.engine.kernels import AS_IT_COMES, Kernels, open_chosen
 from agent.engine.kernels import FILE as KERNELS_FILE
-from agent.engine.load_options import ModelFiles, Resources
+from agent.engine.load_options import Mode, ModelFiles, Resources
 from agent.engine.memory import release_freed_memory
 from agent.engine.runtime_errors import Declined
 from agent.host.process_priority import MAX_NICE, set_nice, set_oom_score_adj
@@ -57,7 +57,7 @@ def prove(bundle: Path, threads: int, reproducible: bool) -> tuple[Kernels, Verd
 
     def load(kernels: Kernels) -> Engine:
         resources = Resources(threads, kernels=kernels)
-        engine = BatchedEngine(ModelFiles(bundle), resources, reproducible=reproducible, trial=True)
+        engine = BatchedEngine(ModelFiles(bundle), resources, mode=Mode(reproducible), trial=True)
         used.append((kernels, engine.verdict))
         return engine
 
@@ -70,11 +70,14 @@ def prove(bundle: Path, threads: int, reproducible: bool) -> tuple[Kernels, Verd
     return kernels, verdict
 
 
-def prepack(graph: Path, target: Path, kernels: Kernels = AS_IT_COMES) -> None:
+def prepack(graph: Path, target: Path, kernels: Kernels = AS_IT_COMES, *, logits: str = "logits") -> None:
     """Write :data:`GRAPH_FILE` and :data:`WEIGHTS_FILE` into ``target``, laid out for ``kernels``; raises whatever
-    onnxruntime raises.
+    onnxruntime raises. ``logits`` names the graph's output: as where a worker loads the graph, whoever runs it may say
+    for which tokens they are computed.
     """
     import onnxruntime
+
+    from agent.engine.batched.runner import graph_with_start
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -84,7 +87,8 @@ def prepack(graph: Path, target: Path, kernels: Kernels = AS_IT_COMES) -> None:
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     for name, value in kernels.entries.items():
         options.add_session_config_entry(name, value)
-    onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    source = graph_with_start(graph, logits, options)
+    onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def keep(target: Path, kernels: Kernels, verdict: Verdict) -> None:

@@ -6,7 +6,7 @@ answers with :data:`Reply`. EOF from the agent ends the worker.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -33,7 +33,8 @@ class Load(Struct, frozen=True, tag="load"):
     ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
     no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
     up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION, ``processors`` the
-    logits processors that every token goes through; ``reproducible`` as in the settings.
+    logits processors that every token goes through; ``reproducible`` and ``speculation`` as in the
+    settings.
     """
 
     bundle_dir: str
@@ -48,6 +49,7 @@ class Load(Struct, frozen=True, tag="load"):
     processors: list[str] = []
     reclaimable_bytes: int = 0
     reproducible: bool = False
+    speculation: Literal["auto", "on", "off"] = "auto"
 
 
 class Admit(Struct, frozen=True, tag="admit"):

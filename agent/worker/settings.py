@@ -61,6 +61,14 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "may take a third longer"
         ),
     ] = False
+    speculation: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="tokens of a request that runs alone are drafted from what its text said before, and several "
+            "are verified at once (batched engine). `auto`: where no promise is lost by it; `on`: also where answers "
+            "would be the same bit for bit without; `off`: never. With `reproducible` only where every bit is the same"
+        ),
+    ] = "auto"
 
 
 def usable_threads(settings: WorkerSettings) -> int:

@@ -392,4 +392,5 @@ def _load(
         processors=settings.logits_processors,
         reclaimable_bytes=reclaimable_bytes,
         reproducible=settings.reproducible,
+        speculation=settings.speculation,
     )

@@ -505,7 +505,8 @@ class EngineInfo(Struct, frozen=True):
 
     ``reproducible``: what a request gets is the same, bit for bit, whatever else runs; if not, ``deviation`` bounds the
     difference. ``reproducible_why`` says what makes it so. ``kernels``: which of the runtime's kernels compute and why,
-    where there was a choice (ARM with dot-product instructions).
+    where there was a choice (ARM with dot-product instructions). ``speculation``: whether tokens are drafted for a
+    request that runs alone, and why.
     """
 
     engine: str
@@ -520,6 +521,7 @@ class EngineInfo(Struct, frozen=True):
     reproducible_why: str = ""
     deviation: Deviation | UnsetType = UNSET
     kernels: str | UnsetType = UNSET
+    speculation: str | UnsetType = UNSET
     adapters: list[str] | UnsetType = UNSET
 
     @property

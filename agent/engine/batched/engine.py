@@ -19,18 +19,19 @@ from typing import Any
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.engine.batched.independence import promise
+from agent.engine.batched.independence import promise, settle_drafting
 from agent.engine.batched.loading import load
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner
 from agent.engine.batched.slots import Move, Slots
+from agent.engine.batched.speculation import Speculation
 from agent.engine.batched.verdict import SLICE, measure, recorded, trial_size
 from agent.engine.choices import Choices
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
 from agent.engine.interface import CanaryScore, Facts, Generation, Progress, StepEvent, silent
-from agent.engine.load_options import ModelFiles, Resources
+from agent.engine.load_options import DEFAULT_MODE, Mode, ModelFiles, Resources
 from agent.engine.memory import allocatable_bytes, plan_cache
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
@@ -56,6 +57,7 @@ class _SlotSequence:
         self.width = width
         self.filled = 0
         self.siblings: list[_SlotSequence] = []
+        self.speculation = Speculation()
 
     @property
     def scope(self) -> str:
@@ -83,7 +85,7 @@ class BatchedEngine:
         resources: Resources,
         *,
         processors: Processors | None = None,
-        reproducible: bool = False,
+        mode: Mode = DEFAULT_MODE,
         trial: bool = False,
         progress: Progress = silent,
     ) -> None:
@@ -118,7 +120,9 @@ class BatchedEngine:
         except EngineFailed as error:
             raise Declined(error.message) from error
         proof = self.verdict.proof
-        independence = promise(proof, slots, reproducible=reproducible)
+        promised = promise(proof, slots, reproducible=mode.reproducible)
+        drafting = settle_drafting(promised, self.verdict.verification, slots, mode)
+        independence, self._drafts = drafting.independence, drafting.on
         self._wide, self._pads = self.verdict.wide, independence.pads
         self._switch = proof.switch if proof.switch < length else 0
         self._grammars = Grammars(bundle_dir, decoder.vocab_size, found.eos_token_ids)
@@ -138,6 +142,7 @@ class BatchedEngine:
             capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[2:],
             load_seconds=time.monotonic() - started,
             independence=independence,
+            speculation=drafting.why,
         )
 
     @property
@@ -291,7 +296,7 @@ class BatchedEngine:
         prompt = sequence.answer.prompt
         slot = self._slots.where(sequence)
         end = slice_end(sequence.filled, len(prompt), SLICE if self._slots.decoding else self._wide)
-        logits = self._runner.prefill(slot, sequence.filled, prompt[sequence.filled : end], sequence.width)
+        logits = self._runner.prefill(slot, sequence.filled, prompt[sequence.filled : end], sequence.width, last=True)
         sequence.filled = end
         if end < len(prompt):
             return []
@@ -320,8 +325,12 @@ class BatchedEngine:
         return begun
 
     def _decode(self) -> list[StepEvent]:
-        """One token for everybody: one run for each row of neighbours with the same rope factors."""
+        """One token for everybody: one run for each row of neighbours with the same rope factors. Who is alone may get
+        more at once.
+        """
         sequences = self._slots.decoders()
+        if self._drafts and len(sequences) == 1 and not self._reading and (draft := _draft(sequences[0])):
+            return self._verify(sequences[0], draft)
         events: list[StepEvent] = []
         first = 0
         for width, neighbours in groupby(sequences, key=lambda sequence: sequence.width):
@@ -338,6 +347,23 @@ class BatchedEngine:
         for sequence in sequences:
             if sequence.answer.finished:
                 self._leave(sequence)
+        return events
+
+    def _verify(self, sequence: _SlotSequence, draft: list[int]) -> list[StepEvent]:
+        """Read ``draft`` behind the last token, and choose for as long as what is chosen was drafted. Keys and values
+        of the rest lie behind what is filled, where nobody reads them.
+        """
+        answer, events = sequence.answer, list[StepEvent]()
+        slot, begun = self._slots.where(sequence), len(sequence.answer.tokens)
+        rows = self._runner.prefill(slot, sequence.filled, [answer.tokens[-1], *draft], sequence.width)
+        for row, drafted in zip(rows, [*draft, None], strict=True):
+            sequence.filled += 1
+            events.extend(answer.choose(row))
+            if answer.finished or answer.tokens[-1] != drafted:
+                break
+        sequence.speculation.note(len(draft), len(answer.tokens) - begun - 1)
+        if answer.finished:
+            self._leave(sequence)
         return events
 
     def _leave(self, sequence: _SlotSequence) -> None:
@@ -363,6 +389,12 @@ class BatchedEngine:
         else:
             longest = max(sequence.filled for sequence in (*self._slots.decoders(), *self._reading))
             self._pool.swap(move.source, move.target, longest)
+
+
+def _draft(sequence: _SlotSequence) -> list[int]:
+    """What may come next of an answer, no more than it may still get."""
+    answer = sequence.answer
+    return sequence.speculation.draft(answer.prompt, answer.tokens, answer.limit - len(answer.tokens) - 1)
 
 
 def slice_end(filled: int, length: int, width: int) -> int:

@@ -47,6 +47,7 @@ def load(files: ModelFiles, facts: GenaiFacts, resources: Resources, *, known: b
                 derived_graph(bundle_dir / facts.filename, files.derived_dir),
                 resources.threads,
                 resources.kernels,
+                logits=facts.outputs.get("logits", "logits"),
             )
 
         opening = begin() if known else None

@@ -16,10 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.batched.graph import Decoder
+from agent.engine.batched.logits_to_keep import START, with_start
 from agent.engine.batched.pool import Pool
 from agent.engine.kernels import AS_IT_COMES, Kernels
+from contract.errors import BundleRefused
 
 CPU = ("cpu", 0)
+
+STARTS = {rows: np.array([-rows], dtype=np.int64) for rows in (0, 1)}
+MAX_EDITED_BYTES = 2**26
+"""Larger graphs hold their weights inside, and are not copied."""
 
 PADDING = 0
 """A token that every vocabulary has."""
@@ -39,17 +45,22 @@ class Runner:
         self._pool = pool
         self._bindings: dict[tuple[int, int], Any] = {}
         self._counting = np.arange(pool.length, dtype=np.int64)
+        self._starts = any(value.name == START for value in session.get_inputs())
         self._decode_logits = np.empty((pool.slots, 1, decoder.vocab_size), dtype=np.float32)
         self.shows_all = self._probe() if shows_all is None else shows_all
 
-    def prefill(self, slot: int, past: int, tokens: Sequence[int], width: int = 0) -> NDArray[np.float32]:
-        """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``, or of the last one alone."""
+    def prefill(
+        self, slot: int, past: int, tokens: Sequence[int], width: int = 0, *, last: bool = False
+    ) -> NDArray[np.float32]:
+        """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``, or of the last one alone
+        where no more are wanted (``last``) or shown.
+        """
         ids = np.array([tokens], dtype=np.int64)
         end = past + len(tokens)
         mask = np.ones((1, max(end, width)), dtype=np.int64)
         mask[:, end:] = 0
         positions = self._counting[past:end].reshape(1, -1)
-        rows = len(tokens) if self.shows_all else 1
+        rows = 1 if (last and self._starts) or not self.shows_all else len(tokens)
         logits = np.empty((1, rows, self._decoder.vocab_size), dtype=np.float32)
         self._run(slot, ids, mask, np.ascontiguousarray(positions), logits)
         found: NDArray[np.float32] = logits[0]
@@ -86,6 +97,7 @@ class Runner:
         self._bind_cache(binding, 0, 1)
         ids, mask, positions = (np.array([row], dtype=np.int64) for row in ([0, 0], [1, 1], [0, 1]))
         self._bind_inputs(binding, ids, mask, positions)
+        self._bind_start(binding, 0)
         binding.bind_output(self._decoder.logits, CPU[0])  # bound last, so listed last; of a size that it decides
         self._session.run_with_iobinding(binding)
         return bool(binding.get_outputs()[-1].shape()[1] == 2)
@@ -101,6 +113,7 @@ class Runner:
         assert mask.shape[1] <= self._pool.length, "a sequence outgrew its slot"
         binding = self._binding(first, len(ids))
         self._bind_inputs(binding, ids, mask, positions)
+        self._bind_start(binding, logits.shape[1] if logits.shape[1] < ids.shape[1] else 0)
         binding.bind_output(self._decoder.logits, *CPU, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         if self.after_run is not None:
@@ -129,9 +142,17 @@ class Runner:
             if name is not None:
                 binding.bind_input(name, *CPU, np.int64, array.shape, array.ctypes.data)
 
+    def _bind_start(self, binding: Any, rows: int) -> None:
+        """Of how many of the last tokens logits are computed; 0: of all."""
+        if self._starts:
+            start = STARTS[rows]
+            binding.bind_input(START, *CPU, np.int64, start.shape, start.ctypes.data)
 
-def open_session(graph: Path, threads: int, kernels: Kernels = AS_IT_COMES) -> Any:
-    """Load a graph; may raise whatever onnxruntime raises."""
+
+def open_session(graph: Path, threads: int, kernels: Kernels = AS_IT_COMES, *, logits: str = "") -> Any:
+    """Load a graph; may raise whatever onnxruntime raises. If ``logits`` names its output, whoever runs it may say of
+    which tokens they are computed (:mod:`agent.engine.batched.logits_to_keep`), where the graph allows that.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -142,4 +163,18 @@ def open_session(graph: Path, threads: int, kernels: Kernels = AS_IT_COMES) -> A
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     for name, value in kernels.entries.items():
         options.add_session_config_entry(name, value)
-    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    source = graph_with_start(graph, logits, options) if logits else str(graph)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def graph_with_start(graph: Path, logits: str, options: Any) -> bytes | str:
+    """What to make a session with ``options`` of: an edited copy of ``graph`` in memory, or its path."""
+    try:
+        data = graph.read_bytes() if graph.stat().st_size <= MAX_EDITED_BYTES else b""
+        edited = with_start(data, logits) if data else None
+    except BundleRefused:
+        return str(graph)  # whether it can be run is not decided here
+    if edited is None:
+        return str(graph)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.parent))
+    return edited

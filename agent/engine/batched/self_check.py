@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from agent.engine.batched.graph import Decoder
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.runner import Runner
+from agent.engine.batched.speculation import MAX_DRAFT
 from agent.engine.runtime_errors import Declined
 from agent.engine.sampling import log_softmax
 
@@ -35,10 +36,22 @@ MAX_LONE_DIVERGENCE = 0.25
 """In nats, between a row alone and in company. AVX2 gives 0.003 with a model of 135 M parameters, 0.13 with one of a
 billion; every engine decodes a single request with that kernel."""
 
+VERIFIED = MAX_DRAFT + 1
+"""Tokens of the longest run that verifies a draft."""
+
 LEAST_DIFFERENCE = float(np.finfo(np.float32).tiny)
 """Stands for keys and values that are not the same bit for bit."""
 
 Row = NDArray[np.float32]
+
+
+class Verification(Struct, frozen=True):
+    """What reading some tokens in one run, as drafts are verified, does to their logits and probabilities, beside
+    decoding one after the other: the largest that was measured. 0 where it is the same bit for bit.
+    """
+
+    logits: float = 0.0
+    nats: float = 0.0
 
 
 class Proof(Struct, frozen=True):
@@ -94,7 +107,7 @@ def prove(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int, pas
     random = np.random.Generator(np.random.PCG64(7))
     one, other = (random.integers(0, vocab_size, size).tolist() for size in (LONG, SHORT))
     trial = _Measurement(runner, pool, slice_length, width)
-    whole = runner.prefill(pool.slots - 1, past, one, width)[-1].copy()
+    whole = runner.prefill(pool.slots - 1, past, one, width, last=True)[-1].copy()
     sliced = trial.read(0, past, one)
     apart = divergence(whole, sliced)
     if not apart <= MAX_DIVERGENCE:
@@ -105,7 +118,7 @@ def prove(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int, pas
     known = 0.0 if past else trial.known_beginning(one, sliced)
     if not known <= MAX_DIFFERENCE:
         raise Declined(f"a prompt whose beginning is known is read differently here (by {known:.3g}{where})")
-    runner.prefill(1, 0, other, width)
+    runner.prefill(1, 0, other, width, last=True)
     lengths = [past + LONG, SHORT, MIDDLE][: 2 if past else min(3, pool.slots)]
     if len(lengths) == 3:
         pool.copy(0, 2, MIDDLE)
@@ -113,6 +126,33 @@ def prove(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int, pas
     if not proof.rows <= MAX_DIFFERENCE:
         raise Declined(f"requests in one batch change each other here (by {proof.rows:.3g}{where})")
     return proof.joined(Proof(rows=known))
+
+
+def prove_verification(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: int) -> Verification:
+    """Read tokens in runs of every length that verifies a draft, decode the same ones, and compare.
+
+    Runs of one length differing from decoding is enough to know that nothing is equal bit for bit; what is far off is
+    never used (:func:`agent.engine.batched.independence.settle_drafting`).
+    """
+    random = np.random.Generator(np.random.PCG64(17))
+    tokens = random.integers(0, vocab_size, LONG + VERIFIED).tolist()
+    trial = _Measurement(runner, pool, slice_length, 0)
+    trial.read(0, 0, tokens[:LONG])
+    text = tokens[LONG:]
+    decoded = [[trial.decode(token, LONG + offset, paired=False) for offset, token in enumerate(text)]]
+    if pool.slots > 1:
+        decoded.append([trial.decode(token, LONG + offset, paired=True) for offset, token in enumerate(text)])
+    found = Verification()
+    for count in range(VERIFIED, 1, -1):
+        rows = runner.prefill(0, LONG, text[:count])
+        steps = [_Step(row, pool.written(0, LONG + offset)) for offset, row in enumerate(rows)]
+        pairs = [pair for one in decoded for pair in zip(steps, one, strict=False)]
+        logits = _largest([found.logits, *(step.apart(other) for step, other in pairs)])
+        nats = _largest([found.nats, *(abs(divergence(other.row, step.row)) for step, other in pairs)])
+        found = Verification(logits, nats)
+        if logits:
+            break
+    return found
 
 
 class _Step(NamedTuple):
@@ -141,8 +181,17 @@ class _Measurement:
         last: list[Row] = []
         for start in range(0, len(tokens), self._slice_length):
             piece = tokens[start : start + self._slice_length]
-            last = [self._runner.prefill(slot, past + start, piece, self._width)[-1].copy()]
+            last = [self._runner.prefill(slot, past + start, piece, self._width, last=True)[-1].copy()]
         return last[0]
+
+    def decode(self, token: int, past: int, *, paired: bool) -> _Step:
+        """One more token in the first slot, alone or in a pair."""
+        run = self._runner.decode_padded if paired else self._decode_alone
+        row = run(0, token, past, self._width)[0].copy()
+        return _Step(row, self._pool.written(0, past))
+
+    def _decode_alone(self, slot: int, token: int, past: int, width: int) -> NDArray[np.float32]:
+        return self._runner.decode(slot, [token], [past], width)
 
     def known_beginning(self, tokens: list[int], expected: Row) -> float:
         """How far the last slice is off in another slot, behind what was copied there, as a remembered beginning is."""
@@ -205,8 +254,8 @@ def prove_switch(runner: Runner, pool: Pool, *, slice_length: int, vocab_size: i
         Declined: the mask's width changes nothing; or see :func:`prove`.
     """
     tokens = np.random.Generator(np.random.PCG64(13)).integers(0, vocab_size, SHORT).tolist()
-    short = runner.prefill(0, 0, tokens)[-1].copy()
-    if np.array_equal(short, runner.prefill(0, 0, tokens, width)[-1]):
+    short = runner.prefill(0, 0, tokens, last=True)[-1].copy()
+    if np.array_equal(short, runner.prefill(0, 0, tokens, width, last=True)[-1]):
         raise Declined("its rope factors do not switch where its graph says")
     return prove(runner, pool, slice_length=slice_length, vocab_size=vocab_size, width=width)
 
@@ -223,13 +272,13 @@ def exact_width(runner: Runner, pool: Pool, *, slice_length: int, width: int, vo
         return slice_length
     tokens = random.integers(0, vocab_size, total).tolist()
     rows = {
-        start + slice_length: runner.prefill(0, start, tokens[start : start + slice_length])[-1].copy()
+        start + slice_length: runner.prefill(0, start, tokens[start : start + slice_length], last=True)[-1].copy()
         for start in range(0, total, slice_length)
     }
     kept = pool.take(0, total)
     for end in range(2 * slice_length, total + 1, slice_length):
         begin = max(0, end - width)
-        row = runner.prefill(0, begin, tokens[begin:end])[-1]
+        row = runner.prefill(0, begin, tokens[begin:end], last=True)[-1]
         if not (np.array_equal(row, rows[end]) and np.array_equal(pool.take(0, end), kept[:, :, :end])):
             return slice_length
     return width

@@ -16,7 +16,15 @@ from msgspec import Struct
 from agent.engine.batched.graph import Decoder
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.runner import Runner
-from agent.engine.batched.self_check import LONG, Proof, exact_width, prove_all
+from agent.engine.batched.self_check import (
+    LONG,
+    VERIFIED,
+    Proof,
+    Verification,
+    exact_width,
+    prove_all,
+    prove_verification,
+)
 from contract.bundle.device_plan import MAX_SLOTS
 
 FILE = "self_test.json"
@@ -35,6 +43,7 @@ LEAST_REACH = 1024
 class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
     """``proof`` and the prompt tokens to read at a time when nobody waits (``wide``), on so many ``threads``; for pools
     of at most so many ``slots``. ``shows_all``: the graph has logits for every token; older ones do not say.
+    ``verification`` is None where drafts cannot be verified, or nobody looked.
     """
 
     proof: Proof
@@ -42,6 +51,7 @@ class Verdict(Struct, frozen=True, forbid_unknown_fields=True):
     threads: int
     slots: int = MAX_SLOTS
     shows_all: bool | None = None
+    verification: Verification | None = None
 
 
 def measure(runner: Runner, pool: Pool, decoder: Decoder, threads: int) -> Verdict:
@@ -52,7 +62,10 @@ def measure(runner: Runner, pool: Pool, decoder: Decoder, threads: int) -> Verdi
     """
     proof = prove_all(runner, pool, decoder, SLICE)
     wide = exact_width(runner, pool, slice_length=SLICE, width=WIDE_SLICE, vocab_size=decoder.vocab_size)
-    return Verdict(proof, wide, threads, pool.slots, runner.shows_all)
+    verification = None
+    if runner.shows_all and pool.length >= LONG + VERIFIED:
+        verification = prove_verification(runner, pool, slice_length=SLICE, vocab_size=decoder.vocab_size)
+    return Verdict(proof, wide, threads, pool.slots, runner.shows_all, verification)
 
 
 def trial_size(decoder: Decoder, allowed: int) -> tuple[int, int]:
