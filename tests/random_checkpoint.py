@@ -85,6 +85,12 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 32768, "rope_theta": 1000000.0, "use_sliding_window": False, "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False, "hidden_act": "silu",
     },
+    "smollm2-135m": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "max_position_embeddings": 8192, "rope_theta": 100000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+        "hidden_act": "silu",
+    },
 }  # fmt: skip
 """By name; ``qwen-0.5b`` as its GGUF files hold it, with an embedding beside the lm_head."""
 
