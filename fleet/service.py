@@ -46,7 +46,7 @@ RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0)
 
 PRUNE_SECONDS = 3600.0
 
-LOOK_SECONDS = 600.0
+LOOK_SECONDS = 120.0
 """Between two looks at everything that the broker retains. NATS was seen not to send what is published in the 50 ms in
 which a subscription is made, and loses what it retains without ending connections; 10,000 devices are 20 MB a look.
 """

@@ -21,6 +21,11 @@ MAX_STATUS = 8
 MAX_EVENTS = 16
 """Of a device between two looks."""
 
+STALE_SECONDS = 60.0
+"""A retained report that comes so soon after a live one says nothing: a node of NATS that took over was seen to send an
+older one, by which a device seemed to have gone back to the bundle before.
+"""
+
 _URGENT = ("status", "reported", "desired")
 
 
@@ -64,16 +69,26 @@ class Inbox:
         self._max_devices = max_devices
         self._lock = threading.Lock()
         self._batch = Batch()
+        self._reported: dict[str, float] = {}
 
     def put(self, topic: str, payload: bytes, *, retained: bool, now: float) -> None:
         """Keep a message, or leave it out."""
         address = parse_topic(topic, self._root)
         if address is None:
             return
+        if address.kind == "reported" and self._is_stale(address.device, retained, now):
+            return
         with self._lock:
             self._keep(address, Heard(payload, retained, now, address.detail))
         if address.kind in _URGENT:
             self._wake()
+
+    def _is_stale(self, device: str, retained: bool, now: float) -> bool:
+        if retained:
+            return now < self._reported.get(device, -STALE_SECONDS) + STALE_SECONDS
+        if device in self._reported or len(self._reported) < self._max_devices:
+            self._reported[device] = now
+        return False
 
     def _keep(self, address: Address, heard: Heard) -> None:
         if len(heard.payload) > MAX_BYTES[address.kind]:

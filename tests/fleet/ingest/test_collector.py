@@ -217,3 +217,18 @@ def test_who_was_overtaken_writes_nothing(database: Database) -> None:
     with database.read() as connection:
         assert devices.rows(connection) == []
     new.release()
+
+
+def test_an_older_report_that_a_node_retains_does_not_replace_a_live_one(database: Database) -> None:
+    device, inbox = SimulatedDevice("box-1"), Inbox(ROOT)
+    (older,) = [each for each in device.birth(1.0) if each.topic == "reported"]
+    device.active = "model@2.0.0"
+    (newer,) = [each for each in device.birth(2.0) if each.topic == "reported"]
+    say(inbox, "box-1", "reported", newer.payload, now=100.0)
+    say(inbox, "box-1", "reported", older.payload, retained=True, now=110.0)
+    store(database, inbox)
+    assert find(database, "box-1").traits.bundle == "model@2.0.0"
+    # What was missed meanwhile is seen at the next look.
+    say(inbox, "box-1", "reported", older.payload, retained=True, now=170.0)
+    store(database, inbox)
+    assert find(database, "box-1").traits.bundle == "model@1.0.0"
