@@ -304,7 +304,8 @@ class AsyncClient:
                 if self._session is None:
                     raise SourceUnavailable("the client was closed before the answer came")
                 for action in asking.actions(now()):
-                    session.send(*asking.message(action))
+                    for topic, payload in asking.messages(action):
+                        session.send(topic, payload)
                 try:
                     async with asyncio.timeout(max(0.0, asking.due_at() - now())):
                         message = await pending.inbox.get()

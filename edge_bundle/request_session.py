@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from msgspec import UNSET, structs
@@ -15,7 +16,9 @@ from msgspec import UNSET, structs
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
 from contract.identifiers import is_identifier
 from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody, LastFrame
+from contract.mqtt.pictures import split_picture
 from contract.mqtt.topics import Topics
+from edge_bundle.pictures import take_out
 from edge_bundle.replies import Answer, Found, Queued, Reassembly
 
 SILENCE_SECONDS = 15.0
@@ -23,6 +26,10 @@ SILENCE_SECONDS = 15.0
 
 RETRY_SECONDS = 1.0
 """Before asking a busy device again, where it does not say when."""
+
+PICTURE_MISSING = "picture_missing"
+MAX_PARTS_SENT = 3
+"""How often pictures are sent to a device that says that it has not got them."""
 
 Action = Literal["ask", "resume"]
 
@@ -55,10 +62,12 @@ class RequestSession:
         self.id = str(self.body["id"])
         if not is_identifier(self.id):
             raise RequestInvalid("an id is 1 to 64 of A-Z a-z 0-9 _ . -", field="id")
-        try:
-            self.payload = json.dumps(self.body, ensure_ascii=False).encode()
-        except (TypeError, ValueError) as error:
-            raise RequestInvalid(f"the request cannot be written as JSON: {error}") from error
+        self.payload = _written(self.body)
+        self._pictures: dict[str, bytes] = {}
+        if len(self.payload) > MAX_REQUEST_BYTES and device is not None:
+            self.body, self._pictures = take_out(self.body)
+            self.payload = _written(self.body)
+        self._parts_due, self._parts_sent = bool(self._pictures), 0
         if len(self.payload) > MAX_REQUEST_BYTES:
             raise RequestInvalid(
                 f"the request has {len(self.payload):,} bytes, a device takes {MAX_REQUEST_BYTES:,}: shorten it",
@@ -96,6 +105,17 @@ class RequestSession:
             return self.topic, self.payload
         assert self.device is not None
         return control_message(self._root, self.device, self._name, self.id, "resume")
+
+    def messages(self, action: Action) -> Iterator[tuple[str, bytes]]:
+        """Topics and payloads that ``action`` sends, in this order: pictures that do not fit into the request first."""
+        if action == "ask" and self._parts_due:
+            self._parts_due = False
+            self._parts_sent += 1
+            topics = Topics(str(self.device), self._root)
+            for data in self._pictures.values():
+                for part, piece in split_picture(data):
+                    yield topics.picture(self._name, part), piece
+        yield self.message(action)
 
     def reconnected(self, now: float) -> None:
         """The connection was gone: frames may be lost, and the request, too."""
@@ -160,6 +180,11 @@ class RequestSession:
         for each in found:
             if isinstance(each, Queued):
                 self._position = each.position
+        if found and isinstance(found[-1], Answer) and self._lacks_pictures(found[-1].error):
+            self._parts_due = True
+            self._ask_at = now
+            self._reassembly.asked_again()
+            return []
         if self._retry and found and isinstance(found[-1], Answer) and _may_pass(found[-1].error):
             error = found[-1].error
             assert error is not None
@@ -171,6 +196,11 @@ class RequestSession:
                 self._reassembly.asked_again()
                 return []
         return found
+
+    def _lacks_pictures(self, error: ErrorBody | None) -> bool:
+        """Whether the device has lost the parts that were sent, or never had them, and shall get them again."""
+        lacks = error is not None and error.type == PICTURE_MISSING and bool(self._pictures)
+        return lacks and self._parts_sent < MAX_PARTS_SENT
 
     def _hear_another(self, payload: bytes) -> list[Found]:
         """Another device than the one we listen to: of a group, its whole answer is as good; else it has no say."""
@@ -186,6 +216,13 @@ class RequestSession:
             structs.replace(one, id=self.id) if isinstance(one, Answer) else one
             for one in self._reassembly.feed(payload)
         ]
+
+
+def _written(body: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise RequestInvalid(f"the request cannot be written as JSON: {error}") from error
 
 
 def control_message(root: str, device: str, name: str, request_id: str, op: str, **more: Any) -> tuple[str, bytes]:

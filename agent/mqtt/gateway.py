@@ -74,7 +74,8 @@ class Gateway(Handler):
         self.connections = 0
         """How often a broker accepted us."""
         self._ready = False
-        self._filters = (self._topics.generate_filter, self._topics.control_filter, self._topics.desired)
+        topics = self._topics
+        self._filters = (topics.generate_filter, topics.control_filter, topics.picture_filter, topics.desired)
         client_id = config.broker.client_id or make_client_id(f"edge-{config.device}")
         self._group_up = asyncio.Event()
         self.group_connection: Connection | None = None
@@ -199,6 +200,9 @@ class Gateway(Handler):
         elif inbound.client is None or received.retained:
             # A retained request would come again at every reconnect, for ever.
             log.warning("ignored a retained request on %s; publish requests without retain", received.topic)
+            settlement.settle()
+        elif inbound.kind == "picture":
+            self._serving.intake.pictures.receive(inbound.client, inbound.part, received.payload)
             settlement.settle()
         elif inbound.kind == "control":
             self._serving.controls.receive(inbound.client, received.payload, settlement)

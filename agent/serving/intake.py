@@ -13,6 +13,7 @@ from agent.serving import requests
 from agent.serving.active_request import ActiveRequest
 from agent.serving.events import RequestAccepted, RequestFailed
 from agent.serving.loop import Instruments, Loop
+from agent.serving.picture_intake import PictureIntake
 from agent.serving.queue import Reservation
 from agent.serving.replies import Replies
 from agent.serving.requests import Refusal
@@ -52,18 +53,21 @@ class IncomingRequest(Struct, frozen=True):
 
 
 class AcceptedRequest(Struct, frozen=True):
-    """A request that is ours now; ``deadline_seconds`` counts from its acceptance, ``size`` in bytes as it came."""
+    """A request that is ours now; ``deadline_seconds`` counts from its acceptance, ``size`` in bytes with its pictures;
+    ``missing``: it names some that are not here.
+    """
 
     key: Key
     params: GenerateRequest
     correlation: bytes | None
     deadline_seconds: float | None
     size: int
+    missing: Refusal | None = None
 
 
 class Intake:
     """Asks the scheduler for room, the result store to record a request, and hands over to the loop what is recorded;
-    ``now_unix`` is the clock that deadlines over restarts go by.
+    ``now_unix`` is the clock that deadlines over restarts go by. ``pictures`` are those that came before, in parts.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Intake:
         *,
         now_unix: Callable[[], float],
     ) -> None:
+        self.pictures = PictureIntake(replies)
         self._loop = loop
         self._scheduler = scheduler
         self._result_store = result_store
@@ -110,6 +115,8 @@ class Intake:
             request_id, request = reading.parse_request(incoming.payload, incoming.correlation, reply_id)
             key = Key(incoming.client, request_id)
             reply = self._replies.topic(key)
+            fingerprint = reading.request_fingerprint(request)
+            request, stored = self.pictures.expand(incoming.client, request, incoming.payload)
         except RequestInvalid as error:
             request_id = reading.salvage_request_id(incoming.payload, incoming.correlation, reply_id) or NO_ID
             self._refuse(Key(incoming.client, request_id), incoming, requests.refusal_of(error))
@@ -121,11 +128,12 @@ class Intake:
             self._refuse(key, incoming, refusal)
             return
         seconds = _deadline_seconds(request, incoming)
-        may_insert = self._refusal(incoming.client, len(incoming.payload)) is None
+        missing = self.pictures.missing(incoming.client, request)
+        may_insert = missing is None and self._refusal(incoming.client, len(stored)) is None
         future = self._result_store.accept(
             key,
-            reading.request_fingerprint(request),
-            incoming.payload,
+            fingerprint,
+            stored,
             deadline_at=None if seconds is None else self._now_unix() + seconds,
             correlation=incoming.correlation,
             may_insert=may_insert,
@@ -133,10 +141,10 @@ class Intake:
         pending = self._pending.setdefault(key, _Pending())
         pending.count += 1
         if may_insert and not pending.claims:
-            pending.claims = len(incoming.payload)
+            pending.claims = len(stored)
             self._reserved_count[key.client] += 1
             self._reserved_bytes[key.client] += pending.claims
-        accepted = AcceptedRequest(key, request, incoming.correlation, seconds, len(incoming.payload))
+        accepted = AcceptedRequest(key, request, incoming.correlation, seconds, len(stored), missing)
         future.add_done_callback(incoming.settlement.guarded(partial(self._on_recorded, accepted, incoming)))
         # On its own, so that its room is given back whatever becomes of the verdict.
         future.add_done_callback(incoming.settlement.guarded(partial(self._release_reservation, key)))
@@ -193,13 +201,17 @@ class Intake:
             again = Refusal(
                 429, requests.QUEUE_FULL, "too many requests are waiting; try again", retry_after_ms=RETRY_FULL_MS
             )
-            self._refuse(accepted.key, incoming, self._refusal(incoming.client, len(incoming.payload)) or again)
+            self._refuse(
+                accepted.key, incoming, accepted.missing or self._refusal(incoming.client, accepted.size) or again
+            )
         else:
             if verdict.kind == "answered" and verdict.last is not None:
                 self._meter.redelivered += 1
                 self._replies.repeat(accepted.key, verdict.last, incoming.correlation)
             elif accepted.key in self._scheduler.requests:
                 self._meter.redelivered += 1
+            elif accepted.missing is not None:
+                self._refuse(accepted.key, incoming, accepted.missing)
             else:
                 # New; or known to the result store only, because its answer could not be stored: then it is run again.
                 accept = incoming.settlement.guarded(self._accept, partial(self._abort, accepted))

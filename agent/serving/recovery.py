@@ -15,7 +15,7 @@ from agent.state.result_store import Key, Unfinished
 from agent.state.result_writer import ResultWriter
 from contract.errors import RequestInvalid
 from contract.mqtt import messages, reading
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.messages import MAX_STORED_BYTES, GenerateRequest
 
 log = logging.getLogger("edge_agent.serving")
 
@@ -79,7 +79,7 @@ def _judge(left: Unfinished) -> PendingRequest:
     request, refusal = GenerateRequest(), None
     if left.request is not None:
         try:
-            _, request = reading.parse_request(left.request, left.correlation, left.key.id)
+            _, request = reading.parse_request(left.request, left.correlation, left.key.id, max_bytes=MAX_STORED_BYTES)
         except RequestInvalid as error:
             # An older agent accepted what this one does not.
             return PendingRequest(left, request, requests.refusal_of(error))

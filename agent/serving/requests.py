@@ -20,6 +20,7 @@ from contract.mqtt.messages import (
     ErrorFrame,
     GenerateRequest,
     ImagePart,
+    ImageUrl,
     Message,
     fault_details,
 )
@@ -48,6 +49,7 @@ ID_CONFLICT = "id_conflict"
 EXPIRED = "expired"
 UNKNOWN_REQUEST = "unknown_request"
 MODEL_NOT_FOUND = "model_not_found"
+PICTURE_MISSING = "picture_missing"
 
 
 def to_generation(
@@ -82,7 +84,7 @@ def to_generation(
         request=number,
         client=client,
         messages=None if request.messages is UNSET else _turns(request.messages, signed.system_prompt),
-        pictures=[] if request.messages is UNSET else _pictures(request.messages),
+        pictures=[picture_bytes(url.url, "messages") for url in _pictures(request)],
         prompt=None if request.prompt is UNSET else request.prompt,
         n=request.n,
         max_tokens=_first(request.token_limit, defaults.max_tokens, None),
@@ -191,9 +193,10 @@ def _turn(message: Message, names: Mapping[str, str]) -> ChatTurn:
     return turn
 
 
-def _pictures(messages: list[Message]) -> list[bytes]:
+def _pictures(request: GenerateRequest) -> list[ImageUrl]:
+    messages = [] if request.messages is UNSET else request.messages
     parts = (part for message in messages for part in message.parts)
-    return [picture_bytes(part.image_url.url, "messages") for part in parts if isinstance(part, ImagePart)]
+    return [part.image_url for part in parts if isinstance(part, ImagePart)]
 
 
 def read_changes(changes: dict[str, Any]) -> dict[str, Any]:

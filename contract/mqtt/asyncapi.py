@@ -57,6 +57,9 @@ TELEMETRY = (
     ("telemetrySystem", "d/{device}/telemetry/system", "SystemSample"),
     ("telemetryLlm", "d/{device}/telemetry/llm", "LlmSample"),
 )
+# Bytes, which have no type.
+PICTURE = ("picture", "d/{device}/picture/{client}/{digest}/{part}", "PicturePart")
+PICTURE_TEXT = "A part of a PNG or JPEG as it is, at most 1 MiB; docs/MQTT.md has the levels of its topic."
 SUMMARIES = {"reply": "Pieces come at QoS 0, the last frame or error at QoS 1; the last frame repeats everything."}
 
 
@@ -75,15 +78,20 @@ def document() -> dict[str, Any]:
         "defaultContentType": "application/json",
         "channels": {
             **{name: _channel(path, [type_.__name__ for type_ in types]) for name, path, types, _ in CHANNELS},
-            **{name: _channel(path, [message]) for name, path, message in TELEMETRY},
+            **{name: _channel(path, [message]) for name, path, message in (PICTURE, *TELEMETRY)},
         },
         "operations": {
             **{name: _operation(name, sends) for name, _, _, sends in CHANNELS},
+            PICTURE[0]: _operation(PICTURE[0], False),
             **{name: _operation(name, True, qos=0) for name, _, _ in TELEMETRY},
         },
         "components": {
             "messages": {
                 **{name: {"payload": {"$ref": f"#/components/schemas/{name}"}} for name in names},
+                PICTURE[2]: {
+                    "contentType": "application/octet-stream",
+                    "payload": {"type": "string", "description": PICTURE_TEXT},
+                },
                 **{
                     name: {"payload": {"type": "object", "description": "docs/TELEMETRY.md has every field."}}
                     for _, _, name in TELEMETRY

@@ -17,6 +17,9 @@ from contract.mqtt.tools import MAX_CALLS, MAX_TOOLS, CallId, Tool, ToolCall, To
 MAX_REQUEST_BYTES = 1 << 20
 """A request: a prompt of 128k tokens is about 512 KB of text."""
 
+MAX_STORED_BYTES = 10 << 20
+"""A request with the pictures in it that came apart from it, in base64."""
+
 MAX_DESIRED_BYTES = 16 << 10
 """A desired document: a few hundred bytes of policy at most."""
 
@@ -70,9 +73,8 @@ class RefusalPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="ty
 
 
 class ImageUrl(Struct, frozen=True, forbid_unknown_fields=True):
-    """``url`` is the picture itself, ``data:image/png;base64,…`` or ``image/jpeg``: a device fetches nothing.
-
-    ``detail`` changes nothing: a model has one size of its own for pictures.
+    """``url`` is the picture itself, ``data:image/png;base64,…`` or ``image/jpeg``, or ``sha256:`` and the digest of
+    one that was sent in parts: a device fetches nothing. ``detail`` changes nothing.
     """
 
     url: str

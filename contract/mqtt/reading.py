@@ -26,7 +26,8 @@ from contract.mqtt.messages import (
     Message,
     ResponseFormat,
 )
-from contract.mqtt.pictures import picture_bytes
+from contract.mqtt.picture_references import with_digests
+from contract.mqtt.pictures import picture_bytes, referenced_digest
 from contract.mqtt.salvage import find_member
 from contract.mqtt.tools import history_faults, tool_faults
 from contract.mqtt.topics import NO_ID
@@ -89,17 +90,22 @@ def _fault(message: str, field: str, suggestion: str | None = None) -> tuple[Rea
 
 
 def parse_request(
-    payload: bytes, correlation: bytes | None = None, reply_id: str | None = None
+    payload: bytes,
+    correlation: bytes | None = None,
+    reply_id: str | None = None,
+    *,
+    max_bytes: int = MAX_REQUEST_BYTES,
 ) -> tuple[str, GenerateRequest]:
     """Read a request; the id comes from the body or from MQTT 5 Correlation Data (they must agree), or where neither
-    has one, is ``reply_id``, that of its Response Topic.
+    has one, is ``reply_id``, that of its Response Topic. ``max_bytes``: more than a message has where pictures that
+    came apart were put in.
 
     Raises:
         RequestInvalid: ``field`` names the fault, ``details`` all of them.
     """
     heard = None if reply_id is None or not is_identifier(reply_id) else reply_id
     more = partial(_request_faults, correlation=correlation, reply_id=heard)
-    request = _read_request(payload, GenerateRequest, MAX_REQUEST_BYTES, "the request", more)
+    request = _read_request(payload, GenerateRequest, max_bytes, "the request", more)
     if correlation is not None:
         return correlation.decode("ascii"), request
     return heard if heard is not None and request.id is UNSET else str(request.id), request
@@ -184,7 +190,8 @@ def _part_faults(messages: list[Message]) -> Iterator[tuple[Reason, Fault]]:
                 yield _fault("pictures belong to the role user", field)
             else:
                 try:
-                    picture_bytes(part.image_url.url, f"{field}.url")
+                    if referenced_digest(part.image_url.url, f"{field}.url") is None:
+                        picture_bytes(part.image_url.url, f"{field}.url")
                 except RequestInvalid as refused:
                     yield _fault(refused.message, f"{field}.url")
     if not has_text and not pictures:
@@ -218,9 +225,10 @@ def salvage_revision(payload: bytes) -> str | None:
 
 def request_fingerprint(request: GenerateRequest) -> str:
     """Tells a repeat from another request that reuses an id: equal for the same members with the same values, in
-    whatever order, spacing or escapes they were written; a member that is left out counts as its default.
+    whatever order, spacing or escapes they were written; a member that is left out counts as its default, and a picture
+    is the same in the request and apart from it.
     """
-    nameless = structs.replace(request, id=UNSET)
+    nameless = structs.replace(with_digests(request), id=UNSET)
     return hashlib.sha256(msgspec.json.encode(nameless, order="sorted")).hexdigest()
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from contract.errors import ConfigInvalid
 from contract.identifiers import is_identifier
+from contract.mqtt.pictures import PicturePart, read_part
 
 DEFAULT_ROOT = "edge/v1"
 
@@ -28,11 +29,14 @@ def make_client_id(name: str) -> str:
 
 @dataclass(frozen=True)
 class Inbound:
-    """A message for this device, as its topic says: ``kind``, the publishing ``client`` and, for groups, the group."""
+    """A message for this device, as its topic says: ``kind``, the publishing ``client`` and, for groups, the group;
+    ``part`` of a picture, if the topic names one as it should.
+    """
 
-    kind: Literal["generate", "group_generate", "control", "desired"]
+    kind: Literal["generate", "group_generate", "control", "desired", "picture"]
     client: str | None = None
     group: str | None = None
+    part: PicturePart | None = None
 
 
 class Topics:
@@ -64,6 +68,10 @@ class Topics:
     def desired(self) -> str:
         return f"{self._base}/desired"
 
+    @property
+    def picture_filter(self) -> str:
+        return f"{self._base}/picture/+/+/+"
+
     def group_filter(self, group: str) -> str:
         return f"$share/{group}/{self.root}/g/{group}/generate/+"
 
@@ -73,6 +81,9 @@ class Topics:
 
     def control(self, client: str) -> str:
         return f"{self._base}/control/{client}"
+
+    def picture(self, client: str, part: PicturePart) -> str:
+        return f"{self._base}/picture/{client}/{part.digest}/{part.level}"
 
     def group_generate(self, group: str, client: str) -> str:
         return f"{self.root}/g/{group}/generate/{client}"
@@ -121,16 +132,24 @@ class Topics:
         """Whose message this is, or None if the topic is none of ours."""
         if topic == self.desired:
             return Inbound("desired")
+        if topic.startswith(f"{self._base}/picture/"):
+            return self._parse_picture(*topic.removeprefix(f"{self._base}/picture/").split("/"))
         head, _, client = topic.rpartition("/")
         if not is_identifier(client):
             return None
-        if head == f"{self._base}/generate":
-            return Inbound("generate", client)
-        if head == f"{self._base}/control":
-            return Inbound("control", client)
+        kinds: dict[str, Literal["generate", "control"]] = {
+            f"{self._base}/generate": "generate", f"{self._base}/control": "control"
+        }  # fmt: skip
+        if head in kinds:
+            return Inbound(kinds[head], client)
         prefix = f"{self.root}/g/"
         if head.startswith(prefix) and head.endswith("/generate"):
             group = head[len(prefix) : -len("/generate")]
             if is_identifier(group):
                 return Inbound("group_generate", client, group)
         return None
+
+    def _parse_picture(self, client: str, *levels: str) -> Inbound | None:
+        if not is_identifier(client) or len(levels) != 2:
+            return None
+        return Inbound("picture", client, part=read_part(*levels))

@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import RequestInvalid, UsageError
-from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody
-from contract.mqtt.pictures import picture_url
+from contract.mqtt.messages import ErrorBody
+from contract.mqtt.pictures import MAX_PICTURE_BYTES, picture_url
 from edge_bundle.broker import add_broker, find_broker
 from edge_bundle.client import Client
 from edge_bundle.replies import Answer, Found, Piece, Queued
 from edge_bundle.request_session import raise_error
-
-MAX_PICTURE_BYTES = (MAX_REQUEST_BYTES - (64 << 10)) * 3 // 4
-"""In base64, with 64 KiB of a request left for words."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -9,8 +9,12 @@ import pytest
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
 from contract.mqtt.messages import ErrorBody
+from contract.mqtt.picture_references import with_pictures
+from contract.mqtt.pictures import MAX_PICTURE_BYTES, PART_BYTES, picture_digest, picture_url, split_picture
+from contract.mqtt.reading import parse_request, request_fingerprint
 from edge_bundle.replies import Answer, Piece
-from edge_bundle.request_session import RETRY_SECONDS, SILENCE_SECONDS, RequestSession, raise_error
+from edge_bundle.request_session import MAX_PARTS_SENT, RETRY_SECONDS, SILENCE_SECONDS, RequestSession, raise_error
+from tests.seeing import png
 
 LAST: dict[str, Any] = {
     "s": 1, "text": "all of it", "finish_reason": "stop", "attempt": 1, "bundle": "toy@1.0.0",
@@ -182,3 +186,45 @@ def test_errors_go_to_whose_fault_it_is(code: int, expected: type[Exception]) ->
 def test_one_of_device_and_group_is_asked(target: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="either"):
         asking(**target)  # type: ignore[arg-type]
+
+
+def test_pictures_that_do_not_fit_are_sent_in_parts_before_and_again_where_they_are_missing() -> None:
+    small, large = png(1, 2, 3), png(4, 5, 6) + bytes(PART_BYTES * 4)
+    images = [
+        {"type": "image_url", "image_url": {"url": picture_url(each), "detail": "low"}} for each in (small, large)
+    ]
+    body = {"id": "q", "messages": [{"role": "user", "content": [*images, {"type": "text", "text": "x"}]}]}
+    one = RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, timeout=9.0, retry=False)
+    *parts, (topic, asked) = one.messages("ask")
+    assert topic == "edge/v1/d/box/generate/me"
+    assert parse_request(asked)[0] == "q"
+    expected = [pair for each in (small, large) for pair in split_picture(each)]
+    assert parts == [(f"edge/v1/d/box/picture/me/{part.digest}/{part.level}", piece) for part, piece in expected]
+    parsed = parse_request(asked)[1]
+    found = {picture_digest(each): each for each in (small, large)}
+    assert request_fingerprint(with_pictures(parsed, found)) == request_fingerprint(parsed)
+    assert list(one.messages("ask")) == [(topic, asked)], "asked again, the device has them"
+    one.actions(0.0)
+    for _ in range(MAX_PARTS_SENT - 1):
+        assert one.feed(reply("box"), error(404, "picture_missing"), 1.0) == []
+        assert one.actions(1.0) == ["ask"]
+        assert list(one.messages("ask")) == [*parts, (topic, asked)]
+    [answer] = one.feed(reply("box"), error(404, "picture_missing"), 2.0)
+    assert isinstance(answer, Answer)
+    assert answer.error is not None
+
+
+def test_what_fits_travels_within_and_a_group_gets_nothing_else() -> None:
+    image = {"type": "image_url", "image_url": {"url": picture_url(png(1, 2, 3))}}
+    body = {"id": "q", "messages": [{"role": "user", "content": [image]}]}
+    one = RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, timeout=9.0, retry=False)
+    [(_, payload)] = one.messages("ask")
+    assert b"data:image/png" in payload
+    large = {"type": "image_url", "image_url": {"url": picture_url(png(1, 2, 3) + bytes(1 << 20))}}
+    body = {"id": "q", "messages": [{"role": "user", "content": [large]}]}
+    with pytest.raises(RequestInvalid, match="a device takes 1,048,576"):
+        RequestSession(body, name="me", root="edge/v1", device=None, group="g", now=0.0, timeout=9.0, retry=False)
+    huge = {"type": "image_url", "image_url": {"url": picture_url(png(1, 2, 3) + bytes(MAX_PICTURE_BYTES))}}
+    body = {"id": "q", "messages": [{"role": "user", "content": [huge]}]}
+    with pytest.raises(RequestInvalid, match="6,291,456 in a request: make them smaller"):
+        RequestSession(body, name="me", root="edge/v1", device="box", group=None, now=0.0, timeout=9.0, retry=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from contract.mqtt.pictures import picture_digest
 from tests.siege import formats
 from tests.siege.values import (
     DAMAGE,
@@ -31,6 +32,12 @@ PNG = base64.b64encode(
         "0000000049454e44ae426082"
     )
 ).decode()
+
+PICTURES = tuple(base64.b64decode(PNG) + bytes([number]) * 3000 * number for number in range(3))
+DIGESTS = tuple(map(picture_digest, PICTURES))
+"""Which come in parts, and are named by their digest."""
+
+PARTS = 3
 
 NEAR = (
     "max_token", "maxTokens", "max-tokens", "Prompt", "promt", "ID", "Id", "id ", "temprature", "top_P", "stops",
@@ -121,6 +128,7 @@ def message(random: Random) -> Any:
         url = random.choice((
             f"data:image/png;base64,{PNG}", f"data:image/png;base64,{PNG[:-9]}", "data:image/png;base64,",
             "http://127.0.0.1/x.png", "file:///etc/passwd", "data:image/gif;base64,AAAA", "\ud83d",
+            *(f"sha256:{digest}" for digest in DIGESTS), "sha256:", f"sha256:{'0' * 64}",
         ))  # fmt: skip
         picture = {"type": "image_url", "image_url": {"url": url}}
         content = random.choice((
@@ -225,6 +233,22 @@ def request(request_id: str, random: Random) -> Body:
         data = DAMAGE[what](data, random)
         findable = False
     return Body(data, findable, what)
+
+
+def picture_part(random: Random) -> tuple[str, bytes]:
+    """The last levels of a part's topic, and the part: mostly one of :data:`PICTURES`."""
+    which, number = random.randrange(len(PICTURES)), random.randrange(PARTS)
+    digest, level = DIGESTS[which], f"{number + 1}-{PARTS}"
+    size = -(-len(PICTURES[which]) // PARTS)
+    piece = PICTURES[which][number * size : (number + 1) * size]
+    kind = random.choices(("right", "digest", "part", "piece"), (80, 7, 7, 6))[0]
+    if kind == "digest":
+        digest = random.choice(("0" * 64, digest[:-1], digest.upper(), digest + "0", "-", "ä"))
+    elif kind == "part":
+        level = random.choice(("0-1", "2-1", "1-33", "1-1", "99-99", "1", "1-2-3", "٣-٣", "x"))
+    elif kind == "piece":
+        piece = random.choice((b"", b"x", piece[:-1], piece * 2, bytes(70_000), b'{"id": "q"}'))
+    return f"{digest}/{level}", piece
 
 
 def control(request_id: str, random: Random) -> bytes:

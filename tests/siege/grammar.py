@@ -35,7 +35,8 @@ ODD_TOPICS = (
     "$SYS/broker/uptime", "$share/yard/edge/v1/g/yard/generate/c0", "$queue/x", "edge/v1/d/siege/telemetry/system",
     "a" * 60_000,
     f"{ROOT}/c/{FORGER}/r/siege/x", f"{ROOT}/c/{FORGER}/r/siege/", "homeassistant/status",
-    "edge/v1/d/siege/event/refused",
+    "edge/v1/d/siege/event/refused", "edge/v1/d/siege/picture/c0", "edge/v1/d/siege/picture/c0/1-1",
+    "edge/v1/d/siege/picture/c0/0/1-1/more",
 )  # fmt: skip
 
 RETAINING_CLIENTS = ("kept0", "kept1", "kept2")
@@ -75,6 +76,10 @@ class Grammar:
         if kind == "desired":
             data = bodies.desired(VERSIONS, number, random)
             return self._plain(number, f"{ROOT}/d/{DEVICE}/desired", data, kind, random, retain=random.random() < 0.7)
+        if kind == "picture":
+            levels, data = bodies.picture_part(random)
+            topic = f"{ROOT}/d/{DEVICE}/picture/{random.choice(CLIENTS)}/{levels}"
+            return self._plain(number, topic, data, kind, random, retain=random.random() < 0.02)
         body = bodies.request(f"s{number}", random).data
         if kind == "odd client":
             place = random.choice(
@@ -196,8 +201,8 @@ class Grammar:
 
     def _kind(self, random: Random) -> str:
         return random.choices(
-            ("request", "twin", "group", "control", "desired", "odd client", "odd topic", "retained"),
-            (60, 7, 4, 12, 4, 4, 6, 2),
+            ("request", "twin", "group", "control", "desired", "odd client", "odd topic", "retained", "picture"),
+            (60, 7, 4, 12, 4, 4, 6, 2, 5),
         )[0]
 
     def _earlier(self, number: int, random: Random) -> int | None:

@@ -46,7 +46,18 @@ def test_every_field_of_a_request_gets_values_in_and_out_of_range() -> None:
 
 def test_a_siege_sends_everything_that_it_knows() -> None:
     kinds = Counter(shot.what for shot in messages())
-    for kind in ("plain", "twin", "control", "desired", "odd client", "odd topic", "retained", *READABLE, *DAMAGE):
+    for kind in (
+        "plain",
+        "twin",
+        "control",
+        "desired",
+        "odd client",
+        "odd topic",
+        "retained",
+        "picture",
+        *READABLE,
+        *DAMAGE,
+    ):
         assert kinds[kind], kind
     assert {shot.qos for shot in messages()} == {0, 1, 2}
     assert {shot.protocol for shot in messages()} == {"5", "3.1.1"}

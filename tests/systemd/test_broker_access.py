@@ -189,6 +189,18 @@ def test_a_prompt_goes_there_and_the_answer_comes_back(login: Login) -> None:
     assert device.next() == ("edge/v1/d/d1/control/alice", b"cancel")
 
 
+def test_a_picture_goes_to_its_device_in_parts_in_its_senders_name_only(login: Login) -> None:
+    device = login("d1").subscribe("edge/v1/d/d1/picture/+/+/+")
+    other = login("d2").subscribe("edge/v1/d/d1/picture/+/+/+", "edge/v1/d/d2/picture/+/+/+")
+    alice, bob = login("alice"), login("bob")
+    part = f"{'0f' * 32}/1-2"
+    assert bob.publish(f"edge/v1/d/d1/picture/alice/{part}", "forged") == NOT_AUTHORIZED
+    assert alice.publish(f"edge/v1/d/d1/picture/alice/{part}", "her own") == 0
+    assert device.next() == (f"edge/v1/d/d1/picture/alice/{part}", b"her own")
+    alice.publish(f"edge/v1/d/d2/picture/alice/{part}", "for the second")
+    assert other.next()[1] == b"for the second"
+
+
 def test_a_device_cannot_read_anothers_prompts(login: Login) -> None:
     first = login("d1").subscribe("edge/v1/d/d1/generate/+")
     second = login("d2").subscribe("#", "edge/v1/#", "edge/v1/d/d1/generate/+", "edge/v1/d/+/generate/+")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from contract.mqtt.pictures import picture_url
+from contract.mqtt.pictures import MAX_PICTURE_BYTES, picture_url
 from contract.system.command_line import main
 from packager.cli import COMMANDS
 from tests.agent.device import Device
@@ -119,7 +119,7 @@ def test_prompt_sends_a_file(
 
 
 @pytest.mark.parametrize(
-    ("data", "words"), [(None, "No such file"), (b"GIF89a", "PNG or a JPEG"), (bytes(1 << 20), "make it smaller")]
+    ("data", "words"), [(None, "No such file"), (b"GIF89a", "PNG or a JPEG"), (bytes(7 << 20), "make it smaller")]
 )
 def test_prompt_refuses_a_file_that_is_no_picture(
     data: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -135,7 +135,7 @@ def test_prompt_refuses_a_file_that_is_no_picture(
 
 def test_prompt_refuses_more_than_a_request_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
-        (tmp_path / name).write_bytes(png(1, 2, 3) + bytes(500_000))
+        (tmp_path / name).write_bytes(png(1, 2, 3) + bytes(MAX_PICTURE_BYTES // 2))
     images = [word for name in ("a", "b") for word in ("--image", str(tmp_path / name))]
     assert packager("prompt", "x", *images, "--device", "d") == 2
     assert f"{tmp_path / 'b'} is too large: the pictures of a request together" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import ConfigInvalid
+from contract.mqtt.pictures import PicturePart
 from contract.mqtt.topics import Inbound, Topics, make_client_id
 
 identifiers = st.from_regex(r"[A-Za-z0-9_.\-]{1,64}", fullmatch=True)
@@ -19,6 +20,20 @@ def test_topics_that_clients_publish_are_parsed_back(device: str, client: str, g
     assert topics.parse(topics.control(client)) == Inbound("control", client)
     assert topics.parse(topics.group_generate(group, client)) == Inbound("group_generate", client, group)
     assert topics.parse(topics.desired) == Inbound("desired")
+    part = PicturePart("0f" * 32, 2, 3)
+    assert topics.parse(topics.picture(client, part)) == Inbound("picture", client, part=part)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    ["0f" * 32, f"{'0f' * 31}0/1-1", f"{'0F' * 32}/1-1", *(f"{'0f' * 32}/{part}" for part in (
+        "", "1", "0-1", "2-1", "1-33", "01-2", "1-2-3", "１-1", "-1", "1-1\n",
+    ))],
+)  # fmt: skip
+def test_parts_of_pictures_that_are_none_are_the_clients_to_hear_of(levels: str) -> None:
+    found = Topics("d1").parse(f"edge/v1/d/d1/picture/me/{levels}")
+    assert found in (Inbound("picture", "me"), None)
+    assert (found is None) == ("/" not in levels)
 
 
 @given(st.text(max_size=60))
