@@ -15,8 +15,8 @@ from tests.broker import Broker, free_port
 
 SERVER = Path(sys.executable).with_name("nats-server")
 
-READY_SECONDS = 60.0
-"""Until the nodes of a cluster have elected whom they need; a busy machine takes ten."""
+READY_SECONDS = 240.0
+"""Until the nodes of a cluster have elected whom they need; a busy machine takes minutes."""
 
 
 class Nats(Broker):

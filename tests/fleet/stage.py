@@ -27,6 +27,9 @@ BUNDLES: Mapping[str, Behaviour] = {
 BASELINE = 50
 """Requests of a device before a rollout begins; gates need 20."""
 
+ROLLOUT_SECONDS = 240.0
+"""For one whose brokers elect anew on a busy machine; others take five."""
+
 QUICK: dict[str, Any] = {"where": "*", "bake": "1s", "deadline": "60s"}
 
 
@@ -83,7 +86,7 @@ def wait_for_state(database: Database, number: int, *states: str) -> Rollout:
         return found if found.state in states else None
 
     with contextlib.suppress(AssertionError):
-        return until(reached, f"rollout {number} to be {' or '.join(states)}")
+        return until(reached, f"rollout {number} to be {' or '.join(states)}", ROLLOUT_SECONDS)
     found = load(database, number)
     raise AssertionError(f"rollout {number} is {found.state} ({found.reason}), {[w.state for w in found.waves]}")
 

@@ -111,7 +111,7 @@ def test_a_node_that_is_killed_in_the_middle_of_a_wave(
     # All of them, and the fleet, hang on the first one.
     with living(devices, nats_cluster.address, root), serving(database, nats_cluster.address, root):
         wait_for_devices(database, len(devices))
-        number = start(database, "2.0.0", waves=["1", "100%"])
+        number = start(database, "2.0.0", waves=["1", "100%"], deadline="10m")
         until_in_the_second_wave(database, number, devices)
         nats_cluster.nodes[0].kill()
         try:
@@ -127,7 +127,7 @@ def test_a_broker_whose_state_is_wiped_in_the_middle_of_a_wave(
     devices = make_devices(4, pace=0.25)
     with living(devices, any_broker.address, root), serving(database, any_broker.address, root):
         wait_for_devices(database, len(devices))
-        number = start(database, "2.0.0", waves=["1", "100%"])
+        number = start(database, "2.0.0", waves=["1", "100%"], deadline="10m")
         until_in_the_second_wave(database, number, devices)
         any_broker.wipe()
         wait_until_done(database, number)
