@@ -76,6 +76,9 @@ def show(overview: InstallStatus) -> None:
         print(f"engine    {overview.engine.summary}")
     print(f"epoch     {overview.security_epoch}")
     print(f"disk      {format_size(overview.used_bytes)} used")
+    if reported.waiting is not UNSET:
+        here = "fetched and verified" if reported.waiting.prefetched else "not fetched yet"
+        print(f"waiting   {reported.waiting.message} ({here})")
     if reported.error is not None:
         print(f"error     {reported.error.message} [{reported.error.reason}]")
     for warning in [] if reported.warnings is UNSET else reported.warnings:

@@ -21,6 +21,7 @@ from agent.install.update.activation import Activation
 from agent.install.update.canary_run import CanaryRun
 from agent.install.update.collector import Collector
 from agent.install.update.download_step import DownloadStep
+from agent.install.update.gate import ActivationGate
 from agent.install.update.restore import Restorer
 from agent.install.update.step_reporter import StepReporter
 from agent.state.audit import AuditLog, AuditRateLimiter
@@ -72,6 +73,7 @@ def make_reconciler(
     )
     parts = runner.Parts(
         download=DownloadStep(client, reporter, audit_limiter, serving=serving, worker=worker_settings, clock=clock),
+        gate=ActivationGate(state, reporter, now),
         activation=Activation(
             state=state, serving=serving, reporter=reporter, canary_run=canary_run, clock=clock, now=now
         ),

@@ -12,9 +12,12 @@ from agent.install.update.state_machine import State
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
 from contract.identifiers import Digest
+from contract.mqtt.messages import Policy
 from contract.mqtt.reading import parse_desired, salvage_revision
 from contract.reasons import Reason
 from contract.source.access import Source
+from contract.utc import parse_utc
+from contract.windows import Window, read_window
 
 RequestedBy = Literal["operator", "desired", "automatic"]
 
@@ -45,11 +48,22 @@ class OperatorOrder(Struct, frozen=True):
     root: str | None = None
 
 
+class Activates(Struct, frozen=True):
+    """When it may be made active: not before a time in Unix seconds, and while one of ``windows`` is open. It may be
+    fetched before, with ``prefetch``.
+    """
+
+    not_before: float | None = None
+    windows: tuple[Window, ...] = ()
+    prefetch: bool = False
+
+
 class Install(_Named, frozen=True, kw_only=True):
     """From the first of ``sources`` that can deliver it."""
 
     sources: tuple[Source, ...]
     origin: DesiredDocument | OperatorOrder
+    activates: Activates = Activates()
 
 
 class Rollback(_Named, frozen=True, kw_only=True):
@@ -142,7 +156,13 @@ def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str
         tighten(settings, desired.policy),
         sources=locations,
         origin=DesiredDocument(desired.revision),
+        activates=Activates() if desired.policy is UNSET else _activates(desired.policy),
     )
+
+
+def _activates(policy: Policy) -> Activates:
+    not_before = None if policy.not_before is UNSET else parse_utc(policy.not_before)
+    return Activates(not_before, tuple(read_window(each) for each in policy.windows), policy.prefetch)
 
 
 def rollback_target(state: InstallationState, settings: InstallSettings, *, allow_epoch: bool) -> Rollback:

@@ -178,7 +178,9 @@ class DesiredIntake:
         """Report it; a target that is being installed goes on, since whoever sent this may not be its author."""
         self._reporter.document_refused(revision_in(payload), refused)
         if self._runner.state is State.IDLE:
+            waiting = self._reporter.waiting
             self._reporter.begin(revision_in(payload))
+            self._reporter.waiting = waiting
         self._reporter.error = reported_error(refused)
         self._rejected = (revision_in(payload), self._reporter.error)
         self._reporter.publish()

@@ -26,6 +26,7 @@ from contract.mqtt.messages import (
     Progress,
     Reported,
     ReportedError,
+    Waiting,
     fault_details,
 )
 from contract.mqtt.topics import EventType
@@ -99,6 +100,7 @@ class Reporter:
         self.error: ReportedError | None = None
         self.queue_pause_ms: float | None = None
         self.swap: PlannedSwap | None = None
+        self.waiting: Waiting | None = None
 
     @property
     def current(self) -> Reported:
@@ -117,6 +119,7 @@ class Reporter:
             warnings=self._warnings() or UNSET,
             probation=self._probation or UNSET,
             swap=self.swap or UNSET,
+            waiting=self.waiting or UNSET,
         )
 
     def _warnings(self) -> list[ReportedError]:
@@ -141,8 +144,13 @@ class Reporter:
         failed stays until that is over.
         """
         self.revision = revision
-        self.queue_pause_ms = self._progress = self.swap = None
+        self.queue_pause_ms = self._progress = self.swap = self.waiting = None
         self.error = _retried(self.error) if again else None
+
+    def held(self, revision: str | None, waiting: Waiting) -> None:
+        """The target waits for its time; reported with the phase ``IDLE``."""
+        self.begin(revision)
+        self.waiting = waiting
 
     def phase(self, state: State) -> None:
         """Another state was entered."""

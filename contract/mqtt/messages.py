@@ -13,6 +13,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract.errors import Fault, printable
 from contract.mqtt.tools import MAX_CALLS, MAX_TOOLS, CallId, Tool, ToolCall, ToolCallDelta, ToolChoice
+from contract.windows import MAX_WINDOWS, WindowDocument
 
 MAX_REQUEST_BYTES = 1 << 20
 """A request: a prompt of 128k tokens is about 512 KB of text."""
@@ -263,13 +264,28 @@ class BundleReference(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a ``desired`` document may tighten, never loosen, against the device's configuration."""
+    """What a ``desired`` document may tighten, never loosen, against the device's configuration; and when.
+
+    The bundle becomes active not before ``not_before`` (UTC, RFC 3339) and only while the ``window``, or one of
+    several, is open. Until then nothing happens; with ``prefetch`` it is fetched and verified at once.
+    """
 
     probation_seconds: Annotated[int, Meta(ge=0, le=7 * 86400)] | UnsetType = UNSET
     probation_requests: Annotated[int, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
     min_tokens_per_second: Annotated[float, Meta(ge=0, le=1e6)] | UnsetType = UNSET
     swap: Literal["overlap", "drain"] | UnsetType = UNSET
     on_revoked: Literal["keep", "replace"] | UnsetType = UNSET
+    not_before: Annotated[str, Meta(max_length=40)] | UnsetType = UNSET
+    window: WindowDocument | Annotated[list[WindowDocument], Meta(min_length=1, max_length=MAX_WINDOWS)] | UnsetType = (
+        UNSET
+    )
+    prefetch: bool = False
+
+    @property
+    def windows(self) -> tuple[WindowDocument, ...]:
+        if self.window is UNSET:
+            return ()
+        return tuple(self.window) if isinstance(self.window, list) else (self.window,)
 
 
 class Desired(Struct, frozen=True, forbid_unknown_fields=True):
@@ -416,6 +432,18 @@ class Probation(Struct, frozen=True):
     of_requests: int | UnsetType = UNSET
 
 
+class Waiting(Struct, frozen=True):
+    """Why the desired bundle is not made active yet: its time has not come, or this device does not know the time.
+
+    It may go on ``until`` (UTC, RFC 3339); ``prefetched``: its bytes are here and verified. ``message`` for people.
+    """
+
+    reason: Literal["waiting_for_window", "waiting_for_not_before", "clock_not_set"]
+    message: str
+    prefetched: bool = False
+    until: str | UnsetType = UNSET
+
+
 class PlannedSwap(Struct, frozen=True):
     """How a candidate will take over from the bundle that serves, and ``why``: both run for a moment (``overlap``), the
     old one ends first (``drain``), or it ends before the candidate is even tried (``aside``). Requests wait for at most
@@ -469,7 +497,8 @@ class Reported(Struct, frozen=True):
     ``warnings`` last as long as what they tell of, and stop nothing: an installed bundle that was revoked, metadata
     that expired or cannot be trusted any more. ``adapters`` are loaded beside the active bundle. ``desired`` is the
     bundle of the document that is followed; absent when none is, or this device's operator chose another one since.
-    ``probation`` is there in the phase of that name, ``swap`` while a candidate is on its way to take over.
+    ``probation`` is there in the phase of that name, ``swap`` while a candidate is on its way to take over, ``waiting``
+    while the phase is ``IDLE`` because the policy's time has not come.
     """
 
     revision: str | None
@@ -484,6 +513,7 @@ class Reported(Struct, frozen=True):
     desired: BundleReference | UnsetType = UNSET
     probation: Probation | UnsetType = UNSET
     swap: PlannedSwap | UnsetType = UNSET
+    waiting: Waiting | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True):

@@ -24,6 +24,7 @@ from contract.mqtt.messages import (
     GenerateRequest,
     ImagePart,
     Message,
+    Policy,
     ResponseFormat,
 )
 from contract.mqtt.picture_references import with_digests
@@ -34,6 +35,8 @@ from contract.mqtt.topics import NO_ID
 from contract.mqtt.unsupported import unsupported
 from contract.reasons import Reason
 from contract.schema_faults import MAX_FAULTS, nearest, schema_faults
+from contract.utc import parse_utc
+from contract.windows import window_faults
 
 _M = TypeVar("_M", bound=Struct)
 
@@ -282,3 +285,17 @@ def _desired_faults(desired: Desired, _members: Collection[str]) -> Iterator[tup
             check(text)
         except BundleRefused as refused:
             yield refused.reason, Fault(field, refused.message)
+    if desired.policy is not UNSET:
+        for fault in _time_faults(desired.policy):
+            yield Reason.SCHEMA_INVALID, fault
+
+
+def _time_faults(policy: Policy) -> Iterator[Fault]:
+    if policy.not_before is not UNSET:
+        try:
+            parse_utc(policy.not_before)
+        except ValueError as error:
+            yield Fault("policy.not_before", str(error))
+    several = isinstance(policy.window, list)
+    for number, window in enumerate(policy.windows):
+        yield from window_faults(window, f"policy.window[{number}]" if several else "policy.window")

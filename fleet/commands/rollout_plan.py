@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from contract.errors import RequestInvalid, UsageError
+from contract.windows import next_opening
 from fleet import operations
 from fleet.catalogue import Listed, look_up
 from fleet.commands.context import operator, print_json, print_table, size, when
@@ -22,7 +23,6 @@ from fleet.rollout.model import Rollout
 from fleet.rollout.plan import WavePlan, describe
 from fleet.rollout.spec import MAX_SPEC_BYTES, Spec, parse_spec, read_spec
 from fleet.rollout.states import RolloutState
-from fleet.rollout.windows import next_opening
 from fleet.store.database import Database
 
 DEPOT_ENVIRONMENT = "EDGE_FLEET_DEPOT"
@@ -142,6 +142,8 @@ def _print_plan(made: Rollout, waves: list[WavePlan], checked: bool, starting: b
     if spec.windows:
         opens = when(next_opening(spec.windows, made.created_at))
         print(f"  and as much longer as its maintenance windows are closed; the next one is open from {opens}")
+    if spec.prefetch:
+        print("  prefetch: devices fetch as soon as they are asked, and activate within the windows")
     if starting:
         hint = (
             "edge-fleet rollout approve" if made.state is RolloutState.WAITING_APPROVAL else "edge-fleet rollout watch"

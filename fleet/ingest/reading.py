@@ -165,6 +165,8 @@ def read_reported(payload: bytes) -> Reported:
     if found.error is not None:
         _bounded(found.error.reason, 64, "error.reason")
         _bounded(found.error.message, 4096, "error.message")
+    if found.waiting is not UNSET:
+        _bounded(found.waiting.message, 4096, "waiting.message")
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
+from contract.windows import Window
 from fleet.rollout.facts import Facts
 from fleet.rollout.model import Bundle, Rollout, Target, Wave
 from fleet.rollout.states import ROLLOUT, TARGET, WAVE, RolloutState, TargetState, WaveState
@@ -48,12 +49,15 @@ class NoteTarget(Struct, frozen=True):
 
 
 class Publish(Struct, frozen=True):
-    """The retained wish for a device; without ``bundle`` the wish is withdrawn."""
+    """The retained wish for a device; without ``bundle`` the wish is withdrawn. With ``windows`` the device fetches at
+    once and activates within them.
+    """
 
     device: str
     revision: str
     bundle: Bundle | None
     source: str | None = None
+    windows: tuple[Window, ...] = ()
 
 
 class TakeSlot(Struct, frozen=True):

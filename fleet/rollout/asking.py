@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from contract.windows import is_open
 from fleet.rollout.actions import MoveTarget, Publish, TakeSlot, Turn
 from fleet.rollout.canary import BEFORE, SAMPLE_SECONDS, Score, score_of
 from fleet.rollout.facts import DeviceFacts, increase_before
 from fleet.rollout.model import Target
-from fleet.rollout.observe import runs
+from fleet.rollout.observe import activates_from, runs
 from fleet.rollout.states import IN_PROGRESS, WAITING, Deferral, TargetState, WaveState
-from fleet.rollout.windows import is_open
 
 ALREADY_ACTIVE = "already_active"
 """Reason of a device that ran the bundle before it was asked."""
@@ -21,7 +21,8 @@ _OPENED = (WaveState.OPEN, WaveState.BAKING, WaveState.PASSED)
 def ask(turn: Turn) -> None:
     """Send wishes to those that may have them, and say of the others what they wait for."""
     opened = {wave.number: wave.opened for wave in turn.rollout.waves if wave.state in _OPENED}
-    in_window = is_open(turn.rollout.spec.windows, turn.now)
+    spec = turn.rollout.spec
+    in_window = spec.prefetch or is_open(spec.windows, turn.now)
     in_progress = sum(target.state in IN_PROGRESS for target in turn.rollout.targets.values())
     for target in turn.targets():
         if target.state not in WAITING or target.wave not in opened:
@@ -31,7 +32,7 @@ def ask(turn: Turn) -> None:
             turn.do(MoveTarget(target.device, TargetState.SKIPPED, ALREADY_ACTIVE))
         elif (why := _deferral(turn, target, facts, in_window=in_window)) is not None:
             _defer(turn, target, why, opened)
-        elif in_progress < turn.rollout.spec.max_in_progress:
+        elif in_progress < spec.max_in_progress:
             assert facts is not None
             _send(turn, target, facts)
             in_progress += 1
@@ -86,7 +87,7 @@ def _send(turn: Turn, target: Target, facts: DeviceFacts) -> None:
     changes = {
         "attempt": target.attempt + 1,
         "asked_at": turn.now,
-        "deadline": turn.now + spec.deadline,
+        "deadline": activates_from(turn) + spec.deadline,
         "active_at": None,
         # What it ran before the first attempt, not what a failed one left.
         "previous": target.previous if target.attempt else facts.active,
@@ -97,7 +98,8 @@ def _send(turn: Turn, target: Target, facts: DeviceFacts) -> None:
     }
     turn.do(MoveTarget(target.device, TargetState.ASKED, changes=changes))
     asked = turn.rollout.targets[target.device]
-    turn.do(Publish(target.device, rollout.revision(asked), rollout.bundle, spec.source))
+    windows = spec.windows if spec.prefetch else ()
+    turn.do(Publish(target.device, rollout.revision(asked), rollout.bundle, spec.source, windows))
     if spec.slots_per_site:
         turn.do(TakeSlot(target.site, target.device, turn.now + spec.slot_expires))
 

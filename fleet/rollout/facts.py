@@ -14,7 +14,8 @@ from fleet.rollout.model import Bundle
 
 class Report(Struct, frozen=True):
     """What a device reports. ``error`` is a reason code, ``retries`` that the device tries again by itself;
-    ``followed`` is the bundle of the document that it follows, if it says so.
+    ``followed`` is the bundle of the document that it follows, if it says so. ``waiting``: the device's word for what
+    it waits for before it activates, ``prefetched`` that it has fetched the bundle already.
     """
 
     revision: str | None
@@ -25,6 +26,8 @@ class Report(Struct, frozen=True):
     message: str = ""
     retries: bool = False
     followed: str = ""
+    waiting: str = ""
+    prefetched: bool = False
 
 
 class DeviceFacts(Struct, frozen=True, kw_only=True):

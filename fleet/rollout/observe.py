@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from contract.windows import next_opening
 from fleet.rollout.actions import FreeSlot, MoveTarget, NoteTarget, Turn
 from fleet.rollout.facts import DeviceFacts, Report
 from fleet.rollout.model import Bundle, Rollout, Target
@@ -21,6 +24,12 @@ REVERTED = "reverted"
 """Reason of a device that left the bundle after it had become active."""
 
 WRONG_BYTES = "digest_mismatch"
+
+CLOCK_NOT_SET = "clock_not_set"
+"""What a device says that does not know whether its window is open."""
+
+_WAITS = ("waiting_for_window", "waiting_for_not_before", CLOCK_NOT_SET)
+"""What devices wait for before they activate."""
 
 
 def observe(turn: Turn) -> None:
@@ -50,6 +59,26 @@ def concerns(report: Report | None, revision: str, bundle: Bundle) -> bool:
     return report is not None and report.revision == revision and report.followed in ("", bundle.reference)
 
 
+def activates_from(turn: Turn) -> float:
+    """From when on a device that is asked now may activate: its time runs from there."""
+    spec, rollout = turn.rollout.spec, turn.rollout
+    if not spec.prefetch:
+        return turn.now
+    started = rollout.created_at if rollout.started_at is None else rollout.started_at
+    opens = next_opening(spec.windows, turn.now)
+    return turn.now if opens is None else max(turn.now, min(opens, started + spec.expires))
+
+
+def _observe_waiting(turn: Turn, target: Target, report: Report) -> None:
+    """It waits for its window: no failure, and its time runs from the next one on. A clock that is not set is one."""
+    changes: dict[str, Any] = {"reason": report.waiting, "message": report.message}
+    opens = activates_from(turn)
+    if report.waiting != CLOCK_NOT_SET and opens > turn.now:
+        changes["deadline"] = max(target.deadline or 0.0, opens + turn.rollout.spec.deadline)
+    if any(getattr(target, name) != value for name, value in changes.items()):
+        turn.do(NoteTarget(target.device, changes))
+
+
 def _observe_wish(turn: Turn, target: Target, facts: DeviceFacts) -> None:
     rollout, report = turn.rollout, facts.report
     revision = rollout.revision(target)
@@ -63,6 +92,9 @@ def _observe_wish(turn: Turn, target: Target, facts: DeviceFacts) -> None:
     if not concerns(report, revision, rollout.bundle):
         return
     assert report is not None
+    if report.waiting and report.phase == "IDLE":
+        _observe_waiting(turn, target, report)
+        return
     to, reason, message = _meaning(rollout, report)
     if to is TargetState.FAILED:
         turn.do(MoveTarget(target.device, to, reason, message))
@@ -71,7 +103,7 @@ def _observe_wish(turn: Turn, target: Target, facts: DeviceFacts) -> None:
         turn.do(MoveTarget(target.device, to, changes=changes))
     elif _RANK[to] > _RANK[target.state]:
         turn.do(MoveTarget(target.device, to))
-    elif reason and (reason, message) != (target.reason, target.message):
+    elif (reason or target.reason in _WAITS) and (reason, message) != (target.reason, target.message):
         # It tries again by itself; why, is worth knowing.
         turn.do(NoteTarget(target.device, {"reason": reason, "message": message}))
 
@@ -134,7 +166,9 @@ def free_slots(turn: Turn) -> None:
             facts = turn.facts.devices.get(device)
             report = None if facts is None else facts.report
             loaded = (
-                report is not None and report.revision == turn.rollout.revision(target) and report.phase in _DOWNLOADED
+                report is not None
+                and report.revision == turn.rollout.revision(target)
+                and (report.phase in _DOWNLOADED or report.prefetched)
             )
             if loaded or target.state not in (TargetState.ASKED, TargetState.INSTALLING):
                 turn.do(FreeSlot(site, device))

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from contract.errors import RequestInvalid
 from contract.reasons import Reason
+from contract.windows import next_opening
 from fleet.rollout.durations import describe_duration
 from fleet.rollout.model import CONTROL_WAVE, HELD_OUT, Bundle, Rollout, Target, Wave
 from fleet.rollout.selector import Traits, parse_selector
 from fleet.rollout.spec import Spec
 from fleet.rollout.states import TargetState
 from fleet.rollout.waves import Candidate, assign
-from fleet.rollout.windows import next_opening
 
 MAX_TARGETS = 100_000
 """Ten times the largest fleet that this is meant for."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,17 +14,16 @@ from msgspec import Meta, Struct, field
 from contract.errors import BundleRefused, Fault, RequestInvalid
 from contract.identifiers import is_identifier, parse_reference
 from contract.schema_faults import MAX_FAULTS, schema_faults
+from contract.windows import MAX_WINDOWS, Window, WindowDocument, read_window, window_faults
 from fleet.rollout.canary import Canary, Prompt
 from fleet.rollout.durations import parse_duration
 from fleet.rollout.selector import parse_selector
 from fleet.rollout.waves import Size
-from fleet.rollout.windows import DAYS, Day, Window, check_zone, parse_time
 
 MAX_SPEC_BYTES = 64 << 10
 """A page of text."""
 
 MAX_WAVES = 100
-MAX_WINDOWS = 64
 
 MAX_PROMPT = 4000
 """Characters of one prompt of the canary; a small box reads it in seconds."""
@@ -84,15 +82,6 @@ class CanaryDocument(Struct, frozen=True, forbid_unknown_fields=True):
     max_tokens: Annotated[int, Meta(ge=1, le=1024)] = 64
 
 
-class WindowDocument(Struct, frozen=True, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
-    """As it is written."""
-
-    start: str
-    end: str
-    zone: str
-    days: Annotated[list[Day], Meta(min_length=1)] = field(default_factory=lambda: list(DAYS))
-
-
 Quantity = str | Annotated[int, Meta(ge=0)]
 
 
@@ -121,6 +110,7 @@ class SpecDocument(Struct, frozen=True, forbid_unknown_fields=True):
     gates: dict[str, Any] = {}
     canary: CanaryDocument | None = None
     windows: Annotated[list[WindowDocument], Meta(max_length=MAX_WINDOWS)] = []
+    prefetch: bool = False
 
 
 class Spec(Struct, frozen=True, kw_only=True):
@@ -130,6 +120,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     active; ``patience``: how long a wave may wait for the first of its devices; ``offline``: how long a device that is
     deferred is waited for; ``expires``: for the whole rollout. ``slots_per_site``: devices of one site that download
     at a time, 0 for any number, each at most ``slot_expires``. ``rollback``: what is turned back when it halts.
+    ``prefetch``: devices are asked out of the windows, too, to fetch at once and to activate within them.
     """
 
     name: str
@@ -153,6 +144,7 @@ class Spec(Struct, frozen=True, kw_only=True):
     gates: Gates = Gates()
     canary: Canary | None = None
     windows: tuple[Window, ...] = ()
+    prefetch: bool = False
 
     @property
     def bundle(self) -> str:
@@ -206,7 +198,9 @@ def _faults(document: dict[str, Any]) -> Iterator[Fault]:
     if "waves" in sound:
         yield from _wave_faults(sound["waves"])
     for number, window in enumerate(sound.get("windows", [])):
-        yield from _window_faults(window, f"windows[{number}]")
+        yield from window_faults(msgspec.convert(window, WindowDocument), f"windows[{number}]")
+    if sound.get("prefetch") and not {"windows", "prefetch"} & wrong and not sound.get("windows"):
+        yield Fault("prefetch", "without windows there is nothing to fetch ahead of: add one, or leave prefetch out")
     if {"deadline", "expires"}.isdisjoint(wrong):
         yield from _order_faults(sound)
 
@@ -281,14 +275,6 @@ def _wave_faults(waves: list[str | int]) -> Iterator[Fault]:
         before = size
 
 
-def _window_faults(window: dict[str, Any], path: str) -> Iterator[Fault]:
-    yield from _check(f"{path}.from", window["from"], parse_time)
-    yield from _check(f"{path}.until", window["until"], partial(parse_time, end=True))
-    yield from _check(f"{path}.zone", window["zone"], check_zone)
-    if window["from"] == window["until"]:
-        yield Fault(f"{path}.until", "the window is never open: it ends when it begins")
-
-
 def _order_faults(sound: Mapping[str, Any]) -> Iterator[Fault]:
     try:
         deadline = parse_duration(sound.get("deadline", "2h"))
@@ -335,8 +321,6 @@ def _convert(document: SpecDocument) -> Spec:
         halt=document.halt,
         gates=msgspec.convert(_gates(document.gates), Gates),
         canary=None if document.canary is None else _canary(document.canary),
-        windows=tuple(
-            Window(parse_time(each.start), parse_time(each.end, end=True), each.zone, tuple(each.days))
-            for each in document.windows
-        ),
+        windows=tuple(read_window(each) for each in document.windows),
+        prefetch=document.prefetch,
     )

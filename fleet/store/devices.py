@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType, structs
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import BundleState, Health, Info, Reported
+from contract.mqtt.messages import MAX_MESSAGE, BundleState, Health, Info, Reported
 from contract.strict_json import prepare
 from fleet.rollout.counters import Counters
 from fleet.rollout.facts import DeviceFacts, Report
@@ -355,8 +355,8 @@ def facts(
 
 def as_report(reported: Reported) -> Report:
     """What of a report decides."""
-    error, followed = reported.error, reported.desired
-    return Report(
+    error, followed, waiting = reported.error, reported.desired, reported.waiting
+    report = Report(
         revision=reported.revision,
         phase=reported.phase,
         active=_bundle(reported.active),
@@ -365,6 +365,11 @@ def as_report(reported: Reported) -> Report:
         message="" if error is None else error.message,
         retries=error is not None and error.retry_in_seconds is not UNSET,
         followed="" if followed is UNSET else f"{followed.name}@{followed.version}",
+    )
+    if waiting is UNSET or error is not None:
+        return report
+    return structs.replace(
+        report, waiting=waiting.reason, prefetched=waiting.prefetched, message=waiting.message[:MAX_MESSAGE]
     )
 
 

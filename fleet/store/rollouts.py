@@ -11,8 +11,9 @@ from msgspec import structs
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import BundleReference, Desired, encode
+from contract.mqtt.messages import BundleReference, Desired, Policy, encode
 from contract.strict_json import prepare
+from contract.windows import write_window
 from fleet.rollout.actions import Action, FreeSlot, MoveTarget, Publish, TakeSlot, apply
 from fleet.rollout.model import Bundle, Rollout, Target, Wave
 from fleet.rollout.operate import start, supersede
@@ -299,7 +300,12 @@ def _write_wish(connection: Connection, number: int, wish: Publish, now: float) 
     payload = b""
     if wish.bundle is not None:
         document = Desired(wish.revision, BundleReference(wish.bundle.name, wish.bundle.version))
-        payload = encode(document if wish.source is None else structs.replace(document, source=wish.source))
+        if wish.source is not None:
+            document = structs.replace(document, source=wish.source)
+        if wish.windows:
+            windows = [write_window(each) for each in wish.windows]
+            document = structs.replace(document, policy=Policy(window=windows, prefetch=True))
+        payload = encode(document)
     connection.execute(delete(outbox).where(outbox.c.device == wish.device))
     connection.execute(
         insert(outbox).values(

@@ -9,9 +9,10 @@ import time
 
 import msgspec
 
-from contract.errors import SourceUnavailable, UsageError
+from contract.errors import BundleRefused, SourceUnavailable, UsageError
 from contract.identifiers import is_identifier, parse_reference
 from contract.mqtt.messages import Status
+from contract.mqtt.reading import parse_desired
 from contract.mqtt.topics import Topics
 from edge_bundle.broker import add_broker, find_broker
 from edge_bundle.broker_session import BrokerSession, Message
@@ -33,6 +34,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_broker(parser)
     parser.add_argument("--source", metavar="S", help="name of a source in the device's configuration (default: any)")
     parser.add_argument("--revision", metavar="R", help="what the device echoes (default: a random one)")
+    parser.add_argument("--not-before", metavar="TIME", help="activate not before then: 2026-12-01T02:00:00Z")
+    parser.add_argument(
+        "--window",
+        metavar="W",
+        action="append",
+        help="activate only within it: '[DAYS] FROM-UNTIL ZONE', as 'sat,sun 22:00-05:00 Europe/Oslo'; may be repeated",
+    )
+    parser.add_argument("--prefetch", action="store_true", help="fetch and verify at once, activate when it is time")
     parser.add_argument("--clear", action="store_true", help="withdraw the desired bundle instead of setting one")
     parser.add_argument("--force", action="store_true", help="also for a device that this broker has never heard of")
     parser.add_argument("--wait", action="store_true", help="follow it until it is active everywhere or refused")
@@ -44,6 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  edge-packager deploy --device kitchen-1 smollm2@1.1.0 --wait\n"
         "  edge-packager deploy --group office --source depot smollm2@1.1.0 --broker mqtts://broker.example.org\n"
+        "  edge-packager deploy --group office smollm2@1.1.0 --window '02:00-05:00 Europe/Oslo' --prefetch\n"
         "  edge-packager deploy --device kitchen-1 --clear\n\n"
         "exit status: 0 published, with --wait active everywhere; 2 the command line; 3 a device refused the bundle;\n"
         "4 no broker, an unknown device, or with --wait a device that is offline, still at it or trying again;\n"
@@ -52,6 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.clear and (arguments.not_before or arguments.window or arguments.prefetch):
+        raise UsageError("--clear takes no --not-before, --window or --prefetch")
     if (arguments.bundle is None) != arguments.clear:
         raise UsageError("give NAME@VERSION, or --clear to withdraw the desired bundle")
     payload, revision = b"", None
@@ -86,10 +98,54 @@ def run(arguments: argparse.Namespace) -> int:
 def _document(arguments: argparse.Namespace) -> tuple[bytes, str]:
     name, version = parse_reference(arguments.bundle)
     revision = arguments.revision or secrets.token_hex(6)
-    document = {"revision": revision, "bundle": {"name": name, "version": version}}
+    document: dict[str, object] = {"revision": revision, "bundle": {"name": name, "version": version}}
     if arguments.source is not None:
         document["source"] = arguments.source
-    return json.dumps(document).encode(), revision
+    if policy := _policy(arguments):
+        document["policy"] = policy
+    payload = json.dumps(document).encode()
+    if policy:
+        _check(payload)
+    return payload, revision
+
+
+def _policy(arguments: argparse.Namespace) -> dict[str, object]:
+    """When it is to be activated."""
+    policy: dict[str, object] = {}
+    if arguments.not_before is not None:
+        policy["not_before"] = arguments.not_before
+    if arguments.window:
+        policy["window"] = [_window(text) for text in arguments.window]
+    if arguments.prefetch:
+        if not policy:
+            raise UsageError("--prefetch fetches ahead of a time: give --not-before or --window, too")
+        policy["prefetch"] = True
+    return policy
+
+
+def _window(text: str) -> dict[str, object]:
+    """A window in one line; what is in it is checked with the document."""
+    *days, times, zone = text.split() if len(text.split()) in (2, 3) else ("", "", "")
+    start, dash, end = times.partition("-")
+    if not dash:
+        form = "'[DAYS] FROM-UNTIL ZONE', as 'sat,sun 22:00-05:00 Europe/Oslo'"
+        raise UsageError(f"{text!r} is not a window: write {form}")
+    window: dict[str, object] = {"from": start, "until": end, "zone": zone}
+    if days and days[0]:
+        window["days"] = days[0].lower().split(",")
+    return window
+
+
+def _check(payload: bytes) -> None:
+    """As devices read it.
+
+    Raises:
+        UsageError: they would refuse it.
+    """
+    try:
+        parse_desired(payload)
+    except BundleRefused as refused:
+        raise UsageError(f"{refused.field}: {refused.message}") from refused
 
 
 class _Look:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.mqtt.messages import PlannedSwap, Reported
+from contract.mqtt.messages import PlannedSwap, Reported, Waiting
 from contract.reasons import Reason
 
 QUIET_SECONDS = 30.0
@@ -148,6 +148,8 @@ def phase_text(reported: Reported, bundle: str) -> str:
     error = reported.error
     if error is not None and error.retry_in_seconds is not UNSET and reported.phase == "IDLE":
         return f"waiting: {error.message} [{error.reason}]"
+    if reported.waiting is not UNSET and reported.phase == "IDLE":
+        return waiting_text(reported.waiting)
     if reported.phase == "IDLE":
         if error is not None:
             return f"failed: {error.message} [{error.reason}]"
@@ -163,6 +165,12 @@ def phase_text(reported: Reported, bundle: str) -> str:
     if reported.queue_pause_ms is not UNSET and reported.phase in ("PROBATION", "COMMIT"):
         text += f" (requests waited {reported.queue_pause_ms:.0f} ms)"
     return text
+
+
+def waiting_text(waiting: Waiting) -> str:
+    """What a bundle waits for, for people."""
+    here = "fetched and verified" if waiting.prefetched else "not fetched yet"
+    return f"waiting ({here}): {waiting.message}"
 
 
 def swap_text(swap: PlannedSwap) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from contract.mqtt.messages import Probation
+from packager.watch.deployment import waiting_text
 from packager.watch.fleet import CONTESTED, FETCHES, DeviceEvent, DeviceView, Fleet, printable, reference
 from packager.watch.samples import LlmReading
 from packager.watch.series import Series, sparkline
@@ -126,6 +127,8 @@ def phase_of(view: DeviceView) -> Text:
         return Text("")
     if reported.error is not None:
         return Text(printable(f"{reported.error.message} [{reported.error.reason}]"), BAD)
+    if reported.waiting is not UNSET and reported.phase == "IDLE":
+        return Text(printable(waiting_text(reported.waiting)), WORTH_A_LOOK)
     if reported.phase == "IDLE":
         return Text("idle", FAINT)
     text = reported.phase.lower()

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
 from contract.mqtt import messages
 from contract.mqtt.messages import BundleState, Phase, Reported, ReportedError, Status
+from contract.mqtt.reading import parse_desired
 from contract.mqtt.topics import Topics
 from contract.system.command_line import main
+from contract.windows import Window, read_window
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.broker_session import BrokerSession
 from packager.cli import COMMANDS
@@ -109,6 +112,40 @@ def test_a_device_that_was_never_seen_is_given_no_wish(broker: Broker, capsys: p
     assert (desired(broker, "kitchen1"), desired(broker, "kitchen-1")) == (None, None), "none of them, if not all"
     assert deploy(broker, "--device", "kitchen1", "--force") == 0
     assert desired(broker, "kitchen1") is not None
+
+
+def test_a_time_to_activate_at_goes_with_the_wish(broker: Broker) -> None:
+    say(broker, TOPICS.status, messages.encode(Status(False, "boot")))
+    when = ["--not-before", "2027-01-10T00:00:00Z", "--window", "Sat,sun 22:00-05:00 Europe/Oslo", "--window",
+            "02:00-24:00 UTC", "--prefetch"]  # fmt: skip
+    assert deploy(broker, "--device", "kitchen-1", *when) == 0
+    document = parse_desired(desired(broker, "kitchen-1") or b"")
+    assert document is not None and document.policy is not UNSET
+    policy = document.policy
+    assert (policy.not_before, policy.prefetch) == ("2027-01-10T00:00:00Z", True)
+    assert [read_window(each) for each in policy.windows] == [
+        Window(22 * 60, 5 * 60, "Europe/Oslo", ("sat", "sun")),
+        Window(2 * 60, 24 * 60, "UTC"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--window", "always"], "'always' is not a window: write '[DAYS] FROM-UNTIL ZONE'"),
+        (["--window", "22:00-05:00 Europe/Olso"], "policy.window[0].zone: 'Europe/Olso' is not a time zone"),
+        (["--window", "sta 22:00-05:00 UTC"], "did you mean `sat`?"),
+        (["--window", "22:00-25:00 UTC"], "policy.window[0].until: '25:00' is not a time of day"),
+        (["--not-before", "tomorrow"], "write it as 2026-12-01T02:00:00Z"),
+        (["--prefetch"], "give --not-before or --window, too"),
+    ],
+)
+def test_a_time_that_no_device_would_take_is_sent_to_none(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["deploy", "--broker", "mqtt://127.0.0.1:1", "tiny@1.0.0", "--device", "kitchen-1", *arguments]
+    assert main("edge-packager", "", COMMANDS, command) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_a_group_without_members_is_named_at_once(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:

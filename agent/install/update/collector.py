@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from agent.install.gc import collect_bundles, collect_derived, collect_orphans, collect_parts
 from agent.install.settings import InstallSettings
@@ -34,8 +35,8 @@ class Collector:
         self._disk = disk
         self._restorer = restorer
 
-    def collect(self, settings: InstallSettings, protected: Digest | None) -> None:
-        """Remove what ``settings`` do not keep, but for the bundle ``protected``."""
+    def collect(self, settings: InstallSettings, protected: Collection[Digest]) -> None:
+        """Remove what ``settings`` do not keep, but for the bundles ``protected``."""
         try:
             collect_bundles(
                 self._state,
@@ -43,7 +44,7 @@ class Collector:
                 self._disk,
                 keep_previous=settings.keep_previous,
                 quota_bytes=settings.quota_bytes,
-                protected=() if protected is None else (protected,),
+                protected=protected,
             )
             collect_orphans(self._state, self._directory, self._disk, parts_kept=())
             self._collect_derived()

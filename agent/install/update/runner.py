@@ -17,6 +17,7 @@ from agent.install.update.activation import Activation
 from agent.install.update.attempt import Attempt, Outcome
 from agent.install.update.collector import Collector
 from agent.install.update.download_step import DownloadStep
+from agent.install.update.gate import ActivationGate
 from agent.install.update.restore import Restorer
 from agent.install.update.state_machine import (
     Action,
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
     """What carries out the actions of the state table."""
 
     download: DownloadStep
+    gate: ActivationGate
     activation: Activation
     restorer: Restorer
     collector: Collector
@@ -89,11 +91,13 @@ class UpdateRunner:
         return self._state
 
     async def run(self, target: DesiredBundle) -> Outcome:
-        """Make the target active.
+        """Make the target active, when its time has come.
 
         Raises:
             StoreBroken, StoreFull: the state cannot be recorded; ``restart`` goes on from what was.
         """
+        if (held := self._parts.gate.hold(target)) is not None:
+            return held
         last = self._attempt
         again = target is last.known_target and last.outcome.kind == "later"
         self._attempt = Attempt(self._reporter, self.backoff, target, max_done=last.max_done if again else 0)
@@ -121,6 +125,7 @@ class UpdateRunner:
     async def withdraw(self) -> None:
         """Nothing is desired any more: remove what an abandoned target left on this disk."""
         self._protected = None
+        self._parts.gate.forget()
         await self._run_table(Event.WITHDRAWN)
 
     async def retire(self) -> None:
@@ -189,7 +194,7 @@ class UpdateRunner:
         attempt = self._attempt
         match action:
             case Action.OBTAIN:
-                work = self._parts.download.run(attempt, self._enter)
+                work = self._obtain(attempt)
             case Action.RUN_CANARY:
                 work = self._parts.activation.examine(attempt)
             case Action.WATCH:
@@ -204,6 +209,10 @@ class UpdateRunner:
                 await self._perform_silently(action, attempt)
                 return None
         return await self._unless_superseded(work)
+
+    async def _obtain(self, attempt: Attempt) -> Event:
+        event = await self._parts.download.run(attempt, self._enter)
+        return self._parts.gate.admit(attempt) if event is Event.SEALED else event
 
     async def _perform_silently(self, action: Silent, attempt: Attempt) -> None:
         """The actions that no event follows on."""
@@ -222,7 +231,8 @@ class UpdateRunner:
                 assert self._revoked_adapter is not None
                 self._store.retire_adapter(self._revoked_adapter.digest)
             case Action.COLLECT:
-                self._parts.collector.collect(self._settings, self._protected)
+                kept = (self._protected, self._parts.gate.kept)
+                self._parts.collector.collect(self._settings, [each for each in kept if each is not None])
             case Action.TIDY:
                 self._parts.collector.tidy()
             case _:

@@ -44,6 +44,8 @@ class Event(StrEnum):
     FETCHED = "fetched"
     VERIFIED = "verified"
     SEALED = "sealed"
+    PREFETCHED = "prefetched"
+    """It lies sealed on this disk, and may not be made active yet."""
     REFUSED = "refused"
     """The bundle or the target cannot be accepted; no retry until it changes."""
     UNAVAILABLE = "unavailable"
@@ -151,6 +153,7 @@ TABLE: dict[tuple[State, Event], Entry] = {
 for _state in DOWNLOADING:
     TABLE[_state, Event.REFUSED] = Entry(State.IDLE)
     TABLE[_state, Event.UNAVAILABLE] = Entry(State.IDLE)
+    TABLE[_state, Event.PREFETCHED] = Entry(State.IDLE)
     TABLE[_state, Event.SUPERSEDED] = Entry(State.IDLE)
     TABLE[_state, Event.RESTARTED] = Entry(State.IDLE, (Action.RESTORE, Action.TIDY))
 
@@ -160,7 +163,7 @@ STEPS = frozenset({
 """What the installer reports while it runs."""
 
 RESULTS: dict[Action, frozenset[Event]] = {
-    Action.OBTAIN: STEPS | {Event.REFUSED, Event.UNAVAILABLE, Event.SUPERSEDED},
+    Action.OBTAIN: STEPS | {Event.REFUSED, Event.UNAVAILABLE, Event.SUPERSEDED, Event.PREFETCHED},
     Action.RUN_CANARY: frozenset({Event.CANARY_PASSED, Event.FAILED, Event.UNAVAILABLE, Event.SUPERSEDED}),
     Action.SWAP: frozenset({Event.SWITCHED, Event.FAILED}),
     Action.WATCH: frozenset({Event.HELD, Event.FAILED, Event.SUPERSEDED}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,9 @@ class Stage:
         self.workers = StandInWorkers()
         self.installer: Any = install_in_thread
         self.prepacker: Prepacker | None = None
+        self.now: Callable[[], float] = time.time
         self.reported: list[Reported] = []
+        self.hearers: list[Callable[[Reported], None]] = []
         self.events: list[tuple[EventType, dict[str, Any]]] = []
         self.news = asyncio.Event()
 
@@ -218,6 +221,7 @@ class Stage:
             on_event=lambda kind, detail: self.events.append((kind, detail)),
             installer=self.installer,
             prepacker=self.prepacker,
+            now=self.now,
         )
         await reconciler.start_active()
         running = asyncio.create_task(reconciler.run())
@@ -236,6 +240,8 @@ class Stage:
 
     def _hear(self, reported: Reported) -> None:
         self.reported.append(reported)
+        for hearer in self.hearers:
+            hearer(reported)
         self.news.set()
 
     async def until(self, holds: Callable[[Reported], bool]) -> Reported:

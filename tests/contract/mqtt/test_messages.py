@@ -251,6 +251,54 @@ def test_a_bad_desired_document_is_refused_with_its_reason(payload: bytes, reaso
     assert caught.value.reason is reason
 
 
+def policy(**fields: object) -> bytes:
+    bundle = {"name": "tiny", "version": "1.0.0"}
+    return json.dumps({"revision": "7", "bundle": bundle, "policy": fields}).encode()
+
+
+WINDOW = {"from": "22:00", "until": "05:00", "zone": "Europe/Oslo"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "windows"),
+    [({"window": WINDOW}, 1), ({"window": [WINDOW, {**WINDOW, "days": ["sat"]}]}, 2), ({"prefetch": True}, 0)],
+)
+def test_a_policy_may_say_when(fields: dict[str, object], windows: int) -> None:
+    desired = reading.parse_desired(policy(not_before="2026-12-01T02:00:00Z", **fields))
+    assert desired is not None and desired.policy is not UNSET
+    assert len(desired.policy.windows) == windows
+    assert desired.policy.not_before == "2026-12-01T02:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"not_before": "tomorrow"}, "policy.not_before", "write it as 2026-12-01T02:00:00Z"),
+        ({"not_before": "2026-12-01T02:00:00"}, "policy.not_before", "in UTC"),
+        ({"not_before": "2026-12-01T02:00:00+01:00"}, "policy.not_before", "in UTC"),
+        ({"not_before": "2026-13-01T02:00:00Z"}, "policy.not_before", "is not a time"),
+        ({"not_before": "9999-12-31T23:59:59Z"}, "policy.not_before", "is not a time"),
+        ({"not_before": 1796090400}, "policy.not_before", "Expected `str`"),
+        ({"window": []}, "policy.window", "length >= 1"),
+        ({"window": [WINDOW] * 65}, "policy.window", "length <= 64"),
+        ({"window": {**WINDOW, "zone": "Europe/Olso"}}, "policy.window.zone", "did you mean `Europe/Oslo`?"),
+        ({"window": [WINDOW, {**WINDOW, "from": "9"}]}, "policy.window[1].from", "HH:MM"),
+        ({"window": {**WINDOW, "until": "22:00"}}, "policy.window.until", "never open"),
+        ({"window": {**WINDOW, "days": ["sta"]}}, "policy.window.days[0]", "did you mean `sat`?"),
+        ({"window": {**WINDOW, "tz": "UTC"}}, "policy.window.tz", "unknown field"),
+        ({"window": {"until": "05:00", "zone": "UTC"}}, "policy.window.from", "missing required field"),
+        ({"windows": [WINDOW]}, "policy.windows", "did you mean `window`?"),
+        ({"not_befor": "2026-12-01T02:00:00Z"}, "policy.not_befor", "did you mean `not_before`?"),
+        ({"prefetch": "yes"}, "policy.prefetch", "Expected `bool`"),
+    ],
+)
+def test_a_policy_that_says_when_wrongly_is_refused_by_field(fields: dict[str, object], field: str, words: str) -> None:
+    with pytest.raises(BundleRefused) as caught:
+        reading.parse_desired(policy(**fields))
+    fault = next(each for each in caught.value.details if each.field == field)
+    assert words in fault.message
+
+
 @given(st.binary(max_size=200))
 def test_random_desired_documents_are_read_or_refused(payload: bytes) -> None:
     try:

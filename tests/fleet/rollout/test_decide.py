@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec import structs
 
+from contract.windows import Window
 from fleet.rollout.actions import Publish
 from fleet.rollout.counters import Counters
 from fleet.rollout.facts import Newcomer
@@ -13,8 +14,7 @@ from fleet.rollout.operate import abort, pause, resume, retry
 from fleet.rollout.spec import Gates, Halt
 from fleet.rollout.states import RolloutState, TargetState, TurnBack, WaveState
 from fleet.rollout.waves import Size
-from fleet.rollout.windows import Window
-from tests.fleet.rollout.world import NEW, OLD, World, work
+from tests.fleet.rollout.world import BEGIN, NEW, OLD, World, work
 
 S, T, W = RolloutState, TargetState, WaveState
 
@@ -298,6 +298,81 @@ def test_outside_its_window_nobody_is_asked() -> None:
     assert world.published == []
     world.decide(14 * 60)
     assert len(world.published) == 1
+
+
+def prefetching(**changes: object) -> World:
+    """The window opens 13 minutes and 20 seconds after the beginning, for an hour."""
+    return World(windows=(Window(14 * 60, 15 * 60, "UTC"),), prefetch=True, **changes).begin()
+
+
+def test_with_prefetch_devices_are_asked_before_their_window_which_they_are_told() -> None:
+    world = prefetching()
+    world.decide()
+    (canary,) = world.wave(1)
+    assert world.wishes[canary].windows == world.spec.windows
+    assert world.rollout.targets[canary].deadline == BEGIN + 800 + world.spec.deadline, "its time runs from the opening"
+
+
+def test_a_device_that_waits_for_its_window_has_not_failed_and_gives_its_slot_back() -> None:
+    world = prefetching(slots_per_site=1, deadline=600.0)
+    world.decide()
+    (canary,) = world.wave(1)
+    assert [list(each) for each in world.slots.values()] == [[canary]]
+    world.report(canary, "FETCH")
+    world.decide(60)
+    assert [list(each) for each in world.slots.values()] == [[canary]], "it downloads"
+    world.report(canary, waiting="waiting_for_window", prefetched=True, message="it opens at 14:00")
+    world.decide(600)
+    target = world.rollout.targets[canary]
+    assert not any(world.slots.values())
+    assert (target.state, target.reason, target.message) == (
+        T.INSTALLING, "waiting_for_window", "it opens at 14:00",
+    )  # fmt: skip
+
+
+def test_a_window_that_was_missed_is_no_failure_either() -> None:
+    world = prefetching(deadline=7200.0)
+    world.decide()
+    (canary,) = world.wave(1)
+    world.report(canary, "FETCH")
+    world.decide()
+    # The download ends after the window has closed.
+    world.now = BEGIN + 800 + 3600
+    world.report(canary, waiting="waiting_for_window", prefetched=True, message="it opens tomorrow")
+    world.decide()
+    assert world.rollout.targets[canary].deadline == BEGIN + 800 + 86400 + 7200
+    world.decide(40000)
+    assert world.state(canary) is T.INSTALLING
+    world.now = BEGIN + 800 + 86400 + 60
+    world.obey(canary)
+    world.decide()
+    assert world.state(canary) is T.ACTIVE
+
+
+def test_a_device_that_does_not_know_the_time_runs_into_its_deadline() -> None:
+    world = prefetching(deadline=600.0)
+    world.decide()
+    (canary,) = world.wave(1)
+    world.report(canary, waiting="clock_not_set", message="set its clock")
+    world.decide(800 + 599)
+    assert world.state(canary) is T.ASKED
+    world.decide(1)
+    target = world.rollout.targets[canary]
+    assert (target.state, target.reason) == (T.TIMED_OUT, "clock_not_set")
+    assert "set its clock" in target.message
+
+
+def test_what_waits_for_its_window_is_turned_back_at_once_by_an_abort() -> None:
+    world = prefetching()
+    world.decide()
+    (canary,) = world.wave(1)
+    world.report(canary, waiting="waiting_for_window", prefetched=True, message="it opens at 14:00")
+    world.decide()
+    assert world.state(canary) is T.ASKED
+    world.take(abort(world.rollout, "bob", world.now))
+    world.decide()
+    wish = world.wishes[canary]
+    assert (wish.bundle, wish.windows) == (OLD, ()), "going back waits for no window"
 
 
 def test_a_pinned_device_waits_until_it_is_unpinned() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from contract.errors import RequestInvalid
+from contract.windows import Window
 from fleet.rollout.canary import Canary, Prompt
 from fleet.rollout.spec import Gates, Spec, parse_spec, read_spec
 from fleet.rollout.waves import Size
-from fleet.rollout.windows import Window
 
 LEAST: dict[str, Any] = {"bundle": "smollm2@1.1.0", "where": "site=oslo"}
 
@@ -95,6 +95,8 @@ def test_a_whole_file() -> None:
         ),
         ({"windows": [{"from": "22:00", "until": "22:00", "zone": "UTC"}]}, "windows[0].until", "never open"),
         ({"windows": [{"form": "22:00", "until": "22:00", "zone": "UTC"}]}, "windows[0].form", "did you mean `from`?"),
+        ({"prefetch": True}, "prefetch", "without windows"),
+        ({"prefetched": True}, "prefetched", "did you mean `prefetch`?"),
         ({"max_in_progress": 0}, "max_in_progress", ">= 1"),
         ({"canary": {"prompts": []}}, "canary.prompts", "length >= 1"),
         ({"canary": {"prompt": []}}, "canary.prompt", "did you mean `prompts`?"),

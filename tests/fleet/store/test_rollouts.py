@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from msgspec import UNSET
 from sqlalchemy import insert, select
 
 from contract.errors import RequestInvalid, StoreBroken
 from contract.mqtt.messages import Info, Limits
 from contract.mqtt.reading import parse_desired
+from contract.windows import Window, read_window
 from fleet.rollout.actions import MoveTarget, Publish, TakeSlot
 from fleet.rollout.decide import decide
 from fleet.rollout.model import Rollout
@@ -83,6 +86,25 @@ def test_states_and_wishes_are_written_together(database: Database) -> None:
     document = parse_desired(wish.payload)
     assert document is not None
     assert (document.revision, document.bundle.name, document.source) == (wish.revision, "model", "depot")
+
+
+def test_a_device_that_is_to_fetch_ahead_is_told_the_windows(database: Database) -> None:
+    windows = (Window(14 * 60, 24 * 60, "Europe/Oslo", ("sat", "sun")), Window(0, 300, "UTC"))
+    world = World(windows=windows, prefetch=True)
+    added = add(database, world)
+    with database.write() as connection:
+        rollouts.start_rollout(connection, added.id, BEGIN)
+    step(database, world, added.id)
+    assert load(database, added.id).spec == world.spec
+    with database.read() as connection:
+        (wish,) = outbox.unsent(connection)
+    document = parse_desired(wish.payload)
+    assert document is not None and document.policy is not UNSET
+    assert document.policy.prefetch
+    assert tuple(read_window(each) for each in document.policy.windows) == windows
+    assert json.loads(wish.payload)["policy"]["window"][0] == {
+        "from": "14:00", "until": "24:00", "zone": "Europe/Oslo", "days": ["sat", "sun"],
+    }  # fmt: skip
 
 
 def test_a_turn_that_breaks_changes_neither_states_nor_wishes(database: Database) -> None:

@@ -16,6 +16,7 @@ from contract.mqtt.messages import (
     Progress,
     Reported,
     ReportedError,
+    Waiting,
 )
 from packager.watch.deployment import QUIET_SECONDS, Deployment
 
@@ -74,6 +75,16 @@ def test_how_long_requests_will_wait_is_said_before(deployment: Deployment, swap
     assert line(deployment, report("FETCH", swap=swap, progress=Progress(45, 100))) == "fetch 40 %"
     assert line(deployment, report("CANARY", swap=swap)) == f"canary ({text})"
     assert line(deployment, report("SWITCH", swap=swap)) == "switch"
+
+
+def test_what_waits_for_its_time_is_followed(deployment: Deployment) -> None:
+    waiting = Waiting("waiting_for_window", "its maintenance window opens at T", prefetched=True, until="T")
+    text = "waiting (fetched and verified): its maintenance window opens at T"
+    assert line(deployment, report(waiting=waiting)) == text
+    assert deployment.waiting
+    with pytest.raises(SourceUnavailable, match="its maintenance window opens"):
+        deployment.conclude(1.0, [])
+    assert line(deployment, report("CANARY")) == "canary"
 
 
 def test_an_adapter_is_active_beside_its_model(deployment: Deployment) -> None:

@@ -1,21 +1,37 @@
-"""Maintenance windows in IANA time zones: when a device may be asked. Clocks of zones change, so they are looked up."""
+"""Maintenance windows in IANA time zones, of fleets and of devices. Clocks of zones change, so they are looked up."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from functools import cache
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from msgspec import Struct
+from msgspec import Meta, Struct, field
 
+from contract.errors import Fault
 from contract.schema_faults import nearest
 
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
+MAX_WINDOWS = 64
+
 _TIME = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])")
+
+_NO_ZONE = ("posix/", "right/", "posixrules", "localtime")
+"""Files beside the zones of the database, that are none."""
+
+
+class WindowDocument(Struct, frozen=True, forbid_unknown_fields=True, rename={"start": "from", "end": "until"}):
+    """A window as it is written: ``from`` 22:00 ``until`` 05:00 in ``zone``, on the ``days`` on which it begins."""
+
+    start: str
+    end: str
+    zone: str
+    days: Annotated[list[Day], Meta(min_length=1)] = field(default_factory=lambda: list(DAYS))
 
 
 class Window(Struct, frozen=True):
@@ -50,13 +66,62 @@ def check_zone(name: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    known = available_timezones()
-    if name in known:
+    if _is_zone(name):
         return name
+    known = _known_zones()
+    if not known:
+        raise ValueError(f"{name[:64]!r} cannot be looked up: there is no time zone database here; install tzdata")
     by_lower = {each.lower(): each for each in known}
     near = by_lower.get(nearest(name, sorted(by_lower)) or "")
     hint = "" if near is None else f"; did you mean `{near}`?"
     raise ValueError(f"{name[:64]!r} is not a time zone of the IANA database, such as Europe/Oslo{hint}")
+
+
+def _is_zone(name: str) -> bool:
+    if not name or name.startswith(_NO_ZONE):
+        return False
+    try:
+        ZoneInfo(name)
+    except (LookupError, ValueError, OSError):
+        return False
+    return True
+
+
+@cache
+def _known_zones() -> frozenset[str]:
+    """For hints: some hundred files are looked at."""
+    return frozenset(available_timezones())
+
+
+def window_faults(window: WindowDocument, path: str) -> Iterator[Fault]:
+    """What is wrong with a window, beside its shape."""
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("from", lambda: parse_time(window.start)),
+        ("until", lambda: parse_time(window.end, end=True)),
+        ("zone", lambda: check_zone(window.zone)),
+    )
+    for name, check in checks:
+        try:
+            check()
+        except ValueError as error:
+            yield Fault(f"{path}.{name}", str(error))
+    if window.start == window.end:
+        yield Fault(f"{path}.until", "the window is never open: it ends when it begins")
+
+
+def read_window(document: WindowDocument) -> Window:
+    """A window without :func:`window_faults`."""
+    start, end = parse_time(document.start), parse_time(document.end, end=True)
+    return Window(start, end, document.zone, tuple(document.days))
+
+
+def write_window(window: Window) -> WindowDocument:
+    """The document that :func:`read_window` reads."""
+    return WindowDocument(_clock(window.start), _clock(window.end), window.zone, list(window.days))
+
+
+def _clock(minutes: int) -> str:
+    return f"{minutes // 60:02}:{minutes % 60:02}"
 
 
 def is_open(windows: Sequence[Window], now: float) -> bool:

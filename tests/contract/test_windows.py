@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from fleet.rollout.windows import Window, check_zone, is_open, next_opening, parse_time
+from contract import windows
+from contract.windows import Window, check_zone, is_open, next_opening, parse_time
 
 OSLO = "Europe/Oslo"
 NIGHT = Window(parse_time("22:00"), parse_time("05:00"), OSLO)
@@ -58,3 +59,21 @@ def test_zones_are_those_of_the_database() -> None:
         check_zone("europe/oslo")
     with pytest.raises(ValueError, match="such as Europe/Oslo"):
         check_zone("../../etc/passwd")
+
+
+def test_files_beside_the_zones_are_none() -> None:
+    for name in ("posix/Europe/Oslo", "right/UTC", "posixrules", "Europe", "", "a\0b"):
+        with pytest.raises(ValueError, match="is not a time zone"):
+            check_zone(name)
+
+
+def test_a_machine_without_the_database_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "_known_zones", frozenset)
+    with pytest.raises(ValueError, match="there is no time zone database here; install tzdata"):
+        check_zone("Mars/Olympus")
+
+
+@pytest.mark.parametrize("window", [NIGHT, Window(0, 24 * 60, "UTC", ("sat", "sun"))])
+def test_a_window_is_written_as_it_is_read(window: Window) -> None:
+    assert list(windows.window_faults(windows.write_window(window), "window")) == []
+    assert windows.read_window(windows.write_window(window)) == window
