@@ -28,7 +28,11 @@ MERGE = 2
 FRAMES = 2
 """A picture stands twice where a film has two frames."""
 
-MARKS = {"<|image_pad|>": "image_token_id", "<|vision_start|>": "vision_start_token_id"}
+MARKS = {
+    "<|image_pad|>": "image_token_id",
+    "<|vision_start|>": "vision_start_token_id",
+    "<|video_pad|>": "video_token_id",
+}
 """Texts that onnxruntime-genai writes where a picture stands, and where config.json has their numbers."""
 
 BICUBIC = 3
@@ -43,6 +47,7 @@ class Qwen25VLShape(Struct, frozen=True):
 
     A window has ``window`` tokens along its side; the layers in ``whole`` look at everything. A picture becomes
     ``pixels``, the fewest and the most; ``token`` stands for one of its features, ``start`` stands before them.
+    ``film`` is in no prompt, for films are not read.
     """
 
     width: int
@@ -56,6 +61,7 @@ class Qwen25VLShape(Struct, frozen=True):
     pixels: tuple[int, int]
     token: int
     start: int
+    film: int
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
@@ -106,6 +112,7 @@ def read_qwen25vl(path: Path, tensors: Iterable[StoredTensor]) -> Qwen25VLShape:
         pixels=_read_pixels(file, given, MERGE * encoder.patch_size),
         token=tokens["image_token_id"],
         start=tokens["vision_start_token_id"],
+        film=tokens["video_token_id"],
         mean=mean,
         deviation=deviation,
     )

@@ -111,7 +111,10 @@ def _sections(shape: Qwen25VLShape) -> dict[str, Any]:
     found = sections("qwen2_5_vl", "pixel_values")
     found["vision"] |= {"patch_size": shape.patch, "spatial_merge_size": MERGE}
     found["vision"]["inputs"]["image_grid_thw"] = NOT_AN_INPUT
-    return found | {"image_token_id": shape.token, "vision_start_token_id": shape.start}
+    # The runtime leaves padding out when it numbers places: a token that prompts have in them (the end of a turn is the
+    # builder's choice where a checkpoint says nothing) would move all behind it.
+    tokens = {"image_token_id": shape.token, "vision_start_token_id": shape.start, "pad_token_id": shape.film}
+    return found | tokens
 
 
 class Qwen25VisionSource:

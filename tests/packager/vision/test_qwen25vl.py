@@ -165,6 +165,20 @@ def test_logits_are_those_of_transformers(runtime: Runtime, source: Any) -> None
         assert wanted.std() > 0.1
 
 
+def test_the_end_of_a_turn_moves_nothing(runtime: Runtime, source: Any) -> None:
+    """The runtime leaves padding out when it numbers places, and that was the end of a turn."""
+    import torch
+
+    picture = decode_image(save_png(noise(90, 150, 6)))[0]
+    tensors = runtime.look(f"<|im_start|>user\n{PLACE}<|im_end|>\n<|im_start|>assistant\nIt is", picture)
+    ids, given = read(source, tensors)
+    assert (ids == source.config.text_config.eos_token_id).sum() == 1
+    with torch.no_grad():
+        wanted = source(input_ids=ids, **given).logits[0].numpy()
+    found = runtime.logits(tensors)
+    assert np.abs(found - wanted[-len(found) :]).max() <= 1e-3
+
+
 def test_what_follows_is_what_transformers_goes_on_with(runtime: Runtime, source: Any) -> None:
     """Where words behind pictures stand, which is not how many tokens were before."""
     import torch
