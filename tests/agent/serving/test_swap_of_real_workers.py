@@ -33,7 +33,7 @@ def test_every_answer_comes_once_while_the_worker_is_replaced(
             client.send(name, "Say hello.", max_tokens=48, min_tokens=48)
         # Those that came first run, the last one waits: so it must be for either to say anything about the swap.
         device.until(lambda: bool(old.running) and device.serving.queued > 0)
-        client.send("late", "Say hello.", max_tokens=48, deadline_ms=1)
+        client.send("late", "Say hello.", max_tokens=48, min_tokens=48, deadline_ms=1)
         newer = sealed(version="2.0.0", directory=tiny_bundle)
         report = device.run(device.serving.swap(newer, mode))
         client.send("after", "Say hello.", max_tokens=4)
