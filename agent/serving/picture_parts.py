@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from contract.errors import RequestInvalid
-from contract.mqtt.pictures import MAX_PICTURE_BYTES, PicturePart, picture_digest
+from contract.mqtt.pictures import MAX_PART_BYTES, MAX_PICTURE_BYTES, PicturePart, picture_digest
 
 CLIENT_BYTES = 2 * MAX_PICTURE_BYTES
 CLIENT_PICTURES = 16
@@ -65,9 +65,12 @@ class PictureParts:
 
         Raises:
             RequestInvalid: it is empty or too much, or the picture is another one than its name says; what there was of
-            it is forgotten.
+            it is forgotten. It is too large for a part; what there was of the picture is kept.
         """
         self.sweep()
+        if len(data) > MAX_PART_BYTES:
+            why = f"it has {len(data):,} bytes, a part {MAX_PART_BYTES:,} at most: send smaller parts"
+            raise RequestInvalid(f"part {part.level} of sha256:{part.digest}: {why}", field="picture")
         name = _Name(client, part.digest)
         picture = self._pictures.get(name)
         if picture is not None and picture.whole is not None:

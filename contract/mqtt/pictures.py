@@ -18,6 +18,7 @@ MAX_PICTURE_BYTES = 6 << 20
 """Of all pictures of a request together, as files: four times what fits into the request itself."""
 
 MAX_PICTURE_PARTS = 32
+MAX_PART_BYTES = 1 << 20
 PART_BYTES = 256 << 10
 """What clients send at a time: brokers take messages of so many bytes nearly always."""
 

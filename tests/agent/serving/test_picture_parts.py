@@ -10,7 +10,14 @@ import pytest
 
 from agent.serving.picture_parts import CLIENT_BYTES, CLIENT_PICTURES, KEEP_SECONDS, TOTAL_BYTES, PictureParts
 from contract.errors import RequestInvalid
-from contract.mqtt.pictures import MAX_PICTURE_BYTES, PicturePart, picture_digest, picture_url, split_picture
+from contract.mqtt.pictures import (
+    MAX_PART_BYTES,
+    MAX_PICTURE_BYTES,
+    PicturePart,
+    picture_digest,
+    picture_url,
+    split_picture,
+)
 from tests.agent.device import Device, sealed
 from tests.agent.serving.conftest import MakeDevice
 from tests.e2e.raw_client import Answer, RawClient
@@ -81,6 +88,21 @@ def test_empty_and_huge_parts_are_refused() -> None:
         for number in range(1, 9):
             parts.add("anna", PicturePart("0" * 64, number, 9), bytes(MAX_PICTURE_BYTES // 7))
     assert (len(parts), parts.size) == (0, 0)
+
+
+def test_a_part_of_more_than_a_mebibyte_is_refused_and_the_others_are_kept() -> None:
+    parts = PictureParts(Clock())
+    part, piece = split_picture(RED)[1]
+    parts.add("anna", part, piece)
+    refused = f"part 2-3 of sha256:{part.digest}: it has 1,048,577 bytes, a part 1,048,576 at most: send smaller parts"
+    with pytest.raises(RequestInvalid, match=f"^{refused}$") as error:
+        parts.add("anna", part, bytes(MAX_PART_BYTES + 1))
+    assert error.value.field == "picture"
+    assert parts.size == len(piece)
+    parts.add("ben", part, bytes(MAX_PART_BYTES))
+    assert parts.size == len(piece) + MAX_PART_BYTES
+    add(parts, RED)
+    assert parts.find("anna", picture_digest(RED)) == RED
 
 
 def test_they_are_forgotten_after_a_while_without_use() -> None:

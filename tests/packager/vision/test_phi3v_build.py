@@ -24,12 +24,14 @@ from packager.build.plan import BuildPlan
 from packager.build.progress import SilentProgress
 from packager.evaluate.verify import verify_bundle
 from packager.sources.opening import SourceOptions, convert_directory
-from packager.vision.phi3v import DEVIATION, MEAN, picture_tokens
+from packager.vision.phi3v import CROP, DEVIATION, MEAN, picture_tokens
 from packager.vision.pictures import canary_picture
 from tests.agent.engine.driving import run
 from tests.packager.vision.built import kinds, noise, save_png
 from tests.packager.vision.phi3v_checkpoint import make_phi3v, reference_features
 from tests.seeing import png
+
+ROOT = Path(__file__).resolve().parents[3]
 
 LEVEL = 1 / 255 / min(DEVIATION)
 """One step of a pixel of eight bits, once it is normalised."""
@@ -111,6 +113,17 @@ def test_logits_about_pictures_are_those_of_transformers(
         found = np.asarray(generator.get_output("logits"))[0]
         assert np.abs(found - wanted[-len(found) :]).max() <= 1e-3
         assert wanted.std() > 0.1
+
+
+def test_no_picture_becomes_more_tokens_than_is_documented(loaded: tuple[Any, Any]) -> None:
+    """The longest that a device takes, at the most crops that the runtime makes."""
+    counts = {size: (look(loaded, save_png(noise(*size)))["input_ids"].as_numpy() < 0).sum()
+              for size in ((32, 1), (1, 32), (160, 10), (300, 20))}  # fmt: skip
+    shapes = [(rows, columns) for rows in range(1, 17) for columns in range(1, 17) if rows * columns <= 16]
+    most = max(picture_tokens(rows * CROP, columns * CROP) for rows, columns in shapes)
+    assert counts[32, 1] == counts[160, 10] == most
+    assert max(counts.values()) == most
+    assert f"{most:,} at the most (16 times as high as wide or more)" in (ROOT / "docs" / "VISION.md").read_text()
 
 
 def published_pixels(picture: Any) -> tuple[Any, Any]:
