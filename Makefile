@@ -25,7 +25,7 @@ PIECES := 1 2 3 4 5 6
 JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
-.PHONY: help demo fleet-demo gateway-clients recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+.PHONY: help demo see fleet-demo gateway-clients recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full fleet-crash chaos soak siege client-size clean
 
 help: ## what can be made
@@ -57,6 +57,9 @@ $(SUITE): | $(STAMP)
 
 demo: $(STAMP) $(WHEEL) ## the whole way on a real model, told as a story
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.demo
+
+see: $(STAMP) ## a tiny model of each family that sees: built, deployed, asked about pictures over MQTT, held against its reference
+	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.see
 
 fleet-demo: $(STAMP) $(WHEEL) ## a fleet of three devices: a good and a slow bundle rolled out, asked through the gateway
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.fleet_demo

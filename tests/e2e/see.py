@@ -1,0 +1,267 @@
+"""``make see``: a tiny model of each family that sees, from checkpoint to answers about pictures over MQTT.
+
+Built by ``edge-packager build``, published, deployed to an agent at a broker, canary and all, asked about pictures that
+are drawn by code; then every token of the answers is held against the family's reference, which reads the same
+checkpoint with transformers. Exit status 0 only if all of it held.
+
+    python -m tests.e2e.see [FAMILY …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.mqtt.pictures import picture_digest, picture_url, split_picture
+from packager.evaluate.ends import find_ends
+from packager.evaluate.layerwise import in_fp32
+from packager.sources.checkpoint import digest_directory
+from packager.sources.opening import SourceOptions, convert_directory
+from packager.vision.families import FAMILIES
+from packager.vision.family import Prepared, VisionSource
+from packager.vision.pictures import draw, encode_png
+from packager.vision.source_process import write_prompt
+from tests.e2e.narrator import Narrator, Teller
+from tests.e2e.raw_client import Answer
+from tests.e2e.story import Story, StoryFailed
+
+
+class Tiny(NamedTuple):
+    """A checkpoint of a family: its architecture, and the module and function that make one. ``side``: of pictures that
+    the device's processor leaves as they are, where that is not what a build asks about.
+    """
+
+    architecture: str
+    module: str
+    make: str
+    side: int | None = None
+
+
+TINY = {
+    "phi-3.5-vision": Tiny("Phi3VForCausalLM", "tests.packager.vision.phi3v_checkpoint", "make_phi3v", 4 * 336),
+    "gemma-3": Tiny("Gemma3ForConditionalGeneration", "tests.packager.vision.gemma3_checkpoint", "make_gemma3"),
+    "qwen2.5-vl": Tiny(
+        "Qwen2_5_VLForConditionalGeneration", "tests.packager.vision.qwen25vl_checkpoint", "make_qwen25vl"
+    ),
+}
+"""By the name of the bundle: as many as :data:`packager.vision.families.FAMILIES` (a test compares)."""
+
+
+Numbers = npt.NDArray[np.float64]
+
+
+class Case(NamedTuple):
+    """A question about a picture; ``other`` is one that the answer must not fit."""
+
+    picture: str
+    question: str
+    other: str
+
+
+CASES = (
+    Case("shapes", "What is in this picture?", "stripes"),
+    Case("stripes", "Which colours are there?", "shapes"),
+    Case("shapes", "How many are there?", "stripes"),
+)
+ANSWER_TOKENS = 4
+INLINE_BYTES = 700_000
+"""Larger pictures are sent in parts before their request."""
+
+MAX_APART = 0.01
+"""Nats, of a token's log-probability. The decoders and encoders are the reference's to 1e-4; pixels that the runtime's
+processor smooths where Python takes means are the rest.
+"""
+
+
+class Seen(NamedTuple):
+    """What one question gave, and the reference of it: tokens of the prompt, and how far the answer's log-probabilities
+    are from those of the reference at most, if that looks at the same picture and if at another. ``behind``: how much
+    more likely than a token of the answer the reference finds another one at most (0: it would say the same).
+    """
+
+    picture: str
+    parts: int
+    prompt_tokens: int
+    expected_tokens: int
+    answer: list[int]
+    apart: float
+    from_another: float
+    behind: float
+    first_seconds: float
+
+
+def see(name: str, home: Path, cache: Path, teller: Narrator) -> list[Seen]:
+    """The whole way of one family.
+
+    Raises:
+        StoryFailed: something of it did not hold.
+    """
+    tiny = TINY[name]
+    checkpoint = home / "checkpoint"
+    getattr(importlib.import_module(tiny.module), tiny.make)(checkpoint)
+    side = tiny.side or FAMILIES[tiny.architecture].side(checkpoint)
+    story = Story(home, cache, teller, name=name, model=checkpoint)
+    try:
+        bundle = story.build("1.0.0", "--precision", "fp32")
+        story.create_repository()
+        story.publish(bundle)
+        story.start_broker()
+        story.start_agent()
+        _, report = story.deploy_first()
+        if report["error"] is not None:
+            raise StoryFailed(f"{name} is not active: {report['error']}")
+        told = [_ask(story, number, case, side) for number, case in enumerate(CASES)]
+    finally:
+        story.close()
+    return _compare(checkpoint, told, side, home, cache)
+
+
+def _ask(story: Story, number: int, case: Case, side: int) -> dict[str, Any]:
+    """The last frame of an answer over MQTT, and in how many ``parts`` the picture was sent."""
+    client, picture = story.client, encode_png(draw(case.picture, side))
+    parts = split_picture(picture) if len(picture) > INLINE_BYTES else []
+    for part, piece in parts:
+        client.publish(f"edge/v1/d/{story.device}/picture/{client.name}/{part.digest}/{part.level}", piece)
+    url = f"sha256:{picture_digest(picture)}" if parts else picture_url(picture)
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": f"\n{case.question}"}]
+    body = {
+        "id": f"see-{number}", "messages": [{"role": "user", "content": content}], "logprobs": True,
+        "max_tokens": ANSWER_TOKENS, "min_tokens": ANSWER_TOKENS, "stream": False,
+    }  # fmt: skip
+    client.answers[body["id"]] = Answer(time.monotonic())
+    client.publish(f"edge/v1/d/{story.device}/generate/{client.name}", json.dumps(body).encode())
+    last = client.wait_answer(body["id"], 300).lasts[0]
+    if "error" in last:
+        raise StoryFailed(f"no answer about {case.picture}: {last['error']}")
+    return {**last, "parts": len(parts)}
+
+
+def _compare(checkpoint: Path, told: Sequence[dict[str, Any]], side: int, home: Path, cache: Path) -> list[Seen]:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    digest = digest_directory(checkpoint)  # which finds what the build made
+    text = convert_directory(checkpoint, digest, cache, home / "log", SourceOptions(text_only=True)).path
+    architecture = json.loads((checkpoint / "config.json").read_text())["architectures"][0]
+    family, tokenizer = FAMILIES[architecture], AutoTokenizer.from_pretrained(text)
+    source, ends = family.open_source(checkpoint, text), find_ends(text, tokenizer)
+    prepared = {name: family.prepare(checkpoint, draw(name, side)) for name in ("shapes", "stripes")}
+    found = []
+    for case, last in zip(CASES, told, strict=True):
+        prompt = write_prompt(tokenizer, case.question, prepared[case.picture])
+        answer = [entry["id"] for entry in last["logprobs"]]
+        said = np.array([entry["logprob"] for entry in last["logprobs"]])
+        same, best = _score(source, prompt, prepared[case.picture], answer, ends)
+        another, _ = _score(source, prompt, prepared[case.other], answer, ends)
+        found.append(
+            Seen(
+                case.picture,
+                last["parts"],
+                last["usage"]["prompt_tokens"],
+                len(prompt),
+                answer,
+                float(np.abs(said - same).max()),
+                float(np.abs(said - another).max()),
+                float((best - same).max()),
+                last["timing"]["first_token_ms"] / 1000,
+            )
+        )
+    return found
+
+
+def _score(
+    source: VisionSource, prompt: list[int], prepared: Prepared, answer: Sequence[int], ends: Sequence[int]
+) -> tuple[Numbers, Numbers]:
+    """The log-probability that the reference gives each token of ``answer``, and the one that it likes best there, none
+    of ``ends``: an answer of so many tokens was asked for.
+    """
+    import torch
+
+    scores, best = [], []
+    with torch.inference_mode():
+        model, given = source.prompt(prompt, prepared.inputs)
+        with in_fp32(model):
+            output = model(**given, use_cache=True)
+            for token in answer:
+                row = torch.log_softmax(output.logits[0, -1].float(), -1).numpy().astype(np.float64)
+                scores.append(row[token])
+                best.append(np.delete(row, list(ends)).max())
+                past = output.past_key_values
+                output = model(input_ids=torch.tensor([[token]]), past_key_values=past, use_cache=True)
+    return np.array(scores), np.array(best)
+
+
+def faults(seen: Sequence[Seen]) -> list[str]:
+    """What of it did not hold."""
+    found = []
+    for each in seen:
+        if each.prompt_tokens != each.expected_tokens:
+            found.append(f"{each.picture}: {each.prompt_tokens} tokens, the reference has {each.expected_tokens}")
+        if len(each.answer) != ANSWER_TOKENS:
+            found.append(f"{each.picture}: {len(each.answer)} tokens of an answer were told, not {ANSWER_TOKENS}")
+        if not each.apart <= MAX_APART:
+            found.append(f"{each.picture}: log-probabilities are {each.apart:.4f} nats apart, {MAX_APART} at most")
+        if not each.behind <= 2 * MAX_APART:
+            found.append(f"{each.picture}: the reference finds another token {each.behind:.4f} nats more likely")
+        if not each.from_another > MAX_APART:
+            found.append(f"{each.picture}: the answer fits another picture as well")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """See with every family, or with those that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", nargs="*", metavar="FAMILY", help=f"of {', '.join(TINY)} (all of them)")
+    names = parser.parse_args(arguments).family or list(TINY)
+    if unknown := [name for name in names if name not in TINY]:
+        parser.error(f"{unknown[0]} is none of {', '.join(TINY)}")
+    teller, cache = Teller(), Path(os.environ.get("EDGE_CACHE", ".cache")).resolve()
+    wrong: list[str] = []
+    rows: list[tuple[str, Seen]] = []
+    for number, name in enumerate(names, 1):
+        teller.chapter(number, name)
+        with tempfile.TemporaryDirectory(prefix="edge-bundle-see-", ignore_cleanup_errors=True) as home:
+            try:
+                seen = see(name, Path(home), cache, teller)
+            except (StoryFailed, TimeoutError) as failed:
+                wrong.append(f"{name}: {failed}")
+                continue
+        wrong += [f"{name}: {fault}" for fault in faults(seen)]
+        rows += [(name, each) for each in seen]
+    print(f"\n{table(rows)}")
+    for fault in wrong:
+        print(fault, file=sys.stderr)
+    print("Something did not hold." if wrong else "All of it held.")
+    return 1 if wrong else 0
+
+
+def table(rows: Sequence[tuple[str, Seen]]) -> str:
+    """For a person: the device beside the reference."""
+    lines = [
+        "                                 tokens of the prompt       log-probabilities apart [nats]            first",
+        "family          picture  sent      device  reference  this picture  another picture  best token     token",
+    ]
+    for name, each in rows:
+        sent = f"{each.parts} parts" if each.parts else "within"
+        lines.append(
+            f"{name:15} {each.picture:8} {sent:8} {each.prompt_tokens:7} {each.expected_tokens:10} {each.apart:13.5f} "
+            f"{each.from_another:16.5f} {each.behind:11.5f} {each.first_seconds:7.1f} s"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
