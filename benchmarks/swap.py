@@ -81,6 +81,7 @@ class Crowd:
         self.phases: list[tuple[float, str]] = []
         self.reported: dict[str, Any] = {}
         self.swaps: list[dict[str, Any]] = []
+        self.plans: list[dict[str, Any]] = []
         self.failures: list[str] = []
         self.asking = False
         self._clients = clients
@@ -107,6 +108,8 @@ class Crowd:
         with self._changed:
             if last == "reported":
                 self.reported = body
+                if body.get("swap") and body["swap"] not in self.plans:
+                    self.plans.append(body["swap"])
                 if not self.phases or self.phases[-1][1] != body["phase"]:
                     self.phases.append((now, body["phase"]))
             elif kind == "event":

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.size import main
+from benchmarks.size import build, main, promised_by
+from tests.random_checkpoint import config_of, make_random_checkpoint
 
 
 @pytest.mark.timeout(600)
@@ -51,3 +52,21 @@ def test_a_model_that_sees_is_built_as_it_comes_deployed_and_asked_about_a_pictu
     assert re.search(
         r"a picture of 672 x 672 pixels and a question, 25\d\d tokens: \d+\.\d s to the first token", device
     )
+
+
+WIDER = {
+    "vocab_size": 512, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 8192,
+}  # fmt: skip
+"""Of ten million parameters: small beside libraries in memory, large beside tokenizer and configuration on the disk."""
+
+
+@pytest.mark.timeout(900)
+def test_what_a_build_takes_is_what_it_said(tmp_path: Path) -> None:
+    """Of Phi's kind, calibrated, with an INT8 cache: bytes of memory and of disk, each within 30 %."""
+    source = make_random_checkpoint(tmp_path / "source", config_of("phi-3.5-mini", **WIDER))
+    (tmp_path / "work").mkdir()
+    found = build(source, tmp_path / "work", ["--quantizer", "gptq-fast", "--kv", "int8"], None)
+    memory, disk, _ = promised_by(found.output)
+    assert 1 / 1.3 < found.disk / disk < 1.3
+    assert 1 / 1.3 < found.together / memory < 1.3, found.peaks
