@@ -75,16 +75,23 @@ def test_memory_that_ran_out_is_one_sentence(line: str, tmp_path: Path, monkeypa
         run_child(Task("hungry_process", Job, type(None), "the hungry one"), Job(), tmp_path / "log")
 
 
+ROOMY = 1100
+"""Kilobytes, a little more than the build says it needs."""
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("kilobytes", [485, 900])
 def test_a_disk_that_fills_up_in_the_middle_of_a_build(tiny_checkpoint: Path, tmp_path: Path, kilobytes: int) -> None:
-    """Bundle, cache and the log itself on a file system too small for the graph, or for the source's logits."""
+    """Bundle, cache and the log itself on a file system that had room when the build began, and of which something
+    else leaves too little for the graph, or for the source's logits.
+    """
     if shutil.which("unshare") is None:
         pytest.fail("unshare is missing: apt install util-linux")
     disk = tmp_path / "disk"
     disk.mkdir()
     line = (
-        f"mount -t tmpfs -o size={kilobytes}k tmpfs {disk} && {sys.executable} -m packager.cli build {tiny_checkpoint} "
+        f"( until [ -d {disk}/cache ]; do sleep 0.02; done; head -c {ROOMY - kilobytes}k /dev/zero >{disk}/another ) & "
+        f"mount -t tmpfs -o size={ROOMY}k tmpfs {disk} && {sys.executable} -m packager.cli build {tiny_checkpoint} "
         f"--quantizer rtn --name tiny --version 1.0.0 --out {disk}/out --cache {disk}/cache; status=$?; ls {disk} >&2; "
         "exit $status"
     )
