@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from packager.vision.clip_layer import clip_layer
 from packager.vision.family import EncoderType, Progress
 from packager.vision.graph_writer import MICROSOFT, GraphWriter, Nodes, value
 from packager.vision.parts import Parts
@@ -97,16 +98,10 @@ def _encode(parts: Parts, crops: str, shape: VisionShape, on_progress: Progress)
 
 
 def _layer(parts: Parts, x: str, number: int, heads: int) -> str:
-    body, stem, at = parts.body, f"{ENCODER}encoder.layers.{number}.", f"layer_{number}"
-    normed = parts.norm(x, f"{stem}layer_norm1", f"{at}_norm1")
-    three = [parts.linear(normed, f"{stem}self_attn.{each}_proj", f"{at}_{each}") for each in "qkv"]
-    attended = body.node("MultiHeadAttention", *three, name=f"{at}_attention", domain=MICROSOFT, num_heads=heads)
-    out = parts.linear(attended, f"{stem}self_attn.out_proj", f"{at}_out")
-    x = body.node("Add", x, out, name=f"{at}_between")
-    normed = parts.norm(x, f"{stem}layer_norm2", f"{at}_norm2")
-    inner = parts.linear(normed, f"{stem}mlp.fc1", f"{at}_fc1")
-    active = body.node("QuickGelu", inner, name=f"{at}_active", domain=MICROSOFT, alpha=QUICK_GELU)
-    return body.node("Add", x, parts.linear(active, f"{stem}mlp.fc2", f"{at}_fc2"), name=f"{at}_end")
+    def activation(inner: str, name: str) -> str:
+        return parts.body.node("QuickGelu", inner, name=name, domain=MICROSOFT, alpha=QUICK_GELU)
+
+    return clip_layer(parts, x, f"{ENCODER}encoder.layers.{number}.", f"layer_{number}", heads, activation=activation)
 
 
 def _merge(parts: Parts, features: str, rows: str, columns: str, shape: VisionShape) -> str:
