@@ -71,8 +71,8 @@ def test_a_worker_answers_and_closes(bundle: Path) -> None:
 
 def test_cancel_and_update_reach_a_running_request(bundle: Path) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
-        worker.admit(hello(1, max_tokens=500))
-        worker.admit(hello(2, max_tokens=500))
+        worker.admit(hello(1, "hold 500", max_tokens=500))
+        worker.admit(hello(2, "hold 500", max_tokens=500))
         await listener.until(lambda: {1, 2} <= listener.outcomes.keys())
         worker.cancel(1)
         worker.update(2, {"max_tokens": 1})
@@ -134,7 +134,7 @@ def test_an_end_for_want_of_memory_is_told_from_others(status: int | None, starv
 
 def test_kill_ends_it_in_the_middle_of_an_answer(bundle: Path) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
-        worker.admit(hello(1, max_tokens=500))
+        worker.admit(hello(1, "hold 500", max_tokens=500))
         await listener.until(lambda: 1 in listener.outcomes)
         worker.kill()
         assert await closed(worker) == "killed by SIGKILL"

@@ -82,6 +82,11 @@ def count(request: int, tokens: int, **fields: Any) -> Generation:
     return Generation(request, "anna", prompt=f"count {tokens}", min_tokens=tokens, **{"max_tokens": tokens} | fields)
 
 
+def held(request: int) -> Generation:
+    """A long answer that is certainly in its middle after its first token: there the double waits to be let go."""
+    return Generation(request, "anna", prompt=f"hold {LONG}", min_tokens=LONG, max_tokens=LONG)
+
+
 def test_it_says_what_it_is(kind: Kind) -> None:
     async def scenario(worker: Worker, listener: Listener) -> None:
         assert worker.facts.engine
@@ -185,7 +190,7 @@ def test_a_call_comes_with_its_name_first_and_its_arguments_are_json(kind: Kind)
 
 def test_a_cancelled_answer_ends_once_and_the_other_goes_on(kind: Kind) -> None:
     async def scenario(worker: Worker, listener: Listener) -> None:
-        worker.admit(count(1, LONG))
+        worker.admit(held(1))
         worker.admit(count(2, 30))
         await listener.until(lambda: 1 in listener.outcomes)
         worker.cancel(1)
@@ -210,7 +215,7 @@ def test_what_waits_for_a_slot_can_be_cancelled(kind: Kind) -> None:
     async def scenario(worker: Worker, listener: Listener) -> None:
         last = worker.facts.slots + 1
         for number in range(1, last + 1):
-            worker.admit(count(number, LONG))
+            worker.admit(held(number))
         worker.cancel(last)
         await listener.ended(last)
         finish = listener.outcomes[last].finish
@@ -222,7 +227,7 @@ def test_what_waits_for_a_slot_can_be_cancelled(kind: Kind) -> None:
 
 def test_an_update_holds_from_the_next_token_on(kind: Kind) -> None:
     async def scenario(worker: Worker, listener: Listener) -> None:
-        worker.admit(Generation(1, "anna", prompt=f"count {LONG}", min_tokens=LONG, max_tokens=LONG))
+        worker.admit(held(1))
         await listener.until(lambda: 1 in listener.outcomes)
         worker.update(1, {"max_tokens": 1})
         worker.update(99, {"max_tokens": 1})
@@ -250,7 +255,7 @@ def test_a_score_is_finite_and_an_ended_worker_gives_none(kind: Kind) -> None:
 def test_closing_is_heard_by_everybody_and_nothing_is_said_afterwards(kind: Kind) -> None:
     async def scenario(worker: Worker, listener: Listener) -> None:
         waiting = [asyncio.ensure_future(closed(worker)) for _ in range(2)]
-        worker.admit(count(1, LONG))
+        worker.admit(held(1))
         await listener.until(lambda: 1 in listener.outcomes)
         await worker.close()
         said = len(listener.outcomes[1].tokens)
@@ -269,7 +274,7 @@ def test_closing_is_heard_by_everybody_and_nothing_is_said_afterwards(kind: Kind
 
 def test_killed_it_says_by_what_and_leaves_its_answers_open(kind: Kind) -> None:
     async def scenario(worker: Worker, listener: Listener) -> None:
-        worker.admit(count(1, LONG))
+        worker.admit(held(1))
         await listener.until(lambda: 1 in listener.outcomes)
         worker.kill()
         assert await closed(worker) == "killed by SIGKILL"

@@ -77,7 +77,8 @@ class ScriptedEngine:
         return [answer.script.read for answer in self._active if answer.done == 0]
 
     def _can_advance(self, answer: _Answer) -> bool:
-        return self._may_go or answer.script.pause is None or answer.done < answer.script.pause
+        script = answer.script
+        return self._may_go or script.pause is None or answer.done < script.pause or answer.done >= script.tokens
 
     def let_go(self) -> None:
         """Those that wait go on, and from now on none waits."""
