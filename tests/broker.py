@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edge_bundle.broker import BrokerAddress, parse_broker
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 120.0
 """Until a broker listens; mosquitto takes 20 ms, iotcore a second."""
 
 

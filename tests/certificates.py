@@ -19,7 +19,7 @@ class Authority:
                       "3650", "-subj", "/CN=ours", "-keyout", "ca.key", "-out", "ca.pem")  # fmt: skip
 
     def _openssl(self, *arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=self.directory, timeout=60)
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=self.directory, timeout=120)
 
     def sign(self, name: str, start: int, end: int, host: str = "IP:127.0.0.1") -> None:
         """``name``.pem and .key, valid from ``start`` to ``end`` days from now."""

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,7 +125,11 @@ class Device:
 
     def run(self, coroutine: Coroutine[Any, Any, T], seconds: float = SECONDS) -> T:
         """Run in the device's loop and wait."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)
+        return self.begin(coroutine).result(seconds)
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run in the device's loop, without waiting."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, function: Callable[[], T]) -> T:
         async def inner() -> T:

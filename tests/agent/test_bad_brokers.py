@@ -20,7 +20,7 @@ from tests.broker import Broker, find_mosquitto
 from tests.certificates import Authority, tls_broker
 from tests.e2e.raw_client import RawClient
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ = 1, 2, 3, 4, 8, 9, 12
 

@@ -28,7 +28,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 def next_health(client: RawClient, **wanted: Any) -> dict[str, Any]:
     """The next ``health`` in which ``wanted`` stands."""
     while True:
-        found: dict[str, Any] = client.next_device_message("health", 30)
+        found: dict[str, Any] = client.next_device_message("health")
         if wanted.items() <= found.items():
             return found
 
@@ -61,7 +61,7 @@ def test_an_active_bundle_that_does_not_load_is_no_missing_model(tmp_path: Path,
         found.call(found.service.parts.frontend.serving.mark_unavailable)
         next_health(client, ready=False, reasons=["engine_unavailable"])
         client.ask("q", "count 1")
-        assert client.wait_answer("q", 30).lasts[0]["error"]["type"] == "engine_unavailable"
+        assert client.wait_answer("q").lasts[0]["error"]["type"] == "engine_unavailable"
         found.run(found.service.parts.frontend.serving.swap(sealed(), "drain"))
         next_health(client, ready=True, reasons=[])
         found.run(found.service.parts.frontend.serving.stop())

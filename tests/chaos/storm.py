@@ -156,7 +156,7 @@ class Storm:
     def _end_agent(self, *, kill: bool) -> None:
         assert self._agent is not None
         (self._agent.kill if kill else self._agent.terminate)()
-        self._agent.wait(60)
+        self._agent.wait(120)
 
     def _disturb(self, number: int) -> None:
         kind = KINDS[number % len(KINDS)]

@@ -183,7 +183,7 @@ def publish_adapter(market: Market, base: Path) -> None:
     target.mkdir()
     file = target / "extra.onnx_adapter"
     command = [sys.executable, "-c", WRITE, slot.name, str(slot.width_in), str(slot.width_out), str(file)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=120)
     sha256, chunks = digest_chunks(file)
     manifest = msgspec.structs.replace(
         manifest,

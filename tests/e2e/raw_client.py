@@ -11,6 +11,9 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 
+SECONDS = 120.0
+"""Until something that takes milliseconds counts as not happening: a machine may be busy with other things."""
+
 
 @dataclass
 class Answer:
@@ -52,7 +55,7 @@ class RawClient:
         self._client.on_message = self._on_message
         self._client.connect(host, port)
         self._client.loop_start()
-        if not self._ready.wait(20):
+        if not self._ready.wait(SECONDS):
             raise TimeoutError("the broker did not answer")
 
     def _on_connect(self, client: mqtt.Client, *_: Any) -> None:
@@ -89,7 +92,7 @@ class RawClient:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Publish at QoS 1 and wait for the broker's acknowledgement."""
-        self._client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(20)
+        self._client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(SECONDS)
 
     def ask(self, request: str, text: str, **fields: Any) -> None:
         """Send one chat question; the answer collects in ``answers[request]``."""
@@ -105,12 +108,20 @@ class RawClient:
             self.answers[request] = Answer(time.monotonic())
         self._client.publish(f"edge/v1/d/{self.device}/generate/{self.name}", json.dumps(body).encode(), qos=1)
 
+    def next_frame(self) -> tuple[str, dict[str, Any]]:
+        """The next frame of any answer, with the id of its request.
+
+        Raises:
+            queue.Empty: none within ``SECONDS``.
+        """
+        return self.frames.get(timeout=SECONDS)
+
     def unanswered(self) -> list[str]:
         """Ids of requests that have no last frame yet."""
         with self._changed:
             return [request for request, answer in self.answers.items() if not answer.lasts]
 
-    def wait_until_fewer(self, outstanding: int, seconds: float) -> None:
+    def wait_until_fewer(self, outstanding: int, seconds: float = SECONDS) -> None:
         """Wait until fewer than ``outstanding`` requests are unanswered.
 
         Raises:
@@ -123,7 +134,7 @@ class RawClient:
         if not done:
             raise TimeoutError(f"still unanswered after {seconds:.0f} s: {self.unanswered()}")
 
-    def wait_answer(self, request: str, seconds: float = 120.0) -> Answer:
+    def wait_answer(self, request: str, seconds: float = SECONDS) -> Answer:
         """The answer, complete.
 
         Raises:
@@ -134,7 +145,7 @@ class RawClient:
                 raise TimeoutError(f"no answer to {request} within {seconds:.0f} s")
             return self.answers[request]
 
-    def next_device_message(self, kind: str, seconds: float = 60.0) -> dict[str, Any]:
+    def next_device_message(self, kind: str, seconds: float = SECONDS) -> dict[str, Any]:
         """The next message below the device's topic whose rest of the topic is ``kind``; others are dropped.
 
         Raises:

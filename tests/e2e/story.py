@@ -192,7 +192,7 @@ class Story:
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self._client = RawClient(self.broker_port, f"visitor-{os.getpid()}", self.device, self.broker_host)
-        status = self.client.next_device_message("status", 60)
+        status = self.client.next_device_message("status")
         if status.get("online") is not True:
             raise StoryFailed(f"the agent is not online: {status}")
         self.tell.say(f"edge-agent run (process {self._agent.pid}) is online as {self.device!r}")
@@ -253,7 +253,7 @@ class Story:
         self.tell.say(f"> {QUESTION}")
         self.tell.token("   < ")
         while True:
-            request, frame = self.client.frames.get(timeout=120)
+            request, frame = self.client.next_frame()
             if request != "capital":
                 continue
             if "finish_reason" in frame or "error" in frame:
@@ -275,7 +275,7 @@ class Story:
             client.ask(f"load-{asked}", f"Write one sentence about the number {asked}.", max_tokens=24)
             asked += 1
             after += committed
-            client.wait_until_fewer(LOAD_STREAMS, 120)
+            client.wait_until_fewer(LOAD_STREAMS)
             time.sleep(ASK_EVERY_SECONDS)
             while not committed and not client.device_messages.empty():
                 kind, report = client.device_messages.get()
@@ -291,7 +291,7 @@ class Story:
         self.tell.end_progress()
         if not committed:
             raise StoryFailed("the second version was not committed in time")
-        client.wait_until_fewer(1, 120)
+        client.wait_until_fewer(1)
         answers = [answer for request, answer in client.answers.items() if request not in before]
         return Swap(
             asked=asked,
@@ -309,7 +309,7 @@ class Story:
         """A sample of the language model's telemetry taken from now on."""
         while not self.client.device_messages.empty():
             self.client.device_messages.get()
-        return self.client.next_device_message("telemetry/llm", 30)
+        return self.client.next_device_message("telemetry/llm")
 
     def corrupt(self, bundle: Path) -> Path:
         """Flip one bit in the middle of the published chat template of ``bundle``; the file changed."""
@@ -345,7 +345,7 @@ class Story:
         if self._agent is not None:
             self._agent.terminate()
             try:
-                self._agent.wait(30)
+                self._agent.wait(120)
             except subprocess.TimeoutExpired:
                 self._agent.kill()
                 self._agent.wait()

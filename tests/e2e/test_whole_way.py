@@ -83,7 +83,7 @@ def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
 
     # A worker is shot in the middle of an answer: that request is retried or told so, the next one works.
     story.client.ask("shot", "Count from one to fifty in words.", max_tokens=200)
-    while story.client.frames.get(timeout=60)[0] != "shot":
+    while story.client.next_frame()[0] != "shot":
         pass
     worker = next(
         child

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -45,16 +46,23 @@ def device(nats: Nats, tmp_path: Path) -> Iterator[Device]:
 
 
 def test_prompt_deploy_and_watch_against_a_broker_without_mqtt_5(nats: Nats, device: Device) -> None:
+    def command(*arguments: str) -> list[str]:
+        return [sys.executable, "-m", "packager.cli", *arguments, "--device", "box", "--broker", nats.url]
+
     def packager(*arguments: str) -> str:
-        command = [sys.executable, "-m", "packager.cli", *arguments, "--device", "box", "--broker", nats.url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=120, check=True).stdout
 
     assert packager("prompt", "count 4").strip() == "0 1 2 3"
     assert "asked" in packager("deploy", "toy@2.0.0", "--revision", "r1")
     device.until(lambda: bool(device.desired))
     assert json.loads(device.desired[0])["revision"] == "r1"
-    seen = {json.loads(line)["kind"] for line in packager("watch", "--json", "--seconds", "2").splitlines()}
-    assert {"status", "health"} <= seen
+    with subprocess.Popen(command("watch", "--json", "--seconds", "120"), stdout=subprocess.PIPE) as watch:
+        assert watch.stdout is not None
+        seen: set[str] = set()
+        while not {"status", "health"} <= seen:
+            seen.add(json.loads(watch.stdout.readline())["kind"])
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(120) == 130
 
 
 def test_requests_are_not_held_back_by_the_kernel(nats: Nats) -> None:

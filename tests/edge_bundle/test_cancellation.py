@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from agent.serving.settings import ServingSettings
 from contract.errors import SourceUnavailable
 from edge_bundle import AsyncClient, BrokerAddress, Client
 from tests.agent.device import Device, sealed
+from tests.agent.waiting import until
 from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker
 
@@ -86,9 +88,26 @@ async def time_out_outside(client: AsyncClient, device: Device) -> None:
                 limit.reschedule(asyncio.get_running_loop().time())
 
 
+def shown(client: AsyncClient) -> list[str]:
+    """What has come of each answer that it waits for."""
+    return [each.session._reassembly.shown for pending in client._pending.values() for each in pending]
+
+
+def no_time_left(client: AsyncClient) -> None:
+    """As if the time of all that it asked were over now."""
+    for pending in client._pending.values():
+        for each in pending:
+            each.session._deadline = asyncio.get_running_loop().time()
+            each.inbox.put_nowait(None)
+
+
 async def time_out(client: AsyncClient, device: Device) -> None:
-    with pytest.raises(SourceUnavailable, match="the answer of box was not complete within 4 s: 2 characters had come"):
-        await client.complete(device="box", prompt="hold 9", stream=True, timeout=4)
+    asked = asyncio.create_task(client.complete(device="box", prompt="hold 9", stream=True, timeout=900))
+    await until(lambda: shown(client) == ["0 "])
+    no_time_left(client)
+    late = "the answer of box was not complete within 900 s: 2 characters had come"
+    with pytest.raises(SourceUnavailable, match=late):
+        await asked
 
 
 async def leave_a_chat(client: AsyncClient, device: Device) -> None:
@@ -133,7 +152,7 @@ def test_another_who_asks_the_same_keeps_it_going(device: Device, address: Broke
     async def scenario() -> str:
         async with AsyncClient(address) as client:
             one, two = (
-                asyncio.create_task(client.complete(device="box", id="same", prompt="hold 2", timeout=30))
+                asyncio.create_task(client.complete(device="box", id="same", prompt="hold 2", timeout=120))
                 for _ in range(2)
             )
             await running(device)
@@ -167,8 +186,12 @@ def test_the_sync_client_ends_what_a_loop_leaves(device: Device, address: Broker
 
 def test_the_sync_client_ends_what_is_late_or_left_open(device: Device, address: BrokerAddress) -> None:
     with Client(address) as client:
-        with pytest.raises(SourceUnavailable, match="not complete within 1 s"):
-            client.complete(device="box", prompt="hold 9", stream=True, timeout=1)
+        with ThreadPoolExecutor(1) as thread:
+            late = thread.submit(client.complete, device="box", prompt="hold 9", stream=True, timeout=900)
+            client._loop.run(lambda: until(lambda: shown(client._core) == ["0 "]))
+            client._loop.call(lambda: no_time_left(client._core))
+            with pytest.raises(SourceUnavailable, match="not complete within 900 s"):
+                late.result()
         wait_for_cancellation(device)
         stream = client.stream(device="box", prompt="hold 9")
         next(stream)
@@ -206,7 +229,7 @@ def test_threads_share_a_client(device: Device, address: BrokerAddress) -> None:
     with Client(address) as client:
 
         def ask(count: int) -> None:
-            found.append(client.complete(device="box", prompt=f"count {count}", timeout=60).choices[0].message.content)
+            found.append(client.complete(device="box", prompt=f"count {count}", timeout=120).choices[0].message.content)
 
         threads = [threading.Thread(target=ask, args=[count]) for count in range(1, 6)]
         for thread in threads:
@@ -256,7 +279,7 @@ def test_interrupting_a_program_ends_it_on_the_device(device: Device, broker: Br
             assert program.stdout is not None
             assert program.stdout.read(1) == "0"
         program.send_signal(signal.SIGINT)
-        _, errors = program.communicate(timeout=30)
+        _, errors = program.communicate(timeout=120)
     wait_for_cancellation(device)
     if "packager.cli" in command:
         assert (program.returncode, errors) == (130, "edge-packager: interrupted\n")

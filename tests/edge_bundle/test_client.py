@@ -57,13 +57,13 @@ def address(broker: Broker) -> BrokerAddress:
 
 def test_answers_have_the_shape_of_openai(device: Device, address: BrokerAddress) -> None:
     with Client(address) as client:
-        done = client.complete(device="box", messages=USER, max_tokens=3, timeout=30)
+        done = client.complete(device="box", messages=USER, max_tokens=3, timeout=120)
         assert done.choices[0].message.content == "0 1 2 "
         assert done.choices[0].message.role == "assistant"
         assert done.choices[0].finish_reason == "length"
         assert (done.object, done.model) == ("chat.completion", "toy@1.0.0")
         assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 3, 5)
-        *chunks, end = client.stream(device="box", messages=USER, timeout=30)
+        *chunks, end = client.stream(device="box", messages=USER, timeout=120)
         assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "0 1 2 3 "
         assert end.choices[0].finish_reason == "stop"
         assert end.usage is not None
@@ -73,13 +73,13 @@ def test_answers_have_the_shape_of_openai(device: Device, address: BrokerAddress
 def test_errors_of_a_device_are_ours(device: Device, address: BrokerAddress) -> None:
     with Client(address) as client:
         with pytest.raises(RequestInvalid) as caught:
-            client.complete(device="box", messages=USER, temperature=9, timeout=30)
+            client.complete(device="box", messages=USER, temperature=9, timeout=120)
         assert caught.value.field == "temperature"
         with pytest.raises(SourceUnavailable, match="is it online"):
             client.complete(device="nobody", messages=USER, timeout=0.2)
         device.run(device.serving.stop())
         with pytest.raises(SourceUnavailable, match="no model"):
-            client.complete(device="box", messages=USER, timeout=30, retry=False)
+            client.complete(device="box", messages=USER, timeout=120, retry=False)
 
 
 def test_log_probabilities_have_the_shape_of_openai() -> None:
@@ -96,7 +96,7 @@ def test_log_probabilities_have_the_shape_of_openai() -> None:
 
 def test_two_programs_with_one_name_do_not_disturb_each_other(device: Device, address: BrokerAddress) -> None:
     with Client(address, name="me") as one, Client(address, name="me") as two:
-        streams = [client.stream(device="box", prompt="hold 3", timeout=30) for client in (one, two)]
+        streams = [client.stream(device="box", prompt="hold 3", timeout=120) for client in (one, two)]
         assert [next(stream).choices[0].delta.content for stream in streams] == ["0 ", "0 "]
         device.call(device.workers.current.let_go)
         for stream in streams:
@@ -107,7 +107,7 @@ def test_two_programs_with_one_name_do_not_disturb_each_other(device: Device, ad
 def test_tasks_may_ask_the_same_at_once(device: Device, address: BrokerAddress) -> None:
     async def scenario() -> list[str]:
         async with AsyncClient(address) as client:
-            asked = (client.complete(device="box", id="same", messages=USER, timeout=30) for _ in range(3))
+            asked = (client.complete(device="box", id="same", messages=USER, timeout=120) for _ in range(3))
             return [done.choices[0].message.content for done in await asyncio.gather(*asked)]
 
     assert asyncio.run(scenario()) == ["0 1 2 3 "] * 3
@@ -120,7 +120,7 @@ def test_a_client_that_is_closed_ends_what_was_asked(device: Device, address: Br
             asked = asyncio.ensure_future(client.complete(device="box", prompt="hold 4", timeout=600))
             await asyncio.to_thread(device.until, lambda: device.serving.active == 1)
         with pytest.raises(SourceUnavailable, match="closed"):
-            await asyncio.wait_for(asked, 30)
+            await asyncio.wait_for(asked, 120)
 
     asyncio.run(scenario())
 
@@ -128,7 +128,7 @@ def test_a_client_that_is_closed_ends_what_was_asked(device: Device, address: Br
 def test_many_tasks_share_a_connection_and_wait_for_a_busy_device(device: Device, address: BrokerAddress) -> None:
     async def scenario() -> list[str]:
         async with AsyncClient(address) as client:
-            asked = (client.complete(device="box", prompt=f"count {n}", timeout=60) for n in range(1, 21))
+            asked = (client.complete(device="box", prompt=f"count {n}", timeout=120) for n in range(1, 21))
             return [done.choices[0].message.content for done in await asyncio.gather(*asked)]
 
     # More than the queue holds: some are turned away at first.
@@ -139,14 +139,14 @@ def test_streams_of_tasks_and_a_refused_update(device: Device, address: BrokerAd
     async def scenario() -> list[Found]:
         async with AsyncClient(address) as client:
             found = []
-            async for one in client.ask({"id": "tuned", "prompt": "hold 3"}, device="box", timeout=30):
+            async for one in client.ask({"id": "tuned", "prompt": "hold 3"}, device="box", timeout=120):
                 if not found:
                     await client.update("box", "tuned", temperature=99)
                 found.append(one)
                 if isinstance(one, Refused):
                     device.call(device.workers.current.let_go)
             text = ""
-            async for chunk in client.stream(device="box", prompt="count 5", timeout=30):
+            async for chunk in client.stream(device="box", prompt="count 5", timeout=120):
                 text += chunk.choices[0].delta.content
             assert text == "0 1 2 3 4 "
             return found
@@ -161,7 +161,7 @@ def test_streams_of_tasks_and_a_refused_update(device: Device, address: BrokerAd
 def test_resume_tells_all_so_far(device: Device, address: BrokerAddress) -> None:
     """Both clients; another connection than the one that asked."""
     with Client(address, name="me") as asker:
-        asked = asker.ask({"id": "long", "prompt": "hold 4"}, device="box", timeout=30)
+        asked = asker.ask({"id": "long", "prompt": "hold 4"}, device="box", timeout=120)
         assert next(asked) == Piece("0 ", bundle="toy@1.0.0")
         asker.resume("box", "long")
 
@@ -180,7 +180,7 @@ def test_resume_tells_all_so_far(device: Device, address: BrokerAddress) -> None
 
 def test_a_broker_that_goes_away_costs_nothing(device: Device, address: BrokerAddress, broker: Broker) -> None:
     with Client(address) as client:
-        chunks = client.stream(device="box", prompt="hold 4", timeout=60)
+        chunks = client.stream(device="box", prompt="hold 4", timeout=120)
         text = next(chunks).choices[0].delta.content
         broker.kill()
         device.until(lambda: not device.gateway.connection.connected)
@@ -209,7 +209,7 @@ def test_a_broker_that_is_long_away_is_waited_for(
     monkeypatch.setattr(BrokerSession, "send", watched)
 
     def bring_back() -> None:
-        assert asked.wait(30)
+        assert asked.wait(120)
         broker.start()
 
     helper = threading.Thread(target=bring_back)
@@ -217,13 +217,13 @@ def test_a_broker_that_is_long_away_is_waited_for(
     if flavour == "blocking":
         with Client(address) as client:
             broker.kill()
-            done = client.complete(device="box", messages=USER, timeout=60)
+            done = client.complete(device="box", messages=USER, timeout=120)
     else:
 
         async def scenario() -> Completion:
             async with AsyncClient(address) as client:
                 await asyncio.to_thread(broker.kill)
-                return await client.complete(device="box", messages=USER, timeout=60)
+                return await client.complete(device="box", messages=USER, timeout=120)
 
         done = asyncio.run(scenario())
     helper.join()
@@ -234,7 +234,7 @@ def test_a_broker_that_is_long_away_is_waited_for(
 def test_asyncio_outlives_the_broker_too(device: Device, address: BrokerAddress, broker: Broker) -> None:
     async def scenario() -> str:
         async with AsyncClient(address) as client:
-            asked = asyncio.ensure_future(client.complete(device="box", prompt="hold 4", timeout=60))
+            asked = asyncio.ensure_future(client.complete(device="box", prompt="hold 4", timeout=120))
             await asyncio.to_thread(device.until, lambda: device.serving.active == 1)
             await asyncio.to_thread(broker.kill)
             device.call(device.workers.current.let_go)

@@ -14,7 +14,7 @@ from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
 from contract.errors import SourceUnavailable
 from contract.mqtt.messages import Health, Status
-from edge_bundle import AsyncClient, BrokerAddress, Client
+from edge_bundle import AsyncClient, BrokerAddress, Client, request_session
 from edge_bundle.broker_session import BrokerSession
 from edge_bundle.presence import MAX_DEVICES, Presence
 from tests.agent.device import Device, sealed
@@ -151,7 +151,11 @@ def test_whoever_cannot_answer_is_named_at_once(broker: Broker, device: Device) 
 
 
 @pytest.mark.broker
-def test_a_device_that_is_awaited_answers_once_it_is_there(broker: Broker, tmp_path: Path) -> None:
+def test_a_device_that_is_awaited_answers_once_it_is_there(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A device that no broker knows yet hears what is asked again, not what was asked first.
+    monkeypatch.setattr(request_session, "SILENCE_SECONDS", 0.2)
     settings = BrokerSettings(host="127.0.0.1", port=broker.port)
     late = Device(AgentConfig(device="late", state_dir=tmp_path, broker=settings), tmp_path / "state.db")
 

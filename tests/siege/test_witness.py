@@ -17,7 +17,7 @@ from tests.siege.witness import Witness
 
 pytestmark = pytest.mark.broker
 
-SECONDS = 20.0
+SECONDS = 120.0
 
 
 @pytest.fixture

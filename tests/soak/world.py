@@ -132,7 +132,7 @@ class World:
             return 0
         self._agent.terminate()
         try:
-            return self._agent.wait(60)
+            return self._agent.wait(120)
         finally:
             self._agent.kill()
             self._agent.wait()

@@ -183,7 +183,7 @@ class Container:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._leader, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(20)
+                self._process.wait(120)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

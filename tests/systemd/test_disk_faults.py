@@ -32,15 +32,15 @@ STORE_FAULTS = {Reason.STORE_FULL, Reason.STORE_BROKEN}
 
 
 def command(*words: str | Path, check: bool = True) -> str:
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 or not check, f"{words}: {done.stderr}"
     return done.stdout.strip()
 
 
 def unmount(place: Path) -> None:
     """As soon as the last process of a killed agent has let go of it."""
-    deadline = time.monotonic() + 60
-    while subprocess.run(["umount", str(place)], capture_output=True, timeout=60, check=False).returncode != 0:
+    deadline = time.monotonic() + 120
+    while subprocess.run(["umount", str(place)], capture_output=True, timeout=120, check=False).returncode != 0:
         assert time.monotonic() < deadline, f"{place} is in use"
         time.sleep(0.2)
 

@@ -45,7 +45,7 @@ def installed(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_is_closed_as_far_as_its_work_allows(name: str) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", f"--threshold={MAX_EXPOSURE * 10:.0f}"]
-    done = subprocess.run([*command, str(UNITS / name)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*command, str(UNITS / name)], capture_output=True, text=True, timeout=120, check=False)
     assert "Overall exposure level" in done.stdout, done.stderr
     assert done.returncode == 0, done.stdout[-200:]
 
@@ -67,7 +67,7 @@ def test_nobody_can_reach_a_worker_over_a_network() -> None:
         "--json=short",
         str(UNITS / "edge-agent-worker@.service"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     exposed = {row["name"] for row in json.loads(done.stdout) if row["set"] is False}
     assert not exposed & {"PrivateNetwork=", "IPAddressDeny=", "RestrictAddressFamilies=~AF_(INET|INET6)"}
 
@@ -78,7 +78,7 @@ def test_systemd_has_nothing_to_say_against_the_unit(installed: Path, name: str)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(installed / name.replace("@", "@1"))],
         env={**os.environ, "SYSTEMD_UNIT_PATH": f"{installed}:"},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     # Others' units are reported as well; ours are those in our directory.
     ours = [line for line in done.stderr.splitlines() if "edge-agent" in line]
@@ -139,7 +139,7 @@ def test_accounts_and_directories_come_from_systemds_own_formats(tmp_path: Path)
     (tmp_path / "etc").mkdir()
     subprocess.run(
         ["systemd-sysusers", f"--root={tmp_path}", str(UNITS / "sysusers.d/edge-agent.conf")],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=120,
     )  # fmt: skip
     accounts = (tmp_path / "etc/passwd").read_text()
     assert re.search(r"^edge-agent:.*:/var/lib/edge-agent:/usr/sbin/nologin$", accounts, re.MULTILINE)

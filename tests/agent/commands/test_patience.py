@@ -122,7 +122,7 @@ def test_an_interrupt_while_waiting_ends_it(market: Market, tmp_path: Path) -> N
             if "retrying in" in line:
                 break
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert "Traceback" not in err + out
 

@@ -67,7 +67,7 @@ def test_a_device_in_the_middle_of_an_update(
             stage.state.quarantine(failed)
             stage.state.record_speed(stage.state.snapshot().active or Digest(""), 41.25, 10.5)
             reconciler.set_desired(desired("1.2.0", "r7"))
-            await asyncio.wait_for(fetching.wait(), 60)
+            await asyncio.wait_for(fetching.wait(), 120)
             show(collect_status(stage.state, stage.directory, reconciler.reported, running=True))
 
     asyncio.run(scenario())

@@ -94,6 +94,7 @@ class StandInWorkers:
         self.stops = True
         self.hang = False
         self.hang_above = 19
+        self.on_hang: Callable[[], None] = lambda: None
         self.started: list[StandInWorker] = []
         self.niceness: list[int] = []
         self.leaving: list[int] = []
@@ -114,6 +115,7 @@ class StandInWorkers:
         self.niceness.append(nice)
         self.leaving.append(reclaimable_bytes)
         if self.hang or nice > self.hang_above:
+            self.on_hang()
             await asyncio.Event().wait()
         if self.failure is not None:
             raise EngineFailed(self.failure)

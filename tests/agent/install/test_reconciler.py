@@ -32,6 +32,26 @@ YEAR = 365 * 86400.0
 SETTINGS = InstallSettings(probation_seconds=0, retry_first_seconds=0.01, retry_longest_seconds=0.02, swap="drain")
 
 
+CANARY_SECONDS = 1234.0
+"""No other time-out has this many."""
+
+
+@pytest.fixture
+def no_time_left(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Ends the canary that runs as if its time were over now; without it no canary ends for want of time."""
+    bounds: list[asyncio.Timeout] = []
+    timeout = asyncio.timeout
+
+    def watched(seconds: float | None) -> asyncio.Timeout:
+        bound = timeout(seconds)
+        if seconds == CANARY_SECONDS:
+            bounds.append(bound)
+        return bound
+
+    monkeypatch.setattr(asyncio, "timeout", watched)
+    return lambda: bounds[-1].reschedule(0.0)
+
+
 def stage_for(market: Market, device: Device, **settings: Any) -> Stage:
     stage = Stage(device.directory, {"main": market.location}, msgspec.structs.replace(SETTINGS, **settings))
     from contract.trust.store import TrustStore
@@ -198,7 +218,7 @@ async def test_what_a_withdrawn_wish_left_is_removed(market: Market, device: Dev
         await stage.until(active("1.0.0"))
         stage.workers.hang, stage.workers.begun = True, asyncio.Event()
         reconciler.set_desired(desired("1.1.0"))
-        await asyncio.wait_for(stage.workers.begun.wait(), 60)
+        await asyncio.wait_for(stage.workers.begun.wait(), 120)
         stage.workers.hang = False
         reconciler.set_desired(b"")
         await stage.until(lambda reported: reported is stage.reported[-1] and active("1.0.0")(reported))
@@ -277,11 +297,12 @@ def spoil(stage: Stage, how: str) -> None:
     ],
 )
 async def test_a_candidate_that_does_not_hold_is_rolled_back_and_not_tried_again(
-    market: Market, device: Device, how: str, reason: Reason
+    market: Market, device: Device, how: str, reason: Reason, no_time_left: Callable[[], None]
 ) -> None:
     market.publish("1.0.0", security_epoch=1)
     bad = market.publish("1.1.0", {"README.md": b"bad"}, security_epoch=2)
-    stage = stage_for(market, device, canary_seconds=0.3)
+    stage = stage_for(market, device, canary_seconds=CANARY_SECONDS)
+    stage.workers.on_hang = no_time_left
     async with stage.agent() as reconciler:
         reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
@@ -314,6 +335,7 @@ async def test_a_canary_that_got_nothing_of_a_busy_device_is_tried_as_an_equal(
     market: Market,
     device: Device,
     monkeypatch: pytest.MonkeyPatch,
+    no_time_left: Callable[[], None],
     contention: float,
     hangs_above: int,
     niceness: list[int],
@@ -321,7 +343,8 @@ async def test_a_canary_that_got_nothing_of_a_busy_device_is_tried_as_an_equal(
     monkeypatch.setattr(canary_run.CpuContention, "share", lambda self: contention)
     for version in ("1.0.0", "1.1.0"):
         market.publish(version, {"README.md": version.encode()})
-    stage = stage_for(market, device, canary_seconds=0.5)
+    stage = stage_for(market, device, canary_seconds=CANARY_SECONDS)
+    stage.workers.on_hang = no_time_left
     async with stage.agent() as reconciler:
         reconciler.set_desired(desired("1.0.0"))
         await stage.until(active("1.0.0"))
@@ -421,7 +444,7 @@ async def test_the_latest_wish_wins(market: Market, device: Device, where: str) 
             fetching = stage.serving.swapped = asyncio.Event()
         policy = {"policy": {"probation_seconds": 1000}} if where == "probation" else {}
         reconciler.set_desired(desired("1.1.0", **policy))
-        await asyncio.wait_for(fetching.wait(), 60)
+        await asyncio.wait_for(fetching.wait(), 120)
         stage.workers.hang = False
         reconciler.set_desired(desired("1.2.0"))
         reported = await stage.until(active("1.2.0"))
@@ -511,7 +534,7 @@ async def test_a_candidate_that_takes_the_device_down_is_given_up(market: Market
     for _ in range(2):
         async with stage.agent() as reconciler:
             reconciler.set_desired(desired("1.0.0"))
-            await asyncio.wait_for(stage.workers.begun.wait(), 60)
+            await asyncio.wait_for(stage.workers.begun.wait(), 120)
         stage.restart()
         stage.workers.hang = True
     async with stage.agent():
@@ -580,7 +603,7 @@ async def test_a_clock_that_is_set_forward_or_back_neither_ends_probation_nor_ke
         monkeypatch.setattr(stage.serving, "counters", look)
         stage.serving.swapped.clear()
         reconciler.set_desired(desired("1.1.0", policy={"probation_seconds": 100_000}))
-        await asyncio.wait_for(stage.serving.swapped.wait(), 60)
+        await asyncio.wait_for(stage.serving.swapped.wait(), 120)
         for jump in jumps:
             ahead += jump
             seen = looked

@@ -362,10 +362,10 @@ def test_a_real_agent_starts_all_the_same(
         [sys.executable, "-m", "agent.cli", "run", "--config", str(config)], stderr=subprocess.PIPE, text=True
     )
     try:
-        health = client.next_device_message("health", 60)
+        health = client.next_device_message("health")
         while "stored_data_invalid" not in health.get("warnings", []):
-            health = client.next_device_message("health", 60)
-        event = client.next_device_message("event/refused", 30)
+            health = client.next_device_message("health")
+        event = client.next_device_message("event/refused")
         assert event["detail"]["reason"] == "stored_data_invalid"
         assert table in event["detail"]["message"]
         assert agent.poll() is None

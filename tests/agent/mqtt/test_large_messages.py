@@ -16,7 +16,7 @@ from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto
 from tests.e2e.raw_client import RawClient
 
-SECONDS = 30.0
+SECONDS = 120.0
 
 pytestmark = [
     pytest.mark.broker,

@@ -24,7 +24,7 @@ from tests.agent.running_service import running, settings
 from tests.agent.test_bad_brokers import Liar, connack, packet
 from tests.broker import Broker, find_mosquitto
 
-SECONDS = 30.0
+SECONDS = 120.0
 TAKEN = Loss("taken", "said", SESSION_TAKEN_OVER)
 CLOSED = Loss("closed", "closed")
 

@@ -52,7 +52,7 @@ class Staller:
         if self._peer is not None:
             self._peer.close()
         self.reading.set()
-        self._thread.join(20)
+        self._thread.join(120)
 
     def _serve(self) -> None:
         try:
@@ -134,7 +134,7 @@ def frames_until(staller: Staller, request: str) -> list[tuple[str, dict[str, An
     """What clients get, by request, up to the end of ``request``."""
     found: list[tuple[str, dict[str, Any]]] = []
     while not found or found[-1][0] != request or "finish_reason" not in found[-1][1]:
-        topic, payload = staller.published.get(timeout=25)
+        topic, payload = staller.published.get(timeout=120)
         if topic.startswith("edge/v1/c/"):
             found.append((topic.rpartition("/")[2], json.loads(payload)))
     return found

@@ -141,8 +141,8 @@ def test_the_properties_of_a_broken_request_say_where_to_answer_but_only_its_own
     if topic is not None:
         properties.ResponseTopic = topic.format(client=client)
     generate = f"edge/v1/d/{client.device}/generate/{client.name}"
-    client._client.publish(generate, b'{"prompt": ', qos=1, properties=properties).wait_for_publish(20)
-    request, frame = client.frames.get(timeout=20)
+    client._client.publish(generate, b'{"prompt": ', qos=1, properties=properties).wait_for_publish(120)
+    request, frame = client.next_frame()
     assert (request, frame["error"]["code"]) == (found, 400)
 
 
@@ -176,7 +176,7 @@ def test_all_faults_of_a_control_message_are_told_at_once(make_device: MakeDevic
     make_device().start(sealed())
     body = b'{"id": "x", "op": "update", "why": 1, "set": {"temprature": 1, "top_p": 7, "seed": 1}}'
     client.publish(f"edge/v1/d/{client.device}/control/{client.name}", body)
-    request, frame = client.frames.get(timeout=20)
+    request, frame = client.next_frame()
     details = frame["control"]["error"]["details"]
     assert request == "x"
     assert {each["field"]: each.get("suggestion") for each in details} == {
@@ -207,9 +207,9 @@ def test_resume_of_an_unknown_request_is_a_404(make_device: MakeDevice, client: 
 def test_resume_gives_all_text_so_far(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device().start(sealed())
     client.ask("long", "hold 3")
-    assert client.frames.get(timeout=20)[1]["d"] == "0 "
+    assert client.next_frame()[1]["d"] == "0 "
     client.publish(f"edge/v1/d/{client.device}/control/{client.name}", b'{"id": "long", "op": "resume"}')
-    again = client.frames.get(timeout=20)[1]
+    again = client.next_frame()[1]
     assert (again["s"], again["d"], again["attempt"]) == (1, "0 ", 1)
     device.call(device.workers.current.let_go)
     client.wait_answer("long")
@@ -227,15 +227,16 @@ def test_update_reaches_the_running_request_only_with_known_parameters(
     client.publish(control, b'{"id": "tuned", "op": "update", "set": {"temperature": 0.5}}')
     device.until(lambda: bool(device.workers.current.updates))
     assert [changes for _, changes in device.workers.current.updates] == [{"temperature": 0.5}]
-    answer = client.answers["tuned"]
+    assert not client.answers["tuned"].lasts
+    device.call(device.workers.current.let_go)
+    # By its end all that was said before has come, too.
+    answer = client.wait_answer("tuned")
     faults = [frame["control"] for frame in answer.frames if "control" in frame]
     assert [(fault["op"], fault["error"]["field"]) for fault in faults] == [
         ("update", "set.temperature"),
         ("update", "set.seed"),
     ]
-    assert not answer.lasts
-    device.call(device.workers.current.let_go)
-    assert client.wait_answer("tuned").lasts[0]["finish_reason"] == "stop"
+    assert answer.lasts[0]["finish_reason"] == "stop"
 
 
 def test_update_of_a_waiting_request_holds_when_it_runs(make_device: MakeDevice, client: RawClient) -> None:
@@ -273,7 +274,7 @@ def test_wrong_control_messages_are_answered(
 ) -> None:
     make_device().start(sealed())
     client.publish(f"edge/v1/d/{client.device}/control/{client.name}", payload)
-    found, body = client.frames.get(timeout=20)
+    found, body = client.next_frame()
     assert found == request_id
     assert body["control"]["op"] == op
     assert (body["control"]["error"]["code"], body["control"]["error"].get("field")) == (code, field)
@@ -286,7 +287,7 @@ def test_cancel_that_comes_too_late_is_no_fault(make_device: MakeDevice, client:
     control = f"edge/v1/d/{client.device}/control/{client.name}"
     client.publish(control, b'{"id": "done", "op": "cancel"}')
     client.publish(control, b'{"id": "other", "op": "cancel"}')
-    while client.frames.get(timeout=20)[0] != "other":
+    while client.next_frame()[0] != "other":
         pass
     assert len(client.answers["done"].lasts) == 1
     assert not any("control" in frame for frame in client.answers["done"].frames)

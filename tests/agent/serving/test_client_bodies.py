@@ -35,7 +35,7 @@ def send(client: RawClient, request: str, body: dict[str, Any]) -> dict[str, Any
     properties.CorrelationData = request.encode()
     client.answers[request] = Answer(0.0)
     generate = f"edge/v1/d/{client.device}/generate/{client.name}"
-    client._client.publish(generate, json.dumps(body), qos=1, properties=properties).wait_for_publish(20)
+    client._client.publish(generate, json.dumps(body), qos=1, properties=properties).wait_for_publish(120)
     return client.wait_answer(request).lasts[0]
 
 

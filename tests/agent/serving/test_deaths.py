@@ -5,6 +5,7 @@ says so. Agent and broker are real, the worker is its double as a process.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from tests.e2e.raw_client import Answer, RawClient
 pytestmark = pytest.mark.broker
 
 TOKENS = 100
-LONG = f"dawdle {TOKENS}"
+LONG = f"hold {TOKENS}"
+"""It is in its middle until its worker is gone: the next one holds nobody up."""
+TEXT = "".join(f"{number} " for number in range(TOKENS))
 
 
 class AgentProcess:
@@ -34,19 +37,25 @@ class AgentProcess:
         self._root = root
         self._broker = broker
         self._process: subprocess.Popen[bytes] | None = None
+        self._hold = root / "hold"
+        self._hold.touch()
 
     def start(self) -> None:
         with (self._root / "agent.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.device",
                  str(self._broker.port), str(self._root), str(self.bundle)],
-                stdout=log, stderr=log,
+                stdout=log, stderr=log, env={**os.environ, "EDGE_HOLD": str(self._hold)},
             )  # fmt: skip
+
+    def hold_no_more(self) -> None:
+        """Workers that are loaded from now on let every answer go."""
+        self._hold.unlink()
 
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(20)
+            self._process.wait(120)
 
     def kill_worker(self) -> None:
         assert self._process is not None
@@ -82,7 +91,7 @@ def ask(client: RawClient, request: str, prompt: str, **more: Any) -> None:
 
 def wait_for_text(client: RawClient, request: str) -> None:
     while True:
-        found, frame = client.frames.get(timeout=30)
+        found, frame = client.next_frame()
         if found == request and frame.get("d"):
             return
 
@@ -100,12 +109,14 @@ def expected(prompt: str) -> str:
 def test_killed_worker_runs_what_was_silent_again_and_closes_what_had_begun(
     agent: AgentProcess, asker: RawClient
 ) -> None:
-    ask(asker, "streamed", LONG)
     ask(asker, "silent", LONG, stream=False)
+    ask(asker, "streamed", LONG)
+    # The one that was asked before it runs, too.
     wait_for_text(asker, "streamed")
+    agent.hold_no_more()
     agent.kill_worker()
     (last,) = asker.wait_answer("silent").lasts
-    assert (last["text"], last["attempt"]) == (expected(LONG), 2)
+    assert (last["text"], last["attempt"]) == (TEXT, 2)
     (closed,) = asker.wait_answer("streamed").lasts
     assert (closed["error"]["code"], closed["error"]["type"], closed["attempt"]) == (503, "interrupted", 1)
     assert "killed by SIGKILL" in closed["error"]["message"]
@@ -128,15 +139,17 @@ def test_request_that_kills_two_workers_is_closed_and_its_neighbours_are_answere
 
 
 def test_killed_agent_runs_what_was_silent_and_closes_what_had_begun(agent: AgentProcess, asker: RawClient) -> None:
-    ask(asker, "streamed", LONG)
     ask(asker, "silent", LONG, stream=False)
+    ask(asker, "streamed", LONG)
+    # The one that was asked before it runs, too.
     wait_for_text(asker, "streamed")
+    agent.hold_no_more()
     agent.kill()
     agent.start()
     error = asker.wait_answer("streamed").lasts[0]
     assert (error["error"]["code"], error["error"]["type"], error["attempt"]) == (503, "interrupted", 2)
     assert "another id" in error["error"]["message"]
     last = asker.wait_answer("silent").lasts[0]
-    assert (last["text"], last["attempt"]) == (expected(LONG), 2)
+    assert (last["text"], last["attempt"]) == (TEXT, 2)
     ask(asker, "streamed", LONG)
     assert asker.wait_answer("streamed").lasts == [error]

@@ -18,7 +18,7 @@ def test_a_store_that_has_room_again_is_noticed_without_a_request(make_device: M
     (pages,) = device.database.query("PRAGMA page_count")[0]
     device.database.query(f"PRAGMA max_page_count = {pages}")
     client.ask("big", "count 1 " + "x" * 500_000)
-    error = client.wait_answer("big", 30).lasts[0]["error"]
+    error = client.wait_answer("big").lasts[0]["error"]
     assert (error["code"], error["type"]) == (503, "store_unavailable")
     assert device.call(lambda: device.serving.reasons) == ["store_unavailable"]
     device.database.query("PRAGMA max_page_count = 1000000")
@@ -26,7 +26,7 @@ def test_a_store_that_has_room_again_is_noticed_without_a_request(make_device: M
     device.until(lambda: not device.serving.reasons)
     assert device.health_changes >= 2
     client.ask("big", "count 1 " + "x" * 500_000)
-    assert client.wait_answer("big", 30).lasts[0]["finish_reason"] in ("stop", "length")
+    assert client.wait_answer("big").lasts[0]["finish_reason"] in ("stop", "length")
 
 
 @pytest.mark.parametrize("how", ["comes back", "comes back after a power cut"])

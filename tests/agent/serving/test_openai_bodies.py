@@ -159,13 +159,13 @@ def ask_at(client: RawClient, topic: str, body: dict[str, Any]) -> None:
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.ResponseTopic = topic
     generate = f"edge/v1/d/{client.device}/generate/{client.name}"
-    client._client.publish(generate, json.dumps(body), qos=1, properties=properties).wait_for_publish(20)
+    client._client.publish(generate, json.dumps(body), qos=1, properties=properties).wait_for_publish(120)
 
 
 def test_a_wrong_response_topic_is_told_where_its_client_listens(make_device: MakeDevice, client: RawClient) -> None:
     make_device().start(sealed())
     ask_at(client, f"edge/v1/c/{client.name}/r/{client.device}/other", {"id": "mine", "prompt": "count 1"})
-    found = dict([client.frames.get(timeout=20), client.frames.get(timeout=20)])
+    found = dict([client.next_frame(), client.next_frame()])
     assert {name: frame["error"]["field"] for name, frame in found.items()} == {
         "other": "response_topic",
         "mine": "response_topic",
@@ -179,7 +179,7 @@ def test_a_foreign_response_topic_is_told_at_the_right_one_alone(
 ) -> None:
     device = make_device().start(sealed())
     ask_at(client, topic.format(device=client.device), {"id": "mine", "prompt": "count 1"})
-    assert client.frames.get(timeout=20)[1]["error"]["field"] == "response_topic"
+    assert client.next_frame()[1]["error"]["field"] == "response_topic"
     client.ask("next", "count 1")
     client.wait_answer("next")
     assert device.desired == []

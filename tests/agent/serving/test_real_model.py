@@ -265,7 +265,7 @@ def change_a_running_answer(client: RawClient) -> None:
     story = {"messages": user("Count from one to two hundred."), "max_tokens": 100, "min_tokens": 100}
     greedy = last_of(client, **story)["text"]
     request = ask(client, **story, seed=1)
-    while client.frames.get(timeout=60)[0] != request:
+    while client.next_frame()[0] != request:
         pass
     control(client, request, op="update", set={"temperature": 2.0, "max_tokens": 99})
     answer = client.wait_answer(request)

@@ -53,7 +53,7 @@ def test_a_request_can_be_followed_from_its_topic_to_the_worker(
 ) -> None:
     device = make_device().start(sealed())
     client.ask("q1", f"count 3 {SECRET}")
-    client.wait_answer("q1", 30)
+    client.wait_answer("q1")
     (accepted,) = log.fields("request accepted")
     (began,) = log.fields("request given to a worker")
     (ended,) = log.fields("request ended")
@@ -87,17 +87,17 @@ def ask_everything(make_device: MakeDevice, client: RawClient, **serving: object
     device = make_device(**serving).start(sealed())
     for name, text in (("good", "count 3"), ("refused", "reject"), ("held", "hold")):
         client.ask(name, f"{text} {SECRET}")
-    client.wait_answer("good", 30)
-    client.wait_answer("refused", 30)
+    client.wait_answer("good")
+    client.wait_answer("refused")
     client.ask("good", f"{SECRET} {SECRET}")
-    client.wait_answer("good", 30)
+    client.wait_answer("good")
     client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", f'{{"prompt": "{SECRET}'.encode())
     client.ask("bad", SECRET, temperature=SECRET)
     client.ask("odd", SECRET, **{SECRET: 1})
-    client.wait_answer("bad", 30)
-    client.wait_answer("odd", 30)
+    client.wait_answer("bad")
+    client.wait_answer("odd")
     client.publish(f"edge/v1/d/{client.device}/control/{client.name}", b'{"id": "held", "op": "cancel"}')
-    client.wait_answer("held", 30)
+    client.wait_answer("held")
     device.stop()
 
 
@@ -123,7 +123,7 @@ def test_a_picture_is_one_word_in_the_log(make_device: MakeDevice, client: RawCl
     url = picture_url(png(1, 2, 3))
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "count 2"}]
     client.ask("q1", "", messages=[{"role": "user", "content": parts}])
-    client.wait_answer("q1", 30)
+    client.wait_answer("q1")
     device.stop()
     assert "EDGE_PROMPT=user: [a picture]count 2" in log.text
     assert url[30:60] not in log.text
@@ -137,7 +137,7 @@ def test_a_worker_that_died_is_told_when_it_is_lost_and_when_it_is_back(
     device.call(first.kill)
     device.until(lambda: bool(log.fields("the worker of toy@1.0.0 is back")))
     client.ask("q1", "count 1")
-    client.wait_answer("q1", 30)
+    client.wait_answer("q1")
     (lost,) = [record for record in log.records if " ended: " in record.getMessage()]
     assert lost.edge_fields["worker"] == str(first.pid)  # type: ignore[attr-defined]
     (back,) = log.fields("the worker of toy@1.0.0 is back")

@@ -171,7 +171,7 @@ def test_a_control_message_is_answered_and_acknowledged_whichever_step_fails(
 
     def send(request: str) -> None:
         client.publish(topic, json.dumps({"id": request, "op": "cancel"}).encode())
-        while client.frames.get(timeout=20)[0] != request:
+        while client.next_frame()[0] != request:
             pass
 
     steps = steps_of(device, lambda: send("first"))
@@ -280,7 +280,7 @@ def test_half_an_emoji_is_a_400_however_often_it_comes(make_device: MakeDevice, 
         body = f'{{"id":"p{number}","prompt":"{HALF}","max_tokens":5}}'.encode()
         client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", body)
     for number in range(120):
-        request, frame = client.frames.get(timeout=20)
+        request, frame = client.next_frame()
         error = frame["error"]
         assert request == f"p{number}"
         assert (error["code"], error["type"], error["field"]) == (400, "invalid_request", "prompt")
@@ -304,7 +304,7 @@ def test_half_a_character_is_found_wherever_it_stands(
 ) -> None:
     device = make_device().start(sealed())
     client.publish(f"edge/v1/d/{client.device}/generate/{client.name}", body.encode())
-    request, frame = client.frames.get(timeout=20)
+    request, frame = client.next_frame()
     assert (request, frame["error"]["code"], frame["error"].get("field")) == ("p", 400, field)
     device.until(lambda: settled(device))
 
@@ -323,11 +323,11 @@ def test_properties_that_paho_does_not_read_cut_nobody_off(
     properties.UserProperty = [("note", text)]
     properties.CorrelationData = b"p1"
     topic = f"edge/v1/d/{client.device}/generate/{client.name}"
-    client._client.publish(topic, b'{"prompt":"count 2"}', qos=1, properties=properties).wait_for_publish(20)
+    client._client.publish(topic, b'{"prompt":"count 2"}', qos=1, properties=properties).wait_for_publish(120)
     assert client.wait_answer("p1").lasts[0]["text"] == "0 1 "
     properties.ResponseTopic = f"edge/v1/c/{client.name}/r/{client.device}/p2{text[:100]}"
     properties.CorrelationData = b"p2"
-    client._client.publish(topic, b'{"prompt":"count 2"}', qos=1, properties=properties).wait_for_publish(20)
+    client._client.publish(topic, b'{"prompt":"count 2"}', qos=1, properties=properties).wait_for_publish(120)
     assert client.wait_answer("p2").lasts[0]["error"]["field"] == "response_topic"
     device.until(lambda: settled(device))
     assert device.gateway.connection.problem == ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -28,17 +30,23 @@ def test_every_answer_comes_once_while_the_worker_is_replaced(
         old = device.serving.replica
         assert old is not None
         assert old.worker is not None
+        # It stands still until all that was asked is there and the swap has begun.
+        os.kill(old.worker.pid, signal.SIGSTOP)
         asked = [f"q{number}" for number in range(old.worker.facts.slots + WAITING)]
         for name in asked:
             client.send(name, "Say hello.", max_tokens=48, min_tokens=48)
-        # Those that came first run, the last one waits: so it must be for either to say anything about the swap.
-        device.until(lambda: bool(old.running) and device.serving.queued > 0)
+        # Those that came first run, the last ones wait: so it must be for either to say anything about the swap.
+        device.until(lambda: bool(old.running) and len(device.serving.scheduler.queue) == WAITING)
         client.send("late", "Say hello.", max_tokens=48, min_tokens=48, deadline_ms=1)
+        late = client.wait_answer("late")
         newer = sealed(version="2.0.0", directory=tiny_bundle)
-        report = device.run(device.serving.swap(newer, mode))
+        swap = device.begin(device.serving.swap(newer, mode))
+        device.until(lambda: mode == "overlap" or device.serving.scheduler.paused_since is not None)
+        os.kill(old.worker.pid, signal.SIGCONT)
+        report = swap.result(SECONDS)
         client.send("after", "Say hello.", max_tokens=4)
         answers = [client.wait_answer(name) for name in asked]
-        late, after = client.wait_answer("late"), client.wait_answer("after")
+        after = client.wait_answer("after")
         device.until(lambda: len(device.serving.replicas) == 1)
         [new] = device.serving.replicas
     finally:

@@ -32,8 +32,8 @@ def test_eight_clients_get_every_answer_once(
     def ask(client: RawClient) -> None:
         for number in range(QUESTIONS):
             client.ask(f"r{number}", "count 40")
-            client.wait_until_fewer(3, 60)
-        client.wait_until_fewer(1, 60)
+            client.wait_until_fewer(3)
+        client.wait_until_fewer(1)
 
     threads = [threading.Thread(target=ask, args=(client,)) for client in clients]
     for thread in threads:

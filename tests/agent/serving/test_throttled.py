@@ -67,7 +67,7 @@ def test_heat_halves_what_runs_at_once_and_calm_gives_it_back(
         client.ask(f"q{number}", "wait")
     # Those that the ledger has not judged yet count as queued, too.
     device.until(lambda: (device.serving.queued, device.serving.active) == (5, 1))
-    event = client.next_device_message("event/throttle", 30)
+    event = client.next_device_message("event/throttle")
     assert event["detail"]["reasons"] == ["throttled_temperature"]
     assert event["detail"]["temperatures"] == {"cpu-thermal.0": 82.0}
     # It cools down: one step for each calm stretch, and all that waited gets its place.
@@ -79,7 +79,7 @@ def test_heat_halves_what_runs_at_once_and_calm_gives_it_back(
     device.until(lambda: device.serving.active == 6)
     device.call(device.workers.current.let_go)
     for number in range(6):
-        client.wait_answer(f"q{number}", 30)
+        client.wait_answer(f"q{number}")
 
 
 def test_a_box_without_memory_is_throttled_and_one_without_sensors_never(

@@ -262,7 +262,7 @@ def test_the_ledger_tidies_up_after_itself(database: Database, tmp_path: Path, m
             await asyncio.sleep(0.01)
         await writer.close()
 
-    asyncio.run(asyncio.wait_for(live(), 60))
+    asyncio.run(asyncio.wait_for(live(), 120))
     assert answers_left(database) == [("one", None)]
 
 

@@ -16,7 +16,7 @@ from agent.telemetry import families
 from tests.agent.install.market import Device, Market
 from tests.broker import Broker, free_port
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_endpoint_holds_few_connections() -> None:
             writer.close()
         await endpoint.close()
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
 @pytest.mark.parametrize(

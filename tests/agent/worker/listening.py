@@ -9,7 +9,7 @@ from agent.engine.interface import StepEvent
 from agent.worker.ports import Worker
 from tests.agent.engine.driving import Outcome, record
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Listener:

@@ -15,7 +15,7 @@ from agent.engine.interface import FinishEvent, Generation, StepEvent, TokenEven
 from agent.worker import protocol
 from agent.worker.main import serve
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 class Gated:

@@ -34,7 +34,7 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ran = subprocess.run(
             [sys.executable, str(PROBE), str(bundle), str(folder / "secret"), str(folder / "s")],
             capture_output=True,
-            timeout=60,
+            timeout=120,
             check=True,
         )
     assert (bundle / "file").read_bytes() == b"original"

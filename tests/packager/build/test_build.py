@@ -242,7 +242,7 @@ def test_an_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Pa
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert leftovers(tmp_path) == []

@@ -24,7 +24,7 @@ from edge_bundle.broker_session import BrokerSession
 from tests.broker import Broker
 from tests.packager.watch.messages import event, health, info, llm, message, reported, system
 
-SECONDS = 60.0
+SECONDS = 120.0
 COMMAND = [sys.executable, "-m", "packager.cli", "watch"]
 
 

@@ -75,7 +75,7 @@ class Counting(RangeHandler):
             kind.most = max(kind.most, kind.now)
         if not self.headers.get("Range", "bytes=0-").startswith("bytes=0-"):
             with contextlib.suppress(threading.BrokenBarrierError):
-                self.together.wait(20)
+                self.together.wait(120)
         super().do_GET()
         with self.lock:
             kind.now -= 1

@@ -310,18 +310,18 @@ def test_deployed_for_a_time_it_is_fetched_waits_and_is_activated(
     reconciler = connected.run(agent.enter_async_context(scene.stage.agent()))
     try:
         connected.gateway.on_desired.add(reconciler.set_desired)
-        assert client.next_device_message("status", 60)["online"] is True
+        assert client.next_device_message("status")["online"] is True
         command = ["deploy", "--broker", broker.url, "tiny@1.1.0", "--device", "box", "--revision", "r1"]
         command += ["--not-before", format_utc(scene.opens), "--prefetch"]
         assert main("edge-packager", "", COMMANDS, [*command, "--wait", "--timeout", "0"]) == 4
-        report = client.next_device_message("reported", 60)
+        report = client.next_device_message("reported")
         while "waiting" not in report or not report["waiting"]["prefetched"]:
-            report = client.next_device_message("reported", 60)
+            report = client.next_device_message("reported")
         assert (report["phase"], report["revision"], report["active"]) == ("IDLE", "r1", None)
         assert report["waiting"]["until"] == format_utc(scene.opens)
         scene.clock.seconds = scene.opens
         while report["active"] is None or report["phase"] != "IDLE":
-            report = client.next_device_message("reported", 60)
+            report = client.next_device_message("reported")
         assert (report["active"]["version"], "waiting" in report) == ("1.1.0", False)
     finally:
         connected.run(agent.aclose())

@@ -131,7 +131,7 @@ def test_each_of_them_is_quarantined_with_its_reason_in_a_table(
 ) -> None:
 
     command = [sys.executable, "-m", "agent.cli", "status", "--config", str(scene.world.root / "agent.toml")]
-    table = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    table = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     rows = {line.split()[0]: line for line in table.splitlines() if line.startswith("tiny@")}
     assert "active" in rows[f"tiny@{GOOD}"]
     quarantined = {name: row for name, row in rows.items() if "quarantined" in row}

@@ -45,7 +45,7 @@ class SlowAgent:
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not path.exists():
         assert time.monotonic() < end, f"no {path.name}"
         time.sleep(0.01)
@@ -61,23 +61,23 @@ def test_requests_that_wait_for_a_model_that_loads_outlive_a_stop(
     agent.stall.touch()
     first = agent.start()
     try:
-        client.next_device_message("status", 30)
+        client.next_device_message("status")
         for number in range(3):
             client.ask(f"q{number}", "count 9", max_tokens=3)
         # Accepted: it says how many wait.
         for number in range(3):
-            assert client.frames.get(timeout=30)[1]["d"] == "", number
+            assert client.next_frame()[1]["d"] == "", number
         wait_for(agent.loading)
         first.terminate()
-        assert first.wait(30) == 0
+        assert first.wait(120) == 0
         assert client.unanswered() == ["q0", "q1", "q2"], "nothing was turned away"
         agent.stall.unlink()
         second = agent.start()
         try:
-            answers = [client.wait_answer(f"q{number}", 30) for number in range(3)]
+            answers = [client.wait_answer(f"q{number}") for number in range(3)]
             # One more, so that whatever would come twice has come by then.
             client.ask("last", "count 9", max_tokens=3)
-            client.wait_answer("last", 30)
+            client.wait_answer("last")
             assert [len(answer.lasts) for answer in answers] == [1, 1, 1]
             assert all(answer.lasts[0]["finish_reason"] == "length" for answer in answers)
         finally:

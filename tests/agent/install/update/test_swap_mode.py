@@ -159,7 +159,7 @@ async def test_it_comes_back_when_another_bundle_is_wished_for_meanwhile(tight: 
         await stage.settled("r1.0.0")
         stage.workers.hang, stage.workers.begun = True, asyncio.Event()
         reconciler.set_desired(desired("1.1.0"))
-        await asyncio.wait_for(stage.workers.begun.wait(), 60)
+        await asyncio.wait_for(stage.workers.begun.wait(), 120)
         stage.workers.hang = False
         reconciler.set_desired(desired("1.2.0"))
         await stage.until(active("1.2.0"))

@@ -44,7 +44,7 @@ async def answer(bundle: SealedBundle) -> str:
         worker.admit(Generation(1, "anna", prompt="The capital of France", max_tokens=12, temperature=0.0))
         text = ""
         while True:
-            event = await asyncio.wait_for(events.get(), 60)
+            event = await asyncio.wait_for(events.get(), 120)
             text += getattr(event, "text", "")
             if isinstance(event, FinishEvent):
                 return text

@@ -1,7 +1,8 @@
 """The double as a process: ``tests.agent.worker.double.DOUBLE`` with ``--fd N --nice N`` behind it.
 
 The name of the bundle's directory says how it loads: ``refused``, ``dies``, ``slow`` (never, in silence), ``stalls``
-(never, after one sign of life). With EDGE_STALL naming a file, it loads for as long as that is there.
+(never, after one sign of life). With EDGE_STALL naming a file, it loads for as long as that is there. With EDGE_HOLD
+naming one, answers that wait are let go in a worker that is loaded when that is gone.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ def open_engine(load: Load, progress: Progress) -> ScriptedEngine:
             time.sleep(3600)
         case "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-    return ScriptedEngine(mishap=meet)
+    engine = ScriptedEngine(mishap=meet)
+    if (hold := os.environ.get("EDGE_HOLD")) and not Path(hold).exists():
+        engine.let_go()
+    return engine
 
 
 if __name__ == "__main__":

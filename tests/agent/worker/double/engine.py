@@ -97,9 +97,8 @@ class ScriptedEngine:
 
     def step(self) -> list[StepEvent]:
         active = [answer for answer in self._active if self._can_advance(answer)]
-        busy = [answer.script.step_seconds for answer in active] + [seconds for _, seconds in self._reading()]
-        if any(busy):
-            time.sleep(max(busy))
+        if reading := self._reading():
+            time.sleep(max(seconds for _, seconds in reading))
         events, self._events = self._events, []
         for answer in active:
             events.extend(_advance(answer))

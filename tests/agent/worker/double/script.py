@@ -2,8 +2,7 @@
 
 ``count N`` is answered with N tokens; any other prompt with three. ``hold`` gives one token and then waits to be let
 go, ``wait`` gives none until then. ``reject`` is refused as an overlong prompt is. With tools, the double thinks and
-calls the first of them with the prompt's last word. ``dawdle`` takes its time over every token; ``read N SECONDS``
-reads N tokens in one piece, for so long.
+calls the first of them with the prompt's last word. ``read N SECONDS`` reads N tokens in one piece, for so long.
 
 The words of :data:`MISHAPS` end a worker, each in its way, as prompts and as what is to be scored.
 """
@@ -29,7 +28,6 @@ class Script(Struct, frozen=True):
     pause: int | None = None
     rejected: bool = False
     calls: tuple[str, str] | None = None
-    step_seconds: float = 0.0
     read: tuple[int, float] = (0, 0.0)
     mishap: str | None = None
 
@@ -60,7 +58,6 @@ def read_script(generation: Generation) -> Script:
         pause={"hold": 1, "wait": 0}.get(first),
         rejected=first == "reject",
         calls=calls,
-        step_seconds=0.02 if first.startswith("dawdle") else 0.0,
         read=(int(words[1]), float(words[2])) if first == "read" else (0, 0.0),
         mishap=first if first in MISHAPS else None,
     )
