@@ -48,7 +48,9 @@ class _Probe(Handler):
 
 async def probe_groups(settings: BrokerSettings, client_id: str, topics: Topics) -> GroupVerdict:
     """Ask the broker, beside all other connections of this device; takes half a minute at most."""
-    shared = await _comes_back(settings, client_id, topics, f"$share/{topics.device}/{topics.doctor}")
+    # A name that nobody else has: agent and doctor may ask at the same time, and would take each other's messages.
+    name = f"{topics.device}-{os.urandom(4).hex()}"
+    shared = await _comes_back(settings, client_id, topics, f"$share/{name}/{topics.doctor}")
     if shared in ("", "unreached"):
         return GroupVerdict("", reached=not shared)
     if shared != "nothing":

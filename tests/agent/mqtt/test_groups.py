@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -192,6 +193,29 @@ def test_a_broker_that_delivers_is_believed_and_no_member_sees_the_question(
     other.disconnect()
     other.loop_stop()
     device.stop()
+    broker.stop()
+
+
+@pytest.mark.broker
+@needs_mosquitto
+def test_who_asks_at_the_same_time_takes_no_message_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent asks when it connects, and somebody calls ``doctor`` meanwhile."""
+    names: list[str] = []
+    comes_back = group_probe._comes_back
+
+    async def asked(settings: BrokerSettings, client_id: str, topics: Topics, topic: str) -> str:
+        names.append(topic)
+        return await comes_back(settings, client_id, topics, topic)
+
+    monkeypatch.setattr(group_probe, "_comes_back", asked)
+    broker = Broker(tmp_path / "broker")
+    broker.start()
+    settings = BrokerSettings(host="127.0.0.1", port=broker.port)
+    for _ in range(2):
+        (found,) = group_round_trip(settings, Topics("box"), ["office"])
+        assert found.verdict == "ok"
+    assert len(set(names)) == 2, "of one shared subscription each of the two would get what the other one sent"
+    assert all(re.fullmatch(r"\$share/box-[0-9a-f]{8}/edge/v1/d/box/doctor", name) for name in names)
     broker.stop()
 
 
