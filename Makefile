@@ -25,7 +25,7 @@ PIECES := 1 2 3 4 5 6
 JSONSCHEMA := 4.26.0
 SUITE  := $(CACHE)/json-schema-test-suite/jsonschema-$(JSONSCHEMA).tar.gz
 
-.PHONY: help demo see fleet-demo gateway-clients recording second-model test test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
+.PHONY: help demo see fleet-demo gateway-clients recording second-model test test-long test-js test-console console-pictures test-avx2 layouts test-root test-arm test-aarch64 check format bench size mutate \
 	sabotage crash-full fleet-crash chaos soak siege client-size clean
 
 help: ## what can be made
@@ -96,6 +96,9 @@ test: $(STAMP) $(WHEEL) $(SUITE) ## the test suite, no root (JOBS=n at a time)
 	--junit-xml build/test.xml --ignore=tests/e2e tests; most=$$?; \
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/e2e; whole=$$?; \
 	exit $$((most | whole))
+
+test-long: $(STAMP) $(WHEEL) ## proofs that take minutes, whose short versions make test has (CONTRIBUTING.md)
+	EDGE_CACHE=$(CACHE) nice -n 15 $(BIN)/python -m pytest -q -n 2 -m long tests
 
 test-avx2: $(STAMP) $(WHEEL) $(SUITE) ## the tests with a model in them, with the kernels of an AVX2 machine (ARGS=other tests)
 	EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.avx2 $(ARGS)

@@ -31,7 +31,7 @@ from tests.broker import Broker
 from tests.e2e.raw_client import Answer, RawClient
 from tests.tiny import ANSWERS
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 QUESTION = "What is the capital of France?"
 CONFIG = """

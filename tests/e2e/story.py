@@ -27,7 +27,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TEMPLATE = "chat_template.jinja"
 QUESTION = "What is the capital of France?"
 
-PHASE_SECONDS = 180.0
+PHASE_SECONDS = 600.0
 """Longest a deployment may take here: fetching 90 MB from a directory, a canary at nice 19 on busy cores."""
 
 LOAD_STREAMS = 3

@@ -13,6 +13,7 @@ from tests.e2e.see import CASES, TINY, Seen, faults, main, see, table
 
 
 @pytest.mark.broker
+@pytest.mark.timeout(1200)
 def test_a_tiny_model_is_built_deployed_and_sees_what_its_reference_sees(tmp_path: Path) -> None:
     seen = see("gemma-3", tmp_path, Path(os.environ.get("EDGE_CACHE", ".cache")).resolve(), Quiet())
     assert len(seen) == len(CASES)

@@ -29,7 +29,7 @@ def story(tmp_path: Path) -> Iterator[Story]:
 
 
 @pytest.mark.broker
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_from_a_gguf_file_to_answers_a_swap_and_a_refusal(story: Story) -> None:
     # An engineer builds, proves, signs and publishes the first version.
     first = story.build("1.0.0")

@@ -170,7 +170,10 @@ def put(container: Container, path: str, text: str) -> None:
 def test_a_kit_makes_a_bare_machine_serve_without_a_network(device: Device) -> None:
     assert device.ask("first") == ANSWER
     assert device.container.show("edge-agent.service", "ActiveState") == "active"
-    assert device.container.show("edge-agent.service", "StatusText") == "ready"
+    told = device.container.show("edge-agent.service", "StatusText")
+    ready, _, reasons = told.partition(": ")
+    # What else runs on this machine may leave it short of memory or warm: the agent says so and serves.
+    assert ready == "ready" and set(reasons.split(", ")) <= {"", "throttled_memory", "throttled_temperature"}, told
     info = device.retained("info")
     assert "seccomp" in info["engine"]["isolation"]
     # Nothing but loopback was ever there.

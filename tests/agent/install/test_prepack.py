@@ -350,7 +350,7 @@ def anonymous_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_worker_maps_them_instead_of_copying_the_weights(
     market: Market, device: Device, smollm2_bundle: Path
 ) -> None:

@@ -38,7 +38,8 @@ def test_the_table_names_every_process_and_what_was_promised(
     assert [path.name for path in tmp_path.iterdir()] == ["small-qwen-0.5b"]  # made once, and nothing else left
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_model_that_sees_is_built_as_it_comes_deployed_and_asked_about_a_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +62,7 @@ WIDER = {
 """Of ten million parameters: small beside libraries in memory, large beside tokenizer and configuration on the disk."""
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_what_a_build_takes_is_what_it_said(tmp_path: Path) -> None:
     """Of Phi's kind, calibrated, with an INT8 cache: bytes of memory and of disk, each within 30 %."""

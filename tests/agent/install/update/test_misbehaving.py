@@ -19,7 +19,7 @@ from contract.bundle.manifest import Requires
 from contract.reasons import Reason
 from tests.soak.scene import GOOD, Scene
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

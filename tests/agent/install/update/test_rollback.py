@@ -10,7 +10,7 @@ import pytest
 
 from tests.soak.scene import GOOD, Scene
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

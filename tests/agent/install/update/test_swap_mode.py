@@ -199,7 +199,7 @@ def scene(tiny_bundle: Path, tmp_path: Path) -> Iterator[Scene]:
 
 
 @pytest.mark.broker
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_real_workers_take_turns_where_both_do_not_fit(scene: Scene) -> None:
     """A reserve as large as the machine leaves no room for two: not for the canary, either."""
     line = "[install]\n"
