@@ -14,7 +14,6 @@ from collections.abc import Callable
 import msgspec
 
 from contract.errors import EdgeBundleError
-from contract.identifiers import is_identifier
 from edge_bundle.async_client import AsyncClient
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.replies import Answer
@@ -22,6 +21,7 @@ from fleet.gateway.asking import Failed
 from fleet.gateway.models import read_model
 from fleet.gateway.requests import read_chat
 from fleet.gateway.routing import Routing
+from fleet.gateway.shared_client import SharedClient
 from fleet.rollout.canary import Prompt, Score
 from fleet.rollout.facts import Facts
 from fleet.rollout.model import Rollout
@@ -48,13 +48,11 @@ class CanaryRunner:
     """
 
     def __init__(self, address: BrokerAddress, root: str, note: Note, clock: Callable[[], float]) -> None:
-        self._address = address
-        self._root = root
         self._note = note
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._client: AsyncClient | None = None
+        self._client = SharedClient(address, root)
         self._running: set[tuple[int, str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._routing = Routing(seconds=ANSWER_SECONDS)
@@ -81,7 +79,6 @@ class CanaryRunner:
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._connecting = asyncio.Lock()
             self._thread = threading.Thread(target=self._loop.run_forever, name="quality canary", daemon=True)
             self._thread.start()
         return self._loop
@@ -90,30 +87,14 @@ class CanaryRunner:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.close()
-
-    async def _connected(self) -> AsyncClient:
-        async with self._connecting:
-            if self._client is None:
-                # Where a broker's rules have clients' names, they are users' names (docs/MQTT.md, "Access").
-                user = self._address.username or ""
-                client = AsyncClient(self._address, name=user if is_identifier(user) else None, root=self._root)
-                try:
-                    await client.connect()
-                    await client.devices()
-                except BaseException:
-                    await client.close()
-                    raise
-                self._client = client
-            return self._client
+        await self._client.close()
 
     async def _probe(self, probe: Probe) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
-            score = await self._score(await self._connected(), probe)
+            score = await self._score(await self._client.connected(), probe)
             await asyncio.to_thread(self._note, probe, score)
         except EdgeBundleError as error:
             log.warning("the canary of rollout %d cannot be asked: %s", probe.rollout, error.message)

@@ -11,13 +11,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp
 
 from contract.errors import EdgeBundleError, RequestInvalid, SourceUnavailable
-from contract.identifiers import is_identifier
 from edge_bundle.async_client import AsyncClient
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.presence import Presence
@@ -30,10 +30,13 @@ from fleet.gateway.problems import of_error
 from fleet.gateway.requests import Asked, read_chat, read_completion
 from fleet.gateway.responding import CLIENT_CLOSED, Answering, Json, problem_response
 from fleet.gateway.routing import Routing
+from fleet.gateway.shared_client import SharedClient
 from fleet.http.body import ClientGone, read_body
 from fleet.http.metrics import Sample
 
 log = logging.getLogger("edge_fleet.gateway")
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Before the next attempt to reach the broker."""
@@ -43,10 +46,8 @@ class Gateway:
     """A :class:`fleet.http.app.Part`. ``access`` lets requests in; a request may take ``seconds``."""
 
     def __init__(self, address: BrokerAddress, root: str, access: Access, *, seconds: float = 600.0) -> None:
-        self._address = address
-        self._root = root
         self._access = access
-        self._client: AsyncClient | None = None
+        self._client = SharedClient(address, root)
         self._problem = "it has just started"
         self._created = int(time.time())
         self._counts = Counts()
@@ -54,12 +55,20 @@ class Gateway:
 
     def routes(self) -> Sequence[BaseRoute]:
         """OpenAI's paths."""
-        return [
+        known = [
             Route("/v1/models", self._models),
             Route("/v1/models/{model:path}", self._model),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._completion, methods=["POST"]),
         ]
+
+        async def other(request: Request) -> Response:
+            matched = [route for route in known if route.matches(request.scope)[0] is not Match.NONE]
+            methods = sorted({method for route in matched for method in route.methods or ()})
+            raise HTTPException(405 if matched else 404, headers={"allow": ", ".join(methods)} if matched else None)
+
+        # Nobody else answers below /v1, in a shape that no client of OpenAI's reads.
+        return [*known, Route("/v1", other, methods=METHODS), Route("/v1/{rest:path}", other, methods=METHODS)]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -71,22 +80,14 @@ class Gateway:
         finally:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
-            if self._client is not None:
-                await self._client.close()
+            await self._client.close()
 
     async def _connect(self) -> None:
         failures = 0
         while True:
-            # Where a broker's rules have clients' names, they are users' names (docs/MQTT.md, "Access").
-            user = self._address.username or ""
-            client = AsyncClient(self._address, name=user if is_identifier(user) else None, root=self._root)
             try:
-                await client.connect()
-                self._client = client
-                await client.devices()
+                client = await self._client.connected()
             except EdgeBundleError as error:
-                self._client = None
-                await client.close()
                 self._problem = error.message
                 wait = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 log.warning("%s; next attempt in %.0f s", error.message, wait)
@@ -101,8 +102,8 @@ class Gateway:
         """That the broker is away."""
         if self._problem:
             return {"gateway": self._problem}
-        if self._client is None or not self._client.connected:
-            return {"gateway": f"the broker {self._address.name} is away"}
+        if self._client.now is None or not self._client.now.connected:
+            return {"gateway": f"the broker {self._client.address.name} is away"}
         return {}
 
     def warnings(self) -> dict[str, str]:
@@ -111,15 +112,15 @@ class Gateway:
 
     def samples(self) -> Sequence[Sample]:
         """Requests, tokens, times, devices."""
-        known = {} if self._client is None else self._client.presence.devices()
+        known = {} if self._client.now is None else self._client.now.presence.devices()
         online = [each for each in known.values() if each.online]
         return self._counts.samples(online=len(online), ready=sum(map(is_able, online)))
 
     def _asking_client(self) -> AsyncClient:
-        problems = self.problems()
-        if self._client is None or problems:
+        client, problems = self._client.now, self.problems()
+        if client is None or problems:
             raise SourceUnavailable(f"no device can be asked: {problems['gateway']}", retry_after=2.0)
-        return self._client
+        return client
 
     async def _models(self, request: Request) -> Response:
         async def answer(grant: Grant, presence: Presence) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from fleet.gateway.asking import Begun, Event, Failed
 from fleet.gateway.models import read_model
 from fleet.gateway.requests import Asked, read_chat
 from fleet.gateway.routing import Routing
+from fleet.gateway.shared_client import SharedClient
 from fleet.store import audit, devices
 from fleet.web import guard
 from fleet.web.pages.page import (
@@ -54,9 +54,8 @@ class Playground:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._client: AsyncClient | None = None
+        self._client = None if settings.broker is None else SharedClient(settings.broker, settings.topic_root)
         self._routing = Routing(seconds=ANSWER_SECONDS)
-        self._lock = asyncio.Lock()
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -66,25 +65,14 @@ class Playground:
         finally:
             if self._client is not None:
                 await self._client.close()
-                self._client = None
 
     async def _connected(self) -> AsyncClient:
         """Raises:
         SourceUnavailable: no broker, or it is away.
         """
-        if self._settings.broker is None:
+        if self._client is None:
             raise SourceUnavailable("no broker is configured")
-        async with self._lock:
-            if self._client is None:
-                client = AsyncClient(self._settings.broker, root=self._settings.topic_root)
-                try:
-                    await client.connect()
-                    await client.devices()
-                except BaseException:
-                    await client.close()
-                    raise
-                self._client = client
-            return self._client
+        return await self._client.connected()
 
     def routes(self) -> list[Route]:
         return [

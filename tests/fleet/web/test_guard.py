@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 from starlette.requests import Request
+from starlette.testclient import TestClient
 
 from contract.errors import RequestInvalid, UsageError
+from edge_bundle.broker import parse_broker
 from fleet.access.throttle import FREE_ATTEMPTS
+from fleet.gateway.access import Anybody
+from fleet.gateway.gateway import Gateway
+from fleet.http.app import make_app
 from fleet.store.database import Database
+from fleet.web.app import Console
 from fleet.web.guard import check_host, check_url, client_address
-from tests.fleet.web.stage import PASSWORD, Clock, browser, csrf_of, open_console
+from fleet.web.settings import Settings
+from tests.fleet.web.stage import HOST, PASSWORD, Clock, browser, csrf_of, open_console
 
 PROXIES = frozenset({"10.0.0.1", "10.0.0.2"})
 
@@ -82,3 +89,22 @@ def test_behind_https_cookies_are_for_https_alone(small: Database, clock: Clock)
     assert cookies
     assert all("Secure" in each for each in cookies)
     assert client.get("https://evil.example.org/").status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allowed"),
+    [
+        ("POST", "/v1/embeddings", 404, None),
+        ("GET", "/v1", 404, None),
+        ("GET", "/v1/chat/completions", 405, "POST"),
+        ("DELETE", "/v1/models/toy", 405, "GET, HEAD"),
+    ],
+)
+def test_what_is_below_the_gateway_is_answered_in_its_shape_beside_the_console_too(
+    small: Database, clock: Clock, method: str, path: str, status: int, allowed: str | None
+) -> None:
+    gateway = Gateway(parse_broker("mqtt://127.0.0.1:1"), "edge/v1", Anybody())
+    app = make_app([gateway, Console(Settings(database=small, clock=clock))])
+    reply = TestClient(app, base_url=HOST).request(method, path)
+    assert (reply.status_code, reply.headers.get("allow")) == (status, allowed)
+    assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
