@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from contract.errors import BundleRefused
+from contract.errors import BundleRefused, RequestInvalid
 from contract.mqtt.messages import encode
 from fleet.ingest import reading
 from fleet.ingest.inbox import Batch, Heard
@@ -32,6 +32,14 @@ class Rows(Struct):
     samples: list[Sample] = []
     events: list[Event] = []
     refused: dict[str, str] = {}
+
+    def of(self, device: str) -> Rows:
+        """What one device says."""
+        return Rows(
+            [each for each in self.updates if each.device == device],
+            [each for each in self.samples if each.device == device],
+            [each for each in self.events if each.device == device],
+        )
 
 
 def collect(batch: Batch, now: float) -> Rows:
@@ -139,10 +147,24 @@ class Collector:
                 log.warning("%s: %s", device, fault)
         if not rows.updates:
             return 0
+        try:
+            self._write(rows)
+        except RequestInvalid:
+            self._write_each(rows)
+        return len(rows.updates)
+
+    def _write_each(self, rows: Rows) -> None:
+        """Something in ``rows`` cannot be a record: what nobody else shall wait for, or go without."""
+        for each in rows.updates:
+            try:
+                self._write(rows.of(each.device))
+            except RequestInvalid as refused:
+                log.warning("%s: nothing that it said lately can be kept: %s", each.device, refused.message)
+
+    def _write(self, rows: Rows) -> None:
         with self._database.write() as connection:
             self._fence(connection)
             devices.take(connection, rows.updates, most=MAX_DEVICES)
             false = counters.take(connection, rows.samples)
             devices.mark_unreliable(connection, false, UNTRUE_COUNTERS)
             devices.note_events(connection, rows.events)
-        return len(rows.updates)

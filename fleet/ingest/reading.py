@@ -143,6 +143,8 @@ def read_info(payload: bytes, device: str) -> Info:
         _bounded(group, 64, "groups")
     for version in found.versions.values():
         _bounded(version, 128, "versions")
+    if isinstance(arch := found.host.get("arch"), str):
+        _bounded(arch, 64, "host.arch")
     return found
 
 
@@ -187,7 +189,9 @@ def read_desired(payload: bytes) -> str:
         found = parse_desired(payload)
     except BundleRefused:
         return "?"
-    return "" if found is None else found.revision
+    if found is None:
+        return ""
+    return found.revision if found.revision.isprintable() else "?"
 
 
 def read_llm(payload: bytes) -> Reading:

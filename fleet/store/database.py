@@ -9,9 +9,17 @@ from typing import Any
 
 from sqlalchemy import ColumnDefault, Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from contract.errors import ConfigInvalid, EdgeBundleError, SourceUnavailable, StoreBroken, StoreFull, UsageError
+from contract.errors import (
+    ConfigInvalid,
+    EdgeBundleError,
+    RequestInvalid,
+    SourceUnavailable,
+    StoreBroken,
+    StoreFull,
+    UsageError,
+)
 from contract.reasons import Reason
 from fleet.store.schema import METADATA, VERSION, device, schema_version
 
@@ -135,11 +143,16 @@ class Database:
                 yield connection
         except SQLAlchemyError as error:
             raise self.explain(error) from error
+        except OverflowError as error:
+            # SQLite's own: a number that has more than 64 bits.
+            raise _not_storable(error) from error
 
     def explain(self, error: SQLAlchemyError) -> EdgeBundleError:
         """``error`` as one of ours."""
         cause = error.orig if isinstance(error, DBAPIError) else error
         text = " ".join(str(cause).split())
+        if isinstance(error, DataError):
+            return _not_storable(cause)
         if isinstance(error, IntegrityError):
             return StoreBroken(
                 f"the database {self.name} refuses what contradicts it: {text}", reason=Reason.STORED_DATA_INVALID
@@ -152,6 +165,11 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _not_storable(why: BaseException | None) -> RequestInvalid:
+    """What was asked for holds a value that no row can have: a zero byte, or a number beyond all columns."""
+    return RequestInvalid(f"no record can hold what was given: {' '.join(str(why).split())}")
 
 
 def _add_columns(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from contract.errors import StoreBroken
@@ -9,9 +10,10 @@ from contract.mqtt.messages import Status, encode
 from fleet.ingest.collector import Collector
 from fleet.ingest.inbox import MAX_EVENTS, Inbox
 from fleet.store import devices
-from fleet.store.database import Database
+from fleet.store.database import Database, parse_database
 from fleet.store.leader import Leader, LeadershipLost
 from tests.fleet.simulate.device import SimulatedDevice
+from tests.postgres import Postgres
 
 ROOT = "edge/v1"
 
@@ -40,6 +42,24 @@ def test_a_device_is_in_the_registry_once_it_has_spoken(database: Database) -> N
     store(database, inbox)
     found = find(database, "box-1")
     assert (found.traits.online, found.traits.arch, found.seen_at, found.trouble) == (True, "aarch64", 5.0, "")
+
+
+def test_what_no_record_can_hold_keeps_nobody_else_waiting(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should a reader ever let it through: here the one that refuses characters that no terminal shows."""
+    monkeypatch.setattr("fleet.ingest.reading._bounded", lambda *_: None)
+    database = Database(parse_database(postgres.create("no_record")))
+    database.create()
+    inbox = Inbox(ROOT)
+    for name in ("box-1", "box-2", "box-3"):
+        birth(inbox, name)
+    info = msgspec.json.decode(
+        next(each.payload for each in SimulatedDevice("box-2").birth(1.0) if each.topic == "info")
+    )
+    say(inbox, "box-2", "info", msgspec.json.encode({**info, "host": {"arch": "x86\0"}}))
+    store(database, inbox)
+    with database.read() as connection:
+        assert [each.device for each in devices.traits(connection)] == ["box-1", "box-3"]
+    database.close()
 
 
 def test_what_is_retained_is_of_nobody_knows_when(database: Database) -> None:

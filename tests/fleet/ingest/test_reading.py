@@ -68,6 +68,8 @@ def test_a_field_of_a_newer_device_is_no_fault() -> None:
         (altered("info", groups=["x" * 65]), "groups is longer"),
         (altered("info", versions={"agent": "1\x1b[2J"}), "not printable"),
         (altered("info", host="none"), "is not valid at host"),
+        (altered("info", host={"arch": "x86\x0064"}), "host.arch is longer than 64 characters, or not printable"),
+        (altered("info", host={"arch": "x" * 65}), "host.arch is longer"),
         (b'{"device": "box-1", "device": "box-2"}', "twice"),
         (b"\xff", "UTF-8"),
         (b"[" * 5000, "nested"),
@@ -130,6 +132,7 @@ def test_errors_are_what_the_device_did_wrong() -> None:
         (b"", ""),
         (b'{"revision": "r1", "bundle": {"name": "m", "version": "1.0.0"}}', "r1"),
         (b'{"revision": "r1"}', "?"),
+        (b'{"revision": "r\\u00001", "bundle": {"name": "m", "version": "1.0.0"}}', "?"),
         (b"{", "?"),
     ],
 )

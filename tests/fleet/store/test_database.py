@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select, text
 
-from contract.errors import ConfigInvalid, SourceUnavailable, StoreBroken, StoreFull, UsageError
+from contract.errors import ConfigInvalid, RequestInvalid, SourceUnavailable, StoreBroken, StoreFull, UsageError
 from fleet.store import tokens
 from fleet.store.database import Database, parse_database
 from fleet.store.schema import METADATA, SINCE_1, VERSION, device, leader, schema_version
@@ -27,6 +27,14 @@ def test_what_was_raised_in_a_transaction_leaves_nothing(database: Database) -> 
     with pytest.raises(RuntimeError), database.write() as connection:
         connection.execute(insert(leader).values(id=1, epoch=1, holder="a", since=0.0))
         raise RuntimeError("in the middle")
+    with database.read() as connection:
+        assert connection.execute(select(leader)).first() is None
+
+
+def test_a_value_that_no_record_can_hold_is_the_askers_fault(database: Database) -> None:
+    """A zero byte in a text of PostgreSQL, a number of more than 64 bits in SQLite."""
+    with pytest.raises(RequestInvalid, match="no record can hold what was given"), database.write() as connection:
+        connection.execute(insert(leader).values(id=1, epoch=10**25, holder="a\0", since=0.0))
     with database.read() as connection:
         assert connection.execute(select(leader)).first() is None
 
