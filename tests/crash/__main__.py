@@ -218,15 +218,16 @@ def default_bundle() -> Path:
     """A tiny bundle, made once for each state of the sources."""
     from packager.build.pipeline import build_bundle
     from packager.build.plan import BuildPlan
-    from tests.conftest import CACHE, _kept
+    from tests.forked import forked_children
+    from tests.kept import CACHE, kept
     from tests.tiny import make_checkpoint
 
     def make(directory: Path) -> None:
-        with tempfile.TemporaryDirectory() as checkpoint:
+        with tempfile.TemporaryDirectory() as checkpoint, forked_children():
             make_checkpoint(Path(checkpoint))
             build_bundle(BuildPlan(checkpoint, "tiny", "1.0.0", quantizer="rtn"), directory, cache=CACHE)
 
-    return _kept("crash-bundle", make)
+    return kept("crash-bundle", make)
 
 
 KINDS = ("before", "within", "after")

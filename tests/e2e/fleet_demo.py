@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +17,7 @@ from tests.e2e.narrator import Narrator, Teller
 from tests.e2e.story import StoryFailed
 
 LONGEST_SECONDS = 900
-"""After this it is ended, whatever it does; it takes four minutes of two idle cores, building the model included."""
+"""After this it is ended, whatever it does."""
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
         cache = Path(os.environ.get("EDGE_CACHE", ".cache")).resolve()
         story = FleetStory(Path(home), cache, teller, bundle=bundle_of_environment())
         try:
-            tell(story, teller)
+            took = tell(story, teller)
         except (StoryFailed, TimeoutError) as failed:
             print(f"\nThe demo failed: {failed}\n{story.log_tail()}", file=sys.stderr)
             return 1
@@ -44,7 +45,9 @@ def main() -> int:
         finally:
             story.close()
     teller.say("")
-    teller.say(f"All of it held, in {time.monotonic() - started:.0f} seconds. Everything that was started is stopped.")
+    chapters = ", ".join(f"{number}: {seconds:.0f}" for number, seconds in enumerate(took, start=1))
+    teller.say(f"All of it held, in {time.monotonic() - started:.0f} seconds ({chapters}).")
+    teller.say("Everything that was started is stopped.")
     return 0
 
 
@@ -53,32 +56,38 @@ def _hold(condition: bool, promise: str) -> None:
         raise StoryFailed(promise)
 
 
-def tell(story: FleetStory, teller: Narrator) -> None:
-    """The whole of it.
+def tell(story: FleetStory, teller: Narrator) -> list[float]:
+    """The whole of it; how many seconds each chapter took.
 
     Raises:
         StoryFailed: something that it promises did not happen.
     """
-    teller.chapter(1, "Publish three versions: 1.0.0, 1.1.0 as good, 1.2.0 that says the same and is slow")
+    began: list[float] = []
+
+    def chapter(number: int, title: str) -> None:
+        began.append(time.monotonic())
+        teller.chapter(number, title)
+
+    chapter(1, "Publish three versions: 1.0.0, 1.1.0 as good, 1.2.0 that says the same and is slow")
     story.publish_bundles()
 
-    teller.chapter(2, "Start a broker, a fleet with its gateway, three devices")
+    chapter(2, "Start a broker, a fleet with its gateway, three devices")
     story.start_everything()
     teller.say(f"broker {story.broker.url}, console {story.gateway}/, gateway {story.gateway}/v1")
 
-    teller.chapter(3, "Ask through the gateway with the openai package")
+    chapter(3, "Ask through the gateway with the openai package")
     for model in ("group:boxes", NAME):
         text, bundle = story.ask(model)
         _hold("Paris" in text and bundle == f"{NAME}@1.0.0", f"the answer was {text!r} of {bundle}")
 
-    teller.chapter(4, "Roll out 1.1.0, in waves, while all devices are asked")
+    chapter(4, "Roll out 1.1.0, in waves, while all devices are asked")
     story.keep_asking()
     good = story.roll_out("1.1.0")
     _hold(good.state is RolloutState.DONE, f"the good bundle was not rolled out: {good.reason}")
     _hold(sorted(story.running().values()).count(f"{NAME}@1.1.0") == 2, f"devices run {story.running()}")
     teller.say(f"devices run {story.running()}; one is the control group")
 
-    teller.chapter(5, "Roll out 1.2.0: it is signed, its answers are right, and it is slow")
+    chapter(5, "Roll out 1.2.0: it is signed, its answers are right, and it is slow")
     slow = story.roll_out("1.2.0")
     _hold(slow.state is RolloutState.ROLLED_BACK, f"the slow bundle was not halted: {slow.state} {slow.reason}")
     _hold("tokens/s" in slow.reason, f"it was halted for another reason: {slow.reason}")
@@ -87,11 +96,12 @@ def tell(story: FleetStory, teller: Narrator) -> None:
     teller.say(f"{len(got)} of {len(BOXES)} devices ever ran it: {', '.join(got)}; devices run {story.running()}")
     _hold(len(got) == 1 and f"{NAME}@1.2.0" not in story.running().values(), f"{got} ran the slow bundle")
 
-    teller.chapter(6, "Ask again")
+    chapter(6, "Ask again")
     text, bundle = story.ask(f"{NAME}@1.1.0")
     _hold("Paris" in text and bundle == f"{NAME}@1.1.0", f"the answer was {text!r} of {bundle}")
-    _hold(story.healthy(), "the gateway is not well")
+    story.until(story.healthy, "the gateway to be well")
     teller.say(f"meanwhile the devices gave {sum(story.asked.values())} answers to programs that asked all the time")
+    return [end - begin for begin, end in pairwise([*began, time.monotonic()])]
 
 
 if __name__ == "__main__":

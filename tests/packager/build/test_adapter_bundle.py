@@ -24,7 +24,7 @@ from packager.evaluate.verify import verify_bundle
 from packager.graph.facts import read_back
 from packager.graph.slots import assign_slots
 from packager.sources.opening import SourceOptions
-from tests.conftest import CACHE
+from tests.kept import CACHE
 from tests.lora import make_lora
 
 

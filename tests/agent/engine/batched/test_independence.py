@@ -30,7 +30,7 @@ from tests import avx2
 from tests.agent.engine import kinds
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
-from tests.conftest import CACHE, ROOT
+from tests.kept import CACHE, ROOT
 
 TEXT = (
     "The ferry left the harbour at half past six, and the mechanic who had repaired its pump during the night stood on "
