@@ -12,7 +12,7 @@ from agent.install.update.state_machine import State
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
 from contract.identifiers import Digest
-from contract.mqtt.messages import Policy
+from contract.mqtt.messages import Desired
 from contract.mqtt.reading import parse_desired, salvage_revision
 from contract.reasons import Reason
 from contract.source.access import Source
@@ -156,11 +156,15 @@ def read_desired(payload: bytes, settings: InstallSettings, sources: Mapping[str
         tighten(settings, desired.policy),
         sources=locations,
         origin=DesiredDocument(desired.revision),
-        activates=Activates() if desired.policy is UNSET else _activates(desired.policy),
+        activates=activates_of(desired),
     )
 
 
-def _activates(policy: Policy) -> Activates:
+def activates_of(desired: Desired) -> Activates:
+    """When the bundle of ``desired`` may be made active: at any time, without a policy."""
+    policy = desired.policy
+    if policy is UNSET:
+        return Activates()
     not_before = None if policy.not_before is UNSET else parse_utc(policy.not_before)
     return Activates(not_before, tuple(read_window(each) for each in policy.windows), policy.prefetch)
 

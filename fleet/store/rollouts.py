@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import structs
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, false, func, insert, select, update
 
 from contract.errors import RequestInvalid
 from contract.mqtt.messages import BundleReference, Desired, Policy, encode
@@ -44,7 +44,7 @@ def load(connection: Connection, number: int, *, lock: bool = False) -> Rollout:
     Raises:
         RequestInvalid: there is none.
     """
-    query = select(rollout).where(rollout.c.id == number)
+    query = select(rollout).where(_is(number))
     row = connection.execute(query.with_for_update() if lock else query).first()
     if row is None:
         raise _unknown(number)
@@ -94,7 +94,7 @@ def overview(connection: Connection, number: int) -> Overview:
     Raises:
         RequestInvalid: there is none.
     """
-    found = _overviews(connection, select(rollout).where(rollout.c.id == number))
+    found = _overviews(connection, select(rollout).where(_is(number)))
     if not found:
         raise _unknown(number)
     return found[0]
@@ -131,6 +131,11 @@ def targets(
     if waves is not None:
         where &= target.c.wave.in_(list(waves))
     return _targets(connection, where, limit=limit, offset=offset)
+
+
+def _is(number: int) -> ColumnElement[bool]:
+    """Of the rollout ``number``; one beyond 64 bits is none, and no column could be compared with it."""
+    return rollout.c.id == number if abs(number) < 2**63 else false()
 
 
 def _unknown(number: int) -> RequestInvalid:
@@ -295,17 +300,22 @@ def _note_attempts(connection: Connection, after: Rollout, actions: Sequence[Act
             connection.execute(update(attempt).where(where).values(**values))
 
 
+def write_desired(wish: Publish) -> bytes:
+    """The document that a device is sent; empty where the wish is withdrawn."""
+    if wish.bundle is None:
+        return b""
+    document = Desired(wish.revision, BundleReference(wish.bundle.name, wish.bundle.version))
+    if wish.source is not None:
+        document = structs.replace(document, source=wish.source)
+    if wish.windows:
+        windows = [write_window(each) for each in wish.windows]
+        document = structs.replace(document, policy=Policy(window=windows, prefetch=True))
+    return encode(document)
+
+
 def _write_wish(connection: Connection, number: int, wish: Publish, now: float) -> None:
     """One row a device: an older wish that was not sent yet must not come after this one."""
-    payload = b""
-    if wish.bundle is not None:
-        document = Desired(wish.revision, BundleReference(wish.bundle.name, wish.bundle.version))
-        if wish.source is not None:
-            document = structs.replace(document, source=wish.source)
-        if wish.windows:
-            windows = [write_window(each) for each in wish.windows]
-            document = structs.replace(document, policy=Policy(window=windows, prefetch=True))
-        payload = encode(document)
+    payload = write_desired(wish)
     connection.execute(delete(outbox).where(outbox.c.device == wish.device))
     connection.execute(
         insert(outbox).values(

@@ -13,6 +13,8 @@ from typing import Any
 
 from msgspec import UNSET
 
+from agent.install.desired import Activates, activates_of
+from agent.install.update.gate import LOOK_SECONDS, waits
 from agent.install.update.state_machine import Event as Step
 from agent.install.update.state_machine import State, step
 from contract.mqtt.messages import (
@@ -27,10 +29,13 @@ from contract.mqtt.messages import (
     Reported,
     ReportedError,
     Status,
+    Waiting,
     encode,
 )
 from contract.mqtt.reading import parse_desired
 from contract.reasons import Reason
+from contract.trust.clock import EARLIEST
+from contract.utc import parse_utc
 from tests.fleet.simulate.work import RAM_BYTES, Work, answer, system
 
 FIRST = "model@1.0.0"
@@ -116,6 +121,8 @@ class SimulatedDevice:
         self._serving = self.active
         self._revision: str | None = None
         self._desired: str | None = None
+        self._activates = Activates()
+        self._waiting: Waiting | None = None
         self._error: ReportedError | None = None
         self._state = State.IDLE
         self._next: float | None = None
@@ -146,7 +153,7 @@ class SimulatedDevice:
     def restart(self, boot: str) -> None:
         """The process ended and is started again: what was under way begins anew with the broker's copy of the wish."""
         self.boot, self._begun = boot, False
-        self._serving, self._state, self._next = self.active, State.IDLE, None
+        self._serving, self._state, self._next, self._waiting = self.active, State.IDLE, None, None
         if self._desired is not None and self._desired != self.active and self._error is None:
             self._revision = None
 
@@ -180,6 +187,7 @@ class SimulatedDevice:
             state_of(self.previous) if self.previous else None,
             self._error,
             desired=followed,
+            waiting=self._waiting or UNSET,
         )
         return Message("reported", encode(reported), True)
 
@@ -191,21 +199,41 @@ class SimulatedDevice:
     def wish(self, payload: bytes, now: float) -> list[Message]:
         """The retained document came: the first time, or again after a connect, when it hurries nothing."""
         desired = parse_desired(payload)
+        if desired is not None and desired.revision == self._revision:
+            return []
+        self._waiting = None
         if desired is None:
             self._revision = self._desired = self._error = None
             self._state, self._next, self._serving = State.IDLE, None, self.active
             return [self._report()]
-        if desired.revision == self._revision:
-            return []
         self._revision = desired.revision
+        self._activates = activates_of(desired)
         self._desired = f"{desired.bundle.name}@{desired.bundle.version}"
         self.wishes.append(desired.revision)
         self._error = None
         self._serving = self.active
         if self._desired == self.active:
             self._state, self._next = State.IDLE, None
-        else:
-            self._state, self._next = step(State.IDLE, Step.WANTED).state, now + self._pace()
+            return [self._report()]
+        waiting = self._waits(now)
+        if waiting is not None and not self._activates.prefetch:
+            return self._hold(waiting, now)
+        self._state, self._next = step(State.IDLE, Step.WANTED).state, now + self._pace()
+        return [self._report()]
+
+    def _waits(self, now: float) -> Waiting | None:
+        """What it waits for before the bundle becomes active, by its own clock."""
+        return waits(self._activates, self.clock(now), EARLIEST)
+
+    def _hold(self, waiting: Waiting, now: float, *, prefetched: bool = False) -> list[Message]:
+        """Wait in IDLE, and look again at the time, or when the clock may have been set."""
+        until = waiting.until
+        seconds = LOOK_SECONDS if until is UNSET else (parse_utc(until) - self.clock(now)) / self.clock_rate
+        self._state, self._next = State.IDLE, now + min(LOOK_SECONDS, max(0.1, seconds))
+        waiting = Waiting(waiting.reason, waiting.message, prefetched, waiting.until)
+        if waiting == self._waiting:
+            return []
+        self._waiting = waiting
         return [self._report()]
 
     def _pace(self) -> float:
@@ -221,7 +249,10 @@ class SimulatedDevice:
     def _step(self, at: float) -> list[Message]:
         assert self._desired is not None
         if self._state is State.IDLE:
-            # The next attempt after a source that was away.
+            if self._waiting is not None and (waiting := self._waits(at)) is not None:
+                return self._hold(waiting, at, prefetched=self._waiting.prefetched)
+            # The next attempt after a source that was away, or the time has come.
+            self._waiting = None
             self._state, self._next, self._error = step(State.IDLE, Step.WANTED).state, at + self._pace(), None
             return [self._report()]
         behaviour = self.bundles.get(self._desired, Behaviour())
@@ -240,13 +271,16 @@ class SimulatedDevice:
     def _go_on(self, at: float) -> list[Message]:
         assert self._desired is not None
         was = self._state
+        if was is State.SEAL:
+            self._sealed.add(self._desired)
+            if (waiting := self._waits(at)) is not None:
+                assert step(was, Step.PREFETCHED).state is State.IDLE
+                return self._hold(waiting, at, prefetched=True)
         present = was is State.CHECK and self._desired in self._sealed
         entry = step(was, Step.PRESENT if present else _AHEAD[was])
         self._state = entry.state
         self._next = None if entry.state is State.IDLE else at + self._pace()
         found: list[Message] = []
-        if was is State.SEAL:
-            self._sealed.add(self._desired)
         if entry.state is State.SWITCH and not self._serving:
             return [self._report(), self._health()]
         if entry.state is State.PROBATION:

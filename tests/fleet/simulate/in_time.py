@@ -12,19 +12,19 @@ from typing import Any
 
 from msgspec import structs
 
-from contract.mqtt.messages import BundleReference, Desired, encode
 from fleet.ingest import reading
 from fleet.rollout.actions import Action, FreeSlot, Publish, TakeSlot, apply
 from fleet.rollout.counters import Counters, Reading, accumulate
 from fleet.rollout.decide import decide
 from fleet.rollout.facts import DeviceFacts, Facts
 from fleet.rollout.model import Bundle, Rollout
-from fleet.rollout.operate import resume, start
+from fleet.rollout.operate import resume, retry, start
 from fleet.rollout.plan import draft
 from fleet.rollout.selector import Traits
 from fleet.rollout.spec import read_spec
 from fleet.rollout.states import ENDED, RolloutState
 from fleet.store.devices import as_report
+from fleet.store.rollouts import write_desired
 from tests.fleet.simulate.device import Behaviour, Message, SimulatedDevice, digest_of
 
 BEGIN = 1_800_000_000.0
@@ -212,21 +212,20 @@ class FleetInTime:
         self.rollout = apply(self.rollout, actions)
         for action in actions:
             match action:
-                case Publish(device, revision, bundle):
-                    self._publish(device, revision, bundle)
+                case Publish():
+                    self._publish(action)
                 case TakeSlot(site, device, expires):
                     self.slots.setdefault(site, {})[device] = expires
                 case FreeSlot(site, device):
                     self.slots[site].pop(device, None)
         self.look(self.rollout)
 
-    def _publish(self, device: str, revision: str, bundle: Bundle | None) -> None:
+    def _publish(self, wish: Publish) -> None:
         assert self.rollout is not None
+        device, revision, bundle = wish.device, wish.revision, wish.bundle
         if bundle is not None and bundle.reference == self.rollout.bundle.reference:
             self.asked.append(device)
-        payload = b""
-        if bundle is not None:
-            payload = encode(Desired(revision, BundleReference(bundle.name, bundle.version)))
+        payload = write_desired(wish)
         self._held[device] = payload
         self.facts[device] = structs.replace(self.facts[device], desired=revision if payload else "")
         if self.facts[device].online:
@@ -236,6 +235,11 @@ class FleetInTime:
     def _deliver(self, device: str, payload: bytes) -> None:
         if self.facts[device].online and self._held[device] == payload:
             self._wish(device, payload)
+
+    def retry(self) -> None:
+        """A person has those asked again that failed."""
+        assert self.rollout is not None
+        self._carry_out(retry(self.rollout, "bob", self.now))
 
     def run(self, days: float = 8.0) -> Rollout:
         """Until the rollout has ended, or so many days have passed; whenever it is paused, a person lets it go on."""

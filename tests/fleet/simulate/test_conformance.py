@@ -11,14 +11,15 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from msgspec import structs
+from msgspec import UNSET, UnsetType, structs
 
 from agent.cli import COMMANDS
 from agent.config import load_config
 from agent.telemetry.samples import LlmSample, SystemSample
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
-from contract.mqtt.messages import BundleReference, Desired, Event, Health, Info, Reported, Status, encode
+from contract.mqtt.messages import BundleReference, Desired, Event, Health, Info, Policy, Reported, Status, encode
 from contract.system.command_line import main
+from contract.windows import WindowDocument
 from edge_bundle.broker import parse_broker
 from edge_bundle.broker_session import BrokerSession
 from fleet.ingest import reading
@@ -54,6 +55,10 @@ pytestmark = pytest.mark.broker
 ROOT = "edge/v1"
 BAD = "tiny@1.9.0"
 UNLISTED = "tiny@7.7.7"
+WAITING = ("reason", "prefetched", "until")
+LATER = "2096-12-05T00:00:00Z"
+OPENS = "2096-12-05T22:00:00Z"
+AHEAD = Policy(not_before=LATER, window=WindowDocument("22:00", "23:00", "UTC"), prefetch=True)
 SECONDS = 120.0
 """Until an installation, which takes two seconds, counts as not ending."""
 
@@ -70,11 +75,11 @@ class Listener:
     def close(self) -> None:
         self._session.close()
 
-    def wish(self, revision: str, reference: str | None) -> None:
+    def wish(self, revision: str, reference: str | None, policy: Policy | UnsetType = UNSET) -> None:
         self.said.append(("wish", revision, reference))
         payload = b""
         if reference is not None:
-            payload = encode(Desired(revision, BundleReference(*reference.split("@"))))
+            payload = encode(Desired(revision, BundleReference(*reference.split("@")), policy=policy))
         self._session.publish(f"{ROOT}/d/{NAME}/desired", payload, retain=True)
 
     def hear_birth(self) -> None:
@@ -119,10 +124,10 @@ def summary(topic: str, payload: bytes) -> Any:
         detail = document["detail"]
         return (topic, *(detail.get(each) for each in ("bundle", "revision", "from", "to", "reason", "by")))
     if topic == "reported":
-        error = document["error"] or {}
+        error, waiting = document["error"] or {}, document.get("waiting") or {}
         return (
             topic, document["revision"], document["phase"], name_of(document["active"]), name_of(document["previous"]),
-            error.get("reason"), "retry_in_seconds" in error,
+            error.get("reason"), "retry_in_seconds" in error, tuple(waiting.get(each) for each in WAITING),
         )  # fmt: skip
     return None
 
@@ -131,17 +136,24 @@ def name_of(state: dict[str, Any] | None) -> str | None:
     return None if state is None else f"{state['name']}@{state['version']}"
 
 
-def idle(revision: str | None, active: str | None, previous: str | None = None, error: str | None = None) -> Any:
-    return ("reported", revision, "IDLE", active, previous, error, False)
+def idle(
+    revision: str | None,
+    active: str | None,
+    previous: str | None = None,
+    error: str | None = None,
+    waiting: tuple[str | None, bool | None, str | None] = (None, None, None),
+) -> Any:
+    return ("reported", revision, "IDLE", active, previous, error, False, waiting)
 
 
 def tell(listener: Listener) -> None:
     """The same story for both: the first installation, an update, a bad bundle twice, one that is not listed, the wish
-    for what runs, the way back, and a wish that is withdrawn.
+    for what runs, the way back, bundles that wait for their time and for their window, fetched ahead and not, one that
+    has waited and may go on, and a wish that is withdrawn.
     """
-    one, two = "tiny@1.1.0", "tiny@1.2.0"
+    one, two, three = "tiny@1.1.0", "tiny@1.2.0", "tiny@1.3.0"
     listener.hear_birth()
-    for revision, reference, end in (
+    for revision, reference, end, *policy in (
         ("r1", one, idle("r1", one)),
         ("r2", two, idle("r2", two, one)),
         ("r3", BAD, idle("r3", two, one, "canary_drift")),
@@ -149,9 +161,14 @@ def tell(listener: Listener) -> None:
         ("r5", UNLISTED, idle("r5", two, one, "not_listed")),
         ("r6", two, idle("r6", two, one)),
         ("r7", one, idle("r7", one, two)),
-        ("", None, idle(None, one, two)),
+        ("r8", three, idle("r8", one, two, waiting=("waiting_for_not_before", False, LATER)), Policy(not_before=LATER)),
+        ("r9", three, idle("r9", one, two, waiting=("waiting_for_window", True, OPENS)), AHEAD),
+        ("r10", one, idle("r10", one, two)),
+        ("r11", three, idle("r11", one, two, waiting=("waiting_for_window", True, OPENS)), AHEAD),
+        ("r12", three, idle("r12", three, one)),
+        ("", None, idle(None, three, one)),
     ):
-        listener.wish(revision, reference)
+        listener.wish(revision, reference, *policy)
         listener.hear_until(end)
 
 
@@ -213,9 +230,9 @@ def cut(files: set[int]) -> None:
 
 @pytest.fixture
 def market(tmp_path: Path, tiny_bundle: Path) -> Market:
-    """Two good bundles and a bad one."""
+    """Three good bundles and a bad one."""
     made = Market(tmp_path / "market", tiny_bundle)
-    for version, mean_nll in (("1.1.0", 1.0), ("1.2.0", 1.0), ("1.9.0", 10.0)):
+    for version, mean_nll in (("1.1.0", 1.0), ("1.2.0", 1.0), ("1.3.0", 1.0), ("1.9.0", 10.0)):
         publish(made, version, tiny_bundle, mean_nll)
     return made
 

@@ -78,6 +78,34 @@ def test_a_bad_bundle_halts_in_the_first_wave_and_is_turned_back(seed: int, weat
     assert {device.active for device in made.devices.values()} == {"model@1.0.0"}
 
 
+def test_a_retry_is_refused_by_devices_that_the_bundle_failed_on_in_its_trial() -> None:
+    """Quarantine is a device's own; another version, or its own operator, is the way on."""
+    made = fleet(3, count=12)
+    made.start("3.0.0", waves=WAVES, rollback="none")
+    made.pass_time(HOUR)
+    assert made.rollout is not None
+    assert (made.rollout.state, "canary_drift (1)" in made.rollout.reason) == (S.HALTED, True)
+    made.retry()
+    made.pass_time(HOUR)
+    assert (made.rollout.state, "quarantined (1)" in made.rollout.reason) == (S.HALTED, True)
+    assert len(set(made.asked)) == 1
+
+
+def test_a_retry_succeeds_where_the_bundle_was_refused_before_its_trial() -> None:
+    bundles = {"model@2.0.0": Behaviour(fails="RESOLVE", reason="not_listed")}
+    made = FleetInTime(12, seed=3, bundles=bundles, telemetry=600.0, interval=60.0)
+    made.pass_time(2 * HOUR)
+    made.start("2.0.0", waves=WAVES, rollback="none")
+    made.pass_time(HOUR)
+    assert made.rollout is not None
+    assert (made.rollout.state, "not_listed (1)" in made.rollout.reason) == (S.HALTED, True)
+    # The publisher has listed it since.
+    del bundles["model@2.0.0"]
+    made.retry()
+    found = made.run()
+    assert (found.state, Counter(target.state for target in found.targets.values())) == (S.DONE, {T.BAKED: 12})
+
+
 def test_the_same_seed_is_the_same_story() -> None:
     stories = []
     for _ in range(2):
@@ -104,6 +132,26 @@ def test_nobody_is_asked_outside_the_window_and_it_ends_all_the_same() -> None:
     assert minutes
     assert min(minutes) >= 60
     assert max(minutes) < 150
+
+
+def test_devices_fetch_ahead_and_change_within_the_window_alone() -> None:
+    made = fleet(1, count=12)
+    ahead: set[str] = set()
+    changed: list[int] = []
+
+    def look(_: Rollout) -> None:
+        ahead.update(name for name, facts in made.facts.items() if facts.report is not None and facts.report.prefetched)
+        changes = sum(device.active == "model@2.0.0" for device in made.devices.values()) - len(changed)
+        changed.extend([int(made.now % 86400 // 60)] * changes)
+
+    made.look = look
+    window = {"from": "01:00", "until": "02:30", "zone": "UTC"}
+    made.start("2.0.0", waves=WAVES, windows=[window], prefetch=True)
+    assert made.run().state is S.DONE
+    assert ahead, "nobody fetched before its window"
+    assert len(changed) == 12
+    # Whoever began within it ends it: a canary, the switch and probation of half a minute at most each.
+    assert all(60 <= minute <= 152 for minute in changed), changed
 
 
 def test_devices_that_are_gone_for_good_keep_nobody() -> None:

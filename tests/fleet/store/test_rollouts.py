@@ -53,10 +53,13 @@ def test_what_is_stored_is_what_was_planned(database: Database) -> None:
         assert not any(row.open for row in connection.execute(select(target)))
 
 
-def test_a_rollout_that_is_not_there_is_said(database: Database) -> None:
-    with pytest.raises(RequestInvalid, match="there is no rollout 7") as raised:
-        load(database, 7)
+@pytest.mark.parametrize("number", [7, -1, 10**25])
+def test_a_rollout_that_is_not_there_is_said(database: Database, number: int) -> None:
+    with pytest.raises(RequestInvalid, match=f"there is no rollout {number}") as raised:
+        load(database, number)
     assert raised.value.code == 404
+    with database.read() as connection, pytest.raises(RequestInvalid, match="there is no rollout"):
+        rollouts.overview(connection, number)
 
 
 def test_nothing_is_left_of_a_rollout_that_could_not_be_stored_whole(database: Database) -> None:

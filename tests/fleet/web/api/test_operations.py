@@ -206,6 +206,8 @@ def test_every_operation_asks_for_its_permission(
         ("GET", "/api/v1/devices?limt=3", None, 400, "did you mean limit?"),
         ("GET", "/api/v1/devices/none", None, 404, "no device 'none' was heard yet"),
         ("GET", "/api/v1/rollouts/99", None, 404, "there is no rollout 99"),
+        ("GET", f"/api/v1/rollouts/{10**25}", None, 404, f"there is no rollout {10**25}"),
+        ("POST", f"/api/v1/rollouts/{10**25}/pause", {}, 404, f"there is no rollout {10**25}"),
         ("GET", "/api/v1/nothing", None, 404, "/api/v1/openapi.json"),
         ("POST", "/api/v1/rollouts", {"bundle": "model", "where": "*"}, 400, "is not NAME@VERSION"),
         ("POST", "/api/v1/rollouts", SPEC | {"where": "site=bodo"}, 400, "matches none of the 12 devices"),
