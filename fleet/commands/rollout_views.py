@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,10 +16,12 @@ from contract.reasons import Reason
 from fleet.commands.context import print_json, print_table, when
 from fleet.describe import count_targets, describe_rollout, describe_rollout_wholly
 from fleet.rollout.durations import parse_duration
-from fleet.rollout.model import Rollout
-from fleet.rollout.states import ENDED, RolloutState
+from fleet.rollout.model import Rollout, Target
+from fleet.rollout.states import ENDED, IN_PROGRESS, WAITING, RolloutState
 from fleet.store import rollouts
 from fleet.store.database import Database
+
+_MAY_WAIT = WAITING | IN_PROGRESS
 
 LOOK_SECONDS = 0.5
 """Between two looks at the database while watching."""
@@ -82,10 +85,20 @@ def describe_lines(found: Rollout) -> list[str]:
     reason = f": {found.reason}" if found.reason else ""
     lines = [f"rollout {found.id} of {found.bundle.reference} is {found.state}{reason}"]
     for wave in found.waves:
-        counts = Counter(str(target.state) for target in found.wave_targets(wave.number))
-        states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        states = _states(list(found.wave_targets(wave.number)))
         lines.append(f"  wave {wave.number} is {wave.state}: {states}" + (f"; {wave.verdict}" if wave.verdict else ""))
     return lines
+
+
+def _states(targets: Sequence[Target]) -> str:
+    """How many are in which state, and what those wait for that wait."""
+    counts = Counter(str(target.state) for target in targets)
+    waits = Counter((str(each.state), each.reason) for each in targets if each.reason and each.state in _MAY_WAIT)
+    found = []
+    for state, count in sorted(counts.items()):
+        why = [f"{reason} {number}" for (waiting, reason), number in sorted(waits.items()) if waiting == state]
+        found.append(f"{count} {state}" + (f" ({', '.join(why)})" if why else ""))
+    return ", ".join(found)
 
 
 def watch_one(database: Database, arguments: argparse.Namespace) -> int:

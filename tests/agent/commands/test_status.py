@@ -17,6 +17,7 @@ from agent.install.status import collect_status
 from agent.install.update.state_machine import Event
 from agent.state.installation import Quarantined
 from contract.identifiers import Digest
+from contract.mqtt.messages import Reported, Waiting
 from contract.reasons import Reason
 from tests.agent.commands.test_device_commands import edge_agent
 from tests.agent.install.market import Device, Market
@@ -100,3 +101,15 @@ def test_a_device_in_the_middle_of_an_update(
     device.state().override_desired()
     recorded = edge_agent("status", "--state-dir", tmp_path / "device").stdout
     assert "desired   tiny@1.2.0, revision r7 (overridden: another bundle was chosen on this device since)" in recorded
+
+
+@pytest.mark.parametrize(("prefetched", "here"), [(True, "fetched and verified"), (False, "not fetched yet")])
+def test_a_device_that_waits_for_its_time_says_for_what(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prefetched: bool, here: str
+) -> None:
+    device = Device(tmp_path / "device")
+    message = "its maintenance window opens at 2026-12-05T22:00:00Z"
+    waiting = Waiting("waiting_for_window", message, prefetched, "2026-12-05T22:00:00Z")
+    reported = Reported("r8", "IDLE", None, None, None, None, waiting=waiting)
+    show(collect_status(device.state(), device.directory, reported, running=True))
+    assert f"waiting   {message} ({here})" in capsys.readouterr().out.splitlines()

@@ -13,7 +13,9 @@ import pytest
 
 from contract.system.command_line import main
 from fleet.cli import COMMANDS, DESCRIPTION
+from fleet.rollout.actions import MoveTarget, MoveWave, NoteTarget, Publish
 from fleet.rollout.model import Rollout
+from fleet.rollout.states import TargetState, WaveState
 from fleet.store import devices, outbox, rollouts
 from fleet.store.database import Database, parse_database
 from tests.fleet.simulate.device import SimulatedDevice
@@ -106,6 +108,7 @@ def test_without_a_database_it_says_how_to_make_one(run: Run, words: tuple[str, 
         (("rollout", "plan", "model@2.0.0", "--where", "*", "--depot", "."), 2, "--depot and --root go together"),
         (("rollout", "pause", "7"), 2, "there is no rollout 7"),
         (("rollout", "watch", "7"), 2, "there is no rollout 7"),
+        (("rollout", "show", "9" * 25), 2, f"there is no rollout {'9' * 25}"),
         (("rollout", "stop", "7"), 2, "invalid choice: 'stop'"),
         (("serve", "--roles", "controler"), 2, "did you mean controller?"),
         (("serve", "--broker", "http://host"), 2, "write the broker as"),
@@ -250,9 +253,6 @@ def test_a_newer_rollout_takes_the_devices_of_an_older_one(run: Run, known: Data
 
 
 def test_a_devices_page_shows_what_it_was_asked(run: Run, known: Database) -> None:
-    from fleet.rollout.actions import MoveTarget, Publish
-    from fleet.rollout.states import TargetState
-
     run("rollout", "start", "model@2.0.0", "--where", "*")
     with known.write() as connection:
         before = rollouts.load(connection, 1)
@@ -276,6 +276,31 @@ def test_a_plan_says_when_its_window_opens_and_refuses_one_that_never_does(run: 
     )
     refused = run("rollout", "plan", "--spec", "rollout.toml")
     assert (refused.status, "no maintenance window opens within 1 min" in refused.err) == (2, True)
+
+
+def test_a_plan_says_what_is_fetched_ahead_and_watching_says_what_devices_wait_for(run: Run, known: Database) -> None:
+    window = f'[[windows]]\nfrom = "22:00"\nuntil = "23:00"\nzone = "Europe/Oslo"\ndays = ["{_another_day()}"]\n'
+    Path("rollout.toml").write_text(f'bundle = "model@2.0.0"\nwhere = "*"\nwaves = ["100%"]\nprefetch = true\n{window}')
+    planned = run("rollout", "plan", "--spec", "rollout.toml").out
+    assert "as much longer as its maintenance windows are closed" in planned
+    assert "prefetch: devices fetch as soon as they are asked, and activate within the windows" in planned
+    run("rollout", "start", "--spec", "rollout.toml")
+    with known.write() as connection:
+        before = rollouts.load(connection, 1)
+        rollouts.save(connection, before, [
+            MoveWave(1, WaveState.OPEN),
+            *(MoveTarget(f"sim-{n}", TargetState.ASKED, changes={"attempt": 1}) for n in range(1, 6)),
+            *(MoveTarget(f"sim-{n}", TargetState.INSTALLING) for n in range(1, 4)),
+            *(NoteTarget(f"sim-{n}", {"reason": "waiting_for_window", "message": "opens at 22:00"}) for n in (1, 2)),
+            MoveTarget("sim-0", TargetState.DEFERRED, "offline"),
+            MoveTarget("sim-6", TargetState.DEFERRED, "pinned"),
+        ], 5.0)  # fmt: skip
+    waits = "2 asked, 2 deferred (offline 1, pinned 1), 3 installing (waiting_for_window 2), 5 pending"
+    watched = run("rollout", "watch", "1", "--timeout", "1ms")
+    assert watched.out.splitlines()[1] == f"  wave 1 is open: {waits}"
+    shown = run("rollout", "show", "1").out
+    assert waits in shown
+    assert "opens at 22:00" in shown
 
 
 def _another_day() -> str:

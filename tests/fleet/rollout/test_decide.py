@@ -330,6 +330,27 @@ def test_a_device_that_waits_for_its_window_has_not_failed_and_gives_its_slot_ba
     )  # fmt: skip
 
 
+def test_devices_that_have_fetched_and_wait_are_in_progress_so_that_no_more_change_at_once_when_the_window_opens() -> (
+    None
+):
+    world = prefetching(count=20, waves=(Size(percent=100),), max_in_progress=3)
+    for _ in range(3):
+        world.decide(60)
+        for name in world.in_state(T.ASKED):
+            world.report(name, waiting="waiting_for_window", prefetched=True, message="it opens at 14:00")
+    assert (len(world.in_state(T.ASKED)), len(world.in_state(T.PENDING))) == (3, 17)
+    world.now = BEGIN + 800
+    changed: set[str] = set()
+    while world.in_state(T.ASKED):
+        at_once = world.in_state(T.ASKED)
+        assert len(at_once) <= 3
+        for name in at_once:
+            changed.add(name)
+            world.obey(name)
+        world.decide(1)
+    assert len(changed) == 20
+
+
 def test_a_window_that_was_missed_is_no_failure_either() -> None:
     world = prefetching(deadline=7200.0)
     world.decide()

@@ -58,6 +58,15 @@ def test_a_fleet_has_a_line_for_each_device_in_natural_order() -> None:
     assert "ready" in lines[2] and "73" in lines[2] and "75 %" in lines[2]
 
 
+@pytest.mark.parametrize(("prefetched", "text"), [(True, "fetched and verified"), (False, "not fetched yet")])
+def test_a_device_that_waits_for_its_time_says_so_in_place_of_a_phase(prefetched: bool, text: str) -> None:
+    fleet = Fleet(ROOT)
+    message = "its maintenance window opens at 2026-12-05T22:00:00Z"
+    waiting = {"reason": "waiting_for_window", "message": message, "prefetched": prefetched}
+    device(fleet, "kitchen-1", reported=reported(waiting=waiting))
+    assert f"waiting ({text}): {message}" in " ".join(picture(fleet, only="kitchen-1", width=160).split())
+
+
 def test_what_needs_somebody_is_shown_when_not_all_fit() -> None:
     fleet = Fleet(ROOT)
     for number in range(30):
