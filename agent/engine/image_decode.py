@@ -7,6 +7,8 @@ sent, only a PNG that was written here. See decision 16.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,29 @@ ORIENTATION = 0x0112
 TURNS = ("", "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 """By EXIF's orientation, 1 to 8: what brings the picture upright."""
 
+ON_ITS_SIDE = TURNS[4:]
+FORMATS = ("PNG", "JPEG")
 
-def decode_image(data: bytes, most: int = MAX_PIXELS) -> tuple[bytes, int]:
+
+def measure_image(data: bytes, most: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of the picture in ``data`` once it is upright, from its header.
+
+    Raises:
+        RequestInvalid: as :func:`decode_image` does, as far as the header says so.
+    """
+    from PIL import Image
+
+    with _refusals(data), Image.open(io.BytesIO(data), formats=FORMATS) as found:
+        _check_size(*found.size, most)
+        width, height = found.size
+        return (height, width) if _upright(found) in ON_ITS_SIDE else (width, height)
+
+
+def decode_image(data: bytes, most: int = MAX_PIXELS, *, side: int = 0, square: bool = False) -> tuple[bytes, int]:
     """The picture in ``data`` (PNG or JPEG) as an RGB PNG, and how many pixels it had.
 
-    It is turned upright, on white where it is transparent, the first frame of several, and made smaller if it is large.
+    It is turned upright, on white where it is transparent, the first frame of several, and made smaller if it is large
+    or longer than ``side``; in the middle of a white ``square`` where one is asked for.
 
     Raises:
         RequestInvalid: it is broken, has more than ``most`` pixels, or is too narrow.
@@ -45,28 +65,46 @@ def decode_image(data: bytes, most: int = MAX_PIXELS) -> tuple[bytes, int]:
     """
     from PIL import Image
 
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise RequestInvalid(f"it has more than {MAX_SCANS} scans: save it again as a baseline image", field="messages")
     target = io.BytesIO()
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as found:
+    with _refusals(data):
+        with Image.open(io.BytesIO(data), formats=FORMATS) as found:
             pixels = _check_size(*found.size, most)
             turn = _upright(found)
-            share = min(1.0, (MAX_DRAWN / pixels) ** 0.5)
+            share = min(1.0, (MAX_DRAWN / pixels) ** 0.5, side / max(found.size) if side else 1.0)
             size = max(1, int(found.width * share)), max(1, int(found.height * share))
             found.draft("RGB", size)  # a JPEG is read at half or a quarter of its size, if that is enough
             plain = _plain(found)
-        if plain.width * plain.height > MAX_DRAWN:
+        if plain.width > size[0] or plain.height > size[1]:
             plain = plain.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
         if turn:
             plain = plain.transpose(Image.Transpose[turn])
+        if square:
+            plain = _in_square(plain)
         plain.info.clear()
         plain.save(target, "PNG", compress_level=1)
+    return target.getvalue(), pixels
+
+
+@contextmanager
+def _refusals(data: bytes) -> Iterator[None]:
+    """Guard reading ``data``: whatever Pillow raises, it is no picture."""
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise RequestInvalid(f"it has more than {MAX_SCANS} scans: save it again as a baseline image", field="messages")
+    try:
+        yield
     except (RequestInvalid, MemoryError):
         raise
     except Exception as error:
         raise RequestInvalid("it is no PNG or JPEG that can be read", field="messages") from error
-    return target.getvalue(), pixels
+
+
+def _in_square(picture: Any) -> Any:
+    from PIL import Image
+
+    side = max(picture.size)
+    found = Image.new("RGB", (side, side), "white")
+    found.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return found
 
 
 def _plain(found: Any) -> Any:

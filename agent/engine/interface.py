@@ -14,6 +14,9 @@ from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
+Detail = Literal["auto", "low", "high"]
+"""How closely to look at a picture: ``low`` is as a whole, where the model can do with that."""
+
 READ_SLICE = 128
 """Prompt tokens that a step reads at most: cancel waits for one slice; slices of 64 to 256 cost nothing."""
 
@@ -58,7 +61,8 @@ class CallDelta(Struct, frozen=True, omit_defaults=True):
 class Generation(Struct, frozen=True):
     """A request as the engine sees it. Either ``messages`` (rendered by the model's chat template) or ``prompt``.
 
-    ``pictures`` are PNG or JPEG files that nobody has looked into yet, one for each None in ``messages``.
+    ``pictures`` are PNG or JPEG files that nobody has looked into yet, one for each None in ``messages``; ``details``
+    says how closely to look at each (none: at all of them as the model does by itself).
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``max_tokens`` None means up to the context's
     end, ``max_tokens_limit`` holds whatever is asked for. ``n`` answers come from one reading of the prompt, the first
     of them the one that ``n`` 1 gives. ``client`` scopes the prefix cache; ``reasoning_effort`` is the template's.
@@ -68,6 +72,7 @@ class Generation(Struct, frozen=True):
     client: str
     messages: list[ChatTurn] | None = None
     pictures: list[bytes] = []
+    details: list[Detail] = []
     prompt: str | None = None
     n: int = 1
     max_tokens: int | None = None

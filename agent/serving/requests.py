@@ -85,6 +85,7 @@ def to_generation(
         client=client,
         messages=None if request.messages is UNSET else _turns(request.messages, signed.system_prompt),
         pictures=[picture_bytes(url.url, "messages") for url in _pictures(request)],
+        details=[url.detail for url in _pictures(request)],
         prompt=None if request.prompt is UNSET else request.prompt,
         n=request.n,
         max_tokens=_first(request.token_limit, defaults.max_tokens, None),

@@ -21,11 +21,20 @@ MAX_CONFIG_BYTES = 2**20
 """Configurations are 2 to 20 kB, mostly layer lists."""
 
 
+class GraphFacts(Struct, frozen=True):
+    """A graph beside the decoder: its file, and the names that it gives to what it reads and writes."""
+
+    filename: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
 class GenaiFacts(Struct, frozen=True):
     """What engines, checks and manifests take from a configuration that passed.
 
     ``filename`` is the decoder's graph; ``capabilities`` is ``text`` and whatever else the model has parts for, and
     ``speech`` alone for one whose decoder waits for an encoder (Whisper and its kin), which reads no text.
+    ``vision`` and ``embedding`` are graphs of a model that sees, ``image_token_id`` stands for a place of a picture.
     """
 
     model_type: str
@@ -47,6 +56,9 @@ class GenaiFacts(Struct, frozen=True):
     search: dict[str, Any]
     sliding_window: dict[str, Any] | None
     provider: str = "cpu"
+    vision: GraphFacts | None = None
+    embedding: GraphFacts | None = None
+    image_token_id: int | None = None
 
     @property
     def least_cache(self) -> int:
@@ -104,7 +116,16 @@ def read_genai_config(data: bytes, files: Collection[str] | None = None) -> Gena
         search=document.get("search", {}),
         sliding_window=decoder.get("sliding_window"),
         provider=_provider(decoder.get("session_options", {})),
+        vision=_graph(model.get("vision", {})),
+        embedding=_graph(model.get("embedding", {})),
+        image_token_id=model.get("image_token_id"),
     )
+
+
+def _graph(part: dict[str, Any]) -> GraphFacts | None:
+    if "filename" not in part:
+        return None
+    return GraphFacts(part["filename"], part.get("inputs", {}), part.get("outputs", {}))
 
 
 def _provider(session_options: dict[str, Any]) -> str:

@@ -75,7 +75,8 @@ class RefusalPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="ty
 
 class ImageUrl(Struct, frozen=True, forbid_unknown_fields=True):
     """``url`` is the picture itself, ``data:image/png;base64,…`` or ``image/jpeg``, or ``sha256:`` and the digest of
-    one that was sent in parts: a device fetches nothing. ``detail`` changes nothing.
+    one that was sent in parts: a device fetches nothing. ``detail`` ``low`` asks for
+    a look at it as a whole, which the batched engine gives.
     """
 
     url: str

@@ -6,13 +6,14 @@ self-test found them equal bit by bit, so that what a request gets depends on no
 and seed: bit for bit where the processor's kernels are alike for one row and for many or a lone row is padded
 (``reproducible``), else but for the rounding of those kernels, which the self-test measured. A model with two sets of
 rope factors takes the long ones for a request that may outgrow the short ones, from its first token on; such requests
-are run apart from the others.
+are run apart from the others. Pictures are looked at in a thread beside; in a prompt they are tokens like any other.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -30,13 +31,16 @@ from agent.engine.batched.verdict import SLICE, measure, recorded, trial_size
 from agent.engine.choices import Choices
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
-from agent.engine.interface import CanaryScore, Facts, Generation, Progress, StepEvent, silent
+from agent.engine.interface import CanaryScore, Facts, FinishEvent, Generation, Progress, StepEvent, silent
 from agent.engine.load_options import DEFAULT_MODE, Mode, ModelFiles, Resources
 from agent.engine.memory import allocatable_bytes, plan_cache
+from agent.engine.pictures.features import SHARE as FEATURES_SHARE
+from agent.engine.pictures.features import Features
+from agent.engine.pictures.looking import Looking, PlannedFor
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
-from agent.engine.sequence import LogitRules, TokenSequence, constrain, prepare, rejection
+from agent.engine.sequence import LogitRules, TokenSequence, constrain, prepare, rejection, with_changes
 from contract.errors import EngineFailed, RequestInvalid
 
 CAPABILITIES = (
@@ -49,12 +53,14 @@ CAPABILITIES = (
 class _SlotSequence:
     """A request in a slot: how many of its tokens have keys and values there, and how wide its masks are at least.
 
-    ``siblings`` are more answers to it, which go on from its prompt once that is read.
+    ``siblings`` are more answers to it, which go on from its prompt once that is read; ``features`` are the pictures in
+    it.
     """
 
-    def __init__(self, answer: TokenSequence, width: int) -> None:
+    def __init__(self, answer: TokenSequence, width: int, features: Sequence[Features]) -> None:
         self.answer = answer
         self.width = width
+        self.features = features
         self.filled = 0
         self.siblings: list[_SlotSequence] = []
         self.speculation = Speculation()
@@ -94,8 +100,8 @@ class BatchedEngine:
         bundle_dir, derived_dir, threads = files.bundle_dir, files.derived_dir, resources.threads
         found = read_config(bundle_dir)
         known = None if trial else recorded(derived_dir, threads)
-        loaded = load(files, found, resources, known=known is not None, hear=progress)
-        decoder, self._tokenizing = loaded.decoder, loaded.tokenizing
+        loaded = load(files, found, resources, known=known is not None, trial=trial, hear=progress)
+        decoder, self._tokenizing, eyes = loaded.decoder, loaded.tokenizing, loaded.eyes
         # Only now is it known what the weights take.
         plan = plan_cache(
             decoder.kv_bytes_per_token,
@@ -113,7 +119,9 @@ class BatchedEngine:
         try:
             with runtime_errors("it does not run as it should"):
                 known = known if known is not None and known.slots >= slots else None
-                self._runner = Runner(loaded.session, decoder, self._pool, known.shows_all if known else None)
+                embed = None if eyes is None else eyes.embedding.embed
+                shows_all = None if known is None else known.shows_all
+                self._runner = Runner(loaded.session, decoder, self._pool, shows_all, embed)
                 self._runner.after_run = lambda: progress("self-test")
                 self.verdict = known or measure(self._runner, self._pool, decoder, threads)
                 self._runner.after_run = None
@@ -131,7 +139,14 @@ class BatchedEngine:
         self._waiting: deque[_SlotSequence] = deque()
         self._events: list[StepEvent] = []
         self._choices = Choices()
-        self._prefixes: Prefixes[NDArray[Any]] = Prefixes(plan.prefix_bytes)
+        self._looking: Looking | None = None
+        prefix_bytes = plan.prefix_bytes
+        if eyes is not None and eyes.encoder is not None:
+            eyes.cache.budget = int(prefix_bytes * FEATURES_SHARE)
+            prefix_bytes -= eyes.cache.budget
+            about = PlannedFor(found.model_type, length, found.hidden_size)
+            self._looking = Looking(eyes.encoder, eyes.cache, about)
+        self._prefixes: Prefixes[NDArray[Any]] = Prefixes(prefix_bytes)
         self._token_bytes = decoder.kv_bytes_per_token
         self._facts = Facts(
             engine="batched",
@@ -139,7 +154,10 @@ class BatchedEngine:
             slots=slots,
             context_length=length,
             vocab_size=decoder.vocab_size,
-            capabilities=CAPABILITIES if self._tokenizing.chat else CAPABILITIES[2:],
+            capabilities=(
+                *(CAPABILITIES if self._tokenizing.chat else CAPABILITIES[2:]),
+                *(["vision"] if self._looking else []),
+            ),
             load_seconds=time.monotonic() - started,
             independence=independence,
             speculation=drafting.why,
@@ -154,6 +172,10 @@ class BatchedEngine:
 
     @property
     def busy(self) -> bool:
+        return self._at_work or (self._looking is not None and self._looking.busy)
+
+    @property
+    def _at_work(self) -> bool:
         return bool(self._events or self._waiting or self._reading or self._slots.decoding)
 
     @property
@@ -164,28 +186,54 @@ class BatchedEngine:
         """See the interface."""
         try:
             _check(generation)
-            prompt, room = prepare(
-                generation,
-                self._tokenizing,
-                context_length=self._facts.context_length,
-                vocab_size=self._facts.vocab_size,
-            )
-            first, *others = [self._sequence(generation, prompt, room, choice) for choice in range(generation.n)]
+            if generation.pictures and self._looking is not None:
+                self._looking.admit(generation)
+            else:
+                self._enter(generation)
         except RequestInvalid as refused:
             self._events.append(rejection(generation.request, refused))
-            return
+
+    def _enter(self, generation: Generation, features: Sequence[Features] = ()) -> None:
+        """Put a request in line whose pictures are known.
+
+        Raises:
+            RequestInvalid: it does not fit this model.
+        """
+        prompt, room = prepare(
+            generation,
+            self._tokenizing,
+            context_length=self._facts.context_length,
+            vocab_size=self._facts.vocab_size,
+            pictures=[each.tokens for each in features],
+        )
+        answers = [
+            TokenSequence(generation, prompt, room, self._tokenizing, self._rules(generation, prompt), choice=choice)
+            for choice in range(generation.n)
+        ]
+        first, *others = [_SlotSequence(answer, self._width(answer), features) for answer in answers]
         self._choices.expect(generation)
         first.siblings = others
         self._waiting.append(first)
 
-    def _sequence(self, generation: Generation, prompt: list[int], room: int, choice: int) -> _SlotSequence:
-        constraint = constrain(generation, prompt, self._tokenizing, self._grammars)
-        rules = LogitRules(constraint, self._processors)
-        answer = TokenSequence(generation, prompt, room, self._tokenizing, rules, choice=choice)
-        return _SlotSequence(answer, self._width(answer))
+    def _look(self) -> None:
+        """Put in line whose pictures are known by now."""
+        if self._looking is None or not self._looking.busy:
+            return
+        with runtime_errors("the model failed on a picture"):
+            for seen in self._looking.advance(idle=not self._at_work):
+                try:
+                    if seen.refused is not None:
+                        raise seen.refused
+                    self._enter(seen.generation, seen.features)
+                except RequestInvalid as refused:
+                    self._events.append(rejection(seen.generation.request, refused))
+
+    def _rules(self, generation: Generation, prompt: list[int]) -> LogitRules:
+        return LogitRules(constrain(generation, prompt, self._tokenizing, self._grammars), self._processors)
 
     def step(self) -> list[StepEvent]:
         """See the interface and the module's beginning."""
+        self._look()
         events, self._events = self._events, []
         while self._waiting and self._slots.free:
             self._start(self._waiting.popleft())
@@ -200,10 +248,16 @@ class BatchedEngine:
         return merged
 
     def update(self, request: int, changes: dict[str, Any]) -> bool:
+        if self._looking is not None and (waiting := self._looking.find(request)) is not None:
+            fresh = with_changes(waiting, changes)
+            self._looking.change(fresh or waiting)
+            return fresh is not None
         changed = [found.answer.change(changes) for found in self._find(request)]
         return bool(changed) and all(changed)
 
     def cancel(self, request: int) -> list[StepEvent]:
+        if self._looking is not None and self._looking.cancel(request):
+            return [FinishEvent(request, "cancelled", "", 0, 0)]
         return self._choices.merge(self._drop(request))
 
     def _drop(self, request: int) -> list[StepEvent]:
@@ -219,6 +273,8 @@ class BatchedEngine:
         return events
 
     def release(self) -> None:
+        if self._looking is not None:
+            self._looking.close()
         self._choices.forget()
         self._waiting.clear()
         self._reading.clear()
@@ -235,13 +291,15 @@ class BatchedEngine:
         """
         if adapter is not None:
             raise EngineFailed("the batched engine has no adapters")
-        if picture is not None:
-            raise EngineFailed("the batched engine sees no pictures")
-        ids, first = self._tokenizing.encode_canary(prompt, text)
+        if picture is not None and self._looking is None:
+            raise EngineFailed("the model of this bundle takes no pictures here")
+        if self._slots.free < self._facts.slots or (self._looking is not None and self._looking.busy):
+            raise EngineFailed("a canary is scored while nothing else runs")
+        with runtime_errors("the model failed on a canary about a picture"):
+            seen = None if picture is None or self._looking is None else self._looking.glance(picture)
+        ids, first = self._tokenizing.encode_canary(prompt, text, () if seen is None else seen.tokens)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
-        if self._slots.free < self._facts.slots:
-            raise EngineFailed("a canary is scored while nothing else runs")
         losses: list[float] = []
         filled = 0
         size = SCORE_SLICE if self._runner.shows_all else 1

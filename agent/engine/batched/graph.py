@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from agent.engine.batched.rope import rope_switch
 from agent.engine.runtime_errors import Declined
+from agent.engine.vision import PLACEHOLDERS
 from contract.bundle.footprint import kv_token_bytes
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import BundleRefused
@@ -22,7 +23,8 @@ KV_TYPES = {FLOAT: "float32", INT8: "int8"}
 
 
 class Decoder(Struct, frozen=True):
-    """How to feed a graph. ``past`` and ``present`` name keys and values in the same order.
+    """How to feed a graph. ``past`` and ``present`` name keys and values in the same order; ``embedded``: what stands
+    for the tokens are embeddings, under the name ``input_ids``.
 
     ``window`` is the longest sliding window of its layers (0: all of them look at everything); ``rope_switch`` the
     widest mask that gets the short rope factors (0: there is one set only).
@@ -43,6 +45,7 @@ class Decoder(Struct, frozen=True):
     context_length: int
     window: int = 0
     rope_switch: int = 0
+    embedded: bool = False
 
 
 def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
@@ -56,14 +59,17 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         model = read_graph_file(path)
     except BundleRefused as refused:
         raise Declined(f"its graph cannot be read: {refused.message}") from refused
-    if facts.graphs != (facts.filename,):
+    embedded = facts.model_type in PLACEHOLDERS and facts.vision is not None and facts.embedding is not None
+    parts = {part.filename for part in (facts.vision, facts.embedding) if part is not None and embedded}
+    if set(facts.graphs) != {facts.filename, *parts}:
         raise Declined("it is made of several graphs")
     if facts.provider != "cpu":
         raise Declined(f"it is built for {facts.provider}")
     attentions = _check_nodes(model, facts)
     past = _names(facts.inputs, ("past_key_names", "past_value_names"), "past_key_values.%d.{}", facts.layers)
     present = _names(facts.outputs, ("present_key_names", "present_value_names"), "present.%d.{}", facts.layers)
-    ids = facts.inputs.get("input_ids", "input_ids")
+    name = "inputs_embeds" if embedded else "input_ids"
+    ids = facts.inputs.get(name, name)
     mask = facts.inputs.get("attention_mask", "attention_mask")
     positions = facts.inputs.get("position_ids", "position_ids")
     logits = facts.outputs.get("logits", "logits")
@@ -76,8 +82,14 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         raise Declined(f"its inputs are not those of a plain decoder ({', '.join(unknown) or 'some are missing'})")
     if not {logits, *present} <= outputs.keys():
         raise Declined("its outputs are not those of a plain decoder")
-    if inputs[ids].elem_type != INT64 or inputs[mask].elem_type != INT64 or outputs[logits].elem_type != FLOAT:
+    if (
+        inputs[ids].elem_type != (FLOAT if embedded else INT64)
+        or inputs[mask].elem_type != INT64
+        or outputs[logits].elem_type != FLOAT
+    ):
         raise Declined("its inputs or logits are of another type than expected")
+    if positions in inputs and len(inputs[positions].dims) != len(inputs[mask].dims):
+        raise Declined("a token has several positions in it")
     kinds = {inputs[name].elem_type for name in past}
     if len(kinds) != 1 or not kinds <= KV_TYPES.keys():
         raise Declined("its keys and values are neither fp32 nor INT8")
@@ -98,6 +110,7 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         context_length=facts.context_length,
         window=max(0, *(node.integer("local_window_size", -1) for node in attentions)),
         rope_switch=rope_switch(model, path, mask),
+        embedded=embedded,
     )
 
 

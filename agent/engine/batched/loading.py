@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from agent.engine.batched.embedding import Embedding
 from agent.engine.batched.graph import Decoder, derived_graph, read_decoder
 from agent.engine.batched.runner import open_session
 from agent.engine.interface import Progress
 from agent.engine.load_options import ModelFiles, Resources
-from agent.engine.runtime_errors import runtime_errors
+from agent.engine.pictures.encoder import PictureEncoder
+from agent.engine.pictures.features import FeatureCache
+from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.tokenizing import Tokenizing
 from contract.bundle.genai_config import GenaiFacts
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
+
+
+class Eyes(NamedTuple):
+    """The parts of a model that sees; without ``encoder`` it is loaded to read words alone."""
+
+    embedding: Embedding
+    cache: FeatureCache
+    encoder: PictureEncoder | None
 
 
 class LoadedModel(NamedTuple):
@@ -27,11 +39,14 @@ class LoadedModel(NamedTuple):
     decoder: Decoder
     tokenizing: Tokenizing
     session: Any
+    eyes: Eyes | None = None
 
 
-def load(files: ModelFiles, facts: GenaiFacts, resources: Resources, *, known: bool, hear: Progress) -> LoadedModel:
-    """The model of ``files``, its weights prepacked if they are there so; ``known``: its graph was found fit before.
-    ``hear`` is told how far it is.
+def load(
+    files: ModelFiles, facts: GenaiFacts, resources: Resources, *, known: bool, trial: bool, hear: Progress
+) -> LoadedModel:
+    """The model of ``files``, its weights prepacked if they are there so; ``known``: its graph was found fit before,
+    ``trial``: it will be shown no pictures. ``hear`` is told how far it is.
 
     Raises:
         Declined: the graph has something that this engine has not been taught.
@@ -59,5 +74,21 @@ def load(files: ModelFiles, facts: GenaiFacts, resources: Resources, *, known: b
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             tokenizing = Tokenizing(tokenizer, bundle_dir, facts.eos_token_ids)
             session = opening.result()
+            eyes = _open_eyes(bundle_dir, facts, resources, tokenizing, trial=trial) if decoder.embedded else None
     hear("the weights are loaded")
-    return LoadedModel(decoder, tokenizing, session)
+    return LoadedModel(decoder, tokenizing, session, eyes)
+
+
+def _open_eyes(
+    bundle_dir: Path, facts: GenaiFacts, resources: Resources, tokenizing: Tokenizing, *, trial: bool
+) -> Eyes:
+    """Raises:
+    Declined: they cannot be driven apart from the decoder.
+    """
+    cache = FeatureCache()
+    sees = tokenizing.chat and not trial  # pictures stand in messages alone
+    try:
+        encoder = PictureEncoder(bundle_dir, facts, resources, tokenizing) if sees else None
+        return Eyes(Embedding(bundle_dir, facts, resources, cache), cache, encoder)
+    except Exception as error:  # whatever the runtimes raise
+        raise Declined(f"its encoder cannot be driven apart: {str(error) or type(error).__name__}") from error

@@ -27,6 +27,8 @@ STARTS = {rows: np.array([-rows], dtype=np.int64) for rows in (0, 1)}
 MAX_EDITED_BYTES = 2**26
 """Larger graphs hold their weights inside, and are not copied."""
 
+Embed = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
 PADDING = 0
 """A token that every vocabulary has."""
 
@@ -35,14 +37,23 @@ class Runner:
     """One session and its bindings; a binding is made once for each run of slots (making one costs half a ms).
 
     Every method may raise whatever onnxruntime raises. ``after_run`` is called after each run, where it is set.
-    ``shows_all`` says whether the graph has logits for every token; None: that is tried.
+    ``shows_all`` says whether the graph has logits for every token; None: that is tried. ``embed`` makes embeddings of
+    tokens for a decoder that reads those.
     """
 
-    def __init__(self, session: Any, decoder: Decoder, pool: Pool, shows_all: bool | None = None) -> None:
+    def __init__(
+        self,
+        session: Any,
+        decoder: Decoder,
+        pool: Pool,
+        shows_all: bool | None = None,
+        embed: Embed | None = None,
+    ) -> None:
         self.after_run: Callable[[], None] | None = None
         self._session = session
         self._decoder = decoder
         self._pool = pool
+        self._embed = embed
         self._bindings: dict[tuple[int, int], Any] = {}
         self._counting = np.arange(pool.length, dtype=np.int64)
         self._starts = any(value.name == START for value in session.get_inputs())
@@ -96,10 +107,11 @@ class Runner:
         binding = self._session.io_binding()
         self._bind_cache(binding, 0, 1)
         ids, mask, positions = (np.array([row], dtype=np.int64) for row in ([0, 0], [1, 1], [0, 1]))
-        self._bind_inputs(binding, ids, mask, positions)
+        bound = self._bind_inputs(binding, ids, mask, positions)
         self._bind_start(binding, 0)
         binding.bind_output(self._decoder.logits, CPU[0])  # bound last, so listed last; of a size that it decides
         self._session.run_with_iobinding(binding)
+        del bound
         return bool(binding.get_outputs()[-1].shape()[1] == 2)
 
     def _run(
@@ -112,10 +124,11 @@ class Runner:
     ) -> None:
         assert mask.shape[1] <= self._pool.length, "a sequence outgrew its slot"
         binding = self._binding(first, len(ids))
-        self._bind_inputs(binding, ids, mask, positions)
+        bound = self._bind_inputs(binding, ids, mask, positions)
         self._bind_start(binding, logits.shape[1] if logits.shape[1] < ids.shape[1] else 0)
         binding.bind_output(self._decoder.logits, *CPU, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
+        del bound
         if self.after_run is not None:
             self.after_run()
 
@@ -136,11 +149,14 @@ class Runner:
 
     def _bind_inputs(
         self, binding: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> None:
+    ) -> NDArray[Any]:
+        """What is bound as the tokens, which has to live as long as the run."""
         names = self._decoder
-        for name, array in ((names.input_ids, ids), (names.attention_mask, mask), (names.position_ids, positions)):
+        read: NDArray[Any] = ids if self._embed is None else self._embed(ids)
+        for name, array in ((names.input_ids, read), (names.attention_mask, mask), (names.position_ids, positions)):
             if name is not None:
-                binding.bind_input(name, *CPU, np.int64, array.shape, array.ctypes.data)
+                binding.bind_input(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)
+        return read
 
     def _bind_start(self, binding: Any, rows: int) -> None:
         """Of how many of the last tokens logits are computed; 0: of all."""

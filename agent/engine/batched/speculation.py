@@ -44,14 +44,18 @@ class PromptLookup:
     def draft(self, count: int) -> list[int]:
         """What may come next, at most ``count`` tokens; none if the last tokens never stood there before.
 
-        A text that repeats itself goes on repeating itself: what is copied from may be what was just drafted.
+        A text that repeats itself goes on repeating itself: what is copied from may be what was just drafted. A draft
+        ends in front of a token below zero, a place of a picture: no model says one.
         """
         start = self._after.get(tuple(self._tokens[-LOOKUP:]))
         if start is None:
             return []
         found: list[int] = []
         for offset in range(start, start + count):
-            found.append(self._tokens[offset] if offset < len(self._tokens) else found[offset - len(self._tokens)])
+            token = self._tokens[offset] if offset < len(self._tokens) else found[offset - len(self._tokens)]
+            if token < 0:
+                break
+            found.append(token)
         return found
 
 

@@ -4,27 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import numpy as np
+import onnxruntime_genai
 import pytest
+from msgspec.structs import replace
 
+from agent.engine.batched.speculation import Speculation
 from agent.engine.engine_selection import open_engine
-from agent.engine.interface import ChatTurn, Engine, Generation
+from agent.engine.interface import ChatTurn, Detail, Engine, Generation
+from agent.engine.load_options import Speculating
+from contract.bundle.canary import PICTURE
 from contract.errors import EngineFailed
 from tests.agent.engine.driving import Outcome, answer, record, run
-from tests.seeing import CONTEXT, PICTURE_TOKENS, png
+from tests.agent.engine.row_by_row import RowByRow
+from tests.seeing import CONTEXT, LOW_TOKENS, PICTURE_TOKENS, png
 
 QUESTION = "What is the capital of France?"
+LIKELY = dict.fromkeys((40, 41, 42), 4.0)
+"""So few tokens that drafts are often right, and often not."""
+
 RED, GREEN, BLUE = png(255, 0, 0), png(0, 255, 0), png(0, 0, 255)
 
 
 @pytest.fixture(scope="module")
-def seeing(seeing_bundle: Path) -> Iterator[Engine]:
-    opened = open_engine(seeing_bundle, threads=2)
+def batching(seeing_bundle: Path) -> Iterator[Engine]:
+    opened = open_engine(seeing_bundle, threads=2, max_bytes=1 << 28)
+    assert opened.facts.engine == "batched", opened.facts.why
     yield opened
     opened.release()
 
 
-def look(number: int, *content: str | bytes, max_tokens: int = 12, beams: int = 1, penalty: float = 1.0) -> Generation:
+@pytest.fixture(scope="module")
+def taking_turns(seeing_bundle: Path) -> Iterator[Engine]:
+    opened = open_engine(seeing_bundle, engine="genai", threads=2)
+    yield opened
+    opened.release()
+
+
+@pytest.fixture(params=["batching", "taking_turns"])
+def seeing(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Both engines, idle again after every test."""
+    found: Engine = request.getfixturevalue(request.param)
+    yield found
+    assert not found.busy
+
+
+def look(
+    number: int,
+    *content: str | bytes,
+    max_tokens: int = 12,
+    beams: int = 1,
+    penalty: float = 1.0,
+    client: str = "anna",
+    detail: Detail = "auto",
+) -> Generation:
     """A question with pictures where bytes stand. What the tiny model says of colours that it never saw depends on the
     processor that trained it, and may be nothing at all: a token or two it says in any case.
     """
@@ -33,9 +68,10 @@ def look(number: int, *content: str | bytes, max_tokens: int = 12, beams: int = 
     pictures = [part for part in content if isinstance(part, bytes)]
     return Generation(
         number,
-        "anna",
+        client,
         messages=turns,
         pictures=pictures,
+        details=[detail] * len(pictures),
         max_tokens=max_tokens,
         min_tokens=min(2, max_tokens) if pictures and beams == 1 else 0,
         logprobs=beams == 1,
@@ -44,10 +80,166 @@ def look(number: int, *content: str | bytes, max_tokens: int = 12, beams: int = 
     )
 
 
-def test_a_model_that_sees_is_not_batched_and_says_so(seeing: Engine) -> None:
-    assert seeing.facts.engine == "genai"
-    assert seeing.facts.why.startswith("not batched: ")
-    assert "vision" in seeing.facts.capabilities
+def test_a_model_that_sees_is_batched(batching: Engine, taking_turns: Engine) -> None:
+    assert batching.facts.engine == "batched", batching.facts.why
+    assert "vision" in batching.facts.capabilities
+    assert "vision" in taking_turns.facts.capabilities
+
+
+def test_both_engines_see_the_same(batching: Engine, taking_turns: Engine) -> None:
+    for content in ((RED, QUESTION), ("and", BLUE, QUESTION), (GREEN, "and", RED)):
+        one, other = (first_score(engine, *content) for engine in (batching, taking_turns))
+        assert one == pytest.approx(other, abs=0.05)
+
+
+def test_of_a_prompt_with_pictures_the_last_tokens_logits_are_computed_alone(batching: Engine) -> None:
+    runner = batching._runner  # type: ignore[attr-defined]
+    assert runner._starts
+    tokens = list(range(3, 35))
+    every, last = runner.prefill(0, 0, tokens).copy(), runner.prefill(0, 0, tokens, last=True)
+    assert every.shape == (32, batching.facts.vocab_size)
+    assert last.shape == (1, batching.facts.vocab_size)
+    assert np.allclose(every[-1], last[0], atol=1e-3)
+
+
+def test_drafts_about_a_picture_change_no_token(seeing_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor where reading a draft gives the bits of decoding."""
+    drafts: list[tuple[int, int]] = []
+    note = Speculation.note
+
+    def noted(self: Speculation, drafted: int, accepted: int) -> None:
+        drafts.append((drafted, accepted))
+        note(self, drafted, accepted)
+
+    monkeypatch.setattr(Speculation, "note", noted)
+    monkeypatch.setattr("agent.engine.batched.engine.Runner", RowByRow)
+    asked = replace(look(1, "one two one two one two", RED, QUESTION, max_tokens=48), min_tokens=48, logit_bias=LIKELY)
+    told = []
+    for speculation in ("off", "auto"):
+        engine = open_engine(
+            seeing_bundle, engine="batched", threads=2, max_bytes=1 << 28, reproducible=True,
+            speculation=cast("Speculating", speculation),
+        )  # fmt: skip
+        assert not drafts, "nothing is drafted where that is off"
+        told.append(scores(engine, asked))
+        assert engine.facts.speculation.startswith("off" if speculation == "off" else "prompt lookup")
+        engine.release()
+    assert told[0] == told[1]
+    assert sum(accepted for _, accepted in drafts) > 0
+
+
+def encoder_runs(engine: Engine) -> int:
+    return int(engine._looking._encoder.runs)  # type: ignore[attr-defined]
+
+
+def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again(batching: Engine) -> None:
+    shown = png(7, 8, 9)
+    first = answer(batching, look(1, shown, QUESTION))
+    runs = encoder_runs(batching)
+    second = answer(batching, look(2, shown, QUESTION))
+    assert encoder_runs(batching) == runs
+    assert second.text == first.text
+    assert second.finish is not None
+    assert second.finish.cached_tokens >= PICTURE_TOKENS // 16 * 16
+    behind = answer(batching, look(3, "Another beginning", shown, QUESTION))
+    assert encoder_runs(batching) == runs, "its place in the prompt is another, its features are the same"
+    assert behind.finish is not None
+    assert behind.finish.cached_tokens < PICTURE_TOKENS
+
+
+def test_what_one_client_showed_tells_another_nothing(batching: Engine) -> None:
+    shown = png(9, 8, 7)
+    first = answer(batching, look(1, shown, QUESTION))
+    runs = encoder_runs(batching)
+    other = answer(batching, look(2, shown, QUESTION, client="ben"))
+    assert encoder_runs(batching) == runs + 1
+    assert other.finish is not None
+    assert other.finish.cached_tokens < 16
+    assert other.text == first.text
+
+
+def test_the_same_picture_twice_in_one_request_is_encoded_once(batching: Engine) -> None:
+    shown = png(5, 5, 5)
+    runs = encoder_runs(batching)
+    outcome = answer(batching, look(1, shown, "and", shown, QUESTION))
+    assert encoder_runs(batching) == runs + 1
+    assert outcome.finish is not None
+    assert outcome.finish.prompt_tokens > 2 * PICTURE_TOKENS
+
+
+def test_low_detail_takes_an_eighth_of_the_tokens(batching: Engine) -> None:
+    shown, wide = png(1, 200, 3, width=120, height=120), png(1, 200, 3, width=300, height=120)
+    counts = {}
+    for detail in ("low", "high", "auto"):
+        finish = answer(batching, look(1, shown, QUESTION, max_tokens=1, detail=cast("Detail", detail))).finish
+        assert finish is not None
+        counts[detail] = finish.prompt_tokens
+    words = answer(batching, look(1, QUESTION, max_tokens=1)).finish
+    assert words is not None
+    whole = answer(batching, look(1, wide, QUESTION, max_tokens=1, detail="low")).finish
+    assert whole is not None
+    assert counts["low"] - words.prompt_tokens == LOW_TOKENS == whole.prompt_tokens - words.prompt_tokens
+    assert counts["high"] - words.prompt_tokens == PICTURE_TOKENS == counts["auto"] - words.prompt_tokens
+
+
+def test_a_running_answer_gets_a_token_in_every_step_while_a_picture_is_encoded_and_read(batching: Engine) -> None:
+    """The encoder runs beside, and the prompt goes in slices of 16 tokens, as any other."""
+    known, fresh = png(200, 100, 50), png(50, 100, 200)
+    run(batching, look(1, "Words", known, QUESTION, max_tokens=1))
+    outcomes: dict[int, Outcome] = {}
+    batching.admit(replace(look(2, QUESTION, max_tokens=600), min_tokens=600))
+    while 2 not in outcomes:
+        record(batching.step(), outcomes)
+
+    def step() -> None:
+        before = len(outcomes[2].tokens)
+        record(batching.step(), outcomes)
+        assert len(outcomes[2].tokens) == before + 1
+
+    batching.admit(look(1, known, QUESTION))
+    slices = 0
+    while 1 not in outcomes:
+        step()
+        slices += 1
+    assert slices >= PICTURE_TOKENS // 16
+    batching.admit(look(3, fresh, QUESTION))
+    for _ in range(20):
+        step()
+    for number in (1, 2, 3):
+        record(batching.cancel(number), outcomes)
+    run(batching, outcomes=outcomes)
+
+
+def test_several_answers_about_one_picture_read_it_once(batching: Engine) -> None:
+    runs = encoder_runs(batching)
+    asked = replace(look(1, png(60, 70, 80), QUESTION), n=3, temperature=1.0, seed=4)
+    outcome = answer(batching, asked)
+    assert outcome.finish is not None
+    assert len(outcome.finish.reasons) == 3
+    assert encoder_runs(batching) == runs + 1
+
+
+def test_a_picture_whose_features_have_no_room_is_refused_by_its_header(
+    batching: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = encoder_runs(batching)
+    monkeypatch.setattr("agent.engine.pictures.looking.usable_bytes", lambda: 1 << 20)
+    outcome = answer(batching, look(1, png(1, 1, 77), QUESTION))
+    assert outcome.refused_field == "messages"
+    assert outcome.reject is not None
+    assert outcome.reject.message.startswith("picture 1: 32 x 32 pixels become 2509 tokens, whose features need ")
+    assert outcome.reject.message.endswith("and there are 1.0 MiB here: ask with detail low, or send fewer")
+    assert encoder_runs(batching) == runs
+
+
+def test_a_cancelled_look_is_not_encoded_to_its_end(batching: Engine) -> None:
+    outcomes: dict[int, Outcome] = {}
+    batching.admit(look(1, png(3, 1, 4), png(1, 5, 9), png(2, 6, 5), QUESTION))
+    record(batching.step(), outcomes)
+    record(batching.cancel(1), outcomes)
+    assert outcomes[1].reason == "cancelled"
+    assert not batching.busy
+    assert answer(batching, look(1, QUESTION)).text == "The capital of France is Paris."
 
 
 def test_what_it_sees_decides_what_it_says(seeing: Engine) -> None:
@@ -141,32 +333,32 @@ def test_a_cancelled_look_frees_its_slot(seeing: Engine) -> None:
     assert not seeing.busy
 
 
-def test_others_go_on_while_pictures_are_read(seeing: Engine) -> None:
+def test_others_go_on_while_pictures_are_read(taking_turns: Engine) -> None:
     """One picture a step, so that tokens, cancels and pings get through in between."""
     outcomes: dict[int, Outcome] = {}
-    seeing.admit(look(2, QUESTION, max_tokens=30))
-    record(seeing.step(), outcomes)
-    seeing.admit(look(1, RED, GREEN, BLUE, QUESTION))
+    taking_turns.admit(look(2, QUESTION, max_tokens=30))
+    record(taking_turns.step(), outcomes)
+    taking_turns.admit(look(1, RED, GREEN, BLUE, QUESTION))
     counts = []
     for _ in range(3):
-        record(seeing.step(), outcomes)
+        record(taking_turns.step(), outcomes)
         counts.append(len(outcomes[2].tokens))
     assert counts == sorted(set(counts)), "a token in every step"
-    record(seeing.cancel(1), outcomes)
+    record(taking_turns.cancel(1), outcomes)
     assert outcomes[1].reason == "cancelled"
-    run(seeing, outcomes=outcomes)
+    run(taking_turns, outcomes=outcomes)
     assert outcomes[2].text == "The capital of France is Paris."
 
 
-def test_the_prompt_around_pictures_is_announced_before_it_is_read(seeing: Engine) -> None:
+def test_the_prompt_around_pictures_is_announced_before_it_is_read(taking_turns: Engine) -> None:
     outcomes: dict[int, Outcome] = {}
-    seeing.admit(look(1, RED, BLUE, QUESTION, max_tokens=3))
+    taking_turns.admit(look(1, RED, BLUE, QUESTION, max_tokens=3))
     announced = []
     while 1 not in outcomes:
-        announced.append(seeing.next_read)
-        record(seeing.step(), outcomes)
-    assert seeing.next_read == 0
-    run(seeing, outcomes=outcomes)
+        announced.append(taking_turns.next_read)
+        record(taking_turns.step(), outcomes)
+    assert taking_turns.next_read == 0
+    run(taking_turns, outcomes=outcomes)
     assert outcomes[1].finish is not None
     assert announced == [0] * (len(announced) - 1) + [outcomes[1].finish.prompt_tokens]
 
@@ -205,10 +397,11 @@ def test_want_of_memory_is_not_the_clients_fault(
         def open_bytes(*_: bytes) -> None:
             raise failure
 
-    monkeypatch.setattr(seeing._vision._og, "Images", Full)  # type: ignore[attr-defined]
-    seeing.admit(look(1, RED, QUESTION))
+    monkeypatch.setattr(onnxruntime_genai, "Images", Full)
+    seeing.admit(look(1, png(2, 7, 1), QUESTION))
     with pytest.raises(EngineFailed, match="failed on a picture"):
-        seeing.step()
+        while True:
+            seeing.step()
     seeing.cancel(1)
 
 
@@ -235,13 +428,15 @@ def test_more_pictures_than_the_context_holds_are_refused(seeing: Engine) -> Non
     assert outcome.reject.message.startswith("4 pictures come to 10036 tokens and the context has 8192")
 
 
-def test_a_picture_that_there_is_no_memory_for_is_refused(seeing: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_there_is_no_memory_for_is_refused(
+    taking_turns: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("agent.engine.kv_budget.usable_bytes", lambda: 1 << 20)
-    outcome = answer(seeing, look(1, RED, QUESTION))
+    outcome = answer(taking_turns, look(1, RED, QUESTION))
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
     assert "in one piece need 3 MiB" in outcome.reject.message
-    assert answer(seeing, look(1, QUESTION)).text == "The capital of France is Paris."
+    assert answer(taking_turns, look(1, QUESTION)).text == "The capital of France is Paris."
 
 
 def test_engines_without_eyes_say_so(engine: Engine) -> None:
@@ -250,3 +445,22 @@ def test_engines_without_eyes_say_so(engine: Engine) -> None:
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
     assert "takes no pictures" in outcome.reject.message
+
+
+def test_both_engines_score_a_canary_about_a_picture_alike(batching: Engine, taking_turns: Engine) -> None:
+    prompt = f"<|im_start|>user\n{PICTURE}{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    text = "The capital of France is Paris."
+    red, again, other = (batching.score(prompt, text, picture=each) for each in (RED, RED, GREEN))
+    assert red == again
+    assert red.tokens > 3
+    assert red.mean_nll != other.mean_nll
+    assert taking_turns.score(prompt, text, picture=RED).mean_nll == pytest.approx(red.mean_nll, abs=0.05)
+    for engine in (batching, taking_turns):
+        with pytest.raises(EngineFailed, match="the picture of a canary"):
+            engine.score(prompt, text, picture=RED[:60])
+    batching.admit(look(1, png(11, 12, 13), QUESTION))
+    batching.step()
+    with pytest.raises(EngineFailed, match="while nothing else runs"):
+        batching.score(prompt, text, picture=RED)
+    batching.cancel(1)
+    assert batching.score(prompt, text, picture=RED) == red, "whatever is left of the cancelled look"

@@ -17,7 +17,7 @@ from tests.agent.device import Device
 from tests.agent.serving.test_real_model import last_of, serve, user
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient
-from tests.seeing import PICTURE_TOKENS, png
+from tests.seeing import LOW_TOKENS, PICTURE_TOKENS, png
 
 pytestmark = pytest.mark.broker
 
@@ -38,8 +38,10 @@ def client(shared_broker: Broker, device: Device) -> Iterator[RawClient]:
     connected.close()
 
 
-def look(*pictures: bytes, text: str = QUESTION) -> list[dict[str, Any]]:
-    images = [{"type": "image_url", "image_url": {"url": picture_url(picture)}} for picture in pictures]
+def look(*pictures: bytes, text: str = QUESTION, detail: str = "auto") -> list[dict[str, Any]]:
+    images = [
+        {"type": "image_url", "image_url": {"url": picture_url(picture), "detail": detail}} for picture in pictures
+    ]
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
@@ -72,6 +74,21 @@ def test_info_says_that_it_sees(device: Device) -> None:
     assert replica is not None
     assert replica.worker is not None
     assert "vision" in replica.worker.facts.capabilities
+    assert replica.worker.facts.engine == "batched", replica.worker.facts.why
+
+
+def test_a_second_question_about_a_picture_goes_on_from_the_first(client: RawClient) -> None:
+    first, second = (last_of(client, messages=look(png(3, 60, 9)), max_tokens=4) for _ in range(2))
+    assert second["usage"]["cached_tokens"] >= PICTURE_TOKENS // 16 * 16
+    assert second["text"] == first["text"]
+
+
+def test_a_look_at_the_whole_alone_takes_few_tokens(client: RawClient) -> None:
+    counts = {
+        detail: last_of(client, messages=look(png(3, 60, 9), detail=detail), max_tokens=1)["usage"]["prompt_tokens"]
+        for detail in ("low", "high", "auto")
+    }
+    assert counts["high"] == counts["auto"] == counts["low"] + PICTURE_TOKENS - LOW_TOKENS
 
 
 def test_texts_alone_are_one_text(client: RawClient) -> None:

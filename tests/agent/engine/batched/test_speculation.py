@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from agent.engine.batched.engine import BatchedEngine
 from agent.engine.batched.independence import MARGIN, settle_drafting
-from agent.engine.batched.runner import Runner
-from agent.engine.batched.self_check import VERIFIED, Verification
+from agent.engine.batched.self_check import Verification
 from agent.engine.batched.speculation import (
     ALLOWED_LOSS,
     LOOKUP,
@@ -31,6 +28,7 @@ from agent.engine.load_options import Mode
 from tests.agent.engine import kinds
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import Outcome, answer, record, run
+from tests.agent.engine.row_by_row import RowByRow
 
 FEW = st.lists(st.integers(0, 3), max_size=40)
 LIST = "one apple, two pears, one apple, two pears, one apple, two pears, one"
@@ -50,6 +48,17 @@ def test_what_followed_the_last_tokens_before_is_drafted(text: list[int], cuts: 
     for place in range(ends[-1], ends[-1] + count):
         whole.append(whole[place])
     assert lookup.draft(count) == whole[len(text) :]
+
+
+@given(st.lists(st.integers(-2, 2), max_size=40), st.integers(1, MAX_DRAFT))
+def test_no_place_of_a_picture_is_ever_drafted(text: list[int], count: int) -> None:
+    """What words say before and after a picture they may say again; the picture they cannot."""
+    with_pictures, words = PromptLookup(), PromptLookup()
+    with_pictures.extend([*text, 1, 2, 3])
+    found = with_pictures.draft(count)
+    assert all(token >= 0 for token in found)
+    words.extend([1, 2, 3, 0, -1, -2, 1, 2, 3])
+    assert words.draft(count) == [0]
 
 
 @given(FEW, FEW, st.integers(0, MAX_DRAFT))
@@ -85,18 +94,6 @@ def test_text_that_is_copied_is_drafted_in_long_pieces() -> None:
         generated += 1 + drafted
     assert generated / steps > 1.8
     assert policy.allowed(generated) == MAX_DRAFT
-
-
-class RowByRow(Runner):
-    """A processor on which reading a draft gives the bits of decoding."""
-
-    def prefill(
-        self, slot: int, past: int, tokens: Sequence[int], width: int = 0, *, last: bool = False
-    ) -> NDArray[np.float32]:
-        if last or not 1 < len(tokens) <= VERIFIED:
-            return super().prefill(slot, past, tokens, width, last=last)
-        rows = [self.decode(slot, [token], [past + place], width)[0].copy() for place, token in enumerate(tokens)]
-        return np.stack(rows)
 
 
 @pytest.fixture

@@ -1,0 +1,86 @@
+"""What an encoder made of pictures, and keeping it for the next question: bounded, apart for each client. Pure.
+
+In a prompt every position of a picture is a token below zero that names the picture and the position. So two prompts
+begin alike exactly where their pictures are the same, and keys and values of a beginning are found by tokens alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHARE = 0.25
+"""Of the memory for remembered prompts: what pictures take of it that nobody asks about now."""
+
+MAX_POSITIONS = 1 << 20
+"""More than a picture ever has: a position and a picture's number share one integer."""
+
+
+class PictureKey(NamedTuple):
+    """One picture of one client, who alone finds it again: an answer that starts early would tell of others."""
+
+    client: str
+    digest: bytes
+    low: bool
+
+
+class Features:
+    """``rows`` ``[positions, hidden]`` of one picture; ``tokens`` stand for it in a prompt, those below zero for a row
+    each. It lives as long as somebody holds it.
+    """
+
+    def __init__(self, number: int, ids: Iterable[int], rows: NDArray[np.float32]) -> None:
+        self.rows = rows
+        names = itertools.count(-1 - number * MAX_POSITIONS, -1)
+        self.tokens = [token if token >= 0 else next(names) for token in ids]
+
+
+class FeatureCache:
+    """At most ``budget`` bytes of pictures that nobody asks about now, the least recently used go first. What a request
+    holds is found by :meth:`rows` in any case.
+    """
+
+    def __init__(self, budget: int = 0) -> None:
+        self.budget = budget
+        self._kept: OrderedDict[PictureKey, Features] = OrderedDict()
+        self._known: WeakValueDictionary[int, Features] = WeakValueDictionary()
+        self._named: WeakValueDictionary[PictureKey, Features] = WeakValueDictionary()
+        self._number = 0
+        self.used = 0
+
+    def find(self, key: PictureKey) -> Features | None:
+        """What was made of this picture before."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._named.get(key)
+
+    def keep(self, key: PictureKey, ids: Iterable[int], rows: NDArray[np.float32]) -> Features:
+        """Take in what the encoder made of a picture."""
+        features = self._known[self._number] = self._named[key] = Features(self._number, ids, rows)
+        self._number += 1
+        if rows.nbytes <= self.budget:
+            self._kept[key] = features
+            self.used += rows.nbytes
+            while self.used > self.budget:
+                self.used -= self._kept.popitem(last=False)[1].rows.nbytes
+        return features
+
+    def rows(self, tokens: NDArray[np.int64], width: int) -> NDArray[np.float32]:
+        """``[tokens, width]``: a row for each of ``tokens``, which are positions of pictures that are held."""
+        found = np.empty((len(tokens), width), np.float32)
+        numbers, positions = np.divmod(-1 - tokens, MAX_POSITIONS)
+        for number in np.unique(numbers):
+            here = numbers == number
+            found[here] = self._known[int(number)].rows[positions[here]]
+        return found
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self.used = 0

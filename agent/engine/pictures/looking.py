@@ -1,0 +1,223 @@
+"""The pictures of requests on their way: one at a time, in a thread beside the one that decodes.
+
+What is cached is there at once, and does not stand in line behind pictures that are not.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import NamedTuple, Protocol
+
+from agent.engine.image_decode import MAX_PIXELS, measure_image
+from agent.engine.interface import Generation
+from agent.engine.memory import usable_bytes
+from agent.engine.pictures.encoder import Encoded
+from agent.engine.pictures.features import FeatureCache, Features, PictureKey
+from agent.engine.pictures.plan import Size, check_context, check_plan
+from contract.errors import EngineFailed, RequestInvalid
+
+PATIENCE_SECONDS = 0.05
+"""How long a step waits for a picture when there is nothing else to do: commands wait as long."""
+
+
+class Encoder(Protocol):
+    """See :class:`agent.engine.pictures.encoder.PictureEncoder`."""
+
+    def encode(self, data: bytes, *, low: bool, most_pixels: int, wanted: threading.Event) -> Encoded: ...
+    def stop(self) -> None: ...
+
+
+class PlannedFor(NamedTuple):
+    """The model that pictures are planned for: ``kind`` is the ``model.type`` of genai_config.json."""
+
+    kind: str
+    context_length: int
+    hidden_size: int
+
+
+class Seen(NamedTuple):
+    """A request whose pictures are all known; or why they cannot be."""
+
+    generation: Generation
+    features: list[Features]
+    refused: RequestInvalid | None = None
+
+
+class _Look:
+    """A request, and what is known of its pictures so far."""
+
+    def __init__(self, generation: Generation, model: PlannedFor) -> None:
+        self.generation = generation
+        self.found: list[Features] = []
+        self.wanted = threading.Event()
+        self.wanted.set()
+        self._context = model.context_length
+        pixels = MAX_PIXELS
+        sizes = []
+        for number, (data, low) in enumerate(zip(generation.pictures, self._low(), strict=True), 1):
+            with naming(number):
+                width, height = measure_image(data, pixels)
+            pixels -= width * height
+            sizes.append(Size(width, height, low))
+        check_plan(
+            model.kind, sizes, context_length=model.context_length, hidden_size=model.hidden_size, room=usable_bytes()
+        )
+        self.keys = [
+            PictureKey(generation.client, sha256(data).digest(), low)
+            for data, low in zip(generation.pictures, self._low(), strict=True)
+        ]
+
+    def _low(self) -> list[bool]:
+        details = self.generation.details
+        return [number < len(details) and details[number] == "low" for number in range(len(self.generation.pictures))]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.found) == len(self.keys)
+
+    def add(self, features: Features) -> None:
+        """The next picture is known.
+
+        Raises:
+            RequestInvalid: they are more than the context holds.
+        """
+        self.found.append(features)
+        check_context(len(self.found), sum(len(each.tokens) for each in self.found), self._context)
+
+
+@contextmanager
+def naming(number: int) -> Iterator[None]:
+    """Say in a refusal which picture is at fault."""
+    try:
+        yield
+    except RequestInvalid as refused:
+        raise RequestInvalid(f"picture {number}: {refused.message}", field=refused.field) from refused
+
+
+class Looking:
+    """The pictures of all requests that wait for them; :meth:`advance` says whose are known.
+
+    Every method is for one thread, and none waits for the encoder but :meth:`advance`, where it is asked to.
+    """
+
+    def __init__(self, encoder: Encoder, cache: FeatureCache, model: PlannedFor) -> None:
+        self._encoder = encoder
+        self._cache = cache
+        self._model = model
+        self._waiting: deque[_Look] = deque()
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="pictures")
+        self._job: tuple[_Look, Future[Encoded]] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def admit(self, generation: Generation) -> None:
+        """Take a request with pictures.
+
+        Raises:
+            RequestInvalid: by their headers they cannot be read, or there is no room for them.
+        """
+        self._waiting.append(_Look(generation, self._model))
+
+    def advance(self, *, idle: bool) -> Iterator[Seen]:
+        """Whose pictures are known now; with ``idle``, wait a moment for the one that is being looked at.
+
+        Raises:
+            MemoryError, and whatever else is no client's fault.
+        """
+        if self._job is not None:
+            wait([self._job[1]], PATIENCE_SECONDS if idle else 0)
+            if self._job[1].done():
+                yield from self._take(*self._job)
+        for look in list(self._waiting):
+            yield from self._recall(look)
+        if self._job is None and self._waiting:
+            self._begin(self._waiting[0])
+
+    def _take(self, look: _Look, job: Future[Encoded]) -> Iterator[Seen]:
+        """What became of the picture that was looked at."""
+        self._job = None
+        if not look.wanted.is_set():
+            job.exception()
+            return
+        try:
+            with naming(len(look.found) + 1):
+                encoded = job.result()
+            look.add(self._cache.keep(look.keys[len(look.found)], encoded.ids, encoded.rows))
+        except RequestInvalid as refused:
+            self._waiting.remove(look)
+            yield Seen(look.generation, [], refused)
+
+    def _recall(self, look: _Look) -> Iterator[Seen]:
+        """Add what is known already, as far as it goes."""
+        try:
+            while not look.complete and (known := self._cache.find(look.keys[len(look.found)])) is not None:
+                look.add(known)
+        except RequestInvalid as refused:
+            self._waiting.remove(look)
+            yield Seen(look.generation, [], refused)
+            return
+        if look.complete:
+            self._waiting.remove(look)
+            yield Seen(look.generation, look.found)
+
+    def _begin(self, look: _Look) -> None:
+        number = len(look.found)
+        job = self._beside.submit(
+            self._encoder.encode,
+            look.generation.pictures[number],
+            low=look.keys[number].low,
+            most_pixels=MAX_PIXELS,
+            wanted=look.wanted,
+        )
+        self._job = look, job
+
+    def glance(self, picture: bytes) -> Features:
+        """What is made of ``picture``, which is nobody's, looked at as a whole; waits for it, and for what is
+        left of a cancelled one.
+
+        Raises:
+            EngineFailed: it cannot be read. MemoryError, and whatever else is no fault of its.
+        """
+        wanted = threading.Event()
+        wanted.set()
+        try:
+            job = self._beside.submit(self._encoder.encode, picture, low=True, most_pixels=MAX_PIXELS, wanted=wanted)
+            encoded = job.result()
+        except RequestInvalid as refused:
+            raise EngineFailed(f"the picture of a canary: {refused.message}") from refused
+        return self._cache.keep(PictureKey("", sha256(picture).digest(), low=True), encoded.ids, encoded.rows)
+
+    def find(self, request: int) -> Generation | None:
+        """The request with this number, as long as its pictures are looked at."""
+        return next((look.generation for look in self._waiting if look.generation.request == request), None)
+
+    def change(self, generation: Generation) -> None:
+        """Other parameters for a request that is here."""
+        for look in self._waiting:
+            if look.generation.request == generation.request:
+                look.generation = generation
+
+    def cancel(self, request: int) -> bool:
+        """Forget a request; whether it was here."""
+        for look in list(self._waiting):
+            if look.generation.request == request:
+                self._waiting.remove(look)
+                look.wanted.clear()
+                if self._job is not None and self._job[0] is look:
+                    self._encoder.stop()
+                return True
+        return False
+
+    def close(self) -> None:
+        """End the thread, and what it does."""
+        for look in list(self._waiting):
+            self.cancel(look.generation.request)
+        self._beside.shutdown(wait=True, cancel_futures=True)
+        self._cache.clear()

@@ -1,0 +1,98 @@
+"""What pictures will cost, from their headers alone, before one pixel is read. Pure.
+
+How many tokens a picture becomes is the family's: the functions here say what onnxruntime-genai 0.18's processors do.
+Kinds of models that are not here are counted after their processor ran.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from contract.bundle.device_plan import size_text
+from contract.bundle.footprint import FLOAT_BYTES
+from contract.errors import RequestInvalid
+
+PHI3V_CROP = 336
+PHI3V_CROPS = 16
+PHI3V_CROP_TOKENS = 144
+PHI3V_ROW = 12
+"""Tokens along a side of a crop."""
+
+
+class Size(Struct, frozen=True):
+    """Of a picture, upright; ``low``: only the look at it as a whole is asked for."""
+
+    width: int
+    height: int
+    low: bool = False
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+class Cost(Struct, frozen=True):
+    """``tokens`` in the prompt, and ``crops`` that the encoder looks at, of ``crop`` pixels along a side."""
+
+    tokens: int
+    crops: int
+    crop: int
+
+
+def phi3v_cost(size: Size) -> Cost:
+    """Phi-3-vision: as many crops as fit, up to 16, a separator behind each row, one more, and the whole."""
+    rows = columns = 1
+    if not size.low:
+        wide, high = max(size.width, size.height), min(size.width, size.height)
+        ratio, scale = wide / high, 1
+        while scale * math.ceil(scale / ratio) <= PHI3V_CROPS:
+            scale += 1
+        columns = scale - 1
+        rows = max(1, math.ceil(int(columns * PHI3V_CROP / ratio) / PHI3V_CROP))
+        if size.width < size.height:
+            rows, columns = columns, rows
+    tokens = (rows * columns + 1) * PHI3V_CROP_TOKENS + 1 + (rows + 1) * PHI3V_ROW
+    return Cost(tokens, rows * columns + 1, PHI3V_CROP)
+
+
+COSTS: dict[str, Callable[[Size], Cost]] = {"phi3v": phi3v_cost}
+"""By ``model.type`` of genai_config.json."""
+
+
+def check_plan(kind: str, sizes: Sequence[Size], *, context_length: int, hidden_size: int, room: int) -> int | None:
+    """How many tokens pictures become, where the family is known; ``room`` in bytes is there for them.
+
+    Raises:
+        RequestInvalid: they do not fit the context, or there is no memory for their features.
+    """
+    if kind not in COSTS:
+        return None
+    total = 0
+    for number, size in enumerate(sizes, 1):
+        cost = COSTS[kind](size)
+        total += cost.tokens
+        check_context(number, total, context_length)
+        needed = total * hidden_size * FLOAT_BYTES + cost.crops * 3 * cost.crop**2 * FLOAT_BYTES
+        if needed > room:
+            text = f"picture {number}: {size.width} x {size.height} pixels become {cost.tokens} tokens, whose features"
+            raise RequestInvalid(
+                f"{text} need {size_text(needed)}, and there are {size_text(room)} here: ask with detail low, or send "
+                "fewer",
+                field="messages",
+            )
+    return total
+
+
+def check_context(number: int, tokens: int, context_length: int) -> None:
+    """Raises:
+    RequestInvalid: ``number`` pictures of so many ``tokens`` fill the context.
+    """
+    if tokens > context_length:
+        several = f"{number} pictures come" if number > 1 else "the picture comes"
+        fix = "send fewer" if number > 1 else "ask with detail low, or send a smaller one"
+        raise RequestInvalid(
+            f"{several} to {tokens} tokens and the context has {context_length}: {fix}", field="messages"
+        )

@@ -1,0 +1,23 @@
+"""The real runtime on a processor that gives a token the same bits read with others and decoded alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.engine.batched.runner import Runner
+from agent.engine.batched.self_check import VERIFIED
+
+
+class RowByRow(Runner):
+    """A processor on which reading a draft gives the bits of decoding."""
+
+    def prefill(
+        self, slot: int, past: int, tokens: Sequence[int], width: int = 0, *, last: bool = False
+    ) -> NDArray[np.float32]:
+        if last or not 1 < len(tokens) <= VERIFIED:
+            return super().prefill(slot, past, tokens, width, last=last)
+        rows = [self.decode(slot, [token], [past + place], width)[0].copy() for place, token in enumerate(tokens)]
+        return np.stack(rows)
