@@ -8,7 +8,12 @@ export interface ConnectOptions extends Omit<IClientOptions, "clientId" | "clean
 }
 
 export type Role = "system" | "developer" | "user" | "assistant" | "tool";
-export type Part = { type: "text"; text: string } | { type: "image_url"; image_url: { url: string } };
+/** `url` is data:image/png;base64,… or data:image/jpeg;base64,…; pictures that do not fit into a request go in parts. */
+export interface Image {
+  url: string;
+  detail?: "auto" | "low" | "high";
+}
+export type Part = { type: "text"; text: string } | { type: "image_url"; image_url: Image };
 export interface ToolCall {
   id: string;
   type: "function";

@@ -5,6 +5,7 @@
  * often it is sent. After a broken connection `resume` asks for the text that went by meanwhile.
  */
 import { RequestInvalid, Unavailable, UsageError } from "./errors.js";
+import { split, takeOut } from "./pictures.js";
 import { Reassembly } from "./reassembly.js";
 
 /** Without any frame for so long, the device is asked again. */
@@ -13,6 +14,8 @@ export const SILENCE_MS = 15_000;
 export const RETRY_MS = 1_000;
 /** A device reads no larger request. */
 export const MAX_REQUEST_BYTES = 1 << 20;
+/** How often a request's pictures are sent: a device that loses them again and again has no room for them. */
+export const MAX_PARTS_SENT = 3;
 
 const IDENTIFIER = /^[A-Za-z0-9_.-]{1,64}$/;
 
@@ -30,12 +33,16 @@ export class RequestSession {
       throw new UsageError("a request is an object with messages or a prompt");
     this.id = body.id;
     checkIdentifier(this.id, "id");
-    try {
-      this.payload = JSON.stringify(body);
-    } catch (error) {
-      throw new RequestInvalid(`the request cannot be written as JSON: ${error.message}`);
+    let bytes;
+    this.pictures = new Map();
+    [this.payload, bytes] = written(body);
+    if (bytes > MAX_REQUEST_BYTES && device !== undefined) {
+      const taken = takeOut(body);
+      this.pictures = taken.pictures;
+      [this.payload, bytes] = written(taken.body);
     }
-    const bytes = new TextEncoder().encode(this.payload).length;
+    this.partsDue = this.pictures.size > 0;
+    this.partsSent = 0;
     if (bytes > MAX_REQUEST_BYTES)
       throw new RequestInvalid(`the request has ${bytes} bytes, a device takes ${MAX_REQUEST_BYTES}: shorten it`, {
         code: 413,
@@ -85,13 +92,23 @@ export class RequestSession {
     const found = [];
     if (this.askAt !== undefined && this.askAt <= now) {
       this.askAt = undefined;
-      found.push([this.topic, this.payload]);
+      found.push(...this.#parts(), [this.topic, this.payload]);
     }
     if (this.resumeAt !== undefined && this.resumeAt <= now) {
       this.resumeAt = undefined;
       found.push(this.control("resume"));
     }
     return found;
+  }
+
+  /** Pictures that do not fit into the request, where the device does not have them. */
+  #parts() {
+    if (!this.partsDue) return [];
+    this.partsDue = false;
+    this.partsSent += 1;
+    const start = `${this.root}/d/${this.device}/picture/${this.name}`;
+    const parts = [...this.pictures].flatMap(([digest, data]) => split(digest, data));
+    return parts.map(([levels, piece]) => [`${start}/${levels}`, piece]);
   }
 
   /** That the time is up, and how far it came. */
@@ -119,6 +136,12 @@ export class RequestSession {
     const found = this.reassembly.feed(payload);
     for (const each of found) if (each.type === "queued") this.position = each.position;
     const error = found.at(-1)?.error;
+    if (error?.type === "picture_missing" && this.pictures.size > 0 && this.partsSent < MAX_PARTS_SENT) {
+      this.partsDue = true;
+      this.askAt = now;
+      this.reassembly.askedAgain();
+      return [];
+    }
     if (this.retry && found.at(-1)?.type === "end" && mayPass(error)) {
       const wait = error.retry_after_ms === undefined ? RETRY_MS : Math.max(50, error.retry_after_ms);
       this.turnedAway = error;
@@ -137,6 +160,17 @@ export class RequestSession {
     const end = new Reassembly().feed(payload).at(-1);
     return end?.last === undefined ? [] : this.reassembly.feed(payload);
   }
+}
+
+/** As JSON, and how many bytes that has. */
+function written(body) {
+  let text;
+  try {
+    text = JSON.stringify(body);
+  } catch (error) {
+    throw new RequestInvalid(`the request cannot be written as JSON: ${error.message}`);
+  }
+  return [text, new TextEncoder().encode(text).length];
 }
 
 function mayPass(error) {

@@ -54,6 +54,16 @@ test("many at a time over one connection, and any member of a group", async () =
   });
 });
 
+test("a picture that is too large for a message goes in parts before its question", async () => {
+  await using(stage.mqtt, async (client) => {
+    const picture = Buffer.concat([Buffer.from("89504e470d0a1a0a", "hex"), Buffer.alloc(1_500_000, 7)]);
+    const image = { type: "image_url", image_url: { url: `data:image/png;base64,${picture.toString("base64")}` } };
+    const content = [image, { type: "text", text: "count 3" }];
+    const done = await client.complete({ ...kitchen, messages: [{ role: "user", content }] });
+    assert.equal(done.choices[0].message.content, "0 1 2 ");
+  });
+});
+
 /** What the device stored as the end of a request: asked again with the same bytes it says so. */
 async function endOf(request) {
   let end;

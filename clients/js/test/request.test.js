@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import test from "node:test";
+import { MAX_PICTURE_BYTES, PART_BYTES } from "../src/pictures.js";
 import { nearest, Presence } from "../src/presence.js";
-import { RequestSession, SILENCE_MS } from "../src/request.js";
+import { MAX_PARTS_SENT, RequestSession, SILENCE_MS } from "../src/request.js";
 
 const options = { name: "me", root: "edge/v1", device: "box", now: 0, timeoutMs: 60_000, retry: true };
 const topics = (actions) => actions.map(([topic]) => topic.split("/").slice(2).join("/"));
@@ -44,6 +46,48 @@ test("a time-out says whether text had come", () => {
   const streaming = new RequestSession({ id: "q1", prompt: "hi" }, options);
   streaming.feed("box", '{"s":0,"d":"a","n":1,"attempt":1}', 2);
   assert.throws(() => streaming.actions(60_000), /the answer of box was not complete within 60 s/);
+});
+
+/** A part of a message, and the file in it, which begins as a PNG does. */
+function picture(byte, size) {
+  const data = Buffer.concat([Buffer.from("89504e470d0a1a0a", "hex"), Buffer.alloc(size, byte)]);
+  const url = `data:image/png;base64,${data.toString("base64")}`;
+  return { data, part: { type: "image_url", image_url: { url, detail: "low" } } };
+}
+
+const shown = (...pictures) => ({ id: "q1", messages: [{ role: "user", content: pictures.map(({ part }) => part) }] });
+const missing = '{"s":0,"error":{"code":404,"type":"picture_missing","message":"gone"},"attempt":1}';
+
+test("pictures that do not fit go in parts before the request, and again where the device lacks them", () => {
+  const small = picture(1, 100);
+  const large = picture(2, 4 * PART_BYTES);
+  const session = new RequestSession(shown(small, large), options);
+  const first = session.actions(0);
+  const digest = ({ data }) => createHash("sha256").update(data).digest("hex");
+  const names = [`${digest(small)}/1-1`, ...[1, 2, 3, 4, 5].map((part) => `${digest(large)}/${part}-5`)];
+  assert.deepEqual(topics(first), [...names.map((name) => `d/box/picture/me/${name}`), "d/box/generate/me"]);
+  assert.deepEqual(Buffer.concat(first.slice(1, -1).map(([, piece]) => piece)), large.data);
+  const [{ content }] = JSON.parse(first.at(-1)[1]).messages;
+  const named = [small, large].map((each) => ({ url: `sha256:${digest(each)}`, detail: "low" }));
+  assert.deepEqual(content.map((part) => part.image_url), named);
+  assert.deepEqual(topics(session.actions(SILENCE_MS)), ["d/box/generate/me", "d/box/control/me"], "they are there");
+  for (let sent = 1; sent < MAX_PARTS_SENT; sent++) {
+    assert.deepEqual(session.feed("box", missing, SILENCE_MS + 1), []);
+    assert.deepEqual(session.actions(SILENCE_MS + 1), first);
+  }
+  assert.equal(session.feed("box", missing, SILENCE_MS + 2).at(-1).error.type, "picture_missing");
+});
+
+test("pictures that fit travel within the request, and a group gets nothing else", () => {
+  const [[, payload], ...more] = new RequestSession(shown(picture(1, 100)), options).actions(0);
+  assert.match(payload, /data:image\/png/);
+  assert.deepEqual(more, []);
+  const refused = (body, more, words) =>
+    assert.throws(() => new RequestSession(body, { ...options, ...more }), (error) => error.message.includes(words));
+  refused(shown(picture(1, 1 << 20)), { device: undefined, group: "g" }, "shorten it");
+  refused(shown(picture(1, MAX_PICTURE_BYTES)), {}, "6291456 in a request: make them smaller");
+  const broken = { type: "image_url", image_url: { url: `data:image/png;base64,${"?".repeat(1 << 20)}` } };
+  refused(shown({ part: broken }), {}, "shorten it");
 });
 
 test("what cannot be sent is refused before it is", () => {
