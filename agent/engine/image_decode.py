@@ -7,7 +7,7 @@ sent, only a PNG that was written here. See decision 16.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,9 @@ def measure_image(data: bytes, most: int = MAX_PIXELS) -> tuple[int, int]:
     with _refusals(data), Image.open(io.BytesIO(data), formats=FORMATS) as found:
         _check_size(*found.size, most)
         width, height = found.size
-        return (height, width) if _upright(found) in ON_ITS_SIDE else (width, height)
+        # A PNG's own getexif reads every pixel to find what may stand behind them.
+        turn = _upright(lambda: Image.Image.getexif(found))
+        return (height, width) if turn in ON_ITS_SIDE else (width, height)
 
 
 def decode_image(data: bytes, most: int = MAX_PIXELS, *, side: int = 0, square: bool = False) -> tuple[bytes, int]:
@@ -69,7 +71,7 @@ def decode_image(data: bytes, most: int = MAX_PIXELS, *, side: int = 0, square: 
     with _refusals(data):
         with Image.open(io.BytesIO(data), formats=FORMATS) as found:
             pixels = _check_size(*found.size, most)
-            turn = _upright(found)
+            turn = _upright(found.getexif)
             share = min(1.0, (MAX_DRAWN / pixels) ** 0.5, side / max(found.size) if side else 1.0)
             size = max(1, int(found.width * share)), max(1, int(found.height * share))
             found.draft("RGB", size)  # a JPEG is read at half or a quarter of its size, if that is enough
@@ -87,13 +89,18 @@ def decode_image(data: bytes, most: int = MAX_PIXELS, *, side: int = 0, square: 
 
 @contextmanager
 def _refusals(data: bytes) -> Iterator[None]:
-    """Guard reading ``data``: whatever Pillow raises, it is no picture."""
+    """Guard reading ``data``: whatever Pillow raises, it is no picture, but for one that it finds too large itself."""
+    from PIL import Image
+
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
         raise RequestInvalid(f"it has more than {MAX_SCANS} scans: save it again as a baseline image", field="messages")
     try:
         yield
     except (RequestInvalid, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        text = f"it has far more than the {MAX_PIXELS} pixels that a request may have: make it smaller"
+        raise RequestInvalid(text, field="messages") from error
     except Exception as error:
         raise RequestInvalid("it is no PNG or JPEG that can be read", field="messages") from error
 
@@ -121,10 +128,10 @@ def _plain(found: Any) -> Any:
     return plain
 
 
-def _upright(found: Any) -> str:
-    """How to bring it upright; nothing where its EXIF cannot be read."""
+def _upright(read_exif: Callable[[], Any]) -> str:
+    """How to bring a picture upright; nothing where its EXIF cannot be read."""
     try:
-        return TURNS[int(found.getexif().get(ORIENTATION, 1)) - 1]
+        return TURNS[int(read_exif().get(ORIENTATION, 1)) - 1]
     except Exception:
         return ""
 

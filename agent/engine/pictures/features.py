@@ -64,6 +64,8 @@ class FeatureCache:
         """Take in what the encoder made of a picture."""
         features = self._known[self._number] = self._named[key] = Features(self._number, ids, rows)
         self._number += 1
+        if (replaced := self._kept.pop(key, None)) is not None:
+            self.used -= replaced.rows.nbytes
         if rows.nbytes <= self.budget:
             self._kept[key] = features
             self.used += rows.nbytes

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from agent.engine.image_decode import MAX_DRAWN, MAX_PIXELS, MAX_SCANS, decode_image
+from agent.engine.image_decode import MAX_DRAWN, MAX_PIXELS, MAX_SCANS, decode_image, measure_image
 from contract.errors import RequestInvalid
 from tests.seeing import png
 
@@ -78,6 +78,21 @@ def test_large_pictures_are_made_smaller_and_keep_their_shape(kind: str) -> None
     assert found.width * found.height <= MAX_DRAWN
     assert abs(found.width / found.height - 2) < 0.01
     assert all(abs(ours - theirs) < 8 for ours, theirs in zip(found.getpixel((5, 5)), (9, 99, 199), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_is_measured_upright_and_none_of_its_pixels_is_read(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.new("RGB", (20, 10))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    plain, turned = encoded(picture, kind), encoded(picture, kind, exif=exif)
+    read: list[object] = []
+    for reader in (PngImagePlugin.PngImageFile, Image.Image):
+        monkeypatch.setattr(reader, "load", read.append)
+    assert (measure_image(plain), measure_image(turned)) == ((20, 10), (10, 20))
+    assert not read
 
 
 def test_no_more_pixels_are_read_than_are_left() -> None:

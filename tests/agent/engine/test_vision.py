@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -411,14 +413,57 @@ def test_pictures_of_every_size_are_seen(seeing: Engine, size: tuple[int, int]) 
     assert outcome.reason in {"length", "stop"}
 
 
-@pytest.mark.parametrize(
-    "broken", [b"\xff\xd8\xff\xe0nonsense", RED[:60], b"", b"\xff\xd8\xff\xd9"], ids=["jpeg", "cut", "empty", "hollow"]
-)
-def test_a_broken_picture_costs_nobody_else_anything(seeing: Engine, broken: bytes) -> None:
-    alone = answer(seeing, look(2, QUESTION)).text
-    outcomes = run(seeing, look(1, broken, QUESTION), look(2, QUESTION))
-    assert outcomes[1].refused_field == "messages"
-    assert outcomes[2].text == alone
+def hollow(width: int, height: int) -> bytes:
+    """The header of a PNG, and pixels of none."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+
+
+def with_bomb(picture: bytes) -> bytes:
+    """``picture`` (PNG) with a remark that unpacks to 64 MiB."""
+    body = b"zTXtremark\0\0" + zlib.compress(bytes(64 << 20))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return picture[:33] + chunk + picture[33:]
+
+
+UNREADABLE = "it is no PNG or JPEG that can be read"
+BAD = {
+    "no jpeg": (b"\xff\xd8\xff\xe0nonsense", UNREADABLE),
+    "cut off": (RED[:60], UNREADABLE),
+    "empty": (b"", UNREADABLE),
+    "hollow jpeg": (b"\xff\xd8\xff\xd9", UNREADABLE),
+    "hollow png": (hollow(64, 64), UNREADABLE),
+    "a gif": (b"GIF89a\1\0\1\0\0\0\0;", UNREADABLE),
+    "no width": (hollow(0, 64), UNREADABLE),
+    "no height": (hollow(64, 0), UNREADABLE),
+    "huge": (hollow(30_000, 30_000), "far more than the 16777216 pixels that a request may have: make it smaller"),
+    "large": (hollow(5000, 5000), "5000 x 5000 pixels are more than the "),
+    "a line": (hollow(4000, 20), "4000 x 20 is more than 32 times as long as wide: crop it"),
+    "a bomb": (with_bomb(RED), UNREADABLE),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_costs_nobody_else_anything(seeing: Engine, name: str) -> None:
+    """Neither an answer that is under way, nor one about another picture, nor one that comes after it."""
+    broken, words = BAD[name]
+    under_way, other = look(1, QUESTION), look(4, RED, QUESTION, max_tokens=3)
+    alone = answer(seeing, under_way).text, answer(seeing, other).text
+    outcomes: dict[int, Outcome] = {}
+    seeing.admit(under_way)
+    record(seeing.step(), outcomes)
+    run(seeing, look(2, GREEN, broken, QUESTION), look(3, broken, QUESTION), other, outcomes=outcomes)
+    for number, place in ((2, 2), (3, 1)):
+        refused = outcomes[number].reject
+        assert refused is not None
+        assert outcomes[number].refused_field == "messages"
+        assert refused.message.startswith(f"picture {place}: ")
+        assert words in refused.message
+        assert "\n" not in refused.message
+    assert (outcomes[1].text, outcomes[4].text) == alone
 
 
 def test_more_pictures_than_the_context_holds_are_refused(seeing: Engine) -> None:

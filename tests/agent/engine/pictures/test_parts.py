@@ -91,6 +91,16 @@ def test_features_are_found_by_client_picture_and_detail() -> None:
     assert cache.rows(places, 2).tolist() == [[3.25, 3.25], [3.0, 3.0]]
 
 
+def test_what_is_made_again_of_a_picture_takes_the_place_of_what_was_there() -> None:
+    """A canary is shown whenever it is asked for, and counted once."""
+    cache = FeatureCache(2 * rows(1).nbytes)
+    key = PictureKey("", b"canary", low=True)
+    for number in range(5):
+        made = cache.keep(key, [-1] * 4, rows(number))
+        assert cache.find(key) is made
+        assert cache.used == made.rows.nbytes
+
+
 def test_the_oldest_go_first_and_what_is_held_stays_known() -> None:
     cache = FeatureCache(2 * rows(1).nbytes)
     keys = [PictureKey("anna", bytes([number]), low=False) for number in range(3)]
