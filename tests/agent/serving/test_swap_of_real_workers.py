@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from agent.install.ports import SwapMode
+from contract.mqtt.pictures import picture_url
 from tests.agent.device import SECONDS, sealed
 from tests.agent.serving.test_real_model import serve
 from tests.broker import Broker
 from tests.e2e.raw_client import RawClient
+from tests.seeing import png
 
 pytestmark = pytest.mark.broker
 
@@ -65,3 +67,42 @@ def test_every_answer_comes_once_while_the_worker_is_replaced(
     else:
         assert 0 < report.queue_pause_ms < SECONDS * 1000
         assert answers[-1].bundle == "toy@2.0.0", "it waited for the new one"
+
+
+@pytest.mark.parametrize("mode", ["overlap", "drain"])
+def test_no_picture_is_lost_that_is_under_way_or_in_line(
+    shared_broker: Broker, seeing_bundle: Path, tmp_path: Path, names: tuple[str, str], mode: SwapMode
+) -> None:
+    """Pictures that are being looked at, answers about some, and questions about more than there are places for."""
+    device = serve(shared_broker, tmp_path, seeing_bundle, names[0], threads=1, max_bytes=8 << 20)
+    client = RawClient(shared_broker.port, names[1], names[0])
+    tokens = 32
+
+    def show(name: str, number: int) -> None:
+        image = {"url": picture_url(png(number, 255 - number, 9)), "detail": "low"}
+        content = [{"type": "image_url", "image_url": image}, {"type": "text", "text": "Say hello."}]
+        messages = [{"role": "user", "content": content}]
+        client.send(name, "", messages=messages, max_tokens=tokens, min_tokens=tokens)
+
+    try:
+        old = device.serving.replica
+        assert old is not None
+        assert old.worker is not None
+        assert old.worker.facts.engine == "batched"
+        asked = [f"q{number}" for number in range(old.worker.facts.slots + WAITING)]
+        for number, name in enumerate(asked):
+            show(name, number)
+        device.until(lambda: bool(old.running) and device.serving.queued > 0)
+        device.run(device.serving.swap(sealed(version="2.0.0", directory=seeing_bundle), mode))
+        show("after", 0)
+        answers = [client.wait_answer(name) for name in [*asked, "after"]]
+        device.until(lambda: len(device.serving.replicas) == 1)
+    finally:
+        client.close()
+        device.stop()
+    assert [len(answer.lasts) for answer in answers] == [1] * len(answers)
+    lasts = [answer.lasts[0] for answer in answers]
+    assert [(last.get("finish_reason"), last["attempt"]) for last in lasts] == [("length", 1)] * len(answers), lasts
+    assert {last["usage"]["completion_tokens"] for last in lasts} == {tokens}
+    assert len({last["usage"]["prompt_tokens"] for last in lasts}) == 1
+    assert (answers[0].bundle, answers[-1].bundle) == ("toy@1.0.0", "toy@2.0.0")
