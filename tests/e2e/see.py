@@ -33,23 +33,28 @@ from packager.vision.family import Prepared, VisionSource
 from packager.vision.pictures import draw, encode_png
 from packager.vision.source_process import write_prompt
 from tests.e2e.narrator import Narrator, Teller
-from tests.e2e.raw_client import Answer
+from tests.e2e.raw_client import Answer, RawClient
 from tests.e2e.story import Story, StoryFailed
 
 
 class Tiny(NamedTuple):
     """A checkpoint of a family: its architecture, and the module and function that make one. ``side``: of pictures that
-    the device's processor leaves as they are, where that is not what a build asks about.
+    the device's processor leaves as they are, where that is not what a build asks about. ``engine`` is what serves it
+    on a device, ``low`` as how many tokens that looks at a picture as a whole, where it can.
     """
 
     architecture: str
     module: str
     make: str
     side: int | None = None
+    engine: str = "genai"
+    low: int | None = None
 
 
 TINY = {
-    "phi-3.5-vision": Tiny("Phi3VForCausalLM", "tests.packager.vision.phi3v_checkpoint", "make_phi3v", 4 * 336),
+    "phi-3.5-vision": Tiny(
+        "Phi3VForCausalLM", "tests.packager.vision.phi3v_checkpoint", "make_phi3v", 4 * 336, "batched", 313
+    ),
     "gemma-3": Tiny("Gemma3ForConditionalGeneration", "tests.packager.vision.gemma3_checkpoint", "make_gemma3"),
     "qwen2.5-vl": Tiny(
         "Qwen2_5_VLForConditionalGeneration", "tests.packager.vision.qwen25vl_checkpoint", "make_qwen25vl"
@@ -74,6 +79,8 @@ CASES = (
     Case("stripes", "Which colours are there?", "shapes"),
     Case("shapes", "How many are there?", "stripes"),
 )
+"""The last one about a picture that was there before."""
+
 ANSWER_TOKENS = 4
 INLINE_BYTES = 700_000
 """Larger pictures are sent in parts before their request."""
@@ -88,12 +95,15 @@ class Seen(NamedTuple):
     """What one question gave, and the reference of it: tokens of the prompt, and how far the answer's log-probabilities
     are from those of the reference at most, if that looks at the same picture and if at another. ``behind``: how much
     more likely than a token of the answer the reference finds another one at most (0: it would say the same).
+    ``features`` of the tokens are the picture's, and ``cached`` ones were known from a question before.
     """
 
     picture: str
     parts: int
     prompt_tokens: int
     expected_tokens: int
+    features: int
+    cached: int
     answer: list[int]
     apart: float
     from_another: float
@@ -101,7 +111,20 @@ class Seen(NamedTuple):
     first_seconds: float
 
 
-def see(name: str, home: Path, cache: Path, teller: Narrator) -> list[Seen]:
+class Served(NamedTuple):
+    """What a device made of a family's bundle: its ``engine`` by ``info`` and by ``doctor``, all answers, and how many
+    tokens the first question has with ``detail`` ``low``.
+    """
+
+    tiny: Tiny
+    engine: str
+    why: str
+    doctor: str
+    answers: list[Seen]
+    low_tokens: int
+
+
+def see(name: str, home: Path, cache: Path, teller: Narrator) -> Served:
     """The whole way of one family.
 
     Raises:
@@ -121,27 +144,46 @@ def see(name: str, home: Path, cache: Path, teller: Narrator) -> list[Seen]:
         _, report = story.deploy_first()
         if report["error"] is not None:
             raise StoryFailed(f"{name} is not active: {report['error']}")
-        told = [_ask(story, number, case, side) for number, case in enumerate(CASES)]
+        told = [_ask(story, f"see-{number}", case, side) for number, case in enumerate(CASES)]
+        low = _ask(story, "low", CASES[0], side, "low")
+        engine, doctor = _info(story)["engine"], _doctor(story)
     finally:
         story.close()
-    return _compare(checkpoint, told, side, home, cache)
+    answers = _compare(checkpoint, told, side, home, cache)
+    return Served(tiny, engine["engine"], engine["why"], doctor, answers, low["usage"]["prompt_tokens"])
 
 
-def _ask(story: Story, number: int, case: Case, side: int) -> dict[str, Any]:
+def _info(story: Story) -> dict[str, Any]:
+    """What the device retains of itself."""
+    newcomer = RawClient(story.broker_port, f"newcomer-{os.getpid()}", story.device, story.broker_host)
+    try:
+        return newcomer.next_device_message("info")
+    finally:
+        newcomer.close()
+
+
+def _doctor(story: Story) -> str:
+    """The engine that ``edge-agent doctor`` names."""
+    lines = (line.split() for line in story.on_device("doctor").splitlines())
+    return next((words[2].rstrip(",") for words in lines if words[1:2] == ["engine"]), "")
+
+
+def _ask(story: Story, request: str, case: Case, side: int, detail: str = "auto") -> dict[str, Any]:
     """The last frame of an answer over MQTT, and in how many ``parts`` the picture was sent."""
     client, picture = story.client, encode_png(draw(case.picture, side))
     parts = split_picture(picture) if len(picture) > INLINE_BYTES else []
     for part, piece in parts:
         client.publish(f"edge/v1/d/{story.device}/picture/{client.name}/{part.digest}/{part.level}", piece)
     url = f"sha256:{picture_digest(picture)}" if parts else picture_url(picture)
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": f"\n{case.question}"}]
+    image = {"type": "image_url", "image_url": {"url": url, "detail": detail}}
+    content = [image, {"type": "text", "text": f"\n{case.question}"}]
     body = {
-        "id": f"see-{number}", "messages": [{"role": "user", "content": content}], "logprobs": True,
+        "id": request, "messages": [{"role": "user", "content": content}], "logprobs": True,
         "max_tokens": ANSWER_TOKENS, "min_tokens": ANSWER_TOKENS, "stream": False,
     }  # fmt: skip
-    client.answers[body["id"]] = Answer(time.monotonic())
+    client.answers[request] = Answer(time.monotonic())
     client.publish(f"edge/v1/d/{story.device}/generate/{client.name}", json.dumps(body).encode())
-    last = client.wait_answer(body["id"], 300).lasts[0]
+    last = client.wait_answer(request, 300).lasts[0]
     if "error" in last:
         raise StoryFailed(f"no answer about {case.picture}: {last['error']}")
     return {**last, "parts": len(parts)}
@@ -172,6 +214,8 @@ def _compare(checkpoint: Path, told: Sequence[dict[str, Any]], side: int, home: 
                 last["parts"],
                 last["usage"]["prompt_tokens"],
                 len(prompt),
+                prepared[case.picture].features,
+                last["usage"]["cached_tokens"],
                 answer,
                 float(np.abs(said - same).max()),
                 float(np.abs(said - another).max()),
@@ -204,20 +248,37 @@ def _score(
     return np.array(scores), np.array(best)
 
 
-def faults(seen: Sequence[Seen]) -> list[str]:
+def faults(served: Served) -> list[str]:
     """What of it did not hold."""
+    found = [] if served.engine == served.tiny.engine else [f"served by the {served.engine} engine: {served.why}"]
+    if served.doctor != served.engine:
+        found.append(f"doctor names the engine {served.doctor!r}, info {served.engine!r}")
+    for each in served.answers:
+        found += [f"{each.picture}: {fault}" for fault in _faults_of_answer(each)]
+    first, again = served.answers[0], served.answers[-1]
+    if served.tiny.engine == "batched" and not first.cached < first.features <= again.cached:
+        found.append(
+            f"{again.picture}: {again.cached} tokens were known from the first question, of which {first.cached} were "
+            f"known before; the picture has {first.features}"
+        )
+    low = first.expected_tokens - (0 if served.tiny.low is None else first.features - served.tiny.low)
+    if served.low_tokens != low:
+        found.append(f"{first.picture}: {served.low_tokens} tokens with detail low, {low} were expected")
+    return found
+
+
+def _faults_of_answer(seen: Seen) -> list[str]:
     found = []
-    for each in seen:
-        if each.prompt_tokens != each.expected_tokens:
-            found.append(f"{each.picture}: {each.prompt_tokens} tokens, the reference has {each.expected_tokens}")
-        if len(each.answer) != ANSWER_TOKENS:
-            found.append(f"{each.picture}: {len(each.answer)} tokens of an answer were told, not {ANSWER_TOKENS}")
-        if not each.apart <= MAX_APART:
-            found.append(f"{each.picture}: log-probabilities are {each.apart:.4f} nats apart, {MAX_APART} at most")
-        if not each.behind <= 2 * MAX_APART:
-            found.append(f"{each.picture}: the reference finds another token {each.behind:.4f} nats more likely")
-        if not each.from_another > MAX_APART:
-            found.append(f"{each.picture}: the answer fits another picture as well")
+    if seen.prompt_tokens != seen.expected_tokens:
+        found.append(f"{seen.prompt_tokens} tokens, the reference has {seen.expected_tokens}")
+    if len(seen.answer) != ANSWER_TOKENS:
+        found.append(f"{len(seen.answer)} tokens of an answer were told, not {ANSWER_TOKENS}")
+    if not seen.apart <= MAX_APART:
+        found.append(f"log-probabilities are {seen.apart:.4f} nats apart, {MAX_APART} at most")
+    if not seen.behind <= 2 * MAX_APART:
+        found.append(f"the reference finds another token {seen.behind:.4f} nats more likely")
+    if not seen.from_another > MAX_APART:
+        found.append("the answer fits another picture as well")
     return found
 
 
@@ -230,17 +291,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{unknown[0]} is none of {', '.join(TINY)}")
     teller, cache = Teller(), Path(os.environ.get("EDGE_CACHE", ".cache")).resolve()
     wrong: list[str] = []
-    rows: list[tuple[str, Seen]] = []
+    rows: list[tuple[str, Served]] = []
     for number, name in enumerate(names, 1):
         teller.chapter(number, name)
         with tempfile.TemporaryDirectory(prefix="edge-bundle-see-", ignore_cleanup_errors=True) as home:
             try:
-                seen = see(name, Path(home), cache, teller)
+                served = see(name, Path(home), cache, teller)
             except (StoryFailed, TimeoutError) as failed:
                 wrong.append(f"{name}: {failed}")
                 continue
-        wrong += [f"{name}: {fault}" for fault in faults(seen)]
-        rows += [(name, each) for each in seen]
+        wrong += [f"{name}: {fault}" for fault in faults(served)]
+        rows.append((name, served))
     print(f"\n{table(rows)}")
     for fault in wrong:
         print(fault, file=sys.stderr)
@@ -248,18 +309,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
-def table(rows: Sequence[tuple[str, Seen]]) -> str:
+def table(rows: Sequence[tuple[str, Served]]) -> str:
     """For a person: the device beside the reference."""
     lines = [
-        "                                 tokens of the prompt       log-probabilities apart [nats]            first",
-        "family          picture  sent      device  reference  this picture  another picture  best token     token",
+        "                                tokens of the prompt         log-probabilities apart [nats]           first",
+        "family          picture  sent    device reference  known  this picture another picture best token     token",
     ]
-    for name, each in rows:
-        sent = f"{each.parts} parts" if each.parts else "within"
-        lines.append(
-            f"{name:15} {each.picture:8} {sent:8} {each.prompt_tokens:7} {each.expected_tokens:10} {each.apart:13.5f} "
-            f"{each.from_another:16.5f} {each.behind:11.5f} {each.first_seconds:7.1f} s"
-        )
+    for name, served in rows:
+        for each in served.answers:
+            sent = f"{each.parts} parts" if each.parts else "within"
+            lines.append(
+                f"{name:15} {each.picture:8} {sent:8}{each.prompt_tokens:6} {each.expected_tokens:9} {each.cached:6} "
+                f"{each.apart:13.5f} {each.from_another:15.5f} {each.behind:10.5f} {each.first_seconds:7.1f} s"
+            )
+        lines.append(f"{name:15} detail low: {served.low_tokens} tokens; the {served.engine} engine: {served.why}")
     return "\n".join(lines)
 
 
