@@ -151,9 +151,11 @@ class DevicePlan(Struct, frozen=True):
         footprint, kv, disk = self.footprint, self.kv, self.disk
         tokens = f"{size_text(footprint.kv_token)} a token in {footprint.kv_type}"
         slots = f"{kv.slots} × {kv.length} tokens" if kv.slots else "none"
+        pictures = [("pictures", size_text(footprint.scratch), "while one is looked at as a whole")]
         return [
             ("memory", size_text(self.box.ram), f"of which {size_text(SYSTEM_BYTES)} are for the system and the agent"),
             ("weights", size_text(footprint.weights), f"beside {size_text(WORKER_BYTES)} that every worker takes"),
+            *(pictures if footprint.scratch else []),
             ("left for requests", size_text(self.room), f"at most {MOST_SHARE:.0%} of it for keys and values"),
             ("keys and values", slots, f"{size_text(kv.slots * kv.length * footprint.kv_token)}, {tokens}"),
             ("known prompts", size_text(kv.prefix_bytes), ""),
@@ -181,12 +183,12 @@ def plan_device(
     """How a bundle of ``bundle_bytes`` lives on ``box``, where a request must be able to have ``tokens`` of context;
     ``unmapped`` says why no worker there would map prepacked weights, if that is known.
     """
-    room = max(0, box.ram - SYSTEM_BYTES - WORKER_BYTES - footprint.weights)
+    room = max(0, box.ram - SYSTEM_BYTES - WORKER_BYTES - footprint.weights - footprint.scratch)
     kv = plan_kv(room, footprint.kv_token, footprint.context_length)
     derived = footprint.prepacked
     prepacked, why = (False, unmapped) if unmapped else _prepacked(bundle_bytes, derived, box)
     disk = disk_plan(bundle_bytes, derived if prepacked else 0)
-    beside = room >= WORKER_BYTES + footprint.weights + LEAST_TOKENS * footprint.kv_token
+    beside = room >= WORKER_BYTES + footprint.weights + footprint.scratch + LEAST_TOKENS * footprint.kv_token
     memory_short, disk_short = _short_of_memory(footprint, kv, box, tokens), _short_of_disk(bundle_bytes, box)
     return DevicePlan(
         footprint=footprint,
@@ -224,7 +226,7 @@ def _prepacked(bundle_bytes: int, derived: int, box: Box) -> tuple[bool, str]:
 def _needed(footprint: Footprint, tokens: int) -> int:
     """Memory of a device whose longest request has so many tokens, alone."""
     cache = int(tokens * footprint.kv_token / MOST_SHARE) + 1
-    return -(-(SYSTEM_BYTES + WORKER_BYTES + footprint.weights + cache) // MIB) * MIB
+    return -(-(SYSTEM_BYTES + WORKER_BYTES + footprint.weights + footprint.scratch + cache) // MIB) * MIB
 
 
 def _short_of_memory(footprint: Footprint, kv: KvPlan, box: Box, tokens: int) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from packager.vision.families import FAMILIES
 from tests.e2e.narrator import Quiet
-from tests.e2e.see import CASES, TINY, Seen, Served, faults, main, see, table
+from tests.e2e.see import main, see
+from tests.e2e.sight import CASES, TINY, Seen, Served, faults, table
 
 
 @pytest.mark.broker

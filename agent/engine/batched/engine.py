@@ -36,7 +36,8 @@ from agent.engine.load_options import DEFAULT_MODE, Mode, ModelFiles, Resources
 from agent.engine.memory import allocatable_bytes, plan_cache
 from agent.engine.pictures.features import SHARE as FEATURES_SHARE
 from agent.engine.pictures.features import Features
-from agent.engine.pictures.looking import Looking, PlannedFor
+from agent.engine.pictures.looking import Looking
+from agent.engine.pictures.plan import PlannedFor
 from agent.engine.processors import Processors
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, token_losses
@@ -108,7 +109,7 @@ class BatchedEngine:
             decoder.context_length,
             files.folders,
             max_bytes=resources.max_bytes,
-            leaving=resources.reclaimable_bytes,
+            leaving=resources.reclaimable_bytes - (0 if eyes is None else eyes.scratch),
         )
         slots, length = trial_size(decoder, allocatable_bytes()) if trial else (plan.slots, plan.length)
         if not slots:
@@ -144,7 +145,7 @@ class BatchedEngine:
         if eyes is not None and eyes.encoder is not None:
             eyes.cache.budget = int(prefix_bytes * FEATURES_SHARE)
             prefix_bytes -= eyes.cache.budget
-            about = PlannedFor(found.model_type, length, found.hidden_size)
+            about = PlannedFor(found.model_type, length, found.hidden_size, eyes.encoder.patch_bytes)
             self._looking = Looking(eyes.encoder, eyes.cache, about)
         self._prefixes: Prefixes[NDArray[Any]] = Prefixes(prefix_bytes)
         self._token_bytes = decoder.kv_bytes_per_token

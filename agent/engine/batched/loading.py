@@ -32,6 +32,11 @@ class Eyes(NamedTuple):
     cache: FeatureCache
     encoder: PictureEncoder | None
 
+    @property
+    def scratch(self) -> int:
+        """Bytes that a look at a picture as a whole takes: keys and values leave them free."""
+        return 0 if self.encoder is None else self.encoder.least_scratch
+
 
 class LoadedModel(NamedTuple):
     """``session`` is an ``onnxruntime.InferenceSession`` of the graph that ``decoder`` describes."""

@@ -20,8 +20,10 @@ from agent.engine.pictures.plan import PHI3V_CROP
 from agent.engine.pictures.processor import open_processor
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.vision import PHI3V_WHOLE, PLACEHOLDERS, cannot_take
+from contract.bundle.footprint import LEAST_PATCHES, picture_scratch
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import RequestInvalid
+from contract.onnx.wire import read_graph_file
 
 LOW_SIDE = 512
 """Pixels along the longer side of a picture that is looked at as a whole only."""
@@ -40,7 +42,8 @@ class Encoded(NamedTuple):
 
 
 class PictureEncoder:
-    """The eyes of the model that ``facts`` describe. ``runs`` counts how often the encoder ran.
+    """The eyes of the model that ``facts`` describe. ``runs`` counts how often the encoder ran; meanwhile it takes
+    ``patch_bytes`` of memory for a patch, and ``least_scratch`` for a look at a picture as a whole.
 
     Every method but :meth:`encode` is for the thread that drives the engine; it runs in another one.
     """
@@ -55,13 +58,17 @@ class PictureEncoder:
         self._image_token = facts.image_token_id
         self._tokenizing = tokenizing
         self._processor = open_processor(og, bundle_dir, facts)
-        self._session = open_session(bundle_dir / facts.vision.filename, resources.threads, resources.kernels)
+        graph = bundle_dir / facts.vision.filename
+        self._session = open_session(graph, resources.threads, resources.kernels)
         self._output = facts.vision.outputs.get("image_features", "image_features")
         known = {graph: tensor for tensor, graph in facts.vision.inputs.items()}
         self._inputs = {value.name: known.get(value.name, value.name) for value in self._session.get_inputs()}
         self._running: Any = None
         self._lock = threading.Lock()
         self.runs = 0
+        model = read_graph_file(graph)
+        self.patch_bytes = picture_scratch(1, model)
+        self.least_scratch = picture_scratch(LEAST_PATCHES.get(facts.model_type, 0), model)
 
     def encode(self, data: bytes, *, low: bool, most_pixels: int, wanted: threading.Event) -> Encoded:
         """The picture in ``data``; ``low``: what a look at it as a whole gives, where the family can. Nothing is done

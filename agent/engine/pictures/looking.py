@@ -18,7 +18,7 @@ from agent.engine.interface import Generation
 from agent.engine.memory import usable_bytes
 from agent.engine.pictures.encoder import Encoded
 from agent.engine.pictures.features import FeatureCache, Features, PictureKey
-from agent.engine.pictures.plan import Size, check_context, check_plan
+from agent.engine.pictures.plan import PlannedFor, Size, check_context, check_plan
 from contract.errors import EngineFailed, RequestInvalid
 
 PATIENCE_SECONDS = 0.05
@@ -30,14 +30,6 @@ class Encoder(Protocol):
 
     def encode(self, data: bytes, *, low: bool, most_pixels: int, wanted: threading.Event) -> Encoded: ...
     def stop(self) -> None: ...
-
-
-class PlannedFor(NamedTuple):
-    """The model that pictures are planned for: ``kind`` is the ``model.type`` of genai_config.json."""
-
-    kind: str
-    context_length: int
-    hidden_size: int
 
 
 class Seen(NamedTuple):
@@ -56,17 +48,15 @@ class _Look:
         self.found: list[Features] = []
         self.wanted = threading.Event()
         self.wanted.set()
-        self._context = model.context_length
+        self._model = model
         pixels = MAX_PIXELS
-        sizes = []
+        self._sizes: list[Size] = []
         for number, (data, low) in enumerate(zip(generation.pictures, self._low(), strict=True), 1):
             with naming(number):
                 width, height = measure_image(data, pixels)
             pixels -= width * height
-            sizes.append(Size(width, height, low))
-        check_plan(
-            model.kind, sizes, context_length=model.context_length, hidden_size=model.hidden_size, room=usable_bytes()
-        )
+            self._sizes.append(Size(width, height, low))
+        self.check_room()
         self.keys = [
             PictureKey(generation.client, sha256(data).digest(), low)
             for data, low in zip(generation.pictures, self._low(), strict=True)
@@ -75,6 +65,12 @@ class _Look:
     def _low(self) -> list[bool]:
         details = self.generation.details
         return [number < len(details) and details[number] == "low" for number in range(len(self.generation.pictures))]
+
+    def check_room(self) -> None:
+        """Raises:
+        RequestInvalid: by their headers they do not fit the context, or the memory that there is now.
+        """
+        check_plan(self._model, self._sizes, usable_bytes(), held=len(self.found))
 
     @property
     def complete(self) -> bool:
@@ -87,7 +83,7 @@ class _Look:
             RequestInvalid: they are more than the context holds.
         """
         self.found.append(features)
-        check_context(len(self.found), sum(len(each.tokens) for each in self.found), self._context)
+        check_context(len(self.found), sum(len(each.tokens) for each in self.found), self._model.context_length)
 
 
 @contextmanager
@@ -138,7 +134,7 @@ class Looking:
         for look in list(self._waiting):
             yield from self._recall(look)
         if self._job is None and self._waiting:
-            self._begin(self._waiting[0])
+            yield from self._begin(self._waiting[0], idle=idle)
 
     def _take(self, look: _Look, job: Future[Encoded]) -> Iterator[Seen]:
         """What became of the picture that was looked at."""
@@ -167,7 +163,15 @@ class Looking:
             self._waiting.remove(look)
             yield Seen(look.generation, look.found)
 
-    def _begin(self, look: _Look) -> None:
+    def _begin(self, look: _Look, *, idle: bool) -> Iterator[Seen]:
+        """Look at the next picture, as soon as there is room for it: answers in progress give theirs back."""
+        try:
+            look.check_room()
+        except RequestInvalid as refused:
+            if idle:
+                self._waiting.remove(look)
+                yield Seen(look.generation, [], refused)
+            return
         number = len(look.found)
         job = self._beside.submit(
             self._encoder.encode,

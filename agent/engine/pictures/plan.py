@@ -20,6 +20,8 @@ PHI3V_CROPS = 16
 PHI3V_CROP_TOKENS = 144
 PHI3V_ROW = 12
 """Tokens along a side of a crop."""
+PHI3V_PATCHES = 577
+"""Of a crop: 24 x 24 and one for the whole."""
 
 
 class Size(Struct, frozen=True):
@@ -35,11 +37,29 @@ class Size(Struct, frozen=True):
 
 
 class Cost(Struct, frozen=True):
-    """``tokens`` in the prompt, and ``crops`` that the encoder looks at, of ``crop`` pixels along a side."""
+    """``tokens`` in the prompt, and ``crops`` that the encoder looks at, of ``crop`` pixels along a side and so many
+    ``patches`` each.
+    """
 
     tokens: int
     crops: int
     crop: int
+    patches: int
+
+    def scratch(self, patch_bytes: int) -> int:
+        """Bytes that an encoder takes while it looks, which takes ``patch_bytes`` for a patch."""
+        return self.crops * (3 * self.crop**2 * FLOAT_BYTES + self.patches * patch_bytes)
+
+
+class PlannedFor(Struct, frozen=True):
+    """The model that pictures are planned for: ``kind`` is the ``model.type`` of genai_config.json, ``patch_bytes``
+    what its encoder takes for a patch while it looks (:func:`contract.bundle.footprint.picture_scratch`).
+    """
+
+    kind: str
+    context_length: int
+    hidden_size: int
+    patch_bytes: int
 
 
 def phi3v_cost(size: Size) -> Cost:
@@ -55,32 +75,36 @@ def phi3v_cost(size: Size) -> Cost:
         if size.width < size.height:
             rows, columns = columns, rows
     tokens = (rows * columns + 1) * PHI3V_CROP_TOKENS + 1 + (rows + 1) * PHI3V_ROW
-    return Cost(tokens, rows * columns + 1, PHI3V_CROP)
+    return Cost(tokens, rows * columns + 1, PHI3V_CROP, PHI3V_PATCHES)
 
 
 COSTS: dict[str, Callable[[Size], Cost]] = {"phi3v": phi3v_cost}
 """By ``model.type`` of genai_config.json."""
 
 
-def check_plan(kind: str, sizes: Sequence[Size], *, context_length: int, hidden_size: int, room: int) -> int | None:
-    """How many tokens pictures become, where the family is known; ``room`` in bytes is there for them.
+def check_plan(model: PlannedFor, sizes: Sequence[Size], room: int, *, held: int = 0) -> int | None:
+    """How many tokens pictures become, where the family is known; ``room`` in bytes is there for them, of which the
+    first ``held`` ones need none any more.
 
     Raises:
-        RequestInvalid: they do not fit the context, or there is no memory for their features.
+        RequestInvalid: they do not fit the context, or there is no memory for looking at them.
     """
-    if kind not in COSTS:
+    if model.kind not in COSTS:
         return None
-    total = 0
+    total = needed = 0
     for number, size in enumerate(sizes, 1):
-        cost = COSTS[kind](size)
+        cost = COSTS[model.kind](size)
         total += cost.tokens
-        check_context(number, total, context_length)
-        needed = total * hidden_size * FLOAT_BYTES + cost.crops * 3 * cost.crop**2 * FLOAT_BYTES
-        if needed > room:
-            text = f"picture {number}: {size.width} x {size.height} pixels become {cost.tokens} tokens, whose features"
+        check_context(number, total, model.context_length)
+        if number <= held:
+            continue
+        needed += cost.tokens * model.hidden_size * FLOAT_BYTES
+        meanwhile = needed + cost.scratch(model.patch_bytes)
+        if meanwhile > room:
+            text = f"picture {number}: {size.width} x {size.height} pixels become {cost.tokens} tokens, looking at them"
             raise RequestInvalid(
-                f"{text} need {size_text(needed)}, and there are {size_text(room)} here: ask with detail low, or send "
-                "fewer",
+                f"{text} takes {size_text(meanwhile)}, and there are {size_text(room)} here: ask with detail low, or "
+                "send fewer",
                 field="messages",
             )
     return total

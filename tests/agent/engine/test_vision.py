@@ -229,7 +229,7 @@ def test_a_picture_whose_features_have_no_room_is_refused_by_its_header(
     outcome = answer(batching, look(1, png(1, 1, 77), QUESTION))
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
-    assert outcome.reject.message.startswith("picture 1: 32 x 32 pixels become 2509 tokens, whose features need ")
+    assert outcome.reject.message.startswith("picture 1: 32 x 32 pixels become 2509 tokens, looking at them takes ")
     assert outcome.reject.message.endswith("and there are 1.0 MiB here: ask with detail low, or send fewer")
     assert encoder_runs(batching) == runs
 

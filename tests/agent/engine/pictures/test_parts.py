@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from agent.engine.config import read_config
 from agent.engine.pictures.features import FeatureCache, PictureKey
-from agent.engine.pictures.plan import Size, check_plan, phi3v_cost
+from agent.engine.pictures.plan import PlannedFor, Size, check_plan, phi3v_cost
 from agent.engine.pictures.processor import empty_graph, open_processor
+from contract.bundle.device_plan import Box, least_ram, plan_device
+from contract.bundle.footprint import measure_footprint
 from contract.errors import RequestInvalid
 from contract.onnx.graph import FLOAT, INT64, Value
-from contract.onnx.wire import read_graph
+from contract.onnx.wire import read_graph, read_graph_file
 from tests.seeing import PICTURE_TOKENS, png
 
 SIZES = [(32, 32), (64, 20), (20, 64), (500, 30), (1, 32), (32, 1), (700, 300), (3, 4), (640, 480), (1000, 999), (9, 5)]
@@ -58,8 +61,9 @@ def test_an_empty_graph_says_what_it_takes() -> None:
     }  # fmt: skip
 
 
-def plan(*sizes: Size, context: int = 8192, room: int = 1 << 30) -> int | None:
-    return check_plan("phi3v", sizes, context_length=context, hidden_size=3072, room=room)
+def plan(*sizes: Size, context: int = 8192, room: int = 1 << 30, held: int = 0) -> int | None:
+    """Of CLIP ViT-L's width."""
+    return check_plan(PlannedFor("phi3v", context, 3072, 14336 * 4), sizes, room, held=held)
 
 
 def test_what_does_not_fit_is_refused_with_its_figures() -> None:
@@ -69,9 +73,23 @@ def test_what_does_not_fit_is_refused_with_its_figures() -> None:
         plan(square, context=2000)
     with pytest.raises(RequestInvalid, match="2 pictures come to 2822 tokens and the context has 2600: send fewer"):
         plan(square, low, context=2600)
-    with pytest.raises(RequestInvalid, match=r"picture 2: .* need 55\.\d MiB, and there are 50\.0 MiB here"):
-        plan(low, square, room=50 << 20)
-    assert check_plan("unheard", [square] * 99, context_length=1, hidden_size=1, room=0) is None
+    with pytest.raises(RequestInvalid, match=r"picture 2: .* takes 591\.\d MiB, and there are 500\.0 MiB here"):
+        plan(low, square, room=500 << 20)
+    assert plan(square, low, room=100 << 20, held=1) == 2509 + 313
+    assert check_plan(PlannedFor("unheard", 1, 1, 1), [square] * 99, 0) is None
+
+
+def test_what_looking_takes_is_left_free_by_the_plan_for_a_device(seeing_bundle: Path) -> None:
+    facts = read_config(seeing_bundle)
+    footprint = measure_footprint(facts, lambda name: read_graph_file(seeing_bundle / name))
+    assert footprint.scratch == 2 * 577 * 14 * 128, "3.5 floats for each of 128 outputs, at two crops of 577 patches"
+    found, without = (
+        plan_device(each, 1 << 20, Box(1 << 30, 2)) for each in (footprint, structs.replace(footprint, scratch=0))
+    )
+    assert without.room - found.room == footprint.scratch
+    assert least_ram(structs.replace(footprint, scratch=60 << 20)) - least_ram(without.footprint) == 60 << 20
+    assert ("pictures", "2.0 MiB", "while one is looked at as a whole") in found.rows
+    assert "pictures" not in [name for name, _, _ in without.rows]
 
 
 def rows(number: int, count: int = 4) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
