@@ -20,6 +20,9 @@ from tests.packager.families import build_here
 PICTURE_TOKENS = 2509
 """What Phi-3-vision's processor makes of any square picture, 4 x 4 crops: (16 + 1) x 144 + 1 + (4 + 1) x 12."""
 
+WIDE_TOKENS = 1621
+"""And of one of :func:`wide`'s shape, which it cuts into no more than 5 x 2 crops."""
+
 LOW_TOKENS = 313
 """And of any picture that is looked at as a whole: one crop."""
 
@@ -65,7 +68,9 @@ def make_seeing(checkpoint: Path, folder: Path) -> Path:
             helper.make_node("Unsqueeze", ["seen", "second"], ["one"]),
             helper.make_node("ReduceMax", ["image_sizes"], ["longest"], keepdims=0),
             helper.make_node("Equal", ["longest", "crop"], ["one_crop"]),
-            helper.make_node("Where", ["one_crop", "few", "many"], ["times"]),
+            helper.make_node("Equal", ["longest", "five_crops"], ["is_wide"]),
+            helper.make_node("Where", ["is_wide", "some", "many"], ["more"]),
+            helper.make_node("Where", ["one_crop", "few", "more"], ["times"]),
             helper.make_node("Tile", ["one", "times"], ["all"]),
             helper.make_node("Reshape", ["all", "shape"], ["image_features"]),
         ],
@@ -75,7 +80,9 @@ def make_seeing(checkpoint: Path, folder: Path) -> Path:
             "mix": table[[40, 140, 240]],
             "second": np.array([1]),
             "crop": np.int64(336),
+            "five_crops": np.int64(5 * 336),
             "few": np.array([1, LOW_TOKENS, 1]),
+            "some": np.array([1, WIDE_TOKENS, 1]),
             "many": np.array([1, PICTURE_TOKENS, 1]),
             "shape": np.array([-1, width]),
         },
@@ -111,6 +118,11 @@ def png(red: int, green: int, blue: int, *, width: int = 32, height: int = 32) -
     )
     chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def wide(red: int, green: int, blue: int) -> bytes:
+    """A PNG of one colour that becomes as few tokens as any can that is not looked at as a whole."""
+    return png(red, green, blue, width=80, height=30)
 
 
 def value(name: str, kind: str, shape: list[Any]) -> Any:

@@ -21,13 +21,13 @@ from contract.bundle.canary import PICTURE
 from contract.errors import EngineFailed
 from tests.agent.engine.driving import Outcome, answer, record, run
 from tests.agent.engine.row_by_row import RowByRow
-from tests.seeing import CONTEXT, LOW_TOKENS, PICTURE_TOKENS, png
+from tests.seeing import CONTEXT, LOW_TOKENS, PICTURE_TOKENS, WIDE_TOKENS, png, wide
 
 QUESTION = "What is the capital of France?"
 LIKELY = dict.fromkeys((40, 41, 42), 4.0)
 """So few tokens that drafts are often right, and often not."""
 
-RED, GREEN, BLUE = png(255, 0, 0), png(0, 255, 0), png(0, 0, 255)
+RED, GREEN, BLUE = wide(255, 0, 0), wide(0, 255, 0), wide(0, 0, 255)
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +135,22 @@ def encoder_runs(engine: Engine) -> int:
 
 
 def test_a_second_question_about_a_picture_neither_encodes_nor_reads_it_again(batching: Engine) -> None:
-    shown = png(7, 8, 9)
+    shown = wide(7, 8, 9)
     first = answer(batching, look(1, shown, QUESTION))
     runs = encoder_runs(batching)
     second = answer(batching, look(2, shown, QUESTION))
     assert encoder_runs(batching) == runs
     assert second.text == first.text
     assert second.finish is not None
-    assert second.finish.cached_tokens >= PICTURE_TOKENS // 16 * 16
+    assert second.finish.cached_tokens >= WIDE_TOKENS // 16 * 16
     behind = answer(batching, look(3, "Another beginning", shown, QUESTION))
     assert encoder_runs(batching) == runs, "its place in the prompt is another, its features are the same"
     assert behind.finish is not None
-    assert behind.finish.cached_tokens < PICTURE_TOKENS
+    assert behind.finish.cached_tokens < WIDE_TOKENS
 
 
 def test_what_one_client_showed_tells_another_nothing(batching: Engine) -> None:
-    shown = png(9, 8, 7)
+    shown = wide(9, 8, 7)
     first = answer(batching, look(1, shown, QUESTION))
     runs = encoder_runs(batching)
     other = answer(batching, look(2, shown, QUESTION, client="ben"))
@@ -161,16 +161,16 @@ def test_what_one_client_showed_tells_another_nothing(batching: Engine) -> None:
 
 
 def test_the_same_picture_twice_in_one_request_is_encoded_once(batching: Engine) -> None:
-    shown = png(5, 5, 5)
+    shown = wide(5, 5, 5)
     runs = encoder_runs(batching)
     outcome = answer(batching, look(1, shown, "and", shown, QUESTION))
     assert encoder_runs(batching) == runs + 1
     assert outcome.finish is not None
-    assert outcome.finish.prompt_tokens > 2 * PICTURE_TOKENS
+    assert outcome.finish.prompt_tokens > 2 * WIDE_TOKENS
 
 
 def test_low_detail_takes_an_eighth_of_the_tokens(batching: Engine) -> None:
-    shown, wide = png(1, 200, 3, width=120, height=120), png(1, 200, 3, width=300, height=120)
+    shown, other = (png(1, 200, 3, width=width, height=120) for width in (120, 300))
     counts = {}
     for detail in ("low", "high", "auto"):
         finish = answer(batching, look(1, shown, QUESTION, max_tokens=1, detail=cast("Detail", detail))).finish
@@ -178,7 +178,7 @@ def test_low_detail_takes_an_eighth_of_the_tokens(batching: Engine) -> None:
         counts[detail] = finish.prompt_tokens
     words = answer(batching, look(1, QUESTION, max_tokens=1)).finish
     assert words is not None
-    whole = answer(batching, look(1, wide, QUESTION, max_tokens=1, detail="low")).finish
+    whole = answer(batching, look(1, other, QUESTION, max_tokens=1, detail="low")).finish
     assert whole is not None
     assert counts["low"] - words.prompt_tokens == LOW_TOKENS == whole.prompt_tokens - words.prompt_tokens
     assert counts["high"] - words.prompt_tokens == PICTURE_TOKENS == counts["auto"] - words.prompt_tokens
@@ -186,7 +186,7 @@ def test_low_detail_takes_an_eighth_of_the_tokens(batching: Engine) -> None:
 
 def test_a_running_answer_gets_a_token_in_every_step_while_a_picture_is_encoded_and_read(batching: Engine) -> None:
     """The encoder runs beside, and the prompt goes in slices of 16 tokens, as any other."""
-    known, fresh = png(200, 100, 50), png(50, 100, 200)
+    known, fresh = wide(200, 100, 50), wide(50, 100, 200)
     run(batching, look(1, "Words", known, QUESTION, max_tokens=1))
     outcomes: dict[int, Outcome] = {}
     batching.admit(replace(look(2, QUESTION, max_tokens=600), min_tokens=600))
@@ -203,7 +203,7 @@ def test_a_running_answer_gets_a_token_in_every_step_while_a_picture_is_encoded_
     while 1 not in outcomes:
         step()
         slices += 1
-    assert slices >= PICTURE_TOKENS // 16
+    assert slices >= WIDE_TOKENS // 16
     batching.admit(look(3, fresh, QUESTION))
     for _ in range(20):
         step()
@@ -214,7 +214,7 @@ def test_a_running_answer_gets_a_token_in_every_step_while_a_picture_is_encoded_
 
 def test_several_answers_about_one_picture_read_it_once(batching: Engine) -> None:
     runs = encoder_runs(batching)
-    asked = replace(look(1, png(60, 70, 80), QUESTION), n=3, temperature=1.0, seed=4)
+    asked = replace(look(1, wide(60, 70, 80), QUESTION), n=3, temperature=1.0, seed=4)
     outcome = answer(batching, asked)
     assert outcome.finish is not None
     assert len(outcome.finish.reasons) == 3
@@ -226,17 +226,17 @@ def test_a_picture_whose_features_have_no_room_is_refused_by_its_header(
 ) -> None:
     runs = encoder_runs(batching)
     monkeypatch.setattr("agent.engine.pictures.looking.usable_bytes", lambda: 1 << 20)
-    outcome = answer(batching, look(1, png(1, 1, 77), QUESTION))
+    outcome = answer(batching, look(1, wide(1, 1, 77), QUESTION))
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
-    assert outcome.reject.message.startswith("picture 1: 32 x 32 pixels become 2509 tokens, looking at them takes ")
+    assert outcome.reject.message.startswith("picture 1: 80 x 30 pixels become 1621 tokens, looking at them takes ")
     assert outcome.reject.message.endswith("and there are 1.0 MiB here: ask with detail low, or send fewer")
     assert encoder_runs(batching) == runs
 
 
 def test_a_cancelled_look_is_not_encoded_to_its_end(batching: Engine) -> None:
     outcomes: dict[int, Outcome] = {}
-    batching.admit(look(1, png(3, 1, 4), png(1, 5, 9), png(2, 6, 5), QUESTION))
+    batching.admit(look(1, wide(3, 1, 4), wide(1, 5, 9), wide(2, 6, 5), QUESTION))
     record(batching.step(), outcomes)
     record(batching.cancel(1), outcomes)
     assert outcomes[1].reason == "cancelled"
@@ -263,7 +263,7 @@ def test_pictures_count_as_the_tokens_they_are(seeing: Engine) -> None:
         )
         if outcome.finish is not None
     ]
-    assert [counts[1] - counts[0], counts[2] - counts[1]] == [PICTURE_TOKENS, PICTURE_TOKENS]
+    assert [counts[1] - counts[0], counts[2] - counts[1]] == [WIDE_TOKENS, WIDE_TOKENS]
 
 
 def scores(seeing: Engine, generation: Generation) -> tuple[tuple[int, float], ...]:
@@ -400,7 +400,7 @@ def test_want_of_memory_is_not_the_clients_fault(
             raise failure
 
     monkeypatch.setattr(onnxruntime_genai, "Images", Full)
-    seeing.admit(look(1, png(2, 7, 1), QUESTION))
+    seeing.admit(look(1, wide(2, 7, 1), QUESTION))
     with pytest.raises(EngineFailed, match="failed on a picture"):
         while True:
             seeing.step()
@@ -467,10 +467,10 @@ def test_a_bad_picture_costs_nobody_else_anything(seeing: Engine, name: str) -> 
 
 
 def test_more_pictures_than_the_context_holds_are_refused(seeing: Engine) -> None:
-    outcome = answer(seeing, look(1, *[RED] * (CONTEXT // PICTURE_TOKENS + 1), QUESTION))
+    outcome = answer(seeing, look(1, *[RED] * (CONTEXT // WIDE_TOKENS + 1), QUESTION))
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
-    assert outcome.reject.message.startswith("4 pictures come to 10036 tokens and the context has 8192")
+    assert outcome.reject.message.startswith("6 pictures come to 9726 tokens and the context has 8192")
 
 
 def test_a_picture_that_there_is_no_memory_for_is_refused(
@@ -503,7 +503,7 @@ def test_both_engines_score_a_canary_about_a_picture_alike(batching: Engine, tak
     for engine in (batching, taking_turns):
         with pytest.raises(EngineFailed, match="the picture of a canary"):
             engine.score(prompt, text, picture=RED[:60])
-    batching.admit(look(1, png(11, 12, 13), QUESTION))
+    batching.admit(look(1, wide(11, 12, 13), QUESTION))
     batching.step()
     with pytest.raises(EngineFailed, match="while nothing else runs"):
         batching.score(prompt, text, picture=RED)
