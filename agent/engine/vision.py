@@ -22,6 +22,9 @@ __all__ = ["PLACEHOLDERS", "ImageInputs", "ImagePreprocessor", "Vision", "cannot
 PHI3V_WHOLE = 2 * 144 + 1 + 2 * 12
 """Tokens of a picture of one crop: that, the whole, which is the same, and separators."""
 
+LOW_SIDE = 512
+"""Pixels along the longer side of a picture that is looked at as a whole only."""
+
 
 class ImageInputs:
     """Some pictures: ``tokens`` of each, and ``tensors`` of them all (``NamedTensors``)."""
@@ -102,7 +105,7 @@ class Vision:
         Raises:
             RequestInvalid: it cannot be read, or the model's processor refuses it.
         """
-        tensors = self.process([decode_image(picture)[0]])
+        tensors = self.process([decode_image(picture, side=LOW_SIDE, square=self._kind == "phi3v")[0]])
         tokens = self.tokens(tensors, 1)
         if self._kind == "phi3v":
             one = tensors["pixel_values"].as_numpy()[:, [0, 0]]

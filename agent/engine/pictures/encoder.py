@@ -19,14 +19,11 @@ from agent.engine.load_options import Resources
 from agent.engine.pictures.plan import PHI3V_CROP
 from agent.engine.pictures.processor import open_processor
 from agent.engine.tokenizing import Tokenizing
-from agent.engine.vision import PHI3V_WHOLE, PLACEHOLDERS, cannot_take
+from agent.engine.vision import LOW_SIDE, PHI3V_WHOLE, PLACEHOLDERS, cannot_take
 from contract.bundle.footprint import LEAST_PATCHES, picture_scratch
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import RequestInvalid
 from contract.onnx.wire import read_graph_file
-
-LOW_SIDE = 512
-"""Pixels along the longer side of a picture that is looked at as a whole only."""
 
 PHI3V = "phi3v"
 

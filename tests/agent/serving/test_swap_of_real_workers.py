@@ -73,7 +73,7 @@ def test_every_answer_comes_once_while_the_worker_is_replaced(
 def test_no_picture_is_lost_that_is_under_way_or_in_line(
     shared_broker: Broker, seeing_bundle: Path, tmp_path: Path, names: tuple[str, str], mode: SwapMode
 ) -> None:
-    """Pictures that are being looked at, answers about some, and questions about more than there are places for."""
+    """As many as there are places for are given to the worker, and more wait, when the swap begins."""
     device = serve(shared_broker, tmp_path, seeing_bundle, names[0], threads=1, max_bytes=8 << 20)
     client = RawClient(shared_broker.port, names[1], names[0])
     tokens = 32
@@ -89,11 +89,16 @@ def test_no_picture_is_lost_that_is_under_way_or_in_line(
         assert old is not None
         assert old.worker is not None
         assert old.worker.facts.engine == "batched"
+        # It stands still until all that was asked is there and the swap has begun: then it looks at what it was given.
+        os.kill(old.worker.pid, signal.SIGSTOP)
         asked = [f"q{number}" for number in range(old.worker.facts.slots + WAITING)]
         for number, name in enumerate(asked):
             show(name, number)
-        device.until(lambda: bool(old.running) and device.serving.queued > 0)
-        device.run(device.serving.swap(sealed(version="2.0.0", directory=seeing_bundle), mode))
+        device.until(lambda: bool(old.running) and len(device.serving.scheduler.queue) == WAITING)
+        swap = device.begin(device.serving.swap(sealed(version="2.0.0", directory=seeing_bundle), mode))
+        device.until(lambda: mode == "overlap" or device.serving.scheduler.paused_since is not None)
+        os.kill(old.worker.pid, signal.SIGCONT)
+        swap.result(SECONDS)
         show("after", 0)
         answers = [client.wait_answer(name) for name in [*asked, "after"]]
         device.until(lambda: len(device.serving.replicas) == 1)
