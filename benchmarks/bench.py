@@ -28,10 +28,10 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.bandwidth import BLOCK, read_bandwidth
-from benchmarks.goals import READ, SHARE, STEADY, judged
+from benchmarks.goals import IDLE, READ, SHARE, STEADY, judged
 from benchmarks.shapes import OFFERED, made_shape, read_bytes_of_a_token
 from tests import avx2
 
@@ -48,7 +48,12 @@ MEASURES: tuple[tuple[Any, ...], ...] = (
     ("gaps",),
     ("idle",),
 )
-SHAPE_MEASURES: tuple[tuple[Any, ...], ...] = (("decode", 1), ("decode", 8), ("first", 512), ("idle",))
+SHAPE_MEASURES: tuple[tuple[Any, ...], ...] = (
+    *(("decode", streams) for streams in (1, 4, 8)),
+    ("first", 512),
+    ("idle",),
+)
+SHAPE_PEERS = ["oga generator", "llama.cpp"]
 SHAPE_LENGTH = 1024
 """Tokens of context for each of eight streams: what is measured needs 600, and those of 3.8 billion parameters have to
 find room beside the weights of both."""
@@ -56,10 +61,11 @@ find room beside the weights of both."""
 SHAPE_PATIENCE = 1800.0
 SMALL_BLOCK = 2**24
 OTHERS = "taken by others [% of the machine]"
-TRIES = 4
+TRIES, SHAPE_TRIES = 4, 2
 DISTURBED = 0.05
 """Share of the machine's processor time that others may take during a measure; then it is taken again, up to
-:data:`TRIES` times, and the least disturbed counts."""
+:data:`TRIES` times (:data:`SHAPE_TRIES` of a large model, which takes minutes for one), and the least disturbed counts.
+What is no speed (``idle``) nobody disturbs."""
 
 COLOURS = ("#2563eb", "#9ca3af", "#6b7280", "#d97706", "#60a5fa")
 ANSWER_SECONDS = 240.0
@@ -79,14 +85,25 @@ def machine_busy() -> float:
     return (user + nice + system + irq + soft + steal) / TICKS
 
 
+class Told(NamedTuple):
+    """What every contender is told beside its model (``given``, the number of threads first), how many seconds it may
+    take for a measure, and how often a disturbed one is taken.
+    """
+
+    given: Sequence[str]
+    patience: float
+    tries: int = TRIES
+
+
 class Contender:
     """A peer's process; ``ask`` gives the numbers of one measure."""
 
-    def __init__(self, python: Path, name: str, model: Path, given: Sequence[str], patience: float, log: Any) -> None:
+    def __init__(self, python: Path, name: str, model: Path, told: Told, log: Any) -> None:
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-        self._patience = patience
+        self._patience = told.patience
+        self._tries = told.tries
         self._process = subprocess.Popen(
-            [python, HERE / "peer.py", name, model, *given],
+            [python, HERE / "peer.py", name, model, *told.given],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -106,7 +123,7 @@ class Contender:
     def ask_undisturbed(self, measure: tuple[Any, ...]) -> tuple[dict[str, float], float] | None:
         """The numbers of the least disturbed try, and the share of the machine that others took in it."""
         best: tuple[dict[str, float], float] | None = None
-        for _ in range(TRIES):
+        for _ in range(1 if measure[0] == "idle" else self._tries):
             started, busy, burnt = time.monotonic(), machine_busy(), self.burnt
             found = self.ask(measure)
             if found is None:
@@ -198,17 +215,15 @@ def measure(
     models: dict[str, Path],
     measures: Any,
     rounds: int,
-    given: Sequence[str],
-    patience: float,
+    told: Told,
     log: Any,
     modes: dict[str, str],
     after_round: AfterRound,
 ) -> Seen:
     """Every number of every round, by contender and measure. One that fails or hangs is left out from there on.
-    ``given`` is what every contender is told beside its model, the number of threads first; ``modes`` takes in what
-    ours say of this processor; ``after_round`` may add what it measured itself.
+    ``modes`` takes in what ours say of this processor; ``after_round`` may add what it measured itself.
     """
-    started = {name: Contender(pythons[name], name, models[name], given, patience, log) for name in pythons}
+    started = {name: Contender(pythons[name], name, models[name], told, log) for name in pythons}
     running = {}
     for name, contender in started.items():
         if (said := contender.answer()) is not None:
@@ -226,7 +241,8 @@ def measure(
                         del running[name]
                         continue
                     found, share = asked
-                    seen[name].setdefault(OTHERS, []).append(100 * share)
+                    if wanted[0] != "idle":
+                        seen[name].setdefault(OTHERS, []).append(100 * share)
                     for what, value in found.items():
                         print(f"{name:<14}{what:<48}{value:>10.1f}", file=log, flush=True)
                         seen[name].setdefault(what, []).append(value)
@@ -263,7 +279,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
         for name, values in found.items():
             value = values.get(what)
             ratio = ""
-            if value and own and name != "batched" and what not in (OTHERS, READ, SHARE):
+            if value and own and name != "batched" and what not in (OTHERS, READ, SHARE, IDLE):
                 ratio = f" ({own / value if 'tok/s' in what else value / own:.2f}×)"
             cells.append("–" if value is None else f"{value:.1f}{ratio}")
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
@@ -330,7 +346,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     shape = options.model is not None
     if options.peers is None:
-        options.peers = ["llama.cpp"] if shape else list(PEERS[1:])
+        options.peers = SHAPE_PEERS if shape else list(PEERS[1:])
     options.patience = options.patience or (SHAPE_PATIENCE if shape else ANSWER_SECONDS)
     options.out = options.out / f"{'small-' if options.small else ''}{options.model}" if shape else options.out
     return options
@@ -362,18 +378,19 @@ def main(arguments: list[str] | None = None) -> int:
     contenders = ["batched", *options.peers, *([REPRODUCIBLE] if options.reproducible else [])]
     pythons = {name: llama if name == "llama.cpp" else Path(sys.executable) for name in contenders}
     models = {name: gguf if name == "llama.cpp" else bundle for name in pythons}
-    given: list[str] = [str(options.threads)]
+    told = Told([str(options.threads)], options.patience)
     after_round: AfterRound = _add_nothing
     measures = QUICK if options.quick else MEASURES
     if options.model is not None:
-        given, measures = [*given, str(SHAPE_LENGTH), "letters"], SHAPE_MEASURES
+        told = Told([*told.given, str(SHAPE_LENGTH), "letters"], options.patience, SHAPE_TRIES)
+        measures = SHAPE_MEASURES
         block = SMALL_BLOCK if options.small else BLOCK
         read = read_bytes_of_a_token(bundle)
         after_round = partial(share_of_memory, threads=options.threads, token_bytes=read, block=block)
     chosen = [wanted for wanted in measures if wanted[0] in (options.only or wanted)]
     load, modes = os.getloadavg(), dict[str, str]()
     with (options.out / "peers.log").open("w") as log:
-        seen = measure(pythons, models, chosen, options.rounds, given, options.patience, log, modes, after_round)
+        seen = measure(pythons, models, chosen, options.rounds, told, log, modes, after_round)
     if options.more and (options.out / "bench.json").is_file():
         add_earlier(seen, options.out / "bench.json")
     found = medians(seen)

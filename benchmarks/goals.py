@@ -9,6 +9,7 @@ ONE, EIGHT = "decode 1 [tok/s]", "decode 8 [tok/s]"
 FIRST = "first token, 512 tokens [ms]"
 STEADY = "decode 1, after its first token [tok/s]"
 READ = "memory read [GB/s]"
+IDLE = "idle CPU [% of a core]"
 SHARE = "of the memory's read bandwidth, one stream [%]"
 READ_SHARE = 85.0
 

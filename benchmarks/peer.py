@@ -49,6 +49,7 @@ class Batched:
 
     def __init__(self, model: str, threads: int, length: int = 0) -> None:
         from agent.engine.engine_selection import open_engine
+        from agent.host.huge_pages import gather_beside
 
         self._engine = open_engine(
             Path(model),
@@ -58,6 +59,8 @@ class Batched:
             reproducible=self.reproducible,
             speculation=self.speculation,
         )
+        if (gathering := gather_beside()) is not None:  # as a worker does
+            gathering.join()
         facts = self._engine.facts
         self.mode = f"{facts.slots} slots of {facts.context_length} tokens; {facts.independence.why}"
 
@@ -291,9 +294,10 @@ class Measures:
                 counts[number] += 1
             begun = begun or time.perf_counter()
         total, ended = sum(counts.values()), time.perf_counter()
+        all_of_them = "1 stream" if streams == 1 else f"{streams} streams"
         found = {
             f"decode {streams} [tok/s]": total / (ended - started),
-            f"CPU for 1,000 tokens, {streams} streams [s]": 1000 * (time.process_time() - burnt) / total,
+            f"CPU for 1,000 tokens, {all_of_them} [s]": 1000 * (time.process_time() - burnt) / total,
         }
         return found if streams > 1 else {**found, STEADY: (total - 1) / (ended - begun)}
 

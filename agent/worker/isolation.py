@@ -54,6 +54,7 @@ MAX_THREADS = 128
 SYSTEM_PATHS = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"),
     *("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/sys/devices/system", "/sys/fs/cgroup"),
+    "/sys/kernel/mm/transparent_hugepage",
 )
 """Libraries, and what the runtime reads to learn about processor and memory."""
 

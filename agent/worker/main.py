@@ -20,6 +20,7 @@ from pathlib import Path
 
 from agent.engine.interface import READ_SLICE, Engine, Progress
 from agent.engine.memory import release_freed_memory
+from agent.host.huge_pages import gather_beside
 from agent.host.memory import own_anonymous_bytes, peak_rss_bytes, proportional_bytes, resident_bytes
 from agent.host.process_priority import set_nice
 from agent.systemd.notify import Notifier
@@ -113,15 +114,17 @@ def serve(
     open_engine: OpenEngine,
     isolate: Isolate = lambda load: "none",
     manager: Notifier | None = None,
+    after_load: Callable[[], object] = lambda: None,
 ) -> int:
-    """Serve one agent until it closes the socket; the exit status. ``isolate`` runs before the engine is opened.
+    """Serve one agent until it closes the socket; the exit status. ``isolate`` runs before the engine is opened,
+    ``after_load`` when the agent has been told that it is.
 
     ``manager`` is the service manager, if one watches this worker.
     """
     manager = manager or Notifier(None)
     line = _Channel(connection, manager)
     try:
-        return _serve(line, open_engine, isolate, manager)
+        return _serve(line, open_engine, isolate, manager, after_load)
     except _AgentGone:
         return 0
     except EdgeBundleError as error:
@@ -140,7 +143,9 @@ def _fail(line: _Channel, message: str) -> int:
     return EngineFailed.exit_status
 
 
-def _serve(line: _Channel, open_engine: OpenEngine, isolate: Isolate, manager: Notifier) -> int:
+def _serve(
+    line: _Channel, open_engine: OpenEngine, isolate: Isolate, manager: Notifier, after_load: Callable[[], object]
+) -> int:
     first, *commands = line.receive(wait=True)
     if not isinstance(first, Load):
         raise EngineFailed("the first command was not load")
@@ -156,6 +161,7 @@ def _serve(line: _Channel, open_engine: OpenEngine, isolate: Isolate, manager: N
     if manager.watchdog_seconds is not None and first.stall_seconds:
         manager.allow_silence(first.stall_seconds + WATCHDOG_GRACE_SECONDS)
     line.send(Loaded(engine.facts, isolation, peak_rss_bytes(), usage()))
+    after_load()
     while True:
         for command in commands:
             _execute(command, engine, line)
@@ -233,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
         set_nice(options.nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the agent decides when to end
     with socket.socket(fileno=options.fd) as connection:
-        return serve(connection, _open_engine, _isolate, Notifier.from_environment())
+        return serve(connection, _open_engine, _isolate, Notifier.from_environment(), gather_beside)
 
 
 def _isolate(load: Load) -> str:

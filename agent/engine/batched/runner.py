@@ -171,6 +171,15 @@ def open_session(graph: Path, threads: int, kernels: Kernels = AS_IT_COMES, *, l
     """
     import onnxruntime
 
+    options = session_options(threads, kernels)
+    source = graph_with_start(graph, logits, options) if logits else str(graph)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def session_options(threads: int, kernels: Kernels = AS_IT_COMES) -> Any:
+    """How every session of this engine is set up; what else was tried is in ``benchmarks/RESULTS.md``."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -179,8 +188,7 @@ def open_session(graph: Path, threads: int, kernels: Kernels = AS_IT_COMES, *, l
     options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
     for name, value in kernels.entries.items():
         options.add_session_config_entry(name, value)
-    source = graph_with_start(graph, logits, options) if logits else str(graph)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return options
 
 
 def graph_with_start(graph: Path, logits: str, options: Any) -> bytes | str:

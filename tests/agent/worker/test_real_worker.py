@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from agent.engine.interface import Generation
+from agent.host.huge_pages import page_size
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.errors import EngineFailed
+from tests.agent.waiting import until
 from tests.agent.worker.listening import PATIENCE, Listener, closed
 
 
@@ -35,6 +38,13 @@ def question(number: int, **fields: Any) -> Generation:
     return Generation(number, "anna", **(wanted | {"max_tokens": 20} | fields))
 
 
+def huge_bytes(pid: int) -> int:
+    """Of a process's own memory: what lies in huge pages."""
+    found = re.search(r"(?m)^AnonHugePages:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 @pytest.mark.parametrize("engine", ["batched", "genai"])
 def test_the_model_answers_several_at_once(short_bundle: Path, engine: str) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
@@ -53,6 +63,8 @@ def test_the_model_answers_several_at_once(short_bundle: Path, engine: str) -> N
         assert worker.peak_rss_bytes > 100 << 20
         assert "no_new_privs" in worker.isolation
         assert worker.facts.engine == engine
+        if page_size():  # of its 90 MB of weights; shut in as it is
+            await until(lambda: huge_bytes(worker.pid) > 32 << 20)
 
     with_worker(short_bundle, scenario, engine=engine)
 
