@@ -34,7 +34,7 @@ WINDOW = 48
 AGAIN_SECONDS = 3.0
 """A client that heard nothing for so long asks again, with the same bytes."""
 
-STUCK_SECONDS = 120.0
+STUCK_SECONDS = 300.0
 """No result at all for so long: something is lost."""
 
 KINDS = (

@@ -26,7 +26,7 @@ FAULT_SECONDS = 5.0
 SWAP_SECONDS = 3.0
 """Another version is wanted so long after the last one is settled."""
 
-SETTLE_SECONDS = 120.0
+SETTLE_SECONDS = 300.0
 """Nobody breaks anything any more: everything that was accepted is answered by then."""
 
 MAX_GROWTH = 0.2

@@ -43,7 +43,7 @@ load_seconds = 30.0
 [telemetry]
 interval_seconds = 1
 """
-READY_SECONDS = 60.0
+READY_SECONDS = 120.0
 
 
 class Web:

@@ -17,7 +17,7 @@ import pytest
 
 from contract.bundle.manifest import Requires
 from contract.reasons import Reason
-from tests.soak.scene import GOOD, Scene
+from tests.soak.scene import CANARY, GOOD, Scene
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
@@ -85,7 +85,7 @@ def test_an_end_token_that_was_forgotten(scene: Scene) -> None:
 def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str) -> None:
     scene.world.market.publish(version, {"README.md": version.encode()})
     if how == "suspend":
-        scene.configure("canary_seconds = 30.0", "canary_seconds = 6.0")
+        scene.configure(CANARY, "canary_seconds = 6.0")
     serving = {each.pid for each in scene.world.workers()}
     over = threading.Event()
     struck: set[psutil.Process] = set()
@@ -106,7 +106,7 @@ def test_a_candidate_that_crashes_or_hangs(scene: Scene, version: str, how: str)
         over.set()
         striking.join()
         if how == "suspend":
-            scene.configure("canary_seconds = 6.0", "canary_seconds = 30.0")
+            scene.configure("canary_seconds = 6.0", CANARY)
     assert said["error"]["reason"] in (Reason.CANARY_LOAD_FAILED, Reason.CANARY_TIMEOUT)
     assert struck
     assert not any(worker.is_running() for worker in struck)
