@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import random
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 from edge_bundle.broker import BrokerAddress, parse_broker
 
@@ -15,18 +21,48 @@ DEADLINE_SECONDS = 120.0
 """Until a broker listens; mosquitto takes 20 ms, iotcore a second."""
 
 
-_given: set[int] = set()
+PORTS = range(15_000, 32_000)
+"""Below those that kernels give to connections: nobody gets one while its server is not there yet, or is away."""
+
+BLOCK = 50
+"""Ports that a process takes at a time, with one file that stays locked as long as it lives."""
+
+_left: list[int] = []
+_locked: list[IO[bytes]] = []
+os.register_at_fork(after_in_child=_left.clear)
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on now, another one at every call."""
+    """A TCP port on loopback that nobody listens on, another one at every call in any process of tests."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port not in _given:
-            _given.add(port)
+        if not _left:
+            _left.extend(_take_ports())
+        port = _left.pop()
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
+
+
+def _take_ports() -> range:
+    """Some that no other process has.
+
+    Raises:
+        RuntimeError: all are taken.
+    """
+    shelf = Path(tempfile.gettempdir()) / f"edge-test-ports-{os.getuid()}"
+    shelf.mkdir(exist_ok=True)
+    firsts = list(PORTS[::BLOCK])
+    random.SystemRandom().shuffle(firsts)  # what a server of a run before left behind goes by in the meantime
+    for first in firsts:
+        claim = (shelf / str(first)).open("wb")
+        try:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            claim.close()
+            continue
+        _locked.append(claim)
+        return range(first, first + BLOCK)
+    raise RuntimeError(f"other tests have all ports from {PORTS[0]} to {PORTS[-1]}")
 
 
 def find_mosquitto() -> str | None:

@@ -6,12 +6,12 @@ import contextlib
 import os
 import selectors
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
 
+from tests.broker import free_port
 from tests.systemd.container import die_with_parent
 
 PROCESSOR = "cortex-a76"
@@ -27,7 +27,7 @@ class Machine:
     """``port`` on this machine's loopback leads to the broker's in there; nothing else leads in or out."""
 
     def __init__(self, kernel: Path, initial: Path, disk: Path, log: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._log = log.open("wb")
         self._count = 0
         self._buffer = b""
@@ -111,9 +111,3 @@ class Machine:
                 self._buffer += data
         before, _, self._buffer = self._buffer.partition(mark)
         return before
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

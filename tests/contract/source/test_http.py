@@ -17,6 +17,7 @@ from contract.reasons import Reason
 from contract.source.http import HttpSource
 from contract.source.http_session import seconds_to_wait
 from contract.source.throughput_guard import ThroughputGuard
+from tests.broker import free_port
 from tests.contract.source.servers import RangeHandler, hostile, serve
 
 QUICK = ThroughputGuard(connect_seconds=5, read_seconds=0.3, window_seconds=0.3, min_bytes_per_second=1000)
@@ -150,8 +151,7 @@ def test_wrong_answers_are_the_sources_fault(answer: bytes) -> None:
 
 
 def test_nobody_listening_is_unavailable() -> None:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as unused:
-        port = unused.getsockname()[1]
+    port = free_port()
     with pytest.raises(SourceUnavailable):
         HttpSource(f"http://127.0.0.1:{port}").read(PATH, 10)
 

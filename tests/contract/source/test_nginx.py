@@ -12,6 +12,7 @@ import pytest
 
 from contract.reasons import Reason
 from contract.source.http import HttpSource
+from tests.broker import free_port
 from tests.contract.trust.publisher import Device
 from tests.contract.trust.samples import make_bundle, make_repository
 
@@ -34,8 +35,7 @@ def test_a_device_installs_from_nginx(tmp_path: Path) -> None:
     repository = make_repository(tmp_path)
     bundle = make_bundle(tmp_path / "bundle", version="1.0.0+build.1")
     repository.publish(bundle)
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as unused:
-        port = unused.getsockname()[1]
+    port = free_port()
     configuration = tmp_path / "nginx.conf"
     user = "user root;" if Path("/proc/self").stat().st_uid == 0 else ""
     configuration.write_text(CONFIGURATION.format(dir=tmp_path, port=port, root=repository.path, user=user))
