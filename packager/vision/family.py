@@ -58,6 +58,12 @@ class Prepared(NamedTuple):
     features: int
 
 
+def normalise(picture: Pixels, mean: Sequence[float], deviation: Sequence[float]) -> npt.NDArray[np.float32]:
+    """``picture`` as every processor here has it before it is laid out: ``[height, width, 3]``."""
+    values = (picture.astype(np.float32) / 255 - np.array(mean, np.float32)) / np.array(deviation, np.float32)
+    return values.astype(np.float32, copy=False)
+
+
 class VisionSource(Protocol):
     """The reference with a checkpoint's weights, in fp32: transformers' own class, or what the family's code does."""
 

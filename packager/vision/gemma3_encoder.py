@@ -1,7 +1,4 @@
-"""The graph that makes features of pictures for Gemma 3: SigLIP, patches pooled to 256 tokens, norm and projection.
-
-One picture at a time, so that eight of them take no more memory than one.
-"""
+"""The graph that makes features of pictures for Gemma 3: SigLIP, patches pooled to 256 tokens, norm and projection."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from packager.vision.family import EncoderType, Progress
 from packager.vision.gemma3 import ENCODER, PROJECTOR, TOKENS, Gemma3Shape
 from packager.vision.graph_writer import GraphWriter, Nodes, value
 from packager.vision.parts import Parts
+from packager.vision.picture_loop import write_picture_loop
 from packager.vision.stored import StoredWeights
 
 
@@ -19,23 +17,13 @@ def write_gemma3_encoder(
     path: Path, weights: StoredWeights, shape: Gemma3Shape, on_progress: Progress, kind: EncoderType = "float"
 ) -> None:
     """Write it to ``path``, the weights of its products as ``kind`` says."""
-    from onnx import helper
-
     with GraphWriter(path) as graph:
         body = Nodes()
         parts = Parts(graph, body, weights, kind, shape.epsilon)
         parts.constant("zero", [0])
         features = _project(parts, _encode(parts, shape, on_progress), shape)
-        body.node("Identity", "going", name="goes_on")
-        loop = helper.make_graph(
-            body.nodes,
-            "picture",
-            [value("number", "INT64", []), value("going", "BOOL", [])],
-            [value("goes_on", "BOOL", []), value(features, "FLOAT", [TOKENS, shape.hidden])],
-        )
         counted = graph.node("Shape", "pixel_values", name="counted", start=0, end=1)
-        pictures = graph.node("Squeeze", counted, name="pictures")
-        graph.node("Loop", pictures, "", name="image_features", body=loop)
+        write_picture_loop(graph, body, features, shape.hidden, counted=counted, tokens=TOKENS)
         graph.save(
             [value("pixel_values", "FLOAT", ["pictures", 3, shape.side, shape.side])],
             [value("image_features", "FLOAT", ["pictures", TOKENS, shape.hidden])],

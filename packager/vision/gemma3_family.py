@@ -24,15 +24,16 @@ from packager.vision.family import (
     Progress,
     Tensors,
     Written,
+    normalise,
 )
 from packager.vision.gemma3 import ENCODER, PROJECTOR, TOKENS, Gemma3Shape, read_gemma3
 from packager.vision.gemma3_encoder import write_gemma3_encoder
 from packager.vision.picture_mask import show_pictures_whole
-from packager.vision.runtime import DECODE, processor_config, sections
+from packager.vision.reference import give_weights, load_whole
+from packager.vision.runtime import processor_config, resize_steps, sections
 from packager.vision.stored import StoredWeights
 
 DECODER_FILE = "model.onnx"
-START = "vision_model."
 
 
 class Gemma3Vision:
@@ -52,13 +53,8 @@ class Gemma3Vision:
         _give_tokens(out / CONFIG_FILE)
         on_progress(1, 1)
         resize = {"interpolation": shape.resize, "width": shape.side, "height": shape.side, "keep_aspect_ratio": 0}
-        steps: list[dict[str, Any]] = [
-            DECODE,
-            {"name": "resize", "type": "Resize", "attrs": resize},
-            {"name": "rescale", "type": "Rescale"},
-            {"name": "normalize", "type": "Normalize", "attrs": {"mean": [*shape.mean], "std": [*shape.deviation]}},
-            {"name": "to_channel_first", "type": "Permute3D", "attrs": {"dims": [2, 0, 1]}},
-        ]
+        last = {"name": "to_channel_first", "type": "Permute3D", "attrs": {"dims": [2, 0, 1]}}
+        steps = resize_steps(resize, shape.mean, shape.deviation, last)
         return Written(processor_config("gemma_3_image_processor", steps), sections("gemma3", "pixel_values"))
 
     def side(self, path: Path) -> int:
@@ -69,8 +65,7 @@ class Gemma3Vision:
         shape = _shape(path)
         if picture.shape[:2] != (shape.side, shape.side):
             raise ValueError(f"{picture.shape[0]} x {picture.shape[1]} is not {shape.side} pixels squared")
-        mean, deviation = np.array(shape.mean, np.float32), np.array(shape.deviation, np.float32)
-        values = (picture.astype(np.float32) / 255 - mean) / deviation
+        values = normalise(picture, shape.mean, shape.deviation)
         inputs: Tensors = {"pixel_values": np.ascontiguousarray(values.transpose(2, 0, 1)[None])}
         return Prepared(inputs, list(_ids(path, shape)), TOKENS)
 
@@ -107,7 +102,7 @@ class Gemma3VisionSource:
     def __init__(self, path: Path, text: Path | None) -> None:
         self._shape = _shape(path)
         self._encoder, self._projector = load_gemma3_vision(StoredWeights(path), self._shape)
-        self._model = None if text is None else _load_whole(path)
+        self._model = None if text is None else load_whole("Gemma3ForConditionalGeneration", path)
 
     def features(self, inputs: Tensors) -> Array:
         import torch
@@ -131,15 +126,8 @@ class Gemma3VisionSource:
         return self._model, {"inputs_embeds": words, "token_type_ids": shown.long()}
 
 
-def _load_whole(path: Path) -> Any:
-    from transformers import Gemma3ForConditionalGeneration
-
-    return Gemma3ForConditionalGeneration.from_pretrained(path, dtype="auto").eval()
-
-
 def load_gemma3_vision(weights: StoredWeights, shape: Gemma3Shape) -> tuple[Any, Any]:
     """transformers' encoder and projector."""
-    import torch
     from transformers import Gemma3Config, SiglipVisionConfig, SiglipVisionModel
     from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 
@@ -156,12 +144,5 @@ def load_gemma3_vision(weights: StoredWeights, shape: Gemma3Shape) -> tuple[Any,
     whole = Gemma3Config(
         vision_config=config.to_dict(), text_config={"hidden_size": shape.hidden}, mm_tokens_per_image=TOKENS
     )
-    encoder, projector = SiglipVisionModel(config).eval(), Gemma3MultiModalProjector(whole).eval()
-    for model, stem in ((encoder, ENCODER), (projector, PROJECTOR)):
-        own = {
-            # Versions of transformers differ in whether the names have this beginning.
-            name: torch.from_numpy(weights.read(f"{stem}{name.removeprefix(START)}"))
-            for name, _ in model.named_parameters()
-        }
-        model.load_state_dict(own, strict=False, assign=True)
-    return encoder, projector
+    encoder, projector = SiglipVisionModel(config), Gemma3MultiModalProjector(whole)
+    return give_weights(encoder, weights, ENCODER), give_weights(projector, weights, PROJECTOR)

@@ -1,6 +1,6 @@
 """The graph that makes features of pictures: CLIP, two by two patches to a token, separators, projection.
 
-One picture at a time, so that eight of them take no more memory than one; crops that only fill up are not looked at.
+Crops that only fill up are not looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from packager.vision.family import EncoderType, Progress
 from packager.vision.graph_writer import MICROSOFT, GraphWriter, Nodes, value
 from packager.vision.parts import Parts
 from packager.vision.phi3v import CROP, ENCODER, GRID, MERGED, PATCH, PREFIX, VisionShape
+from packager.vision.picture_loop import write_picture_loop
 from packager.vision.stored import StoredWeights
 
 QUICK_GELU = 1.702
@@ -23,8 +24,6 @@ def write_encoder(
     path: Path, weights: StoredWeights, shape: VisionShape, on_progress: Progress, kind: EncoderType = "float"
 ) -> None:
     """Write it to ``path``, the weights of its products as ``kind`` says."""
-    from onnx import helper
-
     with GraphWriter(path) as graph:
         body = Nodes()
         parts = Parts(graph, body, weights, kind)
@@ -33,19 +32,8 @@ def write_encoder(
         rows, columns, crops = _pick_crops(parts)
         features = _encode(parts, crops, shape, on_progress)
         seen = _merge(parts, features, rows, columns, shape)
-        after = body.node("Concat", "before", seen, name="after", axis=0)
-        carried: tuple[int | str, ...] = ("tokens", shape.hidden)
-        body.node("Identity", "going", name="goes_on")
-        loop = helper.make_graph(
-            body.nodes,
-            "picture",
-            [value("number", "INT64", []), value("going", "BOOL", []), value("before", "FLOAT", carried)],
-            [value("goes_on", "BOOL", []), value(after, "FLOAT", carried)],
-        )
         counted = graph.node("Shape", "image_sizes", name="counted", start=0, end=1)
-        pictures = graph.node("Squeeze", counted, name="pictures")
-        nothing = graph.weight("nothing", np.zeros((0, shape.hidden), np.float32))
-        graph.node("Loop", pictures, "", nothing, name="image_features", body=loop)
+        write_picture_loop(graph, body, seen, shape.hidden, counted=counted)
         graph.save(
             [
                 value("pixel_values", "FLOAT", ["pictures", "crops", 3, CROP, CROP]),

@@ -14,7 +14,6 @@ from packager.vision.embedding import write_embedding
 from packager.vision.family import (
     EMBEDDING_FILE,
     ENCODER_FILE,
-    PROCESSOR_FILE,
     Array,
     GraphTypes,
     Pixels,
@@ -22,6 +21,7 @@ from packager.vision.family import (
     Progress,
     Tensors,
     Written,
+    normalise,
 )
 from packager.vision.phi3v import (
     CROP,
@@ -37,20 +37,9 @@ from packager.vision.phi3v import (
     read_vision_shape,
 )
 from packager.vision.phi3v_encoder import write_encoder
+from packager.vision.reference import give_weights
+from packager.vision.runtime import DECODE, processor_config, sections
 from packager.vision.stored import StoredWeights
-
-TRANSFORMS: tuple[dict[str, Any], ...] = (
-    {
-        "name": "decode_image",
-        "domain": "com.microsoft.extensions",
-        "type": "DecodeImage",
-        "attrs": {"color_space": "RGB"},
-    },
-    {"name": "phi3_image_transform", "domain": "com.microsoft.extensions", "type": "Phi3ImageTransform"},
-)
-"""Without ConvertRGB, which takes what it is given for BGR: red would be blue."""
-
-START = "vision_model."
 
 SIDE = 2 * CROP
 """Two crops to a side, as many as the published configuration takes: an order mistaken for another would show."""
@@ -70,8 +59,9 @@ class Phi3Vision:
         )
         write_embedding(out / EMBEDDING_FILE, weights, types.embedding)
         on_progress(1, 1)
-        steps = [{"operation": step} for step in TRANSFORMS]
-        return Written({"processor": {"name": "phi3v_image_processor", "transforms": steps}}, _sections())
+        steps = [DECODE, {"name": "phi3_image_transform", "type": "Phi3ImageTransform"}]
+        processor = processor_config("phi3v_image_processor", steps)
+        return Written(processor, sections("phi3v", "pixel_values", "image_sizes"))
 
     def side(self, path: Path) -> int:
         return SIDE
@@ -82,8 +72,7 @@ class Phi3Vision:
         rows, columns = height // CROP, width // CROP
         if (height, width) != (rows * CROP, columns * CROP) or rows != columns:
             raise ValueError(f"{height} x {width} is no square of whole crops")
-        mean, deviation = np.array(MEAN, np.float32), np.array(DEVIATION, np.float32)
-        values = (picture.astype(np.float32) / 255 - mean) / deviation
+        values = normalise(picture, MEAN, DEVIATION)
         own = values.reshape(rows, CROP, columns, CROP, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, CROP, CROP)
         whole = values.reshape(CROP, rows, CROP, columns, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
         count = picture_tokens(height, width)
@@ -95,26 +84,6 @@ class Phi3Vision:
 
     def open_source(self, path: Path, text: Path | None) -> Phi3VisionSource:
         return Phi3VisionSource(path, text)
-
-
-def _sections() -> dict[str, Any]:
-    def same(*names: str) -> dict[str, str]:
-        return {name: name for name in names}
-
-    return {
-        "type": "phi3v",
-        "embedding": {
-            "filename": EMBEDDING_FILE,
-            "inputs": same("input_ids", "image_features"),
-            "outputs": same("inputs_embeds"),
-        },
-        "vision": {
-            "filename": ENCODER_FILE,
-            "config_filename": PROCESSOR_FILE,
-            "inputs": same("pixel_values", "image_sizes"),
-            "outputs": same("image_features"),
-        },
-    }
 
 
 class Phi3VisionSource:
@@ -170,7 +139,6 @@ def _merge(patches: Any) -> Any:
 
 def load_encoder(weights: StoredWeights, shape: VisionShape) -> Any:
     """transformers' own encoder with the checkpoint's weights."""
-    import torch
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     config = CLIPVisionConfig(
@@ -183,11 +151,4 @@ def load_encoder(weights: StoredWeights, shape: VisionShape) -> Any:
         hidden_act="quick_gelu",
         layer_norm_eps=1e-5,
     )
-    model = CLIPVisionModel(config).eval()
-    own = {}
-    for name, parameter in model.named_parameters():
-        # Versions of transformers differ in whether the names have this beginning.
-        read = weights.read(f"{ENCODER}{name.removeprefix(START)}")
-        own[name] = torch.from_numpy(read).reshape(parameter.shape)
-    model.load_state_dict(own, strict=False, assign=True)
-    return model
+    return give_weights(CLIPVisionModel(config), weights, ENCODER)

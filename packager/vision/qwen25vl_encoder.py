@@ -1,6 +1,6 @@
 """The graph that makes features of pictures for Qwen2.5-VL: patches that turn by where they are, windows, two by two.
 
-One picture at a time. What layers with windows look at is put together window by window, each filled up to its full
+What layers with windows look at is put together window by window, each filled up to its full
 size with patches that nobody looks at; layers without know no such patches, and no mask.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from packager.vision.family import EncoderType, Progress
 from packager.vision.graph_writer import MICROSOFT, GraphWriter, Nodes, value
 from packager.vision.parts import Parts
+from packager.vision.picture_loop import write_picture_loop
 from packager.vision.qwen25vl import ENCODER, MERGE, Qwen25VLShape
 from packager.vision.stored import StoredWeights
 
@@ -29,27 +30,14 @@ def write_qwen25vl_encoder(
 
     Rows of ``pixel_values`` are as many for each picture: the runtime fills up those that have fewer.
     """
-    from onnx import helper
-
     with GraphWriter(path) as graph:
         counted = graph.node("Shape", "image_grid_thw", name="counted", start=0, end=1)
-        pictures = graph.node("Squeeze", counted, name="pictures")
         rows = graph.node("Shape", "pixel_values", name="pixel_rows", start=0, end=1)
         graph.node("Div", rows, counted, name="rows_each")
         body = Nodes()
         parts = Parts(graph, body, weights, kind, EPSILON)
         seen = _Picture(parts, shape).write(on_progress)
-        after = body.node("Concat", "before", seen, name="after", axis=0)
-        carried: tuple[int | str, ...] = ("tokens", shape.hidden)
-        body.node("Identity", "going", name="goes_on")
-        loop = helper.make_graph(
-            body.nodes,
-            "picture",
-            [value("number", "INT64", []), value("going", "BOOL", []), value("before", "FLOAT", carried)],
-            [value("goes_on", "BOOL", []), value(after, "FLOAT", carried)],
-        )
-        nothing = graph.weight("nothing", np.zeros((0, shape.hidden), np.float32))
-        graph.node("Loop", pictures, "", nothing, name="image_features", body=loop)
+        write_picture_loop(graph, body, seen, shape.hidden, counted=counted)
         graph.save(
             [
                 value("pixel_values", "FLOAT", ["patches", shape.columns]),

@@ -23,10 +23,12 @@ from packager.vision.family import (
     Progress,
     Tensors,
     Written,
+    normalise,
 )
 from packager.vision.qwen25vl import ENCODER, FRAMES, MERGE, Qwen25VLShape, read_qwen25vl
 from packager.vision.qwen25vl_encoder import write_qwen25vl_encoder
-from packager.vision.runtime import DECODE, processor_config, sections
+from packager.vision.reference import give_weights, load_whole
+from packager.vision.runtime import processor_config, resize_steps, sections
 from packager.vision.stored import StoredWeights
 
 SIDE = 10
@@ -56,13 +58,8 @@ class Qwen25Vision:
             "merge_size": MERGE, "min_pixels": shape.pixels[0], "max_pixels": shape.pixels[1],
         }  # fmt: skip
         cut = {"patch_size": shape.patch, "temporal_patch_size": FRAMES, "merge_size": MERGE}
-        steps: list[dict[str, Any]] = [
-            DECODE,
-            {"name": "resize", "type": "Resize", "attrs": resize},
-            {"name": "rescale", "type": "Rescale"},
-            {"name": "normalize", "type": "Normalize", "attrs": {"mean": [*shape.mean], "std": [*shape.deviation]}},
-            {"name": "patch_image", "type": "PatchImage", "attrs": cut},
-        ]
+        last = {"name": "patch_image", "type": "PatchImage", "attrs": cut}
+        steps = resize_steps(resize, shape.mean, shape.deviation, last)
         return Written(processor_config("qwen2_5_image_processor", steps), _sections(shape))
 
     def side(self, path: Path) -> int:
@@ -78,8 +75,7 @@ class Qwen25Vision:
         height, width = picture.shape[:2]
         if height % token or width % token or not shape.pixels[0] <= height * width <= shape.pixels[1]:
             raise ValueError(f"{height} x {width} pixels are no whole tokens of {token}, or too few or too many")
-        mean, deviation = np.array(shape.mean, np.float32), np.array(shape.deviation, np.float32)
-        values = (picture.astype(np.float32) / 255 - mean) / deviation
+        values = normalise(picture, shape.mean, shape.deviation)
         split = values.reshape(height // token, MERGE, shape.patch, width // token, MERGE, shape.patch, 3)
         patches = split.transpose(0, 3, 1, 4, 6, 2, 5)[:, :, :, :, :, None]
         twice = np.broadcast_to(patches, (*patches.shape[:5], FRAMES, *patches.shape[6:]))
@@ -122,7 +118,7 @@ class Qwen25VisionSource:
 
     def __init__(self, path: Path, text: Path | None) -> None:
         self._shape = _shape(path)
-        self._model = None if text is None else _load_whole(path)
+        self._model = None if text is None else load_whole("Qwen2_5_VLForConditionalGeneration", path)
         self._encoder = load_qwen25vl_vision(path, self._shape)
 
     def features(self, inputs: Tensors) -> Array:
@@ -150,24 +146,11 @@ class Qwen25VisionSource:
         return self._model, {"inputs_embeds": words, "position_ids": positions}
 
 
-def _load_whole(path: Path) -> Any:
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype="auto").eval()
-
-
 def load_qwen25vl_vision(path: Path, shape: Qwen25VLShape) -> Any:
     """transformers' encoder, in fp32."""
-    import torch
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
     given = json.loads((path / "config.json").read_text("utf-8"))["vision_config"]
-    encoder = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**given)).eval()
-    weights = StoredWeights(path)
-    own = {
-        name: torch.from_numpy(weights.read(f"{ENCODER}{name}")).reshape(parameter.shape)
-        for name, parameter in encoder.named_parameters()
-    }
-    encoder.load_state_dict(own, strict=False, assign=True)
-    return encoder
+    encoder = Qwen2_5_VisionTransformerPretrainedModel(Qwen2_5_VLVisionConfig(**given))
+    return give_weights(encoder, StoredWeights(path), ENCODER)

@@ -17,6 +17,21 @@ def processor_config(name: str, steps: Sequence[dict[str, Any]]) -> dict[str, An
     return {"processor": {"name": name, "transforms": [{"operation": {"domain": DOMAIN, **step}} for step in steps]}}
 
 
+def resize_steps(
+    resize: dict[str, Any], mean: Sequence[float], deviation: Sequence[float], last: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Of a picture that is read, made of another size as the attributes ``resize`` say, brought to ``mean`` and
+    ``deviation``, and laid out by ``last``.
+    """
+    return [
+        DECODE,
+        {"name": "resize", "type": "Resize", "attrs": resize},
+        {"name": "rescale", "type": "Rescale"},
+        {"name": "normalize", "type": "Normalize", "attrs": {"mean": [*mean], "std": [*deviation]}},
+        last,
+    ]
+
+
 def sections(kind: str, *inputs: str) -> dict[str, Any]:
     """Of ``model`` in genai_config.json: model type ``kind``, and ``inputs`` of the graph that sees."""
 
