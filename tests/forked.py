@@ -30,6 +30,10 @@ STARTED = ("packager.evaluate.check_process", "packager.sources.hub_process")
 """Children that load none of them; the memory of the first is measured, and libraries are no part of it."""
 
 
+UNSAID = "ignore:resource_tracker"
+"""Locks of progress bars end with the forks that made them, and nobody gives them back."""
+
+
 class _Handle:
     """A file descriptor that goes along to a fork."""
 
@@ -97,6 +101,8 @@ def forked_children() -> Iterator[None]:
     """Within it, this process forks the packager's children. It may be entered within itself."""
     before = dict(os.environ)
     os.environ.update({**PASSIVE, **before, **OFFLINE})  # before the libraries read it
+    if UNSAID not in sys.warnoptions:
+        sys.warnoptions.append(UNSAID)  # before the process is started that would say it
     multiprocessing.set_forkserver_preload(LOADED)
     forkserver.ensure_running()
     os.environ.clear()
