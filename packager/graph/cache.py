@@ -25,6 +25,7 @@ from packager.build.kv_cache import measure_scales, scaled_digest
 from packager.build.model_builder import build_graph
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate import ends
+from packager.evaluate.conformance import expected_windows
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
 from packager.evaluate.text import EvalText
 from packager.graph import embedding, rope, shared_data, slots
@@ -107,8 +108,10 @@ def build_or_resume(
         if build_plan.kv != "int8":
             entries = [build(build_plan, graph_key(build_plan, digest))]
         else:
+            # The runtime runs no INT8 caches that are as long as a window, nor plain ones on an empty past.
+            build_plan = replace(build_plan, whole_caches=build_plan.sees or _has_windows(checkpoint))
             # One that reads tokens, and keeps as much of them as the one that reads embeddings.
-            plain_plan = replace(build_plan, kv="float", sees=False, whole_caches=build_plan.sees)
+            plain_plan = replace(build_plan, kv="float", sees=False)
             plain = build(plain_plan, graph_key(plain_plan, digest))
             name = graph_key(build_plan, scaled_digest(digest, text))
             measured = cache_dir / f"{name}.{SCALES}"
@@ -123,6 +126,12 @@ def build_or_resume(
             entries = [build(build_plan, name, measured / SCALES, plain / MODEL), measured, plain]
         link_tree(entries[0] / MODEL, out)
         return msgspec.json.decode((entries[0] / REPORT).read_bytes(), type=BuilderReport), entries
+
+
+def _has_windows(checkpoint: Checkpoint) -> bool:
+    """Whether layers of ``checkpoint`` would have caches as long as a window."""
+    config = checkpoint.config
+    return any(window > 0 for window in expected_windows(config, config.get("num_hidden_layers", 1)))
 
 
 def drop_graph(entry: Path) -> None:

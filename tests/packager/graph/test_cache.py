@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from contract.errors import BuildRefused
+from contract.onnx.graph import INT8
+from contract.onnx.wire import read_graph_file
 from packager.build.plan import BuildPlan
 from packager.graph.cache import build_or_resume, drop_graph, graph_key
 from packager.sources.checkpoint import inspect_checkpoint
@@ -54,3 +56,22 @@ def test_a_build_that_fails_keeps_nothing(tmp_path: Path) -> None:
             on_progress=lambda done, total: None,
         )  # fmt: skip
     assert list((tmp_path / "graphs").iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["gemma-3", "mistral"])
+def test_an_int8_cache_of_a_model_with_windows_is_as_long_as_the_context(tmp_path: Path, family: str) -> None:
+    """The runtime runs none that is as long as a window, nor measures on one: its capacity would be too small."""
+    make_random(tmp_path / "source", FAMILY_CONFIGS[family]())
+    checkpoint = inspect_checkpoint(tmp_path / "source")
+    plan = msgspec.structs.replace(PLAN, precision="int4", quantizer="rtn", kv="int8")
+    (tmp_path / "out").mkdir()
+    build_or_resume(
+        checkpoint, "digest", plan, tmp_path / "out", cache=tmp_path, log=tmp_path / "log",
+        on_progress=lambda done, total: None,
+    )  # fmt: skip
+    graph = read_graph_file(tmp_path / "out" / "model.onnx").graph
+    attentions = [node for node in graph.nodes if node.op_type == "GroupQueryAttention"]
+    assert max(node.integer("local_window_size", -1) for node in attentions) > 0, "it looks no further back"
+    assert [node.integer("sliding_window_cache") for node in attentions] == [0] * len(attentions)
+    caches = [value for value in graph.inputs if value.name.startswith("past_key_values")]
+    assert {value.elem_type for value in caches} == {INT8}
