@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import math
 import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,12 @@ Array = npt.NDArray[Any]
 
 PIECE = 2**22
 """Elements looked at in one go."""
+
+MATRIX = 4096
+"""Numbers of a matrix of which some must be none of zero; smaller ones, and vectors, may be anything."""
+
+HOLE = 2**16
+"""Bytes at the end of a file that are not all left out by those who write a file to its end."""
 
 _EXPONENT: dict[str, tuple[np.dtype[Any], int]] = {
     "BF16": (np.dtype("<u2"), 0x7F80),
@@ -85,7 +94,9 @@ def refuse_doubled(shards: list[Path]) -> None:
 
 
 def refuse_broken_numbers(shards: list[Path], on_progress: Callable[[float, float], None]) -> None:
-    """Refuse weights with a NaN or an infinity among them: whatever is computed with one is none either.
+    """Refuse weights with a NaN or an infinity among them: whatever is computed with one is none either. And those that
+    were never written, as an interrupted download leaves them in a file of the right size: a matrix of nothing but
+    zeros, or a hole at the end of the file.
 
     Raises:
         BuildRefused: naming the tensor.
@@ -94,14 +105,42 @@ def refuse_broken_numbers(shards: list[Path], on_progress: Callable[[float, floa
     done = 0
     for shard in shards:
         with shard.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for tensor in list_tensors(shard):
-                if tensor.dtype in _EXPONENT and any(_broken(piece, tensor) for piece in _pieces(data, tensor)):
-                    raise BuildRefused(
-                        f"the weights {tensor.name!r} in {shard.name} hold a value that is not a number or infinite; "
-                        "fetch or train them again"
-                    )
+            tensors = sorted(list_tensors(shard), key=lambda tensor: tensor.start)
+            if tensors and _is_hole(file.fileno(), tensors[-1].end - HOLE, tensors[-1].end):
+                raise BuildRefused(_unwritten(tensors[-1].name, shard))
+            for tensor in tensors:
+                if tensor.dtype in _EXPONENT:
+                    _refuse_broken(data, tensor, shard)
                 done += tensor.end - tensor.start
                 on_progress(done, total)
+
+
+def _refuse_broken(data: mmap.mmap, tensor: StoredTensor, shard: Path) -> None:
+    written = math.prod(tensor.shape) < MATRIX or sum(size > 1 for size in tensor.shape) < 2
+    for piece in _pieces(data, tensor):
+        if _broken(piece, tensor):
+            raise BuildRefused(
+                f"the weights {tensor.name!r} in {shard.name} hold a value that is not a number or infinite; "
+                "fetch or train them again"
+            )
+        written = written or bool(piece.any())
+    if not written:
+        raise BuildRefused(_unwritten(tensor.name, shard))
+
+
+def _unwritten(name: str, shard: Path) -> str:
+    return (
+        f"the weights {name!r} in {shard.name} are zeros that were never written, as an interrupted download leaves "
+        "them; fetch the file again"
+    )
+
+
+def _is_hole(descriptor: int, start: int, end: int) -> bool:
+    """Whether nothing was ever written there, by the account of a file system that keeps one."""
+    try:
+        return start >= 0 and os.lseek(descriptor, start, os.SEEK_DATA) >= end
+    except OSError as error:
+        return error.errno == errno.ENXIO  # no data from there on
 
 
 def find_zeros(tensors: Iterable[tuple[Path, StoredTensor]]) -> list[str]:

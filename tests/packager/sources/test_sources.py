@@ -33,6 +33,7 @@ from packager.sources.checkpoint import Pending, Quantization, find_shards, insp
 from packager.sources.hub import is_hub_id
 from packager.sources.licenses import check_license
 from packager.sources.opening import OpenedSource, SourceOptions, open_source
+from packager.sources.safetensors_header import read_header
 from packager.sources.shape import ModelShape, read_shape
 from tests.packager.families import FAMILY_CONFIGS, build_here, difference, make_random, runtime, sample_ids
 from tests.random_checkpoint import list_weights, make_random_checkpoint, small_config
@@ -391,6 +392,18 @@ def _hold_twice(shards: list[Path], index: Path) -> None:
     shards[-1].write_bytes(shards[0].read_bytes())
 
 
+def _leave_out(shard: Path, share: float, *, hole: bool = True) -> None:
+    """The last ``share`` of the numbers as an interrupted download leaves them, in a file of its whole size."""
+    size = shard.stat().st_size
+    kept = size - int(share * (size - 8 - len(read_header(shard))))
+    os.truncate(shard, kept)
+    if hole:
+        os.truncate(shard, size)
+    else:
+        with shard.open("ab") as file:
+            file.write(bytes(size - kept))
+
+
 SHARDS: dict[str, tuple[Callable[[list[Path], Path], object], str]] = {
     "the first cut": (lambda shards, index: _cut(shards[0]), "bytes, its header speaks of "),
     "the last cut": (lambda shards, index: _cut(shards[-1]), "-of-00013.safetensors has "),
@@ -398,6 +411,7 @@ SHARDS: dict[str, tuple[Callable[[list[Path], Path], object], str]] = {
     "nothing left of one": (lambda shards, index: os.truncate(shards[1], 0), "00002-of-00013.safetensors is empty"),
     "the last missing": (lambda shards, index: shards[-1].unlink(), "lacks 1 of 13 weight files, first 'model-00013-"),
     "named twice": (_name_twice, "the key 'model.embed_tokens.weight' is there twice; fetch it again"),
+    "a hole at the end": (lambda shards, index: _leave_out(shards[-1], 0.6), "zeros that were never written, as an "),
     "held twice": (_hold_twice, "-00001-of-00013.safetensors and model-00013-of-00013.safetensors both hold"),
 }  # fmt: skip
 
