@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from msgspec import UNSET
@@ -19,6 +21,7 @@ from contract.windows import Window, read_window
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.broker_session import BrokerSession
 from packager.cli import COMMANDS
+from packager.watch.deployment import Deployment
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker
@@ -49,7 +52,7 @@ def device_that_reports(broker: Broker, *course: tuple[Phase, BundleState | None
 
     def run() -> None:
         with session:
-            for message in session.messages(30.0):
+            for message in session.messages(120.0):
                 revision = json.loads(message.payload)["revision"]
                 for phase, active, error in course:
                     reported = Reported(revision, phase, None, active, None, error)
@@ -67,8 +70,15 @@ def desired(broker: Broker, device: str) -> bytes | None:
     """What the broker keeps for ``device``."""
     with BrokerSession(BrokerAddress("127.0.0.1", broker.port), "looks") as session:
         session.subscribe(Topics(device).desired)
-        message = session.next_message(1.0)
-    return None if message is None else message.payload
+        # What is kept comes first.
+        session.subscribe("looks")
+        session.publish("looks", b"")
+        found = None
+        for message in session.messages(120.0):
+            if message.topic == "looks":
+                return found
+            found = message.payload
+    raise TimeoutError("the broker does not answer")
 
 
 def test_a_device_that_tries_again_is_waited_for(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +89,7 @@ def test_a_device_that_tries_again_is_waited_for(broker: Broker, capsys: pytest.
         ("RESOLVE", OLD, UNREACHABLE),
         ("IDLE", ACTIVE, None),
     )
-    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "30") == 0
+    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "120") == 0
     said = capsys.readouterr().out.splitlines()
     assert said == [
         "kitchen-1: asked", "kitchen-1: resolve",
@@ -88,11 +98,24 @@ def test_a_device_that_tries_again_is_waited_for(broker: Broker, capsys: pytest.
     ]  # fmt: skip
 
 
-def test_what_it_still_waits_for_is_said_in_the_end(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_still_waits_for_is_said_in_the_end(
+    broker: Broker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, ahead = Deployment.report, 0.0
+
+    def reported(self: Deployment, device: str, payload: bytes, now: float) -> tuple[Reported, str] | None:
+        # Once the device has said it, the time is over.
+        nonlocal ahead
+        ahead = 600.0
+        return report(self, device, payload, now)
+
+    monkeypatch.setattr(Deployment, "report", reported)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead)
+    monkeypatch.setattr("packager.commands.deploy.time", clock)
     device_that_reports(broker, ("IDLE", None, UNREACHABLE))
-    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "2") == 4
+    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "600") == 4
     error = capsys.readouterr().err
-    assert "kitchen-1: not done within 2 s, it tries again: depot is away" in error
+    assert "kitchen-1: not done within 600 s, it tries again: depot is away" in error
     assert error.count("\n") == 1
 
 
