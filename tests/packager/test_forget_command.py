@@ -34,7 +34,15 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 def kept(broker: Broker) -> set[str]:
     with BrokerSession(parse_broker(broker.url), "looks") as session:
         session.subscribe("edge/v1/d/+/+")
-        return {message.topic.removeprefix("edge/v1/d/") for message in session.messages(1.0)}
+        # What is kept comes first.
+        session.subscribe("looks")
+        session.publish("looks", b"")
+        found = set()
+        for message in session.messages(120.0):
+            if message.topic == "looks":
+                return found
+            found.add(message.topic.removeprefix("edge/v1/d/"))
+    raise TimeoutError("the broker does not answer")
 
 
 def forget(broker: Broker, *devices: str) -> int:

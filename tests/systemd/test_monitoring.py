@@ -462,7 +462,7 @@ class Server:
 
     def __init__(self, directory: Path, device: int) -> None:
         config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "200ms", "evaluation_interval": "200ms", "scrape_timeout": "200ms"}
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "200ms", "scrape_timeout": "1s"}
         config["rule_files"] = [str(RULES)]
         (scrape,) = config["scrape_configs"]
         scrape["static_configs"] = [{"targets": [f"127.0.0.1:{device}"]}]
