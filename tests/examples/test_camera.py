@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.agent.device import Device
 from tests.agent.serving.test_real_model import serve
+from tests.agent.waiting import until
 from tests.broker import Broker, free_port
 from tests.seeing import png
 
@@ -33,7 +37,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 @pytest.fixture(scope="module")
 def device(broker: Broker, seeing_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
-    found = serve(broker, tmp_path_factory.mktemp("camera"), seeing_bundle, "shelf", threads=2)
+    found = serve(broker, tmp_path_factory.mktemp("camera"), seeing_bundle, "shelf", threads=2, stall_seconds=SECONDS)
     yield found
     found.stop()
 
@@ -59,6 +63,11 @@ def camera(
     return ended.stdout.splitlines(), ended.stderr.splitlines()
 
 
+def accepted(device: Device) -> int:
+    """How many requests the device has taken."""
+    return int(device.database.query("SELECT count(*) AS taken FROM answers")[0]["taken"])
+
+
 def test_it_prints_what_it_sees_by_its_schema(broker: Broker, device: Device, still: Path) -> None:
     (line,), said = camera(broker, device, "--count", "1", "--", "cat", str(still))
     seen = json.loads(line)
@@ -69,7 +78,19 @@ def test_it_prints_what_it_sees_by_its_schema(broker: Broker, device: Device, st
 
 
 def test_the_newest_still_takes_the_place_of_those_that_wait(broker: Broker, device: Device, still: Path) -> None:
-    answered, said = camera(broker, device, "--count", "4", "--still", str(still))
+    replica = device.serving.replica
+    assert replica is not None and replica.worker is not None
+    before = accepted(device)
+    # It stands still until the device has all four.
+    os.kill(replica.worker.pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            looking = thread.submit(camera, broker, device, "--count", "4", "--still", str(still))
+            asyncio.run(until(lambda: accepted(device) == before + 4 or looking.done()))
+            os.kill(replica.worker.pid, signal.SIGCONT)
+            answered, said = looking.result()
+    finally:
+        os.kill(replica.worker.pid, signal.SIGCONT)
     assert len(answered) + len(said) == 4
     assert said, "every still was answered"
     assert all(line.endswith("no answer: the answer was cancelled before it was a whole Shelf") for line in said)

@@ -78,7 +78,7 @@ def test_an_entry_that_is_in_use_is_waited_for(filled: Path) -> None:
         cleaning.start()
         cleaning.join(0.2)
         assert (filled / "checkpoints" / "one" / "weights").exists()
-    cleaning.join(30)
+    cleaning.join(120)
     assert not (filled / "checkpoints" / "one").exists()
 
 
