@@ -23,6 +23,22 @@ from edge_bundle.broker import BrokerAddress, endpoint_name
 
 CONNECT_SECONDS = 15.0
 PUBLISH_SECONDS = 15.0
+RETRY_SECONDS = 30
+"""Longest pause before the next attempt at a broker that is away; the first is a second, and each is twice the last."""
+
+RETRY_ELSEWHERE_SECONDS = 2
+"""The same where there are other nodes: those that are left agree within seconds, and the next one is tried."""
+
+ACKNOWLEDGE_SECONDS = 3.0
+"""Until a message is published once more, where there are several nodes: one that comes while these elect is sometimes
+never acknowledged.
+"""
+
+ANSWER_ELSEWHERE_SECONDS = 5.0
+"""Until a node that was connected to again, and says nothing, is left for the next one, and twice as long at each that
+follows: NATS was seen to be silent for half a minute after another node's death.
+"""
+
 FLUSH_SECONDS = 2.0
 """How long closing waits until the broker has what was sent: whoever leaves tells devices to stop."""
 
@@ -76,6 +92,7 @@ class BrokerSession:
         self._closed = False
         self._refused = ""
         self._at = 0
+        self._patience = ANSWER_ELSEWHERE_SECONDS
         self._tls = _tls(address) if address.tls else None
         self._client = self._make_client("5")
         self._connect()
@@ -93,8 +110,8 @@ class BrokerSession:
         client.on_connect_fail = lambda failed, _data: self._turn(failed)
         client.on_message = self._on_message
         client.on_subscribe = self._on_subscribe
-        client.on_socket_open = _send_at_once
-        client.reconnect_delay_set(1, 30)
+        client.on_socket_open = self._on_socket_open
+        client.reconnect_delay_set(1, RETRY_SECONDS if len(address.endpoints) == 1 else RETRY_ELSEWHERE_SECONDS)
         if address.username:
             client.username_pw_set(address.username, address.password)
         if self._tls is not None:
@@ -160,6 +177,15 @@ class BrokerSession:
         if self._accepted and not self._closed and len(endpoints) > 1:
             self._at = (self._at + 1) % len(endpoints)
             client.connect_async(*endpoints[self._at], keepalive=30)
+
+    def _on_socket_open(self, client: Client, _data: Any, connection: Any) -> None:
+        _send_at_once(connection)
+        if self._accepted and len(self.address.endpoints) > 1:
+            impatient = threading.Timer(self._patience, _leave_silent, (client, connection))
+            impatient.daemon = True
+            impatient.start()
+            # Busy nodes take longer than idle ones, and none of them would ever be waited for.
+            self._patience = 2 * self._patience
 
     def _on_disconnect(self, client: Client, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:
         if not self._accepted:
@@ -234,18 +260,24 @@ class BrokerSession:
         self._unacknowledged.append(self._client.publish(topic, payload, qos=1))
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Publish at QoS 1 and wait until the broker has it.
+        """Publish at QoS 1 and wait until the broker has it, once at least.
 
         Raises:
             SourceUnavailable: it does not take it in time.
         """
+        deadline = time.monotonic() + PUBLISH_SECONDS
+        patience = PUBLISH_SECONDS if len(self.address.endpoints) == 1 else ACKNOWLEDGE_SECONDS
         info = self._client.publish(topic, payload, qos=1, retain=retain)
-        try:
-            info.wait_for_publish(PUBLISH_SECONDS)
-        except (RuntimeError, ValueError) as error:
-            raise SourceUnavailable(f"the broker {self.address.name} is gone: {error}") from error
-        if not info.is_published():
-            raise SourceUnavailable(f"the broker {self.address.name} did not take the message in time")
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                info.wait_for_publish(min(left, patience))
+            except (RuntimeError, ValueError) as error:
+                raise SourceUnavailable(f"the broker {self.address.name} is gone: {error}") from error
+            if info.is_published():
+                return
+            if self.connected and time.monotonic() < deadline:
+                info = self._client.publish(topic, payload, qos=1, retain=retain)
+        raise SourceUnavailable(f"the broker {self.address.name} did not take the message in time")
 
     def next_message(self, seconds: float) -> Message | None:
         """The next message, or None if none came for ``seconds``."""
@@ -265,6 +297,7 @@ class BrokerSession:
         self._refused = str(reason) if reason.is_failure else ""
         if not reason.is_failure:
             self._accepted = True
+            self._patience = ANSWER_ELSEWHERE_SECONDS
             self.reconnects += 1
             if self._filters and self.reconnects:
                 self._subscribe(client, self._filters)
@@ -296,7 +329,14 @@ class BrokerSession:
                     continue
 
 
-def _send_at_once(_client: Client, _data: Any, connection: Any) -> None:
+def _leave_silent(client: Client, connection: Any) -> None:
+    """End ``connection``, if nobody has answered on it; the client notices, and turns to the next node."""
+    if not client.is_connected():
+        with contextlib.suppress(OSError):
+            getattr(connection, "_socket", connection).shutdown(socket.SHUT_RDWR)
+
+
+def _send_at_once(connection: Any) -> None:
     """Else the kernel holds a request back, up to 40 ms, until the broker has acknowledged our last acknowledgement."""
     # Of websockets, the one below.
     below = getattr(connection, "_socket", connection)

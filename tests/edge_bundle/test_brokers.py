@@ -108,6 +108,84 @@ def test_the_next_node_is_taken_at_the_start_and_when_one_is_gone(tmp_path: Path
 
 @pytest.mark.broker
 @needs_mosquitto
+def test_a_node_that_is_there_and_says_nothing_is_left_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the nodes of NATS that are left, while they elect whom they need."""
+    monkeypatch.setattr("edge_bundle.broker_session.ANSWER_ELSEWHERE_SECONDS", 0.2)
+    first, last = Broker(tmp_path / "first"), Broker(tmp_path / "last")
+    first.start()
+    last.start()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        address = parse_broker(f"mqtt://127.0.0.1:{first.port},127.0.0.1:{port},127.0.0.1:{last.port}")
+        with BrokerSession(address, "me") as session:
+            session.subscribe("a")
+            first.stop()
+            while not (session.reconnects == 1 and session.connected):
+                session.next_message(0.1)
+            with BrokerSession(parse_broker(last.url), "other") as other:
+                other.publish("a", b"x")
+                message = session.next_message(120)
+    last.stop()
+    assert message is not None
+    assert message.payload == b"x"
+
+
+def swallow_the_first_acknowledgement(listening: socket.socket, broker: Broker) -> None:
+    """Between one client and ``broker``, whose packets are handed on but for one PUBACK."""
+    here, _ = listening.accept()
+    there = socket.create_connection(("127.0.0.1", broker.port))
+    there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask() -> None:
+        while data := here.recv(65536):
+            there.sendall(data)
+        there.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=ask, daemon=True).start()
+    swallowed, waiting = False, b""
+    while data := there.recv(65536):
+        waiting += data
+        # All packets that come here are short: a type, a length in one byte, and so many bytes.
+        while len(waiting) >= 2 and len(waiting) >= 2 + waiting[1]:
+            packet, waiting = waiting[: 2 + waiting[1]], waiting[2 + waiting[1] :]
+            if packet[0] >> 4 == 4 and not swallowed:
+                swallowed = True
+            else:
+                here.sendall(packet)
+    here.close()
+    there.close()
+
+
+@pytest.mark.broker
+@needs_mosquitto
+def test_what_a_node_does_not_acknowledge_is_published_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a node of NATS that took it while the others elected whom they need."""
+    monkeypatch.setattr("edge_bundle.broker_session.ACKNOWLEDGE_SECONDS", 0.2)
+    broker = Broker(tmp_path / "broker")
+    broker.start()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        relay = threading.Thread(target=swallow_the_first_acknowledgement, args=(listening, broker))
+        relay.start()
+        port = listening.getsockname()[1]
+        with (
+            BrokerSession(parse_broker(broker.url), "other") as other,
+            BrokerSession(parse_broker(f"mqtt://127.0.0.1:{port},127.0.0.1:{broker.port}"), "me") as session,
+        ):
+            other.subscribe("a")
+            session.publish("a", b"x")
+            assert [message.payload for message in (other.next_message(60), other.next_message(60)) if message] == [
+                b"x", b"x"
+            ]  # fmt: skip
+        relay.join(60)
+    broker.stop()
+
+
+@pytest.mark.broker
+@needs_mosquitto
 def test_what_speaks_there_instead_is_named_with_the_url_to_write(
     tmp_path: Path, authority: Authority, nats: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
