@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +24,7 @@ from fleet.store import devices as registry
 from fleet.store import outbox
 from fleet.store.database import Database, parse_database
 from fleet.store.devices import DeviceRow
+from packager.cli import COMMANDS as PACKAGER
 from tests.broker import Broker
 from tests.fleet.gateway.raw import send
 from tests.fleet.simulate.device import SimulatedDevice
@@ -199,6 +198,14 @@ def hosts(broker: Broker | NatsCluster) -> str:
     return f"hosts = [{endpoints}]"
 
 
+def run_packager(broker: Broker | NatsCluster, root: str, *words: str) -> None:
+    """A command of the packager's, about the one device."""
+    place = ["--device", NAME, "--topic-root", root, "--broker", broker.url]
+    assert main("edge-packager", "", PACKAGER, [*words, *place]) == 0
+
+
+# On mosquitto parts of it are in make test: tests/fleet/test_real_agent.py, tests/fleet/gateway/test_real_agent.py.
+@pytest.mark.parametrize("any_broker", [pytest.param("mosquitto", marks=pytest.mark.long), "nats"], indirect=True)
 @pytest.mark.timeout(900)
 def test_a_real_agent_a_packager_and_the_fleet(
     any_broker: Broker | NatsCluster,
@@ -210,16 +217,12 @@ def test_a_real_agent_a_packager_and_the_fleet(
 ) -> None:
     settings = SETTINGS.replace('host = "127.0.0.1"\nport = {port}', hosts(any_broker))
     settings = settings.replace('device = "soak"', f'device = "{NAME}"')
+    # Nothing is prepacked for this one, at the lowest priority.
+    settings = settings.replace("[worker]", '[worker]\nengine = "genai"')
     (tmp_path / "site").mkdir()
     world = World(tmp_path / "site", tiny_bundle, f'topic_root = "{root}"\n{settings}')
     # Another node than the agent's first choice, where there is one.
     elsewhere = parse_broker("mqtt://{}:{}".format(*any_broker.address.endpoints[-1]))
-
-    def packager(*arguments: str) -> str:
-        command = [sys.executable, "-m", "packager.cli", *arguments, "--device", NAME, "--topic-root", root]
-        return subprocess.run(
-            [*command, "--broker", any_broker.url], capture_output=True, text=True, timeout=120, check=True
-        ).stdout
 
     world.web.start()
     assert world.run("trust", "provision", str(world.market.root_json)) == 0
@@ -227,13 +230,16 @@ def test_a_real_agent_a_packager_and_the_fleet(
     try:
         with serving(database, any_broker.address, root):
             until(lambda: (found := row(database, NAME)) is not None and found.traits.online, "the agent to be heard")
-            packager("deploy", f"tiny@{world.publish()}", "--revision", "by-hand")
+            run_packager(any_broker, root, "deploy", f"tiny@{world.publish()}", "--revision", "by-hand")
             until(lambda: runs(database, "tiny@1.1.0"), "the first installation", AGENT_SECONDS)
+            capsys.readouterr()
             number = start_tiny(world, database, tmp_path, capsys)
             until(lambda: runs(database, "tiny@1.2.0"), "the second installation", AGENT_SECONDS)
             assert wait_for_state(database, number, "done", "paused", "rolled_back").state == "done"
-            assert packager("prompt", "count")
-            seen = {json.loads(line)["kind"] for line in packager("watch", "--json", "--seconds", "2").splitlines()}
+            run_packager(any_broker, root, "prompt", "count")
+            assert capsys.readouterr().out.strip()
+            run_packager(any_broker, root, "watch", "--json", "--seconds", "2")
+            seen = {json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()}
             assert {"status", "health", "reported"} <= seen
             with BrokerSession(elsewhere, "looks") as session:
                 session.subscribe(f"{root}/d/{NAME}/reported")
