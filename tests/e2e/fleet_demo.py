@@ -16,7 +16,7 @@ from tests.e2e.fleet_story import BOXES, NAME, FleetStory, bundle_of_environment
 from tests.e2e.narrator import Narrator, Teller
 from tests.e2e.story import StoryFailed
 
-LONGEST_SECONDS = 900
+LONGEST_SECONDS = 1500
 """After this it is ended, whatever it does."""
 
 
