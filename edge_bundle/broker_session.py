@@ -29,14 +29,19 @@ RETRY_SECONDS = 30
 RETRY_ELSEWHERE_SECONDS = 2
 """The same where there are other nodes: those that are left agree within seconds, and the next one is tried."""
 
-ACKNOWLEDGE_SECONDS = 3.0
+ACKNOWLEDGE_SECONDS = 6.0
 """Until a message is published once more, where there are several nodes: one that comes while these elect is sometimes
 never acknowledged.
 """
 
-ANSWER_ELSEWHERE_SECONDS = 5.0
+ANSWER_ELSEWHERE_SECONDS = 10.0
 """Until a node that was connected to again, and says nothing, is left for the next one, and twice as long at each that
 follows: NATS was seen to be silent for half a minute after another node's death.
+"""
+
+SUBSCRIBE_AGAIN_SECONDS = 15.0
+"""After a reconnect, until what was not granted is subscribed to again: nodes of NATS that have just lost another one
+refuse some filters of many, and would be silent about these for as long as the connection lasts.
 """
 
 FLUSH_SECONDS = 2.0
@@ -85,6 +90,7 @@ class BrokerSession:
         self._messages: queue.Queue[Message] = queue.Queue(MAX_WAITING)
         self._filters: list[str] = []
         self._granted: dict[int, threading.Event] = {}
+        self._restoring: dict[int, list[str]] = {}
         self._subscribing = threading.Lock()
         self._unacknowledged: deque[MQTTMessageInfo] = deque(maxlen=MAX_WAITED_FOR)
         self._answered = threading.Event()
@@ -226,6 +232,22 @@ class BrokerSession:
             return client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in filters])[1]
         return client.subscribe([(topic, 1) for topic in filters])[1]
 
+    def _restore(self, client: Client, filters: list[str]) -> None:
+        """Subscribe to ``filters``, which were granted before this connection, until they are granted again."""
+        mid = self._subscribe(client, filters)
+        if mid is None:
+            return
+        self._restoring[mid] = filters
+        timer = threading.Timer(SUBSCRIBE_AGAIN_SECONDS, self._restore_the_rest, (client, mid))
+        timer.daemon = True
+        timer.start()
+
+    def _restore_the_rest(self, client: Client, mid: int) -> None:
+        """What the broker did not grant in the message ``mid``, or did not answer."""
+        missing = self._restoring.pop(mid, None)
+        if missing and client.is_connected() and not self._closed:
+            self._restore(client, missing)
+
     def subscribe(self, *filters: str) -> None:
         """Receive what matches; again by itself after a reconnect.
 
@@ -299,12 +321,18 @@ class BrokerSession:
             self._accepted = True
             self._patience = ANSWER_ELSEWHERE_SECONDS
             self.reconnects += 1
+            self._restoring.clear()
             if self._filters and self.reconnects:
-                self._subscribe(client, self._filters)
+                self._restore(client, list(self._filters))
                 self._on_reconnect()
         self._answered.set()
 
     def _on_subscribe(self, _client: Client, _data: Any, mid: int, reasons: list[Any], _properties: Any) -> None:
+        if (filters := self._restoring.pop(mid, None)) is not None:
+            refused = [each for each, reason in zip(filters, reasons, strict=False) if reason.is_failure]
+            if refused:
+                self._restoring[mid] = refused
+            return
         self._refused = next((str(reason) for reason in reasons if reason.is_failure), "")
         # The answer may be here before subscribe() has noted its number.
         for _ in range(100):

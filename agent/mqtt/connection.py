@@ -259,6 +259,7 @@ class Connection:
                 await asyncio.wait([link.lost], timeout=min(MAX_WAIT_SECONDS, max(1.0, self._settings.keepalive / 4)))
                 if not link.lost.done():
                     link.guard(link.client.loop_misc)
+                    link.guard(lambda: self._subscriber.ask_again(link, loop.time()))
                     if self._sender.overdue(link, loop.time()):
                         link.end(Loss("it does not acknowledge what we publish", "silent"))
                     if link.on_subscribed is not None and loop.time() - since > ACKNOWLEDGE_SECONDS:

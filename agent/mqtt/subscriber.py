@@ -14,6 +14,11 @@ from agent.mqtt.sender import Sender
 
 log = logging.getLogger("edge_agent.mqtt")
 
+ASK_AGAIN_SECONDS = 60.0
+"""Until what the broker refused is asked for again: nodes of NATS that have just lost another one refuse some of many
+filters. Where rules forbid it, that costs a message a minute.
+"""
+
 LEFT_OUT = "the broker ends the connection when we subscribe to it"
 
 
@@ -24,6 +29,8 @@ class Subscriber:
         self.wanted = list(wanted)
         self._sender = sender
         self._suspicion = FilterSuspicion()
+        self._refused: set[str] = set()
+        self._ask_again_at = 0.0
 
     @property
     def suspicious(self) -> bool:
@@ -32,6 +39,7 @@ class Subscriber:
 
     def begin(self, link: Link) -> None:
         """Ask for everything on ``link``."""
+        self._refused.clear()
         for topic in self._suspicion.left_out:
             self._sender.note_refusal(topic, LEFT_OUT)
         if self.wanted:
@@ -56,8 +64,23 @@ class Subscriber:
             self._sender.refused.pop(topic, None)
             if reason.is_failure:
                 self._sender.note_refusal(topic, str(reason))
-                log.error("the broker refuses the subscription to %s: %s", topic, reason)
+                if topic not in self._refused:
+                    log.error("the broker refuses the subscription to %s: %s", topic, reason)
+                self._refused.add(topic)
+            elif topic in self._refused:
+                self._refused.remove(topic)
+                log.info("the broker grants the subscription to %s now", topic)
         self._ask(link)
+
+    def ask_again(self, link: Link, now: float) -> None:
+        """Now and then, for what was refused on ``link``: it may have been refused in a bad moment."""
+        refused = [topic for topic in self.wanted if topic in self._refused]
+        busy = not link.subscribed or link.asked or link.to_ask
+        if refused and not busy and now < self._ask_again_at:
+            return
+        self._ask_again_at = now + ASK_AGAIN_SECONDS
+        if refused and not busy:
+            self._ask_for(link, refused)
 
     def lost(self, link: Link, *, blameless: bool) -> bool:
         """``link`` is gone; whether the broker owed the answer to a subscription."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ from tests.agent.device import Device, sealed
 from tests.broker import Broker, find_mosquitto, free_port
 from tests.certificates import Authority, tls_broker
 from tests.nats import Nats
+
+SUBSCRIBE, PUBACK = 8, 4
+"""Types of packets."""
 
 needs_mosquitto = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 
@@ -132,30 +136,67 @@ def test_a_node_that_is_there_and_says_nothing_is_left_for_the_next_one(
     assert message.payload == b"x"
 
 
-def swallow_the_first_acknowledgement(listening: socket.socket, broker: Broker) -> None:
-    """Between one client and ``broker``, whose packets are handed on but for one PUBACK."""
-    here, _ = listening.accept()
-    there = socket.create_connection(("127.0.0.1", broker.port))
-    there.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+Look = Callable[[bytes], bytes | None]
+"""Shown a packet of a client; None hands it on, anything else is answered in the broker's place."""
 
-    def ask() -> None:
-        while data := here.recv(65536):
-            there.sendall(data)
-        there.shutdown(socket.SHUT_WR)
 
-    threading.Thread(target=ask, daemon=True).start()
-    swallowed, waiting = False, b""
-    while data := there.recv(65536):
-        waiting += data
-        # All packets that come here are short: a type, a length in one byte, and so many bytes.
-        while len(waiting) >= 2 and len(waiting) >= 2 + waiting[1]:
-            packet, waiting = waiting[: 2 + waiting[1]], waiting[2 + waiting[1] :]
-            if packet[0] >> 4 == 4 and not swallowed:
-                swallowed = True
-            else:
-                here.sendall(packet)
-    here.close()
-    there.close()
+class Relay:
+    """Between clients and a broker: ``look`` sees what clients send, and of what the broker sends one PUBACK is lost
+    where ``loses`` says so.
+    """
+
+    def __init__(self, broker: Broker, look: Look = lambda packet: None, *, loses: bool = False) -> None:
+        self._broker = broker
+        self._look = look
+        self._loses = loses
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                here, _ = self._listening.accept()
+                there = socket.create_connection(("127.0.0.1", self._broker.port))
+                self._open += [here, there]
+                for pair, see in (((here, there), self._ask), ((there, here), self._tell)):
+                    threading.Thread(target=self._hand_on, args=(*pair, see), daemon=True).start()
+
+    def _hand_on(
+        self, source: socket.socket, target: socket.socket, see: Callable[[bytes], tuple[bytes, bytes]]
+    ) -> None:
+        waiting = b""
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                waiting += data
+                # All packets here are short: a type, a length in one byte, and so many bytes.
+                while len(waiting) >= 2 and len(waiting) >= 2 + waiting[1]:
+                    packet, waiting = waiting[: 2 + waiting[1]], waiting[2 + waiting[1] :]
+                    onwards, back = see(packet)
+                    target.sendall(onwards)
+                    source.sendall(back)
+            target.shutdown(socket.SHUT_WR)
+
+    def _ask(self, packet: bytes) -> tuple[bytes, bytes]:
+        answer = self._look(packet)
+        return (packet, b"") if answer is None else (b"", answer)
+
+    def _tell(self, packet: bytes) -> tuple[bytes, bytes]:
+        if packet[0] >> 4 == PUBACK and self._loses:
+            self._loses = False
+            return b"", b""
+        return packet, b""
+
+    def cut(self) -> None:
+        """Every connection ends."""
+        for each in self._open:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listening.close()
+        self.cut()
 
 
 @pytest.mark.broker
@@ -167,21 +208,52 @@ def test_what_a_node_does_not_acknowledge_is_published_once_more(
     monkeypatch.setattr("edge_bundle.broker_session.ACKNOWLEDGE_SECONDS", 0.2)
     broker = Broker(tmp_path / "broker")
     broker.start()
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        relay = threading.Thread(target=swallow_the_first_acknowledgement, args=(listening, broker))
-        relay.start()
-        port = listening.getsockname()[1]
-        with (
-            BrokerSession(parse_broker(broker.url), "other") as other,
-            BrokerSession(parse_broker(f"mqtt://127.0.0.1:{port},127.0.0.1:{broker.port}"), "me") as session,
-        ):
-            other.subscribe("a")
-            session.publish("a", b"x")
-            assert [message.payload for message in (other.next_message(60), other.next_message(60)) if message] == [
-                b"x", b"x"
-            ]  # fmt: skip
-        relay.join(60)
+    relay = Relay(broker, loses=True)
+    with (
+        BrokerSession(parse_broker(broker.url), "other") as other,
+        BrokerSession(parse_broker(f"mqtt://127.0.0.1:{relay.port},127.0.0.1:{broker.port}"), "me") as session,
+    ):
+        other.subscribe("a")
+        session.publish("a", b"x")
+        heard = [other.next_message(120), other.next_message(120)]
+    relay.close()
     broker.stop()
+    assert [message.payload for message in heard if message is not None] == [b"x", b"x"]
+
+
+@pytest.mark.broker
+@needs_mosquitto
+def test_a_subscription_that_is_refused_after_a_reconnect_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by nodes of NATS that have just lost another one: whoever takes that for an answer hears nothing any more."""
+    monkeypatch.setattr("edge_bundle.broker_session.SUBSCRIBE_AGAIN_SECONDS", 0.2)
+    broker = Broker(tmp_path / "broker")
+    broker.start()
+    asked: list[bytes] = []
+
+    def look(packet: bytes) -> bytes | None:
+        if packet[0] >> 4 != SUBSCRIBE:
+            return None
+        asked.append(packet)
+        # The second one is the first after the reconnect: a SUBACK for it that grants nothing, of MQTT 5.
+        return b"\x90\x04" + packet[2:4] + b"\x00\x80" if len(asked) == 2 else None
+
+    relay = Relay(broker, look)
+    with (
+        BrokerSession(parse_broker(f"mqtt://127.0.0.1:{relay.port}"), "me") as session,
+        BrokerSession(parse_broker(broker.url), "other") as other,
+    ):
+        session.subscribe("a")
+        relay.cut()
+        while len(asked) < 3:
+            session.next_message(0.1)
+        other.publish("a", b"x", retain=True)
+        message = session.next_message(120)
+    relay.close()
+    broker.stop()
+    assert message is not None
+    assert message.payload == b"x"
 
 
 @pytest.mark.broker

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+import pytest
+
 from agent.mqtt.filters import ALONE_LOSSES, FilterSuspicion
 from agent.mqtt.outbox import LOSSES
 from tests.agent.device import Device
-from tests.agent.test_bad_brokers import GOOD, PUBLISH, SUBSCRIBE, Liar, packet
+from tests.agent.test_bad_brokers import GOOD, PUBLISH, SUBACK, SUBSCRIBE, Liar, packet
 
 CONNACK, PUBACK = 2, 4
 
@@ -42,6 +44,40 @@ def test_a_subscription_that_ends_the_connection_is_left_out_and_the_others_are_
     assert f"the broker ends the connection when we subscribe to {control}" in said()
     assert liar.connections <= LOSSES + ALONE_LOSSES + 2
     liar.close()
+
+
+class Moody(Liar):
+    """Refuses the first subscriptions that name ``topic``, and grants what comes later."""
+
+    def __init__(self, topic: bytes) -> None:
+        self._topic = topic
+        self.refusals = 2
+        super().__init__((packet(CONNACK, GOOD), True))
+
+    def _answer(self, connection: socket.socket, kind: int, flags: int, body: bytes) -> None:
+        if kind != SUBSCRIBE or self._topic not in body or not self.refusals:
+            super()._answer(connection, kind, flags, body)
+            return
+        self.refusals -= 1
+        filters = body[3:].split(b"edge/v1")[1:]
+        codes = bytes(0x80 if self._topic in each else 1 for each in filters)
+        connection.sendall(packet(SUBACK, body[:2] + b"\0" + codes))
+
+
+def test_a_subscription_that_was_refused_in_a_bad_moment_is_asked_for_again(
+    connect: Callable[..., Device], said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by nodes of NATS that have just lost another one."""
+    monkeypatch.setattr("agent.mqtt.subscriber.ASK_AGAIN_SECONDS", 0.0)
+    moody = Moody(b"/control/")
+    device = connect(moody.port, protocol="5", keepalive=5)
+    connection = device.gateway.connection
+    control = "edge/v1/d/box/control/+"
+    device.until(lambda: moody.refusals == 0 and connection.subscribed and control not in connection.refused)
+    assert said().count(f"the broker refuses the subscription to {control}") == 1
+    assert f"the broker grants the subscription to {control} now" in said()
+    assert moody.connections == 1
+    moody.close()
 
 
 def test_a_broker_that_ends_the_connection_at_an_acknowledgement_is_left_in_peace_ever_longer(
