@@ -26,8 +26,8 @@ PRIVATE_OPERANDS = 4
 
 
 SCRATCH_WIDTHS = 3.5
-"""Floats that an encoder of pictures holds of a patch while it looks, in widths of its widest product: 2.8 to 3.4 were
-measured of CLIP ViT-L in fp32, 3.4 in INT8.
+"""Floats that an encoder of pictures holds of a patch while it looks, in widths of its widest product: 2.8 to 3.3 were
+measured of CLIP ViT-L in fp32, 3.4 in INT8 (benchmarks/RESULTS.md).
 """
 
 LEAST_PATCHES = {"phi3v": 2 * 577}
