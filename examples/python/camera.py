@@ -44,9 +44,10 @@ async def take(arguments: argparse.Namespace) -> bytes:
     return still
 
 
-async def look(client: AsyncClient, still: bytes, taken: str) -> None:
+async def look(client: AsyncClient, still: bytes, taken: str, detail: str) -> None:
     kind = "image/png" if still.startswith(b"\x89PNG") else "image/jpeg"
-    picture = {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{base64.b64encode(still).decode()}"}}
+    url = f"data:{kind};base64,{base64.b64encode(still).decode()}"
+    picture = {"type": "image_url", "image_url": {"url": url, "detail": detail}}
     question = {"type": "text", "text": "What is the state of the shelf, and is somebody in front of it?"}
     try:
         done = await client.complete(
@@ -69,6 +70,9 @@ async def main() -> None:
     parser.add_argument("--still", metavar="FILE", help="a picture that something else writes")
     parser.add_argument("--every", type=float, default=60.0, metavar="SECONDS", help="default: 60")
     parser.add_argument("--count", type=int, default=0, metavar="N", help="end after so many stills (default: never)")
+    parser.add_argument(
+        "--detail", choices=("auto", "low", "high"), default="auto", help="low: as a whole, a fraction of the time"
+    )
     parser.add_argument("command", nargs="*", help="what takes a still, after --")
     arguments = parser.parse_args()
     if bool(arguments.still) == bool(arguments.command):
@@ -81,7 +85,7 @@ async def main() -> None:
         while True:
             taken = datetime.now(UTC).isoformat()
             try:
-                group.create_task(look(client, await take(arguments), taken))
+                group.create_task(look(client, await take(arguments), taken, arguments.detail))
             except OSError as error:
                 print(f"{taken} no still: {error}", file=sys.stderr, flush=True)
             tried += 1

@@ -69,7 +69,7 @@ def accepted(device: Device) -> int:
 
 
 def test_it_prints_what_it_sees_by_its_schema(broker: Broker, device: Device, still: Path) -> None:
-    (line,), said = camera(broker, device, "--count", "1", "--", "cat", str(still))
+    (line,), said = camera(broker, device, "--count", "1", "--detail", "low", "--", "cat", str(still))
     seen = json.loads(line)
     assert list(seen) == ["taken", "state", "person_in_front"]
     assert seen["state"] in STATES
