@@ -26,6 +26,7 @@ from tests.fleet.waiting import until
 from tests.postgres import Postgres
 
 CONTROLLERS = 3
+LONGEST_SECONDS = 60.0
 
 
 class Fleet:
@@ -62,6 +63,8 @@ class Fleet:
         began = time.monotonic()
         found.kill()
         while self.epoch == epoch:
+            if time.monotonic() > began + LONGEST_SECONDS:
+                raise RuntimeError(f"nobody leads {LONGEST_SECONDS:.0f} s after the leader was killed")
             time.sleep(0.002)
         taken = time.monotonic() - began
         self._controllers.remove(found)
