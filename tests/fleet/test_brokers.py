@@ -74,6 +74,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look again after seconds instead of minutes."""
     monkeypatch.setattr("fleet.service.LOOK_SECONDS", 3.0)
     monkeypatch.setattr("fleet.service.RESEND_SECONDS", 5.0)
+    monkeypatch.setattr("edge_bundle.broker_session.SUBSCRIBE_AGAIN_SECONDS", 3.0)
 
 
 def all_got_it_once(devices: list[SimulatedDevice]) -> None:
