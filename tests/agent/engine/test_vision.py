@@ -484,9 +484,19 @@ def test_a_picture_that_there_is_no_memory_for_is_refused(
     assert answer(taking_turns, look(1, QUESTION)).text == "The capital of France is Paris."
 
 
-def test_engines_without_eyes_say_so(engine: Engine) -> None:
-    """Whatever else they can do: the conformance suite's engines have a model that reads words."""
-    outcome = answer(engine, look(1, RED, QUESTION))
+@pytest.fixture(params=["stand_in", "batched", "genai"])
+def blind(request: pytest.FixtureRequest, tiny_bundle: Path, stand_in: Engine) -> Iterator[Engine]:
+    """One of each kind, with a model that reads words."""
+    if request.param == "stand_in":
+        yield stand_in
+        return
+    opened = open_engine(tiny_bundle, engine=request.param, threads=2)
+    yield opened
+    opened.release()
+
+
+def test_engines_without_eyes_say_so(blind: Engine) -> None:
+    outcome = answer(blind, look(1, RED, QUESTION))
     assert outcome.refused_field == "messages"
     assert outcome.reject is not None
     assert "takes no pictures" in outcome.reject.message
