@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from agent.engine.batched.rope import rope_switch
 from agent.engine.runtime_errors import Declined
-from agent.engine.vision import PLACEHOLDERS
+from contract.bundle.canary import PLACEHOLDERS
 from contract.bundle.footprint import kv_token_bytes
 from contract.bundle.genai_config import GenaiFacts
 from contract.errors import BundleRefused
