@@ -80,6 +80,9 @@ def isolate(readable: Iterable[Path], writable: Iterable[Path] = ()) -> str:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     written = list(writable)
+    # A rule is for an inode, and the kernel may forget that of a process's folder where memory is short: held open, it
+    # stays the one that is allowed.
+    os.open("/proc/self", os.O_PATH | os.O_CLOEXEC)
     reached = []
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         reached.append("no_new_privs")
