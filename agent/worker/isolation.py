@@ -80,9 +80,6 @@ def isolate(readable: Iterable[Path], writable: Iterable[Path] = ()) -> str:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     written = list(writable)
-    # A rule is for an inode, and the kernel may forget that of a process's folder where memory is short: held open, it
-    # stays the one that is allowed.
-    os.open("/proc/self", os.O_PATH | os.O_CLOEXEC)
     reached = []
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         reached.append("no_new_privs")
@@ -161,7 +158,11 @@ def _landlock(libc: ctypes.CDLL, readable: Iterable[Path], writable: Iterable[Pa
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
-    """A path that is not there needs no rule; one that fails stays closed."""
+    """A path that is not there needs no rule; one that fails stays closed.
+
+    A rule is for an inode. In procfs a file gets a new one when the kernel has dropped its cached name, as it does where
+    memory is short, and no rule is for that one: what is held open for the life of the process keeps its name.
+    """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -170,7 +171,8 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
         rule = _PathBeneath(rights if path.is_dir() else rights & READ_FILE, descriptor)
         libc.syscall(LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, ctypes.byref(rule), 0)
     finally:
-        os.close(descriptor)
+        if not path.is_relative_to("/proc"):
+            os.close(descriptor)
 
 
 def _seccomp(libc: ctypes.CDLL) -> bool:

@@ -125,7 +125,8 @@ def test_a_limit_that_shrinks_ends_the_worker_and_loses_nothing(small_phi: Path,
         for number in range(8):
             client.send(f"long-{number}", f"{number} " * 4000, max_tokens=4)
         told = next_health(client, lambda health: "message" in health)
-        assert told["reasons"] == ["engine_unavailable"]
+        # The kernel may say by itself that memory is short, which is so.
+        assert set(told["reasons"]) - {"throttled_memory"} == {"engine_unavailable"}
         assert not told["ready"]
         assert "killed by SIGKILL, which the kernel does where memory runs out" in told["message"]
         assert killed_for_memory(group) > 0

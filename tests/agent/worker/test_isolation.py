@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.worker.isolation import MAX_THREADS, allocated
+from agent.worker.isolation import MAX_THREADS, SYSTEM_PATHS, allocated
 from agent.worker.seccomp import AUDIT_ARCH, DENIED, EXAMINED, deny_program
 from contract.bundle.device_plan import WORKER_BYTES, Box, plan_device
 from contract.bundle.footprint import Footprint
@@ -132,3 +132,27 @@ def test_each_number_is_denied_once() -> None:
         numbers = [pair[column] for pair in (*DENIED.values(), *EXAMINED.values()) if pair[column] is not None]
         assert len(numbers) == len(set(numbers))
     assert os.uname().machine in AUDIT_ARCH or deny_program(os.uname().machine, 1) is None
+
+
+WATCHER = """
+import sys
+from agent.worker.isolation import isolate
+print(isolate([]), flush=True)
+for path in sys.stdin.read().split():
+    open(path, "rb").read(64)
+"""
+
+
+@pytest.mark.root
+def test_what_the_kernel_says_of_itself_stays_readable_where_memory_is_short() -> None:
+    said = [path for path in SYSTEM_PATHS if path.startswith("/proc/")]
+    files = [f"{path}/status" if Path(path).is_dir() else path for path in said]
+    command = [sys.executable, "-c", WATCHER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as watcher:
+        assert watcher.stdout is not None
+        level = watcher.stdout.readline().decode()
+        # The cached names, as the kernel drops them by itself where memory is short.
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        _, faults = watcher.communicate(" ".join(files).encode(), timeout=120)
+    assert "landlock" in level
+    assert (watcher.returncode, faults.decode()) == (0, ""), files
