@@ -160,8 +160,8 @@ def _landlock(libc: ctypes.CDLL, readable: Iterable[Path], writable: Iterable[Pa
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, rights: int) -> None:
     """A path that is not there needs no rule; one that fails stays closed.
 
-    A rule is for an inode. In procfs a file gets a new one when the kernel has dropped its cached name, as it does where
-    memory is short, and no rule is for that one: what is held open for the life of the process keeps its name.
+    A rule is for an inode. In procfs a file gets a new one when the kernel has dropped its cached name, as it does
+    where memory is short, and no rule is for that one: what is held open for the life of the process keeps its name.
     """
     try:
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
