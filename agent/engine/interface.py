@@ -66,6 +66,7 @@ class Generation(Struct, frozen=True):
     ``temperature`` 0 is greedy; ``top_k`` 0 and ``top_p`` 1 are off; ``max_tokens`` None means up to the context's
     end, ``max_tokens_limit`` holds whatever is asked for. ``n`` answers come from one reading of the prompt, the first
     of them the one that ``n`` 1 gives. ``client`` scopes the prefix cache; ``reasoning_effort`` is the template's.
+    ``deadline_seconds`` are left when it is admitted.
     """
 
     request: int
@@ -96,6 +97,7 @@ class Generation(Struct, frozen=True):
     no_repeat_ngram_size: int = 0
     adapter: str | None = None
     reasoning_effort: str | None = None
+    deadline_seconds: float | None = None
 
 
 class TokenEvent(Struct, frozen=True, tag="token"):

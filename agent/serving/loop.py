@@ -179,6 +179,7 @@ class Loop:
                 request.changes,
                 manifest.behaviour,
                 settings=self._scheduler.settings,
+                deadline_seconds=None if request.deadline is None else max(0.0, request.deadline - self._now()),
             )
         )
 

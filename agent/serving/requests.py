@@ -60,11 +60,12 @@ def to_generation(
     behaviour: Behaviour | None = None,
     *,
     settings: ServingSettings = UNBOUNDED,
+    deadline_seconds: float | None = None,
 ) -> Generation:
     """The request as the engine sees it; ``number`` identifies it between agent and worker.
 
     ``changes`` were asked for since it came in, as :func:`read_changes` gave them. ``behaviour`` are the defaults of
-    the bundle that is going to answer, ``settings`` the device's own.
+    the bundle that is going to answer, ``settings`` the device's own; ``deadline_seconds`` are left for it.
     """
     signed = Behaviour() if behaviour is None else behaviour
     defaults = signed.generation
@@ -110,6 +111,7 @@ def to_generation(
         no_repeat_ngram_size=_first(request.no_repeat_ngram_size, defaults.no_repeat_ngram_size, 0),
         adapter=request.adapter,
         reasoning_effort=None if request.reasoning_effort is UNSET else request.reasoning_effort,
+        deadline_seconds=deadline_seconds,
     )
     return structs.replace(generation, **changes) if changes else generation
 

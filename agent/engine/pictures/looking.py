@@ -6,8 +6,9 @@ What is cached is there at once, and does not stand in line behind pictures that
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from hashlib import sha256
@@ -18,7 +19,7 @@ from agent.engine.interface import Generation
 from agent.engine.memory import usable_bytes
 from agent.engine.pictures.encoder import Encoded
 from agent.engine.pictures.features import FeatureCache, Features, PictureKey
-from agent.engine.pictures.plan import PlannedFor, Size, check_context, check_plan
+from agent.engine.pictures.plan import COSTS, PlannedFor, Size, check_context, check_plan, check_time
 from contract.errors import EngineFailed, RequestInvalid
 
 PATIENCE_SECONDS = 0.05
@@ -50,12 +51,12 @@ class _Look:
         self.wanted.set()
         self._model = model
         pixels = MAX_PIXELS
-        self._sizes: list[Size] = []
+        self.sizes: list[Size] = []
         for number, (data, low) in enumerate(zip(generation.pictures, self._low(), strict=True), 1):
             with naming(number):
                 width, height = measure_image(data, pixels)
             pixels -= width * height
-            self._sizes.append(Size(width, height, low))
+            self.sizes.append(Size(width, height, low))
         self.check_room()
         self.keys = [
             PictureKey(generation.client, sha256(data).digest(), low)
@@ -70,7 +71,7 @@ class _Look:
         """Raises:
         RequestInvalid: by their headers they do not fit the context, or the memory that there is now.
         """
-        check_plan(self._model, self._sizes, usable_bytes(), held=len(self.found))
+        check_plan(self._model, self.sizes, usable_bytes(), held=len(self.found))
 
     @property
     def complete(self) -> bool:
@@ -101,8 +102,13 @@ class Looking:
     Every method is for one thread, and none waits for the encoder but :meth:`advance`, where it is asked to.
     """
 
-    def __init__(self, encoder: Encoder, cache: FeatureCache, model: PlannedFor) -> None:
+    def __init__(
+        self, encoder: Encoder, cache: FeatureCache, model: PlannedFor, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._encoder = encoder
+        self._clock = clock
+        self._crop_seconds: float | None = None
+        """The shortest that a look at a crop took so far; a machine that is busy now may be idle soon."""
         self._cache = cache
         self._model = model
         self._waiting: deque[_Look] = deque()
@@ -117,9 +123,15 @@ class Looking:
         """Take a request with pictures.
 
         Raises:
-            RequestInvalid: by their headers they cannot be read, or there is no room for them.
+            RequestInvalid: by their headers they cannot be read, there is no room for them, or they take longer than
+                the request may.
         """
-        self._waiting.append(_Look(generation, self._model))
+        look = _Look(generation, self._model)
+        if generation.deadline_seconds is not None and self._crop_seconds is not None:
+            sizes = dict(zip(look.keys, look.sizes, strict=True))
+            unknown = [size for key, size in sizes.items() if self._cache.find(key) is None]
+            check_time(self._model, unknown, self._crop_seconds, generation.deadline_seconds)
+        self._waiting.append(look)
 
     def advance(self, *, idle: bool) -> Iterator[Seen]:
         """Whose pictures are known now; with ``idle``, wait a moment for the one that is being looked at.
@@ -173,14 +185,17 @@ class Looking:
                 yield Seen(look.generation, [], refused)
             return
         number = len(look.found)
-        job = self._beside.submit(
-            self._encoder.encode,
-            look.generation.pictures[number],
-            low=look.keys[number].low,
-            most_pixels=MAX_PIXELS,
-            wanted=look.wanted,
-        )
-        self._job = look, job
+        picture, size = look.generation.pictures[number], look.sizes[number]
+        self._job = look, self._beside.submit(self._encode, picture, size, look.wanted)
+
+    def _encode(self, picture: bytes, size: Size, wanted: threading.Event) -> Encoded:
+        """In the thread beside; takes the time."""
+        began = self._clock()
+        encoded = self._encoder.encode(picture, low=size.low, most_pixels=MAX_PIXELS, wanted=wanted)
+        if wanted.is_set() and self._model.kind in COSTS:
+            each = (self._clock() - began) / COSTS[self._model.kind](size).crops
+            self._crop_seconds = each if self._crop_seconds is None else min(each, self._crop_seconds)
+        return encoded
 
     def glance(self, picture: bytes) -> Features:
         """What is made of ``picture``, which is nobody's, looked at as a whole; waits for it, and for what is
@@ -192,8 +207,8 @@ class Looking:
         wanted = threading.Event()
         wanted.set()
         try:
-            job = self._beside.submit(self._encoder.encode, picture, low=True, most_pixels=MAX_PIXELS, wanted=wanted)
-            encoded = job.result()
+            width, height = measure_image(picture, MAX_PIXELS)
+            encoded = self._beside.submit(self._encode, picture, Size(width, height, low=True), wanted).result()
         except RequestInvalid as refused:
             raise EngineFailed(f"the picture of a canary: {refused.message}") from refused
         return self._cache.keep(PictureKey("", sha256(picture).digest(), low=True), encoded.ids, encoded.rows)

@@ -110,6 +110,23 @@ def check_plan(model: PlannedFor, sizes: Sequence[Size], room: int, *, held: int
     return total
 
 
+def check_time(model: PlannedFor, sizes: Sequence[Size], crop_seconds: float, deadline_seconds: float) -> None:
+    """``crop_seconds`` is the shortest that a look at a crop took here so far.
+
+    Raises:
+        RequestInvalid: even so the encoder would not be done with these pictures by the deadline.
+    """
+    if model.kind not in COSTS:
+        return
+    seconds = crop_seconds * sum(COSTS[model.kind](size).crops for size in sizes)
+    if seconds > deadline_seconds:
+        raise RequestInvalid(
+            f"looking at these pictures takes {seconds:.1f} s here at the least, and {deadline_seconds:.1f} s are "
+            "left: ask with detail low, send fewer, or allow more time",
+            field="deadline_ms",
+        )
+
+
 def check_context(number: int, tokens: int, context_length: int) -> None:
     """Raises:
     RequestInvalid: ``number`` pictures of so many ``tokens`` fill the context.

@@ -192,6 +192,18 @@ def test_deadline_ends_requests_that_wait_and_that_run(make_device: MakeDevice, 
     assert (last["finish_reason"], last["text"]) == ("deadline", "0 ")
 
 
+def test_an_engine_is_told_how_long_a_request_may_take(make_device: MakeDevice, client: RawClient) -> None:
+    device = make_device().start(sealed())
+    day = 86_400.0
+    for name, fields in {"day": {"deadline_ms": int(1000 * day)}, "ever": {}}.items():
+        client.ask(name, "count 1", **fields)
+        client.wait_answer(name)
+    first, second = device.workers.current.admitted
+    assert first.deadline_seconds is not None
+    assert day - 3600 < first.deadline_seconds <= day, "what is left when it begins"
+    assert second.deadline_seconds is None
+
+
 def test_newer_request_supersedes_older_ones(make_device: MakeDevice, client: RawClient) -> None:
     device = make_device().start(sealed())
     client.ask("old", "hold 2", supersede_key="view")

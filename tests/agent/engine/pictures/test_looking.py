@@ -15,6 +15,7 @@ from agent.engine.pictures.encoder import Encoded
 from agent.engine.pictures.features import FeatureCache
 from agent.engine.pictures.looking import Looking, Seen
 from agent.engine.pictures.plan import PlannedFor
+from contract.errors import RequestInvalid
 from tests.seeing import LOW_TOKENS, png
 
 MODEL = PlannedFor("phi3v", 8192, 4, 1)
@@ -23,13 +24,19 @@ LEAST = 2 * 1024**2
 
 
 class Doing:
-    """An encoder; ``looked`` is what it was given."""
+    """An encoder; ``looked`` is what it was given, and each look takes ``seconds`` by its clock."""
 
     def __init__(self) -> None:
         self.looked: list[bytes] = []
+        self.seconds = 0.0
+        self.now = 100.0
+
+    def clock(self) -> float:
+        return self.now
 
     def encode(self, data: bytes, *, low: bool, most_pixels: int, wanted: threading.Event) -> Encoded:
         self.looked.append(data)
+        self.now += self.seconds
         return Encoded([-1] * LOW_TOKENS, np.zeros((LOW_TOKENS, 4), np.float32))
 
     def stop(self) -> None:
@@ -43,15 +50,20 @@ def encoder() -> Doing:
 
 @pytest.fixture
 def looking(encoder: Doing) -> Iterator[Looking]:
-    found = Looking(encoder, FeatureCache(1 << 20), MODEL)
+    found = Looking(encoder, FeatureCache(1 << 20), MODEL, encoder.clock)
     yield found
     found.close()
 
 
-def look(number: int, picture: bytes) -> Generation:
-    content: list[Any] = [None]
+def look(number: int, *pictures: bytes, seconds: float | None = None) -> Generation:
+    content: list[Any] = [None] * len(pictures)
     return Generation(
-        number, "anna", messages=[{"role": "user", "content": content}], pictures=[picture], details=["low"]
+        number,
+        "anna",
+        messages=[{"role": "user", "content": content}],
+        pictures=list(pictures),
+        details=["low"] * len(pictures),
+        deadline_seconds=seconds,
     )
 
 
@@ -93,3 +105,32 @@ def test_a_picture_is_refused_where_nobody_will_give_memory_back(
     assert "there are 2.0 MiB here" in seen.refused.message
     assert not looking.busy
     assert encoder.looked == []
+
+
+def test_pictures_that_could_not_be_looked_at_in_time_are_refused_before_a_pixel_is_read(
+    looking: Looking, encoder: Doing
+) -> None:
+    first, second, third = png(1, 1, 1), png(2, 2, 2), png(3, 3, 3)
+    encoder.seconds = 8.0
+    looking.admit(look(0, first, seconds=1.0))
+    finish(looking)
+    [seen] = finish(looking)
+    assert seen.refused is None, "nobody knows how long it takes before the first one"
+    encoder.seconds = 80.0
+    looking.admit(look(1, second))
+    finish(looking)
+    [seen] = finish(looking)
+    refusal = (
+        "looking at these pictures takes 8.0 s here at the least, and 7.9 s are left: "
+        "ask with detail low, send fewer, or allow more time"
+    )
+    with pytest.raises(RequestInvalid) as refused:
+        looking.admit(look(2, third, seconds=7.9))
+    assert (refused.value.message, refused.value.field) == (refusal, "deadline_ms")
+    assert encoder.looked == [first, second]
+    assert not looking.busy
+    looking.admit(look(3, first, second, seconds=0.1))
+    [seen] = finish(looking)
+    assert (seen.generation.request, seen.refused) == (3, None), "what is known takes no time"
+    looking.admit(look(4, third, third, seconds=8.1))
+    assert looking.busy, "the same picture is looked at once"
