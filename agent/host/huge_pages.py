@@ -11,8 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
@@ -51,26 +50,28 @@ def full_stretches(smaps: str, page: int) -> Iterator[range]:
             yield whole
 
 
-def gather(page: int) -> None:
-    """Lay out what this process has now, one huge page after the other; the others of its threads may run."""
+def gather(page: int, stretches: Iterable[range]) -> None:
+    """Lay out ``stretches`` of this process, one huge page after the other; the others of its threads may run."""
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for whole in full_stretches(Path("/proc/self/smaps").read_text("ascii", "replace"), page):
+    for whole in stretches:
         advise(whole.start, len(whole), HUGEPAGE)
         for start in range(whole.start, whole.stop, page):
             advise(start, page, COLLAPSE)
 
 
 def gather_beside() -> threading.Thread | None:
-    """Begin :func:`gather` in a thread, which takes a second for a gigabyte; None where there is nothing to do."""
+    """Begin :func:`gather` of what is full now, in a thread, which takes a second for a gigabyte; None where there is
+    nothing to do.
+    """
     page = page_size()
     if not page:
         return None
-
-    def run() -> None:
-        with suppress(OSError):  # it is faster with them, and right without
-            gather(page)
-
-    thread = threading.Thread(target=run, name="huge pages", daemon=True)
+    try:
+        # Here, and not in the thread: what others reserve meanwhile joins a stretch, which is no longer full then.
+        stretches = list(full_stretches(Path("/proc/self/smaps").read_text("ascii", "replace"), page))
+    except OSError:  # it is faster with them, and right without
+        return None
+    thread = threading.Thread(target=gather, args=(page, stretches), name="huge pages", daemon=True)
     thread.start()
     return thread
