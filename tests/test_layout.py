@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from tests.layout import complaints, folders_of, packages_of, without_a_package, without_tests
+from tests.layout import ROOT, complaints, folders_of, packages_of, without_a_package, without_tests
 
 
 def test_every_folder_of_tests_mirrors_a_package_or_says_what_it_is() -> None:
     assert complaints() == []
+
+
+def test_no_folder_of_tests_is_left_out_when_they_are_collected(pytestconfig: pytest.Config) -> None:
+    left_out = pytestconfig.getini("norecursedirs")
+    assert left_out
+    parts = {part for folder in folders_of(ROOT / "tests") for part in folder.split("/")}
+    assert [part for part in parts if any(fnmatch(part, pattern) for pattern in left_out)] == []
 
 
 def test_what_stands_elsewhere_is_found() -> None:
