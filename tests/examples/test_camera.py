@@ -85,7 +85,7 @@ def test_the_newest_still_takes_the_place_of_those_that_wait(broker: Broker, dev
     os.kill(replica.worker.pid, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as thread:
-            looking = thread.submit(camera, broker, device, "--count", "4", "--still", str(still))
+            looking = thread.submit(camera, broker, device, "--count", "4", "--every", "0.3", "--still", str(still))
             asyncio.run(until(lambda: accepted(device) == before + 4 or looking.done()))
             os.kill(replica.worker.pid, signal.SIGCONT)
             answered, said = looking.result()

@@ -16,12 +16,22 @@ def dump(connection: sqlite3.Connection) -> list[str]:
     return list(connection.iterdump())
 
 
+def examine(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite says of it, and what it holds: a log that was cut below what is in the database already leaves it
+    torn, for SQLite as for us.
+    """
+    try:
+        verdict = [str(fault) for [fault] in connection.execute("PRAGMA integrity_check")]
+        return [*verdict, *dump(connection)]
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+
+
 def read(database: bytes) -> list[str]:
     connection = sqlite3.connect(":memory:")
     if database:
         connection.deserialize(database)
-    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    found = dump(connection)
+    found = examine(connection)
     connection.close()
     return found
 
@@ -33,7 +43,7 @@ def as_sqlite_reads(database: bytes, log: bytes) -> list[str]:
         path.write_bytes(database)
         Path(f"{path}-wal").write_bytes(log)
         connection = sqlite3.connect(path)
-        found = dump(connection)
+        found = examine(connection)
         connection.close()
         return found
 
@@ -66,7 +76,7 @@ def test_it_reads_what_sqlite_reads_however_the_log_is_cut_or_spoiled(
             else:
                 connection.executescript("PRAGMA incremental_vacuum(4)")
         database, log = path.read_bytes(), Path(f"{path}-wal").read_bytes()
-        assert read(merge(database, log)) == dump(connection)
+        assert read(merge(database, log)) == ["ok", *dump(connection)]
         connection.close()
     cut = data.draw(st.integers(0, len(log)))
     assert read(merge(database, log[:cut])) == as_sqlite_reads(database, log[:cut])

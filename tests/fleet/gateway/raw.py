@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -58,3 +59,17 @@ def open_chat(port: int, body: dict[str, Any]) -> socket.socket:
     head = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json"]
     made.sendall("\r\n".join([*head, f"content-length: {len(data)}", "", ""]).encode() + data)
     return made
+
+
+def whole_answer(connection: socket.socket) -> bytes:
+    """Head and body of an answer that says how long it is; what there is, where the other side ends before."""
+    found = b""
+    while True:
+        head, ends, body = found.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+        if ends and length is not None and len(body) >= int(length[1]):
+            return found
+        piece = connection.recv(65536)
+        if not piece:
+            return found
+        found += piece

@@ -12,7 +12,7 @@ from contract.mqtt.messages import Health
 from fleet.gateway import asking
 from tests.agent.device import Device, sealed
 from tests.broker import Broker
-from tests.fleet.gateway.raw import chat, open_chat, send
+from tests.fleet.gateway.raw import chat, open_chat, send, whole_answer
 from tests.fleet.gateway.stage import Stage, make_device, serving, tell
 from tests.fleet.waiting import until
 
@@ -87,7 +87,7 @@ def test_a_request_that_takes_devices_along_is_given_up(stage: Stage) -> None:
     other = next(name for name in stage.devices if name != first)
     until(lambda: prompts(stage.devices[other]) == 1, "the other one to be asked")
     stage.devices[other].kill()
-    answer = connection.recv(65536)
+    answer = whole_answer(connection)
     assert answer.startswith(b"HTTP/1.1 503")
     assert b"device_gone" in answer
     connection.close()
