@@ -131,5 +131,11 @@ def test_memory_of_this_process_is_laid_out_anew_and_holds_what_it_held() -> Non
 
 
 def test_a_kernel_that_does_not_know_how_changes_nothing() -> None:
-    """Pages of a size that no processor has: every call is refused, and that is all."""
-    gather(3 * MIB, [range(0, 12 * MIB)])
+    """Pages that begin where none can: every call is refused, and that is all."""
+    memory = mmap.mmap(-1, 4 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTDUMP)
+    memory[:] = text = b"kept" * PAGE
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + 1
+    gather(PAGE, [range(start, start + 2 * PAGE)])
+    assert not was_asked(memory)
+    assert memory[:] == text
