@@ -12,29 +12,44 @@ an error rather than with an answer that was not scored: it may be what keeps a 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.host.thread_time import ThreadStopwatch, ThreadTime
 from contract.errors import EngineFailed, RequestInvalid
 
 GROUP = "edge_bundle.logits_processors"
 
-SLOWEST_SECONDS = 0.5
-"""For one token. One that takes longer holds everybody up; whoever hangs for good meets the worker's watchdog."""
+MAX_COMPUTE_SECONDS = 0.5
+"""On a core, for one token: one that takes longer holds everybody up. What others had the core for is not counted."""
+
+MAX_WAIT_SECONDS = 3.0
+"""For anything else, for one token: one that sleeps or asks somebody holds everybody up as well. Wide, since a page
+that comes back from a slow disk, a lock that a starved thread holds and a machine that stood still look the same; yet
+eight requests in one step (``MAX_SLOTS``) are refused before the worker counts as hung (``stall_seconds``, 30). Whoever
+hangs for good meets that watchdog."""
 
 Score = Callable[[Sequence[int], NDArray[np.float32]], object]
 
 
-class Processors:
-    """Processors in the order in which they were named; ``scores`` by name."""
+class Stopwatch(Protocol):
+    """See :class:`agent.host.thread_time.ThreadStopwatch`."""
 
-    def __init__(self, scores: dict[str, Score] | None = None) -> None:
+    def read(self) -> ThreadTime: ...
+
+
+class Processors:
+    """Processors in the order in which they were named; ``scores`` by name. ``stopwatch`` is made for each call."""
+
+    def __init__(
+        self, scores: dict[str, Score] | None = None, stopwatch: Callable[[], Stopwatch] = ThreadStopwatch
+    ) -> None:
         self._scores = scores or {}
+        self._stopwatch = stopwatch
 
     def __bool__(self) -> bool:
         return bool(self._scores)
@@ -52,13 +67,16 @@ class Processors:
         """
         row = logits.copy()
         for name, score in self._scores.items():
-            started = time.monotonic()
+            stopwatch = self._stopwatch()
             try:
                 score(tuple(tokens), row)
             except Exception as error:  # somebody else's code
                 raise _failed(name, f"{type(error).__name__}: {error}") from error
-            if time.monotonic() - started > SLOWEST_SECONDS:
-                raise _failed(name, f"it took longer than {SLOWEST_SECONDS:g} s for one token")
+            took = stopwatch.read()
+            if took.computed > MAX_COMPUTE_SECONDS:
+                raise _failed(name, f"it computed for longer than {MAX_COMPUTE_SECONDS:g} s for one token")
+            if took.waited > MAX_WAIT_SECONDS:
+                raise _failed(name, f"it waited for longer than {MAX_WAIT_SECONDS:g} s for one token")
             if np.isnan(row).any() or not (row > -np.inf).any():
                 raise _failed(name, "it leaves no token to choose from")
         return row

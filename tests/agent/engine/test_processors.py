@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from agent.engine import processors
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import Engine
 from agent.engine.processors import Processors
+from agent.host.thread_time import ThreadTime
 from contract.errors import EngineFailed, RequestInvalid
 from tests.agent.engine.conformance.test_generation import ask
 from tests.agent.engine.driving import answer
@@ -110,8 +112,46 @@ def test_the_models_own_logits_stay_as_they_were() -> None:
     assert row.tolist() == [0, 1, 2, 3]
 
 
-def test_one_that_holds_everybody_up_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0])
-    monkeypatch.setattr(processors, "time", type("clock", (), {"monotonic": staticmethod(lambda: next(clock))}))
-    with pytest.raises(RequestInvalid, match="longer than"):
-        Processors({"slow": lambda _tokens, _logits: None}).apply([1], np.zeros(4, dtype=np.float32))
+class Took:
+    """A stopwatch that always says the same."""
+
+    def __init__(self, computed: float, waited: float) -> None:
+        self._time = ThreadTime(computed, waited)
+
+    def read(self) -> ThreadTime:
+        return self._time
+
+
+@pytest.mark.parametrize(
+    ("took", "says"),
+    [
+        (Took(computed=0.6, waited=0), "computed for longer than 0.5 s"),
+        (Took(computed=0, waited=3.1), "waited for longer than 3 s"),
+    ],
+)
+def test_one_that_holds_everybody_up_is_found_out(took: Took, says: str) -> None:
+    slow = Processors({"slow": lambda _tokens, _logits: None}, lambda: took)
+    with pytest.raises(RequestInvalid, match=says) as refused:
+        slow.apply([1], np.zeros(4, dtype=np.float32))
+    assert (refused.value.code, refused.value.kind) == (500, "scoring_failed")
+
+
+def test_each_call_is_timed_for_itself() -> None:
+    """Three of 0.4 s are quick ones, for which others may have taken minutes of the core."""
+    scores = {name: lambda _tokens, logits: logits.fill(7) for name in ("one", "two", "three")}
+    made: list[Took] = []
+    timed = Processors(scores, lambda: made.append(Took(computed=0.4, waited=2.9)) or made[-1])  # type: ignore[func-returns-value]
+    assert timed.apply([1], np.zeros(4, dtype=np.float32)).tolist() == [7] * 4
+    assert len(made) == 3
+
+
+def test_one_that_computes_is_timed_by_its_own_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "MAX_COMPUTE_SECONDS", 0.01)
+
+    def compute(_tokens: Sequence[int], _logits: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        began = time.thread_time()
+        while time.thread_time() - began <= 0.01:
+            pass
+
+    with pytest.raises(RequestInvalid, match="computed for longer"):
+        Processors({"busy": compute}).apply([1], np.zeros(4, dtype=np.float32))

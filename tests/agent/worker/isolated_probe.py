@@ -113,6 +113,7 @@ if __name__ == "__main__":
         "eat shared memory": eat_shared_memory,
         "memory without a name": lambda: os.close(os.memfd_create("x")),
         "thread": thread,
+        "read how long it waited for a core": Path("/proc/thread-self/schedstat").read_bytes,
     }
     level = isolate([bundle])
     score = Path("/proc/self/oom_score_adj").read_text().strip()

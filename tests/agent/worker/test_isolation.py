@@ -44,7 +44,10 @@ def probed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "needed",
-    ["read the bundle", "list the bundle", "unix pair", "thread", "signal itself", "ask for its own limits"],
+    [
+        *("read the bundle", "list the bundle", "unix pair", "thread", "signal itself", "ask for its own limits"),
+        "read how long it waited for a core",
+    ],
 )
 def test_what_a_worker_needs_works(probed: dict[str, str], needed: str) -> None:
     assert probed[needed] == "done"
