@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from typing import Literal
 
@@ -30,6 +31,9 @@ def run_check(check: str, inspect: Callable[[], Finding | list[Finding]]) -> lis
         found = inspect()
     except EdgeBundleError as error:
         return [Finding(check, "bad", error.message)]
+    except subprocess.TimeoutExpired as error:
+        text = f"cannot be determined: {error.cmd[0]} does not answer within {error.timeout:.0f} s"
+        return [Finding(check, "bad", text, "look whether something takes all of this machine's cores or its disk")]
     except OSError as error:
         return [Finding(check, "bad", f"cannot be determined: {error}", "run this as root or as the agent's account")]
     return found if isinstance(found, list) else [found]

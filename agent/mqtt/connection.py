@@ -292,7 +292,9 @@ class Connection:
         return f"{loss.why} after we acknowledged a message on {acknowledged}" if acknowledged else loss.why
 
     async def close(self) -> None:
-        """Deliver what the broker takes within :data:`FLUSH_SECONDS`, then say goodbye (no last will)."""
+        """Deliver what the broker takes within :data:`FLUSH_SECONDS`, then say goodbye. Where something is left, go
+        without: then the last will says for us what may not have come through.
+        """
         link = self._link
         if link is None:
             return
@@ -300,7 +302,8 @@ class Connection:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_SECONDS):
                     await self._sender.idle.wait()
-        link.guard(link.client.disconnect)
+        if not self.undelivered:
+            link.guard(link.client.disconnect)
         self._drop(link)
 
     async def _connect(self) -> Link:

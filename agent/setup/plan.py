@@ -17,6 +17,10 @@ from contract.errors import UsageError
 from contract.identifiers import is_identifier
 
 CONFIG_GROUP = "edge-agent"
+
+SYSTEMD_SECONDS = 30.0
+"""Until systemctl has said whether a unit runs."""
+
 _DEVICE = re.compile(r"^\s*device\s*=\s*(.*?)\s*(?:#.*)?$", re.MULTILINE)
 _TABLE = re.compile(r"^\s*\[", re.MULTILINE)
 
@@ -194,7 +198,12 @@ def _services(*, changed: bool, units_changed: bool) -> list[Step]:
 
 
 def _active(unit: str) -> bool:
-    return subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False, timeout=30).returncode == 0
+    """Whether it is known to run: one that is not is started."""
+    command = ["systemctl", "is-active", "--quiet", unit]
+    try:
+        return subprocess.run(command, check=False, timeout=SYSTEMD_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _exists(path: Path) -> bool:

@@ -24,8 +24,8 @@ MAX_CONNECTIONS = 8
 MAX_HEAD_BYTES = 8192
 """A GET with every header that a proxy may add."""
 
-SECONDS = 5.0
-"""Reading the question and writing the answer, each."""
+SECONDS = 20.0
+"""Reading the question and writing the answer, each: longer than scrapers wait (10 s), however busy this machine is."""
 
 
 class PrometheusEndpoint:

@@ -362,11 +362,14 @@ class WorkerProcess:
         await asyncio.shield(self._loaded)
         clock = asyncio.get_running_loop().time
         self._heard = clock()
-        number = 0
+        number, pause = 0, self._stall_seconds / PINGS_PER_STALL
         while True:
             number += 1
             self._send(protocol.Ping(number))
-            await asyncio.sleep(self._stall_seconds / PINGS_PER_STALL)
+            due = clock() + pause
+            await asyncio.sleep(pause)
+            # While this process got no core, or stood still with the whole machine, it is no witness of a silence.
+            self._heard = min(clock(), self._heard + max(0.0, clock() - due))
             if self.silence >= 1:
                 self._end(f"silent for {self._allowed_silence:g} s")
                 self.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import tarfile
 import time
@@ -18,7 +19,7 @@ from agent.cli import main
 from agent.commands.doctor import summary
 from agent.config import AgentConfig
 from agent.diagnosis import capacity, hardware, readiness, state
-from agent.diagnosis.broker import round_trip
+from agent.diagnosis.broker import _until, round_trip
 from agent.diagnosis.finding import Finding, Verdict, run_check
 from agent.diagnosis.support import redacted_config
 from agent.install.settings import InstallSettings
@@ -334,6 +335,31 @@ def test_a_broker_that_takes_no_large_messages_is_found_out(
     assert does in limit.detail
     taken = int(limit.detail.split("messages of ")[1].split(" bytes")[0].replace(",", ""))
     assert 1600 < taken <= 2000
+
+
+def test_what_comes_back_is_seen_by_a_doctor_that_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute passes between two looks: it has looked twice, and may look again."""
+    passed, looks = time.monotonic, 0
+    monkeypatch.setattr(time, "monotonic", lambda: passed() + 60 * looks)
+
+    def came() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == 3
+
+    assert asyncio.run(_until(came, 1.0))
+    assert not asyncio.run(_until(lambda: False, 0.05))
+
+
+def test_a_program_that_does_not_answer_is_a_finding() -> None:
+    def ask() -> Finding:
+        subprocess.run(["tail", "-f", "/dev/null"], timeout=0.01, check=False)
+        raise AssertionError
+
+    (found,) = run_check("service", ask)
+    assert (found.check, found.verdict) == ("service", "bad")
+    assert found.detail == "cannot be determined: tail does not answer within 0 s"
+    assert found.fix
 
 
 # -- readiness: what the agent says of itself ------------------------------------------------------------------------

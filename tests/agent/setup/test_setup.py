@@ -11,8 +11,10 @@ import pytest
 
 from agent.cli import main
 from agent.config import WORKER_SOCKET_VARIABLE, load_config
+from agent.setup import plan
 from agent.setup.paths import UNITS
 from agent.setup.plan import name_device
+from agent.setup.steps import RunCommand
 from agent.systemd.credentials import find_credential
 from contract.errors import UsageError
 
@@ -184,3 +186,14 @@ def test_workers_are_sandboxed_where_the_unit_says_so(tmp_path: Path, monkeypatc
     assert load_config(file).worker.socket is None
     monkeypatch.setenv(WORKER_SOCKET_VARIABLE, "/run/edge-agent-worker.sock")
     assert load_config(file).worker.socket == Path("/run/edge-agent-worker.sock")
+
+
+def test_a_unit_that_systemd_says_nothing_of_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec tail -f /dev/null\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(plan, "SYSTEMD_SECONDS", 0.05)
+    done = [step.command for step in plan._services(changed=False, units_changed=False) if isinstance(step, RunCommand)]
+    assert done == [
+        ("systemctl", "restart", "edge-agent-worker.socket"), ("systemctl", "restart", "edge-agent.service"),
+    ]  # fmt: skip

@@ -71,6 +71,26 @@ def test_endpoint_holds_few_connections() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
 
+def test_a_scraper_that_waits_ten_seconds_is_answered_by_an_agent_that_was_held_up_for_nine() -> None:
+    async def scenario() -> None:
+        endpoint = PrometheusEndpoint(PrometheusSettings(), lambda _kind: "x 1\n")
+        await endpoint.listen(0)
+        loop = asyncio.get_running_loop()
+        time, ahead = loop.time, 0.0
+        loop.time = lambda: time() + ahead  # type: ignore[method-assign]
+        assert endpoint.port
+        reader, writer = await asyncio.open_connection("127.0.0.1", endpoint.port)
+        while not endpoint._open:
+            await asyncio.sleep(0)
+        ahead = 9.0
+        writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert (await reader.read()).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await endpoint.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 120))
+
+
 @pytest.mark.parametrize(
     ("accept", "kind"),
     [

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,28 @@ def test_a_stopped_worker_counts_as_hung(bundle: Path) -> None:
         assert await closed(worker) == "silent for 0.5 s"
 
     with_worker(bundle, scenario, stall_seconds=0.5)
+
+
+def test_no_silence_is_counted_while_the_agent_itself_stands_still(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that was frozen, or gave the agent no core, for an hour: nobody knows yet whether the worker hangs."""
+    passed = time.monotonic
+
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        for number in (1, 2):  # the first ping is answered by then
+            worker.admit(hello(number))
+            await listener.ended(number)
+        os.kill(worker.pid, signal.SIGSTOP)
+        monkeypatch.setattr(time, "monotonic", lambda: passed() + 3600)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        os.kill(worker.pid, signal.SIGCONT)
+        worker.admit(hello(3))
+        await listener.ended(3)
+        assert worker.silence < 1
+
+    with_worker(bundle, scenario, stall_seconds=30)
 
 
 def test_a_worker_that_hangs_in_its_engine_is_ended(bundle: Path) -> None:
