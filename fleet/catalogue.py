@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +41,15 @@ def look_up(name: str, version: str, *, depot: str, root: Path) -> Listed:
             be read. UsageError: the root cannot.
     """
     root_json = _read_root(root)
-    with tempfile.TemporaryDirectory(prefix="edge-fleet-trust-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-fleet-trust-") as directory,
+        closing(open_source(depot)) as source,
+    ):
         store, floor = TrustStore(Path(directory)), MemoryRollbackFloor()
         store.provision(root_json, floor)
         trusted = resolve(
             store=store,
-            source=open_source(depot),
+            source=source,
             name=name,
             version=version,
             floor=floor,
@@ -75,10 +79,12 @@ def read_catalogue(depot: str, root: Path) -> Catalogue:
             cannot.
     """
     root_json = _read_root(root)
-    with tempfile.TemporaryDirectory(prefix="edge-fleet-trust-") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="edge-fleet-trust-") as directory,
+        closing(open_source(depot)) as source,
+    ):
         store, floor = TrustStore(Path(directory)), MemoryRollbackFloor()
         store.provision(root_json, floor)
-        source = open_source(depot)
         index = refresh(store=store, source=source, floor=floor, clock=lambda: datetime.now(UTC), offline_grace=True)
         listed = {}
         for reference in sorted(set(index.bundles) - set(index.revoked))[:MAX_BUNDLES]:

@@ -99,6 +99,7 @@ class HttpSource:
             exchange.finish()
 
     def close(self) -> None:
+        self._held = None
         if self._exchange is not None:
             self._exchange.close()
             self._exchange = None

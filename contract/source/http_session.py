@@ -153,7 +153,7 @@ class Exchange:
 
     def finish(self) -> None:
         """Be done with the open response, keeping the connection if little is left to read."""
-        raw, self._open = self._open, None
+        raw = self._open
         if raw is None:
             return
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError, SourceUnavailable):
@@ -163,12 +163,16 @@ class Exchange:
                 raw.read()
         if not raw.isclosed():
             self.close()
+        self._open = None
 
     def close(self) -> None:
-        """Close the connection."""
-        kept, self._kept, self._open = self._kept, None, None
+        """Close the connection, whoever still holds an answer that came over it."""
+        (kept, self._kept), (raw, self._open) = (self._kept, None), (self._open, None)
         if kept is not None:
             kept[1].close()
+        if raw is not None:
+            # http.client has let go of one that ends with its connection, and it keeps the socket open.
+            raw.close()
 
     def _send(self, route: Route, path: str, headers: dict[str, str], *, ours: bool) -> http.client.HTTPResponse:
         self.finish()

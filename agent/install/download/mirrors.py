@@ -84,6 +84,7 @@ class Mirrors:
         return Mirrors(self._locations, self._opener, piece_bytes)
 
     def close(self) -> None:
+        """Close what is open; what is used afterwards is opened again."""
         for source in self._open.values():
             source.close()
         self._open.clear()

@@ -87,6 +87,8 @@ class DownloadPipeline:
 
     def _resolve(self, mirrors: Mirrors, resolver: Resolver) -> TrustedManifest:
         trusted = resolver(mirrors)
+        # Whoever fetches opens them again: no connection is to lie idle until the bundle is sealed.
+        mirrors.close()
         manifest = trusted.manifest
         self._report(
             Resolved(

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+SECONDS = 120.0
+"""Until what takes milliseconds counts as not happening."""
+
 
 class RangeHandler(http.server.SimpleHTTPRequestHandler):
     """Static files with single ranges, as every common web server serves them."""
@@ -63,11 +66,41 @@ class OldHandler(PlainHandler):
     protocol_version = "HTTP/1.0"
 
 
+class Connections:
+    """How many a server has open now."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._changed = threading.Condition()
+
+    def add(self, number: int) -> None:
+        with self._changed:
+            self._open += number
+            self._changed.notify_all()
+
+    def until(self, most: int) -> bool:
+        """Wait until there are no more than ``most``; False if that does not happen."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._open <= most, SECONDS)
+
+
 class QuietServer(http.server.ThreadingHTTPServer):
     """TLS if there is a context, in the thread of the connection; clients that leave are nobody's error."""
 
     daemon_threads = True
     tls: ssl.SSLContext | None = None
+
+    def __init__(self, address: tuple[str, int], handler: Callable[..., Any]) -> None:
+        self.connections = Connections()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(1)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.connections.add(-1)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         if self.tls is not None:
@@ -83,11 +116,15 @@ class QuietServer(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve(
-    directory: Path, handler: type[RangeHandler] = RangeHandler, tls: ssl.SSLContext | None = None
+    directory: Path,
+    handler: type[RangeHandler] = RangeHandler,
+    tls: ssl.SSLContext | None = None,
+    connections: Connections | None = None,
 ) -> Iterator[str]:
-    """Serve ``directory`` on a free port; its URL."""
+    """Serve ``directory`` on a free port; its URL. ``connections`` counts those that are open."""
     server = QuietServer(("127.0.0.1", 0), partial(handler, directory=str(directory)))
     server.tls = tls
+    server.connections = connections or server.connections
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

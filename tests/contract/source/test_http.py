@@ -18,7 +18,7 @@ from contract.source.http import HttpSource
 from contract.source.http_session import seconds_to_wait
 from contract.source.throughput_guard import ThroughputGuard
 from tests.broker import free_port
-from tests.contract.source.servers import RangeHandler, hostile, serve
+from tests.contract.source.servers import Connections, RangeHandler, hostile, serve
 
 QUICK = ThroughputGuard(connect_seconds=5, read_seconds=0.3, window_seconds=0.3, min_bytes_per_second=1000)
 PATH = "metadata/timestamp.json"
@@ -273,3 +273,52 @@ def test_what_retry_after_asks_for_comes_with_the_error() -> None:
         with pytest.raises(SourceUnavailable) as caught:
             list(HttpSource(url).stream(PATH, 0, 3))
         assert caught.value.retry_after == 77.0
+
+
+class Endless(RangeHandler):
+    """Sends for as long as somebody is there to hear it."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(2**40))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(2**16))
+
+
+class OldEndless(Endless):
+    """In HTTP/1.0 an answer ends with its connection."""
+
+    protocol_version = "HTTP/1.0"
+
+
+@pytest.mark.parametrize("handler", [Endless, OldEndless])
+def test_a_source_that_is_closed_leaves_no_connection_behind(tmp_path: Path, handler: type[RangeHandler]) -> None:
+    """Nor does it while somebody holds what was only begun, or the error that it ended with."""
+    open_now = Connections()
+    with serve(tmp_path, handler, connections=open_now) as url:
+        begun = HttpSource(url)
+        pieces = begun.stream(PATH, 0, 2**30)
+        assert next(iter(pieces))
+        begun.close()
+        assert open_now.until(0)
+        with pytest.raises(BundleRefused) as refused:
+            HttpSource(url).read(PATH, 100)
+        assert open_now.until(0)
+        with pytest.raises(SourceUnavailable):
+            list(pieces)
+    assert refused.value.reason is Reason.TOO_LARGE
+
+
+def test_the_connection_of_a_source_is_kept_until_it_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"there")
+    open_now = Connections()
+    with serve(tmp_path, connections=open_now) as url:
+        source = HttpSource(url)
+        assert source.read("file", 5) == b"there"
+        assert source.read("missing", 5) is None
+        source.close()
+        assert open_now.until(0)
+        with pytest.raises(SourceUnavailable, match="closed"):
+            source.read("file", 5)

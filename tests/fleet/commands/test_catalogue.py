@@ -10,6 +10,7 @@ import pytest
 from contract.bundle.manifest import parse_manifest
 from contract.errors import BundleRefused, EdgeBundleError, SourceUnavailable, UsageError
 from contract.identifiers import parse_reference
+from contract.reasons import Reason
 from contract.system.command_line import main
 from fleet.catalogue import look_up, read_catalogue
 from fleet.cli import COMMANDS, DESCRIPTION
@@ -20,6 +21,7 @@ from fleet.rollout.spec import read_spec
 from fleet.store import devices
 from fleet.store.database import Database, parse_database
 from packager.publish import Repository
+from tests.contract.source.servers import Connections, serve
 from tests.contract.trust.samples import make_bundle
 
 
@@ -50,6 +52,20 @@ def test_what_is_not_listed_is_refused(depot: tuple[Path, str, int]) -> None:
     repository, _, _ = depot
     with pytest.raises(BundleRefused, match="is not listed"):
         look_up("other", "1.0.0", depot=str(repository), root=root_of(repository))
+
+
+def test_no_connection_to_a_depot_outlives_the_look(depot: tuple[Path, str, int]) -> None:
+    """Nor does it while somebody holds the refusal."""
+    repository, reference, _ = depot
+    open_now = Connections()
+    with serve(repository, connections=open_now) as url:
+        with pytest.raises(BundleRefused, match="is not listed") as refused:
+            look_up("other", "1.0.0", depot=url, root=root_of(repository))
+        assert open_now.until(0)
+        found = read_catalogue(url, root_of(repository))
+        assert open_now.until(0)
+    assert [each.reference for each in found.listed.values()] == [reference]
+    assert refused.value.reason is Reason.NOT_LISTED
 
 
 def test_what_is_revoked_is_refused(tmp_path: Path) -> None:

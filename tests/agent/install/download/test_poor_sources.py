@@ -20,7 +20,7 @@ from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired
 from tests.agent.install.test_reconciler import SETTINGS, active, stage_for
 from tests.agent.waiting import until
-from tests.contract.source.servers import WRONGS, answer, serve, troubled
+from tests.contract.source.servers import WRONGS, Connections, RangeHandler, answer, serve, troubled
 
 PLACES = ("metadata", "manifests", "objects")
 
@@ -229,3 +229,20 @@ def test_the_worst_of_several_sources_is_what_is_said(market: Market, device: De
         device.install(market.job(device.directory.root, "1.0.0", sources=["/nowhere", url]))
     assert failed.value.reason is Reason.NOT_JSON
     assert "/nowhere does not exist" in failed.value.message
+
+
+def test_an_installation_leaves_no_connection_open(published: Market, device: Device) -> None:
+    """Neither when it is over, nor that of who asked for metadata while somebody else fetches."""
+    open_now, alone = Connections(), []
+
+    class Looking(RangeHandler):
+        def do_GET(self) -> None:
+            if self.path.startswith("/objects/"):
+                alone.append(open_now.until(1))
+            super().do_GET()
+
+    with serve(Path(published.location), Looking, connections=open_now) as url:
+        device.install(published.job(device.directory.root, "1.0.0", sources=[url], parallel_fetches=1))
+        assert open_now.until(0)
+    assert alone
+    assert all(alone)
