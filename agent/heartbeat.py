@@ -15,7 +15,7 @@ from agent.state.layout import StateDirectory
 from agent.systemd.liveness import LAG_SECONDS, Liveness
 from agent.systemd.notify import Notifier
 from contract.errors import StoreBroken, StoreFull
-from contract.mqtt.messages import MAX_REQUEST_BYTES
+from contract.mqtt.requests import MAX_REQUEST_BYTES
 
 log = logging.getLogger("edge_agent")
 

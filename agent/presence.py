@@ -20,16 +20,10 @@ from agent.state import result_store
 from agent.systemd.notify import Notifier
 from agent.telemetry import metrics
 from contract.errors import StoreBroken, StoreFull, printable
-from contract.mqtt.messages import (
-    MAX_MESSAGE,
-    MAX_REQUEST_BYTES,
-    BrokerState,
-    BundleState,
-    EngineInfo,
-    Health,
-    Info,
-    Limits,
-)
+from contract.mqtt.device import BrokerState, EngineInfo, Health, Info, Limits
+from contract.mqtt.faults import MAX_MESSAGE
+from contract.mqtt.reports import BundleState
+from contract.mqtt.requests import MAX_REQUEST_BYTES
 
 COUNTS_SECONDS = 1.0
 """``health`` is published at most this often when only its counts changed: how many wait, how many are answered."""

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, structs
 
-from contract.mqtt import messages
-from contract.mqtt.messages import Timing, Usage
+from contract.mqtt import answers
+from contract.mqtt.answers import Timing, Usage
 from contract.mqtt.tools import ToolCallDelta
 from edge_bundle.replies import Answer, Found, Piece, choices_of
 from edge_bundle.request_session import last_of
@@ -137,7 +137,7 @@ def to_completion(answer: Answer) -> Completion:
     return Completion(answer.id, last.bundle, choices, last.usage, last.timing, last.attempt, int(time.time()))
 
 
-def _to_choice(choice: messages.Choice) -> Choice:
+def _to_choice(choice: answers.Choice) -> Choice:
     logprobs = None
     if choice.logprobs is not UNSET:
         logprobs = ChoiceLogprobs(msgspec.convert(choice.logprobs, list[TokenLogprob]))

@@ -8,7 +8,8 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from contract.mqtt.messages import BundleState, Health, Status
+from contract.mqtt.device import Health, Status
+from contract.mqtt.reports import BundleState
 from contract.schema_faults import nearest
 
 T = TypeVar("T")

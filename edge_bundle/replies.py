@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct, structs
 
-from contract.mqtt.messages import MAX_CHOICES, Choice, ControlFault, ErrorBody, LastFrame
+from contract.mqtt.answers import Choice, ControlFault, LastFrame
+from contract.mqtt.faults import ErrorBody
+from contract.mqtt.requests import MAX_CHOICES
 from contract.mqtt.tools import MAX_CALLS, CallFragment, ToolCallDelta
 
 MAX_FRAME_BYTES = 64 << 20

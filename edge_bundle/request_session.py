@@ -15,8 +15,10 @@ from msgspec import UNSET, structs
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
 from contract.identifiers import is_identifier
-from contract.mqtt.messages import MAX_REQUEST_BYTES, ErrorBody, LastFrame
+from contract.mqtt.answers import LastFrame
+from contract.mqtt.faults import ErrorBody
 from contract.mqtt.pictures import split_picture
+from contract.mqtt.requests import MAX_REQUEST_BYTES
 from contract.mqtt.topics import Topics
 from edge_bundle.pictures import take_out
 from edge_bundle.replies import Answer, Found, Queued, Reassembly

@@ -25,7 +25,7 @@ from agent.install.reporter import delay_text
 from agent.operator.control import AgentRefused, Order, call_agent, install_target, raise_for
 from contract.errors import EdgeBundleError, SourceUnavailable
 from contract.identifiers import parse_reference
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.source.access import location_of
 from contract.system.backoff import Backoff
 

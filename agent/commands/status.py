@@ -15,7 +15,7 @@ from agent.install.status import BundleStatus, InstallStatus, collect_status
 from agent.operator.control import Order, call_agent
 from agent.state.installation import InstallationState
 from agent.state.opening import open_to_read
-from contract.mqtt.messages import BrokerState, Health
+from contract.mqtt.device import BrokerState, Health
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

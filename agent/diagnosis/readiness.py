@@ -12,7 +12,7 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.lock import is_held
 from agent.state.opening import open_to_read
-from contract.mqtt.messages import ReportedError
+from contract.mqtt.faults import ReportedError
 from contract.reasons import Reason
 
 NOT_READY = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.host import facts as host
 from contract.errors import StoreBroken, StoreFull
-from contract.mqtt.messages import MAX_REQUEST_BYTES
+from contract.mqtt.requests import MAX_REQUEST_BYTES
 
 MIN_FREE_BYTES = MAX_REQUEST_BYTES
 """With less than one request fits into, the disk counts as full."""

@@ -12,7 +12,7 @@ from agent.install.update.state_machine import State
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, UsageError
 from contract.identifiers import Digest
-from contract.mqtt.messages import Desired
+from contract.mqtt.desired import Desired
 from contract.mqtt.reading import parse_desired, salvage_revision
 from contract.reasons import Reason
 from contract.source.access import Source

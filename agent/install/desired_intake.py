@@ -18,7 +18,7 @@ from agent.install.update.state_machine import State
 from agent.install.update.step_reporter import StepReporter
 from agent.state.installation import InstallationState
 from contract.errors import BundleRefused, StoreBroken, StoreFull
-from contract.mqtt.messages import ReportedError
+from contract.mqtt.faults import ReportedError
 
 log = logging.getLogger("edge_agent.install")
 

@@ -20,7 +20,7 @@ from agent.state.lock import FileLock
 from agent.state.schema import SCHEMA
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.system.durable import Disk
 
 

@@ -27,7 +27,7 @@ from agent.install.update.state_machine import State
 from agent.state.installation import InstallationState, InstalledBundle
 from agent.telemetry.installs import InstallMeter
 from contract.errors import EdgeBundleError, StoreBroken, StoreFull
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from contract.source.access import Source
 

@@ -17,18 +17,8 @@ from agent.state.installation import InstallationState, InstalledBundle
 from agent.telemetry.installs import InstallMeter
 from contract.errors import EdgeBundleError, EngineFailed, StoreBroken, StoreFull
 from contract.identifiers import Digest
-from contract.mqtt.messages import (
-    MAX_FIELD,
-    MAX_MESSAGE,
-    BundleState,
-    PlannedSwap,
-    Probation,
-    Progress,
-    Reported,
-    ReportedError,
-    Waiting,
-    fault_details,
-)
+from contract.mqtt.faults import MAX_FIELD, MAX_MESSAGE, ReportedError, fault_details
+from contract.mqtt.reports import BundleState, PlannedSwap, Probation, Progress, Reported, Waiting
 from contract.mqtt.topics import EventType
 from contract.reasons import Reason
 

@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract.bundle.device_plan import PREPACKED_BYTES
 from contract.errors import BundleRefused
-from contract.mqtt.messages import Policy
+from contract.mqtt.desired import Policy
 from contract.reasons import Reason
 from contract.source.access import Source
 

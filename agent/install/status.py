@@ -9,7 +9,8 @@ from msgspec import Struct
 from agent.install.gc import used_bytes
 from agent.state.installation import InstallationState, InstalledBundle, Quarantined
 from agent.state.layout import StateDirectory
-from contract.mqtt.messages import BrokerState, EngineInfo, Health, Reported
+from contract.mqtt.device import BrokerState, EngineInfo, Health
+from contract.mqtt.reports import Reported
 
 
 class BundleStatus(Struct, frozen=True):

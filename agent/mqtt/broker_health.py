@@ -12,7 +12,8 @@ import msgspec
 
 from agent.mqtt import Connection, Handler, Received, Session, Undeliverable
 from agent.mqtt.settings import BrokerSettings
-from contract.mqtt.messages import BrokerState, ReportedError, Status
+from contract.mqtt.device import BrokerState, Status
+from contract.mqtt.faults import ReportedError
 from contract.mqtt.topics import Topics
 from contract.reasons import BrokerReason
 

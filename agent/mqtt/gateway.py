@@ -28,8 +28,9 @@ from agent.serving.serving import Serving
 from agent.serving.settlement import Settlement
 from agent.state.broker_memory import BrokerMemory
 from agent.telemetry.samples import LlmSample, SystemSample
-from contract.mqtt import messages
-from contract.mqtt.messages import BrokerState, Event, Health, Reported, Status
+from contract.mqtt.device import BrokerState, Event, Health, Info, Status
+from contract.mqtt.encoding import encode
+from contract.mqtt.reports import Reported
 from contract.mqtt.topics import EventType, make_client_id
 from contract.reasons import BrokerReason
 
@@ -83,7 +84,7 @@ class Gateway(Handler):
             # A session of its own that ends with the connection: a broker goes on feeding a member that is away.
             handler = _GroupHandler(self.on_message, self._group_up)
             self.group_connection = Connection(config.broker, Session(f"{client_id}-groups", clean=True), handler)
-        will = Will(self._topics.status, messages.encode(Status(online=False, boot_id=boot_id)))
+        will = Will(self._topics.status, encode(Status(online=False, boot_id=boot_id)))
         self.connection = Connection(config.broker, Session(client_id, will, self._filters), self, sender)
         sender.on_given_up.add(self._on_given_up)
         sender.on_limit.add(self._on_limit)
@@ -96,10 +97,10 @@ class Gateway(Handler):
 
     async def is_rival_at_work(self) -> bool | None:
         client_id = f"{self.connection.client_id}-{self._boot_id[:8]}"
-        payloads = {self._topics.doctor: messages.encode(Status(online=False, boot_id=self._boot_id))}
+        payloads = {self._topics.doctor: encode(Status(online=False, boot_id=self._boot_id))}
         if not self.connection.rival:
             detail = {"reason": BrokerReason.CLIENT_ID_TAKEN, "message": self.connection.rival_text("")}
-            payloads[self._topics.event("broker")] = messages.encode(self._event(detail))
+            payloads[self._topics.event("broker")] = encode(self._event(detail))
         try:
             return await another_at_work(self._config.broker, client_id, self._topics, self._boot_id, payloads)
         except Exception:
@@ -165,7 +166,7 @@ class Gateway(Handler):
         """Say that we go, and go."""
         if self.group_connection is not None:
             await self.group_connection.close()
-        self._retain(self._topics.status, messages.encode(Status(online=False, boot_id=self._boot_id)))
+        self._retain(self._topics.status, encode(Status(online=False, boot_id=self._boot_id)))
         await self.connection.close()
 
     # -- in ------------------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Gateway(Handler):
 
     def on_up(self, session_present: bool) -> None:
         self.connections += 1
-        self._retain(self._topics.status, messages.encode(Status(online=True, boot_id=self._boot_id)))
+        self._retain(self._topics.status, encode(Status(online=True, boot_id=self._boot_id)))
         for topic, payload in self._retained.items():
             self.connection.publish(topic, payload, retain=True)
         self.on_writable()
@@ -253,11 +254,11 @@ class Gateway(Handler):
 
     def reported(self, reported: Reported) -> None:
         """What the device does about the desired bundle."""
-        self._keep(self._topics.reported, messages.encode(reported))
+        self._keep(self._topics.reported, encode(reported))
 
-    def info(self, info: messages.Info) -> None:
+    def info(self, info: Info) -> None:
         """What the device is and can do."""
-        self._keep(self._topics.info, messages.encode(info))
+        self._keep(self._topics.info, encode(info))
 
     def health(self, health: Health) -> None:
         """Whether prompts are answered now; only then do our groups get us. ``broker`` is added here."""
@@ -268,7 +269,7 @@ class Gateway(Handler):
             health = msgspec.structs.replace(health, broker=self.broker)
         self._ready = health.ready
         self._choose_groups()
-        self._keep(self._topics.health, messages.encode(health))
+        self._keep(self._topics.health, encode(health))
 
     def announce(self, documents: dict[str, bytes]) -> None:
         """Retained documents for others than our clients, by topic."""
@@ -285,7 +286,7 @@ class Gateway(Handler):
 
     def event(self, kind: EventType, detail: dict[str, Any]) -> None:
         """Something happened; delivered once the broker is there."""
-        self.connection.publish(self._topics.event(kind), messages.encode(self._event(detail)))
+        self.connection.publish(self._topics.event(kind), encode(self._event(detail)))
 
     def samples(self, system: SystemSample, llm: LlmSample) -> None:
         """What the telemetry loop has measured."""

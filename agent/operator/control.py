@@ -30,7 +30,7 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from contract.errors import EdgeBundleError, EngineFailed, SourceUnavailable, StoreBroken, UsageError
 from contract.identifiers import check_bundle_name, check_version
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from contract.source.access import Source, location_of, source_faults
 

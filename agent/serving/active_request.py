@@ -14,7 +14,7 @@ from typing import Any, Literal
 from agent.serving.frames import FrameStream
 from agent.serving.statistics import Statistics
 from agent.state.result_store import Key
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.requests import GenerateRequest
 
 EarlyEnd = Literal["cancelled", "deadline"]
 

@@ -15,8 +15,8 @@ from agent.serving.requests import Refusal
 from agent.serving.settlement import FAULT
 from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
-from contract.mqtt import messages
-from contract.mqtt.messages import ErrorFrame, Frame, LastFrame
+from contract.mqtt.answers import ErrorFrame, Frame, LastFrame
+from contract.mqtt.encoding import encode
 
 Stored = asyncio.Future[bytes]
 """The bytes of the result, once they count."""
@@ -97,7 +97,7 @@ class Completion:
         is_result: bool = True,
     ) -> Stored:
         store = self._result_store.answered if is_result else self._result_store.rejected
-        stored = store(request.key, messages.encode(last))
+        stored = store(request.key, encode(last))
         stored.add_done_callback(partial(self._deliver, request, rest))
         return stored
 

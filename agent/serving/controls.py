@@ -21,7 +21,7 @@ from agent.state.result_store import Key, Verdict
 from agent.state.result_writer import ResultWriter
 from contract.errors import EdgeBundleError, RequestInvalid
 from contract.mqtt import reading
-from contract.mqtt.messages import ControlRequest
+from contract.mqtt.requests import ControlRequest
 
 UNKNOWN = Refusal(404, requests.UNKNOWN_REQUEST, "no request with this id is known", "id")
 

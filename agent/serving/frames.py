@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from agent.engine.interface import CallDelta
 from agent.serving.output import Output
-from contract.mqtt.messages import Choice, Frame, LastFrame, Timing, Usage
+from contract.mqtt.answers import Choice, Frame, LastFrame, Timing, Usage
 
 
 class _Answer:

@@ -24,7 +24,7 @@ from agent.state.result_writer import ResultWriter
 from contract.errors import EdgeBundleError, RequestInvalid
 from contract.identifiers import is_identifier
 from contract.mqtt import reading
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.requests import GenerateRequest
 from contract.mqtt.topics import NO_ID
 
 RETRY_STORE_MS = 5_000

@@ -13,9 +13,9 @@ from agent.serving.replies import Replies
 from agent.serving.requests import Refusal
 from agent.state.result_store import Key
 from contract.errors import Fault, RequestInvalid
-from contract.mqtt.messages import GenerateRequest
 from contract.mqtt.picture_references import references, with_pictures
 from contract.mqtt.pictures import MAX_PICTURE_BYTES, MAX_PICTURE_PARTS, PicturePart
+from contract.mqtt.requests import GenerateRequest
 from contract.mqtt.topics import NO_ID
 
 log = logging.getLogger("edge_agent.serving")

@@ -14,8 +14,9 @@ from agent.serving.settlement import FAULT
 from agent.state.result_store import Key, Unfinished
 from agent.state.result_writer import ResultWriter
 from contract.errors import RequestInvalid
-from contract.mqtt import messages, reading
-from contract.mqtt.messages import MAX_STORED_BYTES, GenerateRequest
+from contract.mqtt import reading
+from contract.mqtt.encoding import encode
+from contract.mqtt.requests import MAX_STORED_BYTES, GenerateRequest
 
 log = logging.getLogger("edge_agent.serving")
 
@@ -47,7 +48,7 @@ async def recover(result_store: ResultWriter, replies: Replies) -> list[PendingR
     for key, last, correlation in await result_store.undelivered():
         # Without its text, the client learns at least that there is nothing to wait for.
         refusal = requests.GONE if last is None else None if _is_frame(last) else LOST
-        known = last if last is not None and refusal is None else messages.encode(error_frame(0, refusal or LOST))
+        known = last if last is not None and refusal is None else encode(error_frame(0, refusal or LOST))
         replies.deliver(key, known, correlation)
     return [] if result_store.volatile else await pending_requests(result_store)
 

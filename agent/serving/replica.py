@@ -32,7 +32,7 @@ from agent.serving.slots import Slots
 from agent.systemd.journal import fields
 from agent.worker.ports import Worker
 from contract.errors import EngineFailed
-from contract.mqtt.messages import Deviation, EngineInfo
+from contract.mqtt.device import Deviation, EngineInfo
 from contract.system.backoff import Backoff
 
 log = logging.getLogger("edge_agent.serving")

@@ -12,8 +12,9 @@ from agent.serving.settlement import FAULT
 from agent.state.result_store import Key
 from agent.state.result_writer import ResultWriter
 from agent.telemetry.llm import LlmMeter
-from contract.mqtt import messages, reading
-from contract.mqtt.messages import ControlFault, ControlRefused, Frame
+from contract.mqtt import reading
+from contract.mqtt.answers import ControlFault, ControlRefused, Frame
+from contract.mqtt.encoding import encode
 from contract.mqtt.topics import NO_ID, Topics
 
 
@@ -87,7 +88,7 @@ class Replies:
     def piece(self, request: ActiveRequest, frame: Frame) -> None:
         """Send a piece at QoS 0: the last frame repeats it."""
         self._meter.frames += 1
-        self._outlet.publish_once(self.topic(request.key), messages.encode(frame), correlation=request.correlation)
+        self._outlet.publish_once(self.topic(request.key), encode(frame), correlation=request.correlation)
 
     def deliver(self, key: Key, last: bytes, correlation: bytes | None) -> None:
         """Send a stored last frame, at least once."""
@@ -119,7 +120,7 @@ class Replies:
         """Say why a control message did nothing; at QoS 0, as nothing was promised."""
         self._meter.refuse("control")
         body = requests.error_body(refusal)
-        self._outlet.publish_once(self.topic(key), messages.encode(ControlRefused(ControlFault(op, body))))
+        self._outlet.publish_once(self.topic(key), encode(ControlRefused(ControlFault(op, body))))
 
     def report_fault(
         self, client: str, payload: bytes, correlation: bytes | None, response_topic: str | None, *, control: bool
@@ -140,5 +141,5 @@ class Replies:
         self._meter.refuse(refusal.kind)
         if self._outlet.full:
             return
-        payload = messages.encode(requests.error_frame(0, refusal))
+        payload = encode(requests.error_frame(0, refusal))
         self._outlet.publish(self.topic(key), payload, correlation=correlation)

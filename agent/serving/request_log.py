@@ -15,7 +15,8 @@ from agent.serving.active_request import ActiveRequest
 from agent.serving.requests import Refusal
 from agent.state.result_store import Key
 from agent.systemd.journal import fields
-from contract.mqtt.messages import GenerateRequest, ImagePart, Message
+from contract.mqtt.conversation import ImagePart, Message
+from contract.mqtt.requests import GenerateRequest
 
 log = logging.getLogger("edge_agent.serving")
 

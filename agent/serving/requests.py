@@ -13,18 +13,11 @@ from agent.engine.interface import ChatTurn, Generation, Tools
 from agent.serving.settings import ServingSettings
 from contract.bundle.manifest import Behaviour, GenerationDefaults
 from contract.errors import Fault, RequestInvalid
-from contract.mqtt.messages import (
-    MAX_FIELD,
-    MAX_MESSAGE,
-    ErrorBody,
-    ErrorFrame,
-    GenerateRequest,
-    ImagePart,
-    ImageUrl,
-    Message,
-    fault_details,
-)
+from contract.mqtt.answers import ErrorFrame
+from contract.mqtt.conversation import ImagePart, ImageUrl, Message
+from contract.mqtt.faults import MAX_FIELD, MAX_MESSAGE, ErrorBody, fault_details
 from contract.mqtt.pictures import picture_bytes
+from contract.mqtt.requests import GenerateRequest
 from contract.mqtt.tools import ToolChoice, read_arguments
 from contract.schema_faults import nearest
 

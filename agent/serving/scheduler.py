@@ -21,7 +21,7 @@ from agent.serving.settings import ServingSettings
 from agent.serving.slots import Slots
 from agent.serving.statistics import Statistics
 from agent.state.result_store import Key
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.requests import GenerateRequest
 
 REQUEUED_PRIORITY = 10
 """Above every priority that a client can ask for: it had its turn already and lost it through no fault of its own."""

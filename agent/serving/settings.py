@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from contract.mqtt.messages import DEFAULT_PRIORITY, MAX_TOKENS
+from contract.mqtt.requests import DEFAULT_PRIORITY, MAX_TOKENS
 
 
 class ServingSettings(Struct, frozen=True, forbid_unknown_fields=True):

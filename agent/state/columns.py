@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from contract.errors import BundleRefused
 from contract.identifiers import check_bundle_name, check_version
-from contract.mqtt.messages import MAX_DESIRED_BYTES, Phase
+from contract.mqtt.desired import MAX_DESIRED_BYTES
+from contract.mqtt.reports import Phase
 from contract.reasons import Reason
 
 MAX_CONTENT = 2000

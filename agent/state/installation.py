@@ -17,8 +17,9 @@ from agent.state.integrity import EPOCH, FLOORS, UNKNOWN, SetAside, forget_floor
 from agent.state.warnings import WarningStore
 from contract.errors import BundleRefused, StoreBroken, StoreFull
 from contract.identifiers import Digest
-from contract.mqtt.messages import BundleReference, BundleState
+from contract.mqtt.desired import BundleReference
 from contract.mqtt.reading import parse_desired
+from contract.mqtt.reports import BundleState
 from contract.reasons import Reason
 
 INSTALLATION = """

@@ -12,7 +12,8 @@ from agent.telemetry import families as f
 from agent.telemetry.exposition import TEXT, Exposition
 from agent.telemetry.installs import InstallMeter
 from agent.telemetry.samples import LlmSample, SystemSample
-from contract.mqtt.messages import BrokerState, Health, Info, Phase
+from contract.mqtt.device import BrokerState, Health, Info
+from contract.mqtt.reports import Phase
 from contract.reasons import BrokerReason, HealthReason, Reason
 
 PHASES: tuple[str, ...] = get_args(Phase)

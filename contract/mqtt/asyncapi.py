@@ -13,21 +13,12 @@ from typing import Any
 
 import msgspec
 
+from contract.mqtt.answers import ControlRefused, ErrorFrame, Frame, LastFrame
 from contract.mqtt.asyncapi_rules import faults, references
-from contract.mqtt.messages import (
-    ControlRefused,
-    ControlRequest,
-    Desired,
-    ErrorFrame,
-    Event,
-    Frame,
-    GenerateRequest,
-    Health,
-    Info,
-    LastFrame,
-    Reported,
-    Status,
-)
+from contract.mqtt.desired import Desired
+from contract.mqtt.device import Event, Health, Info, Status
+from contract.mqtt.reports import Reported
+from contract.mqtt.requests import ControlRequest, GenerateRequest
 from contract.mqtt.topics import DEFAULT_ROOT
 
 FILE = Path(__file__).resolve().parent.parent.parent / "docs" / "asyncapi.yaml"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 from msgspec import UNSET, Struct, structs
 
-from contract.mqtt.messages import GenerateRequest, ImagePart, ImageUrl, Message
+from contract.mqtt.conversation import ImagePart, ImageUrl, Message
 from contract.mqtt.pictures import DIGEST_SCHEME, picture_bytes, picture_digest, picture_url, referenced_digest
+from contract.mqtt.requests import GenerateRequest
 
 
 class Reference(Struct, frozen=True):

@@ -14,21 +14,11 @@ from msgspec import UNSET, Struct, structs
 from contract import strict_json
 from contract.errors import BundleRefused, Fault, RequestInvalid
 from contract.identifiers import check_bundle_name, check_version, is_identifier
-from contract.mqtt.messages import (
-    MAX_DESIRED_BYTES,
-    MAX_PICTURES,
-    MAX_REQUEST_BYTES,
-    MAX_REVISION,
-    ControlRequest,
-    Desired,
-    GenerateRequest,
-    ImagePart,
-    Message,
-    Policy,
-    ResponseFormat,
-)
+from contract.mqtt.conversation import MAX_PICTURES, ImagePart, Message
+from contract.mqtt.desired import MAX_DESIRED_BYTES, MAX_REVISION, Desired, Policy
 from contract.mqtt.picture_references import with_digests
 from contract.mqtt.pictures import picture_bytes, referenced_digest
+from contract.mqtt.requests import MAX_REQUEST_BYTES, ControlRequest, GenerateRequest, ResponseFormat
 from contract.mqtt.salvage import find_member
 from contract.mqtt.tools import history_faults, tool_faults
 from contract.mqtt.topics import NO_ID

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from msgspec import UNSET
 
 from contract.errors import Fault
-from contract.mqtt.messages import GenerateRequest, Message
+from contract.mqtt.conversation import Message
+from contract.mqtt.requests import GenerateRequest
 
 DEFAULT_VERBOSITY = "medium"
 """As OpenAI documents it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from contract.mqtt.messages import Usage
+from contract.mqtt.answers import Usage
 from edge_bundle.completion import Choice, Completion, TokenLogprob, to_completion
 from edge_bundle.presence import Device
 from edge_bundle.replies import Answer, Piece

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import UNSET, Struct
 
 from contract.errors import EdgeBundleError, EngineFailed, RequestInvalid, SourceUnavailable, StoreBroken, StoreFull
-from contract.mqtt.messages import ErrorBody
+from contract.mqtt.faults import ErrorBody
 from fleet.gateway.quota import QuotaExceeded
 
 RETRY_SECONDS = 2.0

@@ -9,8 +9,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from contract import strict_json
 from contract.errors import BundleRefused, RequestInvalid
-from contract.mqtt.messages import MAX_REQUEST_BYTES, GenerateRequest, ImagePart
+from contract.mqtt.conversation import ImagePart
 from contract.mqtt.reading import parse_request
+from contract.mqtt.requests import MAX_REQUEST_BYTES, GenerateRequest
 from contract.reasons import Reason
 from fleet.gateway.affinity import beginnings_of_messages, beginnings_of_prompt
 

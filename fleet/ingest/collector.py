@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from contract.errors import BundleRefused, RequestInvalid
-from contract.mqtt.messages import encode
+from contract.mqtt.encoding import encode
 from fleet.ingest import reading
 from fleet.ingest.inbox import Batch, Heard
 from fleet.ingest.reading import Kind

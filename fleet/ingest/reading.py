@@ -11,8 +11,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 from contract import strict_json
 from contract.errors import BundleRefused
 from contract.identifiers import check_bundle_name, check_digest, check_version, is_identifier
-from contract.mqtt.messages import BundleState, Event, Health, Info, Reported, Status
+from contract.mqtt.device import Event, Health, Info, Status
 from contract.mqtt.reading import parse_desired
+from contract.mqtt.reports import BundleState, Reported
 from contract.reasons import Reason
 from fleet.rollout.counters import Counters, Reading
 

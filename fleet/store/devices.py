@@ -11,7 +11,9 @@ from msgspec import UNSET, Struct, UnsetType, structs
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import MAX_MESSAGE, BundleState, Health, Info, Reported
+from contract.mqtt.device import Health, Info
+from contract.mqtt.faults import MAX_MESSAGE
+from contract.mqtt.reports import BundleState, Reported
 from contract.strict_json import prepare
 from fleet.rollout.counters import Counters
 from fleet.rollout.facts import DeviceFacts, Report

@@ -11,7 +11,8 @@ from msgspec import structs
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, false, func, insert, select, update
 
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import BundleReference, Desired, Policy, encode
+from contract.mqtt.desired import BundleReference, Desired, Policy
+from contract.mqtt.encoding import encode
 from contract.strict_json import prepare
 from contract.windows import write_window
 from fleet.rollout.actions import Action, FreeSlot, MoveTarget, Publish, TakeSlot, apply

@@ -11,7 +11,7 @@ import msgspec
 
 from contract.errors import BundleRefused, SourceUnavailable, UsageError
 from contract.identifiers import is_identifier, parse_reference
-from contract.mqtt.messages import Status
+from contract.mqtt.device import Status
 from contract.mqtt.reading import parse_desired
 from contract.mqtt.topics import Topics
 from edge_bundle.broker import add_broker, find_broker

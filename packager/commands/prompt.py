@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import RequestInvalid, UsageError
-from contract.mqtt.messages import ErrorBody
+from contract.mqtt.faults import ErrorBody
 from contract.mqtt.pictures import MAX_PICTURE_BYTES, picture_url
 from edge_bundle.broker import add_broker, find_broker
 from edge_bundle.client import Client

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.mqtt.messages import PlannedSwap, Reported, Waiting
+from contract.mqtt.reports import PlannedSwap, Reported, Waiting
 from contract.reasons import Reason
 
 QUIET_SECONDS = 30.0

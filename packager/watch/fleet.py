@@ -10,7 +10,8 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from contract.identifiers import is_identifier
-from contract.mqtt.messages import Event, Health, Info, Reported, Status
+from contract.mqtt.device import Event, Health, Info, Status
+from contract.mqtt.reports import Reported
 from edge_bundle.broker_session import Message
 from packager.watch.samples import LlmReading, SystemReading
 from packager.watch.series import Series, Speed

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from contract.mqtt.messages import Probation
+from contract.mqtt.reports import Probation
 from packager.watch.deployment import waiting_text
 from packager.watch.fleet import CONTESTED, FETCHES, DeviceEvent, DeviceView, Fleet, printable, reference
 from packager.watch.samples import LlmReading

@@ -26,7 +26,7 @@ from contract.bundle.manifest import (
     Requires,
 )
 from contract.identifiers import Digest
-from contract.mqtt.messages import Health, Info, Limits
+from contract.mqtt.device import Health, Info, Limits
 from tests.agent.waiting import until
 from tests.agent.worker.double import FakeWorkers
 from tests.proofs import pretend_verified

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
-from contract.mqtt.messages import Health
+from contract.mqtt.device import Health
 from tests.agent.device import Device, sealed
 from tests.agent.worker.double import FakeWorkers
 from tests.broker import Broker, free_port

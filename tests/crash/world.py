@@ -23,7 +23,7 @@ from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.schema import SCHEMA
 from agent.worker.settings import WorkerSettings
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.system.durable import Disk, Effects
 from tests.agent.install.stage import StandInServing, StandInWorkers
 

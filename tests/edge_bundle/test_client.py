@@ -13,7 +13,7 @@ from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
 from agent.serving.settings import ServingSettings
 from contract.errors import RequestInvalid, SourceUnavailable
-from contract.mqtt.messages import LastFrame, Timing, Usage
+from contract.mqtt.answers import LastFrame, Timing, Usage
 from edge_bundle.async_client import AsyncClient
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.broker_session import BrokerSession

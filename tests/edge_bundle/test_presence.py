@@ -13,7 +13,7 @@ import pytest
 from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
 from contract.errors import SourceUnavailable
-from contract.mqtt.messages import Health, Status
+from contract.mqtt.device import Health, Status
 from edge_bundle import AsyncClient, BrokerAddress, Client, request_session
 from edge_bundle.broker_session import BrokerSession
 from edge_bundle.presence import MAX_DEVICES, Presence

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
-from contract.mqtt.messages import ErrorBody
+from contract.mqtt.faults import ErrorBody
 from contract.mqtt.picture_references import with_pictures
 from contract.mqtt.pictures import MAX_PICTURE_BYTES, PART_BYTES, picture_digest, picture_url, split_picture
 from contract.mqtt.reading import parse_request, request_fingerprint

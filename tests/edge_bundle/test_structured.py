@@ -9,7 +9,7 @@ import pytest
 from msgspec import Struct
 
 from contract.errors import EngineFailed, RequestInvalid, SourceUnavailable, UsageError
-from contract.mqtt.messages import Timing, Usage
+from contract.mqtt.answers import Timing, Usage
 from edge_bundle.completion import ChatMessage, Choice, Completion, FunctionCall, ToolCall
 from edge_bundle.structured import parse_answer, response_format
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from contract.mqtt.messages import Status, encode
+from contract.mqtt.device import Status
+from contract.mqtt.encoding import encode
 from contract.system.command_line import main
 from edge_bundle.broker import parse_broker
 from edge_bundle.broker_session import BrokerSession

@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import pytest
 from msgspec import UNSET
 
-from contract.mqtt import messages
-from contract.mqtt.messages import BundleState, Phase, Reported, ReportedError, Status
+from contract.mqtt.device import Status
+from contract.mqtt.encoding import encode
+from contract.mqtt.faults import ReportedError
 from contract.mqtt.reading import parse_desired
+from contract.mqtt.reports import BundleState, Phase, Reported
 from contract.mqtt.topics import Topics
 from contract.system.command_line import main
 from contract.windows import Window, read_window
@@ -48,7 +50,7 @@ def device_that_reports(broker: Broker, *course: tuple[Phase, BundleState | None
     """Be online, and answer the next desired document with ``course``."""
     session = BrokerSession(BrokerAddress("127.0.0.1", broker.port), "device")
     session.subscribe(TOPICS.desired)
-    session.publish(TOPICS.status, messages.encode(Status(True, "boot")), retain=True)
+    session.publish(TOPICS.status, encode(Status(True, "boot")), retain=True)
 
     def run() -> None:
         with session:
@@ -56,7 +58,7 @@ def device_that_reports(broker: Broker, *course: tuple[Phase, BundleState | None
                 revision = json.loads(message.payload)["revision"]
                 for phase, active, error in course:
                     reported = Reported(revision, phase, None, active, None, error)
-                    session.publish(TOPICS.reported, messages.encode(reported), retain=True)
+                    session.publish(TOPICS.reported, encode(reported), retain=True)
                 return
 
     threading.Thread(target=run, daemon=True).start()
@@ -138,7 +140,7 @@ def test_a_device_that_was_never_seen_is_given_no_wish(broker: Broker, capsys: p
 
 
 def test_a_time_to_activate_at_goes_with_the_wish(broker: Broker) -> None:
-    say(broker, TOPICS.status, messages.encode(Status(False, "boot")))
+    say(broker, TOPICS.status, encode(Status(False, "boot")))
     when = ["--not-before", "2027-01-10T00:00:00Z", "--window", "Sat,sun 22:00-05:00 Europe/Oslo", "--window",
             "02:00-24:00 UTC", "--prefetch"]  # fmt: skip
     assert deploy(broker, "--device", "kitchen-1", *when) == 0
@@ -181,7 +183,7 @@ def test_a_group_without_members_is_named_at_once(broker: Broker, capsys: pytest
 def test_a_device_that_is_offline_is_asked_and_not_waited_for(
     broker: Broker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    say(broker, TOPICS.status, messages.encode(Status(False, "boot")))
+    say(broker, TOPICS.status, encode(Status(False, "boot")))
     assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "600") == 4
     said = capsys.readouterr()
     assert said.out == "kitchen-1: asked; it is offline and follows when it is back\n"

@@ -11,7 +11,7 @@ import pytest
 
 from agent.config import AgentConfig
 from agent.mqtt.settings import BrokerSettings
-from contract.mqtt.messages import Status
+from contract.mqtt.device import Status
 from contract.system.command_line import main
 from edge_bundle import parse_broker
 from edge_bundle.broker_session import BrokerSession

@@ -44,7 +44,7 @@ _HERE = {
     "B": "tests/contract/bundle/test_manifest.py",
     "G": "tests/contract/bundle/test_genai_config.py",
     "O": "tests/contract/onnx/test_wire.py",
-    "Q": "tests/contract/mqtt/test_messages.py",
+    "Q": "tests/contract/mqtt/test_reading.py",
     "R": "tests/packager/publish/test_repository.py",
     "I": "tests/agent/install/download/test_pipeline.py",
     "C": "tests/agent/install/test_reconciler.py",

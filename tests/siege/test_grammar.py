@@ -10,7 +10,7 @@ import pytest
 
 from contract.errors import BundleRefused, RequestInvalid
 from contract.mqtt import reading
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.requests import GenerateRequest
 from tests.siege.bodies import RANGES
 from tests.siege.grammar import DEVICE, ROOT, Grammar
 from tests.siege.shots import Blow, Shot, read_step

@@ -18,7 +18,7 @@ from agent.install.update.state_machine import Event
 from agent.install.update.step_reporter import StepReporter
 from agent.state.installation import InstallationState
 from contract.identifiers import Digest
-from contract.mqtt.messages import Waiting
+from contract.mqtt.reports import Waiting
 from contract.trust.clock import EARLIEST
 from contract.utc import format_utc
 from contract.windows import next_opening

@@ -12,7 +12,7 @@ from agent.install.ports import SealedBundle, Serving, Speed
 from agent.install.settings import InstallSettings
 from agent.install.update.probation import evaluate_probation, measured_speed
 from agent.state.installation import Failure, InstallationState
-from contract.mqtt.messages import Probation
+from contract.mqtt.reports import Probation
 
 WATCH_SECONDS = 0.25
 """How often probation looks at the counters."""

@@ -17,7 +17,8 @@ from agent.state.installation import Failure, InstallationState, InstalledBundle
 from agent.systemd.journal import fields
 from contract.errors import BundleRefused, EdgeBundleError
 from contract.identifiers import Digest
-from contract.mqtt.messages import PlannedSwap, ReportedError
+from contract.mqtt.faults import ReportedError
+from contract.mqtt.reports import PlannedSwap
 from contract.reasons import Reason
 
 log = logging.getLogger("edge_agent.install")

@@ -12,7 +12,7 @@ from agent.install.settings import InstallSettings
 from agent.worker.settings import WorkerSettings
 from contract.bundle.device_plan import SYSTEM_BYTES, size_text
 from contract.bundle.manifest import Manifest
-from contract.mqtt.messages import PlannedSwap
+from contract.mqtt.reports import PlannedSwap
 
 
 class Needs(Struct, frozen=True):

@@ -19,7 +19,7 @@ from agent.install.update.state_machine import State
 from agent.operator.control import ControlServer, Order, call_agent
 from agent.state.audit import read_audit
 from contract.errors import EdgeBundleError
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage

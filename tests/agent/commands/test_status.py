@@ -17,7 +17,7 @@ from agent.install.status import collect_status
 from agent.install.update.state_machine import Event
 from agent.state.installation import Quarantined
 from contract.identifiers import Digest
-from contract.mqtt.messages import Reported, Waiting
+from contract.mqtt.reports import Reported, Waiting
 from contract.reasons import Reason
 from tests.agent.commands.test_device_commands import edge_agent
 from tests.agent.install.market import Device, Market

@@ -36,7 +36,9 @@ from agent.state.warnings import Warned
 from agent.worker.settings import WorkerSettings
 from contract.errors import StoreBroken
 from contract.identifiers import Digest
-from contract.mqtt.messages import BrokerState, BundleState, Deviation, EngineInfo, Health, Reported, ReportedError
+from contract.mqtt.device import BrokerState, Deviation, EngineInfo, Health
+from contract.mqtt.faults import ReportedError
+from contract.mqtt.reports import BundleState, Reported
 from contract.mqtt.topics import Topics
 from contract.reasons import Reason
 from contract.system.durable import Disk

@@ -14,7 +14,7 @@ from agent.engine.interface import CanaryScore
 from agent.engine.kernels import AS_IT_COMES, FILE, SHARE, Kernels, choose, drift, evidence, open_chosen, to_choose
 from agent.worker.prepacking import GRAPH_FILE, keep, prepack, prove
 from contract.bundle.manifest import Canary
-from contract.mqtt.messages import EngineInfo
+from contract.mqtt.device import EngineInfo
 
 CANARIES = [Canary("a", "b", 1.0, 0.1), Canary("c", "d", 2.0, 0.2)]
 WITH, WITHOUT = AS_IT_COMES, Kernels(kleidiai=False)

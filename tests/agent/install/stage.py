@@ -27,7 +27,7 @@ from agent.worker.ports import OnEvent
 from agent.worker.settings import WorkerSettings
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.errors import EngineFailed
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.mqtt.topics import EventType
 from contract.system.durable import Disk
 

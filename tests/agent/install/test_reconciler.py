@@ -21,7 +21,8 @@ from agent.install.update import canary_run, probation_watch
 from agent.install.update.state_machine import Event, State
 from agent.state.installation import Failure
 from contract.errors import SourceUnavailable
-from contract.mqtt.messages import BundleReference, Reported
+from contract.mqtt.desired import BundleReference
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market

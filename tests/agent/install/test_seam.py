@@ -15,7 +15,7 @@ import pytest
 from agent.install import desired_intake
 from agent.install import reconciler as reconciling
 from agent.install.desired_intake import DesiredIntake
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import desired

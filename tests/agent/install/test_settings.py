@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from agent.install.settings import InstallSettings, tighten
 from contract.errors import BundleRefused
-from contract.mqtt.messages import Policy
+from contract.mqtt.desired import Policy
 from contract.reasons import Reason
 
 OWN = InstallSettings(

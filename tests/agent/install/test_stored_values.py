@@ -30,7 +30,7 @@ from agent.state.result_writer import ResultWriter
 from agent.state.schema import SCHEMA
 from agent.telemetry.llm import LlmMeter
 from contract.errors import BundleRefused
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.mqtt.topics import Topics
 from contract.reasons import Reason
 from contract.system.durable import Disk

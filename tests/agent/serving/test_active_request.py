@@ -10,7 +10,7 @@ from agent.serving.active_request import TRANSITIONS, ActiveRequest, IllegalStep
 from agent.serving.scheduler import Scheduler
 from agent.serving.settings import ServingSettings
 from agent.state.result_store import Key
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.requests import GenerateRequest
 
 
 def new_request(name: str = "q") -> ActiveRequest:

@@ -9,7 +9,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from contract.mqtt.messages import MAX_REQUEST_BYTES
+from contract.mqtt.requests import MAX_REQUEST_BYTES
 from tests.agent.device import sealed
 from tests.agent.serving.conftest import MakeDevice
 from tests.agent.worker.double import FakeWorkers

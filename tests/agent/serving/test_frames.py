@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from agent.serving.frames import FrameStream
-from contract.mqtt.messages import UNSET, Frame, Timing
+from contract.mqtt.answers import Frame, Timing
 
 
 def test_first_piece_goes_at_once_and_later_ones_at_the_interval() -> None:

@@ -22,7 +22,7 @@ from agent.serving.scheduler import Scheduler
 from agent.serving.settings import ServingSettings
 from agent.serving.slots import UNAVAILABLE_AFTER_FAILURES, Slots
 from agent.state.result_store import Key
-from contract.mqtt.messages import GenerateRequest
+from contract.mqtt.requests import GenerateRequest
 
 QUEUE_LIMIT, CLIENT_LIMIT = 6, 4
 OURS = Refusal(500, "internal_error", "a test")

@@ -10,8 +10,11 @@ import pytest
 
 from agent.telemetry.home_assistant import components, discovery
 from agent.telemetry.samples import Cpu, DiskUse, Memory, SystemSample
-from contract.mqtt import messages
-from contract.mqtt.messages import BundleReference, BundleState, Health, Progress, Reported, ReportedError
+from contract.mqtt.desired import BundleReference
+from contract.mqtt.device import Health, Status
+from contract.mqtt.encoding import encode
+from contract.mqtt.faults import ReportedError
+from contract.mqtt.reports import BundleState, Progress, Reported
 from contract.mqtt.topics import Topics
 from tests.agent.telemetry.home_assistant_schema import check_document, check_update, fill
 
@@ -53,7 +56,7 @@ def test_document_names_the_device_and_follows_its_status() -> None:
     assert document["device"]["sw_version"] == "1.2.3"
     assert document["availability_topic"] == TOPICS.status
     for online in (True, False):
-        status = messages.encode(messages.Status(online, "b"))
+        status = encode(Status(online, "b"))
         assert fill(document["availability_template"], status) == ("online" if online else "offline")
 
 
@@ -89,7 +92,7 @@ HEALTHS = {
 @pytest.mark.parametrize("name", HEALTHS)
 def test_ready_is_what_health_says(name: str) -> None:
     health, state, detail = HEALTHS[name]
-    found, payload = announced(SystemSample(1.0)), messages.encode(health)
+    found, payload = announced(SystemSample(1.0)), encode(health)
     assert fill(found["ready"]["value_template"], payload) == state
     assert json.loads(fill(found["ready"]["json_attributes_template"], payload)) == detail
     assert fill(found["queue"]["value_template"], payload) == str(health.queue)
@@ -137,7 +140,7 @@ UPDATES = {
 @pytest.mark.parametrize("name", UPDATES)
 def test_update_compares_what_is_installed_with_what_is_wanted(name: str) -> None:
     reported, (installed, latest, in_progress, percentage) = UPDATES[name]
-    found, payload = announced(SystemSample(1.0)), messages.encode(reported)
+    found, payload = announced(SystemSample(1.0)), encode(reported)
     assert check_update(fill(found["update"]["value_template"], payload)) == {
         "installed_version": installed, "latest_version": latest, "in_progress": in_progress,
         "update_percentage": percentage,

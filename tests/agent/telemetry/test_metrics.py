@@ -16,7 +16,9 @@ from agent.telemetry.llm import LlmMeter
 from agent.telemetry.metrics import AgentState, page
 from agent.telemetry.samples import Process, SystemSample
 from agent.telemetry.system import SystemSampler
-from contract.mqtt.messages import BrokerState, BundleState, EngineInfo, Health, Info, Limits, ReportedError
+from contract.mqtt.device import BrokerState, EngineInfo, Health, Info, Limits
+from contract.mqtt.faults import ReportedError
+from contract.mqtt.reports import BundleState
 from contract.reasons import BrokerReason, HealthReason, Reason
 from tests.agent.telemetry.exposition_reader import check_histogram, official, parse
 from tests.agent.telemetry.trees import BOARD, PC, plant

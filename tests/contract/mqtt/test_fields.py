@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from contract import strict_json
 from contract.errors import BundleRefused, RequestInvalid
 from contract.mqtt import reading
-from contract.mqtt.messages import ControlRequest, Desired, GenerateRequest
+from contract.mqtt.desired import Desired
+from contract.mqtt.requests import ControlRequest, GenerateRequest
 
 JUNK = st.recursive(
     st.none()

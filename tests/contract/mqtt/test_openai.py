@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from contract.errors import RequestInvalid
 from contract.mqtt import reading
-from contract.mqtt.messages import GenerateRequest, Message
+from contract.mqtt.conversation import Message
+from contract.mqtt.requests import GenerateRequest
 
 PUBLISHED = json.loads((Path(__file__).parent / "openai_fields.json").read_bytes())
 """Names of OpenAI's published description of chat completions."""

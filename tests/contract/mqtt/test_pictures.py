@@ -8,7 +8,6 @@ from random import Random
 import pytest
 
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import GenerateRequest
 from contract.mqtt.picture_references import Reference, references, with_pictures
 from contract.mqtt.pictures import (
     MAX_PICTURE_BYTES,
@@ -19,6 +18,7 @@ from contract.mqtt.pictures import (
     split_picture,
 )
 from contract.mqtt.reading import parse_request, request_fingerprint
+from contract.mqtt.requests import GenerateRequest
 from tests.seeing import png
 
 RED = png(255, 0, 0)

@@ -9,7 +9,8 @@ from pathlib import Path
 from agent.config import AgentConfig
 from agent.install.ports import SealedBundle
 from agent.mqtt.settings import BrokerSettings
-from contract.mqtt.messages import BundleState, EngineInfo, Health, Info, Limits
+from contract.mqtt.device import EngineInfo, Health, Info, Limits
+from contract.mqtt.reports import BundleState
 from edge_bundle.broker import parse_broker
 from fleet.gateway.access import Access, Anybody
 from fleet.gateway.gateway import Gateway

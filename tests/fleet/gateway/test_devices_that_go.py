@@ -8,7 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from contract.mqtt.messages import Health
+from contract.mqtt.device import Health
 from fleet.gateway import asking
 from tests.agent.device import Device, sealed
 from tests.broker import Broker

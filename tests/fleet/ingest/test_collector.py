@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from contract.errors import StoreBroken
-from contract.mqtt.messages import Status, encode
+from contract.mqtt.device import Status
+from contract.mqtt.encoding import encode
 from fleet.ingest.collector import Collector
 from fleet.ingest.inbox import MAX_EVENTS, Inbox
 from fleet.store import devices

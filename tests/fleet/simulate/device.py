@@ -17,22 +17,12 @@ from agent.install.desired import Activates, activates_of
 from agent.install.update.gate import LOOK_SECONDS, waits
 from agent.install.update.state_machine import Event as Step
 from agent.install.update.state_machine import State, step
-from contract.mqtt.messages import (
-    BundleReference,
-    BundleState,
-    EngineInfo,
-    Event,
-    Health,
-    Info,
-    Limits,
-    Phase,
-    Reported,
-    ReportedError,
-    Status,
-    Waiting,
-    encode,
-)
+from contract.mqtt.desired import BundleReference
+from contract.mqtt.device import EngineInfo, Event, Health, Info, Limits, Status
+from contract.mqtt.encoding import encode
+from contract.mqtt.faults import ReportedError
 from contract.mqtt.reading import parse_desired
+from contract.mqtt.reports import BundleState, Phase, Reported, Waiting
 from contract.reasons import Reason
 from contract.trust.clock import EARLIEST
 from contract.utc import parse_utc

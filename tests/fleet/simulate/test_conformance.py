@@ -17,7 +17,10 @@ from agent.cli import COMMANDS
 from agent.config import load_config
 from agent.telemetry.samples import LlmSample, SystemSample
 from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
-from contract.mqtt.messages import BundleReference, Desired, Event, Health, Info, Policy, Reported, Status, encode
+from contract.mqtt.desired import BundleReference, Desired, Policy
+from contract.mqtt.device import Event, Health, Info, Status
+from contract.mqtt.encoding import encode
+from contract.mqtt.reports import Reported
 from contract.system.command_line import main
 from contract.windows import WindowDocument
 from edge_bundle.broker import parse_broker

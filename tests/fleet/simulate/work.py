@@ -12,7 +12,9 @@ from msgspec import structs
 from agent.telemetry.llm import SECONDS, TOKEN_SECONDS, LlmMeter
 from agent.telemetry.samples import HistogramSample, Memory, SystemSample
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import ErrorBody, ErrorFrame, LastFrame, Timing, Usage, encode
+from contract.mqtt.answers import ErrorFrame, LastFrame, Timing, Usage
+from contract.mqtt.encoding import encode
+from contract.mqtt.faults import ErrorBody
 from contract.mqtt.reading import parse_request
 from contract.mqtt.topics import NO_ID
 

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from contract.errors import RequestInvalid
-from contract.mqtt.messages import BundleState, Health, Reported, encode
+from contract.mqtt.device import Health
+from contract.mqtt.encoding import encode
+from contract.mqtt.reports import BundleState, Reported
 from fleet.rollout.counters import Reading
 from fleet.store import counters, devices
 from fleet.store.counters import DAY, Sample

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import update
 
-from contract.mqtt.messages import BundleState, Reported, encode
+from contract.mqtt.encoding import encode
+from contract.mqtt.reports import BundleState, Reported
 from fleet.rollout.model import Bundle
 from fleet.rollout.plan import draft
 from fleet.rollout.spec import read_spec

@@ -10,7 +10,7 @@ from msgspec import UNSET
 from sqlalchemy import insert, select
 
 from contract.errors import RequestInvalid, StoreBroken
-from contract.mqtt.messages import Info, Limits
+from contract.mqtt.device import Info, Limits
 from contract.mqtt.reading import parse_desired
 from contract.windows import Window, read_window
 from fleet.rollout.actions import MoveTarget, Publish, TakeSlot

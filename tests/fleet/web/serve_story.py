@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from contract.mqtt.messages import encode
+from contract.mqtt.encoding import encode
 from fleet.http.app import make_app
 from fleet.http.server import Server, listen
 from fleet.store import devices

@@ -7,17 +7,10 @@ from typing import Any
 import pytest
 
 from contract.errors import BundleRefused, SourceUnavailable
-from contract.mqtt import messages
-from contract.mqtt.messages import (
-    BundleReference,
-    BundleState,
-    Phase,
-    PlannedSwap,
-    Progress,
-    Reported,
-    ReportedError,
-    Waiting,
-)
+from contract.mqtt.desired import BundleReference
+from contract.mqtt.encoding import encode
+from contract.mqtt.faults import ReportedError
+from contract.mqtt.reports import BundleState, Phase, PlannedSwap, Progress, Reported, Waiting
 from packager.watch.deployment import QUIET_SECONDS, Deployment
 
 RETRIED = ReportedError("source_unavailable", "depot is away; retrying in 5 s", retry_in_seconds=5.0)
@@ -37,7 +30,7 @@ def report(
     **more: Any,
 ) -> bytes:
     state = None if active is None else bundle(active)
-    return messages.encode(Reported(revision, phase, more.pop("progress", None), state, None, error, **more))
+    return encode(Reported(revision, phase, more.pop("progress", None), state, None, error, **more))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from agent.install.process.messages import Line, Progressed
 from agent.install.reporter import PROGRESS_INTERVAL_SECONDS, Reporter
 from agent.install.update.state_machine import State
 from contract.errors import SourceUnavailable
-from contract.mqtt.messages import Probation, Reported
+from contract.mqtt.reports import Probation, Reported
 from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
 from tests.contract.source.test_nginx import NGINX

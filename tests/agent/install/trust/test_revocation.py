@@ -14,7 +14,7 @@ from agent.state import audit
 from agent.state.warnings import Warned
 from contract.bundle.verifier import find_faults
 from contract.errors import BundleRefused, EdgeBundleError
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from tests.agent.install.market import Device, Market
 from tests.agent.install.stage import Stage, desired

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from agent.install.desired import Activates, Install, OperatorOrder
 from agent.install.process.messages import Job, Line
 from agent.install.update.gate import waits
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from contract.system.command_line import main
 from contract.trust.clock import EARLIEST

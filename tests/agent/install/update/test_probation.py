@@ -16,7 +16,7 @@ from agent.install.settings import InstallSettings
 from agent.install.update.probation import evaluate_probation, measured_speed
 from agent.install.update.probation_watch import watch_probation
 from agent.state.installation import Failure
-from contract.mqtt.messages import Probation
+from contract.mqtt.reports import Probation
 from contract.reasons import Reason
 
 SETTINGS = InstallSettings(probation_seconds=60, probation_requests=20, min_tokens_per_second=10)

@@ -18,7 +18,7 @@ from agent.install.status import bundle_statuses
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.bundle.manifest import MANIFEST_FILE, Base, Manifest, encode_manifest, parse_manifest
-from contract.mqtt.messages import Reported
+from contract.mqtt.reports import Reported
 from contract.reasons import Reason
 from contract.system.durable import Disk
 from contract.trust.store import TrustStore

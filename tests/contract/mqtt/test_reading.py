@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from msgspec import UNSET, UnsetType
 
 from contract.errors import BundleRefused, RequestInvalid
-from contract.mqtt import messages, reading
+from contract.mqtt import reading
+from contract.mqtt.conversation import ImagePart, TextPart
 from contract.mqtt.pictures import picture_bytes, picture_url
+from contract.mqtt.requests import MAX_REQUEST_BYTES, GenerateRequest
 from contract.reasons import Reason
 
 
@@ -88,9 +90,9 @@ def test_texts_and_pictures_may_stand_in_a_message() -> None:
     _, found = reading.parse_request(chat(text_part("What is this?"), image_part(PNG, detail="auto")))
     assert not isinstance(found.messages, UnsetType)
     text, picture = found.messages[0].parts
-    assert isinstance(text, messages.TextPart)
+    assert isinstance(text, TextPart)
     assert text.text == "What is this?"
-    assert isinstance(picture, messages.ImagePart)
+    assert isinstance(picture, ImagePart)
     assert picture_bytes(picture.image_url.url, "url") == b"\x89PNG\r\n\x1a\n and so on"
 
 
@@ -152,7 +154,7 @@ def test_requests_without_their_essentials_are_refused(payload: bytes, field: st
 
 def test_an_oversized_request_says_413() -> None:
     with pytest.raises(RequestInvalid) as caught:
-        reading.parse_request(request(prompt="x" * messages.MAX_REQUEST_BYTES))
+        reading.parse_request(request(prompt="x" * MAX_REQUEST_BYTES))
     assert caught.value.code == 413
 
 
@@ -203,7 +205,7 @@ json_junk = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-request_fields = st.sampled_from([field for field in messages.GenerateRequest.__struct_fields__ if field != "id"])
+request_fields = st.sampled_from([field for field in GenerateRequest.__struct_fields__ if field != "id"])
 
 
 @given(st.dictionaries(request_fields, json_junk, max_size=4))
@@ -214,7 +216,7 @@ def test_any_value_in_any_field_is_read_or_refused_never_anything_else(fields: d
     except RequestInvalid as refused:
         assert refused.code in (400, 413)
     else:
-        assert parsed.prompt is not messages.UNSET or parsed.messages is not messages.UNSET
+        assert parsed.prompt is not UNSET or parsed.messages is not UNSET
 
 
 def test_control_messages_name_their_faults() -> None:
