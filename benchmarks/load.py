@@ -24,6 +24,7 @@ import sys, time
 from pathlib import Path
 import onnxruntime, onnxruntime_genai
 from agent.engine.batched.engine import BatchedEngine
+from agent.engine.batched.opening import open_model
 from agent.engine.batched.runner import open_session
 from agent.engine.config import read_config
 from agent.engine.load_options import ModelFiles, Resources
@@ -32,7 +33,7 @@ started, worked = time.monotonic(), time.process_time()
 if kind == "bare":
     open_session(bundle / read_config(bundle).filename, threads)
 else:
-    BatchedEngine(ModelFiles(bundle, derived if kind == "after" else None), Resources(threads))
+    BatchedEngine(open_model(ModelFiles(bundle, derived if kind == "after" else None), Resources(threads)))
 print(time.monotonic() - started, time.process_time() - worked)
 """
 

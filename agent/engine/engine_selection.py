@@ -60,9 +60,10 @@ def open_engine(
             why = "not batched: it has adapters"
         elif engine != "genai":
             from agent.engine.batched.engine import BatchedEngine
+            from agent.engine.batched.opening import open_model
 
             try:
-                return BatchedEngine(files, resources, processors=scoring, mode=mode, progress=progress)
+                return BatchedEngine(open_model(files, resources, mode=mode, progress=progress), scoring)
             except Declined as declined:
                 if engine == "batched":
                     raise EngineFailed(f"the batched engine cannot serve this model: {declined}") from declined

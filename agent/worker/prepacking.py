@@ -52,12 +52,13 @@ def prove(bundle: Path, threads: int, reproducible: bool) -> tuple[Kernels, Verd
         Declined: the batched engine does not serve it here. EngineFailed: it does not load.
     """
     from agent.engine.batched.engine import BatchedEngine
+    from agent.engine.batched.opening import open_model
 
     used: list[tuple[Kernels, Verdict]] = []
 
     def load(kernels: Kernels) -> Engine:
         resources = Resources(threads, kernels=kernels)
-        engine = BatchedEngine(ModelFiles(bundle), resources, mode=Mode(reproducible), trial=True)
+        engine = BatchedEngine(open_model(ModelFiles(bundle), resources, mode=Mode(reproducible), trial=True))
         used.append((kernels, engine.verdict))
         return engine
 

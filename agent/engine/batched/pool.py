@@ -26,6 +26,7 @@ class Pool:
         kind = np.dtype(decoder.kv_type)
         self.slots = slots
         self.length = length
+        self.token_bytes = decoder.kv_bytes_per_token
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
         self._memory = mmap.mmap(-1, int(np.prod(shape)) * kind.itemsize, flags=flags)
         with contextlib.suppress(OSError):  # a kernel without huge pages has nothing to leave out

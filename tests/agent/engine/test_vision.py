@@ -95,7 +95,7 @@ def test_both_engines_see_the_same(batching: Engine, taking_turns: Engine) -> No
 
 
 def test_of_a_prompt_with_pictures_the_last_tokens_logits_are_computed_alone(batching: Engine) -> None:
-    runner = batching._runner  # type: ignore[attr-defined]
+    runner = batching._batch.runner  # type: ignore[attr-defined]
     assert runner._starts
     tokens = list(range(3, 35))
     every, last = runner.prefill(0, 0, tokens).copy(), runner.prefill(0, 0, tokens, last=True)
@@ -114,7 +114,7 @@ def test_drafts_about_a_picture_change_no_token(seeing_bundle: Path, monkeypatch
         note(self, drafted, accepted)
 
     monkeypatch.setattr(Speculation, "note", noted)
-    monkeypatch.setattr("agent.engine.batched.engine.Runner", RowByRow)
+    monkeypatch.setattr("agent.engine.batched.opening.Runner", RowByRow)
     asked = replace(look(1, "one two one two one two", RED, QUESTION, max_tokens=48), min_tokens=48, logit_bias=LIKELY)
     told = []
     for speculation in ("off", "auto"):

@@ -155,7 +155,7 @@ async def test_no_load_after_the_first_measures_again(
     measured, tried = [], []
     real, probe = verdict.measure, Runner._probe
     monkeypatch.setattr(
-        "agent.engine.batched.engine.measure", lambda *given: (measured.append(given[-1]), real(*given))[1]
+        "agent.engine.batched.opening.measure", lambda *given: (measured.append(given[-1]), real(*given))[1]
     )
     monkeypatch.setattr(Runner, "_probe", lambda self: (tried.append(self), probe(self))[1])
 

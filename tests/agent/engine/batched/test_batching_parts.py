@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.engine.batched.engine import slice_end
+from agent.engine.batched.batch import slice_end
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.batched.verdict import SLICE, WIDE_SLICE

@@ -40,7 +40,7 @@ AVX2_SECONDS = 800.0
 
 
 def opened(bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Runner], **fields: object) -> Engine:
-    monkeypatch.setattr("agent.engine.batched.engine.Runner", kind)
+    monkeypatch.setattr("agent.engine.batched.opening.Runner", kind)
     engine = open_engine(bundle, threads=2, **fields)  # type: ignore[arg-type]
     if issubclass(kind, kinds.Kind):
         kind.lone_decodes = 0

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from agent.engine.batched.engine import BatchedEngine
 from agent.engine.batched.graph import Decoder, read_decoder
 from agent.engine.batched.logits_to_keep import START, with_start
+from agent.engine.batched.opening import open_model
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.runner import Runner, open_session
 from agent.engine.config import read_config
@@ -74,9 +74,7 @@ def test_prepacked_weights_have_it_and_older_ones_get_it(
         assert (START.encode() in graph.read_bytes()) is (name == "new")
         found = runner_of(decoder, graph, decoder.logits).prefill(0, 0, tokens, last=True)
         assert np.array_equal(found, wanted)
-    engine = BatchedEngine(ModelFiles(tiny_bundle, tmp_path / "new"), Resources(1))
-    assert engine.facts.engine == "batched"
-    engine.release()
+    assert open_model(ModelFiles(tiny_bundle, tmp_path / "new"), Resources(1)).facts.engine == "batched"
 
 
 def graph_of(*nodes: onnx.NodeProto) -> bytes:

@@ -112,7 +112,7 @@ def drafts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def exact(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("agent.engine.batched.engine.Runner", RowByRow)
+    monkeypatch.setattr("agent.engine.batched.opening.Runner", RowByRow)
     engine = open_engine(tiny_bundle, engine="batched", threads=2, reproducible=True)
     yield engine
     engine.release()
@@ -120,7 +120,7 @@ def exact(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
 
 @pytest.fixture
 def plain(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("agent.engine.batched.engine.Runner", RowByRow)
+    monkeypatch.setattr("agent.engine.batched.opening.Runner", RowByRow)
     engine = open_engine(tiny_bundle, engine="batched", threads=2, reproducible=True, speculation="off")
     yield engine
     engine.release()
@@ -223,7 +223,7 @@ def test_an_operator_may_have_drafts_within_a_bound(tiny_bundle: Path) -> None:
 def test_drafts_are_verified_by_default_where_a_lone_row_rounds_anyway(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.engine.batched.engine.Runner", kinds.LoneRowRounds)
+    monkeypatch.setattr("agent.engine.batched.opening.Runner", kinds.LoneRowRounds)
     engine = open_engine(tiny_bundle, threads=2)
     assert engine.facts.engine == "batched", engine.facts.why
     assert engine.facts.speculation.startswith("prompt lookup, within rounding (measured: ")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.engine.batched.engine import BatchedEngine
 from agent.engine.batched.graph import Decoder
+from agent.engine.batched.opening import open_model
 from agent.engine.batched.verdict import FILE, LEAST_REACH, trial_size
 from agent.engine.load_options import ModelFiles, Resources
 from contract.bundle.device_plan import MAX_SLOTS
@@ -57,10 +57,10 @@ def test_what_was_measured_on_fewer_slots_counts_for_no_more(
         [sys.executable, "-m", "agent.worker.prepacking", str(tiny_bundle), str(tmp_path), "--verdict-only"], check=True
     )
     measured: list[Any] = []
-    monkeypatch.setattr("agent.engine.batched.engine.measure", lambda *given: measured.append(given) or kept)
-    kept = BatchedEngine(ModelFiles(tiny_bundle, tmp_path), Resources(1)).verdict
+    monkeypatch.setattr("agent.engine.batched.opening.measure", lambda *given: measured.append(given) or kept)
+    kept = open_model(ModelFiles(tiny_bundle, tmp_path), Resources(1)).verdict
     assert (measured, kept.slots) == ([], MAX_SLOTS)
     few = (tmp_path / FILE).read_text().replace(f'"slots":{MAX_SLOTS}', '"slots":2')
     (tmp_path / FILE).write_text(few)
-    BatchedEngine(ModelFiles(tiny_bundle, tmp_path), Resources(1))
+    open_model(ModelFiles(tiny_bundle, tmp_path), Resources(1))
     assert len(measured) == 1
