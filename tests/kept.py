@@ -20,7 +20,7 @@ SMOLLM2 = "smollm2-bundle"
 SOURCES = (
     "packager/**/*.py", "packager/quantize/passages.txt", "contract/bundle/manifest.py", "contract/bundle/chunks.py",
     "contract/bundle/canary.py", "contract/bundle/genai_*.py", "contract/bundle/adapter_*.py", "contract/onnx/*.py",
-    "tests/tiny.py", "tests/lora.py",
+    "contract/bundle/picture_families.py", "tests/tiny.py", "tests/lora.py",
 )  # fmt: skip
 KEEP_SECONDS = 3600
 UNRELATED = (

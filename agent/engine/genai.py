@@ -33,8 +33,9 @@ from agent.engine.runtime_errors import runtime_errors
 from agent.engine.scoring import SCORE_SLICE, canary_score, generator_losses, picture_losses
 from agent.engine.sequence import LogitRules, TokenSequence, constrain, prepare, rejection, with_changes
 from agent.engine.tokenizing import Tokenizing
-from agent.engine.vision import PLACEHOLDERS, ImageInputs, ImagePreprocessor, Vision
+from agent.engine.vision import ImageInputs, ImagePreprocessor, Vision
 from contract.bundle.footprint import kv_element, kv_token_bytes
+from contract.bundle.picture_families import PICTURE_FAMILIES
 from contract.errors import EngineFailed, RequestInvalid
 from contract.onnx.wire import read_graph_file
 
@@ -94,7 +95,7 @@ class GenaiEngine:
             self._adapters = LoadedAdapters(self._og, self._model, files.adapters)
             self._tokenizing = Tokenizing(self._og.Tokenizer(self._model), bundle_dir, config.eos_token_ids)
             self._pipeline = "vision" in config.capabilities
-            sees = self._pipeline and config.model_type in PLACEHOLDERS and self._tokenizing.chat
+            sees = self._pipeline and config.model_type in PICTURE_FAMILIES and self._tokenizing.chat
             self._vision = Vision(self._og, self._model, config.model_type, self._tokenizing) if sees else None
         self._grammars = Grammars(bundle_dir, config.vocab_size, config.eos_token_ids)
         token_bytes = kv_token_bytes(config, kv_element(config, read_graph_file(bundle_dir / config.filename)))

@@ -14,16 +14,11 @@ import numpy as np
 
 from agent.engine.image_decode import MAX_PIXELS, decode_image
 from agent.engine.tokenizing import Tokenizing
-from contract.bundle.canary import PLACEHOLDERS
+from contract.bundle.picture_families import LOW_SIDE, PICTURE_FAMILIES, Size, phi3v_cost
 from contract.errors import RequestInvalid
 
-__all__ = ["PLACEHOLDERS", "ImageInputs", "ImagePreprocessor", "Vision", "cannot_take"]
-
-PHI3V_WHOLE = 2 * 144 + 1 + 2 * 12
-"""Tokens of a picture of one crop: that, the whole, which is the same, and separators."""
-
-LOW_SIDE = 512
-"""Pixels along the longer side of a picture that is looked at as a whole only."""
+PHI3V_WHOLE = phi3v_cost(Size(LOW_SIDE, LOW_SIDE, low=True)).tokens
+"""Of a picture of one crop: that, the whole, which is the same, and separators."""
 
 
 class ImageInputs:
@@ -77,12 +72,11 @@ class ImagePreprocessor:
 
 
 class Vision:
-    """The eyes of one model of a kind in :data:`PLACEHOLDERS`."""
+    """The eyes of one model of a kind in :data:`PICTURE_FAMILIES`."""
 
     def __init__(self, og: Any, model: Any, kind: str, tokenizing: Tokenizing) -> None:
         self._og = og
-        self._kind = kind
-        self._placeholder = PLACEHOLDERS[kind]
+        self._family = PICTURE_FAMILIES[kind]
         self._processor = model.create_multimodal_processor()
         self._tokenizing = tokenizing
 
@@ -93,7 +87,7 @@ class Vision:
             RequestInvalid: it refuses them.
             MemoryError: there is none left.
         """
-        text = "".join(self._placeholder.format(number) for number in range(1, len(drawn) + 1))
+        text = "".join(self._family.placeholder.format(number) for number in range(1, len(drawn) + 1))
         try:
             return self._processor(text, images=self._og.Images.open_bytes(*drawn))
         except Exception as error:
@@ -105,9 +99,10 @@ class Vision:
         Raises:
             RequestInvalid: it cannot be read, or the model's processor refuses it.
         """
-        tensors = self.process([decode_image(picture, side=LOW_SIDE, square=self._kind == "phi3v")[0]])
+        whole = self._family.low == "whole"
+        tensors = self.process([decode_image(picture, side=self._family.low_side, square=whole)[0]])
         tokens = self.tokens(tensors, 1)
-        if self._kind == "phi3v":
+        if whole:
             one = tensors["pixel_values"].as_numpy()[:, [0, 0]]
             tensors["pixel_values"] = np.ascontiguousarray(one)
             tensors["image_sizes"] = np.array([one.shape[-2:]], np.int64)

@@ -16,17 +16,6 @@ differently. Four times what a build writes down of one, a second on a slow devi
 PICTURE = "\ufffc"
 """Where a canary's picture stands in its prompt: the object replacement character."""
 
-PLACEHOLDERS = {
-    "phi3v": "<|image_{}|>",
-    "phi4mm": "<|image_{}|>",
-    "gemma3": "<start_of_image>",
-    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "mistral3": "[IMG]",
-}
-"""How each kind of model (``model.type`` in genai_config.json) is told where a picture stands, as onnxruntime-genai
-0.18's processors look for it. Kinds that are not here take no pictures."""
-
 
 def join_canary(prompt: Sequence[int], text: Sequence[int], beginning: Sequence[int]) -> tuple[list[int], int]:
     """All tokens, and the index of the first one to score.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from msgspec import Struct
 
 from contract.bundle.genai_config import GenaiFacts
+from contract.bundle.picture_families import LOW_SIDE, PICTURE_FAMILIES, Size
 from contract.onnx.graph import ELEMENT_BITS, Node, OnnxModel, Tensor
 
 FLOAT_BYTES = 4
@@ -30,14 +31,17 @@ SCRATCH_WIDTHS = 3.5
 measured of CLIP ViT-L in fp32, 3.4 in INT8 (benchmarks/RESULTS.md).
 """
 
-LEAST_PATCHES = {"phi3v": 2 * 577}
-"""Of a look at a picture as a whole, by ``model.type``: a crop and the picture itself, of 24 x 24 patches and one."""
+MASK_BYTES = 11
+"""Of the masks by which tokens of a picture see each other: for each of them and each token that it may see."""
+
+READ_BEHIND = 4096
+"""Tokens of context behind which a picture that is read in one piece is reckoned with."""
 
 
 class Footprint(Struct, frozen=True):
     """Bytes. ``packed`` is what kernels lay out anew, of ``originals`` in the files; ``rest`` is read as it lies there.
     ``kv_token``: keys and values of one token in all layers, of type ``kv_type``. ``scratch`` is what the model takes
-    while it looks at a picture, at least.
+    while it looks at a picture and reads it, at least.
     """
 
     packed: int
@@ -82,7 +86,7 @@ def measure_footprint(facts: GenaiFacts, read_graph: Callable[[str], OnnxModel])
         kv_type=KV_NAMES.get(kind, f"{_bits(kind)} bits"),
         context_length=facts.context_length,
         least_cache=facts.least_cache,
-        scratch=0 if seeing is None else picture_scratch(LEAST_PATCHES.get(facts.model_type, 0), seeing),
+        scratch=0 if seeing is None else least_scratch(facts, seeing),
     )
 
 
@@ -91,6 +95,24 @@ def picture_scratch(patches: int, encoder: OnnxModel) -> int:
     outputs = [product.integer("N") for product in _products(encoder)[0]]
     planes = [max(tensor.dims) for tensor in encoder.walk_tensors() if len(tensor.dims) == PLANE]
     return int(patches * SCRATCH_WIDTHS * max(0, *outputs, *planes)) * FLOAT_BYTES
+
+
+def least_scratch(facts: GenaiFacts, encoder: OnnxModel) -> int:
+    """Bytes for a picture of ``detail`` low: what ``encoder`` takes while it looks, and what the decoder takes while it
+    reads, where that is in one piece. 0 for kinds of which that is not known.
+    """
+    family = PICTURE_FAMILIES.get(facts.model_type)
+    look = None if family is None else family.plan(encoder)
+    if family is None or look is None:
+        return 0
+    cost = look(Size(LOW_SIDE, LOW_SIDE, low=True))
+    reading = pair_bytes(facts) * cost.tokens * min(READ_BEHIND, facts.context_length) if family.together else 0
+    return picture_scratch(cost.patches, encoder) + reading
+
+
+def pair_bytes(facts: GenaiFacts) -> int:
+    """Bytes that a decoder takes for a token of a piece and one that it may see, where it goes by masks."""
+    return facts.attention_heads * FLOAT_BYTES + MASK_BYTES
 
 
 KV_NAMES = {1: "fp32", 3: "int8", 10: "fp16", 16: "bf16"}

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from contract.bundle.canary import PLACEHOLDERS, STOP_TOKENS, join_canary
+from contract.bundle.canary import STOP_TOKENS, join_canary
 from contract.bundle.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
+from contract.bundle.picture_families import PICTURE_FAMILIES
 from contract.bundle.tokens import begin, compose, composes, read_beginning
 from contract.chat.files import read_chat_files
 from contract.chat.template import ChatTemplate
@@ -175,7 +176,8 @@ class Runtime:
     def process(self, picture: bytes) -> dict[str, npt.NDArray[Any]]:
         """What the runtime's own processor makes of one picture in an empty prompt."""
         processor = self._model.create_multimodal_processor()
-        tensors = processor(PLACEHOLDERS[self.facts.model_type].format(1), images=self._og.Images.open_bytes(picture))
+        placeholder = PICTURE_FAMILIES[self.facts.model_type].placeholder.format(1)
+        tensors = processor(placeholder, images=self._og.Images.open_bytes(picture))
         return {str(name): np.asarray(tensors[name].as_numpy()) for name in list(tensors.keys())}
 
     def read(self, inputs: Mapping[str, npt.NDArray[Any]], length: int) -> Any:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from contract.bundle.canary import PICTURE, PLACEHOLDERS, join_canary
+from contract.bundle.canary import PICTURE, join_canary
+from contract.bundle.picture_families import PICTURE_FAMILIES
 from contract.errors import BuildRefused
 from packager.evaluate.divergence import log_softmax
 from packager.evaluate.jobs import CanaryResult
@@ -31,7 +32,7 @@ Logits = npt.NDArray[np.float32]
 def show_picture(runtime: Runtime, tokens: int) -> CanaryResult | None:
     """The canary about a picture with an answer of so many ``tokens``, of a model that devices can show one."""
     facts = runtime.facts
-    if "vision" not in facts.capabilities or facts.model_type not in PLACEHOLDERS or not runtime.chat:
+    if "vision" not in facts.capabilities or facts.model_type not in PICTURE_FAMILIES or not runtime.chat:
         return None
     picture, prompt = canary_picture(), runtime.render(f"{PICTURE}\n{QUESTION}")
     if prompt.count(PICTURE) != 1:
@@ -62,7 +63,7 @@ def prepare_prompt(runtime: Runtime, prompt: str, picture: bytes) -> tuple[list[
     """
     inputs = runtime.process(picture)
     seen = [int(token) for token in inputs.pop("input_ids").reshape(-1)]
-    if runtime.facts.model_type == "phi3v":
+    if PICTURE_FAMILIES[runtime.facts.model_type].low == "whole":
         seen = _look_at_the_whole(inputs)
     before, after = prompt.split(PICTURE)
     return [*runtime.start(before), *_follow(runtime, seen), *_follow(runtime, runtime.encode(after))], inputs

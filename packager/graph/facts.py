@@ -15,6 +15,7 @@ from msgspec import Struct
 from contract.bundle.adapter_slots import find_slots
 from contract.bundle.genai_config import CONFIG_FILE, GenaiFacts, read_genai_config
 from contract.errors import BuildRefused
+from contract.onnx.attention import attention_window
 from contract.onnx.graph import Node, OnnxModel, Tensor
 from contract.onnx.rules import check_graph
 from contract.onnx.wire import read_graph_file
@@ -22,9 +23,6 @@ from contract.onnx.wire import read_graph_file
 ELEMENT_NAMES = {1: "fp32", 2: "uint8", 3: "int8", 7: "int64", 10: "fp16", 16: "bf16", 21: "uint4", 22: "int4"}
 ATTENTION = ("GroupQueryAttention", "PagedAttention", "MultiHeadAttention", "Attention")
 """One a layer; the last two know no window."""
-
-WINDOWED_MASK, WINDOW_TENSOR = "pictures.windowed_mask", "pictures.window"
-"""The mask of layers with a window where tokens of a picture see each other, and how long the window is."""
 
 MAX_REPORTED = 4
 """Differences named in one refusal; the first ones say enough."""
@@ -128,20 +126,13 @@ def describe_graph(model: OnnxModel) -> GraphFacts:
         embedding=_embedding(nodes, tensors),
         lm_head=_lm_head(nodes, tensors),
         kv_type=ELEMENT_NAMES.get(past[0].elem_type, str(past[0].elem_type)) if past else "none",
-        windows=tuple(_window(node, nodes) for node in nodes if node.op_type in ATTENTION),
+        windows=tuple(attention_window(node, nodes) for node in nodes if node.op_type in ATTENTION),
         parameters=sum(product.weights for product in quantised)
         + sum(_own_rows(node, tensors) for node in nodes if node.op_type == "GatherBlockQuantized")
         + sum(tensor.elements for tensor in tensors.values() if tensor.data_type in (1, 10, 16) and _is_weight(tensor)),
         tensor_bytes=sum(tensor.needed_bytes or 0 for tensor in tensors.values()),
         slots=tuple(slots),
     )
-
-
-def _window(node: Node, nodes: list[Node]) -> int:
-    """How far back one layer looks: by its own words, or by the mask that it is given."""
-    if WINDOWED_MASK in node.inputs:
-        return next((each.integer("value_int", -1) for each in nodes if WINDOW_TENSOR in each.outputs), -1)
-    return node.integer("local_window_size", -1)
 
 
 def _own_rows(node: Node, tensors: dict[str, Tensor]) -> int:

@@ -55,7 +55,8 @@ class Gemma3Vision:
         resize = {"interpolation": shape.resize, "width": shape.side, "height": shape.side, "keep_aspect_ratio": 0}
         last = {"name": "to_channel_first", "type": "Permute3D", "attrs": {"dims": [2, 0, 1]}}
         steps = resize_steps(resize, shape.mean, shape.deviation, last)
-        return Written(processor_config("gemma_3_image_processor", steps), sections("gemma3", "pixel_values"))
+        tokens = {"image_token_id": shape.token}
+        return Written(processor_config("gemma_3_image_processor", steps), sections("gemma3", "pixel_values") | tokens)
 
     def side(self, path: Path) -> int:
         return _shape(path).side

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from packager.graph.facts import WINDOW_TENSOR, WINDOWED_MASK
+from contract.onnx.attention import WINDOW_TENSOR, WINDOWED_MASK
 from packager.vision.graph_writer import Nodes, value
 
 WHOLE_MASK = "pictures.whole_mask"
@@ -76,7 +76,10 @@ def _go_by_mask(node: Any) -> int:
 
 
 def _write_seen(nodes: Nodes) -> tuple[str, str, str]:
-    """What each new token sees of all, and the places of new ones, as a column, and of all."""
+    """What each new token sees of all, and the places of new ones, as a column, and of all.
+
+    Prompts in one batch end each where the ones of its own row of the attention mask do.
+    """
 
     def node(operator: str, *inputs: str, name: str, **attributes: Any) -> str:
         own = [each if each.startswith("pictures.") or each in GIVEN else f"pictures.{each}" for each in inputs]
@@ -85,8 +88,10 @@ def _write_seen(nodes: Nodes) -> tuple[str, str, str]:
     new = node("Shape", "input_ids", name="new", start=1, end=2)
     count = node("Squeeze", new, name="count")
     total = node("Squeeze", node("Shape", "attention_mask", name="all", start=1, end=2), name="total")
-    past = node("Sub", total, count, name="past")
-    rows = node("Unsqueeze", node("Range", past, total, "one", name="own_places"), "second", name="rows")
+    length = node("ReduceSum", "attention_mask", "second", name="length", keepdims=1)
+    past = node("Sub", length, count, name="past")
+    steps = node("Range", "zero", count, "one", name="steps")
+    rows = node("Unsqueeze", node("Add", past, steps, name="own_places"), "last", name="rows")
     columns = node("Range", "zero", total, "one", name="columns")
     before = node("LessOrEqual", columns, rows, name="before")
     # Pictures are numbered from one by where they begin; words are of none.
@@ -97,9 +102,11 @@ def _write_seen(nodes: Nodes) -> tuple[str, str, str]:
     starts = node("Greater", marked, shifted, name="starts")
     numbered = node("CumSum", node("Cast", starts, name="begun", to=7), "one", name="numbered")
     own = node("Mul", numbered, marked, name="own")
-    earlier = node("Unsqueeze", past, "first", name="earlier")
-    pad = node("Concat", "first", earlier, "first", "first", name="pad", axis=0)
-    everything = node("Pad", own, pad, name="everything")
+    step = node("Sub", columns, past, name="step")
+    known = node("Clip", step, "zero", node("Sub", count, "one", name="last_step"), name="known_step")
+    new_one = node("Equal", step, known, name="new_one")
+    numbers = node("GatherElements", own, known, name="numbers", axis=1)
+    everything = node("Where", new_one, numbers, "zero", name="everything")
     first = node("Unsqueeze", own, "last", name="asking")
     second = node("Unsqueeze", everything, "second", name="asked")
     same = node("Equal", first, second, name="same_number")

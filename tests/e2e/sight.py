@@ -24,7 +24,9 @@ TINY = {
     "phi-3.5-vision": Tiny(
         "Phi3VForCausalLM", "tests.packager.vision.phi3v_checkpoint", "make_phi3v", 4 * 336, "batched", 313
     ),
-    "gemma-3": Tiny("Gemma3ForConditionalGeneration", "tests.packager.vision.gemma3_checkpoint", "make_gemma3"),
+    "gemma-3": Tiny(
+        "Gemma3ForConditionalGeneration", "tests.packager.vision.gemma3_checkpoint", "make_gemma3", engine="batched"
+    ),
     "qwen2.5-vl": Tiny(
         "Qwen2_5_VLForConditionalGeneration", "tests.packager.vision.qwen25vl_checkpoint", "make_qwen25vl"
     ),

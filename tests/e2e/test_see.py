@@ -27,17 +27,17 @@ def test_every_family_that_is_built_whole_is_seen() -> None:
 
 def test_what_does_not_hold_is_told() -> None:
     good = Seen("shapes", 4, 100, 100, 80, 5, [1, 2, 3, 4], 0.001, 1.5, 0.0, 0.1)
-    gemma = Served(TINY["gemma-3"], "genai", "several positions", "genai", [good, good], 100)
-    assert faults(gemma) == []
+    qwen = Served(TINY["qwen2.5-vl"], "genai", "several positions", "genai", [good, good], 100)
+    assert faults(qwen) == []
     bad = good._replace(prompt_tokens=101, answer=[1], apart=float("nan"), from_another=0.001, behind=0.5)
-    assert faults(gemma._replace(answers=[good, bad])) == [
+    assert faults(qwen._replace(answers=[good, bad])) == [
         "shapes: 101 tokens, the reference has 100",
         "shapes: 1 tokens of an answer were told, not 4",
         "shapes: log-probabilities are nan nats apart, 0.01 at most",
         "shapes: the reference finds another token 0.5000 nats more likely",
         "shapes: the answer fits another picture as well",
     ]
-    assert "gemma-3         shapes   4 parts" in table([("gemma-3", gemma)])
+    assert "qwen2.5-vl      shapes   4 parts" in table([("qwen2.5-vl", qwen)])
 
 
 def test_what_the_batched_engine_owes_is_told() -> None:

@@ -1,8 +1,8 @@
 """What a turn of the ``batched`` engine does: who gets a slot, which slice is read, and one token for everybody.
 
 A step reads one slice of the oldest unread prompt, then gives every request that decodes one token in a single run.
-Slices always end at multiples of :data:`SLICE` from the beginning of a prompt, and wide ones are used only where the
-self-test found them equal bit by bit, so that what a request gets depends on nothing but its own tokens, parameters
+Where slices end is settled by the prompt alone (:mod:`agent.engine.batched.slicing`), and wide ones are used only where
+the self-test found them equal bit by bit, so that what a request gets depends on nothing but its own tokens, parameters
 and seed: bit for bit where the processor's kernels are alike for one row and for many or a lone row is padded
 (``reproducible``), else but for the rounding of those kernels, which the self-test measured. A model with two sets of
 rope factors takes the long ones for a request that may outgrow the short ones, from its first token on; such requests
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner
+from agent.engine.batched.slicing import SLICE, Slicing
 from agent.engine.batched.slots import Move, Slots
 from agent.engine.batched.speculation import Speculation
-from agent.engine.batched.verdict import SLICE
 from agent.engine.interface import StepEvent
 from agent.engine.pictures.features import Features
 from agent.engine.runtime_errors import runtime_errors
@@ -33,13 +33,14 @@ from agent.engine.sequence import TokenSequence
 class StepRules(NamedTuple):
     """How this model is run here. ``wide``: tokens of a prompt to read at once while nobody decodes; ``pads``: a row
     that would run alone gets company; ``drafts``: tokens are drafted for it; ``switch``: tokens after which the long
-    rope factors are needed, 0 where no request gets there.
+    rope factors are needed, 0 where no request gets there; ``slicing``: how prompts are cut.
     """
 
     wide: int
     pads: bool
     drafts: bool
     switch: int
+    slicing: Slicing = Slicing()
 
 
 class _SlotSequence:
@@ -62,10 +63,10 @@ class _SlotSequence:
         """Whose prompts it may share: its client's, with the same rope factors."""
         return f"{self.answer.generation.client}\0{self.width}"
 
-    @property
-    def whole_slices(self) -> tuple[int, ...]:
-        """The part of the prompt that was read in whole slices."""
-        return tuple(self.answer.prompt[: min(self.filled, len(self.answer.prompt)) // SLICE * SLICE])
+    def known(self, slicing: Slicing) -> tuple[int, ...]:
+        """The part of the prompt that was read as any prompt is that begins with it."""
+        prompt = self.answer.prompt
+        return tuple(prompt[: slicing.cut(prompt, min(self.filled, len(prompt)))])
 
 
 class Batch:
@@ -73,6 +74,7 @@ class Batch:
 
     def __init__(self, runner: Runner, pool: Pool, prefixes: Prefixes[NDArray[Any]], rules: StepRules) -> None:
         self.runner = runner
+        self.slicing = rules.slicing
         self._pool = pool
         self._prefixes = prefixes
         self._rules = rules
@@ -84,6 +86,18 @@ class Batch:
     def empty(self) -> bool:
         """Whether no request has a slot."""
         return self._slots.free == self._pool.slots
+
+    @property
+    def next_read(self) -> int:
+        """See :class:`agent.engine.interface.Engine`: a picture may have to be read in one piece."""
+        if self._reading:
+            sequence = self._reading[0]
+            tokens = self._slice_end(sequence) - sequence.filled
+        elif self._waiting and self._slots.free:  # what is known of its beginning is found when it gets a slot
+            tokens = self.slicing.longest(self._waiting[0].answer.prompt)
+        else:
+            tokens = 0
+        return tokens if tokens > self._rules.wide else 0
 
     @property
     def busy(self) -> bool:
@@ -154,12 +168,12 @@ class Batch:
         """Give it a slot and whatever is known of its beginning; the last token is always read, for its logits."""
         slot = self._slots.assign(sequence)
         self._reading.append(sequence)
-        prompt = sequence.answer.prompt[:-1]
-        entry, length = self._prefixes.find(sequence.scope, prompt, SLICE)
+        prompt, cut = sequence.answer.prompt[:-1], self.slicing.cut
+        entry, length = self._prefixes.find(sequence.scope, prompt, cut)
         neighbour: _SlotSequence | None = None
         for other in (*self._slots.decoders(), *self._reading):
             if other is not sequence and other.scope == sequence.scope:
-                shared = shared_length(other.whole_slices, prompt) // SLICE * SLICE
+                shared = cut(prompt, shared_length(other.known(self.slicing), prompt))
                 if shared > length:
                     neighbour, length = other, shared
         if neighbour is not None:
@@ -171,7 +185,7 @@ class Batch:
     def _read_slice(self, sequence: _SlotSequence) -> list[StepEvent]:
         prompt = sequence.answer.prompt
         slot = self._slots.where(sequence)
-        end = slice_end(sequence.filled, len(prompt), SLICE if self._slots.decoding else self._rules.wide)
+        end = self._slice_end(sequence)
         logits = self.runner.prefill(slot, sequence.filled, prompt[sequence.filled : end], sequence.width, last=True)
         sequence.filled = end
         if end < len(prompt):
@@ -184,6 +198,10 @@ class Batch:
             if each.answer.finished:
                 self._leave(each)
         return events
+
+    def _slice_end(self, sequence: _SlotSequence) -> int:
+        width = SLICE if self._slots.decoding else self._rules.wide
+        return self.slicing.end(sequence.answer.prompt, sequence.filled, width)
 
     def _fork(self, sequence: _SlotSequence) -> list[_SlotSequence]:
         """Give more answers to the same prompt a slot each, with what was read of it; those that begin now.
@@ -247,7 +265,7 @@ class Batch:
         slot = self._slots.where(sequence)
         if sequence in self._reading:
             self._reading.remove(sequence)
-        known = sequence.whole_slices
+        known = sequence.known(self.slicing)
         size = len(known) * self._pool.token_bytes
         if self._prefixes.wants(sequence.scope, known, size):
             self._prefixes.keep(sequence.scope, known, self._pool.take(slot, len(known)), size)
@@ -271,9 +289,3 @@ def _draft(sequence: _SlotSequence) -> list[int]:
     """What may come next of an answer, no more than it may still get."""
     answer = sequence.answer
     return sequence.speculation.draft(answer.prompt, answer.tokens, answer.limit - len(answer.tokens) - 1)
-
-
-def slice_end(filled: int, length: int, width: int) -> int:
-    """Where the slice that begins at ``filled`` of a prompt ends: what is no whole :data:`SLICE` is read apart."""
-    whole = length // SLICE * SLICE
-    return length if filled >= whole else min(filled + width, whole)

@@ -56,7 +56,7 @@ class BatchedEngine:
 
     @property
     def next_read(self) -> int:
-        return 0
+        return self._batch.next_read
 
     def admit(self, generation: Generation) -> None:
         """See the interface."""
@@ -106,10 +106,12 @@ class BatchedEngine:
         return LogitRules(constrain(generation, prompt, self._tokenizing, self._grammars), self._processors)
 
     def step(self) -> list[StepEvent]:
-        """See the interface, and :meth:`Batch.step`."""
-        self._look()
+        """See the interface, and :meth:`Batch.step`. Whose pictures are known by now is read from the next step on, so
+        that a picture in one piece is announced.
+        """
         events, self._events = self._events, []
         events.extend(self._batch.step())
+        self._look()
         merged = self._choices.merge(events)
         while self._choices.abandoned:
             self._batch.drop(self._choices.abandoned.pop())
@@ -163,7 +165,7 @@ class BatchedEngine:
             while filled < len(ids) - 1:
                 end = min(filled + size, len(ids) - 1)
                 if filled < first - 1:
-                    end = min(end, first - 1)
+                    end = self._batch.slicing.piece(ids, filled, min(end, first - 1))
                 logits = runner.prefill(0, filled, ids[filled:end])
                 if filled >= first - 1:
                     losses.extend(token_losses(logits, ids[filled + 1 : end + 1]))

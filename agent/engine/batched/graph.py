@@ -8,10 +8,11 @@ from msgspec import Struct
 
 from agent.engine.batched.rope import rope_switch
 from agent.engine.runtime_errors import Declined
-from contract.bundle.canary import PLACEHOLDERS
 from contract.bundle.footprint import kv_token_bytes
 from contract.bundle.genai_config import GenaiFacts
+from contract.bundle.picture_families import PICTURE_FAMILIES
 from contract.errors import BundleRefused
+from contract.onnx.attention import attention_window
 from contract.onnx.graph import FLOAT, INT8, INT64, Node, OnnxModel
 from contract.onnx.wire import read_graph_file
 
@@ -24,7 +25,8 @@ KV_TYPES = {FLOAT: "float32", INT8: "int8"}
 
 class Decoder(Struct, frozen=True):
     """How to feed a graph. ``past`` and ``present`` name keys and values in the same order; ``embedded``: what stands
-    for the tokens are embeddings, under the name ``input_ids``.
+    for the tokens are embeddings, under the name ``input_ids``; ``token_numbers``: under which name it is given the
+    tokens' numbers beside them, where it works out of these which tokens see each other.
 
     ``window`` is the longest sliding window of its layers (0: all of them look at everything); ``rope_switch`` the
     widest mask that gets the short rope factors (0: there is one set only).
@@ -46,6 +48,7 @@ class Decoder(Struct, frozen=True):
     window: int = 0
     rope_switch: int = 0
     embedded: bool = False
+    token_numbers: str | None = None
 
 
 def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
@@ -59,13 +62,17 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         model = read_graph_file(path)
     except BundleRefused as refused:
         raise Declined(f"its graph cannot be read: {refused.message}") from refused
-    embedded = facts.model_type in PLACEHOLDERS and facts.vision is not None and facts.embedding is not None
+    family = PICTURE_FAMILIES.get(facts.model_type)
+    embedded = family is not None and facts.vision is not None and facts.embedding is not None
     parts = {part.filename for part in (facts.vision, facts.embedding) if part is not None and embedded}
     if set(facts.graphs) != {facts.filename, *parts}:
         raise Declined("it is made of several graphs")
     if facts.provider != "cpu":
         raise Declined(f"it is built for {facts.provider}")
-    attentions = _check_nodes(model, facts)
+    if family is not None and embedded and not family.below_zero and facts.image_token_id is None:
+        raise Declined("its configuration does not say which token stands for a picture (model.image_token_id)")
+    nodes = list(model.walk_nodes())
+    attentions = _check_nodes(nodes, takes_positions=_takes_positions(model, facts), layers=facts.layers)
     past = _names(facts.inputs, ("past_key_names", "past_value_names"), "past_key_values.%d.{}", facts.layers)
     present = _names(facts.outputs, ("present_key_names", "present_value_names"), "present.%d.{}", facts.layers)
     name = "inputs_embeds" if embedded else "input_ids"
@@ -77,14 +84,15 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
     # Places for adapters stay empty here: what has a default needs not be fed.
     inputs = {value.name: value for value in model.graph.inputs if value.name not in defaults}
     outputs = {value.name: value for value in model.graph.outputs}
-    unknown = sorted(inputs.keys() - {ids, mask, positions, *past})
+    numbers = facts.inputs.get("input_ids", "input_ids") if family is not None and family.together else ids
+    unknown = sorted(inputs.keys() - {ids, mask, positions, numbers, *past})
     if unknown or not {ids, mask, *past} <= inputs.keys():
         raise Declined(f"its inputs are not those of a plain decoder ({', '.join(unknown) or 'some are missing'})")
     if not {logits, *present} <= outputs.keys():
         raise Declined("its outputs are not those of a plain decoder")
     if (
         inputs[ids].elem_type != (FLOAT if embedded else INT64)
-        or inputs[mask].elem_type != INT64
+        or {inputs[name].elem_type for name in {mask, numbers} & inputs.keys() - {ids}} != {INT64}
         or outputs[logits].elem_type != FLOAT
     ):
         raise Declined("its inputs or logits are of another type than expected")
@@ -108,9 +116,10 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         kv_bytes_per_token=kv_token_bytes(facts, kind),
         vocab_size=facts.vocab_size,
         context_length=facts.context_length,
-        window=max(0, *(node.integer("local_window_size", -1) for node in attentions)),
+        window=max(0, *(attention_window(node, nodes) for node in attentions)),
         rope_switch=rope_switch(model, path, mask),
         embedded=embedded,
+        token_numbers=numbers if numbers != ids and numbers in inputs else None,
     )
 
 
@@ -127,17 +136,17 @@ def _names(table: dict[str, str], keys: tuple[str, str], default: str, layers: i
     return tuple(pattern.replace("%d", str(layer)) for layer in range(layers) for pattern in patterns)
 
 
-def _check_nodes(model: OnnxModel, facts: GenaiFacts) -> list[Node]:
+def _check_nodes(nodes: list[Node], *, takes_positions: bool, layers: int) -> list[Node]:
     """Its attentions, once everything in it is known to hold its state in keys and values alone."""
     attentions: list[Node] = []
-    for node in model.walk_nodes():
+    for node in nodes:
         if node.op_type == ATTENTION:
             attentions.append(node)
         elif node.op_type in OTHER_STATE:
             raise Declined(f"it uses {node.op_type}")
-    if len(attentions) != facts.layers:
-        raise Declined(f"{len(attentions)} of its {facts.layers} layers use {ATTENTION}")
-    if any(not node.integer("do_rotary") for node in attentions) and not _takes_positions(model, facts):
+    if len(attentions) != layers:
+        raise Declined(f"{len(attentions)} of its {layers} layers use {ATTENTION}")
+    if any(not node.integer("do_rotary") for node in attentions) and not takes_positions:
         raise Declined("its rotary embedding is outside the attention and takes no positions")
     return attentions
 

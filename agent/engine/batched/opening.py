@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from agent.engine.batched.batch import StepRules
 from agent.engine.batched.independence import Drafting, promise, settle_drafting
-from agent.engine.batched.loading import Eyes, LoadedModel, load
+from agent.engine.batched.loading import LoadedModel, load
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.prefixes import Prefixes
 from agent.engine.batched.runner import Runner
+from agent.engine.batched.slicing import Slicing
 from agent.engine.batched.verdict import Verdict, measure, recorded, trial_size
 from agent.engine.config import read_config
 from agent.engine.grammar import Grammars
@@ -29,7 +30,9 @@ from agent.engine.pictures.plan import PlannedFor
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.tokenizing import Tokenizing
 from contract.bundle.device_plan import KvPlan
+from contract.bundle.footprint import pair_bytes
 from contract.bundle.genai_config import GenaiFacts
+from contract.bundle.picture_families import PICTURE_FAMILIES
 from contract.errors import EngineFailed
 
 CAPABILITIES = (
@@ -79,12 +82,12 @@ def open_model(
     promised = promise(verdict.proof, pool.slots, reproducible=mode.reproducible)
     drafting = settle_drafting(promised, verdict.verification, pool.slots, mode)
     grammars = Grammars(files.bundle_dir, loaded.decoder.vocab_size, found.eos_token_ids)
-    looking, prefix_bytes = _share_prefixes(loaded.eyes, found, plan)
+    looking, prefix_bytes = _share_prefixes(loaded, found, plan)
     return ReadyModel(
         runner,
         pool,
         Prefixes(prefix_bytes),
-        _rules(verdict, drafting, pool),
+        _rules(verdict, drafting, pool, Slicing(together=loaded.decoder.token_numbers is not None)),
         loaded.tokenizing,
         grammars,
         looking,
@@ -140,9 +143,9 @@ def _prove(
     try:
         with runtime_errors("it does not run as it should"):
             known = known if known is not None and known.slots >= pool.slots else None
-            embed = None if eyes is None else eyes.embedding.embed
+            embedding = None if eyes is None else eyes.embedding
             shows_all = None if known is None else known.shows_all
-            runner = Runner(loaded.session, decoder, pool, shows_all, embed)
+            runner = Runner(loaded.session, decoder, pool, shows_all, embedding)
             runner.after_run = lambda: progress("self-test")
             verdict = known or measure(runner, pool, decoder, threads)
             runner.after_run = None
@@ -151,15 +154,25 @@ def _prove(
     return runner, verdict
 
 
-def _rules(verdict: Verdict, drafting: Drafting, pool: Pool) -> StepRules:
+def _rules(verdict: Verdict, drafting: Drafting, pool: Pool, slicing: Slicing) -> StepRules:
     switch = verdict.proof.switch
-    return StepRules(verdict.wide, drafting.independence.pads, drafting.on, switch if switch < pool.length else 0)
+    switch = switch if switch < pool.length else 0
+    return StepRules(verdict.wide, drafting.independence.pads, drafting.on, switch, slicing)
 
 
-def _share_prefixes(eyes: Eyes | None, found: GenaiFacts, plan: KvPlan) -> tuple[Looking | None, int]:
+def _share_prefixes(loaded: LoadedModel, found: GenaiFacts, plan: KvPlan) -> tuple[Looking | None, int]:
     """Who looks at pictures, and how many bytes remembered prompts may take beside what it remembers of pictures."""
+    eyes = loaded.eyes
     if eyes is None or eyes.encoder is None:
         return None, plan.prefix_bytes
     eyes.cache.budget = int(plan.prefix_bytes * FEATURES_SHARE)
-    about = PlannedFor(found.model_type, plan.length, found.hidden_size, eyes.encoder.patch_bytes)
+    encoder, in_pieces = eyes.encoder, loaded.decoder.token_numbers is not None
+    about = PlannedFor(
+        encoder.look,
+        plan.length,
+        found.hidden_size,
+        encoder.patch_bytes,
+        piece_bytes=pair_bytes(found) * plan.length if in_pieces else 0,
+        low=PICTURE_FAMILIES[found.model_type].low != "same",
+    )
     return Looking(eyes.encoder, eyes.cache, about), plan.prefix_bytes - eyes.cache.budget

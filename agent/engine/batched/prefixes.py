@@ -8,7 +8,7 @@ its beginning was remembered or read anew.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -33,13 +33,17 @@ class Prefixes(Generic[Kept]):
         self._entries: OrderedDict[tuple[str, tuple[int, ...]], Entry[Kept]] = OrderedDict()
         self.used = 0
 
-    def find(self, client: str, tokens: Sequence[int], slice_length: int) -> tuple[Entry[Kept] | None, int]:
-        """The entry that shares the longest beginning, and how many tokens of it to take (whole slices)."""
+    def find(
+        self, client: str, tokens: Sequence[int], cut: Callable[[Sequence[int], int], int]
+    ) -> tuple[Entry[Kept] | None, int]:
+        """The entry that shares the longest beginning, and how many tokens of it to take: as many as are read alike
+        (``cut``) of those that are shared.
+        """
         best: Entry[Kept] | None = None
         length = 0
         for entry in self._entries.values():
             if entry.client == client:
-                shared = shared_length(entry.tokens, tokens) // slice_length * slice_length
+                shared = cut(tokens, shared_length(entry.tokens, tokens))
                 if shared > length:
                     best, length = entry, shared
         if best is not None:

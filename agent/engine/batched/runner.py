@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,13 @@ STARTS = {rows: np.array([-rows], dtype=np.int64) for rows in (0, 1)}
 MAX_EDITED_BYTES = 2**26
 """Larger graphs hold their weights inside, and are not copied."""
 
-Embed = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+
+class Embeds(Protocol):
+    """What a decoder reads for tokens (:class:`agent.engine.batched.embedding.Embedding`)."""
+
+    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
+    def number(self, ids: NDArray[np.int64]) -> NDArray[np.int64]: ...
+
 
 PADDING = 0
 """A token that every vocabulary has."""
@@ -37,8 +43,8 @@ class Runner:
     """One session and its bindings; a binding is made once for each run of slots (making one costs half a ms).
 
     Every method may raise whatever onnxruntime raises. ``after_run`` is called after each run, where it is set.
-    ``shows_all`` says whether the graph has logits for every token; None: that is tried. ``embed`` makes embeddings of
-    tokens for a decoder that reads those.
+    ``shows_all`` says whether the graph has logits for every token; None: that is tried. ``embedding`` is for decoders
+    that read no tokens.
     """
 
     def __init__(
@@ -47,13 +53,13 @@ class Runner:
         decoder: Decoder,
         pool: Pool,
         shows_all: bool | None = None,
-        embed: Embed | None = None,
+        embedding: Embeds | None = None,
     ) -> None:
         self.after_run: Callable[[], None] | None = None
         self._session = session
         self._decoder = decoder
         self._pool = pool
-        self._embed = embed
+        self._embedding = embedding
         self._bindings: dict[tuple[int, int], Any] = {}
         self._counting = np.arange(pool.length, dtype=np.int64)
         self._starts = any(value.name == START for value in session.get_inputs())
@@ -149,14 +155,19 @@ class Runner:
 
     def _bind_inputs(
         self, binding: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], positions: NDArray[np.int64]
-    ) -> NDArray[Any]:
-        """What is bound as the tokens, which has to live as long as the run."""
+    ) -> list[NDArray[Any]]:
+        """What is bound, which has to live as long as the run."""
         names = self._decoder
-        read: NDArray[Any] = ids if self._embed is None else self._embed(ids)
-        for name, array in ((names.input_ids, read), (names.attention_mask, mask), (names.position_ids, positions)):
-            if name is not None:
-                binding.bind_input(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)
-        return read
+        given: dict[str | None, NDArray[Any]] = {names.attention_mask: mask, names.position_ids: positions}
+        if self._embedding is None:
+            given[names.input_ids] = ids
+        else:
+            given[names.input_ids] = self._embedding.embed(ids)
+            given[names.token_numbers] = self._embedding.number(ids)
+        given.pop(None, None)
+        for name, array in given.items():
+            binding.bind_input(name, *CPU, array.dtype.type, array.shape, array.ctypes.data)
+        return list(given.values())
 
     def _bind_start(self, binding: Any, rows: int) -> None:
         """Of how many of the last tokens logits are computed; 0: of all."""

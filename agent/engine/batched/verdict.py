@@ -25,13 +25,11 @@ from agent.engine.batched.self_check import (
     prove_all,
     prove_verification,
 )
+from agent.engine.batched.slicing import SLICE
 from contract.bundle.device_plan import MAX_SLOTS
 
 FILE = "self_test.json"
 MAX_FILE_BYTES = 4096
-
-SLICE = 16
-"""Prompt tokens a step while others decode: it holds them up by two or three of their tokens only."""
 
 WIDE_SLICE = 64
 """Prompt tokens a step while nobody decodes: a quarter of the runs, and still a short wait for a cancel."""

@@ -16,16 +16,14 @@ from numpy.typing import NDArray
 from agent.engine.batched.runner import open_session
 from agent.engine.image_decode import decode_image
 from agent.engine.load_options import Resources
-from agent.engine.pictures.plan import PHI3V_CROP
 from agent.engine.pictures.processor import open_processor
 from agent.engine.tokenizing import Tokenizing
-from agent.engine.vision import LOW_SIDE, PHI3V_WHOLE, PLACEHOLDERS, cannot_take
-from contract.bundle.footprint import LEAST_PATCHES, picture_scratch
+from agent.engine.vision import PHI3V_WHOLE, cannot_take
+from contract.bundle.footprint import least_scratch, picture_scratch
 from contract.bundle.genai_config import GenaiFacts
+from contract.bundle.picture_families import PHI3V_CROP, PICTURE_FAMILIES
 from contract.errors import RequestInvalid
 from contract.onnx.wire import read_graph_file
-
-PHI3V = "phi3v"
 
 SHRINK = "memory.enable_memory_arena_shrinkage"
 """A run's entry for what the runtime gives back after it: pictures come seldom, and their scratch is large."""
@@ -40,7 +38,8 @@ class Encoded(NamedTuple):
 
 class PictureEncoder:
     """The eyes of the model that ``facts`` describe. ``runs`` counts how often the encoder ran; meanwhile it takes
-    ``patch_bytes`` of memory for a patch, and ``least_scratch`` for a look at a picture as a whole.
+    ``patch_bytes`` of memory for a patch. ``look`` says what becomes of a picture, where that is known, and
+    ``least_scratch`` what there must be room for (:func:`contract.bundle.footprint.least_scratch`).
 
     Every method but :meth:`encode` is for the thread that drives the engine; it runs in another one.
     """
@@ -50,8 +49,7 @@ class PictureEncoder:
 
         assert facts.vision is not None
         self._og = og
-        self._kind = facts.model_type
-        self._placeholder = PLACEHOLDERS[facts.model_type].format(1)
+        self._family = PICTURE_FAMILIES[facts.model_type]
         self._image_token = facts.image_token_id
         self._tokenizing = tokenizing
         self._processor = open_processor(og, bundle_dir, facts)
@@ -65,26 +63,27 @@ class PictureEncoder:
         self.runs = 0
         model = read_graph_file(graph)
         self.patch_bytes = picture_scratch(1, model)
-        self.least_scratch = picture_scratch(LEAST_PATCHES.get(facts.model_type, 0), model)
+        self.look = self._family.plan(model)
+        self.least_scratch = least_scratch(facts, model)
 
     def encode(self, data: bytes, *, low: bool, most_pixels: int, wanted: threading.Event) -> Encoded:
-        """The picture in ``data``; ``low``: what a look at it as a whole gives, where the family can. Nothing is done
+        """The picture in ``data``; ``low``: with the ``detail`` that is called so, in the family's way. Nothing is done
         any more once ``wanted`` is cleared.
 
         Raises:
             RequestInvalid: it cannot be read, or the model's graphs cannot do with it.
             MemoryError: there is none left.
         """
-        phi3v = self._kind == PHI3V
-        drawn, _ = decode_image(data, most_pixels, side=LOW_SIDE if low else 0, square=low and phi3v)
+        whole, side = low and self._family.low == "whole", self._family.low_side if low else 0
+        drawn, _ = decode_image(data, most_pixels, side=side, square=whole)
         if not wanted.is_set():
             return Encoded([], np.zeros((0, 1), np.float32))
         try:
-            tensors = self._processor(self._placeholder, images=self._og.Images.open_bytes(drawn))
+            tensors = self._processor(self._family.placeholder.format(1), images=self._og.Images.open_bytes(drawn))
             feed = {name: tensors[tensor].as_numpy() for name, tensor in self._inputs.items()}
             ids = [int(token) for token in tensors["input_ids"].as_numpy().reshape(-1)]
             ids = self._tokenizing.without_beginning(ids)
-            if low and phi3v:
+            if whole:
                 feed, ids = _as_a_whole(feed), [-1] * PHI3V_WHOLE
             rows = self._run(feed, wanted)
         except Exception as error:

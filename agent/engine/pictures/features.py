@@ -22,6 +22,11 @@ MAX_POSITIONS = 1 << 20
 """More than a picture ever has: a position and a picture's number share one integer."""
 
 
+def number_of(token: int) -> int | None:
+    """Of which picture ``token`` is a position; None for words."""
+    return (-1 - token) // MAX_POSITIONS if token < 0 else None
+
+
 class PictureKey(NamedTuple):
     """One picture of one client, who alone finds it again: an answer that starts early would tell of others."""
 

@@ -19,7 +19,8 @@ from agent.engine.interface import Generation
 from agent.engine.memory import usable_bytes
 from agent.engine.pictures.encoder import Encoded
 from agent.engine.pictures.features import FeatureCache, Features, PictureKey
-from agent.engine.pictures.plan import COSTS, PlannedFor, Size, check_context, check_plan, check_time
+from agent.engine.pictures.plan import PlannedFor, check_context, check_plan, check_time
+from contract.bundle.picture_families import Size
 from contract.errors import EngineFailed, RequestInvalid
 
 PATIENCE_SECONDS = 0.05
@@ -64,8 +65,8 @@ class _Look:
         ]
 
     def _low(self) -> list[bool]:
-        details = self.generation.details
-        return [number < len(details) and details[number] == "low" for number in range(len(self.generation.pictures))]
+        details, pictures = self.generation.details, self.generation.pictures
+        return [self._model.low and details[number : number + 1] == ["low"] for number in range(len(pictures))]
 
     def check_room(self) -> None:
         """Raises:
@@ -84,7 +85,7 @@ class _Look:
             RequestInvalid: they are more than the context holds.
         """
         self.found.append(features)
-        check_context(len(self.found), sum(len(each.tokens) for each in self.found), self._model.context_length)
+        check_context(len(self.found), sum(len(each.tokens) for each in self.found), self._model)
 
 
 @contextmanager
@@ -107,8 +108,8 @@ class Looking:
     ) -> None:
         self._encoder = encoder
         self._clock = clock
-        self._crop_seconds: float | None = None
-        """The shortest that a look at a crop took so far; a machine that is busy now may be idle soon."""
+        self._patch_seconds: float | None = None
+        """The shortest that a look took so far, by the patch; a machine that is busy now may be idle soon."""
         self._cache = cache
         self._model = model
         self._waiting: deque[_Look] = deque()
@@ -127,10 +128,10 @@ class Looking:
                 the request may.
         """
         look = _Look(generation, self._model)
-        if generation.deadline_seconds is not None and self._crop_seconds is not None:
+        if generation.deadline_seconds is not None and self._patch_seconds is not None:
             sizes = dict(zip(look.keys, look.sizes, strict=True))
             unknown = [size for key, size in sizes.items() if self._cache.find(key) is None]
-            check_time(self._model, unknown, self._crop_seconds, generation.deadline_seconds)
+            check_time(self._model, unknown, self._patch_seconds, generation.deadline_seconds)
         self._waiting.append(look)
 
     def advance(self, *, idle: bool) -> Iterator[Seen]:
@@ -192,9 +193,9 @@ class Looking:
         """In the thread beside; takes the time."""
         began = self._clock()
         encoded = self._encoder.encode(picture, low=size.low, most_pixels=MAX_PIXELS, wanted=wanted)
-        if wanted.is_set() and self._model.kind in COSTS:
-            each = (self._clock() - began) / COSTS[self._model.kind](size).crops
-            self._crop_seconds = each if self._crop_seconds is None else min(each, self._crop_seconds)
+        if wanted.is_set() and self._model.look is not None:
+            each = (self._clock() - began) / self._model.look(size).patches
+            self._patch_seconds = each if self._patch_seconds is None else min(each, self._patch_seconds)
         return encoded
 
     def glance(self, picture: bytes) -> Features:
@@ -208,10 +209,10 @@ class Looking:
         wanted.set()
         try:
             width, height = measure_image(picture, MAX_PIXELS)
-            encoded = self._beside.submit(self._encode, picture, Size(width, height, low=True), wanted).result()
+            encoded = self._beside.submit(self._encode, picture, Size(width, height, self._model.low), wanted).result()
         except RequestInvalid as refused:
             raise EngineFailed(f"the picture of a canary: {refused.message}") from refused
-        return self._cache.keep(PictureKey("", sha256(picture).digest(), low=True), encoded.ids, encoded.rows)
+        return self._cache.keep(PictureKey("", sha256(picture).digest(), self._model.low), encoded.ids, encoded.rows)
 
     def find(self, request: int) -> Generation | None:
         """The request with this number, as long as its pictures are looked at."""

@@ -1,85 +1,43 @@
 """What pictures will cost, from their headers alone, before one pixel is read. Pure.
 
-How many tokens a picture becomes is the family's: the functions here say what onnxruntime-genai 0.18's processors do.
-Kinds of models that are not here are counted after their processor ran.
+How many tokens a picture becomes is the family's (:mod:`contract.bundle.picture_families`); of some that is known only
+once their processor ran.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from msgspec import Struct
 
 from contract.bundle.device_plan import size_text
 from contract.bundle.footprint import FLOAT_BYTES
+from contract.bundle.picture_families import Cost, Look, Size
 from contract.errors import RequestInvalid
-
-PHI3V_CROP = 336
-PHI3V_CROPS = 16
-PHI3V_CROP_TOKENS = 144
-PHI3V_ROW = 12
-"""Tokens along a side of a crop."""
-PHI3V_PATCHES = 577
-"""Of a crop: 24 x 24 and one for the whole."""
-
-
-class Size(Struct, frozen=True):
-    """Of a picture, upright; ``low``: only the look at it as a whole is asked for."""
-
-    width: int
-    height: int
-    low: bool = False
-
-    @property
-    def pixels(self) -> int:
-        return self.width * self.height
-
-
-class Cost(Struct, frozen=True):
-    """``tokens`` in the prompt, and ``crops`` that the encoder looks at, of ``crop`` pixels along a side and so many
-    ``patches`` each.
-    """
-
-    tokens: int
-    crops: int
-    crop: int
-    patches: int
-
-    def scratch(self, patch_bytes: int) -> int:
-        """Bytes that an encoder takes while it looks, which takes ``patch_bytes`` for a patch."""
-        return self.crops * (3 * self.crop**2 * FLOAT_BYTES + self.patches * patch_bytes)
 
 
 class PlannedFor(Struct, frozen=True):
-    """The model that pictures are planned for: ``kind`` is the ``model.type`` of genai_config.json, ``patch_bytes``
-    what its encoder takes for a patch while it looks (:func:`contract.bundle.footprint.picture_scratch`).
+    """The model that pictures are planned for: ``look`` says what becomes of one, ``patch_bytes`` is what its encoder
+    takes for a patch while it looks (:func:`contract.bundle.footprint.picture_scratch`), ``piece_bytes`` what its
+    decoder takes for a token while it reads a picture in one piece; ``low``: whether ``detail`` low is another look.
     """
 
-    kind: str
+    look: Look | None
     context_length: int
     hidden_size: int
     patch_bytes: int
+    piece_bytes: int = 0
+    low: bool = True
 
+    def scratch(self, cost: Cost) -> int:
+        """Bytes that looking at a picture takes, and reading it, where the next one is looked at meanwhile."""
+        return cost.values * FLOAT_BYTES + cost.patches * self.patch_bytes + cost.tokens * self.piece_bytes
 
-def phi3v_cost(size: Size) -> Cost:
-    """Phi-3-vision: as many crops as fit, up to 16, a separator behind each row, one more, and the whole."""
-    rows = columns = 1
-    if not size.low:
-        wide, high = max(size.width, size.height), min(size.width, size.height)
-        ratio, scale = wide / high, 1
-        while scale * math.ceil(scale / ratio) <= PHI3V_CROPS:
-            scale += 1
-        columns = scale - 1
-        rows = max(1, math.ceil(int(columns * PHI3V_CROP / ratio) / PHI3V_CROP))
-        if size.width < size.height:
-            rows, columns = columns, rows
-    tokens = (rows * columns + 1) * PHI3V_CROP_TOKENS + 1 + (rows + 1) * PHI3V_ROW
-    return Cost(tokens, rows * columns + 1, PHI3V_CROP, PHI3V_PATCHES)
-
-
-COSTS: dict[str, Callable[[Size], Cost]] = {"phi3v": phi3v_cost}
-"""By ``model.type`` of genai_config.json."""
+    def fix(self, pictures: int) -> str:
+        """What helps where so many are too much."""
+        if pictures > 1:
+            return "send fewer"
+        return "ask with detail low, or send a smaller one" if self.low else "use a device with more memory"
 
 
 def check_plan(model: PlannedFor, sizes: Sequence[Size], room: int, *, held: int = 0) -> int | None:
@@ -89,51 +47,51 @@ def check_plan(model: PlannedFor, sizes: Sequence[Size], room: int, *, held: int
     Raises:
         RequestInvalid: they do not fit the context, or there is no memory for looking at them.
     """
-    if model.kind not in COSTS:
+    if model.look is None:
         return None
     total = needed = 0
     for number, size in enumerate(sizes, 1):
-        cost = COSTS[model.kind](size)
+        cost = model.look(size)
         total += cost.tokens
-        check_context(number, total, model.context_length)
+        check_context(number, total, model)
         if number <= held:
             continue
         needed += cost.tokens * model.hidden_size * FLOAT_BYTES
-        meanwhile = needed + cost.scratch(model.patch_bytes)
+        meanwhile = needed + model.scratch(cost)
         if meanwhile > room:
             text = f"picture {number}: {size.width} x {size.height} pixels become {cost.tokens} tokens, looking at them"
+            fix = "ask with detail low, or send fewer" if model.low else "send fewer, or use a device with more memory"
             raise RequestInvalid(
-                f"{text} takes {size_text(meanwhile)}, and there are {size_text(room)} here: ask with detail low, or "
-                "send fewer",
-                field="messages",
+                f"{text} takes {size_text(meanwhile)}, and there are {size_text(room)} here: {fix}", field="messages"
             )
     return total
 
 
-def check_time(model: PlannedFor, sizes: Sequence[Size], crop_seconds: float, deadline_seconds: float) -> None:
-    """``crop_seconds`` is the shortest that a look at a crop took here so far.
+def check_time(model: PlannedFor, sizes: Sequence[Size], patch_seconds: float, deadline_seconds: float) -> None:
+    """``patch_seconds`` is the shortest that a look at a patch took here so far, of a picture's together.
 
     Raises:
         RequestInvalid: even so the encoder would not be done with these pictures by the deadline.
     """
-    if model.kind not in COSTS:
+    if model.look is None:
         return
-    seconds = crop_seconds * sum(COSTS[model.kind](size).crops for size in sizes)
+    seconds = patch_seconds * sum(model.look(size).patches for size in sizes)
     if seconds > deadline_seconds:
+        fix = "ask with detail low, send fewer" if model.low else "send fewer"
         raise RequestInvalid(
             f"looking at these pictures takes {seconds:.1f} s here at the least, and {deadline_seconds:.1f} s are "
-            "left: ask with detail low, send fewer, or allow more time",
+            f"left: {fix}, or allow more time",
             field="deadline_ms",
         )
 
 
-def check_context(number: int, tokens: int, context_length: int) -> None:
+def check_context(number: int, tokens: int, model: PlannedFor) -> None:
     """Raises:
     RequestInvalid: ``number`` pictures of so many ``tokens`` fill the context.
     """
-    if tokens > context_length:
+    if tokens > model.context_length:
         several = f"{number} pictures come" if number > 1 else "the picture comes"
-        fix = "send fewer" if number > 1 else "ask with detail low, or send a smaller one"
         raise RequestInvalid(
-            f"{several} to {tokens} tokens and the context has {context_length}: {fix}", field="messages"
+            f"{several} to {tokens} tokens and the context has {model.context_length}: {model.fix(number)}",
+            field="messages",
         )

@@ -20,7 +20,7 @@ from packager.sources.headers import read_headers
 from packager.vision.family import EncoderType, GraphTypes
 from packager.vision.gemma3_family import Gemma3Vision
 from packager.vision.picture_mask import show_pictures_whole
-from tests.packager.vision.built import Runtime, build_parts, change_weights, drop, kinds, noise, resize, save_png
+from tests.packager.vision.built import Runtime, change_weights, drop, kinds, noise, resize, save_png
 from tests.packager.vision.gemma3_checkpoint import SIDE, make_gemma3
 from tests.packager.vision.test_phi3v import change_config, change_processor
 from tests.seeing import png
@@ -47,10 +47,9 @@ def source(made: tuple[Path, Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built") / "model"
-    build_parts(checkpoint, folder)
-    return folder
+def folder(gemma3_folder: Path) -> Path:
+    """Of the same seed."""
+    return gemma3_folder
 
 
 @pytest.fixture(scope="module")

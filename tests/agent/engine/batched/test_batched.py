@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.engine.batched.graph import read_decoder
-from agent.engine.batched.verdict import SLICE
+from agent.engine.batched.slicing import SLICE
 from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import Engine, FinishEvent, Generation, TokenEvent

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from agent.engine.batched.batch import slice_end
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.slots import Move, Slots
-from agent.engine.batched.verdict import SLICE, WIDE_SLICE
 from contract.bundle.device_plan import GOOD_LENGTH, GOOD_SLOTS, LENGTH_GRANULE, MAX_SLOTS, plan_pool
 
 SIZE = 5
@@ -75,6 +75,10 @@ TestSlotsUnderUse = SlotsUnderUse.TestCase
 tokens = st.lists(st.integers(0, 2), max_size=24)
 
 
+def by_four(_: Sequence[int], length: int) -> int:
+    return length // 4 * 4
+
+
 @given(tokens, tokens)
 def test_shared_length_is_the_common_beginning(one: list[int], other: list[int]) -> None:
     length = shared_length(one, other)
@@ -91,7 +95,7 @@ def test_remembered_prompts_stay_in_budget_and_with_their_client(
         if prefixes.wants(client, ids, len(ids)):
             prefixes.keep(client, ids, (client, ids), len(ids))
         assert prefixes.used <= 40
-    entry, length = prefixes.find("anna", asked, 4)
+    entry, length = prefixes.find("anna", asked, by_four)
     assert length % 4 == 0
     if entry is None:
         assert length == 0
@@ -104,10 +108,10 @@ def test_what_was_used_last_is_kept_longest() -> None:
     prefixes: Prefixes[str] = Prefixes(8)
     prefixes.keep("anna", [1, 1, 1, 1], "one", 4)
     prefixes.keep("anna", [2, 2, 2, 2], "two", 4)
-    assert prefixes.find("anna", [1, 1, 1, 1, 5], 4)[1] == 4
+    assert prefixes.find("anna", [1, 1, 1, 1, 5], by_four)[1] == 4
     prefixes.keep("anna", [3, 3, 3, 3], "three", 4)
-    assert prefixes.find("anna", [2, 2, 2, 2, 5], 4) == (None, 0)
-    assert prefixes.find("anna", [1, 1, 1, 1, 5], 4)[1] == 4
+    assert prefixes.find("anna", [2, 2, 2, 2, 5], by_four) == (None, 0)
+    assert prefixes.find("anna", [1, 1, 1, 1, 5], by_four)[1] == 4
 
 
 def test_a_longer_prompt_takes_the_place_of_its_own_beginning() -> None:
@@ -130,14 +134,3 @@ def test_the_pool_never_outgrows_its_budget(budget: int, bytes_per_token: int, c
     if slots and length < context:
         left = budget // bytes_per_token - slots * length
         assert slots == MAX_SLOTS or left < max(GOOD_LENGTH, slots * LENGTH_GRANULE), "memory is left over"
-
-
-@given(st.integers(1, 300), st.lists(st.sampled_from([SLICE, WIDE_SLICE]), min_size=20, max_size=20))
-def test_slices_of_any_width_leave_the_same_rest(length: int, widths: list[int]) -> None:
-    """What is shorter than a slice is computed differently, so it has to be cut alike."""
-    ends = [0]
-    for width in widths:
-        if ends[-1] < length:
-            ends.append(slice_end(ends[-1], length, width))
-            assert 0 < ends[-1] - ends[-2] <= width
-            assert ends[-1] % SLICE == 0 or (ends[-2], ends[-1]) == (length // SLICE * SLICE, length)

@@ -21,7 +21,7 @@ from agent.engine.batched.independence import promise
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.runner import Runner, open_session
 from agent.engine.batched.self_check import Proof, divergence, prove_all
-from agent.engine.batched.verdict import SLICE
+from agent.engine.batched.slicing import SLICE
 from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import Engine, Generation

@@ -15,10 +15,11 @@ from agent.engine.pictures.encoder import Encoded
 from agent.engine.pictures.features import FeatureCache
 from agent.engine.pictures.looking import Looking, Seen
 from agent.engine.pictures.plan import PlannedFor
+from contract.bundle.picture_families import phi3v_cost
 from contract.errors import RequestInvalid
 from tests.seeing import LOW_TOKENS, png
 
-MODEL = PlannedFor("phi3v", 8192, 4, 1)
+MODEL = PlannedFor(phi3v_cost, 8192, 4, 1)
 LEAST = 2 * 1024**2
 """Bytes: the pixels of two crops alone are more."""
 

@@ -10,10 +10,11 @@ from msgspec import structs
 
 from agent.engine.config import read_config
 from agent.engine.pictures.features import FeatureCache, PictureKey
-from agent.engine.pictures.plan import PlannedFor, Size, check_plan, phi3v_cost
+from agent.engine.pictures.plan import PlannedFor, check_plan
 from agent.engine.pictures.processor import empty_graph, open_processor
 from contract.bundle.device_plan import Box, least_ram, plan_device
 from contract.bundle.footprint import measure_footprint
+from contract.bundle.picture_families import PHI3V_PATCHES, Size, phi3v_cost
 from contract.errors import RequestInvalid
 from contract.onnx.graph import FLOAT, INT64, Value
 from contract.onnx.wire import read_graph, read_graph_file
@@ -32,7 +33,7 @@ def test_tokens_by_the_header_are_those_that_the_processor_makes(seeing_bundle: 
         tokens = tensors["input_ids"].as_numpy()
         assert phi3v_cost(Size(width, height)).tokens == (tokens < 0).sum(), (width, height)
         [rows, columns] = tensors["image_sizes"].as_numpy()[0] // 336
-        assert phi3v_cost(Size(width, height)).crops == rows * columns + 1, (width, height)
+        assert phi3v_cost(Size(width, height)).patches == (rows * columns + 1) * PHI3V_PATCHES, (width, height)
 
 
 def test_a_processor_is_made_where_freed_memory_is_used_again_at_once(seeing_bundle: Path) -> None:
@@ -63,7 +64,7 @@ def test_an_empty_graph_says_what_it_takes() -> None:
 
 def plan(*sizes: Size, context: int = 8192, room: int = 1 << 30, held: int = 0) -> int | None:
     """Of CLIP ViT-L's width."""
-    return check_plan(PlannedFor("phi3v", context, 3072, 14336 * 4), sizes, room, held=held)
+    return check_plan(PlannedFor(phi3v_cost, context, 3072, 14336 * 4), sizes, room, held=held)
 
 
 def test_what_does_not_fit_is_refused_with_its_figures() -> None:
@@ -76,7 +77,7 @@ def test_what_does_not_fit_is_refused_with_its_figures() -> None:
     with pytest.raises(RequestInvalid, match=r"picture 2: .* takes 591\.\d MiB, and there are 500\.0 MiB here"):
         plan(low, square, room=500 << 20)
     assert plan(square, low, room=100 << 20, held=1) == 2509 + 313
-    assert check_plan(PlannedFor("unheard", 1, 1, 1), [square] * 99, 0) is None
+    assert check_plan(PlannedFor(None, 1, 1, 1), [square] * 99, 0) is None
 
 
 def test_what_looking_takes_is_left_free_by_the_plan_for_a_device(seeing_bundle: Path) -> None:
