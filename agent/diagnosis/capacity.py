@@ -51,6 +51,7 @@ def plan_active(state_dir: StateDirectory, digest: Digest, config: AgentConfig) 
         cores=usable_threads(config.worker),
         disk=config.install.quota_bytes or disk_available(state_dir.root) + used_bytes(state_dir),
         prepacked=config.install.prepacked_bytes,
+        slots=config.worker.slots,
     )
     footprint = measure_footprint(facts, lambda name: read_graph_file(directory / name))
     return plan_device(footprint, manifest.total_bytes, box, unmapped=unmapped)

@@ -30,6 +30,7 @@ def open_engine(
     processors: Sequence[str] = (),
     reproducible: bool = False,
     speculation: Speculating = "auto",
+    slots: int = 0,
     progress: Progress = silent,
 ) -> Engine:
     """Load the bundle with the engine asked for; ``auto`` prefers the one that batches.
@@ -39,7 +40,8 @@ def open_engine(
     batched engine uses; genai does without. ``adapters`` are files by NAME@VERSION, which only
     genai can switch between;
     ``processors`` the names of logits processors that every token goes through. ``reproducible`` and
-    ``speculation`` are those of :class:`~agent.engine.load_options.Mode`. ``progress`` hears that loading goes on.
+    ``speculation`` are those of :class:`~agent.engine.load_options.Mode`, ``slots`` those of its ``Resources``.
+    ``progress`` hears that loading goes on.
 
     Raises:
         EngineFailed: no such engine, or the bundle cannot be loaded with it.
@@ -54,7 +56,7 @@ def open_engine(
     files = ModelFiles(bundle_dir, derived_dir, adapters or {})
 
     def load(kernels: Kernels) -> Engine:
-        resources = Resources(threads, max_bytes, reclaimable_bytes, kernels)
+        resources = Resources(threads, max_bytes, reclaimable_bytes, kernels, slots)
         why = "asked for"
         if adapters and engine == "auto":
             why = "not batched: it has adapters"

@@ -42,10 +42,12 @@ DEFAULT_MODE = Mode()
 
 class Resources(Struct, frozen=True):
     """``max_bytes`` is what keys, values and scratch may take (0: decided from the memory that is available, and
-    ``reclaimable_bytes`` that soon will be); ``kernels`` are those that compute.
+    ``reclaimable_bytes`` that soon will be); ``kernels`` are those that compute. ``slots``: so many requests at once in
+    the batched engine (0: as many as go well with that memory).
     """
 
     threads: int
     max_bytes: int = 0
     reclaimable_bytes: int = 0
     kernels: Kernels = AS_IT_COMES
+    slots: int = 0

@@ -38,12 +38,20 @@ def allocatable_bytes() -> int:
 
 
 def plan_cache(
-    kv_token: int, context_length: int, folders: Iterable[Path], *, max_bytes: int = 0, leaving: int = 0
+    kv_token: int,
+    context_length: int,
+    folders: Iterable[Path],
+    *,
+    max_bytes: int = 0,
+    leaving: int = 0,
+    slots: int = 0,
 ) -> KvPlan:
-    """Room for keys and values: of ``max_bytes`` where the operator says so, else of what there is."""
+    """Room for keys and values: of ``max_bytes`` where the operator says so, else of what there is; for as many
+    ``slots`` as the operator says, else for as many as go well with that.
+    """
     if max_bytes:
-        return plan_given(max_bytes, kv_token, context_length)
-    return plan_kv(room_bytes(folders, leaving), kv_token, context_length)
+        return plan_given(max_bytes, kv_token, context_length, slots)
+    return plan_kv(room_bytes(folders, leaving), kv_token, context_length, slots)
 
 
 def release_freed_memory() -> None:

@@ -263,6 +263,7 @@ def _open_engine(load: Load, progress: Progress) -> Engine:
         processors=load.processors,
         reproducible=load.reproducible,
         speculation=load.speculation,
+        slots=load.slots,
         progress=progress,
     )
 

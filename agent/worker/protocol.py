@@ -33,7 +33,7 @@ class Load(Struct, frozen=True, tag="load"):
     ``derived_dir`` holds prepacked weights, if there are any. The rest is for workers that systemd starts, which get
     no command line of ours: ``nice`` to take on, and after how many seconds of loading or of silence the agent gives
     up on this worker (0: unknown). ``adapters`` are files by NAME@VERSION, ``processors`` the
-    logits processors that every token goes through; ``reproducible`` and ``speculation`` as in the
+    logits processors that every token goes through; ``reproducible``, ``speculation`` and ``slots`` as in the
     settings.
     """
 
@@ -50,6 +50,7 @@ class Load(Struct, frozen=True, tag="load"):
     reclaimable_bytes: int = 0
     reproducible: bool = False
     speculation: Literal["auto", "on", "off"] = "auto"
+    slots: int = 0
 
 
 class Admit(Struct, frozen=True, tag="admit"):

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from agent.host.cores import computing_cores
+from contract.bundle.device_plan import GOOD_LENGTH, MAX_SLOTS
 from contract.system.control_groups import cpu_limit
 
 
@@ -32,7 +33,17 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = "auto"
     max_bytes: Annotated[
         int,
-        Meta(ge=0, description="memory for keys and values of requests and known beginnings; 0: half of what is free"),
+        Meta(ge=0, description="memory for keys and values of requests and known beginnings; 0: by what is free"),
+    ] = 0
+    slots: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MAX_SLOTS,
+            description="requests at once (batched engine): the more share that memory, the shorter they may be; 0: "
+            "four, as long as memory allows, more where each has the whole context, fewer where each would have less "
+            f"than {GOOD_LENGTH} tokens",
+        ),
     ] = 0
     load_seconds: Annotated[float, Meta(gt=0, le=3600, description="longest that loading a model may take")] = 300.0
     stall_seconds: Annotated[

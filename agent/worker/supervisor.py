@@ -396,4 +396,5 @@ def _load(
         reclaimable_bytes=reclaimable_bytes,
         reproducible=settings.reproducible,
         speculation=settings.speculation,
+        slots=settings.slots,
     )

@@ -66,45 +66,47 @@ class KvPlan(Struct, frozen=True):
     prefix_bytes: int
 
 
-def plan_kv(room: int, kv_token: int, context_length: int) -> KvPlan:
-    """Divide the ``room`` that loaded weights leave in memory."""
-    wanted = GOOD_SLOTS * min(WANTED_LENGTH, context_length) * kv_token
+def plan_kv(room: int, kv_token: int, context_length: int, slots: int = 0) -> KvPlan:
+    """Divide the ``room`` that loaded weights leave in memory; ``slots``: so many, where the operator says how many."""
+    wanted = (slots or GOOD_SLOTS) * min(WANTED_LENGTH, context_length) * kv_token
     budget = int(min(max(USUAL_SHARE * room, wanted), MOST_SHARE * room))
     prefixes = int(max(0, min(PREFIX_SHARE * room, ALL_SHARE * room - budget)))
-    return KvPlan(*plan_pool(budget, kv_token, context_length), budget, prefixes)
+    return KvPlan(*plan_pool(budget, kv_token, context_length, slots), budget, prefixes)
 
 
-def plan_given(given: int, kv_token: int, context_length: int) -> KvPlan:
+def plan_given(given: int, kv_token: int, context_length: int, slots: int = 0) -> KvPlan:
     """Divide what the operator has given."""
     prefixes = int(given * GIVEN_PREFIX_SHARE)
-    return KvPlan(*plan_pool(given - prefixes, kv_token, context_length), given, prefixes)
+    return KvPlan(*plan_pool(given - prefixes, kv_token, context_length, slots), given, prefixes)
 
 
-def plan_pool(budget: int, kv_token: int, context_length: int) -> tuple[int, int]:
+def plan_pool(budget: int, kv_token: int, context_length: int, slots: int = 0) -> tuple[int, int]:
     """How many slots of how many tokens fit ``budget`` bytes; 0 slots when not even one short one does.
 
-    The whole context is kept while four slots of it fit; then the length is halved down to :data:`GOOD_LENGTH`; then
-    slots are given up. What the slots that are left do not fill makes them longer.
+    Four slots, each as long as memory allows, up to the whole context: a request that is too long for a slot is
+    refused, while one for which no slot is free waits. More of them only where each has the whole context, fewer only
+    where they would be shorter than :data:`GOOD_LENGTH`; or ``slots``, whatever their length (decision 68).
     """
     tokens = max(0, budget) // kv_token
-    length = context_length
-    while length > GOOD_LENGTH and tokens < length * GOOD_SLOTS:
-        length = max(GOOD_LENGTH, length // 2)
-    slots = max(1, min(MAX_SLOTS, tokens // length))
-    longest = tokens // slots // LENGTH_GRANULE * LENGTH_GRANULE
-    length = min(context_length, max(length if length * slots <= tokens else 0, longest))
+    if not slots:
+        good = min(GOOD_SLOTS, tokens // min(GOOD_LENGTH, context_length))
+        slots = min(MAX_SLOTS, max(1, good, tokens // context_length))
+    length = tokens // slots
+    length = context_length if length >= context_length else length // LENGTH_GRANULE * LENGTH_GRANULE
     return (slots, length) if length else (0, 0)
 
 
 class Box(Struct, frozen=True):
-    """A device: memory in bytes, cores, disk for bundles (None: as much as it takes), and how much of that prepacked
-    weights of one bundle may take beyond :data:`PREPACKED_SHARE` of it.
+    """A device: memory in bytes, cores, disk for bundles (None: as much as it takes), how much of that prepacked
+    weights of one bundle may take beyond :data:`PREPACKED_SHARE` of it, and how many requests its operator wants at
+    once (0: as many as the plan has).
     """
 
     ram: int
     cores: int
     disk: int | None = None
     prepacked: int = PREPACKED_BYTES
+    slots: int = 0
 
 
 class DiskPlan(Struct, frozen=True):
@@ -184,7 +186,7 @@ def plan_device(
     ``unmapped`` says why no worker there would map prepacked weights, if that is known.
     """
     room = max(0, box.ram - SYSTEM_BYTES - WORKER_BYTES - footprint.weights - footprint.scratch)
-    kv = plan_kv(room, footprint.kv_token, footprint.context_length)
+    kv = plan_kv(room, footprint.kv_token, footprint.context_length, box.slots)
     derived = footprint.prepacked
     prepacked, why = (False, unmapped) if unmapped else _prepacked(bundle_bytes, derived, box)
     disk = disk_plan(bundle_bytes, derived if prepacked else 0)
@@ -223,9 +225,9 @@ def _prepacked(bundle_bytes: int, derived: int, box: Box) -> tuple[bool, str]:
     return True, f"{size_text(derived)} on disk that a worker maps instead of copying its weights, where it batches"
 
 
-def _needed(footprint: Footprint, tokens: int) -> int:
-    """Memory of a device whose longest request has so many tokens, alone."""
-    cache = int(tokens * footprint.kv_token / MOST_SHARE) + 1
+def _needed(footprint: Footprint, tokens: int, slots: int = 1) -> int:
+    """Memory of a device whose longest request has so many tokens, alone or in one of so many slots."""
+    cache = int(tokens * slots * footprint.kv_token / MOST_SHARE) + 1
     return -(-(SYSTEM_BYTES + WORKER_BYTES + footprint.weights + footprint.scratch + cache) // MIB) * MIB
 
 
@@ -233,14 +235,16 @@ def _short_of_memory(footprint: Footprint, kv: KvPlan, box: Box, tokens: int) ->
     tokens = max(min(tokens, footprint.context_length), footprint.least_cache)
     if kv.slots and kv.length >= tokens:
         return ""
-    needed = _needed(footprint, -(-tokens // LENGTH_GRANULE) * LENGTH_GRANULE)
+    slots = box.slots or 1
+    needed = _needed(footprint, -(-tokens // LENGTH_GRANULE) * LENGTH_GRANULE, slots)
+    context = f"{tokens} tokens of context" + (f" for {slots} requests" if slots > 1 else "")
     text = (
-        f"memory is short by {size_text(max(needed - box.ram, MIB))}: {tokens} tokens of context need "
+        f"memory is short by {size_text(max(needed - box.ram, MIB))}: {context} need "
         f"{size_text(needed)}, there are {size_text(box.ram)}"
     )
-    quarter = _needed(replace(footprint, kv_token=footprint.kv_token // 4 or 1), tokens)
+    quarter = _needed(replace(footprint, kv_token=footprint.kv_token // 4 or 1), tokens, slots)
     if kv.length:
-        helps = f"ask for {kv.length} tokens"
+        helps = f"ask for {kv.length} tokens" + (", or for fewer at once" if slots > 1 else "")
         if footprint.kv_type == "fp32" and quarter <= box.ram:
             helps += ", or build with --kv int8, whose cache takes a quarter"
     elif footprint.kv_type == "fp32" and quarter <= box.ram:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from contract.bundle.device_plan import LEAST_TOKENS, Box, DevicePlan, plan_device
+from contract.bundle.device_plan import LEAST_TOKENS, MAX_SLOTS, Box, DevicePlan, plan_device
 from contract.bundle.footprint import measure_footprint
 from contract.bundle.genai_config import CONFIG_FILE, read_genai_config
 from contract.errors import UsageError
@@ -42,6 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk", metavar="SIZE", help="disk that bundles may take there, like 16G")
     parser.add_argument(
         "--context", type=int, default=LEAST_TOKENS, metavar="TOKENS", help=f"that a request must have ({LEAST_TOKENS})"
+    )
+    parser.add_argument(
+        "--slots", type=int, default=0, metavar="N", help="requests at once, as [worker] slots has them (0: as planned)"
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
@@ -88,8 +91,10 @@ def read_box(arguments: argparse.Namespace) -> Box:
         raise UsageError(f"--cores must be between 1 and {MOST_CORES}", field="cores")
     if arguments.context < 1:
         raise UsageError("--context must be at least 1 token", field="context")
+    if not 0 <= arguments.slots <= MAX_SLOTS:
+        raise UsageError(f"--slots must be between 0 and {MAX_SLOTS}", field="slots")
     disk = None if arguments.disk is None else read_size(arguments.disk, "disk")
-    return Box(ram=read_size(arguments.ram, "ram"), cores=arguments.cores, disk=disk)
+    return Box(ram=read_size(arguments.ram, "ram"), cores=arguments.cores, disk=disk, slots=arguments.slots)
 
 
 def read_size(text: str, field: str) -> int:

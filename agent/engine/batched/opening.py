@@ -120,6 +120,7 @@ def _plan(loaded: LoadedModel, found: GenaiFacts, files: ModelFiles, resources: 
         files.folders,
         max_bytes=resources.max_bytes,
         leaving=resources.reclaimable_bytes - (0 if eyes is None else eyes.scratch),
+        slots=resources.slots,
     )
     if trial:
         slots, length = trial_size(decoder, allocatable_bytes())

@@ -69,6 +69,13 @@ def test_the_model_answers_several_at_once(short_bundle: Path, engine: str) -> N
     with_worker(short_bundle, scenario, engine=engine)
 
 
+def test_as_many_run_at_once_as_the_operator_says(tiny_bundle: Path) -> None:
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        assert worker.facts.slots == 3
+
+    with_worker(tiny_bundle, scenario, threads=1, slots=3)
+
+
 def test_killed_in_the_middle_of_an_answer(short_bundle: Path) -> None:
     async def scenario(worker: WorkerProcess, listener: Listener) -> None:
         worker.admit(question(1, prompt="Once upon a time", messages=None, max_tokens=400))

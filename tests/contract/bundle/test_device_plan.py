@@ -47,6 +47,20 @@ def test_phi_has_four_slots_of_4096_on_8_gb(ram: float) -> None:
     assert plan.kv.length >= 4096
 
 
+def test_an_operator_may_have_more_and_shorter_requests_at_once() -> None:
+    """Llama-3.2-1B on 8 GiB: four by the plan, since a request that is too long is refused and one too many waits."""
+    planned = plan_device(LLAMA_1B, 810_000_000, Box(8 * GIB, 4)).kv
+    wanted = plan_device(LLAMA_1B, 810_000_000, Box(8 * GIB, 4, slots=8)).kv
+    assert (planned.slots, wanted.slots) == (4, 8)
+    assert planned.length > 10_000
+    assert planned.length // 2 - 64 < wanted.length <= planned.length // 2
+    narrow = plan_device(PHI_INT8, PHI_BYTES, Box(4 * GIB, 4, slots=4), tokens=2048)
+    assert narrow.kv.slots == 4
+    assert narrow.short.startswith("memory is short by 1.1 GiB: 2048 tokens of context for 4 requests need 5.1 GiB, ")
+    assert narrow.short.endswith(f"what helps: ask for {narrow.kv.length} tokens, or for fewer at once")
+    assert plan_device(PHI_INT8, PHI_BYTES, Box(4 * GIB, 4, slots=1), tokens=2048).fits
+
+
 def test_what_is_missing_is_named_with_how_much_and_what_helps() -> None:
     plan = plan_device(PHI, PHI_BYTES, Box(4 * GIB, 4), tokens=2048)
     assert plan.short.startswith("memory is short by 1.1 GiB: 2048 tokens of context need 5.1 GiB, there are 4.0 GiB; ")

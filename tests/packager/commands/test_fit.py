@@ -32,6 +32,11 @@ def test_the_table_says_that_it_fits(tiny_bundle: Path, capsys: pytest.CaptureFi
         assert f"\n{row} " in said
 
 
+def test_as_many_at_once_as_the_operator_will_have(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(str(tiny_bundle), "--ram", "1G", "--slots", "2") == 0
+    assert "2 × 512 tokens" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_ends_with_1_and_one_sentence(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(str(tiny_bundle), "--ram", "300M", "--cores", "2") == 1
     last = capsys.readouterr().out.splitlines()[-1]
@@ -69,6 +74,7 @@ def test_the_numbers_are_those_that_the_engine_plans_with(tiny_bundle: Path) -> 
         (["--ram", "0"], "is no size"),
         (["--ram", "4G", "--disk", "-1G"], "--disk"),
         (["--ram", "4G", "--cores", "0"], "--cores must be between 1 and 1024"),
+        (["--ram", "4G", "--slots", "9"], "--slots must be between 0 and 8"),
         (["--ram", "4G", "--context", "0"], "--context must be at least 1"),
     ],
 )

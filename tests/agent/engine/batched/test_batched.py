@@ -106,6 +106,16 @@ def test_little_memory_means_a_shorter_context_not_a_failure(short_bundle: Path)
         open_engine(short_bundle, engine="batched", threads=2, max_bytes=1 << 20)
 
 
+def test_an_operator_says_how_many_run_at_once(tiny_bundle: Path) -> None:
+    engine = open_engine(tiny_bundle, engine="batched", threads=1, max_bytes=64 << 20, slots=2)
+    assert (engine.facts.slots, engine.facts.context_length) == (2, 512)
+    for number in (1, 2, 3):
+        engine.admit(ask(number, max_tokens=4, min_tokens=4))
+    outcomes = run(engine)
+    assert {outcome.reason for outcome in outcomes.values()} == {"length"}
+    engine.release()
+
+
 def test_where_the_batched_engine_has_no_memory_the_other_is_tried(tiny_bundle: Path) -> None:
     """It keeps nothing for remembered prompts, so it can do with less."""
     granule = LENGTH_GRANULE * read_decoder(tiny_bundle, read_config(tiny_bundle)).kv_bytes_per_token

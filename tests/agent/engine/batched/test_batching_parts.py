@@ -134,3 +134,27 @@ def test_the_pool_never_outgrows_its_budget(budget: int, bytes_per_token: int, c
     if slots and length < context:
         left = budget // bytes_per_token - slots * length
         assert slots == MAX_SLOTS or left < max(GOOD_LENGTH, slots * LENGTH_GRANULE), "memory is left over"
+
+
+@given(st.integers(0, 1 << 18), st.integers(0, 1 << 18), st.integers(1, 1 << 17))
+def test_more_memory_means_neither_fewer_requests_at_once_nor_shorter_ones(
+    tokens: int, more: int, context: int
+) -> None:
+    """What was taken after one start is not refused after the next, since a little more memory was free."""
+    slots, length = plan_pool(tokens, 1, context)
+    then_slots, then_length = plan_pool(tokens + more, 1, context)
+    assert then_slots >= slots
+    if slots in (then_slots, GOOD_SLOTS):
+        assert then_length >= length
+    if then_slots > GOOD_SLOTS:
+        assert then_length == context, "more than four have the whole context"
+
+
+@given(st.integers(0, 1 << 18), st.integers(1, MAX_SLOTS), st.integers(1, 1 << 17))
+def test_as_many_requests_at_once_as_an_operator_wants_share_all_memory(tokens: int, wanted: int, context: int) -> None:
+    slots, length = plan_pool(tokens, 1, context, wanted)
+    if tokens // wanted < min(LENGTH_GRANULE, context):
+        assert (slots, length) == (0, 0)
+    else:
+        assert slots == wanted
+        assert length == context or tokens - slots * length < slots * LENGTH_GRANULE
