@@ -1,4 +1,6 @@
-"""One process at a time: a lock on a file or a directory, which the kernel gives back when its holder dies."""
+"""One process at a time, or several that share: a lock on a file or a directory, which the kernel gives back when its
+holder dies.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,11 @@ def open_lock(path: Path, mode: int = 0o600) -> int:
 def wait_for_lock(handle: int) -> None:
     """Take the lock, however long another process holds it. Raises OSError."""
     fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def share_lock(handle: int) -> None:
+    """Take the lock together with whoever shares it, however long a process holds it that does not. Raises OSError."""
+    fcntl.flock(handle, fcntl.LOCK_SH)
 
 
 def take_lock(handle: int) -> bool:

@@ -22,6 +22,7 @@ from contract.bundle.verifier import VerifiedDirectory
 from contract.errors import BuildRefused, UsageError
 from contract.identifiers import check_bundle_name, check_version
 from contract.onnx.wire import read_graph_file
+from packager.build.build_cache import using
 from packager.build.bundle import BuiltBundle, finish_bundle, list_files, staging
 from packager.build.describe import AGENT_BOUND, DISK_FACTOR, measured_canaries
 from packager.build.pipeline import default_cache, disk_errors
@@ -103,7 +104,7 @@ def build_adapter_bundle(
     _refuse_options_of_the_base(plan)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
-    with disk_errors("building"), staging(out) as staged:
+    with disk_errors("building"), using(), staging(out) as staged:
         log.unlink(missing_ok=True)
         progress.stage(1, STAGES, "reading base and source")
         adapter = inspect_adapter(plan.origin.adapter.expanduser(), merged=False)

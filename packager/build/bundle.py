@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +32,10 @@ from contract.identifiers import Digest, check_path
 from contract.onnx.rules import external_path
 from contract.onnx.wire import read_graph_file
 from contract.system.durable import Disk
+from contract.system.file_lock import take_lock, wait_for_lock
 from packager.evaluate.evidence import EVIDENCE_DIR
+
+PARTIAL = ".partial"
 
 _TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens_map", "added_tokens", "chat_template", "spiece")
 _CONFIG_SUFFIXES = (".json", ".jinja", ".txt", ".md")
@@ -47,22 +51,65 @@ class BuiltBundle(Struct, frozen=True):
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A hidden directory beside ``target``, gone when the block ends however it ends.
+    """A hidden directory beside ``target``, gone when the block ends however it ends; where the process is killed, the
+    next that makes ``target`` removes it.
 
     Raises:
-        UsageError: ``target`` is already there, or lies nowhere.
+        UsageError: ``target`` is already there or being made, or lies nowhere.
     """
     if target.exists() or target.is_symlink():
         raise UsageError(f"{target} is already there; name another directory with --out or remove it", field="out")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        directory, lock = _begin(target)
     except OSError as error:
         raise UsageError(f"{target.parent} cannot be written: {error.strerror}", field="out") from error
     try:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(lock)
+
+
+def _begin(target: Path) -> tuple[Path, int]:
+    """The directory to make ``target`` in, and the lock on it; others that nobody holds any more are removed.
+
+    Raises:
+        UsageError: somebody holds one.
+        OSError: there is no writing here.
+    """
+    beside = target.parent
+    abandoned = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}{PARTIAL}(\.kv-[a-z0-9_]{{8}})?")
+    gate = _open_directory(beside)
+    try:
+        wait_for_lock(gate)  # or one that was just made would be taken for one that nobody holds
+        found = [path for path in beside.iterdir() if abandoned.fullmatch(path.name) and not path.is_symlink()]
+        for path in found:
+            if path.suffix == PARTIAL and _is_held(path):
+                raise UsageError(
+                    f"another process is making {target}; wait for it, or name another directory with --out",
+                    field="out",
+                )
+        for path in found:
+            shutil.rmtree(path, ignore_errors=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=beside))
+        lock = _open_directory(directory)
+        take_lock(lock)
+        return directory, lock
+    finally:
+        os.close(gate)
+
+
+def _open_directory(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _is_held(path: Path) -> bool:
+    handle = _open_directory(path)
+    try:
+        return not take_lock(handle)
+    finally:
+        os.close(handle)
 
 
 def role_of(path: str) -> Role:

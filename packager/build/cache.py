@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from contract.errors import UsageError
-from packager.build.build_cache import locked
+from packager.build.build_cache import drop, is_lock
 
 KINDS: dict[str, str] = {
     "checkpoints": "converted GGUF files and merged adapters",
@@ -45,23 +44,24 @@ class CacheEntry(Struct, frozen=True):
 
 
 def list_cache(cache: Path) -> list[CacheEntry]:
-    """Every entry, the oldest first."""
+    """Every entry, the oldest first; what begins with a dot is being made, or was left by a build that was killed."""
     found = []
     for kind in KINDS:
         for path in _entries(cache / kind):
             # A build beside us may drop its entry while we look.
             with contextlib.suppress(FileNotFoundError):
-                found.append(CacheEntry(kind, path.name, _size_of(path), path.stat().st_mtime))
+                found.append(CacheEntry(kind, path.name, _size_of(path), path.lstat().st_mtime))
     return sorted(found, key=lambda entry: entry.used_unix)
 
 
 def clean_cache(cache: Path, kinds: Sequence[str], *, older_than_unix: float | None = None) -> list[CacheEntry]:
     """Remove the entries of ``kinds`` (none named: all), only those last written before ``older_than_unix``.
 
-    An entry that a build is making or reading is waited for. What was removed is returned.
+    An entry that a build is making or using is waited for. What was removed is returned.
 
     Raises:
         UsageError: a kind that does not exist.
+        OSError: an entry cannot be removed.
     """
     for kind in kinds:
         if kind not in KINDS:
@@ -72,12 +72,7 @@ def clean_cache(cache: Path, kinds: Sequence[str], *, older_than_unix: float | N
             continue
         if older_than_unix is not None and entry.used_unix >= older_than_unix:
             continue
-        path = cache / entry.kind / entry.name
-        with locked(path):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        drop(cache / entry.kind / entry.name)
         removed.append(entry)
     return removed
 
@@ -85,7 +80,7 @@ def clean_cache(cache: Path, kinds: Sequence[str], *, older_than_unix: float | N
 def bound_cache(cache: Path, now_unix: float, *, limit_bytes: int = LIMIT_BYTES) -> list[CacheEntry]:
     """Remove converted and calibrated checkpoints, those used longest ago first, while there are too many of them.
 
-    None that was used within :data:`SPARED_SECONDS`. What was removed is returned.
+    None that was used within :data:`SPARED_SECONDS`, or that another build uses. What was removed is returned.
     """
     entries = [entry for entry in list_cache(cache) if entry.kind in BOUNDED]
     size = sum(entry.size for entry in entries)
@@ -93,23 +88,22 @@ def bound_cache(cache: Path, now_unix: float, *, limit_bytes: int = LIMIT_BYTES)
     for entry in entries:
         if size <= limit_bytes or entry.used_unix > now_unix - SPARED_SECONDS:
             break
-        path = cache / entry.kind / entry.name
-        with locked(path):
-            shutil.rmtree(path, ignore_errors=True)
-        size -= entry.size
-        removed.append(entry)
+        if drop(cache / entry.kind / entry.name, wait=False):
+            size -= entry.size
+            removed.append(entry)
     return removed
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Finished entries; names with a dot are locks and builds under way (:mod:`packager.build.build_cache`)."""
-    if not folder.is_dir():
+    """Finished entries, and with a dot before their names those that are being made or never were to their end."""
+    try:
+        return [path for path in folder.iterdir() if not is_lock(path)]
+    except FileNotFoundError:
         return []
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _size_of(path: Path) -> int:
     """Bytes of all files in ``path``."""
-    if path.is_file():
-        return path.stat().st_size
+    if not path.is_dir():
+        return path.lstat().st_size
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())

@@ -110,8 +110,8 @@ def make_with_measured_cache(
         both = [*plain.kept, *quantised.kept]
         if choice.kind == FLOAT:
             return replace(plain, kept=both), choice
-        shutil.rmtree(staged)
-        staged.mkdir(mode=0o700)
+        for path in staged.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in Path(folder).iterdir():
             path.rename(staged / path.name)
         return replace(quantised, kept=both), choice

@@ -14,9 +14,10 @@ import msgspec
 from msgspec import Struct
 
 from contract.bundle.manifest import Behaviour
-from contract.errors import BuildRefused
+from contract.errors import BuildRefused, StoreBroken
 from contract.system.durable import translate
 from packager.build.behaviour import complete_behaviour
+from packager.build.build_cache import using
 from packager.build.bundle import BuiltBundle, finish_bundle, staging
 from packager.build.cache import bound_cache
 from packager.build.describe import compose_manifest, short_provenance
@@ -63,11 +64,20 @@ def default_cache() -> Path:
 
 @contextlib.contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
-    """Errors of the operating system as ours: a full disk is no fault of the source."""
+    """Errors of the operating system as ours, naming the file: a full disk is no fault of the source."""
     try:
         yield
+    except PermissionError as error:
+        raise StoreBroken(
+            f"{doing} failed: {_file_of(error)} is not for this user to read or write; change its permissions, or do "
+            "this as another user"
+        ) from error
     except OSError as error:
-        raise translate(error, doing) from error
+        raise translate(error, doing if error.filename is None else f"{doing} ({_file_of(error)})") from error
+
+
+def _file_of(error: OSError) -> str:
+    return "a file" if error.filename is None else os.fsdecode(error.filename)
 
 
 def build_bundle(
@@ -84,7 +94,7 @@ def build_bundle(
     spec, calibration = _read_inputs(plan)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
-    with disk_errors("building"), staging(out) as staged:
+    with disk_errors("building"), using(), staging(out) as staged:
         log.unlink(missing_ok=True)
         source, plan, quantizer, _ = _open(plan, out, cache, log, progress)
         buildable, key = source.checkpoint, source.digest
@@ -153,9 +163,10 @@ def build_bundle(
             behaviour=complete_behaviour(plan.behaviour, checkpoint.path),
         )
         built = finish_bundle(staged, out, manifest)
-        for kept in made.kept:
-            drop_graph(kept)
-        bound_cache(cache, time.time())
+        with contextlib.suppress(OSError):  # the bundle is there, whatever becomes of the cache
+            for kept in made.kept:
+                drop_graph(kept)
+            bound_cache(cache, time.time())
         return built
 
 
@@ -182,7 +193,7 @@ def dry_run(plan: BuildPlan, out: Path, progress: BuildProgress | None = None, *
     _read_inputs(plan)
     progress, cache = progress or SilentProgress(), cache or default_cache()
     log = cache / "logs" / f"{plan.name}-{plan.version}.log"
-    with disk_errors("reading the source"), staging(out):
+    with disk_errors("reading the source"), using(), staging(out):
         source, plan, quantizer, estimate = _open(plan, out, cache, log, progress)
     checkpoint = source.checkpoint
     return DryRun(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
+from contract.errors import UsageError
 from packager.build.cache import KINDS, CacheEntry, clean_cache, list_cache
-from packager.build.pipeline import default_cache
+from packager.build.pipeline import default_cache, disk_errors
 
 EXAMPLES = """examples:
   edge-packager cache list
@@ -18,8 +20,9 @@ EXAMPLES = """examples:
   edge-packager cache clean --older-than 30       # only what was not written in the last 30 days
   edge-packager cache clean checkpoints graphs
 
+Names with a dot before them are being made, or were left by a build that was killed; a calibration resumes from them.
 Converted and calibrated checkpoints are removed by builds, too, those used longest ago first, where there are more than
-40 GB of them; none that was used within a day.
+40 GB of them; none that was used within a day. What a running build uses is removed when that has ended.
 
 exit status: 0 done, 2 no such kind, 5 the disk
 """
@@ -43,12 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """See :class:`contract.system.command_line.Command`."""
     cache = arguments.cache or default_cache()
-    if arguments.action == "list":
-        entries = list_cache(cache)
-    else:
-        age = arguments.older_than
-        limit = None if age is None else time.time() - age * DAY_SECONDS
-        entries = clean_cache(cache, arguments.kind, older_than_unix=limit)
+    with disk_errors(f"{'reading' if arguments.action == 'list' else 'cleaning'} the cache"):
+        if arguments.action == "list":
+            entries = list_cache(cache)
+        else:
+            limit = _limit(arguments.older_than)
+            entries = clean_cache(cache, arguments.kind, older_than_unix=limit)
     if arguments.json:
         print(msgspec.json.encode({"cache": str(cache), "entries": entries}).decode())
         return 0
@@ -60,6 +63,19 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"removed {count}, {total}, from {cache}")
     return 0
+
+
+def _limit(days: float | None) -> float | None:
+    """When what is removed was written at the latest.
+
+    Raises:
+        UsageError: it is no number of days.
+    """
+    if days is None:
+        return None
+    if not (math.isfinite(days) and days >= 0):
+        raise UsageError(f"--older-than {days:g} is no number of days; give one from 0 on", field="older-than")
+    return time.time() - days * DAY_SECONDS
 
 
 def _table(entries: list[CacheEntry]) -> list[str]:

@@ -21,7 +21,7 @@ from msgspec import Struct
 from contract.errors import BuildRefused
 from packager.build import model_builder_process as builder_process
 from packager.build import workarounds
-from packager.build.build_cache import get_or_create, locked, sweep
+from packager.build.build_cache import have, hold, sweep
 from packager.build.estimate import available_memory
 from packager.evaluate import ends, logits_process
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
@@ -145,7 +145,7 @@ def compare_logits(
     sweep(cache_dir)
 
     def make(staging: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix=".layers-", dir=cache_dir) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{entry.name}.", dir=cache_dir) as scratch:
             quantization = checkpoint.quantization
             job = LogitsJob(
                 checkpoint=str(checkpoint.path),
@@ -160,15 +160,12 @@ def compare_logits(
             result = run_child(LOGITS, job, log, on_progress=on_progress)
         (staging / FILE).write_text(to_json(result), "utf-8")
 
-    with locked(entry):
-        if not (entry / FILE).exists():
-            lacking = _lacking(
-                cache_dir, size, parameters, cache_bytes, available_memory() if memory is None else memory
-            )
-            if lacking is not None:
-                return Unaffordable(lacking)
-        get_or_create(entry, make, mark=FILE)
-        found = from_json((entry / FILE).read_bytes(), LogitsResult)
+    if not hold(entry, mark=FILE):
+        lacking = _lacking(cache_dir, size, parameters, cache_bytes, available_memory() if memory is None else memory)
+        if lacking is not None:
+            return Unaffordable(lacking)
+        have(entry, make, mark=FILE)
+    found = from_json((entry / FILE).read_bytes(), LogitsResult)
     proof = LogitsProof(layers=layers, boundaries=boundaries, omitted=omitted, **msgspec.structs.asdict(found))
     _refuse(proof)
     return proof

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.chat.files import MORE_TEMPLATES
-from packager.build.build_cache import get_or_create, locked, sweep
+from packager.build.build_cache import have, sweep
 from packager.evaluate import conversations, corpus, reference_process
 from packager.evaluate.jobs import REFERENCE, TEMPLATES, Reference, ReferenceJob, Templates, TemplatesJob
 from packager.graph import rope
@@ -58,9 +58,8 @@ def read_reference(
         found = run_child(REFERENCE, ReferenceJob(str(checkpoint.path), template, entries, config), log)
         (staging / FILE).write_text(to_json(found), "utf-8")
 
-    with locked(entry):
-        get_or_create(entry, make, mark=FILE)
-        return from_json((entry / FILE).read_bytes(), Reference)
+    have(entry, make, mark=FILE)
+    return from_json((entry / FILE).read_bytes(), Reference)
 
 
 def _key(checkpoint: Checkpoint, template: str | None, entries: list[Entry], config: dict[str, Any] | None) -> str:

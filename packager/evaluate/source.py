@@ -6,16 +6,16 @@ again. Logits are kept as half-precision logarithms of probabilities: what that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec.structs import asdict
 
-from packager.build.build_cache import get_or_create, locked
+from packager.build.build_cache import drop, have
 from packager.evaluate.jobs import SOURCE, SourceJob, SourceResult, SourceView
 from packager.evaluate.text import EvalText
 from packager.sources.checkpoint import Checkpoint, digest_directory
@@ -66,8 +66,7 @@ def view_source(
         job = SourceJob(str(checkpoint.path), text.text, list(questions), tokens, LEAST_TOKENS, str(staging))
         (staging / FILE).write_text(to_json(run_child(SOURCE, job, log, on_progress=on_progress)), "utf-8")
 
-    with locked(entry):
-        get_or_create(entry, make, mark=FILE)
+    have(entry, make, mark=FILE)
     _forget_oldest(cache_dir, entry)
     found = from_json((entry / FILE).read_bytes(), SourceResult)
     return SourceView(**asdict(found), rows=entry / ROWS)
@@ -80,4 +79,5 @@ def _forget_oldest(cache_dir: Path, fresh: Path) -> None:
         reverse=True,
     )
     for path in kept[KEPT - 1 :]:
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            drop(path, wait=False)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from msgspec.structs import replace
 from packager import vision as vision_package
 from packager.build import model_builder_process as builder_process
 from packager.build import plan, workarounds
-from packager.build.build_cache import get_or_create, locked, sweep
+from packager.build.build_cache import drop, get_or_create, locked, sweep
 from packager.build.jobs import BuilderReport
 from packager.build.kv_cache import measure_scales, scaled_digest
 from packager.build.model_builder import build_graph
@@ -136,5 +135,4 @@ def _has_windows(checkpoint: Checkpoint) -> bool:
 
 def drop_graph(entry: Path) -> None:
     """Forget a kept graph."""
-    with locked(entry):
-        shutil.rmtree(entry, ignore_errors=True)
+    drop(entry)

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.build.build_cache import locked, sweep
+from packager.build.build_cache import hold, locked, sweep
 from packager.build.plan import CALIBRATION_TEXTS, FAST, BuildPlan, goes_layer_by_layer
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
 from packager.evaluate.text import EvalText, read_text
@@ -109,28 +108,24 @@ def calibrate_checkpoint(
     key = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     entry = cache / "calibrated" / key[:32]
     sweep(entry.parent, ".*")
-    with locked(entry):
-        if entry.is_dir():
-            os.utime(entry)
-            return inspect_checkpoint(entry), key
-        # Not get_or_create: what an interrupted calibration has done so far stays in ``work``, to go on from.
-        work = entry.parent / f".{entry.name}"
-        work.mkdir(exist_ok=True)
-        staging = work / "out"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        job = CalibrationJob(
-            checkpoint=str(checkpoint.path),
-            quantizer=plan.quantizer,
-            out=str(staging),
-            stages=str(work / "stages"),
-            text=None if text is None else text.text,
-            block=plan.block_size,
-            passages=passages,
-            symmetric=plan.adapter_slots,
-            by_layer=by_layer,
-        )
-        run_child(CALIBRATION, job, log, on_progress=on_progress)
-        staging.rename(entry)
-        shutil.rmtree(work)
+    # Not get_or_create: what an interrupted calibration has done so far stays in ``work``, to go on from.
+    work = entry.parent / f".{entry.name}"
+    job = CalibrationJob(
+        checkpoint=str(checkpoint.path),
+        quantizer=plan.quantizer,
+        out=str(work / "out"),
+        stages=str(work / "stages"),
+        text=None if text is None else text.text,
+        block=plan.block_size,
+        passages=passages,
+        symmetric=plan.adapter_slots,
+        by_layer=by_layer,
+    )
+    while not hold(entry):
+        with locked(entry):
+            if not entry.is_dir():
+                Path(job.out).mkdir(parents=True, exist_ok=True)
+                run_child(CALIBRATION, job, log, on_progress=on_progress)
+                Path(job.out).rename(entry)
+            shutil.rmtree(work, ignore_errors=True)
     return inspect_checkpoint(entry), key

@@ -86,6 +86,7 @@ def _round_fast(job: CalibrationJob, model: Any, ids: torch.Tensor, reporter: Re
         torch.float32 if plain == torch.float32 else torch.float16,
         symmetric=job.symmetric or not fits_gptq(model, job.block),
     )
+    shards.take_back(Path(job.out))
     rounded = round_in_one_pass(
         model, ids, shards, block=job.block, on_layer=lambda done, of: reporter.progress(95 * done / of, 100)
     )

@@ -54,6 +54,11 @@ class Shards:
         self.symmetric = symmetric
         self.dtype = dtype if symmetric else torch.float32
 
+    def take_back(self, out: Path) -> None:
+        """Have again what an interrupted :func:`finish_checkpoint` had moved into ``out``."""
+        for path in out.glob("*.safetensors"):
+            path.rename(self.directory / path.name)
+
     def has(self, name: str) -> bool:
         """Whether that file is finished."""
         return (self.directory / name).is_file()
@@ -254,17 +259,17 @@ def _round_pieces(weight: torch.Tensor, plan: Compensation, block: int, *, symme
 
 
 def finish_checkpoint(shards: Shards, source: Path, out: Path, block: int) -> None:
-    """Move the files of ``shards`` into ``out``, with everything that ``source`` has beside its weights."""
+    """Move the files of ``shards`` into ``out``, behind everything that ``source`` has beside its weights: where there
+    is no room for that, they are not lost.
+    """
     from safetensors import safe_open
 
     weight_map: dict[str, str] = {}
-    size = 0
-    for path in sorted(shards.directory.glob("*.safetensors")):
+    made = sorted(shards.directory.glob("*.safetensors"))
+    for path in made:
         with safe_open(path, framework="pt") as file:
             weight_map |= dict.fromkeys(file.keys(), path.name)
-        size += path.stat().st_size
-        path.rename(out / path.name)
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": sum(path.stat().st_size for path in made)}, "weight_map": weight_map}
     (out / INDEX_FILE).write_text(json.dumps(index, indent=1), "utf-8")
     for path in source.iterdir():
         if path.is_file() and ".safetensors" not in path.name and path.name != "config.json":
@@ -274,6 +279,8 @@ def finish_checkpoint(shards: Shards, source: Path, out: Path, block: int) -> No
     if not shards.symmetric:
         config["quantization_config"] = quantization_config(block)
     (out / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+    for path in made:
+        path.rename(out / path.name)
 
 
 def _name_dtype(config: dict[str, Any], dtype: str) -> None:

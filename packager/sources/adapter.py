@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import Struct
 
 from contract.errors import BuildRefused
-from packager.build.build_cache import get_or_create, locked
+from packager.build.build_cache import have
 from packager.sources.checkpoint import (
     INDEX_FILE,
     Checkpoint,
@@ -32,9 +32,8 @@ from packager.sources.converted import holds_converted
 from packager.sources.headers import WeightHeaders
 from packager.sources.hub import is_hub_id
 from packager.sources.jobs import MERGE, MergeJob
-from packager.sources.safetensors_header import count_parameters
 from packager.sources.small_files import refuse_wrong_types
-from packager.sources.weights import StoredTensor, list_tensors
+from packager.sources.weights import StoredTensor, count_parameters, list_tensors
 from packager.subprocess_job import run_child
 
 CONFIG = "adapter_config.json"
@@ -218,6 +217,5 @@ def merge_adapter(
         run_child(MERGE, job, log, on_progress=on_progress)
         inspect_checkpoint(staging)
 
-    with locked(entry):
-        get_or_create(entry, make)
+    have(entry, make)
     return inspect_checkpoint(entry)

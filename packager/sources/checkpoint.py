@@ -14,9 +14,8 @@ from contract.errors import BuildRefused
 from packager.sources.families import check_architecture, family_of
 from packager.sources.licenses import UNKNOWN, license_of_card
 from packager.sources.naming import find_unfinished, refuse_broken_links, refuse_stand_in
-from packager.sources.safetensors_header import count_parameters
 from packager.sources.vocabulary import TOKENIZER_FILE, find_rowless
-from packager.sources.weights import refuse_doubled
+from packager.sources.weights import count_parameters, refuse_doubled
 
 MAX_JSON_BYTES = 64 * 2**20
 """Largest configuration file read: indexes of models with thousands of shards stay below 10 MB."""

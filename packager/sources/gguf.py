@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contract.errors import BuildRefused
-from packager.build.build_cache import get_or_create, locked, sweep
+from packager.build.build_cache import have, sweep
 from packager.evaluate import conversations, reference_process
 from packager.evaluate.jobs import Templates
 from packager.sources import gguf_metadata, gguf_process, gguf_tokenizer
@@ -73,11 +73,9 @@ def survey_gguf(path: Path, cache: Path, log: Path) -> tuple[Checkpoint, Templat
         assert found is not None
         (staging / FACTS_FILE).write_text(to_json(found), "utf-8")
 
-    with locked(entry):
-        get_or_create(entry, make, mark=FACTS_FILE)
-        facts = from_json((entry / FACTS_FILE).read_bytes(), GgufFacts)
-        found = survey_checkpoint(entry, facts.config, facts.architecture, facts.parameters)
-    return found, facts.templates
+    have(entry, make, mark=FACTS_FILE)
+    facts = from_json((entry / FACTS_FILE).read_bytes(), GgufFacts)
+    return survey_checkpoint(entry, facts.config, facts.architecture, facts.parameters), facts.templates
 
 
 def pending_gguf(checkpoint: Checkpoint, cache: Path) -> Pending:
@@ -129,6 +127,5 @@ def convert_gguf(
         run_child(GGUF, GgufJob(str(path), str(staging)), log, on_progress=on_progress)
         inspect_checkpoint(staging)
 
-    with locked(entry):
-        get_or_create(entry, make)
+    have(entry, make)
     return inspect_checkpoint(entry)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from packager.build.build_cache import get_or_create, locked
+from packager.build.build_cache import have
 from packager.sources.checkpoint import list_indexed
 from packager.sources.converted import holds_converted
 from packager.sources.headers import WeightHeaders, reported_headers
@@ -74,6 +74,5 @@ def convert_pickled(path: Path, files: list[Path], digest: str, cache: Path, log
                 shutil.copyfile(file, staging / file.name)
         run_child(PICKLED, PickledJob([str(file) for file in files], str(staging)), log)
 
-    with locked(entry):
-        get_or_create(entry, make)
+    have(entry, make)
     return entry

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-from contract import strict_json
-from contract.errors import BuildRefused, BundleRefused
+from contract.errors import BuildRefused
 from packager.sources.naming import refuse_stand_in
 
 MAX_HEADER_BYTES = 100 * 2**20
@@ -38,23 +36,3 @@ def header_length(start: bytes, name: str) -> int:
     if len(start) < 8 or length > MAX_HEADER_BYTES:
         raise BuildRefused(f"{name} is truncated or is not a safetensors file; fetch it again")
     return length
-
-
-def count_parameters(path: Path) -> int:
-    """Elements of all tensors in ``path``, after checking that the file has exactly the bytes that they need.
-
-    Raises:
-        BuildRefused: the file is truncated or is not a safetensors file.
-    """
-    size, header = path.stat().st_size, read_header(path)
-    length = len(header)
-    try:
-        document = strict_json.loads(header, max_bytes=MAX_HEADER_BYTES, what=path.name)
-        tensors = {name: entry for name, entry in document.items() if name != "__metadata__"}
-        end = max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
-        parameters = sum(int(math.prod(entry["shape"])) for entry in tensors.values())
-    except (BundleRefused, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise BuildRefused(f"{path.name} has a damaged header; fetch it again") from error
-    if 8 + length + end != size:
-        raise BuildRefused(f"{path.name} has {size} bytes, its header speaks of {8 + length + end}; fetch it again")
-    return parameters

@@ -25,9 +25,9 @@ from packager.sources.families import TEXT_OF
 from packager.sources.headers import read_headers
 from packager.sources.naming import refuse_stand_in
 from packager.sources.pickled import find_pickled, is_unpickled
-from packager.sources.safetensors_header import count_parameters
 from packager.sources.small_files import refuse_wrong_types
 from packager.sources.text_only import find_vision, is_extracted, name_of_text
+from packager.sources.weights import count_parameters
 
 ALONE = "--text-only is for models that also see; this one reads alone"
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 from contract.chat.files import DEFAULT, ChatFiles, read_chat_files
 from contract.chat.template import ChatTemplate
 from contract.errors import BuildRefused, RequestInvalid
-from packager.build.build_cache import get_or_create, locked
+from packager.build.build_cache import have
 from packager.evaluate.conversations import CONVERSATIONS, DAY, differing
 from packager.evaluate.jobs import Templates
 from packager.sources.checkpoint import TEMPLATE_FILE, Checkpoint, inspect_checkpoint, read_json
@@ -66,9 +65,6 @@ def replace_template(checkpoint: Checkpoint, digest: str, template: str, cache: 
             (staging / TOKENIZER_CONFIG).write_text(json.dumps(document, indent=1), "utf-8")
         (staging / TEMPLATE_FILE).write_text(template, "utf-8")
 
-    with locked(entry):
-        # The source may have been moved since.
-        if any(not path.exists() for path in entry.glob("*")):
-            shutil.rmtree(entry)
-        get_or_create(entry, make)
+    # The source may have been moved since.
+    have(entry, make, whole=lambda made: all(path.exists() for path in made.glob("*")))
     return inspect_checkpoint(entry), sha256

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.build.build_cache import get_or_create, locked
+from packager.build.build_cache import have
 from packager.sources.checkpoint import find_shards, read_json
 from packager.sources.converted import WITHIN_BYTES, holds_converted
 from packager.sources.families import SEEING, TEXT_OF
@@ -85,8 +85,7 @@ def extract_text(
         names = {tensor.name: name_of_text(tensor.name) for shard in shards for tensor in list_tensors(shard)}
         rewrite_shards(shards, {old: new for old, new in names.items() if new is not None}, staging)
 
-    with locked(entry):
-        get_or_create(entry, make)
+    have(entry, make)
     return entry
 
 

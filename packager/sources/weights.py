@@ -8,11 +8,12 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from contract import strict_json
 from contract.errors import BuildRefused, BundleRefused
@@ -37,6 +38,24 @@ _EXPONENT: dict[str, tuple[np.dtype[Any], int]] = {
 """An exponent of all ones is an infinity or no number at all, in each of the three formats."""
 
 
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+"""Of an element, by the library's names of types."""
+
+Size = Annotated[int, Meta(ge=0)]
+
+
+class _Entry(Struct):
+    """What a header says of a tensor; bytes are counted from the header's end."""
+
+    dtype: str
+    shape: tuple[Size, ...]
+    data_offsets: tuple[Size, Size]
+
+
 class StoredTensor(Struct, frozen=True):
     """One tensor of a safetensors file; ``start`` and ``end`` are bytes of the file."""
 
@@ -48,12 +67,31 @@ class StoredTensor(Struct, frozen=True):
 
 
 def list_tensors(path: Path) -> list[StoredTensor]:
-    """The tensors of a safetensors file whose header :func:`~packager.sources.safetensors_header` found to be whole."""
+    """The tensors of a safetensors file.
+
+    Raises:
+        BuildRefused: its header is damaged.
+    """
     return parse_header(read_header(path), path.name)
 
 
+def count_parameters(path: Path) -> int:
+    """Elements of all tensors in ``path``, after checking that the file has exactly the bytes that they need.
+
+    Raises:
+        BuildRefused: the file is truncated or is not a safetensors file.
+    """
+    size, header = path.stat().st_size, read_header(path)
+    tensors = parse_header(header, path.name)
+    end = max((tensor.end for tensor in tensors), default=8 + len(header))
+    if end != size:
+        raise BuildRefused(f"{path.name} has {size} bytes, its header speaks of {end}; fetch it again")
+    return sum(math.prod(tensor.shape) for tensor in tensors)
+
+
 def parse_header(data: bytes, name: str) -> list[StoredTensor]:
-    """The tensors that the header ``data`` of a safetensors file lists.
+    """The tensors that the header ``data`` of a safetensors file lists: one after the other, as the library wants them,
+    each of the bytes that type and shape take.
 
     Raises:
         BuildRefused: it is damaged.
@@ -61,19 +99,28 @@ def parse_header(data: bytes, name: str) -> list[StoredTensor]:
     length = len(data)
     try:
         header = strict_json.loads(data, max_bytes=MAX_HEADER_BYTES, what=name)
-        return [
-            StoredTensor(
-                name=tensor,
-                dtype=str(entry["dtype"]),
-                shape=tuple(int(size) for size in entry["shape"]),
-                start=8 + length + int(entry["data_offsets"][0]),
-                end=8 + length + int(entry["data_offsets"][1]),
-            )
-            for tensor, entry in header.items()
-            if tensor != "__metadata__"
-        ]
-    except (BundleRefused, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        entries = {tensor: entry for tensor, entry in header.items() if tensor != "__metadata__"}
+        listed = msgspec.convert(entries, dict[str, _Entry], strict=True)
+    except (BundleRefused, AttributeError, msgspec.ValidationError) as error:
         raise BuildRefused(f"{name} has a damaged header; fetch it again") from error
+    at = 0
+    for tensor, entry in sorted(listed.items(), key=lambda item: item[1].data_offsets):
+        start, end = entry.data_offsets
+        if entry.dtype not in _BITS:
+            raise BuildRefused(f"the weights {tensor!r} in {name} are of the type {entry.dtype[:40]!r}, which is none")
+        needed = -(-math.prod(entry.shape) * _BITS[entry.dtype] // 8)
+        if (start, end) != (at, at + needed):
+            raise BuildRefused(
+                f"the header of {name} is damaged: the weights {tensor!r} take {needed} bytes by type and shape, and "
+                f"lie at {start} to {end}, behind {at}; fetch it again"
+            )
+        at = end
+    return [
+        StoredTensor(
+            tensor, entry.dtype, entry.shape, 8 + length + entry.data_offsets[0], 8 + length + entry.data_offsets[1]
+        )
+        for tensor, entry in listed.items()
+    ]
 
 
 def refuse_doubled(shards: list[Path]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from packager.build.build_cache import sweep
 from packager.evaluate.check import host_threads
 from packager.sources.checkpoint import Checkpoint
 from packager.sources.vision_part import VisionPart
@@ -39,6 +40,7 @@ def ask_about_pictures(
         BuildRefused: one of them cannot be asked.
     """
     whole, text = str(vision.directory), str(checkpoint.path)
+    sweep(cache, ".pictures-*")
     with tempfile.TemporaryDirectory(prefix=".pictures-", dir=cache) as scratch:
         heard = run_child(
             SOURCE_LOOK, LookJob(whole, text, list(CASES), ANSWER_TOKENS, scratch), log, on_progress=on_progress

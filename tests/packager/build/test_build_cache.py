@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from packager.build.build_cache import FORGOTTEN_SECONDS, get_or_create, locked, sweep
+from packager.build.build_cache import FORGOTTEN_SECONDS, drop, get_or_create, have, hold, locked, sweep, using
 
 MAKER = """
 import sys, time
@@ -96,3 +97,75 @@ def test_what_nobody_came_back_for_is_swept(tmp_path: Path) -> None:
         os.utime(path, (week_ago, week_ago))
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [young]
+
+
+def fill(staging: Path) -> None:
+    (staging / "weights").write_bytes(bytes(100))
+
+
+def test_what_is_used_stays_until_nobody_uses_it(tmp_path: Path) -> None:
+    entry = tmp_path / "entry"
+    began = threading.Event()
+
+    def clean() -> None:
+        began.set()
+        drop(entry)
+
+    with using():
+        have(entry, fill)
+        have(entry, fill)  # again, by another part of the build
+        assert not drop(entry, wait=False)
+        cleaning = threading.Thread(target=clean)
+        cleaning.start()
+        assert began.wait(120)
+        with subprocess.Popen(
+            [sys.executable, "-c", USER, str(entry)], stdout=subprocess.PIPE, text=True
+        ) as second:  # which does not wait for the first
+            assert second.communicate()[0].split() == ["True", "False"]
+        assert (entry / "weights").exists()
+        assert cleaning.is_alive()
+    cleaning.join(120)
+    assert list(tmp_path.iterdir()) == [], "no lock either"
+    assert not hold(entry)
+
+
+USER = """
+import sys
+from pathlib import Path
+from packager.build.build_cache import drop, hold, using
+
+with using():
+    print(hold(Path(sys.argv[1])), drop(Path(sys.argv[1]), wait=False))
+"""
+
+
+def test_without_a_use_nothing_is_held(tmp_path: Path) -> None:
+    have(tmp_path / "entry", fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+    assert drop(tmp_path / "entry", wait=False)
+
+
+def test_one_that_cannot_be_used_any_more_is_made_anew(tmp_path: Path) -> None:
+    entry = tmp_path / "entry"
+    have(entry, lambda staging: (staging / "link").symlink_to(tmp_path / "gone"))
+
+    def make(staging: Path) -> None:
+        (tmp_path / "there").touch()
+        (staging / "link").symlink_to(tmp_path / "there")
+
+    have(entry, make, whole=lambda made: (made / "link").exists())
+    assert (entry / "link").readlink() == tmp_path / "there"
+
+
+def test_what_a_killed_process_was_making_goes_when_it_is_made(tmp_path: Path) -> None:
+    entry, other = tmp_path / "entry-5.1.0", tmp_path / "entry-5.1.0.scales"
+    with start(entry, "first") as first, start(other, "other") as beside:
+        assert (line(first), line(beside)) == ("making", "making")
+        first.kill()
+        first.communicate()
+        assert len(list(tmp_path.glob(".entry-5.1.0.*"))) == 4
+        with locked(entry):
+            get_or_create(entry, fill)
+        [left] = tmp_path.glob(".entry-5.1.0.scales.????????")
+        assert sorted(path.name for path in tmp_path.glob(".*")) == sorted([left.name, f".{other.name}.lock"])
+        assert beside.communicate("\n")[0].split() == ["other"]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from contract.system.command_line import main
-from packager.build.build_cache import get_or_create, locked
+from packager.build.build_cache import get_or_create, have, locked, using
 from packager.build.cache import bound_cache, list_cache
 from packager.cli import COMMANDS
 
@@ -70,6 +71,50 @@ def test_too_much_is_not_kept_and_what_was_just_used_is(tmp_path: Path) -> None:
     assert [entry.name for entry in bound_cache(tmp_path, 100 * day, limit_bytes=2500)] == ["older-than-a-day"]
     assert bound_cache(tmp_path, 100 * day, limit_bytes=10) == []
     assert sorted(entry.name for entry in list_cache(tmp_path)) == ["fresh", "old", "small"]
+
+
+def test_what_killed_builds_left_is_listed_removed_and_counted(
+    filled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = [filled / "checkpoints" / ".two-5.1.0.abcd_123", filled / "calibrated" / ".three"]
+    for path in left:
+        (path / "stages").mkdir(parents=True)
+        (path / "stages" / "weights").write_bytes(bytes(2000))
+    found = {entry.name: entry.size for entry in list_cache(filled)}
+    assert {path.name: found[path.name] for path in left} == {path.name: 2000 for path in left}
+    os.utime(left[0], (1_000_000_000, 1_000_000_000))
+    removed = bound_cache(filled, 1_000_000_000 + 2 * 24 * 3600, limit_bytes=2999)
+    assert [entry.name for entry in removed] in (["one", left[0].name], [left[0].name, "one"])
+    cleaning = threading.Thread(target=cache, args=("clean", "calibrated", "--cache", str(filled)))
+    with locked(filled / "calibrated" / "three"):  # one that goes on
+        cleaning.start()
+        cleaning.join(0.2)
+        assert left[1].exists()
+    cleaning.join(120)
+    assert not left[1].exists()
+
+
+def test_what_another_build_uses_is_not_waited_for_by_one_that_ends(tmp_path: Path) -> None:
+    with using():
+        have(tmp_path / "checkpoints" / "used", lambda staging: (staging / "weights").write_bytes(bytes(1000)))
+        assert bound_cache(tmp_path, time.time() + 10**6, limit_bytes=1) == []
+    assert [entry.name for entry in bound_cache(tmp_path, time.time() + 10**6, limit_bytes=1)] == ["used"]
+
+
+@pytest.mark.parametrize("days", ["nan", "-5", "inf", "-inf"])
+def test_what_is_no_number_of_days_removes_nothing(filled: Path, days: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cache("clean", f"--older-than={days}", "--cache", str(filled)) == 2
+    assert f"--older-than {days} is no number of days; give one from 0 on" in capsys.readouterr().err
+    assert len(list_cache(filled)) == 3
+
+
+def test_a_cache_that_cannot_be_read_is_no_empty_one(filled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (filled / "checkpoints").rename(filled / "moved")
+    (filled / "checkpoints").symlink_to("checkpoints")
+    with pytest.raises(OSError, match="Too many levels"):
+        (filled / "checkpoints").stat()
+    assert cache("list", "--cache", str(filled)) == 5
+    assert "reading the cache" in capsys.readouterr().err
 
 
 def test_an_entry_that_is_in_use_is_waited_for(filled: Path) -> None:

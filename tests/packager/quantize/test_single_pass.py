@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,6 +107,31 @@ def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(
     assert digest_directory(tmp_path / "broken" / "out") == digest_directory(tmp_path / "whole" / "out")
     stored = inspect_checkpoint(tmp_path / "whole" / "out").quantization
     assert stored == (Quantization("gptq", 4, 32) if families else None)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_no_layer_is_lost_where_the_last_step_fails(
+    tiny_checkpoint: Path, tmp_path: Path, full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has no room for the tokenizer; or it is interrupted while layers are moved to where they belong."""
+    work = job(tiny_checkpoint, tmp_path)
+    rename = Path.rename
+
+    def copy(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target.parent == tmp_path / "out" and any(target.parent.glob("*.safetensors")):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError if full else KeyboardInterrupt):
+        patched.setattr(shutil, "copyfile", copy) if full else patched.setattr(Path, "rename", interrupted)
+        quietly(work)
+    made = {path.name: path.stat().st_ino for path in tmp_path.glob("*/model-layer-*")}
+    assert len(made) == 2
+    quietly(work)
+    assert {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("model-layer-*")} == made, "made again"
 
 
 KILLED = """

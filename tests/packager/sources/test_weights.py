@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from contract.errors import BuildRefused
-from packager.sources.weights import refuse_broken_numbers
+from packager.sources.weights import count_parameters, refuse_broken_numbers
 
 
 def whole() -> dict[str, npt.NDArray[np.float32]]:
@@ -67,3 +70,37 @@ def test_rows_of_zeros_that_were_written_are_weights(file: Path) -> None:
     padded["c.weight"][100:] = 0
     save_file(padded, file)
     look(file)
+
+
+ONE, TWO = ({"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for at in (0, 8))
+HEADERS: dict[str, tuple[dict[str, Any], str]] = {
+    "a word for a length": ({"shape": ["two"]}, "has a damaged header; fetch it again"),
+    "a length in quotation marks": ({"shape": ["2"]}, "has a damaged header; fetch it again"),
+    "lengths below zero": ({"shape": [-2, -1]}, "has a damaged header; fetch it again"),
+    "half a length": ({"shape": [2.5]}, "has a damaged header; fetch it again"),
+    "a place in quotation marks": ({"data_offsets": ["8", "16"]}, "has a damaged header; fetch it again"),
+    "a number for a type": ({"dtype": 32}, "has a damaged header; fetch it again"),
+    "a type that is none": (
+        {"dtype": "F33"},
+        "the weights 'b' in model.safetensors are of the type 'F33', which is no",
+    ),
+    "more numbers than bytes": ({"shape": [4]}, "the weights 'b' take 16 bytes by type and shape, and lie at 8 to 16"),
+    "another type": ({"dtype": "BF16"}, "the weights 'b' take 4 bytes by type and shape, and lie at 8 to 16"),
+    "over another": ({"data_offsets": [4, 12]}, "take 8 bytes by type and shape, and lie at 4 to 12, behind 8"),
+    "backwards": ({"data_offsets": [16, 8]}, "take 8 bytes by type and shape, and lie at 16 to 8, behind 8"),
+}
+
+
+@pytest.mark.parametrize("fault", HEADERS)
+def test_a_header_that_the_library_does_not_read_is_refused_in_our_words(fault: str, tmp_path: Path) -> None:
+    changes, words = HEADERS[fault]
+    file = tmp_path / "model.safetensors"
+    entries = {"__metadata__": {"format": "pt"}, "a": ONE, "b": {**TWO, **changes}}
+    end = max(offset for entry in (ONE, entries["b"]) for offset in entry["data_offsets"] if isinstance(offset, int))
+    header = json.dumps(entries).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\x3c" * end)
+    with pytest.raises(SafetensorError), safe_open(file, "numpy"):
+        pass
+    with pytest.raises(BuildRefused) as caught:
+        count_parameters(file)
+    assert words in caught.value.message
