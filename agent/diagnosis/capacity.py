@@ -10,6 +10,7 @@ from agent.engine.runtime_errors import Declined
 from agent.host.facts import disk_available
 from agent.host.memory import total_memory
 from agent.install.gc import used_bytes
+from agent.install.prepack import ADAPTERS
 from agent.state.installation import InstallationState
 from agent.state.layout import StateDirectory
 from agent.state.opening import open_to_read
@@ -27,29 +28,32 @@ def plan(state_dir: StateDirectory, config: AgentConfig, *, disk_reported: bool 
         return []
     opened = open_to_read(state_dir)
     try:
-        active = InstallationState(opened).snapshot().active
+        state = InstallationState(opened)
+        active = state.snapshot().active
+        adapted = bool(state.adapters_of(active))
     finally:
         opened.close()
     if active is None or not (state_dir.bundle(active) / MANIFEST_FILE).is_file():
         return []
-    return [_finding(plan_active(state_dir, active, config), disk_reported=disk_reported)]
+    return [_finding(plan_active(state_dir, active, config, adapted=adapted), disk_reported=disk_reported)]
 
 
-def plan_active(state_dir: StateDirectory, digest: Digest, config: AgentConfig) -> DevicePlan:
-    """How the bundle ``digest`` lives here."""
+def plan_active(state_dir: StateDirectory, digest: Digest, config: AgentConfig, *, adapted: bool = False) -> DevicePlan:
+    """How the bundle ``digest`` lives here; ``adapted``: with adapters in force."""
     directory = state_dir.bundle(digest)
     manifest = parse_manifest((directory / MANIFEST_FILE).read_bytes())
     facts = read_config(directory)
-    unmapped = "the genai engine is asked for" if config.worker.engine == "genai" else ""
+    unmapped = "the genai engine is asked for" if config.worker.engine == "genai" else ADAPTERS if adapted else ""
     if not unmapped:
         try:
             read_decoder(directory, facts)
         except Declined as declined:
             unmapped = str(declined)
+    room = disk_available(state_dir.root) + used_bytes(state_dir)
     box = Box(
         ram=total_memory(),
         cores=usable_threads(config.worker),
-        disk=config.install.quota_bytes or disk_available(state_dir.root) + used_bytes(state_dir),
+        disk=min(room, config.install.quota_bytes or room),
         prepacked=config.install.prepacked_bytes,
         slots=config.worker.slots,
     )

@@ -33,7 +33,7 @@ from packager.sources.survey import pending_directory, survey_directory, survey_
 from packager.sources.template import check_template, replace_template
 from packager.sources.text_only import extract_text, find_vision, is_built_whole, name_of_text, read_text_config
 from packager.sources.vision_part import VisionPart, count_vision, open_vision_part
-from packager.sources.weight_check import check_weights
+from packager.sources.weight_check import check_weights, refuse_more_layers
 from packager.sources.weights import refuse_broken_numbers
 from packager.vision.families import vision_family
 
@@ -172,6 +172,7 @@ def _check_headers(
     if base.needs_code:
         return None  # code of the checkpoint alone knows its weights; running it to compare comes later
     if outline is not None:
+        refuse_more_layers(outline.config or base.config, outline.headers)
         reference = read_reference(base, cache, log, template, headers=outline.headers, config=outline.config)
         check_template(base.path, reference.templates, template)
         check_weights(base, reference, outline.headers)

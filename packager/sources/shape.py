@@ -18,6 +18,10 @@ _PACKED = re.compile(r"\.[qkv]_proj\.weight$")
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
+LARGEST = 2**53
+"""Whatever is larger is none of a model's numbers, and may be too large to reckon with."""
+
+
 class ModelShape(Struct, frozen=True):
     """``layer`` is the largest layer and ``matrix`` the largest weight in parameters; ``table`` the embedding, 0 where
     it is the lm_head's own weight; ``vocabulary`` its rows and ``hidden`` their length. ``copied_bytes`` are weights
@@ -123,4 +127,4 @@ def _family(config: dict[str, object]) -> str:
 
 def _integer(config: dict[str, object], name: str) -> int:
     value = config.get(name)
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value < LARGEST else 0

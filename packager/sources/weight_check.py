@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from contract.errors import BuildRefused
 from packager.evaluate.jobs import LoadFaults, Reference
@@ -60,6 +61,22 @@ def check_weights(checkpoint: Checkpoint, reference: Reference, headers: WeightH
     for pair in reference.tied.items():
         if where is not None and all(name in stored for name in pair):
             refuse_different_tie(*_located(where, headers, pair))
+
+
+def refuse_more_layers(config: Mapping[str, Any], headers: WeightHeaders) -> None:
+    """Refuse a ``config`` of so many layers that the weights cannot be theirs, before anybody makes lists or modules of
+    that many.
+
+    Raises:
+        BuildRefused: with both numbers.
+    """
+    for part in (config, config.get("text_config")):
+        layers = part.get("num_hidden_layers") if isinstance(part, Mapping) else None
+        if isinstance(layers, int | float) and not layers <= len(headers.tensors):
+            raise BuildRefused(
+                f"config.json states {str(layers)[:20]} layers ('num_hidden_layers'), and there are "
+                f"{len(headers.tensors)} weights in all; correct it there, or fetch the files again"
+            )
 
 
 def _located(directory: Path, headers: WeightHeaders, names: Iterable[str]) -> list[tuple[Path, StoredTensor]]:

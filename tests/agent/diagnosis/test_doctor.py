@@ -528,3 +528,13 @@ def test_the_plan_of_the_active_bundle_is_on_the_page(tiny_bundle: Path, tmp_pat
     again = capacity.plan(device.directory, narrow, disk_reported=True)
     assert [(each.verdict, each.detail) for each in again] == [("ok", found[0].detail)], "one fault is found once"
     assert "prepacked: no, the genai engine is asked for" in found[0].detail
+    installed = device.state()
+    [active] = installed.bundles()
+    vast = msgspec.structs.replace(config, install=InstallSettings(quota_bytes=1 << 60))
+    disk = capacity.plan_active(device.directory, active.digest, vast).box.disk
+    assert disk is not None
+    assert disk < 1 << 60, "a quota is no disk"
+    adapter = msgspec.structs.replace(active, digest=Digest("a" * 64), name="tone")
+    installed.add_bundle(adapter, active.digest)
+    installed.commit_candidate(adapter.digest)
+    assert "prepacked: no, it is served with adapters" in capacity.plan(device.directory, config)[0].detail

@@ -135,6 +135,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no heads": ({"num_attention_heads": 0}, "cannot make a model of this config.json"),
     "a word for a number": ({"num_hidden_layers": "4"}, "cannot make a model of this config.json"),
+    "a billion layers": ({"num_hidden_layers": 10**9}, "states 1000000000 layers ('num_hidden_layers')"),
     "quantised by config.json alone": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}, "with gptq, and none is",
     ),
