@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -33,10 +34,12 @@ from agent.engine.runtime_errors import Declined
 from agent.host.facts import disk_available, installed_version
 from agent.host.isa import read_cpuinfo
 from agent.host.memory import available_memory
+from agent.host.process_effort import Effort, effort_of
 from agent.install.gc import used_bytes
 from agent.install.ports import SealedBundle
 from agent.state.layout import StateDirectory
 from agent.worker.prepacking import DECLINED, GRAPH_FILE
+from agent.worker.protocol import MAX_LOADS
 from agent.worker.settings import WorkerSettings, usable_threads
 from contract.bundle.device_plan import PREPACKED_BYTES, SPARE_DISK_BYTES, WORKER_BYTES, prepacked_allowed, size_text
 from contract.bundle.footprint import Footprint, measure_footprint
@@ -61,7 +64,7 @@ WEIGHTS = GRAPH_FILE
 ADAPTERS = "it is served with adapters, which another engine switches between"
 
 SECONDS = 900.0
-"""Making them takes about as long as loading the model."""
+"""Making them takes about as long as loading the model; one that is at work then has as long again."""
 
 
 class Prepacker(Protocol):
@@ -269,10 +272,7 @@ async def _run(bundle_dir: Path, target: Path, worker: WorkerSettings, weights: 
         env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
     )
     try:
-        async with asyncio.timeout(SECONDS):
-            _, stderr = await process.communicate()
-    except TimeoutError as error:
-        raise EngineFailed(f"prepacking did not finish within {SECONDS:g} s") from error
+        stderr = await _hear(process)
     finally:
         if process.returncode is None:
             process.kill()
@@ -282,6 +282,28 @@ async def _run(bundle_dir: Path, target: Path, worker: WorkerSettings, weights: 
         if process.returncode == DECLINED:
             raise Declined(last_line[0][:300])
         raise EngineFailed(f"prepacking ended with status {process.returncode}: {last_line[0][:300]}")
+
+
+async def _hear(process: asyncio.subprocess.Process, effort: Callable[[int], Effort] = effort_of) -> bytes:
+    """What it said until it ended; it has its time again for as long as it is at work.
+
+    Raises:
+        EngineFailed: it was not, or took too long all the same.
+    """
+    ending = asyncio.ensure_future(process.communicate())
+    before = effort(process.pid)
+    try:
+        for _ in range(MAX_LOADS):
+            await asyncio.wait([ending], timeout=SECONDS)
+            if ending.done():
+                return ending.result()[1]
+            after = effort(process.pid)
+            if not after.advanced(before, SECONDS):
+                raise EngineFailed(f"prepacking did nothing for {SECONDS:g} s")
+            before = after
+        raise EngineFailed(f"prepacking did not finish within {MAX_LOADS * SECONDS:g} s")
+    finally:
+        ending.cancel()
 
 
 def is_intact(directory: Path) -> bool:

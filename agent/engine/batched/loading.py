@@ -7,7 +7,8 @@ fit before, the session is begun at once; else only when its nodes were looked a
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,14 @@ from agent.engine.pictures.encoder import PictureEncoder
 from agent.engine.pictures.features import FeatureCache
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.tokenizing import Tokenizing
+from agent.host.process_effort import Effort, own_effort
 from contract.bundle.genai_config import GenaiFacts
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
+
+
+PULSE_SECONDS = 1.0
+"""Between two looks at whether a load still advances."""
 
 
 class Eyes(NamedTuple):
@@ -78,10 +84,23 @@ def load(
 
             tokenizer = onnxruntime_genai.Tokenizer(onnxruntime_genai.Config(str(bundle_dir)))
             tokenizing = Tokenizing(tokenizer, bundle_dir, facts.eos_token_ids)
-            session = opening.result()
+            session = _wait(opening, hear)
             eyes = _open_eyes(bundle_dir, facts, resources, tokenizing, trial=trial) if decoder.embedded else None
     hear("the weights are loaded")
     return LoadedModel(decoder, tokenizing, session, eyes)
+
+
+def _wait(opening: Future[Any], hear: Progress, effort: Callable[[], Effort] = own_effort) -> Any:
+    """What is being opened. ``hear`` is told of it as long as this process computes or reads: a slow processor or disk
+    takes minutes for it, and what hangs does neither.
+    """
+    before = effort()
+    while not wait([opening], PULSE_SECONDS).done:
+        after = effort()
+        if after.advanced(before, PULSE_SECONDS):
+            hear("reading the weights")
+        before = after
+    return opening.result()
 
 
 def _open_eyes(

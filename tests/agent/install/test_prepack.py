@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import stat
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from agent.engine.config import read_config
 from agent.engine.engine_selection import open_engine
 from agent.engine.interface import FinishEvent, Generation, Independence, TokenEvent
 from agent.host.memory import mapped_bytes
+from agent.host.process_effort import Effort
 from agent.install.gc import collect_bundles
 from agent.install.ports import SealedBundle
 from agent.install.prepack import (
@@ -26,6 +29,7 @@ from agent.install.prepack import (
     ROUNDING,
     DiskLimits,
     WeightPrepacker,
+    _hear,
     cpu_id,
     intact_weights,
     is_intact,
@@ -35,6 +39,7 @@ from agent.install.settings import InstallSettings
 from agent.worker.settings import WorkerSettings
 from agent.worker.supervisor import WorkerProcess
 from contract.bundle.device_plan import MOST_SHARE, WORKER_BYTES, prepacked_allowed
+from contract.errors import EngineFailed
 from contract.reasons import Reason
 from contract.system.durable import Disk
 from tests.agent.install.market import Device, Market
@@ -386,3 +391,19 @@ async def test_verify_finds_derived_weights_that_were_changed(market: Market, de
     victim.write_bytes(data)
     [fault] = faults_of(agent, known)
     assert (fault.reason, fault.field) == (Reason.DIGEST_MISMATCH, f"derived/{place.name}")
+
+
+@pytest.mark.parametrize(("work", "words"), [(1, "did not finish within"), (0, "did nothing for 0.01 s")])
+async def test_making_them_may_be_slow_but_has_to_be_at_work(
+    work: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.install.prepack.SECONDS", 0.01)
+    efforts = itertools.count(0, work)
+    process = await asyncio.create_subprocess_exec("sleep", "600", stderr=asyncio.subprocess.PIPE)
+    with pytest.raises(EngineFailed, match=words):
+        await _hear(process, lambda pid: Effort(float(next(efforts)), 0))
+    process.kill()
+    await process.wait()
+    monkeypatch.setattr("agent.install.prepack.SECONDS", 120.0)
+    process = await asyncio.create_subprocess_exec("ls", "/no/such", stderr=asyncio.subprocess.PIPE)
+    assert b"/no/such" in await _hear(process)
