@@ -129,10 +129,11 @@ class Reporter:
 
 def child_main(task: Task[Q, R], work: Callable[[Q, Reporter], R]) -> None:
     """The whole of a child's ``__main__``: read the job, do ``work``, report."""
-    reporter = Reporter(os.dup(1))
+    pipe = os.dup(1)
+    reporter = Reporter(pipe)
     os.dup2(2, 1)
-    # A parent that is killed takes its heavy child along.
-    end_with_parent()
+    # A parent that is killed takes its heavy child along, also one that was still loading its libraries.
+    end_with_parent(pipe)
     written: list[Path] = []
     try:
         job = from_json(sys.stdin.read(), task.job)

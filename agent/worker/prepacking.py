@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--reproducible", action="store_true", help="as a worker is asked to be")
     parser.add_argument("--verdict-only", action="store_true", help="write what the self-test found, and no weights")
     given = parser.parse_args(arguments)
-    end_with_parent()
+    end_with_parent(sys.stderr.fileno())
     set_nice(MAX_NICE)  # somebody may be answering meanwhile
     set_oom_score_adj()
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"

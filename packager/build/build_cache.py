@@ -142,9 +142,9 @@ def is_lock(path: Path) -> bool:
 def sweep(directory: Path, pattern: str = "*") -> None:
     """Remove what was left by builds that were killed outright, and entries that nobody came back for."""
     for path in directory.glob(pattern):
-        if time.time() - path.stat().st_mtime > FORGOTTEN_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # somebody else has removed it
+            if time.time() - path.lstat().st_mtime > FORGOTTEN_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
                 path.unlink(missing_ok=True)
 
 

@@ -73,11 +73,11 @@ def view_source(
 
 
 def _forget_oldest(cache_dir: Path, fresh: Path) -> None:
-    kept = sorted(
-        (path for path in cache_dir.iterdir() if path != fresh and not path.name.startswith(".")),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
-    for path in kept[KEPT - 1 :]:
+    used: dict[Path, float] = {}
+    for path in cache_dir.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
+            if path != fresh and not path.name.startswith("."):
+                used[path] = path.stat().st_mtime
+    for path in sorted(used, key=lambda path: used[path], reverse=True)[KEPT - 1 :]:
         with contextlib.suppress(OSError):
             drop(path, wait=False)

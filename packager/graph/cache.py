@@ -134,5 +134,5 @@ def _has_windows(checkpoint: Checkpoint) -> bool:
 
 
 def drop_graph(entry: Path) -> None:
-    """Forget a kept graph."""
-    drop(entry)
+    """Forget a kept graph, unless another build is at it, which forgets it in its turn."""
+    drop(entry, wait=False)

@@ -15,6 +15,13 @@ def holds_converted(cache: Path, pattern: str, size: int, *, within: int = WITHI
     that very size lets an estimate pass; the conversion itself is then refused for what it lacks.
     """
     return any(
-        abs(sum(file.stat().st_size for file in entry.glob("*.safetensors")) - size) <= within
+        abs(sum(map(_size_of, entry.glob("*.safetensors"))) - size) <= within
         for entry in (cache / "checkpoints").glob(pattern)
     )
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # the cache is being cleaned
+        return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +75,21 @@ def test_memory_that_ran_out_is_one_sentence(line: str, tmp_path: Path, monkeypa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     with pytest.raises(BuildRefused, match="memory ran out while the hungry one was at work; end other programs"):
         run_child(Task("hungry_process", Job, type(None), "the hungry one"), Job(), tmp_path / "log")
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_child_whose_parent_was_killed_while_it_loaded_does_nothing(alive: bool, tmp_path: Path) -> None:
+    (tmp_path / "late_process.py").write_text(WORK.format(line=f"open({str(tmp_path / 'worked')!r}, 'w')"))
+    reading, writing = os.pipe()
+    if not alive:
+        os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "late_process"], input=b"{}", stdout=writing, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": f"{Path.cwd()}:{tmp_path}"},
+    )  # fmt: skip
+    os.close(writing)
+    assert (tmp_path / "worked").exists() is alive
+    assert done.returncode == (0 if alive else -signal.SIGKILL)
 
 
 ROOMY = 1100
