@@ -133,14 +133,27 @@ def seeing_bundle(seeing_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def gemma3_folder() -> Path:
     """A finished onnxruntime-genai folder, in fp32, of what ``make_gemma3`` writes."""
-    from tests.packager.vision.built import build_parts
     from tests.packager.vision.gemma3_checkpoint import make_gemma3
 
+    return _kept_parts("gemma3", make_gemma3)
+
+
+@pytest.fixture(scope="session")
+def qwen25vl_folder() -> Path:
+    """Likewise of ``make_qwen25vl``."""
+    from tests.packager.vision.qwen25vl_checkpoint import make_qwen25vl
+
+    return _kept_parts("qwen25vl", make_qwen25vl)
+
+
+def _kept_parts(name: str, make_checkpoint: Callable[[Path], object]) -> Path:
+    from tests.packager.vision.built import build_parts
+
     def make(directory: Path) -> None:
-        make_gemma3(directory / "checkpoint")
+        make_checkpoint(directory / "checkpoint")
         build_parts(directory / "checkpoint", directory / "model")
 
-    return _kept("gemma3", make, ("tests/packager/vision/gemma3_checkpoint.py", *SOURCES)) / "model"
+    return _kept(name, make, (f"tests/packager/vision/{name}_checkpoint.py", *SOURCES)) / "model"
 
 
 @pytest.fixture(scope="session")

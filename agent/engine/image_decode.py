@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from agent.engine.memory import usable_bytes
+from contract.bundle.picture_families import drawn_size
 from contract.errors import RequestInvalid
 
 MAX_PIXELS = 1 << 24
 """4096 x 4096, of all pictures of a request together. A file of a few hundred bytes can claim to be of any size."""
-
-MAX_DRAWN = 1 << 22
-"""2048 x 2048: larger ones are made smaller. More than models look at, and what is drawn is held several times over."""
 
 BYTES_A_PIXEL = 16
 """Of memory while a picture is read, drawn and read again by the runtime."""
@@ -72,8 +70,7 @@ def decode_image(data: bytes, most: int = MAX_PIXELS, *, side: int = 0, square: 
         with Image.open(io.BytesIO(data), formats=FORMATS) as found:
             pixels = _check_size(*found.size, most)
             turn = _upright(found.getexif)
-            share = min(1.0, (MAX_DRAWN / pixels) ** 0.5, side / max(found.size) if side else 1.0)
-            size = max(1, int(found.width * share)), max(1, int(found.height * share))
+            size = drawn_size(found.width, found.height, side)
             found.draft("RGB", size)  # a JPEG is read at half or a quarter of its size, if that is enough
             plain = _plain(found)
         if plain.width > size[0] or plain.height > size[1]:

@@ -5,11 +5,12 @@ keys and values by the token. Nothing is loaded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import MappingProxyType
 
 from msgspec import Struct
 
 from contract.bundle.genai_config import GenaiFacts
-from contract.bundle.picture_families import LOW_SIDE, PICTURE_FAMILIES, Size
+from contract.bundle.picture_families import LOW_SIDE, PICTURE_FAMILIES, Attributes, Size
 from contract.onnx.graph import ELEMENT_BITS, Node, OnnxModel, Tensor
 
 FLOAT_BYTES = 4
@@ -97,12 +98,13 @@ def picture_scratch(patches: int, encoder: OnnxModel) -> int:
     return int(patches * SCRATCH_WIDTHS * max(0, *outputs, *planes)) * FLOAT_BYTES
 
 
-def least_scratch(facts: GenaiFacts, encoder: OnnxModel) -> int:
+def least_scratch(facts: GenaiFacts, encoder: OnnxModel, resize: Attributes = MappingProxyType({})) -> int:
     """Bytes for a picture of ``detail`` low: what ``encoder`` takes while it looks, and what the decoder takes while it
-    reads, where that is in one piece. 0 for kinds of which that is not known.
+    reads, where that is in one piece. 0 for kinds of which that is not known. ``resize``: see
+    :class:`~contract.bundle.picture_families.PictureFamily`.
     """
     family = PICTURE_FAMILIES.get(facts.model_type)
-    look = None if family is None else family.plan(encoder)
+    look = None if family is None else family.plan(encoder, resize)
     if family is None or look is None:
         return 0
     cost = look(Size(LOW_SIDE, LOW_SIDE, low=True))

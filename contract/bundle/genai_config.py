@@ -22,11 +22,14 @@ MAX_CONFIG_BYTES = 2**20
 
 
 class GraphFacts(Struct, frozen=True):
-    """A graph beside the decoder: its file, and the names that it gives to what it reads and writes."""
+    """A graph beside the decoder: its file, the names that it gives to what it reads and writes, and the file that says
+    how that is prepared, if there is one.
+    """
 
     filename: str
     inputs: dict[str, str]
     outputs: dict[str, str]
+    config_filename: str | None = None
 
 
 class GenaiFacts(Struct, frozen=True):
@@ -125,7 +128,7 @@ def read_genai_config(data: bytes, files: Collection[str] | None = None) -> Gena
 def _graph(part: dict[str, Any]) -> GraphFacts | None:
     if "filename" not in part:
         return None
-    return GraphFacts(part["filename"], part.get("inputs", {}), part.get("outputs", {}))
+    return GraphFacts(part["filename"], part.get("inputs", {}), part.get("outputs", {}), part.get("config_filename"))
 
 
 def _provider(session_options: dict[str, Any]) -> str:

@@ -27,9 +27,10 @@ def test_every_family_that_is_built_whole_is_seen() -> None:
 
 def test_what_does_not_hold_is_told() -> None:
     good = Seen("shapes", 4, 100, 100, 80, 5, [1, 2, 3, 4], 0.001, 1.5, 0.0, 0.1)
-    qwen = Served(TINY["qwen2.5-vl"], "genai", "several positions", "genai", [good, good], 100)
+    again = good._replace(cached=84)
+    qwen = Served(TINY["qwen2.5-vl"], "batched", "fit", "batched", [good, again], 100)
     assert faults(qwen) == []
-    bad = good._replace(prompt_tokens=101, answer=[1], apart=float("nan"), from_another=0.001, behind=0.5)
+    bad = again._replace(prompt_tokens=101, answer=[1], apart=float("nan"), from_another=0.001, behind=0.5)
     assert faults(qwen._replace(answers=[good, bad])) == [
         "shapes: 101 tokens, the reference has 100",
         "shapes: 1 tokens of an answer were told, not 4",

@@ -6,6 +6,6 @@ needs and declines what cannot be driven, ``self_check`` measures on this proces
 
 ``engine`` is the interface of all engines and ``batch`` what a step does: ``runner`` runs one prefill slice or one
 decode step over a contiguous run of slots; ``pool`` holds keys and values of all slots; ``slots`` says which request
-lies where (pure); ``slicing`` where a prompt is cut (pure); ``prefixes`` remembers prompts that were read before
-(pure); ``speculation`` drafts tokens (pure).
+lies where (pure); ``slicing`` where a prompt is cut, and ``positions`` where its tokens stand (pure); ``prefixes``
+remembers prompts that were read before (pure); ``speculation`` drafts tokens (pure).
 """

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from agent.engine.batched.pool import Pool
+from agent.engine.batched.positions import Positions
 from agent.engine.batched.prefixes import Prefixes, shared_length
 from agent.engine.batched.runner import Runner
 from agent.engine.batched.slicing import SLICE, Slicing
@@ -47,13 +48,16 @@ class _SlotSequence:
     """A request in a slot: how many of its tokens have keys and values there, and how wide its masks are at least.
 
     ``siblings`` are more answers to it, which go on from its prompt once that is read; ``features`` are the pictures in
-    it.
+    it, and ``positions`` where its tokens stand, where that is not one behind the other.
     """
 
-    def __init__(self, answer: TokenSequence, width: int, features: Sequence[Features]) -> None:
+    def __init__(
+        self, answer: TokenSequence, width: int, features: Sequence[Features], positions: Positions | None = None
+    ) -> None:
         self.answer = answer
         self.width = width
         self.features = features
+        self.positions = positions
         self.filled = 0
         self.siblings: list[_SlotSequence] = []
         self.speculation = Speculation()
@@ -106,7 +110,8 @@ class Batch:
 
     def enter(self, answers: Sequence[TokenSequence], features: Sequence[Features]) -> None:
         """Put the answers to one request in line; the prompt is read once, for all of them."""
-        first, *others = [_SlotSequence(answer, self._width(answer), features) for answer in answers]
+        positions = self.runner.find_positions(answers[0].prompt, features)
+        first, *others = [_SlotSequence(answer, self._width(answer), features, positions) for answer in answers]
         first.siblings = others
         self._waiting.append(first)
 
@@ -186,7 +191,10 @@ class Batch:
         prompt = sequence.answer.prompt
         slot = self._slots.where(sequence)
         end = self._slice_end(sequence)
-        logits = self.runner.prefill(slot, sequence.filled, prompt[sequence.filled : end], sequence.width, last=True)
+        piece = prompt[sequence.filled : end]
+        logits = self.runner.prefill(
+            slot, sequence.filled, piece, sequence.width, last=True, positions=sequence.positions
+        )
         sequence.filled = end
         if end < len(prompt):
             return []
@@ -231,9 +239,9 @@ class Batch:
             group = list(neighbours)
             tokens, filled = [one.answer.tokens[-1] for one in group], [one.filled for one in group]
             if self._rules.pads and len(group) == 1:
-                rows = self.runner.decode_padded(first, tokens[0], filled[0], width)
+                rows = self.runner.decode_padded(first, tokens[0], filled[0], width, group[0].positions)
             else:
-                rows = self.runner.decode(first, tokens, filled, width)
+                rows = self.runner.decode(first, tokens, filled, width, [one.positions for one in group])
             for sequence, row in zip(group, rows, strict=True):
                 sequence.filled += 1
                 events.extend(sequence.answer.choose(row))
@@ -249,7 +257,9 @@ class Batch:
         """
         answer, events = sequence.answer, list[StepEvent]()
         slot, begun = self._slots.where(sequence), len(sequence.answer.tokens)
-        rows = self.runner.prefill(slot, sequence.filled, [answer.tokens[-1], *draft], sequence.width)
+        rows = self.runner.prefill(
+            slot, sequence.filled, [answer.tokens[-1], *draft], sequence.width, positions=sequence.positions
+        )
         for row, drafted in zip(rows, [*draft, None], strict=True):
             sequence.filled += 1
             events.extend(answer.choose(row))

@@ -153,11 +153,12 @@ class BatchedEngine:
         ids, first = self._tokenizing.encode_canary(prompt, text, () if seen is None else seen.tokens)
         if len(ids) <= first or len(ids) > self._facts.context_length:
             raise EngineFailed("a canary has no text, or more than the context holds")
-        return canary_score(self._losses(ids, first))
+        return canary_score(self._losses(ids, first, [] if seen is None else [seen]))
 
-    def _losses(self, ids: Sequence[int], first: int) -> list[float]:
+    def _losses(self, ids: Sequence[int], first: int, features: Sequence[Features]) -> list[float]:
         """NLL in nats of each of ``ids[first:]``."""
         runner = self._batch.runner
+        positions = runner.find_positions(ids, features)
         losses: list[float] = []
         filled = 0
         size = SCORE_SLICE if runner.shows_all else 1
@@ -166,7 +167,7 @@ class BatchedEngine:
                 end = min(filled + size, len(ids) - 1)
                 if filled < first - 1:
                     end = self._batch.slicing.piece(ids, filled, min(end, first - 1))
-                logits = runner.prefill(0, filled, ids[filled:end])
+                logits = runner.prefill(0, filled, ids[filled:end], positions=positions)
                 if filled >= first - 1:
                     losses.extend(token_losses(logits, ids[filled + 1 : end + 1]))
                 filled = end

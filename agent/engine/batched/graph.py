@@ -6,6 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.engine.batched.positions import AXES
 from agent.engine.batched.rope import rope_switch
 from agent.engine.runtime_errors import Declined
 from contract.bundle.footprint import kv_token_bytes
@@ -13,7 +14,7 @@ from contract.bundle.genai_config import GenaiFacts
 from contract.bundle.picture_families import PICTURE_FAMILIES
 from contract.errors import BundleRefused
 from contract.onnx.attention import attention_window
-from contract.onnx.graph import FLOAT, INT8, INT64, Node, OnnxModel
+from contract.onnx.graph import FLOAT, INT8, INT64, Node, OnnxModel, Value
 from contract.onnx.wire import read_graph_file
 
 ATTENTION = "GroupQueryAttention"
@@ -26,7 +27,8 @@ KV_TYPES = {FLOAT: "float32", INT8: "int8"}
 class Decoder(Struct, frozen=True):
     """How to feed a graph. ``past`` and ``present`` name keys and values in the same order; ``embedded``: what stands
     for the tokens are embeddings, under the name ``input_ids``; ``token_numbers``: under which name it is given the
-    tokens' numbers beside them, where it works out of these which tokens see each other.
+    tokens' numbers beside them, where it works out of these which tokens see each other. A token has as many positions
+    as ``axes``.
 
     ``window`` is the longest sliding window of its layers (0: all of them look at everything); ``rope_switch`` the
     widest mask that gets the short rope factors (0: there is one set only).
@@ -49,6 +51,7 @@ class Decoder(Struct, frozen=True):
     rope_switch: int = 0
     embedded: bool = False
     token_numbers: str | None = None
+    axes: int = 1
 
 
 def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
@@ -96,8 +99,9 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         or outputs[logits].elem_type != FLOAT
     ):
         raise Declined("its inputs or logits are of another type than expected")
-    if positions in inputs and len(inputs[positions].dims) != len(inputs[mask].dims):
-        raise Declined("a token has several positions in it")
+    axes = _count_axes(inputs[positions], inputs[mask]) if positions in inputs else 1
+    if axes != (1 if family is None or family.grid is None else AXES):
+        raise Declined(f"a token has {axes or 'unheard'} positions in it")
     kinds = {inputs[name].elem_type for name in past}
     if len(kinds) != 1 or not kinds <= KV_TYPES.keys():
         raise Declined("its keys and values are neither fp32 nor INT8")
@@ -119,6 +123,7 @@ def read_decoder(bundle_dir: Path, facts: GenaiFacts) -> Decoder:
         window=max(0, *(attention_window(node, nodes) for node in attentions)),
         rope_switch=rope_switch(model, path, mask),
         embedded=embedded,
+        axes=axes,
         token_numbers=numbers if numbers != ids and numbers in inputs else None,
     )
 
@@ -149,6 +154,14 @@ def _check_nodes(nodes: list[Node], *, takes_positions: bool, layers: int) -> li
     if any(not node.integer("do_rotary") for node in attentions) and not takes_positions:
         raise Declined("its rotary embedding is outside the attention and takes no positions")
     return attentions
+
+
+def _count_axes(positions: Value, mask: Value) -> int:
+    """How many positions a token has; 0 where that cannot be told."""
+    *axes, _, _ = positions.dims
+    if len(positions.dims) == len(mask.dims):
+        return 1
+    return axes[0] if len(axes) == 1 and isinstance(axes[0], int) else 0
 
 
 def _takes_positions(model: OnnxModel, facts: GenaiFacts) -> bool:

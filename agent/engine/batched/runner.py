@@ -9,6 +9,7 @@ than its longest row (``width``): that is how a sequence gets the long rope fact
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from agent.engine.batched.graph import Decoder
 from agent.engine.batched.logits_to_keep import START, with_start
 from agent.engine.batched.pool import Pool
+from agent.engine.batched.positions import Positions
 from agent.engine.kernels import AS_IT_COMES, Kernels
+from agent.engine.pictures.features import Features
 from contract.errors import BundleRefused
 
 CPU = ("cpu", 0)
@@ -67,34 +70,55 @@ class Runner:
         self.shows_all = self._probe() if shows_all is None else shows_all
 
     def prefill(
-        self, slot: int, past: int, tokens: Sequence[int], width: int = 0, *, last: bool = False
+        self,
+        slot: int,
+        past: int,
+        tokens: Sequence[int],
+        width: int = 0,
+        *,
+        last: bool = False,
+        positions: Positions | None = None,
     ) -> NDArray[np.float32]:
         """Read ``tokens`` behind the ``past`` ones of a slot; logits ``[tokens, vocab]``, or of the last one alone
-        where no more are wanted (``last``) or shown.
+        where no more are wanted (``last``) or shown. ``positions``: where the prompt's tokens stand, if that is not one
+        behind the other.
         """
         ids = np.array([tokens], dtype=np.int64)
         end = past + len(tokens)
         mask = np.ones((1, max(end, width)), dtype=np.int64)
         mask[:, end:] = 0
-        positions = self._counting[past:end].reshape(1, -1)
+        counted = self._counting[past:end].reshape(1, -1)
+        along = self._along_axes(counted) if positions is None else positions.of(past, end)[:, None]
         rows = 1 if (last and self._starts) or not self.shows_all else len(tokens)
         logits = np.empty((1, rows, self._decoder.vocab_size), dtype=np.float32)
-        self._run(slot, ids, mask, np.ascontiguousarray(positions), logits)
+        self._run(slot, ids, mask, np.ascontiguousarray(along), logits)
         found: NDArray[np.float32] = logits[0]
         return found
 
-    def decode(self, first: int, tokens: Sequence[int], pasts: Sequence[int], width: int = 0) -> NDArray[np.float32]:
-        """One token for each slot from ``first`` on; logits ``[slots, vocab]``, valid until the next call."""
+    def decode(
+        self,
+        first: int,
+        tokens: Sequence[int],
+        pasts: Sequence[int],
+        width: int = 0,
+        positions: Sequence[Positions | None] = (),
+    ) -> NDArray[np.float32]:
+        """One token for each slot from ``first`` on; logits ``[slots, vocab]``, valid until the next call. Each
+        slot's prompt has ``positions``, where its tokens do not stand one behind the other.
+        """
         count = len(tokens)
         lengths = np.array(pasts, dtype=np.int64).reshape(count, 1)
         mask = (self._counting[: max(int(lengths.max()) + 1, width)] <= lengths).astype(np.int64)
         ids = np.array(tokens, dtype=np.int64).reshape(count, 1)
         logits = self._decode_logits[:count]
-        self._run(first, ids, mask, lengths, logits)
+        after = [past if own is None else own.after(past) for past, own in zip_longest(pasts, positions)]
+        self._run(first, ids, mask, self._along_axes(np.array(after, dtype=np.int64).reshape(count, 1)), logits)
         found: NDArray[np.float32] = logits[:, 0]
         return found
 
-    def decode_padded(self, slot: int, token: int, past: int, width: int = 0) -> NDArray[np.float32]:
+    def decode_padded(
+        self, slot: int, token: int, past: int, width: int = 0, positions: Positions | None = None
+    ) -> NDArray[np.float32]:
         """As :meth:`decode` for one slot, but with the kernels of a batch: a row of no meaning runs beside it.
 
         That row takes the first place of a neighbouring slot, whose contents are kept.
@@ -104,16 +128,26 @@ class Runner:
         tokens, pasts = [PADDING] * 2, [0] * 2
         tokens[at], pasts[at] = token, past
         kept = self._pool.take(other, 1)
-        rows = self.decode(first, tokens, pasts, width)
+        rows = self.decode(first, tokens, pasts, width, (None, positions) if at else (positions, None))
         self._pool.put(other, kept)
         return rows[at : at + 1]
+
+    def _along_axes(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``[batch, tokens]``, or as often as a token has positions in this graph: words stand alike along all axes."""
+        axes = self._decoder.axes
+        return positions if axes == 1 else np.repeat(positions[None], axes, axis=0)
+
+    def find_positions(self, prompt: Sequence[int], features: Sequence[Features]) -> Positions | None:
+        """Where the tokens of ``prompt`` stand, in which ``features`` are, where that is not one behind the other."""
+        grids = {each.number: each.grid for each in features if each.grid is not None}
+        return Positions(prompt, grids) if grids and self._decoder.axes > 1 else None
 
     def _probe(self) -> bool:
         """Whether the graph shows logits for every token: one with a pruned head computes the last ones only."""
         binding = self._session.io_binding()
         self._bind_cache(binding, 0, 1)
         ids, mask, positions = (np.array([row], dtype=np.int64) for row in ([0, 0], [1, 1], [0, 1]))
-        bound = self._bind_inputs(binding, ids, mask, positions)
+        bound = self._bind_inputs(binding, ids, mask, self._along_axes(positions))
         self._bind_start(binding, 0)
         binding.bind_output(self._decoder.logits, CPU[0])  # bound last, so listed last; of a size that it decides
         self._session.run_with_iobinding(binding)

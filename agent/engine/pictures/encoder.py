@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from agent.engine.batched.runner import open_session
 from agent.engine.image_decode import decode_image
 from agent.engine.load_options import Resources
-from agent.engine.pictures.processor import open_processor
+from agent.engine.pictures.features import Encoded, Grid
+from agent.engine.pictures.processor import open_processor, resize_attributes
 from agent.engine.tokenizing import Tokenizing
 from agent.engine.vision import PHI3V_WHOLE, cannot_take
 from contract.bundle.footprint import least_scratch, picture_scratch
@@ -27,13 +28,6 @@ from contract.onnx.wire import read_graph_file
 
 SHRINK = "memory.enable_memory_arena_shrinkage"
 """A run's entry for what the runtime gives back after it: pictures come seldom, and their scratch is large."""
-
-
-class Encoded(NamedTuple):
-    """``ids`` stand for the picture in a prompt, those below zero for one of ``rows`` ``[positions, hidden]`` each."""
-
-    ids: list[int]
-    rows: NDArray[np.float32]
 
 
 class PictureEncoder:
@@ -63,8 +57,9 @@ class PictureEncoder:
         self.runs = 0
         model = read_graph_file(graph)
         self.patch_bytes = picture_scratch(1, model)
-        self.look = self._family.plan(model)
-        self.least_scratch = least_scratch(facts, model)
+        resize = resize_attributes(bundle_dir, facts)
+        self.look = self._family.plan(model, resize)
+        self.least_scratch = least_scratch(facts, model, resize)
 
     def encode(self, data: bytes, *, low: bool, most_pixels: int, wanted: threading.Event) -> Encoded:
         """The picture in ``data``; ``low``: with the ``detail`` that is called so, in the family's way. Nothing is done
@@ -85,10 +80,11 @@ class PictureEncoder:
             ids = self._tokenizing.without_beginning(ids)
             if whole:
                 feed, ids = _as_a_whole(feed), [-1] * PHI3V_WHOLE
+            cut = None if self._family.grid is None else tensors[self._family.grid].as_numpy().reshape(-1)
             rows = self._run(feed, wanted)
         except Exception as error:
             raise cannot_take(error) from error
-        return Encoded(self._mark(ids, len(rows)), rows)
+        return Encoded(self._mark(ids, len(rows)), rows, None if cut is None else _grid(cut[-2:], len(rows)))
 
     def stop(self) -> None:
         """End the run that is in progress, if there is one."""
@@ -127,6 +123,22 @@ class PictureEncoder:
                 field="messages",
             )
         return marked
+
+
+def _grid(patches: NDArray[np.int64], positions: int) -> Grid:
+    """How the ``positions`` lie that were made of so many rows and columns of ``patches``.
+
+    Raises:
+        RequestInvalid: they do not.
+    """
+    along = max(1, round((int(patches.prod()) / max(1, positions)) ** 0.5))
+    grid = Grid(*(int(side) // along for side in patches))
+    if grid.rows * grid.columns != positions:
+        raise RequestInvalid(
+            f"the model cannot take this picture: it makes {positions} features of {patches[0]} x {patches[1]} patches",
+            field="messages",
+        )
+    return grid
 
 
 def _as_a_whole(feed: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -35,13 +34,31 @@ class PictureKey(NamedTuple):
     low: bool
 
 
-class Features:
-    """``rows`` ``[positions, hidden]`` of one picture; ``tokens`` stand for it in a prompt, those below zero for a row
-    each. It lives as long as somebody holds it.
+class Grid(NamedTuple):
+    """Of a picture's positions, row by row."""
+
+    rows: int
+    columns: int
+
+
+class Encoded(NamedTuple):
+    """``ids`` stand for the picture in a prompt, those below zero for one of ``rows`` ``[positions, hidden]`` each;
+    ``grid`` is how these lie, where that matters.
     """
 
-    def __init__(self, number: int, ids: Iterable[int], rows: NDArray[np.float32]) -> None:
-        self.rows = rows
+    ids: list[int]
+    rows: NDArray[np.float32]
+    grid: Grid | None = None
+
+
+class Features:
+    """``rows`` ``[positions, hidden]`` of the picture with this ``number``, which lie in a ``grid`` where that matters;
+    ``tokens`` stand for it in a prompt, those below zero for a row each. It lives as long as somebody holds it.
+    """
+
+    def __init__(self, number: int, encoded: Encoded) -> None:
+        ids, self.rows, self.grid = encoded
+        self.number = number
         names = itertools.count(-1 - number * MAX_POSITIONS, -1)
         self.tokens = [token if token >= 0 else next(names) for token in ids]
 
@@ -65,9 +82,10 @@ class FeatureCache:
             self._kept.move_to_end(key)
         return self._named.get(key)
 
-    def keep(self, key: PictureKey, ids: Iterable[int], rows: NDArray[np.float32]) -> Features:
+    def keep(self, key: PictureKey, encoded: Encoded) -> Features:
         """Take in what the encoder made of a picture."""
-        features = self._known[self._number] = self._named[key] = Features(self._number, ids, rows)
+        rows = encoded.rows
+        features = self._known[self._number] = self._named[key] = Features(self._number, encoded)
         self._number += 1
         if (replaced := self._kept.pop(key, None)) is not None:
             self.used -= replaced.rows.nbytes

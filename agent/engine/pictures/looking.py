@@ -17,8 +17,7 @@ from typing import NamedTuple, Protocol
 from agent.engine.image_decode import MAX_PIXELS, measure_image
 from agent.engine.interface import Generation
 from agent.engine.memory import usable_bytes
-from agent.engine.pictures.encoder import Encoded
-from agent.engine.pictures.features import FeatureCache, Features, PictureKey
+from agent.engine.pictures.features import Encoded, FeatureCache, Features, PictureKey
 from agent.engine.pictures.plan import PlannedFor, check_context, check_plan, check_time
 from contract.bundle.picture_families import Size
 from contract.errors import EngineFailed, RequestInvalid
@@ -158,7 +157,7 @@ class Looking:
         try:
             with naming(len(look.found) + 1):
                 encoded = job.result()
-            look.add(self._cache.keep(look.keys[len(look.found)], encoded.ids, encoded.rows))
+            look.add(self._cache.keep(look.keys[len(look.found)], encoded))
         except RequestInvalid as refused:
             self._waiting.remove(look)
             yield Seen(look.generation, [], refused)
@@ -212,7 +211,7 @@ class Looking:
             encoded = self._beside.submit(self._encode, picture, Size(width, height, self._model.low), wanted).result()
         except RequestInvalid as refused:
             raise EngineFailed(f"the picture of a canary: {refused.message}") from refused
-        return self._cache.keep(PictureKey("", sha256(picture).digest(), self._model.low), encoded.ids, encoded.rows)
+        return self._cache.keep(PictureKey("", sha256(picture).digest(), self._model.low), encoded)
 
     def find(self, request: int) -> Generation | None:
         """The request with this number, as long as its pictures are looked at."""

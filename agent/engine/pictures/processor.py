@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from contract.bundle.genai_config import GenaiFacts
+from contract import strict_json
+from contract.bundle.genai_config import MAX_CONFIG_BYTES, GenaiFacts
 from contract.onnx.graph import FLOAT, Value
 from contract.onnx.wire import read_graph_file
 
@@ -26,6 +27,23 @@ def open_processor(og: Any, bundle_dir: Path, facts: GenaiFacts) -> Any:
     for name, data in empty.items():
         config.add_model_data(name, data)
     return og.Model(config).create_multimodal_processor()
+
+
+def resize_attributes(bundle_dir: Path, facts: GenaiFacts) -> dict[str, Any]:
+    """By which attributes that processor makes pictures of another size; none where its configuration says nothing.
+
+    Raises:
+        BundleRefused: it cannot be read.
+    """
+    if facts.vision is None or facts.vision.config_filename is None:
+        return {}
+    data = (bundle_dir / facts.vision.config_filename).read_bytes()
+    found = strict_json.loads(data, max_bytes=MAX_CONFIG_BYTES, what=facts.vision.config_filename)
+    try:
+        steps = [each["operation"] for each in found["processor"]["transforms"]]
+        return next((dict(step.get("attrs", {})) for step in steps if step.get("type") == "Resize"), {})
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def empty_graph(inputs: Iterable[Value]) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.engine.batched.positions import Positions
 from agent.engine.batched.runner import Runner
 from agent.engine.batched.self_check import VERIFIED
 
@@ -15,9 +16,18 @@ class RowByRow(Runner):
     """A processor on which reading a draft gives the bits of decoding."""
 
     def prefill(
-        self, slot: int, past: int, tokens: Sequence[int], width: int = 0, *, last: bool = False
+        self,
+        slot: int,
+        past: int,
+        tokens: Sequence[int],
+        width: int = 0,
+        *,
+        last: bool = False,
+        positions: Positions | None = None,
     ) -> NDArray[np.float32]:
         if last or not 1 < len(tokens) <= VERIFIED:
-            return super().prefill(slot, past, tokens, width, last=last)
-        rows = [self.decode(slot, [token], [past + place], width)[0].copy() for place, token in enumerate(tokens)]
+            return super().prefill(slot, past, tokens, width, last=last, positions=positions)
+        rows = [
+            self.decode(slot, [token], [past + step], width, [positions])[0].copy() for step, token in enumerate(tokens)
+        ]
         return np.stack(rows)

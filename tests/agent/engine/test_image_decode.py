@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from agent.engine.image_decode import MAX_DRAWN, MAX_PIXELS, MAX_SCANS, decode_image, measure_image
+from agent.engine.image_decode import MAX_PIXELS, MAX_SCANS, decode_image, measure_image
+from contract.bundle.picture_families import MAX_DRAWN
 from contract.errors import RequestInvalid
 from tests.seeing import png
 

@@ -18,7 +18,7 @@ from packager.build.plan import BuildPlan
 from packager.vision.family import EncoderType, GraphTypes
 from packager.vision.phi3v import DEVIATION
 from packager.vision.qwen25vl_family import Qwen25Vision
-from tests.packager.vision.built import Runtime, build_parts, change_weights, drop, kinds, noise, resize, save_png
+from tests.packager.vision.built import Runtime, change_weights, drop, kinds, noise, resize, save_png
 from tests.packager.vision.qwen25vl_checkpoint import make_qwen25vl
 from tests.packager.vision.test_gemma3 import change_document, session
 from tests.packager.vision.test_phi3v import change_config, change_processor
@@ -46,10 +46,9 @@ def source(made: tuple[Path, Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("built") / "model"
-    build_parts(checkpoint, folder)
-    return folder
+def folder(qwen25vl_folder: Path) -> Path:
+    """Of the same seed."""
+    return qwen25vl_folder
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Which decoders of models that see are driven directly: those that need nothing but embeddings."""
+"""Which decoders of models that see are driven directly: those that need what is known of their family."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def numbers_places_in_three_ways(graph: onnx.GraphProto) -> None:
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [(shows_whole_pictures, "not those of a plain decoder (input_ids)"), (numbers_places_in_three_ways, "several")],
+    [
+        (shows_whole_pictures, "not those of a plain decoder (input_ids)"),
+        (numbers_places_in_three_ways, "a token has 3 positions in it"),
+    ],
 )
 def test_one_that_looks_at_pictures_itself_is_left_to_the_runtime(
     seeing_bundle: Path, tmp_path: Path, change: Callable[[onnx.GraphProto], None], says: str

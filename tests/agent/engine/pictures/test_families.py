@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,6 +18,7 @@ from agent.engine.interface import Detail, Engine, Generation
 from agent.engine.runtime_errors import Declined
 from contract.bundle.canary import PICTURE
 from contract.bundle.footprint import measure_footprint
+from contract.bundle.picture_families import Size
 from contract.onnx.wire import read_graph_file
 from tests.agent.engine.driving import Outcome, answer, record, run
 from tests.agent.engine.test_vision import BAD
@@ -46,17 +48,24 @@ class Family(NamedTuple):
     together: bool
 
 
-@pytest.fixture(scope="module")
-def gemma3(gemma3_folder: Path) -> Iterator[Family]:
-    batched, genai = (
-        open_engine(gemma3_folder, engine=name, threads=2, max_bytes=1 << 28) for name in ("batched", "genai")
-    )
-    yield Family(gemma3_folder, batched, genai, 256, together=True)
+def opened(folder: Path, tokens: int, *, together: bool) -> Iterator[Family]:
+    batched, genai = (open_engine(folder, engine=name, threads=2, max_bytes=1 << 28) for name in ("batched", "genai"))
+    yield Family(folder, batched, genai, tokens, together)
     batched.release()
     genai.release()
 
 
-@pytest.fixture(params=["gemma3"])
+@pytest.fixture(scope="module")
+def gemma3(gemma3_folder: Path) -> Iterator[Family]:
+    yield from opened(gemma3_folder, 256, together=True)
+
+
+@pytest.fixture(scope="module")
+def qwen25vl(qwen25vl_folder: Path) -> Iterator[Family]:
+    yield from opened(qwen25vl_folder, 14 * 14, together=False)
+
+
+@pytest.fixture(params=["gemma3", "qwen25vl"])
 def family(request: pytest.FixtureRequest) -> Iterator[Family]:
     """Idle again after every test."""
     found: Family = request.getfixturevalue(request.param)
@@ -180,6 +189,32 @@ def test_detail_low_is_the_same_look_where_every_picture_has_as_many_tokens(gemm
     low = answer(gemma3.batched, look(2, shown, "What is it?", detail="low"))
     assert encoder_runs(gemma3.batched) == runs
     assert_alike(low, high)
+
+
+def test_sizes_by_the_header_are_those_that_are_looked_at(qwen25vl: Family) -> None:
+    """Rounded to whole tokens, half ones up; made smaller, larger, and neither."""
+    encoder = cast("Any", qwen25vl.batched)._looking._encoder
+    wanted = threading.Event()
+    wanted.set()
+    sizes = [(14, 42), (70, 98), (3, 4), (20, 20), (29, 7), (500, 30), (448, 448), (700, 300), (33, 1000), (1, 32)]
+    for low in (False, True):
+        for width, height in sizes:
+            cost = encoder.look(Size(width, height, low))
+            seen = encoder.encode(png(1, 2, 3, width=width, height=height), low=low, most_pixels=1 << 20, wanted=wanted)
+            assert cost.tokens == len(seen.rows) == seen.grid.rows * seen.grid.columns, (width, height, low)
+            assert cost.patches == 4 * cost.tokens
+            assert (seen.grid.rows > seen.grid.columns) == (height > width) or seen.grid.rows == seen.grid.columns
+    assert encoder.look(Size(4000, 4000)) == encoder.look(Size(448, 448))
+
+
+def test_detail_low_makes_a_picture_smaller_where_that_makes_fewer_tokens(qwen25vl: Family) -> None:
+    shown = save_png(noise(100, 1000, 51))
+    high, low = (
+        answer(qwen25vl.batched, look(1, shown, "What is it?", detail=cast("Detail", detail))).finish
+        for detail in ("high", "low")
+    )
+    assert high is not None and low is not None
+    assert high.prompt_tokens - low.prompt_tokens == 36 * 4 - 18 * 2
 
 
 def test_what_looking_and_reading_take_is_planned(gemma3: Family, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from agent.engine.interface import Generation
-from agent.engine.pictures.encoder import Encoded
-from agent.engine.pictures.features import FeatureCache
+from agent.engine.pictures.features import Encoded, FeatureCache
 from agent.engine.pictures.looking import Looking, Seen
 from agent.engine.pictures.plan import PlannedFor
 from contract.bundle.picture_families import phi3v_cost

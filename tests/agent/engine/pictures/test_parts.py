@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from agent.engine.config import read_config
-from agent.engine.pictures.features import FeatureCache, PictureKey
+from agent.engine.pictures.features import Encoded, FeatureCache, PictureKey
 from agent.engine.pictures.plan import PlannedFor, check_plan
 from agent.engine.pictures.processor import empty_graph, open_processor
 from contract.bundle.device_plan import Box, least_ram, plan_device
@@ -100,12 +100,12 @@ def rows(number: int, count: int = 4) -> np.ndarray[tuple[int, int], np.dtype[np
 def test_features_are_found_by_client_picture_and_detail() -> None:
     cache = FeatureCache(1 << 10)
     key = PictureKey("anna", b"digest", low=False)
-    kept = cache.keep(key, [5, -1, -1, -1, -1, 6], rows(3))
+    kept = cache.keep(key, Encoded([5, -1, -1, -1, -1, 6], rows(3)))
     assert [token for token in kept.tokens if token >= 0] == [5, 6]
     assert cache.find(key) is kept
     for other in (key._replace(client="ben"), key._replace(digest=b"other"), key._replace(low=True)):
         assert cache.find(other) is None
-        assert set(cache.keep(other, [-1] * 4, rows(4)).tokens).isdisjoint(kept.tokens)
+        assert set(cache.keep(other, Encoded([-1] * 4, rows(4))).tokens).isdisjoint(kept.tokens)
     places = np.array([kept.tokens[3], kept.tokens[1]])
     assert cache.rows(places, 2).tolist() == [[3.25, 3.25], [3.0, 3.0]]
 
@@ -115,7 +115,7 @@ def test_what_is_made_again_of_a_picture_takes_the_place_of_what_was_there() -> 
     cache = FeatureCache(2 * rows(1).nbytes)
     key = PictureKey("", b"canary", low=True)
     for number in range(5):
-        made = cache.keep(key, [-1] * 4, rows(number))
+        made = cache.keep(key, Encoded([-1] * 4, rows(number)))
         assert cache.find(key) is made
         assert cache.used == made.rows.nbytes
 
@@ -123,13 +123,13 @@ def test_what_is_made_again_of_a_picture_takes_the_place_of_what_was_there() -> 
 def test_the_oldest_go_first_and_what_is_held_stays_known() -> None:
     cache = FeatureCache(2 * rows(1).nbytes)
     keys = [PictureKey("anna", bytes([number]), low=False) for number in range(3)]
-    held = cache.keep(keys[0], [-1] * 4, rows(0))
-    cache.keep(keys[1], [-1] * 4, rows(1))
+    held = cache.keep(keys[0], Encoded([-1] * 4, rows(0)))
+    cache.keep(keys[1], Encoded([-1] * 4, rows(1)))
     assert cache.find(keys[0]) is held
-    cache.keep(keys[2], [-1] * 4, rows(2))
+    cache.keep(keys[2], Encoded([-1] * 4, rows(2)))
     assert cache.used <= cache.budget
     assert cache.find(keys[1]) is None, "it was used before the first one was"
-    cache.keep(PictureKey("anna", b"large", low=False), [-1] * 4, rows(9, 100)[:4].repeat(50, axis=0))
+    cache.keep(PictureKey("anna", b"large", low=False), Encoded([-1] * 4, rows(9, 100)[:4].repeat(50, axis=0)))
     assert cache.find(PictureKey("anna", b"large", low=False)) is None, "larger than all may be"
     cache.clear()
     assert cache.find(keys[0]) is held
