@@ -100,6 +100,18 @@ def get_or_create(entry: Path, make: Callable[[Path], None], *, mark: str = ".")
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def forget_oldest(fresh: Path, kept: int) -> None:
+    """Of the entries beside ``fresh`` keep it and those that were used last, ``kept`` in all; what is in use stays."""
+    used: dict[Path, float] = {}
+    for path in fresh.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
+            if path != fresh and not path.name.startswith("."):
+                used[path] = path.stat().st_mtime
+    for path in sorted(used, key=lambda path: used[path], reverse=True)[kept - 1 :]:
+        with contextlib.suppress(OSError):
+            drop(path, wait=False)
+
+
 def drop(path: Path, *, wait: bool = True) -> bool:
     """Remove an entry, or what was left of making one; False where another process uses it and is not waited for.
 

@@ -16,6 +16,7 @@ KINDS: dict[str, str] = {
     "calibrated": "checkpoints with calibrated weights, and what an interrupted calibration resumes from",
     "graphs": "graphs of builds that were interrupted or refused",
     "source-views": "what sources answered to the evaluation",
+    "picture-views": "what sources answered about pictures",
     "references": "what transformers makes of the small files of sources",
     "logits": "what two layers of sources showed",
     "gguf-headers": "what the headers of GGUF files say",

@@ -49,7 +49,7 @@ from packager.sources.checkpoint import CARD_FILE, Checkpoint
 from packager.sources.families import family_of
 from packager.sources.opening import OpenedSource, open_source
 from packager.sources.shape import read_shape
-from packager.vision.looking import ask_about_pictures, describe_vision
+from packager.vision.looking import SeeingSource, ask_about_pictures, describe_vision
 
 STAGES = 7
 
@@ -276,9 +276,8 @@ def _assess(
     looked = None
     if source.vision is not None and heard is not None:
         progress.stage(5, STAGES, "asking about pictures")
-        looked = ask_about_pictures(
-            source.vision, source.checkpoint, staged, cache=cache, log=log, on_progress=progress.advance
-        )
+        seeing = SeeingSource(source.vision, source.checkpoint, source.digest)
+        looked = ask_about_pictures(seeing, staged, cache=cache, log=log, on_progress=progress.advance)
     progress.stage(6, STAGES, "loading, generating and comparing")
     known = source.reference
     return evaluate(

@@ -6,7 +6,6 @@ again. Logits are kept as half-precision logarithms of probabilities: what that 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import asdict
 
-from packager.build.build_cache import drop, have
+from packager.build.build_cache import forget_oldest, have
 from packager.evaluate.jobs import SOURCE, SourceJob, SourceResult, SourceView
 from packager.evaluate.text import EvalText
 from packager.sources.checkpoint import Checkpoint, digest_directory
@@ -59,25 +58,13 @@ def view_source(
     """
     versions = [importlib.metadata.version(name) for name in ("transformers", "torch")]
     key = [digest_directory(checkpoint.path), text.sha256, list(questions), tokens, REVISION, versions]
-    cache_dir = cache / "source-views"
-    entry = cache_dir / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    entry = cache / "source-views" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
     def make(staging: Path) -> None:
         job = SourceJob(str(checkpoint.path), text.text, list(questions), tokens, LEAST_TOKENS, str(staging))
         (staging / FILE).write_text(to_json(run_child(SOURCE, job, log, on_progress=on_progress)), "utf-8")
 
     have(entry, make, mark=FILE)
-    _forget_oldest(cache_dir, entry)
+    forget_oldest(entry, KEPT)
     found = from_json((entry / FILE).read_bytes(), SourceResult)
     return SourceView(**asdict(found), rows=entry / ROWS)
-
-
-def _forget_oldest(cache_dir: Path, fresh: Path) -> None:
-    used: dict[Path, float] = {}
-    for path in cache_dir.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
-            if path != fresh and not path.name.startswith("."):
-                used[path] = path.stat().st_mtime
-    for path in sorted(used, key=lambda path: used[path], reverse=True)[KEPT - 1 :]:
-        with contextlib.suppress(OSError):
-            drop(path, wait=False)

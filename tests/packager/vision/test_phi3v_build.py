@@ -19,11 +19,15 @@ from contract.bundle.canary import PICTURE
 from contract.bundle.manifest import Manifest, encode_manifest, parse_manifest
 from contract.errors import BundleRefused
 from contract.reasons import Reason
+from packager.build.cache import list_cache
 from packager.build.pipeline import build_bundle
 from packager.build.plan import BuildPlan
 from packager.build.progress import SilentProgress
 from packager.evaluate.verify import verify_bundle
-from packager.sources.opening import SourceOptions, convert_directory
+from packager.sources.opening import SourceOptions, convert_directory, open_source
+from packager.subprocess_job import Task, run_child
+from packager.vision import looking
+from packager.vision.jobs import COMPARE
 from packager.vision.phi3v import CROP, DEVIATION, MEAN, picture_tokens
 from packager.vision.pictures import canary_picture
 from tests.agent.engine.driving import run
@@ -222,6 +226,27 @@ def test_check_shows_the_picture_again(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleRefused, match="the canary about a picture scores") as refused:
         verify_bundle(copy, tmp_path / "log", SilentProgress())
     assert refused.value.reason == Reason.CANARY_DRIFT
+
+
+def test_the_source_is_asked_about_pictures_once_however_often_its_graph_is_built(
+    checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, log = bundle.parent / "cache", tmp_path / "log"
+    [kept] = [entry for entry in list_cache(cache) if entry.kind == "picture-views"]
+    ran: list[str] = []
+
+    def run(task: Task[Any, Any], *rest: Any, **named: Any) -> Any:
+        ran.append(task.module)
+        return run_child(task, *rest, **named)
+
+    monkeypatch.setattr(looking, "run_child", run)
+    source = open_source(str(checkpoint), cache, log, lambda *_: None)
+    assert source.vision is not None
+    seeing = looking.SeeingSource(source.vision, source.checkpoint, source.digest)
+    answers = looking.ask_about_pictures(seeing, bundle, cache=cache, log=log)
+    assert ran == [COMPARE.module]
+    assert [case.picture for case in answers.cases] == [picture for picture, _ in looking.CASES]
+    assert [entry.name for entry in list_cache(cache) if entry.kind == "picture-views"] == [kept.name]
 
 
 def test_text_alone_is_still_to_be_had(checkpoint: Path, tmp_path: Path) -> None:
