@@ -314,6 +314,19 @@ class TestEstimate:
         assert more.memory_bytes >= plain.memory_bytes
         assert more.disk_bytes >= plain.disk_bytes
 
+    def test_pictures_take_their_time_in_every_graph_that_is_built(self) -> None:
+        text = BuildPlan("source", "tiny", "1.0.0", quantizer="rtn", kv="float")
+        took = {}
+        for kv in ("float", "auto"):
+            plan = msgspec.structs.replace(text, kv=kv)
+            without, seeing = (
+                estimate_build(msgspec.structs.replace(plan, sees=sees), ModelShape(10**9)).seconds
+                for sees in (False, True)
+            )
+            took[kv] = seeing - without
+        # The source is asked once.
+        assert 0 < took["float"] < took["auto"] < 2 * took["float"]
+
     @pytest.mark.parametrize(
         ("size", "text"),
         [(0, "0.0 KiB"), (5000, "4.9 KiB"), (40 << 20, "40.0 MiB"), (3 << 29, "1.5 GiB"), (1 << 40, "1024.0 GiB")],
