@@ -14,7 +14,7 @@ with the model builder as it comes, for its time and its memory.
 
 The bundle is then published, installed into an agent in a memory cgroup of 4 GiB without swap, 8 for one that sees
 (``--device GIB``; without root there is no limit), asked, about a picture too where it sees, and swapped for another
-version under load (``--device 0``: none of that).
+version under load (``--device 0``: none of that); with ``--full``, every slot is filled at once in the end.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.size_device import serve, time_encoder
+from benchmarks.size_device import Asked, serve, time_encoder
 from benchmarks.watching import GIB, Watched, bytes_in, memory_group, watch
 from packager.build.plan import BuildPlan, builder_options
 from packager.evaluate.evidence import host_line
@@ -117,6 +117,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--device", type=float, metavar="GIB", help="memory of the device (4, 8 for a model that sees; 0: none)"
     )
     parser.add_argument("--tokens", type=int, default=64, help="length of every answer of the device")
+    parser.add_argument(
+        "--full", action="store_true", help="fill all slots of the device to their whole length at once"
+    )
     parser.add_argument("--keep", action="store_true", help="leave bundle and cache for another run")
     parser.add_argument("--plain", action="store_true", help="build with the model builder as it comes, too")
     parser.epilog = "what follows after -- are options of edge-packager build"
@@ -141,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{time_encoder(work / 'bundle', checkpoint)}", flush=True)
     device = (8.0 if sees else 4.0) if given.device is None else given.device
     if device:
-        print(f"\n{serve(work / 'bundle', work, device, given.tokens)}")
+        print(f"\n{serve(work / 'bundle', work, Asked(device, given.tokens, given.full))}")
     if not given.keep:
         shutil.rmtree(work)
     return 0

@@ -9,10 +9,12 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from benchmarks import swap
+from benchmarks.peer import letters_of
 from benchmarks.swap import Crowd, Site
 from benchmarks.watching import GIB, PAUSE, Watched, bytes_in, killed_for_memory, look, memory_group
 from contract.bundle.device_plan import Box, DevicePlan
@@ -23,7 +25,11 @@ from packager.vision.family import ENCODER_FILE
 from packager.vision.pictures import draw, encode_png
 
 PICTURE_SIDE = 672
-PICTURE_TOKENS = 8
+LONG_TOKENS = 8
+"""Of an answer to a long prompt."""
+
+TEMPLATE_TOKENS = 64
+"""At most, which a chat template adds to a prompt, and the request's number."""
 
 WAIT_SECONDS = 3600.0
 """A model of some gigabytes is hashed, tried and loaded in it, on a slow disk."""
@@ -63,12 +69,20 @@ def time_encoder(bundle: Path, checkpoint: Path) -> str:
     return f"the encoder takes {took:.1f} s for a picture of {prepared.features} features"
 
 
-def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
-    """What is printed of the bundle on a device of ``limit`` GiB; in ``place`` everything is made, and removed but for
-    the agent's log.
+class Asked(NamedTuple):
+    """``limit`` is the device's memory in GiB, ``tokens`` the length of an answer; ``full``: in the end every slot is
+    filled to its whole length, all at once.
     """
+
+    limit: float
+    tokens: int
+    full: bool = False
+
+
+def serve(bundle: Path, place: Path, asked: Asked) -> str:
+    """What is printed of the bundle on a device; everything is made in ``place``, of which the agent's log stays."""
     swap.WAIT_SECONDS = WAIT_SECONDS
-    root = os.geteuid() == 0
+    root, limit = os.geteuid() == 0, asked.limit
     plan = plan_bundle(find_bundle(str(bundle), place), Box(int(limit * GIB), os.cpu_count() or 1))
     if not plan.fits:
         return f"on a device of {limit:g} GiB: {plan.short}"
@@ -77,9 +91,7 @@ def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
         with memory_group(limit if root else None) as group:
             site = Site(site_place, bundle, "overlap", group)
             try:
-                return "\n".join(
-                    _rows(site, site_place, plan, (limit, tokens), group, sees=(bundle / ENCODER_FILE).is_file())
-                )
+                return "\n".join(_rows(site, site_place, plan, asked, group, sees=(bundle / ENCODER_FILE).is_file()))
             finally:
                 site.close()
     finally:
@@ -88,12 +100,9 @@ def serve(bundle: Path, place: Path, limit: float, tokens: int) -> str:
         shutil.rmtree(site_place)
 
 
-def _rows(
-    site: Site, place: Path, plan: DevicePlan, asked: tuple[float, int], group: Path | None, *, sees: bool
-) -> list[str]:
-    limit, tokens = asked
+def _rows(site: Site, place: Path, plan: DevicePlan, asked: Asked, group: Path | None, *, sees: bool) -> list[str]:
     watcher = Watcher(site.agent.pid)
-    crowd = Crowd(site.broker.port, 1, tokens)
+    crowd = Crowd(site.broker.port, 1, asked.tokens)
     try:
         first, second = site.publish(), site.publish()
         installed = _until_active(crowd, site, first)
@@ -102,7 +111,8 @@ def _rows(
         crowd.wait(lambda: any(stream.lasts for stream in crowd.streams.values()), "the first answer")
         swapped = _until_active(crowd, site, second)
         crowd.end()
-        looked = _ask_about_pictures(crowd) if sees else ""
+        longer = [_ask_about_pictures(crowd)] if sees else []
+        longer += [_fill_slots(crowd, plan)] if asked.full else []
         both = bytes_in(place / "state" / "bundles") + bytes_in(place / "state" / "derived")
     finally:
         crowd.close()
@@ -116,7 +126,7 @@ def _rows(
     ]
     last, whole = crowd.swaps[-1], one["bundle"] + one["derived"]
     rows = [
-        f"on a device of {limit:g} GiB without swap"
+        f"on a device of {asked.limit:g} GiB without swap"
         + ("" if group is not None else " (no limit was set: that needs root)"),
         "",
         "| process | most anonymous memory, GiB | seconds |",
@@ -135,7 +145,7 @@ def _rows(
         f"{last['queue_pause_ms'] / 1000:.1f} s); {len(answers)} answers, {lost} lost",
         f"{statistics.median(speeds or [0.0]):.1f} tokens/s, prompt and all"
         + ("" if group is None else f"; killed for memory: {killed_for_memory(group)}"),
-        *([looked] if looked else []),
+        *longer,
     ]
     return rows
 
@@ -145,7 +155,7 @@ def _ask_about_pictures(crowd: Crowd) -> str:
     picture = encode_png(draw("stripes", PICTURE_SIDE))
     took = []
     for name in ("first", "again"):
-        stream = crowd.show(name, picture, "What is in this picture?", PICTURE_TOKENS)
+        stream = crowd.show(name, picture, "What is in this picture?", LONG_TOKENS)
         last = stream.lasts[0]
         if "error" in last:
             return f"a picture: {last['error']['message']}"
@@ -154,6 +164,24 @@ def _ask_about_pictures(crowd: Crowd) -> str:
     return (
         f"a picture of {PICTURE_SIDE} x {PICTURE_SIDE} pixels and a question, {tokens} tokens: {took[0]:.1f} s to the "
         f"first token, {took[1]:.1f} s when asked again"
+    )
+
+
+def _fill_slots(crowd: Crowd, plan: DevicePlan) -> str:
+    """As many prompts at once as there are slots, each of another text and nearly as long as a slot."""
+    length = plan.kv.length - LONG_TOKENS - TEMPLATE_TOKENS
+    started = time.perf_counter()
+    answers = crowd.ask_together(
+        {f"full{number}": letters_of(length, number) for number in range(plan.kv.slots)}, LONG_TOKENS
+    )
+    took = time.perf_counter() - started
+    failed = [stream.lasts[0]["error"]["message"] for stream in answers if "error" in stream.lasts[0]]
+    if failed:
+        return f"{plan.kv.slots} prompts of {length} tokens at once: {failed[0]}"
+    read = [stream.lasts[0]["usage"]["prompt_tokens"] for stream in answers]
+    return (
+        f"{len(read)} prompts of {min(read)} to {max(read)} tokens at once, all answered after {took:.0f} s, "
+        f"{sum(read) / took:.0f} tokens read a second"
     )
 
 
