@@ -362,12 +362,37 @@ def find_models(options: argparse.Namespace) -> tuple[Path, Path]:
     return options.bundle or built_bundle(gguf, options.cache), gguf
 
 
-def add_earlier(seen: Seen, file: Path) -> None:
-    """Put the rounds of an earlier run in front."""
-    for name, earlier in json.loads(file.read_text())["rounds"].items():
-        kept = seen.setdefault(name, {})
-        for what, values in earlier.items():
-            kept[what] = values + kept.get(what, [])
+def with_earlier(seen: Seen, earlier: Seen) -> Seen:
+    """With the rounds of an earlier run in front."""
+    names = dict.fromkeys([*earlier, *seen])
+    return {
+        name: {
+            what: earlier.get(name, {}).get(what, []) + seen.get(name, {}).get(what, [])
+            for what in dict.fromkeys([*earlier.get(name, {}), *seen.get(name, {})])
+        }
+        for name in names
+    }
+
+
+class Record:
+    """``bench.json`` and the plot, written after every round, so that a run which is ended early leaves its rounds."""
+
+    def __init__(self, out: Path, model: str | None, threads: int, *, more: bool) -> None:
+        self._out, self._file = out, out / "bench.json"
+        self._same = {"processor": processor(), "model": model, "threads": threads}
+        self._earlier: Seen = json.loads(self._file.read_text())["rounds"] if more and self._file.is_file() else {}
+        self.load = os.getloadavg()
+        self.modes: dict[str, str] = {}
+        """What each contender promises; filled while they start."""
+
+    def write(self, seen: Seen) -> dict[str, dict[str, float]]:
+        """The medians of all rounds so far, those of earlier runs with them."""
+        rounds = with_earlier(seen, self._earlier)
+        found = medians(rounds)
+        record = {**self._same, "modes": self.modes, "load": [self.load, os.getloadavg()]}
+        self._file.write_text(json.dumps({**record, "rounds": rounds, "median": found}, indent=1) + "\n")
+        (self._out / "bench.svg").write_text(plot(found))
+        return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -388,29 +413,22 @@ def main(arguments: list[str] | None = None) -> int:
         read = read_bytes_of_a_token(bundle)
         after_round = partial(share_of_memory, threads=options.threads, token_bytes=read, block=block)
     chosen = [wanted for wanted in measures if wanted[0] in (options.only or wanted)]
-    load, modes = os.getloadavg(), dict[str, str]()
+    record = Record(options.out, options.model, options.threads, more=options.more)
+
+    def ended(seen: Seen) -> None:
+        after_round(seen)
+        record.write(seen)
+
     with (options.out / "peers.log").open("w") as log:
-        seen = measure(pythons, models, chosen, options.rounds, told, log, modes, after_round)
-    if options.more and (options.out / "bench.json").is_file():
-        add_earlier(seen, options.out / "bench.json")
-    found = medians(seen)
-    record = {
-        "processor": processor(),
-        "model": options.model,
-        "modes": modes,
-        "threads": options.threads,
-        "load": [load, os.getloadavg()],
-        "rounds": seen,
-        "median": found,
-    }
-    (options.out / "bench.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "bench.svg").write_text(plot(found))
+        found = record.write(measure(pythons, models, chosen, options.rounds, told, log, record.modes, ended))
     if options.model is not None:
         print(f"{'two narrow layers of ' if options.small else ''}{options.model}, random weights")
     print(processor())
-    for name, mode in modes.items():
+    for name, mode in record.modes.items():
         print(f"{name}: {mode}")
-    print(f"{options.threads} threads; load before {load[0]:.1f}, after {os.getloadavg()[0]:.1f}\n\n{table(found)}")
+    print(
+        f"{options.threads} threads; load before {record.load[0]:.1f}, after {os.getloadavg()[0]:.1f}\n\n{table(found)}"
+    )
     if options.model is not None:
         print("\n" + "\n".join(judged(options.model, found["batched"], found.get("llama.cpp", {}))))
     return 0
