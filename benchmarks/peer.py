@@ -27,6 +27,9 @@ PR_SET_PDEATHSIG = 1
 TOKENS = 64
 """Decoded by every stream."""
 
+STREAMS = 8
+"""At once, at the most."""
+
 STAGGER = 4
 """A stream arrives whenever the first one has made so many tokens more."""
 
@@ -58,6 +61,7 @@ class Batched:
             max_bytes=room_for_all(Path(model), length) if length else 0,
             reproducible=self.reproducible,
             speculation=self.speculation,
+            slots=STREAMS,
         )
         if (gathering := gather_beside()) is not None:  # as a worker does
             gathering.join()
@@ -187,8 +191,8 @@ class LlamaCpp:
         wanted = xllamacpp.CommonParams()
         wanted.model.path = model
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
-        wanted.n_parallel = 8
-        wanted.n_ctx = 8 * length
+        wanted.n_parallel = STREAMS
+        wanted.n_ctx = STREAMS * length
         wanted.n_gpu_layers = 0
         self._server = xllamacpp.Server(wanted)
         self._made: queue.Queue[int] = queue.Queue()

@@ -20,7 +20,7 @@ def runtime_errors(what: str) -> Iterator[None]:
     except (EdgeBundleError, Declined):
         raise
     except Exception as error:  # the bindings raise types of their own and RuntimeError
-        raise EngineFailed(f"{what}: {error}") from error
+        raise EngineFailed(f"{what}: {str(error) or type(error).__name__}") from error  # a MemoryError is silent
 
 
 class Declined(Exception):
