@@ -34,6 +34,9 @@ USUAL_SHARE, MOST_SHARE = 0.375, 0.75
 PREFIX_SHARE, ALL_SHARE = 0.125, 0.8
 """What remembered prompts take of it; what both together may, so that a fifth stays free for everybody else."""
 
+PICTURE_SHARE = 0.25
+"""The most that remembered prompts take of it, so that one with a picture is among them."""
+
 GIVEN_PREFIX_SHARE = 0.25
 """What remembered prompts take of memory that the operator has given (``[worker] max_bytes``)."""
 
@@ -66,11 +69,16 @@ class KvPlan(Struct, frozen=True):
     prefix_bytes: int
 
 
-def plan_kv(room: int, kv_token: int, context_length: int, slots: int = 0) -> KvPlan:
-    """Divide the ``room`` that loaded weights leave in memory; ``slots``: so many, where the operator says how many."""
+def plan_kv(room: int, kv_token: int, context_length: int, slots: int = 0, *, picture: int = 0) -> KvPlan:
+    """Divide the ``room`` that loaded weights leave in memory; ``slots``: so many, where the operator says how many.
+    ``picture`` bytes are what remembered prompts need for one with a picture: they get as much where it is no more than
+    :data:`PICTURE_SHARE`, if need be of what slots would take, since a question about it would take minutes again.
+    """
     wanted = (slots or GOOD_SLOTS) * min(WANTED_LENGTH, context_length) * kv_token
     budget = int(min(max(USUAL_SHARE * room, wanted), MOST_SHARE * room))
     prefixes = int(max(0, min(PREFIX_SHARE * room, ALL_SHARE * room - budget)))
+    if prefixes < picture <= PICTURE_SHARE * room:
+        prefixes, budget = picture, min(budget, int(ALL_SHARE * room) - picture)
     return KvPlan(*plan_pool(budget, kv_token, context_length, slots), budget, prefixes)
 
 
@@ -186,7 +194,7 @@ def plan_device(
     ``unmapped`` says why no worker there would map prepacked weights, if that is known.
     """
     room = max(0, box.ram - SYSTEM_BYTES - WORKER_BYTES - footprint.weights - footprint.scratch)
-    kv = plan_kv(room, footprint.kv_token, footprint.context_length, box.slots)
+    kv = plan_kv(room, footprint.kv_token, footprint.context_length, box.slots, picture=footprint.picture)
     derived = footprint.prepacked
     prepacked, why = (False, unmapped) if unmapped else _prepacked(bundle_bytes, derived, box)
     disk = disk_plan(bundle_bytes, derived if prepacked else 0)
@@ -227,7 +235,11 @@ def _prepacked(bundle_bytes: int, derived: int, box: Box) -> tuple[bool, str]:
 
 def _needed(footprint: Footprint, tokens: int, slots: int = 1) -> int:
     """Memory of a device whose longest request has so many tokens, alone or in one of so many slots."""
-    cache = int(tokens * slots * footprint.kv_token / MOST_SHARE) + 1
+    wanted = tokens * slots * footprint.kv_token
+    room = wanted / MOST_SHARE
+    if footprint.picture <= PICTURE_SHARE * room:
+        room = max(room, (wanted + footprint.picture) / ALL_SHARE)
+    cache = int(room) + 1
     return -(-(SYSTEM_BYTES + WORKER_BYTES + footprint.weights + footprint.scratch + cache) // MIB) * MIB
 
 

@@ -4,13 +4,14 @@ keys and values by the token. Nothing is loaded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from types import MappingProxyType
 
 from msgspec import Struct
 
 from contract.bundle.genai_config import GenaiFacts
-from contract.bundle.picture_families import LOW_SIDE, PICTURE_FAMILIES, Attributes, Size
+from contract.bundle.picture_families import LOW_SIDE, MAX_DRAWN, PICTURE_FAMILIES, Attributes, Look, Size
 from contract.onnx.graph import ELEMENT_BITS, Node, OnnxModel, Tensor
 
 FLOAT_BYTES = 4
@@ -35,6 +36,12 @@ measured of CLIP ViT-L in fp32, 3.4 in INT8 (benchmarks/RESULTS.md).
 MASK_BYTES = 11
 """Of the masks by which tokens of a picture see each other: for each of them and each token that it may see."""
 
+FEATURES_SHARE = 0.25
+"""Of the memory for remembered prompts: what pictures take of it that nobody asks about now."""
+
+QUESTION_TOKENS = 256
+"""What is remembered with a picture: the beginning of a conversation and a question."""
+
 READ_BEHIND = 4096
 """Tokens of context behind which a picture that is read in one piece is reckoned with."""
 
@@ -42,7 +49,8 @@ READ_BEHIND = 4096
 class Footprint(Struct, frozen=True):
     """Bytes. ``packed`` is what kernels lay out anew, of ``originals`` in the files; ``rest`` is read as it lies there.
     ``kv_token``: keys and values of one token in all layers, of type ``kv_type``. ``scratch`` is what the model takes
-    while it looks at a picture and reads it, at least.
+    while it looks at a picture and reads it, at least. ``picture`` has to be there for remembered prompts, if one with
+    the largest picture is to be among them.
     """
 
     packed: int
@@ -53,6 +61,7 @@ class Footprint(Struct, frozen=True):
     context_length: int
     least_cache: int = 0
     scratch: int = 0
+    picture: int = 0
 
     @property
     def weights(self) -> int:
@@ -79,15 +88,17 @@ def measure_footprint(facts: GenaiFacts, read_graph: Callable[[str], OnnxModel])
         originals += _bytes(tensors[name] for name in private & tensors.keys())
         rest += _bytes(tensor for name, tensor in tensors.items() if name not in private or name in shared)
     kind = kv_element(facts, decoder)
+    kv_token = kv_token_bytes(facts, kind)
     return Footprint(
         packed=packed,
         originals=originals,
         rest=rest,
-        kv_token=kv_token_bytes(facts, kind),
+        kv_token=kv_token,
         kv_type=KV_NAMES.get(kind, f"{_bits(kind)} bits"),
         context_length=facts.context_length,
         least_cache=facts.least_cache,
         scratch=0 if seeing is None else least_scratch(facts, seeing),
+        picture=0 if seeing is None else remembered_picture(_look(facts, seeing), kv_token, facts.hidden_size),
     )
 
 
@@ -103,13 +114,29 @@ def least_scratch(facts: GenaiFacts, encoder: OnnxModel, resize: Attributes = Ma
     reads, where that is in one piece. 0 for kinds of which that is not known. ``resize``: see
     :class:`~contract.bundle.picture_families.PictureFamily`.
     """
-    family = PICTURE_FAMILIES.get(facts.model_type)
-    look = None if family is None else family.plan(encoder, resize)
+    family, look = PICTURE_FAMILIES.get(facts.model_type), _look(facts, encoder, resize)
     if family is None or look is None:
         return 0
     cost = look(Size(LOW_SIDE, LOW_SIDE, low=True))
     reading = pair_bytes(facts) * cost.tokens * min(READ_BEHIND, facts.context_length) if family.together else 0
     return picture_scratch(cost.patches, encoder) + reading
+
+
+def remembered_picture(look: Look | None, kv_token: int, hidden: int) -> int:
+    """Bytes for remembered prompts of which one with the largest picture that is drawn, and a question, fits: its keys
+    and values, and its features (fp32) in their share. 0 where it is not known what pictures become.
+    """
+    if look is None:
+        return 0
+    side = math.isqrt(MAX_DRAWN)
+    tokens = look(Size(side, side)).tokens
+    cache, features = (tokens + QUESTION_TOKENS) * kv_token, tokens * hidden * FLOAT_BYTES
+    return int(max(cache / (1 - FEATURES_SHARE), features / FEATURES_SHARE)) + 1
+
+
+def _look(facts: GenaiFacts, encoder: OnnxModel, resize: Attributes = MappingProxyType({})) -> Look | None:
+    family = PICTURE_FAMILIES.get(facts.model_type)
+    return None if family is None else family.plan(encoder, resize)
 
 
 def pair_bytes(facts: GenaiFacts) -> int:

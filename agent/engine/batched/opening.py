@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from agent.engine.batched.batch import StepRules
 from agent.engine.batched.independence import Drafting, promise, settle_drafting
-from agent.engine.batched.loading import LoadedModel, load
+from agent.engine.batched.loading import Eyes, LoadedModel, load
 from agent.engine.batched.pool import Pool
 from agent.engine.batched.prefixes import Prefixes
 from agent.engine.batched.runner import Runner
@@ -24,13 +24,12 @@ from agent.engine.grammar import Grammars
 from agent.engine.interface import Facts, Progress, silent
 from agent.engine.load_options import DEFAULT_MODE, Mode, ModelFiles, Resources
 from agent.engine.memory import allocatable_bytes, plan_cache
-from agent.engine.pictures.features import SHARE as FEATURES_SHARE
 from agent.engine.pictures.looking import Looking
 from agent.engine.pictures.plan import PlannedFor
 from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.tokenizing import Tokenizing
 from contract.bundle.device_plan import KvPlan
-from contract.bundle.footprint import pair_bytes
+from contract.bundle.footprint import FEATURES_SHARE, pair_bytes, remembered_picture
 from contract.bundle.genai_config import GenaiFacts
 from contract.bundle.picture_families import PICTURE_FAMILIES
 from contract.errors import EngineFailed
@@ -121,6 +120,7 @@ def _plan(loaded: LoadedModel, found: GenaiFacts, files: ModelFiles, resources: 
         max_bytes=resources.max_bytes,
         leaving=resources.reclaimable_bytes - (0 if eyes is None else eyes.scratch),
         slots=resources.slots,
+        picture=_picture_bytes(eyes, decoder.kv_bytes_per_token, found),
     )
     if trial:
         slots, length = trial_size(decoder, allocatable_bytes())
@@ -130,6 +130,12 @@ def _plan(loaded: LoadedModel, found: GenaiFacts, files: ModelFiles, resources: 
     if plan.length < found.least_cache:
         raise Declined(f"there is memory for {plan.length} tokens, and its window has {found.least_cache}")
     return plan
+
+
+def _picture_bytes(eyes: Eyes | None, kv_token: int, found: GenaiFacts) -> int:
+    if eyes is None or eyes.encoder is None:
+        return 0
+    return remembered_picture(eyes.encoder.look, kv_token, found.hidden_size)
 
 
 def _prove(

@@ -14,9 +14,6 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-SHARE = 0.25
-"""Of the memory for remembered prompts: what pictures take of it that nobody asks about now."""
-
 MAX_POSITIONS = 1 << 20
 """More than a picture ever has: a position and a picture's number share one integer."""
 

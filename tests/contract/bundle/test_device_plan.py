@@ -9,14 +9,19 @@ from msgspec.structs import replace
 
 from contract.bundle.device_plan import (
     MOST_SHARE,
+    PICTURE_SHARE,
     SPARE_DISK_BYTES,
+    SYSTEM_BYTES,
+    WORKER_BYTES,
     Box,
+    _needed,
     least_ram,
     plan_device,
     plan_given,
     plan_kv,
 )
-from contract.bundle.footprint import Footprint
+from contract.bundle.footprint import FEATURES_SHARE, QUESTION_TOKENS, Footprint, remembered_picture
+from contract.bundle.picture_families import Size, phi3v_cost
 
 GIB = 1 << 30
 
@@ -116,6 +121,40 @@ def test_requests_and_known_prompts_leave_memory_for_others(room: int, kv_token:
     assert plan.budget + plan.prefix_bytes <= 0.8 * room + 1
     given_plan = plan_given(room, kv_token, context)
     assert given_plan.slots * given_plan.length * kv_token + given_plan.prefix_bytes <= room
+
+
+@given(st.integers(0, 1 << 36), st.integers(1, 1 << 20), st.integers(64, 1 << 17), st.integers(0, 1 << 32))
+def test_a_prompt_with_a_picture_is_remembered_where_it_takes_a_quarter_at_most(
+    room: int, kv_token: int, context: int, picture: int
+) -> None:
+    plain, plan = plan_kv(room, kv_token, context), plan_kv(room, kv_token, context, picture=picture)
+    assert plan.budget + plan.prefix_bytes <= 0.8 * room + 1
+    if picture <= PICTURE_SHARE * room:
+        assert plan.prefix_bytes >= picture
+        assert plan.budget >= min(plain.budget, int(0.55 * room) - 1)
+    else:
+        assert plan == plain
+
+
+def test_phi_vision_on_8_gib_remembers_its_largest_picture() -> None:
+    # 2,509 tokens and a question, at 192 KiB a token: beside four slots of 4,096 tokens they had no room.
+    footprint = replace(PHI_INT8, picture=remembered_picture(phi3v_cost, PHI_INT8.kv_token, 3072))
+    plan = plan_device(footprint, GIB, Box(8 * GIB, 2))
+    tokens = phi3v_cost(Size(2048, 2048)).tokens + QUESTION_TOKENS
+    assert plan.kv.prefix_bytes * (1 - FEATURES_SHARE) >= tokens * footprint.kv_token
+    assert plan.kv.slots == 4
+    assert plan.kv.length >= tokens
+
+
+@given(footprints, st.integers(1, 1 << 32), st.integers(1, 8), st.integers(1, 8))
+def test_what_is_said_to_be_needed_is_enough_with_pictures_too(
+    footprint: Footprint, picture: int, blocks: int, slots: int
+) -> None:
+    seeing = replace(footprint, picture=picture, context_length=1 << 17, least_cache=0)
+    tokens = 512 * blocks
+    needed = _needed(seeing, tokens, slots)
+    room = needed - SYSTEM_BYTES - WORKER_BYTES - seeing.weights - seeing.scratch
+    assert plan_kv(room, seeing.kv_token, seeing.context_length, slots, picture=picture).length >= tokens - 64
 
 
 @given(st.integers(0, 1 << 34), st.integers(1, 1 << 28), st.integers(1, 1 << 20))
