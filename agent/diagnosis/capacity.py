@@ -21,6 +21,13 @@ from contract.bundle.manifest import MANIFEST_FILE, parse_manifest
 from contract.identifiers import Digest
 from contract.onnx.wire import read_graph_file
 
+NEXT = {
+    "beside": "beside this one",
+    "either": "beside this one while its requests leave enough memory, else in its place",
+    "drain": "in its place",
+}
+"""How the next version is tried, by :attr:`~contract.bundle.device_plan.DevicePlan.swap`."""
+
 
 def plan(state_dir: StateDirectory, config: AgentConfig, *, disk_reported: bool = False) -> list[Finding]:
     """Nothing where no bundle is active. ``disk_reported``: another check has found fault with the disk already."""
@@ -67,7 +74,7 @@ def _finding(found: DevicePlan, *, disk_reported: bool) -> Finding:
     text = (
         f"of {size_text(found.box.ram)} of memory the weights take {size_text(footprint.weights)}, and requests have "
         f"{tokens} if nothing else runs here; prepacked: {'yes' if found.prepacked else 'no'}, {found.prepacked_why}; "
-        f"the next version is tried {'beside this one' if found.swap == 'beside' else 'in its place'}; "
+        f"the next version is tried {NEXT[found.swap]}; "
         f"disk: {size_text(found.disk.version)} with one version, {size_text(found.disk.swap)} in a swap, "
         f"{size_text(found.disk.both)} with both"
     )

@@ -129,6 +129,7 @@ class DiskPlan(Struct, frozen=True):
 
 SWAPS = {
     "beside": "tried while this one serves",
+    "either": "tried while this one serves where its requests leave the memory, else in its place",
     "drain": "this one finishes what it runs and makes room; requests wait",
 }
 
@@ -137,7 +138,8 @@ class DevicePlan(Struct, frozen=True):
     """How a bundle lives on a box. ``short`` is one sentence on what it lacks (memory first: ``short_of``), with what
     would help; empty if it fits.
 
-    ``swap``: whether the next version is tried ``beside`` the one that serves, or in its place (``drain``).
+    ``swap``: whether the next version is tried ``beside`` the one that serves, or in its place (``drain``); ``either``
+    where that depends on how much of its cache is in use when it comes.
     """
 
     footprint: Footprint
@@ -146,7 +148,7 @@ class DevicePlan(Struct, frozen=True):
     kv: KvPlan
     prepacked: bool
     prepacked_why: str
-    swap: Literal["beside", "drain"]
+    swap: Literal["beside", "either", "drain"]
     disk: DiskPlan
     short: str = ""
     short_of: Literal["", "memory", "disk"] = ""
@@ -198,7 +200,8 @@ def plan_device(
     derived = footprint.prepacked
     prepacked, why = (False, unmapped) if unmapped else _prepacked(bundle_bytes, derived, box)
     disk = disk_plan(bundle_bytes, derived if prepacked else 0)
-    beside = room >= WORKER_BYTES + footprint.weights + footprint.scratch + LEAST_TOKENS * footprint.kv_token
+    second = WORKER_BYTES + footprint.weights + footprint.scratch + LEAST_TOKENS * footprint.kv_token
+    full = kv.slots * kv.length * footprint.kv_token + kv.prefix_bytes
     memory_short, disk_short = _short_of_memory(footprint, kv, box, tokens), _short_of_disk(bundle_bytes, box)
     return DevicePlan(
         footprint=footprint,
@@ -207,7 +210,7 @@ def plan_device(
         kv=kv,
         prepacked=prepacked,
         prepacked_why=why,
-        swap="beside" if beside else "drain",
+        swap="drain" if room < second else "either" if room - full < second else "beside",
         disk=disk,
         short=memory_short or disk_short,
         short_of="memory" if memory_short else "disk" if disk_short else "",

@@ -105,6 +105,14 @@ footprints = st.builds(
 )
 
 
+def test_the_next_version_is_promised_to_run_beside_only_where_full_slots_leave_room_for_it() -> None:
+    plans = {ram: plan_device(PHI_INT8, PHI_BYTES, Box(ram * GIB, 4)) for ram in (4, 8, 12, 16)}
+    assert {ram: plan.swap for ram, plan in plans.items()} == {4: "drain", 8: "either", 12: "beside", 16: "beside"}
+    for plan in plans.values():
+        full = plan.kv.slots * plan.kv.length * PHI_INT8.kv_token + plan.kv.prefix_bytes
+        assert (plan.swap == "beside") == (plan.room - full > PHI_INT8.weights + WORKER_BYTES)
+
+
 @given(footprints)
 def test_the_memory_that_a_manifest_asks_for_is_the_least_that_the_plan_accepts(footprint: Footprint) -> None:
     least = least_ram(footprint)
