@@ -36,6 +36,9 @@ QWEN25VL_FRAMES = 2
 MAX_DRAWN = 1 << 22
 """2048 x 2048: larger ones are made smaller. More than models look at, and what is drawn is held several times over."""
 
+AXES = 3
+"""Of positions where tokens are placed by more than their order: time, height and width."""
+
 CHANNELS = 3
 IMAGE = 4
 """Dimensions of pictures, and of the weights that make patches of them."""

@@ -6,12 +6,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.engine.batched.positions import AXES
 from agent.engine.batched.rope import rope_switch
 from agent.engine.runtime_errors import Declined
 from contract.bundle.footprint import kv_token_bytes
 from contract.bundle.genai_config import GenaiFacts
-from contract.bundle.picture_families import PICTURE_FAMILIES
+from contract.bundle.picture_families import AXES, PICTURE_FAMILIES
 from contract.errors import BundleRefused
 from contract.onnx.attention import attention_window
 from contract.onnx.graph import FLOAT, INT8, INT64, Node, OnnxModel, Value

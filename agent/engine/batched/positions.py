@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.engine.pictures.features import Grid, number_of
-
-AXES = 3
-"""Time, height and width."""
+from contract.bundle.picture_families import AXES
 
 
 class Positions:

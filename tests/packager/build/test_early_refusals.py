@@ -399,7 +399,9 @@ class TestPickled:
 
         source = tmp_path / "pickled"
         shutil.copytree(wide, source, ignore=shutil.ignore_patterns("*.safetensors"))
-        torch.save({"x": torch.zeros(6 << 20)}, source / "pytorch_model.bin")
+        # As many tensors as there are layers: with fewer the configuration is refused first.
+        tensors = {"x": torch.zeros(6 << 20), **{f"x{number}": torch.zeros(1) for number in range(3)}}
+        torch.save(tensors, source / "pytorch_model.bin")
         return source
 
     def test_names_and_shapes(self, wide: Path, pickled: Path, cache: Path, tmp_path: Path) -> None:
