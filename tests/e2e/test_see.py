@@ -45,6 +45,8 @@ def test_what_the_batched_engine_owes_is_told() -> None:
     first = Seen("shapes", 4, 2600, 2600, 2509, 5, [1, 2, 3, 4], 0.001, 1.5, 0.0, 0.1)
     good = Served(TINY["phi-3.5-vision"], "batched", "fit", "batched", [first, first._replace(cached=2512)], 404)
     assert faults(good) == []
+    assert faults(good._replace(answers=[first, first._replace(cached=2496)])) == []  # all but what ends in a slice
+    assert faults(good._replace(answers=[first, first._replace(cached=2480)])) != []
     assert faults(good._replace(engine="genai", why="unfit", answers=[first, first], low_tokens=2600)) == [
         "served by the genai engine: unfit",
         "doctor names the engine 'batched', info 'genai'",
