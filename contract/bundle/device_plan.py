@@ -186,7 +186,7 @@ class DevicePlan(Struct, frozen=True):
 def least_ram(footprint: Footprint) -> int:
     """Memory of the smallest device that serves the model, with :data:`LEAST_TOKENS` of context, or all it has."""
     tokens = max(min(LEAST_TOKENS, footprint.context_length), footprint.least_cache)
-    return _needed(footprint, tokens)
+    return needed_ram(footprint, tokens)
 
 
 def plan_device(
@@ -236,8 +236,8 @@ def _prepacked(bundle_bytes: int, derived: int, box: Box) -> tuple[bool, str]:
     return True, f"{size_text(derived)} on disk that a worker maps instead of copying its weights, where it batches"
 
 
-def _needed(footprint: Footprint, tokens: int, slots: int = 1) -> int:
-    """Memory of a device whose longest request has so many tokens, alone or in one of so many slots."""
+def needed_ram(footprint: Footprint, tokens: int, slots: int = 1) -> int:
+    """Bytes of memory of a device whose longest request has so many tokens, alone or in one of so many slots."""
     wanted = tokens * slots * footprint.kv_token
     room = wanted / MOST_SHARE
     if footprint.picture <= PICTURE_SHARE * room:
@@ -251,13 +251,13 @@ def _short_of_memory(footprint: Footprint, kv: KvPlan, box: Box, tokens: int) ->
     if kv.slots and kv.length >= tokens:
         return ""
     slots = box.slots or 1
-    needed = _needed(footprint, -(-tokens // LENGTH_GRANULE) * LENGTH_GRANULE, slots)
+    needed = needed_ram(footprint, -(-tokens // LENGTH_GRANULE) * LENGTH_GRANULE, slots)
     context = f"{tokens} tokens of context" + (f" for {slots} requests" if slots > 1 else "")
     text = (
         f"memory is short by {size_text(max(needed - box.ram, MIB))}: {context} need "
         f"{size_text(needed)}, there are {size_text(box.ram)}"
     )
-    quarter = _needed(replace(footprint, kv_token=footprint.kv_token // 4 or 1), tokens, slots)
+    quarter = needed_ram(replace(footprint, kv_token=footprint.kv_token // 4 or 1), tokens, slots)
     if kv.length:
         helps = f"ask for {kv.length} tokens" + (", or for fewer at once" if slots > 1 else "")
         if footprint.kv_type == "fp32" and quarter <= box.ram:

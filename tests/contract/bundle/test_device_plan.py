@@ -14,8 +14,8 @@ from contract.bundle.device_plan import (
     SYSTEM_BYTES,
     WORKER_BYTES,
     Box,
-    _needed,
     least_ram,
+    needed_ram,
     plan_device,
     plan_given,
     plan_kv,
@@ -160,7 +160,7 @@ def test_what_is_said_to_be_needed_is_enough_with_pictures_too(
 ) -> None:
     seeing = replace(footprint, picture=picture, context_length=1 << 17, least_cache=0)
     tokens = 512 * blocks
-    needed = _needed(seeing, tokens, slots)
+    needed = needed_ram(seeing, tokens, slots)
     room = needed - SYSTEM_BYTES - WORKER_BYTES - seeing.weights - seeing.scratch
     assert plan_kv(room, seeing.kv_token, seeing.context_length, slots, picture=picture).length >= tokens - 64
 
