@@ -236,30 +236,40 @@ def _prepacked(bundle_bytes: int, derived: int, box: Box) -> tuple[bool, str]:
     return True, f"{size_text(derived)} on disk that a worker maps instead of copying its weights, where it batches"
 
 
-def needed_ram(footprint: Footprint, tokens: int, slots: int = 1) -> int:
-    """Bytes of memory of a device whose longest request has so many tokens, alone or in one of so many slots."""
+def needed_ram(footprint: Footprint, tokens: int, slots: int = 0) -> int:
+    """Bytes of memory of a device whose longest request has so many tokens, in one of so many slots (0: of as many as
+    the plan makes of itself), as :func:`plan_kv` divides it.
+    """
+    slots = slots or _own_slots(tokens)
     wanted = tokens * slots * footprint.kv_token
-    room = wanted / MOST_SHARE
+    room = wanted / (MOST_SHARE if tokens <= WANTED_LENGTH else USUAL_SHARE)
     if footprint.picture <= PICTURE_SHARE * room:
         room = max(room, (wanted + footprint.picture) / ALL_SHARE)
     cache = int(room) + 1
     return -(-(SYSTEM_BYTES + WORKER_BYTES + footprint.weights + footprint.scratch + cache) // MIB) * MIB
 
 
+def _own_slots(tokens: int) -> int:
+    """How many the plan makes of itself where each is to have so many tokens: four, once two short ones would fit."""
+    return 1 if tokens < 2 * GOOD_LENGTH else GOOD_SLOTS
+
+
 def _short_of_memory(footprint: Footprint, kv: KvPlan, box: Box, tokens: int) -> str:
     tokens = max(min(tokens, footprint.context_length), footprint.least_cache)
     if kv.slots and kv.length >= tokens:
         return ""
-    slots = box.slots or 1
-    needed = needed_ram(footprint, -(-tokens // LENGTH_GRANULE) * LENGTH_GRANULE, slots)
+    slots = box.slots or _own_slots(tokens)
+    whole = -(-tokens // LENGTH_GRANULE) * LENGTH_GRANULE
+    needed = needed_ram(footprint, whole, box.slots)
     context = f"{tokens} tokens of context" + (f" for {slots} requests" if slots > 1 else "")
     text = (
         f"memory is short by {size_text(max(needed - box.ram, MIB))}: {context} need "
         f"{size_text(needed)}, there are {size_text(box.ram)}"
     )
-    quarter = needed_ram(replace(footprint, kv_token=footprint.kv_token // 4 or 1), tokens, slots)
+    quarter = needed_ram(replace(footprint, kv_token=footprint.kv_token // 4 or 1), tokens, box.slots)
+    fewer = next((fewer for fewer in range(slots - 1, 0, -1) if needed_ram(footprint, whole, fewer) <= box.ram), 0)
     if kv.length:
-        helps = f"ask for {kv.length} tokens" + (", or for fewer at once" if slots > 1 else "")
+        helps = f"ask for {kv.length} tokens" + (f", or for fewer at once (slots = {fewer})" if fewer else "")
         if footprint.kv_type == "fp32" and quarter <= box.ram:
             helps += ", or build with --kv int8, whose cache takes a quarter"
     elif footprint.kv_type == "fp32" and quarter <= box.ram:

@@ -62,7 +62,7 @@ def test_an_operator_may_have_more_and_shorter_requests_at_once() -> None:
     narrow = plan_device(PHI_INT8, PHI_BYTES, Box(4 * GIB, 4, slots=4), tokens=2048)
     assert narrow.kv.slots == 4
     assert narrow.short.startswith("memory is short by 1.1 GiB: 2048 tokens of context for 4 requests need 5.1 GiB, ")
-    assert narrow.short.endswith(f"what helps: ask for {narrow.kv.length} tokens, or for fewer at once")
+    assert narrow.short.endswith(f"what helps: ask for {narrow.kv.length} tokens, or for fewer at once (slots = 1)")
     assert plan_device(PHI_INT8, PHI_BYTES, Box(4 * GIB, 4, slots=1), tokens=2048).fits
 
 
@@ -113,6 +113,19 @@ def test_the_next_version_is_promised_to_run_beside_only_where_full_slots_leave_
         assert (plan.swap == "beside") == (plan.room - full > PHI_INT8.weights + WORKER_BYTES)
 
 
+@pytest.mark.parametrize("tokens", [4096, 8192, 32768])
+def test_a_long_context_is_promised_only_with_the_memory_that_it_takes(tokens: int) -> None:
+    # "short by 1 MiB: 8192 tokens need 5.1 GiB, there are 5.1 GiB": the plan makes four slots, of half as much memory.
+    short = plan_device(PHI_INT8, PHI_BYTES, Box(4 * GIB, 4), tokens=tokens)
+    assert f"{tokens} tokens of context for 4 requests need " in short.short
+    needed = needed_ram(PHI_INT8, tokens)
+    assert plan_device(PHI_INT8, PHI_BYTES, Box(needed, 4), tokens=tokens).fits
+    assert not plan_device(PHI_INT8, PHI_BYTES, Box(int(0.9 * needed), 4), tokens=tokens).fits
+    alone = Box(needed_ram(PHI_INT8, tokens, 1), 4)
+    assert plan_device(PHI_INT8, PHI_BYTES, alone, tokens=tokens).short.endswith("fewer at once (slots = 1)")
+    assert plan_device(PHI_INT8, PHI_BYTES, replace(alone, slots=1), tokens=tokens).fits
+
+
 @given(footprints)
 def test_the_memory_that_a_manifest_asks_for_is_the_least_that_the_plan_accepts(footprint: Footprint) -> None:
     least = least_ram(footprint)
@@ -154,8 +167,8 @@ def test_phi_vision_on_8_gib_remembers_its_largest_picture() -> None:
     assert plan.kv.length >= tokens
 
 
-@given(footprints, st.integers(1, 1 << 32), st.integers(1, 8), st.integers(1, 8))
-def test_what_is_said_to_be_needed_is_enough_with_pictures_too(
+@given(footprints, st.integers(0, 1 << 32), st.integers(1, 256), st.integers(0, 8))
+def test_what_is_said_to_be_needed_is_enough_whatever_is_asked_for(
     footprint: Footprint, picture: int, blocks: int, slots: int
 ) -> None:
     seeing = replace(footprint, picture=picture, context_length=1 << 17, least_cache=0)
