@@ -221,6 +221,8 @@ def _follow(session: BrokerSession, arguments: argparse.Namespace, deployment: D
     end = time.monotonic() + arguments.timeout
     while deployment.waiting and (now := time.monotonic()) < end:
         message = session.next_message(min(1.0, end - now))
+        if (text := deployment.broker(session.connected, time.monotonic())) is not None:
+            _print_broker(arguments, session, text)
         for device, text in deployment.reminders(time.monotonic()):
             _print_event(arguments, {"device": device, "waiting": text}, text)
         if message is None:
@@ -241,6 +243,11 @@ def _status(payload: bytes) -> Status | None:
         return msgspec.json.decode(payload, type=Status)
     except msgspec.MsgspecError:
         return None
+
+
+def _print_broker(arguments: argparse.Namespace, session: BrokerSession, text: str) -> None:
+    name = session.address.name
+    print(json.dumps({"broker": name, "message": text}) if arguments.json else f"broker {name}: {text}", flush=True)
 
 
 def _print_event(arguments: argparse.Namespace, event: dict[str, object], text: str) -> None:

@@ -17,11 +17,15 @@ from contract.identifiers import is_identifier
 from contract.mqtt.topics import Topics
 from edge_bundle.broker import add_broker, find_broker
 from edge_bundle.broker_session import BrokerSession, Message
+from packager.watch.deployment import HEARD, UNHEARD
 from packager.watch.fleet import CONTESTED, FETCHES, Fleet, describe_event, printable
 
 FOREVER_SECONDS = 10 * 365 * 86400.0
 DRAW_SECONDS = 0.5
 """Between two pictures; a person sees no more, and a slow line carries it."""
+
+LOOK_SECONDS = 0.5
+"""Between two looks at the connection, for those who read lines."""
 
 EXAMPLES = """examples:
   edge-packager watch                                     every device of the broker, one line each
@@ -62,12 +66,29 @@ def run(arguments: argparse.Namespace) -> int:
         if live:
             _show(session, fleet, arguments, address.name)
         else:
-            for message in session.messages(arguments.seconds):
-                for each in fleet.feed(message, time.monotonic()):
-                    print(line(each, arguments.topic_root, as_json=arguments.json), flush=True)
-                while fleet.contested:
-                    print(warning_line(fleet.contested.pop(0), CONTESTED, as_json=arguments.json), flush=True)
+            _print_lines(session, fleet, arguments)
     return 0
+
+
+def _print_lines(session: BrokerSession, fleet: Fleet, arguments: argparse.Namespace) -> None:
+    end = time.monotonic() + arguments.seconds
+    connected = True
+    while (now := time.monotonic()) < end:
+        for message in session.messages(min(LOOK_SECONDS, end - now)):
+            for each in fleet.feed(message, time.monotonic()):
+                print(line(each, arguments.topic_root, as_json=arguments.json), flush=True)
+            while fleet.contested:
+                print(warning_line(fleet.contested.pop(0), CONTESTED, as_json=arguments.json), flush=True)
+        if session.connected != connected:
+            connected = not connected
+            print(_broker_line(session, connected, as_json=arguments.json), flush=True)
+
+
+def _broker_line(session: BrokerSession, connected: bool, *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"device": None, "kind": "broker", "body": {"connected": connected}, "retained": False})
+    now = datetime.datetime.now().astimezone().strftime("%H:%M:%S")
+    return f"{now} broker {session.address.name}: {HEARD if connected else UNHEARD}"
 
 
 def _filters(arguments: argparse.Namespace, *, telemetry: bool) -> list[str]:

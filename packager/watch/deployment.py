@@ -14,6 +14,9 @@ from contract.reasons import Reason
 QUIET_SECONDS = 30.0
 """After so long without news it is said what is waited for."""
 
+HEARD = "answers again"
+UNHEARD = "does not answer; what devices do meanwhile is not heard here"
+
 
 class Following:
     """One device. ``outcome``: None while it is followed, else ``active``, ``refused`` or ``superseded``."""
@@ -38,6 +41,7 @@ class Deployment:
         self._bundle = bundle
         self._revision = revision
         self._devices = {device: Following(device, now) for device in devices}
+        self._unheard: float | None = None
 
     @property
     def waiting(self) -> list[Following]:
@@ -63,6 +67,13 @@ class Deployment:
             return None
         found.online, found.spoke = online, now
         return "online again" if online else "offline; it continues when it is back"
+
+    def broker(self, connected: bool, now: float) -> str | None:
+        """Whether the broker can be heard now: what devices do while it cannot is not known here."""
+        if connected == (self._unheard is None):
+            return None
+        self._unheard = None if connected else now
+        return HEARD if connected else UNHEARD
 
     def report(self, device: str, payload: bytes, now: float) -> tuple[Reported, str] | None:
         """A report and the line for it; None where it is no news."""
@@ -101,7 +112,13 @@ class Deployment:
             if now - each.spoke >= QUIET_SECONDS:
                 each.spoke = now
                 state = "" if each.online else "offline; "
-                lines.append((each.device, f"{state}{each.text}, for {now - each.since:.0f} s"))
+                if self._unheard is None:
+                    text = f"{state}{each.text}, for {now - each.since:.0f} s"
+                else:
+                    text = (
+                        f"the broker does not answer, for {now - self._unheard:.0f} s; last heard: {state}{each.text}"
+                    )
+                lines.append((each.device, text))
         return lines
 
     def conclude(self, timeout: float, offline: Iterable[str]) -> None:
@@ -122,9 +139,10 @@ class Deployment:
         if faults:
             raise SourceUnavailable(f"{self._bundle} is not active everywhere: {'; '.join(faults)}")
 
-    @staticmethod
-    def _unfinished(each: Following, timeout: float) -> str:
+    def _unfinished(self, each: Following, timeout: float) -> str:
         state = "" if each.online else "offline, "
+        if self._unheard is not None:
+            state = f"the broker does not answer; last heard: {state}"
         doing = f"it tries again: {each.retrying}" if each.retrying else each.text
         return f"{state}not done within {timeout:.0f} s, {doing}"
 

@@ -6,11 +6,13 @@ import contextlib
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
 
+from agent.host.process_effort import effort_of
 from tests.broker import free_port
 from tests.systemd.container import die_with_parent
 
@@ -21,6 +23,14 @@ MEMORY_MIB = 2048
 BOOT_SECONDS = 400.0
 COMMAND_SECONDS = 400.0
 OFF_SECONDS = 200.0
+ANSWER_SECONDS = 60.0
+"""Until a machine that was in trouble answers its serial line, or does not."""
+
+TROUBLE = (
+    "uptime; systemctl list-units --failed --no-pager; ps -eo pid,stat,wchan:20,time,args --sort=-time | head -20; "
+    "ss -tnp | head -20; journalctl -b --no-pager -n 60"
+)
+"""What a machine says of itself where a test of it failed."""
 
 
 class Machine:
@@ -29,12 +39,14 @@ class Machine:
     def __init__(self, kernel: Path, initial: Path, disk: Path, log: Path) -> None:
         self.port = free_port()
         self._log = log.open("wb")
+        self._monitor = log.with_suffix(".monitor")
         self._count = 0
         self._buffer = b""
         network = f"user,id=n,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-10.0.2.15:1883"
         self._process = subprocess.Popen(
             ["qemu-system-aarch64", "-M", "virt", "-cpu", PROCESSOR, "-smp", "2", "-m", str(MEMORY_MIB),
-             "-accel", "tcg,thread=multi", "-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot",
+             "-accel", "tcg,thread=multi", "-display", "none", "-serial", "stdio", "-no-reboot",
+             "-monitor", f"unix:{self._monitor},server,nowait",
              "-netdev", network, "-device", "virtio-net-pci,netdev=n,romfile=",  # it boots from no network
              "-kernel", str(kernel), "-initrd", str(initial), "-append",
              "console=ttyAMA0 quiet loglevel=3 panic=1 systemd.show_status=0 mitigations=off net.ifnames=0",
@@ -81,6 +93,33 @@ class Machine:
         with contextlib.suppress(EOFError):
             self._until(b"\0", deadline - time.monotonic())
         return self._process.wait(max(1.0, deadline - time.monotonic()))
+
+    def describe(self) -> str:
+        """What the machine does: as it says itself, and as the emulator sees its processors, five seconds apart."""
+        try:
+            own = self.run(TROUBLE, check=False, seconds=ANSWER_SECONDS)
+        except (TimeoutError, EOFError, OSError) as error:
+            own = f"it does not answer: {error}"
+        seen = []
+        for _ in range(2):
+            effort = effort_of(self._process.pid)
+            seen.append(f"the emulator took {effort.seconds:.1f} s of processors\n{self._ask('info registers -a')}")
+            time.sleep(5.0)
+        return "\n".join((own, *seen))
+
+    def _ask(self, question: str) -> str:
+        """What the emulator's monitor says."""
+        said = b""
+        try:
+            with socket.socket(socket.AF_UNIX) as monitor:
+                monitor.settimeout(5.0)
+                monitor.connect(str(self._monitor))
+                monitor.sendall(f"{question}\n".encode())
+                while len(said) < 1 << 16:
+                    said += monitor.recv(1 << 16)
+        except OSError as error:  # nothing more comes
+            said += f"\n({error})".encode()
+        return said.decode(errors="replace").replace("\r", "")
 
     def cut_power(self) -> None:
         with contextlib.suppress(ProcessLookupError):

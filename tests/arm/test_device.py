@@ -68,6 +68,10 @@ def tree(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
+PATIENCE = ("--timeout", "900")
+"""An emulated device takes half a minute; less than pytest waits, so that it is said what the device does."""
+
+
 @pytest.fixture(scope="module", params=PAGES)
 def machine(request: pytest.FixtureRequest, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     directory = tmp_path_factory.mktemp(request.param)
@@ -94,13 +98,25 @@ def retained(machine: Machine, topic: str) -> dict[str, Any]:
 
 def test_a_device_with_an_arm_processor_serves(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     """One story: each step needs the one before."""
+    try:
+        _serve(machine, capsys)
+    except BaseException:  # a time-out of pytest, too
+        with capsys.disabled():
+            print(machine.describe())
+        raise
+    assert machine.power_off() == 0
+
+
+def _serve(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.run(
         f"{AGENT} setup --yes --link /opt/edge-agent/current --config /srv/agent.toml --root-json /srv/root.json "
         "--device armbox"
     )
     broker = f"mqtt://127.0.0.1:{machine.port}"
     assert retained(machine, "status")["online"] is True
-    edge_packager("deploy", "--device", "armbox", "--source", "usb", "tiny@1.0.0", "--wait", "--broker", broker)
+    edge_packager(
+        "deploy", "--device", "armbox", "--source", "usb", "tiny@1.0.0", "--wait", *PATIENCE, "--broker", broker
+    )
     capsys.readouterr()
     asked = ("--max-tokens", "16", "--temperature", "0", "--broker", broker)
     edge_packager("prompt", QUESTION, "--device", "armbox", *asked)
@@ -114,4 +130,3 @@ def test_a_device_with_an_arm_processor_serves(machine: Machine, capsys: pytest.
     assert "Seccomp:\t2" in worker
     assert "NoNewPrivs:\t1" in worker
     machine.run(f"{AGENT} doctor")
-    assert machine.power_off() == 0

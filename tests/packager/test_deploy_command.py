@@ -23,7 +23,7 @@ from contract.windows import Window, read_window
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.broker_session import BrokerSession
 from packager.cli import COMMANDS
-from packager.watch.deployment import Deployment
+from packager.watch.deployment import UNHEARD, Deployment
 from tests.broker import Broker
 
 pytestmark = pytest.mark.broker
@@ -119,6 +119,44 @@ def test_what_it_still_waits_for_is_said_in_the_end(
     error = capsys.readouterr().err
     assert "kitchen-1: not done within 600 s, it tries again: depot is away" in error
     assert error.count("\n") == 1
+
+
+def test_a_broker_that_goes_away_meanwhile_is_said_and_waited_for(
+    broker: Broker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, hear = threading.Event(), Deployment.broker
+
+    def noticed(self: Deployment, connected: bool, now: float) -> str | None:
+        text = hear(self, connected, now)
+        if text is not None:
+            seen.set()
+        return text
+
+    monkeypatch.setattr(Deployment, "broker", noticed)
+
+    def device() -> None:
+        with BrokerSession(BrokerAddress("127.0.0.1", broker.port), "device") as session:
+            session.subscribe(TOPICS.desired)
+            session.publish(TOPICS.status, encode(Status(True, "boot")), retain=True)
+            online.set()
+            message = session.next_message(120.0)
+            assert message is not None
+            revision = json.loads(message.payload)["revision"]
+            session.publish(TOPICS.reported, encode(Reported(revision, "CANARY", None, None, None, None)), retain=True)
+        broker.stop()
+        assert seen.wait(120.0)
+        broker.start()
+        say(broker, TOPICS.reported, encode(Reported(revision, "IDLE", None, ACTIVE, None, None)))
+
+    online = threading.Event()
+    thread = threading.Thread(target=device, daemon=True)
+    thread.start()
+    assert online.wait(120.0)
+    assert deploy(broker, "--device", "kitchen-1", "--wait", "--timeout", "120") == 0
+    thread.join(120.0)
+    said = capsys.readouterr().out.splitlines()
+    assert f"broker {BrokerAddress('127.0.0.1', broker.port).name}: {UNHEARD}" in said
+    assert said[-1] == "kitchen-1: active tiny@1.0.0"
 
 
 def test_a_refusal_is_final(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:

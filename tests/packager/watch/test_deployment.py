@@ -11,7 +11,7 @@ from contract.mqtt.desired import BundleReference
 from contract.mqtt.encoding import encode
 from contract.mqtt.faults import ReportedError
 from contract.mqtt.reports import BundleState, Phase, PlannedSwap, Progress, Reported, Waiting
-from packager.watch.deployment import QUIET_SECONDS, Deployment
+from packager.watch.deployment import QUIET_SECONDS, UNHEARD, Deployment
 
 RETRIED = ReportedError("source_unavailable", "depot is away; retrying in 5 s", retry_in_seconds=5.0)
 FINAL = ReportedError("target_unknown", "it is not listed")
@@ -134,3 +134,16 @@ def test_those_that_were_offline_are_named(deployment: Deployment) -> None:
 @pytest.mark.parametrize("payload", [b"", b"\xff", b"[" * 10_000, b"{}"])
 def test_nonsense_is_no_news(deployment: Deployment, payload: bytes) -> None:
     assert line(deployment, payload) is None
+
+
+def test_a_broker_that_is_away_is_not_taken_for_a_device_that_is_at_it(deployment: Deployment) -> None:
+    assert line(deployment, report("CANARY", active=None)) == "canary"
+    assert deployment.broker(True, 2.0) is None, "no news"
+    assert deployment.broker(False, 10.0) == UNHEARD
+    assert deployment.broker(False, 11.0) is None, "said once"
+    heard = "the broker does not answer, for 21 s; last heard: canary"
+    assert deployment.reminders(QUIET_SECONDS + 1.0) == [("box", heard)]
+    with pytest.raises(SourceUnavailable, match="box: the broker does not answer; last heard: not done within 60 s"):
+        deployment.conclude(60.0, [])
+    assert deployment.broker(True, 40.0) == "answers again"
+    assert deployment.reminders(2 * QUIET_SECONDS + 1.0) == [("box", "canary, for 60 s")]

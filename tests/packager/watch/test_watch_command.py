@@ -21,6 +21,7 @@ import pytest
 
 from edge_bundle.broker import BrokerAddress
 from edge_bundle.broker_session import BrokerSession
+from packager.watch.deployment import HEARD, UNHEARD
 from tests.broker import Broker
 from tests.packager.watch.messages import event, health, info, llm, message, reported, system
 
@@ -176,3 +177,29 @@ def test_device_and_group_exclude_each_other() -> None:
         [*COMMAND, "--device", "a", "--group", "b"], capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert done.returncode == 2
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("form", ["--json", "--lines"])
+def test_who_reads_lines_is_told_that_the_broker_is_away(tmp_path: Path, form: str) -> None:
+    broker = Broker(tmp_path)
+    broker.start()
+    try:
+        with BrokerSession(BrokerAddress("127.0.0.1", broker.port), "device") as session:
+            found = message("kitchen-1", "status", {"online": True, "boot_id": "b"})
+            session.publish(found.topic, found.payload, retain=True)
+        with subprocess.Popen(
+            [*COMMAND, form, "--seconds", "120", "--broker", broker.url], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert "online" in lines_of(process, 1)[0]
+            broker.stop()
+            away = lines_of(process, 1)[0]
+            broker.start()
+            back = lines_of(process, 1)[0]
+            process.kill()
+    finally:
+        broker.stop()
+    if form == "--json":
+        assert [json.loads(line)["body"] for line in (away, back)] == [{"connected": False}, {"connected": True}]
+    else:
+        assert (away.split(": ", 1)[1], back.split(": ", 1)[1]) == (f"{UNHEARD}\n", f"{HEARD}\n")
