@@ -45,15 +45,16 @@ def plan_cache(
     max_bytes: int = 0,
     leaving: int = 0,
     slots: int = 0,
+    least: int = 0,
     picture: int = 0,
 ) -> KvPlan:
     """Room for keys and values: of ``max_bytes`` where the operator says so, else of what there is; for as many
-    ``slots`` as the operator says, else for as many as go well with that. ``picture``: see
+    ``slots`` as the operator says, else for as many as go well with that. ``least``, ``picture``: see
     :func:`~contract.bundle.device_plan.plan_kv`.
     """
     if max_bytes:
-        return plan_given(max_bytes, kv_token, context_length, slots)
-    return plan_kv(room_bytes(folders, leaving), kv_token, context_length, slots, picture=picture)
+        return plan_given(max_bytes, kv_token, context_length, slots, least=least)
+    return plan_kv(room_bytes(folders, leaving), kv_token, context_length, slots, least=least, picture=picture)
 
 
 def release_freed_memory() -> None:

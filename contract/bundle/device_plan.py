@@ -69,38 +69,47 @@ class KvPlan(Struct, frozen=True):
     prefix_bytes: int
 
 
-def plan_kv(room: int, kv_token: int, context_length: int, slots: int = 0, *, picture: int = 0) -> KvPlan:
+def plan_kv(
+    room: int, kv_token: int, context_length: int, slots: int = 0, *, least: int = 0, picture: int = 0
+) -> KvPlan:
     """Divide the ``room`` that loaded weights leave in memory; ``slots``: so many, where the operator says how many.
-    ``picture`` bytes are what remembered prompts need for one with a picture: they get as much where it is no more than
-    :data:`PICTURE_SHARE`, if need be of what slots would take, since a question about it would take minutes again.
+    ``least`` tokens are what a cache of the model holds at least (its window). ``picture`` bytes are what remembered
+    prompts need for one with a picture: they get as much where it is no more than :data:`PICTURE_SHARE`, if need be of
+    what slots would take, since a question about it would take minutes again.
     """
     wanted = (slots or GOOD_SLOTS) * min(WANTED_LENGTH, context_length) * kv_token
     budget = int(min(max(USUAL_SHARE * room, wanted), MOST_SHARE * room))
     prefixes = int(max(0, min(PREFIX_SHARE * room, ALL_SHARE * room - budget)))
     if prefixes < picture <= PICTURE_SHARE * room:
         prefixes, budget = picture, min(budget, int(ALL_SHARE * room) - picture)
-    return KvPlan(*plan_pool(budget, kv_token, context_length, slots), budget, prefixes)
+    return KvPlan(*plan_pool(budget, kv_token, context_length, slots, least), budget, prefixes)
 
 
-def plan_given(given: int, kv_token: int, context_length: int, slots: int = 0) -> KvPlan:
+def plan_given(given: int, kv_token: int, context_length: int, slots: int = 0, *, least: int = 0) -> KvPlan:
     """Divide what the operator has given."""
     prefixes = int(given * GIVEN_PREFIX_SHARE)
-    return KvPlan(*plan_pool(given - prefixes, kv_token, context_length, slots), given, prefixes)
+    return KvPlan(*plan_pool(given - prefixes, kv_token, context_length, slots, least), given, prefixes)
 
 
-def plan_pool(budget: int, kv_token: int, context_length: int, slots: int = 0) -> tuple[int, int]:
+def plan_pool(budget: int, kv_token: int, context_length: int, slots: int = 0, least: int = 0) -> tuple[int, int]:
     """How many slots of how many tokens fit ``budget`` bytes; 0 slots when not even one short one does.
 
     Four slots, each as long as memory allows, up to the whole context: a request that is too long for a slot is
     refused, while one for which no slot is free waits. More of them only where each has the whole context, fewer only
-    where they would be shorter than :data:`GOOD_LENGTH`; or ``slots``, whatever their length (decision 68).
+    where they would be shorter than :data:`GOOD_LENGTH`, or than ``least``, with which a model can be run at all; or
+    ``slots``, whatever their length (decision 68).
     """
     tokens = max(0, budget) // kv_token
     if not slots:
-        good = min(GOOD_SLOTS, tokens // min(GOOD_LENGTH, context_length))
+        good = min(GOOD_SLOTS, tokens // min(max(GOOD_LENGTH, least), context_length))
         slots = min(MAX_SLOTS, max(1, good, tokens // context_length))
     length = tokens // slots
-    length = context_length if length >= context_length else length // LENGTH_GRANULE * LENGTH_GRANULE
+    if length >= context_length:
+        length = context_length
+    elif length >= least:
+        length = max(least, length // LENGTH_GRANULE * LENGTH_GRANULE)
+    else:
+        length = length // LENGTH_GRANULE * LENGTH_GRANULE
     return (slots, length) if length else (0, 0)
 
 
@@ -196,7 +205,14 @@ def plan_device(
     ``unmapped`` says why no worker there would map prepacked weights, if that is known.
     """
     room = max(0, box.ram - SYSTEM_BYTES - WORKER_BYTES - footprint.weights - footprint.scratch)
-    kv = plan_kv(room, footprint.kv_token, footprint.context_length, box.slots, picture=footprint.picture)
+    kv = plan_kv(
+        room,
+        footprint.kv_token,
+        footprint.context_length,
+        box.slots,
+        least=footprint.least_cache,
+        picture=footprint.picture,
+    )
     derived = footprint.prepacked
     prepacked, why = (False, unmapped) if unmapped else _prepacked(bundle_bytes, derived, box)
     disk = disk_plan(bundle_bytes, derived if prepacked else 0)
@@ -240,7 +256,7 @@ def needed_ram(footprint: Footprint, tokens: int, slots: int = 0) -> int:
     """Bytes of memory of a device whose longest request has so many tokens, in one of so many slots (0: of as many as
     the plan makes of itself), as :func:`plan_kv` divides it.
     """
-    slots = slots or _own_slots(tokens)
+    slots = slots or _own_slots(footprint, tokens)
     wanted = tokens * slots * footprint.kv_token
     room = wanted / (MOST_SHARE if tokens <= WANTED_LENGTH else USUAL_SHARE)
     if footprint.picture <= PICTURE_SHARE * room:
@@ -249,16 +265,16 @@ def needed_ram(footprint: Footprint, tokens: int, slots: int = 0) -> int:
     return -(-(SYSTEM_BYTES + WORKER_BYTES + footprint.weights + footprint.scratch + cache) // MIB) * MIB
 
 
-def _own_slots(tokens: int) -> int:
+def _own_slots(footprint: Footprint, tokens: int) -> int:
     """How many the plan makes of itself where each is to have so many tokens: four, once two short ones would fit."""
-    return 1 if tokens < 2 * GOOD_LENGTH else GOOD_SLOTS
+    return 1 if tokens < 2 * max(GOOD_LENGTH, footprint.least_cache) else GOOD_SLOTS
 
 
 def _short_of_memory(footprint: Footprint, kv: KvPlan, box: Box, tokens: int) -> str:
     tokens = max(min(tokens, footprint.context_length), footprint.least_cache)
     if kv.slots and kv.length >= tokens:
         return ""
-    slots = box.slots or _own_slots(tokens)
+    slots = box.slots or _own_slots(footprint, tokens)
     whole = -(-tokens // LENGTH_GRANULE) * LENGTH_GRANULE
     needed = needed_ram(footprint, whole, box.slots)
     context = f"{tokens} tokens of context" + (f" for {slots} requests" if slots > 1 else "")

@@ -120,6 +120,7 @@ def _plan(loaded: LoadedModel, found: GenaiFacts, files: ModelFiles, resources: 
         max_bytes=resources.max_bytes,
         leaving=resources.reclaimable_bytes - (0 if eyes is None else eyes.scratch),
         slots=resources.slots,
+        least=found.least_cache,
         picture=_picture_bytes(eyes, decoder.kv_bytes_per_token, found),
     )
     if trial:

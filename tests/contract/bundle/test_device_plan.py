@@ -126,6 +126,15 @@ def test_a_long_context_is_promised_only_with_the_memory_that_it_takes(tokens: i
     assert plan_device(PHI_INT8, PHI_BYTES, replace(alone, slots=1), tokens=tokens).fits
 
 
+def test_a_window_of_4096_tokens_takes_the_place_of_two_slots_of_half_as_much() -> None:
+    # The batched engine refuses slots that are shorter than the window, and one would do.
+    windowed = replace(PHI_INT8, least_cache=4096)
+    ram = needed_ram(windowed, 4096)
+    plans = [plan_device(each, PHI_BYTES, Box(ram, 4), tokens=4096) for each in (windowed, PHI_INT8)]
+    assert [(plan.fits, plan.kv.slots) for plan in plans] == [(True, 1), (False, 2)]
+    assert plans[0].kv.length >= 4096
+
+
 @given(footprints)
 def test_the_memory_that_a_manifest_asks_for_is_the_least_that_the_plan_accepts(footprint: Footprint) -> None:
     least = least_ram(footprint)

@@ -150,6 +150,17 @@ def test_more_memory_means_neither_fewer_requests_at_once_nor_shorter_ones(
         assert then_length == context, "more than four have the whole context"
 
 
+@given(st.integers(0, 1 << 18), st.integers(1, 1 << 13), st.integers(1, 1 << 17))
+def test_a_window_that_memory_holds_once_is_held_at_least_once(tokens: int, window: int, context: int) -> None:
+    least = min(window, context)
+    slots, length = plan_pool(tokens, 1, context, least=least)
+    assert slots * length <= tokens
+    if tokens >= least:
+        assert length >= least, "fewer slots would have served"
+    if tokens >= GOOD_SLOTS * max(least, GOOD_LENGTH):
+        assert slots >= GOOD_SLOTS
+
+
 @given(st.integers(0, 1 << 18), st.integers(1, MAX_SLOTS), st.integers(1, 1 << 17))
 def test_as_many_requests_at_once_as_an_operator_wants_share_all_memory(tokens: int, wanted: int, context: int) -> None:
     slots, length = plan_pool(tokens, 1, context, wanted)
