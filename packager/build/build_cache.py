@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
+from contract.system.durable import Disk
 from contract.system.file_lock import open_lock, share_lock, take_lock, wait_for_lock
 
 FORGOTTEN_SECONDS = 7 * 24 * 3600
@@ -95,9 +96,25 @@ def get_or_create(entry: Path, make: Callable[[Path], None], *, mark: str = ".")
         make(staging)
         staging.chmod(0o755)
         shutil.rmtree(entry, ignore_errors=True)
-        staging.rename(entry)
+        put(staging, entry)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def put(made: Path, place: Path) -> None:
+    """Rename a file or a directory into its place, its bytes first: after a power cut what stands there is whole.
+
+    Raises:
+        StoreFull, StoreBroken: the disk does not take it.
+    """
+    disk = Disk()
+    for directory, _, names in os.walk(made, topdown=False):
+        for path in (*(Path(directory, name) for name in names), Path(directory)):
+            if not path.is_symlink():
+                disk.sync_file(path)
+    if made.is_file():
+        disk.sync_file(made)
+    disk.rename(made, place)
 
 
 def forget_oldest(fresh: Path, kept: int) -> None:

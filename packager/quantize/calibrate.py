@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import BuildRefused
-from packager.build.build_cache import hold, locked, sweep
+from packager.build.build_cache import hold, locked, put, sweep
 from packager.build.plan import CALIBRATION_TEXTS, FAST, BuildPlan, goes_layer_by_layer
 from packager.evaluate.evidence import BUILD_TOOLS, tool_versions
 from packager.evaluate.text import EvalText, read_text
@@ -126,6 +126,6 @@ def calibrate_checkpoint(
             if not entry.is_dir():
                 Path(job.out).mkdir(parents=True, exist_ok=True)
                 run_child(CALIBRATION, job, log, on_progress=on_progress)
-                Path(job.out).rename(entry)
+                put(Path(job.out), entry)
             shutil.rmtree(work, ignore_errors=True)
     return inspect_checkpoint(entry), key

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from packager.build.build_cache import put
+
 
 class CalibrationCheckpoints:
     """Results of stages by name, each a file of tensors in ``directory``."""
@@ -29,7 +31,7 @@ class CalibrationCheckpoints:
         """Keep ``value`` (tensors, numbers, lists and dictionaries of them) under ``name``; the same ``value``."""
         partial = self._path(name).with_suffix(".partial")
         torch.save(value, partial)
-        partial.rename(self._path(name))
+        put(partial, self._path(name))
         return value
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from contract.errors import BuildRefused
+from packager.build.build_cache import put
 from packager.build.plan import GPTQ_FAMILIES
 from packager.graph.dequantised import dequantise
 from packager.quantize.export import gptq_tensors, quantization_config
@@ -86,7 +87,7 @@ class Shards:
                 raise BuildRefused(f"{key} has numbers that are not finite in {self.dtype}; use --quantizer rtn")
         partial = self.directory / f"{name}.partial"
         save_file(stored, partial, metadata={"format": "pt"})
-        partial.rename(self.directory / name)
+        put(partial, self.directory / name)
 
 
 def round_in_one_pass(

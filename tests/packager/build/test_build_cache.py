@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from packager.build.build_cache import FORGOTTEN_SECONDS, drop, get_or_create, have, hold, locked, sweep, using
+from packager.build.build_cache import (
+    FORGOTTEN_SECONDS,
+    drop,
+    get_or_create,
+    have,
+    hold,
+    locked,
+    put,
+    sweep,
+    using,
+)
 
 MAKER = """
 import sys, time
@@ -169,3 +179,31 @@ def test_what_a_killed_process_was_making_goes_when_it_is_made(tmp_path: Path) -
         [left] = tmp_path.glob(".entry-5.1.0.scales.????????")
         assert sorted(path.name for path in tmp_path.glob(".*")) == sorted([left.name, f".{other.name}.lock"])
         assert beside.communicate("\n")[0].split() == ["other"]
+
+
+def test_what_stands_in_the_cache_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, flushed, sync = tmp_path / "entry", [], os.fsync
+
+    def seen(handle: int) -> None:
+        flushed.append((str(Path(f"/proc/self/fd/{handle}").readlink()), entry.exists()))
+        sync(handle)
+
+    def make(staging: Path) -> None:
+        (staging / "folder").mkdir()
+        (staging / "folder" / "weights").write_bytes(b"w")
+        (staging / "config").write_bytes(b"c")
+        (staging / "source").symlink_to("/etc/hostname")
+
+    monkeypatch.setattr(os, "fsync", seen)
+    with locked(entry):
+        get_or_create(entry, make)
+    before = {Path(path).name for path, there in flushed if not there}
+    assert {"weights", "folder", "config"} <= before
+    assert "hostname" not in before, "what a link leads to is somebody else's"
+    assert (str(tmp_path), True) in flushed, "and the name after it"
+    (tmp_path / "part").write_bytes(b"p")
+    flushed.clear()
+    put(tmp_path / "part", tmp_path / "shard")
+    assert [Path(path).name for path, _ in flushed] == ["part", tmp_path.name]
