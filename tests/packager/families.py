@@ -220,5 +220,12 @@ def generate(folder: Path, count: int) -> list[int]:
 
 def difference(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> tuple[float, float]:
     """Largest absolute difference, and cosine."""
-    cosine = float((first * second).sum() / np.linalg.norm(first) / np.linalg.norm(second))
-    return float(np.abs(first - second).max()), cosine
+    return float(np.abs(first - second).max()), cosine(first, second)
+
+
+def cosine(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
+    """Of the angle between them, summed up in double precision: sums in single precision exceed 1 by their rounding,
+    which is another one on every processor.
+    """
+    one, other = first.astype(np.float64), second.astype(np.float64)
+    return float((one * other).sum() / np.linalg.norm(one) / np.linalg.norm(other))

@@ -13,7 +13,21 @@ from agent.engine.batched.self_check import VERIFIED
 
 
 class RowByRow(Runner):
-    """A processor on which reading a draft gives the bits of decoding."""
+    """A processor on which reading a draft gives the bits of decoding, and a row alone those of a row in company,
+    whatever this one's kernels do.
+    """
+
+    def decode(
+        self,
+        first: int,
+        tokens: Sequence[int],
+        pasts: Sequence[int],
+        width: int = 0,
+        positions: Sequence[Positions | None] = (),
+    ) -> NDArray[np.float32]:
+        if len(tokens) > 1:
+            return super().decode(first, tokens, pasts, width, positions)
+        return self.decode_padded(first, tokens[0], pasts[0], width, positions[0] if positions else None)
 
     def prefill(
         self,

@@ -196,7 +196,7 @@ def test_a_running_answer_gets_a_token_in_every_step_while_a_picture_is_encoded_
     def step() -> None:
         before = len(outcomes[2].tokens)
         record(batching.step(), outcomes)
-        assert len(outcomes[2].tokens) == before + 1
+        assert len(outcomes[2].tokens) > before  # several where a draft was right
 
     batching.admit(look(1, known, QUESTION))
     slices = 0

@@ -123,9 +123,11 @@ class TestBundle:
         assert "Bytes of the base by layer and type" in page
         assert manifest.total_bytes < 0.5 * manifest_of(base).total_bytes
         assert manifest.quality["kl"] < 1e-4
-        assert {canary.expected_text for canary in manifest.canary} != {
-            canary.expected_text for canary in manifest_of(base).canary
-        }
+        plain = {canary.prompt: canary for canary in manifest_of(base).canary}
+        for canary in manifest.canary:
+            # So small an adapter leaves some answers as they are, on some processors all of them, but none as likely.
+            before = plain[canary.prompt]
+            assert canary.expected_text != before.expected_text or canary.mean_nll > 10 * before.mean_nll
 
     def test_check_wants_its_base_and_no_other(
         self, bundle: Path, base: Path, tiny_slots_bundle: Path, tmp_path: Path
