@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from contract.errors import BuildRefused
+from packager.evaluate.layerwise import in_fp32
 from packager.quantize.passages import read_passages
 
 PASSAGE_LENGTH = 256
@@ -31,6 +32,16 @@ LEAST_TOKENS = 2048
 
 CACHE_BYTES = 3 * 2**30
 """Keys and values of the sequences that are sampled together, at the most."""
+
+WIDE = 48
+"""Sequences at once from which a layer converted for every token is quicker than products in half precision without
+instructions for them: 189 against 331 ms with 128 rows, 114 against 56 with 21 ([8192, 3072], Zen 3, two threads)."""
+
+HALF_PRODUCTS = {
+    torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16"),
+    torch.float16: ("amx_fp16", "avx512_fp16", "fphp"),
+}
+"""What torch calls the instructions for them."""
 
 SEED = 20
 TEMPERATURE = 0.9
@@ -105,13 +116,20 @@ def sample_self(model: Any, tokenizer: Any, context: int) -> torch.Tensor:
     return torch.cat([_grow(model, some, length, generator) for one in starts for some in one.split(at_once)])
 
 
+def _is_wide(model: Any, rows: int) -> bool:
+    """Whether so many sequences at once are grown in fp32, one converted layer at a time."""
+    half = HALF_PRODUCTS.get(next(model.parameters()).dtype)
+    known = torch.cpu.get_capabilities()
+    return half is not None and rows >= WIDE and not any(known.get(name) for name in half)
+
+
 def _cached_bytes(model: Any) -> int:
     """Of one token's keys and values in all layers."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = getattr(config, "num_key_value_heads", None) or heads
-    width = next(model.parameters()).element_size()
+    width = 4 if _is_wide(model, SEQUENCES) else next(model.parameters()).element_size()
     return int(2 * config.num_hidden_layers * kept * size * width)
 
 
@@ -127,6 +145,11 @@ def _conversation(tokenizer: Any) -> list[int] | None:
 
 
 def _grow(model: Any, ids: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+    with in_fp32(model) if _is_wide(model, len(ids)) else contextlib.nullcontext():
+        return _grow_on(model, ids, length, generator)
+
+
+def _grow_on(model: Any, ids: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
     past, step = None, ids
     while ids.shape[1] < length:
         output = model(input_ids=step, past_key_values=past, use_cache=True, logits_to_keep=1)

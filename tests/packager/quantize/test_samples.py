@@ -1,0 +1,67 @@
+"""What a model writes for its own calibration: in the precision that the processor is quick in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.packager.families import FAMILY_CONFIGS, make_random
+
+
+class Words:
+    """As much of a tokenizer as is asked of one without a chat template."""
+
+    chat_template = None
+    bos_token_id = 1
+
+    def __len__(self) -> int:
+        return 60
+
+
+@contextlib.contextmanager
+def types_of(model: Any) -> Iterator[set[Any]]:
+    """Types of the weights that layers compute with."""
+    seen: set[Any] = set()
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *_: None)
+        layer.mlp.register_forward_pre_hook(lambda module, _: seen.add(next(module.parameters()).dtype))
+    yield seen
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_a_processor_without_half_precision_computes_wide_batches_in_fp32(
+    instructions: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from packager.quantize import samples
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": instructions})
+    monkeypatch.setattr(samples, "LENGTH", 4)
+    half = make_random(tmp_path, FAMILY_CONFIGS["qwen-2"]()).to(torch.bfloat16)
+    with types_of(half) as seen, torch.no_grad():
+        written = samples.sample_self(half, Words(), 64)
+    assert written.shape == (samples.SEQUENCES, 4)
+    assert seen == {torch.bfloat16 if instructions else torch.float32}
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+
+
+def test_few_sequences_at_once_are_not_worth_converting_layers_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from packager.quantize import samples
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(samples, "LENGTH", 4)
+    half = make_random(tmp_path, FAMILY_CONFIGS["qwen-2"]()).to(torch.bfloat16)
+    # As many as memory has room for: keys and values of 4 tokens in fp32.
+    monkeypatch.setattr(samples, "CACHE_BYTES", 4 * samples._cached_bytes(half) * (samples.WIDE - 1))
+    with types_of(half) as seen, torch.no_grad():
+        samples.sample_self(half, Words(), 64)
+    assert seen == {torch.bfloat16}
