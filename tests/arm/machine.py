@@ -94,6 +94,17 @@ class Machine:
             self._until(b"\0", deadline - time.monotonic())
         return self._process.wait(max(1.0, deadline - time.monotonic()))
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the machine is on, and even its serial line is dead, where a shell waits for a word."""
+        try:
+            self.run("true", check=False, seconds=ANSWER_SECONDS)
+        except TimeoutError:
+            return self._process.poll() is None
+        except (EOFError, OSError):
+            return False
+        return False
+
     def describe(self) -> str:
         """What the machine does: as it says itself, and as the emulator sees its processors, five seconds apart."""
         try:
