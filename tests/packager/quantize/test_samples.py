@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from packager.quantize.half_precision import has_products
 from tests.packager.families import FAMILY_CONFIGS, make_random
 
 
@@ -40,7 +41,7 @@ def test_a_processor_without_half_precision_computes_wide_batches_in_fp32(
 
     from packager.quantize import samples
 
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": instructions})
+    monkeypatch.setattr(samples, "has_products", lambda dtype: dtype == "bfloat16" and instructions)
     monkeypatch.setattr(samples, "LENGTH", 4)
     half = make_random(tmp_path, FAMILY_CONFIGS["qwen-2"]()).to(torch.bfloat16)
     with types_of(half) as seen, torch.no_grad():
@@ -57,7 +58,7 @@ def test_few_sequences_at_once_are_not_worth_converting_layers_for(
 
     from packager.quantize import samples
 
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(samples, "has_products", lambda dtype: False)
     monkeypatch.setattr(samples, "LENGTH", 4)
     half = make_random(tmp_path, FAMILY_CONFIGS["qwen-2"]()).to(torch.bfloat16)
     # As many as memory has room for: keys and values of 4 tokens in fp32.
@@ -65,3 +66,18 @@ def test_few_sequences_at_once_are_not_worth_converting_layers_for(
     with types_of(half) as seen, torch.no_grad():
         samples.sample_self(half, Words(), 64)
     assert seen == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "bfloat16", "float16"),
+    [
+        ("flags\t\t: fpu avx2 fma f16c", False, False),
+        ("flags\t\t: fpu avx512_bf16 avx512_fp16 amx_bf16", True, True),
+        ("flags\t\t: fpu avx512_bf16_of_another_kind", False, False),
+        ("Features\t: fp asimd asimdhp asimddp", False, True),
+        ("Features\t: fp asimd bf16 i8mm", True, False),
+        ("", False, False),
+    ],
+)
+def test_what_a_processor_says_it_multiplies(cpuinfo: str, bfloat16: bool, float16: bool) -> None:
+    assert (has_products("bfloat16", cpuinfo), has_products("float16", cpuinfo)) == (bfloat16, float16)

@@ -377,6 +377,17 @@ class TestLargeModels:
         needed = estimate_build(msgspec.structs.replace(PLAN, quantizer=quantizer, kv="auto"), shape_of(name))
         assert needed.memory_bytes < most * 2**30
 
+    def test_it_takes_longer_where_the_processor_has_no_instructions_for_halves(self) -> None:
+        plan = msgspec.structs.replace(PLAN, quantizer="gptq")
+        for name in ("llama-3.2-1b", "phi-3.5-mini"):
+            quick, slow = (estimate_build(plan, shape_of(name), halves=halves) for halves in (True, False))
+            assert 1.5 < slow.seconds / quick.seconds < 2.5
+            assert slow.memory_bytes == quick.memory_bytes
+        plain = msgspec.structs.replace(PLAN, quantizer="rtn")
+        assert estimate_build(plain, shape_of("llama-3.2-1b"), halves=False) == estimate_build(
+            plain, shape_of("llama-3.2-1b"), halves=True
+        )
+
     def test_what_is_tuned_is_told(self) -> None:
         plan = msgspec.structs.replace(PLAN, quantizer="gptq")
         assert [describe_calibration(plan, size)["tuned"] for size in (135_000_000, 3_800_000_000)] == [True, False]
