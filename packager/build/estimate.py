@@ -104,7 +104,8 @@ Phi-3.5-vision on two cores that other work shared: 571 s, and 294 and 113 s of 
 
 class Estimate(Struct, frozen=True):
     """What a build needs, roughly and rather too much than too little; ``proof_bytes`` of memory for computing two
-    layers twice, which is left out where there is less. Of the disk ``bundle_bytes`` are where the bundle goes, and the
+    layers twice, which is left out where there is less, and ``proof_disk_bytes`` in the cache, until the first weights
+    are there. Of the disk ``bundle_bytes`` are where the bundle goes, and the
     rest is in the cache; nothing where both are links to the same files (``linked``).
     """
 
@@ -112,6 +113,7 @@ class Estimate(Struct, frozen=True):
     disk_bytes: int
     seconds: float
     proof_bytes: int = 0
+    proof_disk_bytes: int = 0
     bundle_bytes: int = 0
     linked: bool = False
 
@@ -136,8 +138,13 @@ class Estimate(Struct, frozen=True):
 
     def within(self, memory: int) -> Estimate:
         """The same, with what it takes in all where so much ``memory`` is there."""
-        most = self.proof_bytes if self.proof_bytes <= memory else 0
-        return msgspec.structs.replace(self, memory_bytes=max(self.memory_bytes, most))
+        if self.proof_bytes > memory:
+            return self
+        return msgspec.structs.replace(
+            self,
+            memory_bytes=max(self.memory_bytes, self.proof_bytes),
+            disk_bytes=max(self.disk_bytes, self.bundle_bytes + self.proof_disk_bytes),
+        )
 
     def __str__(self) -> str:
         """One line for the display."""
@@ -182,6 +189,7 @@ def estimate_build(plan: BuildPlan, shape: ModelShape, *, linked: bool = False, 
         disk_bytes=cached + staged,
         seconds=seconds,
         proof_bytes=COMMAND_BYTES + _proof_bytes(shape),
+        proof_disk_bytes=_proof_disk_bytes(shape),
         bundle_bytes=staged,
         linked=linked,
     )
@@ -215,9 +223,18 @@ def _build_bytes(plan: BuildPlan, shape: ModelShape, stored: int) -> int:
 
 def _proof_bytes(shape: ModelShape) -> int:
     """Two layers, embedding and lm_head, by transformers and by the builder; with a cache as long as until a switch."""
-    weights = PROOF_LAYERS * shape.layer + shape.table + shape.vocabulary * shape.hidden
+    weights = _proof_weights(shape)
     cache = PROOF_CACHES * PROOF_LAYERS * shape.layer_kv_bytes * shape.switches_at
     return LIBRARIES_BYTES + PROOF_BYTES_PER_PARAMETER * weights + cache + ROPE_COPIES * shape.switching_rope_bytes
+
+
+def _proof_weights(shape: ModelShape) -> int:
+    return PROOF_LAYERS * shape.layer + shape.table + shape.vocabulary * shape.hidden
+
+
+def _proof_disk_bytes(shape: ModelShape) -> int:
+    """A checkpoint of two layers in the source's type, and its graph in fp32."""
+    return ((2 if shape.half else 4) + 4) * _proof_weights(shape)
 
 
 def _calibration(plan: BuildPlan, shape: ModelShape, halves: bool) -> tuple[int, float]:
