@@ -12,7 +12,7 @@ from msgspec import Struct
 from contract.bundle.device_plan import size_text
 from contract.errors import BuildRefused, StoreFull
 from contract.system.control_groups import PROC, ROOT, memory_limits
-from packager.build.disk import build_disk_bytes
+from packager.build.disk import build_disk_bytes, proof_disk_bytes
 from packager.build.plan import CALIBRATED, FAST, BuildPlan, goes_layer_by_layer
 from packager.evaluate.check import host_threads
 from packager.evaluate.source_process import AT_ONCE, WINDOW
@@ -104,9 +104,9 @@ Phi-3.5-vision on two cores that other work shared: 571 s, and 294 and 113 s of 
 
 class Estimate(Struct, frozen=True):
     """What a build needs, roughly and rather too much than too little; ``proof_bytes`` of memory for computing two
-    layers twice, which is left out where there is less, and ``proof_disk_bytes`` in the cache, until the first weights
-    are there. Of the disk ``bundle_bytes`` are where the bundle goes, and the
-    rest is in the cache; nothing where both are links to the same files (``linked``).
+    layers twice, which is left out where there is less, and ``proof_disk_bytes`` in the cache meanwhile. Of the disk
+    ``bundle_bytes`` are where the bundle goes, and the rest is in the cache; nothing where both are links to the same
+    files (``linked``).
     """
 
     memory_bytes: int
@@ -189,7 +189,7 @@ def estimate_build(plan: BuildPlan, shape: ModelShape, *, linked: bool = False, 
         disk_bytes=cached + staged,
         seconds=seconds,
         proof_bytes=COMMAND_BYTES + _proof_bytes(shape),
-        proof_disk_bytes=_proof_disk_bytes(shape),
+        proof_disk_bytes=proof_disk_bytes(plan, shape, _proof_weights(shape)),
         bundle_bytes=staged,
         linked=linked,
     )
@@ -230,11 +230,6 @@ def _proof_bytes(shape: ModelShape) -> int:
 
 def _proof_weights(shape: ModelShape) -> int:
     return PROOF_LAYERS * shape.layer + shape.table + shape.vocabulary * shape.hidden
-
-
-def _proof_disk_bytes(shape: ModelShape) -> int:
-    """A checkpoint of two layers in the source's type, and its graph in fp32."""
-    return ((2 if shape.half else 4) + 4) * _proof_weights(shape)
 
 
 def _calibration(plan: BuildPlan, shape: ModelShape, halves: bool) -> tuple[int, float]:

@@ -35,6 +35,14 @@ def test_two_layers_computed_twice_are_counted_where_that_is_done() -> None:
     assert needed.disk_bytes < 0.8e9
     assert 2.3e9 < needed.within(8 << 30).disk_bytes < 2.5e9
     assert needed.within(needed.proof_bytes - 1).disk_bytes == needed.disk_bytes, "it is left out there"
+    rounded = estimate_build(msgspec.structs.replace(PLAN, quantizer="gptq", kv="float"), shape, linked=True)
+    assert 5.7e9 < rounded.within(8 << 30).disk_bytes < 6.3e9, "6.17 GB were measured"
+
+
+@pytest.mark.parametrize("quantizer", ["gptq-fast", "gptq", "rtn"])
+def test_phi_is_proved_in_twelve_gigabytes_too(quantizer: str) -> None:
+    needed = estimate_build(msgspec.structs.replace(PLAN, quantizer=quantizer), shape_of("phi-3.5-mini"), linked=True)
+    assert needed.within(8 << 30).disk_bytes < 12e9
 
 
 def in_cache(plan: BuildPlan, shape: ModelShape) -> int:

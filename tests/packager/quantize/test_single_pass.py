@@ -136,12 +136,12 @@ def test_no_layer_is_lost_where_the_last_step_fails(
 
 KILLED = """
 import os, pathlib, signal
-rename = pathlib.Path.rename
+replace = pathlib.Path.replace
 def then_die(path, target):
-    rename(path, target)
+    replace(path, target)
     if pathlib.Path(target).name == "model-layer-0000.safetensors":
         os.kill(os.getpid(), signal.SIGKILL)
-pathlib.Path.rename = then_die
+pathlib.Path.replace = then_die
 """
 """The kernel ends the process right after a layer was written."""
 
