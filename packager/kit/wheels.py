@@ -24,7 +24,7 @@ PIP_SECONDS = 1800
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _SOURCES = (
-    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "contract", "edge_bundle", "packager",
+    "pyproject.toml", "README.md", "CONTRIBUTING.md", "LICENSE", "contract", "edge_bundle", "packager",
     "agent", "systemd", "docs", "examples", "clients/js/README.md",
     "clients/node-red/README.md",
 )  # fmt: skip
