@@ -101,7 +101,7 @@ def get_or_create(entry: Path, make: Callable[[Path], None], *, mark: str = ".")
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def put(made: Path, place: Path) -> None:
+def put(made: Path, target: Path) -> None:
     """Rename a file or a directory into its place, its bytes first: after a power cut what stands there is whole.
 
     Raises:
@@ -114,7 +114,7 @@ def put(made: Path, place: Path) -> None:
                 disk.sync_file(path)
     if made.is_file():
         disk.sync_file(made)
-    disk.rename(made, place)
+    disk.rename(made, target)
 
 
 def forget_oldest(fresh: Path, kept: int) -> None:
