@@ -28,7 +28,6 @@ def types_of(model: Any) -> Iterator[set[Any]]:
     """Types of the weights that layers compute with."""
     seen: set[Any] = set()
     for layer in model.model.layers:
-        layer.register_forward_hook(lambda *_: None)
         layer.mlp.register_forward_pre_hook(lambda module, _: seen.add(next(module.parameters()).dtype))
     yield seen
 
