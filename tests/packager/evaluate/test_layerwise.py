@@ -43,6 +43,39 @@ def test_only_one_layer_is_converted_at_a_time(tmp_path: Path) -> None:
     assert 0 < max(seen) < whole / 2
 
 
+def test_layers_are_converted_into_the_same_memory(tmp_path: Path) -> None:
+    import torch
+
+    half = make_random(tmp_path, FAMILY_CONFIGS["qwen-2"]()).to(torch.bfloat16)
+    places: list[int] = []
+    for layer in half.model.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, _: places.append(next(module.parameters()).data_ptr()))
+    with torch.no_grad(), in_fp32(half):
+        for _ in range(2):
+            half(torch.tensor([[1, 2, 3]]), use_cache=False)
+    assert len(places) == 2 * half.config.num_hidden_layers
+    assert len(set(places)) == 1
+
+
+def test_a_run_that_fails_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    import torch
+
+    half = make_random(tmp_path, FAMILY_CONFIGS["qwen-2"]()).to(torch.bfloat16)
+    ids = torch.tensor([[1, 2, 3]])
+
+    def fail(*_: Any) -> None:
+        raise ValueError("in the middle of a layer")
+
+    with torch.no_grad(), in_fp32(half):
+        wanted = half(ids, use_cache=False).logits
+        broken = half.model.layers[0].mlp.register_forward_pre_hook(fail)
+        with pytest.raises(ValueError, match="in the middle"):
+            half(ids, use_cache=False)
+        assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+        broken.remove()
+        torch.testing.assert_close(half(ids, use_cache=False).logits, wanted, rtol=0, atol=0)
+
+
 def largest_in_fp32(model: Any) -> int:
     """Parameters of ``model`` that are in fp32 now."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.element_size() == 4)

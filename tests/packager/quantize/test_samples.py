@@ -23,6 +23,18 @@ class Words:
         return 60
 
 
+class Talks(Words):
+    """One with a template of more tokens than other sequences begin with."""
+
+    chat_template = "as below"
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: Any) -> str:
+        return "a user says " + turns[0]["content"]
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [1, *range(40, 40 + len(text.split()))]}
+
+
 @contextlib.contextmanager
 def types_of(model: Any) -> Iterator[set[Any]]:
     """Types of the weights that layers compute with."""
@@ -65,6 +77,24 @@ def test_few_sequences_at_once_are_not_worth_converting_layers_for(
     with types_of(half) as seen, torch.no_grad():
         samples.sample_self(half, Words(), 64)
     assert seen == {torch.bfloat16}
+
+
+def test_conversations_are_written_together_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from packager.quantize import samples
+
+    monkeypatch.setattr(samples, "SEQUENCES", 8)
+    model = make_random(tmp_path, FAMILY_CONFIGS["qwen-2"]())
+    widths: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda *given: widths.append(tuple(given[2]["input_ids"].shape)), with_kwargs=True)
+    with torch.no_grad():
+        written = samples.sample_self(model, Talks(), 64)
+    assert widths == [(8, 2), *[(8, 1)] * 61]
+    assert written[6:, :4].tolist() == [[1, 40, 41, 42]] * 2, "their openings are as the template has them"
+    assert (written[:6, 0] == 1).all()
+    assert len({tuple(row) for row in written[:, 4:].tolist()}) == 8
+    assert ((written >= 0) & (written < model.config.vocab_size)).all()
 
 
 @pytest.mark.parametrize(
