@@ -88,6 +88,8 @@ class LineProgress:
         self._before = 0
         self._since = 0.0
         self._printed_at = 0.0
+        self._part = (0.0, 0.0)
+        self._share = 0.0
 
     def _finish(self) -> None:
         if self._title is not None:
@@ -105,16 +107,24 @@ class LineProgress:
         self._finish()
         self._title, self._output, self._before = f"[{number}/{of}] {title}", output, written_bytes(output)
         self._since = self._printed_at = self._clock()
+        self._part, self._share = (self._since, 0.0), 0.0
 
     def advance(self, done: float, total: float) -> None:
         now = self._clock()
+        before, self._share = self._share, done / total if total else 0.0
+        if self._share < before:  # the stage's next piece of work, which goes at a pace of its own
+            self._part = (now, self._share)
         if now - self._printed_at < WORD_SECONDS or self._title is None:
             return
         self._printed_at = now
-        spent = now - self._since
         share = [f"{done / total:.0%}"] if total else []
-        left = f"{spent * (total - done) / done / 60:.0f} min left" if done else f"{spent / 60:.0f} min so far"
-        self._print(f"{self._title}: {', '.join([*share, *self._bytes(), left])}")
+        since, share_then = self._part
+        if self._share > share_then:
+            minutes = (now - since) * (1 - self._share) / (self._share - share_then) / 60
+            time_word = f"{minutes:.0f} min left"
+        else:
+            time_word = f"{(now - self._since) / 60:.0f} min so far"
+        self._print(f"{self._title}: {', '.join([*share, *self._bytes(), time_word])}")
 
     def message(self, line: str) -> None:
         self._finish()

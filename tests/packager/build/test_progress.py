@@ -49,6 +49,22 @@ def test_a_stage_that_cannot_say_how_much_there_is_guesses_no_time() -> None:
     ]
 
 
+def test_what_is_left_of_a_stages_second_piece_of_work_goes_by_its_own_pace() -> None:
+    said, clock = io.StringIO(), Clock()
+    progress = LineProgress(said, clock)
+    progress.stage(3, 7, "building int4 for cpu")
+    for share in (0.5, 1.0, 0.05, 0.1, 0.15):
+        clock.now += WORD_SECONDS
+        progress.advance(share, 1)
+    assert said.getvalue().splitlines() == [
+        "[3/7] building int4 for cpu: 50%, 1 min left",
+        "[3/7] building int4 for cpu: 100%, 0 min left",
+        "[3/7] building int4 for cpu: 5%, 3 min so far",
+        "[3/7] building int4 for cpu: 10%, 18 min left",
+        "[3/7] building int4 for cpu: 15%, 17 min left",
+    ]
+
+
 def test_the_bar_shows_the_bytes_of_its_own_stage(tmp_path: Path) -> None:
     said = io.StringIO()
     progress = BarProgress(said)
