@@ -89,7 +89,7 @@ class GenaiEngine:
             self._og: Any = onnxruntime_genai
             overlaid = self._og.Config(str(bundle_dir))
             overlaid.overlay(json.dumps(_overlay(resources.threads, resources.kernels)))
-            progress("reading the weights")
+            progress("reading the weights", last=True)  # it holds the interpreter until it is done
             self._model: Any = self._og.Model(overlaid)
             progress("the weights are loaded")
             self._adapters = LoadedAdapters(self._og, self._model, files.adapters)

@@ -20,11 +20,15 @@ Detail = Literal["auto", "low", "high"]
 READ_SLICE = 128
 """Prompt tokens that a step reads at most: cancel waits for one slice; slices of 64 to 256 cost nothing."""
 
-Progress = Callable[[str], None]
-"""Hears that loading goes on, and with what."""
+
+class Progress(Protocol):
+    """Hears that loading goes on, and with what."""
+
+    def __call__(self, stage: str, /, *, last: bool = False) -> None:
+        """``last``: nothing more will be said until it is loaded, since the runtime lets no other thread run."""
 
 
-def silent(stage: str) -> None:
+def silent(stage: str, /, *, last: bool = False) -> None:
     """For whoever does not want to hear."""
 
 

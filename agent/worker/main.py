@@ -25,6 +25,7 @@ from agent.host.memory import own_anonymous_bytes, peak_rss_bytes, proportional_
 from agent.host.process_priority import set_nice
 from agent.systemd.notify import Notifier
 from agent.worker.protocol import (
+    MAX_LOADS,
     Admit,
     Cancel,
     Command,
@@ -155,7 +156,7 @@ def _serve(
     if manager.watchdog_seconds is not None and first.load_seconds:
         manager.allow_silence(first.load_seconds + WATCHDOG_GRACE_SECONDS)
     isolation = isolate(first)
-    with _progress(line, manager) as progress:
+    with _progress(line, manager, first.load_seconds) as progress:
         engine = open_engine(first, progress)
     release_freed_memory()
     if manager.watchdog_seconds is not None and first.stall_seconds:
@@ -174,17 +175,20 @@ def _serve(
 
 
 @contextlib.contextmanager
-def _progress(line: _Channel, manager: Notifier) -> Iterator[Progress]:
+def _progress(line: _Channel, manager: Notifier, load_seconds: float) -> Iterator[Progress]:
     """What lets agent and manager know that loading goes on; it says nothing once it is over."""
     last_report = time.monotonic()
     over = False
 
-    def advance(stage: str) -> None:
+    def advance(stage: str, /, *, last: bool = False) -> None:
         nonlocal last_report
-        if not over and time.monotonic() - last_report >= PROGRESS_SECONDS:
-            last_report = time.monotonic()
-            line.send(Loading(stage))
-            manager.progress()
+        if over or not (last or time.monotonic() - last_report >= PROGRESS_SECONDS):
+            return
+        last_report = time.monotonic()
+        line.send(Loading(stage, last))
+        manager.progress()
+        if last and manager.watchdog_seconds is not None and load_seconds:
+            manager.allow_silence(MAX_LOADS * load_seconds + WATCHDOG_GRACE_SECONDS)
 
     yield advance
     over = True

@@ -106,9 +106,12 @@ class Loaded(Struct, frozen=True, tag="loaded"):
 
 
 class Loading(Struct, frozen=True, tag="loading"):
-    """Loading goes on, with ``stage``: sent once a second at most, before :class:`Loaded`."""
+    """Loading goes on, with ``stage``: sent once a second at most, before :class:`Loaded`. ``last``: nothing more is
+    sent before that, however long it takes.
+    """
 
     stage: str
+    last: bool = False
 
 
 class Failed(Struct, frozen=True, tag="failed"):

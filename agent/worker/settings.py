@@ -45,7 +45,14 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
             f"than {GOOD_LENGTH} tokens",
         ),
     ] = 0
-    load_seconds: Annotated[float, Meta(gt=0, le=3600, description="longest that loading a model may take")] = 300.0
+    load_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=3600,
+            description="silence after which a load is given up; twelve times that in all, in silence where the engine is genai",
+        ),
+    ] = 300.0
     stall_seconds: Annotated[
         float, Meta(gt=0, le=3600, description="silence after which a worker counts as hung and is replaced")
     ] = 30.0

@@ -73,11 +73,11 @@ class LoadTimeout:
         self._stage = ""
         self.bound = asyncio.timeout_at(self._clock() + seconds)
 
-    def advance(self, stage: str) -> None:
-        """The worker said that it goes on."""
+    def advance(self, stage: str, *, last: bool = False) -> None:
+        """The worker said that it goes on; with ``last``, that it will not say so again."""
         self._stage = stage[:80]
         if not self.bound.expired():
-            self.bound.reschedule(min(self._last, self._clock() + self._seconds))
+            self.bound.reschedule(self._last if last else min(self._last, self._clock() + self._seconds))
 
     @property
     def reason(self) -> str:
@@ -339,9 +339,9 @@ class WorkerProcess:
                 future = self._scores.get(index)
                 if future is not None and not future.done():
                     future.set_result(score)
-            case protocol.Loading(stage):
+            case protocol.Loading(stage, last):
                 if self._load_timeout is not None and not self._loaded.done():
-                    self._load_timeout.advance(stage)
+                    self._load_timeout.advance(stage, last=last)
             case protocol.Loaded():
                 self._peak = reply.peak_rss_bytes
                 self._note_usage(reply.usage)

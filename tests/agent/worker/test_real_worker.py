@@ -14,7 +14,7 @@ import pytest
 from agent.engine.interface import Generation
 from agent.host.huge_pages import page_size
 from agent.worker.settings import WorkerSettings
-from agent.worker.supervisor import WorkerProcess
+from agent.worker.supervisor import LoadTimeout, WorkerProcess
 from contract.errors import EngineFailed
 from tests.agent.waiting import until
 from tests.agent.worker.listening import PATIENCE, Listener, closed
@@ -67,6 +67,27 @@ def test_the_model_answers_several_at_once(short_bundle: Path, engine: str) -> N
             await until(lambda: bytes_asked_for(worker.pid) > 8 << 20)
 
     with_worker(short_bundle, scenario, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["batched", "genai"])
+def test_who_cannot_speak_while_it_loads_says_so_before(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """The runtime's own models are opened without another thread being let run: who waits must not take it for dead."""
+    heard: list[tuple[str, bool]] = []
+
+    class Heard(LoadTimeout):
+        def advance(self, stage: str, *, last: bool = False) -> None:
+            heard.append((stage, last))
+            super().advance(stage, last=last)
+
+    monkeypatch.setattr("agent.worker.supervisor.LoadTimeout", Heard)
+
+    async def scenario(worker: WorkerProcess, listener: Listener) -> None:
+        assert worker.facts.engine == engine
+
+    with_worker(tiny_bundle, scenario, engine=engine)
+    assert (("reading the weights", True) in heard) == (engine == "genai")
 
 
 def test_as_many_run_at_once_as_the_operator_says(tiny_bundle: Path) -> None:

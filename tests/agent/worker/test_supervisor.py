@@ -240,8 +240,8 @@ def test_a_load_that_no_longer_advances_is_ended_and_its_last_stage_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Impatient(LoadTimeout):
-        def advance(self, stage: str) -> None:
-            super().advance(stage)
+        def advance(self, stage: str, *, last: bool = False) -> None:
+            super().advance(stage, last=last)
             self.bound.reschedule(0.0)  # as if the time were over now
 
     monkeypatch.setattr("agent.worker.supervisor.LoadTimeout", Impatient)
@@ -264,6 +264,10 @@ def test_a_load_that_advances_has_its_time_again_but_not_for_ever(monkeypatch: p
             left = waiting.bound.when()
             assert left is not None
             assert asked + 300 <= left <= clock() + 300
+            waiting.advance("reading the weights", last=True)
+            left = waiting.bound.when()
+            assert left is not None
+            assert asked + 11 * 300 <= left <= clock() + protocol.MAX_LOADS * 300
         monkeypatch.setattr(protocol, "MAX_LOADS", 0.5)
         waiting = LoadTimeout(300.0)
         end = clock() + 150
