@@ -202,6 +202,12 @@ def _key(digest: str, layers: list[int], boundaries: list[int]) -> str:
 
 def _refuse(proof: LogitsProof) -> None:
     what = f"with layers {' and '.join(map(str, proof.layers))} of the source alone, in fp32, the graph's logits are"
+    if proof.spread == 0:
+        raise BuildRefused(
+            f"with layers {' and '.join(map(str, proof.layers))} of the source alone, all its logits are the same: the "
+            "weights of its last norm or of others are zeros, as an interrupted download leaves them; fetch the files "
+            "again"
+        )
     # Not >: what is no number must not pass.
     if not proof.furthest <= BOUND * proof.spread:
         raise BuildRefused(

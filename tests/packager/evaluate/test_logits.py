@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from safetensors.torch import load_file, save_file
 
 from contract.errors import BuildRefused
 from packager.evaluate import logits, logits_process
@@ -166,6 +167,15 @@ class TestRefused:
         logits._refuse(good)
         with pytest.raises(BuildRefused, match="report it"):
             logits._refuse(msgspec.structs.replace(good, **changes))
+
+    def test_a_source_whose_logits_are_all_the_same(self, tmp_path: Path) -> None:
+        make_random(tmp_path / "source", FAMILY_CONFIGS["mistral"]())
+        file = tmp_path / "source" / "model.safetensors"
+        weights = load_file(file)
+        weights["model.norm.weight"].zero_()  # where a download stopped and its end was filled
+        save_file(weights, file, {"format": "pt"})
+        with pytest.raises(BuildRefused, match=r"all its logits are the same: .* are zeros, .*; fetch the files again"):
+            shown(tmp_path / "source", tmp_path)
 
     def test_two_layers_that_needed_other_workarounds(self) -> None:
         proof = LogitsProof([0, 1], [], 64, 1.0, 1e-6, "float32", workarounds=["a", "b"])
