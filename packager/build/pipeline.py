@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -77,7 +78,10 @@ def disk_errors(doing: str) -> Iterator[None]:
 
 
 def _file_of(error: OSError) -> str:
-    return "a file" if error.filename is None else os.fsdecode(error.filename)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # Of a copy, the one that is read and the one that is written: only that one can find its disk full.
+    name = error.filename2 if full and error.filename2 is not None else error.filename
+    return "a file" if name is None else os.fsdecode(name)
 
 
 def build_bundle(

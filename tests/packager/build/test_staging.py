@@ -68,3 +68,5 @@ def test_errors_of_the_disk_name_the_file(tmp_path: Path) -> None:
             list((tmp_path / "a").iterdir())
     with pytest.raises(StoreFull, match=r"^no space left while building$"), disk_errors("building"):
         raise OSError(28, "No space left on device")
+    with pytest.raises(StoreFull, match=r"while building \(out/model\.onnx\)$"), disk_errors("building"):
+        raise OSError(28, "No space left on device", "cache/model.onnx", None, "out/model.onnx")  # as a copy does
