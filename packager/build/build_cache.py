@@ -24,6 +24,9 @@ FORGOTTEN_SECONDS = 7 * 24 * 3600
 _UNFINISHED = re.compile(r"\.(.+?)(?:\.[a-z0-9_]{8})?")
 """What is made under an entry's name, with what :mod:`tempfile` adds to it."""
 
+_ENTRY = re.compile(r"\.?[0-9a-f]{32}(?![0-9a-f]).*")
+"""The first half of a SHA-256 begins every name."""
+
 _USED: ContextVar[dict[Path, int] | None] = ContextVar("used", default=None)
 """Entries that are in use here, each with the handle of its lock; None outside of :func:`using`."""
 
@@ -122,7 +125,7 @@ def forget_oldest(fresh: Path, kept: int) -> None:
     used: dict[Path, float] = {}
     for path in fresh.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):  # somebody else has removed it
-            if path != fresh and not path.name.startswith("."):
+            if path != fresh and not path.name.startswith(".") and is_entry(path):
                 used[path] = path.stat().st_mtime
     for path in sorted(used, key=lambda path: used[path], reverse=True)[kept - 1 :]:
         with contextlib.suppress(OSError):
@@ -163,6 +166,13 @@ def owner_of(path: Path) -> Path:
     return path if found is None else path.with_name(found[1])
 
 
+def is_entry(path: Path) -> bool:
+    """Whether ``path`` is called like an entry, or what belongs to one. Anything else in a directory that somebody
+    named as the cache is their own, like the ``checkpoints`` of a training.
+    """
+    return _ENTRY.fullmatch(path.name) is not None
+
+
 def is_lock(path: Path) -> bool:
     """Whether ``path`` is the lock of an entry."""
     return path.name.startswith(".") and path.name.endswith(".lock")
@@ -170,7 +180,7 @@ def is_lock(path: Path) -> bool:
 
 def sweep(directory: Path, pattern: str = "*") -> None:
     """Remove what was left by builds that were killed outright, and entries that nobody came back for."""
-    for path in directory.glob(pattern):
+    for path in filter(is_entry, directory.glob(pattern)):
         with contextlib.suppress(OSError):  # somebody else has removed it
             if time.time() - path.lstat().st_mtime > FORGOTTEN_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)

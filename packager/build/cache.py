@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from contract.errors import UsageError
-from packager.build.build_cache import drop, is_lock
+from packager.build.build_cache import drop, is_entry, is_lock
+
+LOGS = "logs"
+
+_LOG = re.compile(r".+-\d+\.\d+\.\d+.*\.log")
+"""Name and version of a bundle."""
 
 KINDS: dict[str, str] = {
     "checkpoints": "converted GGUF files and merged adapters",
@@ -20,7 +26,7 @@ KINDS: dict[str, str] = {
     "references": "what transformers makes of the small files of sources",
     "logits": "what two layers of sources showed",
     "gguf-headers": "what the headers of GGUF files say",
-    "logs": "logs of builds",
+    LOGS: "logs of builds",
 }
 """Folders of the cache, each with what it is for; everything in them can be made again."""
 
@@ -48,7 +54,7 @@ def list_cache(cache: Path) -> list[CacheEntry]:
     """Every entry, the oldest first; what begins with a dot is being made, or was left by a build that was killed."""
     found = []
     for kind in KINDS:
-        for path in _entries(cache / kind):
+        for path in _entries(cache, kind):
             # A build beside us may drop its entry while we look.
             with contextlib.suppress(FileNotFoundError):
                 found.append(CacheEntry(kind, path.name, _size_of(path), path.lstat().st_mtime))
@@ -95,12 +101,19 @@ def bound_cache(cache: Path, now_unix: float, *, limit_bytes: int = LIMIT_BYTES)
     return removed
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Finished entries, and with a dot before their names those that are being made or never were to their end."""
+def _entries(cache: Path, kind: str) -> list[Path]:
+    """Finished entries, and with a dot before their names those that are being made or never were to their end; nothing
+    that no build has made.
+    """
+    ours = _is_log if kind == LOGS else is_entry
     try:
-        return [path for path in folder.iterdir() if not is_lock(path)]
+        return [path for path in (cache / kind).iterdir() if ours(path) and not is_lock(path)]
     except FileNotFoundError:
         return []
+
+
+def _is_log(path: Path) -> bool:
+    return _LOG.fullmatch(path.name) is not None
 
 
 def _size_of(path: Path) -> int:

@@ -98,7 +98,7 @@ def test_an_entry_without_its_mark_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_what_nobody_came_back_for_is_swept(tmp_path: Path) -> None:
-    old, young, lock = tmp_path / ".old", tmp_path / "young", tmp_path / ".old.lock"
+    old, young, lock = (tmp_path / name for name in (f".{'1' * 32}", "2" * 32, f".{'1' * 32}.lock"))
     for path in (old, young):
         path.mkdir()
     lock.touch()
