@@ -29,6 +29,9 @@ exit status: 0 it fits, 1 it does not, 2 the command line or not a bundle, 3 a b
 EXIT_SHORT = 1
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+LEAST_SIZE = UNITS["M"]
+"""Less is a size whose unit was forgotten."""
+
 MOST_CORES = 1024
 
 
@@ -78,6 +81,12 @@ def plan_bundle(found: StoredBundle, box: Box, tokens: int = LEAST_TOKENS) -> De
         return read_graph_file(found.files[name])
 
     facts = read_genai_config(found.files[CONFIG_FILE].read_bytes())
+    if tokens > max(facts.context_length, LEAST_TOKENS):
+        raise UsageError(
+            f"--context {tokens} is more than {found.manifest.reference} was made for: its model has "
+            f"{facts.context_length} tokens",
+            field="context",
+        )
     return plan_device(measure_footprint(facts, read_graph), found.manifest.total_bytes, box, tokens=tokens)
 
 
@@ -101,12 +110,17 @@ def read_size(text: str, field: str) -> int:
     """Bytes: ``4G``, ``3.8GiB``, ``512M``.
 
     Raises:
-        UsageError: it is no size.
+        UsageError: it is no size, or none that a device has.
     """
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     if match is None or not float(match[1]):
         raise UsageError(f"--{field} {text!r} is no size: write it like 4G or 3800M", field=field)
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    size = int(float(match[1]) * UNITS[match[2].upper()])
+    if size < LEAST_SIZE:
+        raise UsageError(
+            f"--{field} {text!r} is less than a megabyte: write the unit with it, like 4G or 3800M", field=field
+        )
+    return size
 
 
 def _lines(found: StoredBundle, plan: DevicePlan) -> list[str]:

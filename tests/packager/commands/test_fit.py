@@ -72,6 +72,11 @@ def test_the_numbers_are_those_that_the_engine_plans_with(tiny_bundle: Path) -> 
     [
         (["--ram", "four"], "--ram 'four' is no size: write it like 4G or 3800M"),
         (["--ram", "0"], "is no size"),
+        (["--ram", "4"], "--ram '4' is less than a megabyte: write the unit with it, like 4G or 3800M"),
+        (
+            ["--ram", "4G", "--context", "2048"],
+            "--context 2048 is more than tiny@1.0.0 was made for: its model has 512",
+        ),
         (["--ram", "4G", "--disk", "-1G"], "--disk"),
         (["--ram", "4G", "--cores", "0"], "--cores must be between 1 and 1024"),
         (["--ram", "4G", "--slots", "9"], "--slots must be between 0 and 8"),
