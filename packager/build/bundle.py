@@ -51,14 +51,15 @@ class BuiltBundle(Struct, frozen=True):
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A hidden directory beside ``target``, gone when the block ends however it ends; where the process is killed, the
-    next that makes ``target`` removes it.
+    """A hidden directory beside ``target``, gone when the block ends however it ends, with the directories above that
+    were made for it and are empty; where the process is killed, the next that makes ``target`` removes it.
 
     Raises:
         UsageError: ``target`` is already there or being made, or lies nowhere.
     """
     if target.exists() or target.is_symlink():
         raise UsageError(f"{target} is already there; name another directory with --out or remove it", field="out")
+    above = [path for path in target.parents if not path.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         directory, lock = _begin(target)
@@ -69,6 +70,9 @@ def staging(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(lock)
+        with contextlib.suppress(OSError):  # the bundle is there, or somebody else's
+            for path in above:
+                path.rmdir()
 
 
 def _begin(target: Path) -> tuple[Path, int]:

@@ -55,6 +55,16 @@ def test_what_a_killed_build_left_beside_its_target_goes_with_the_next(tmp_path:
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
+def test_directories_that_were_made_for_a_bundle_go_where_none_comes(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ZeroDivisionError), staging(tmp_path / "there" / "new" / "deep" / "out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with staging(tmp_path / "new" / "out") as staged:
+        staged.rename(tmp_path / "new" / "out")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
 def test_errors_of_the_disk_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(StoreBroken) as caught, disk_errors("building"):
         raise PermissionError(13, "Permission denied", str(tmp_path / "model.safetensors"))
