@@ -1,7 +1,8 @@
 """Which worker gets new requests, and how that changes without losing any.
 
 ``overlap`` loads the new model beside the old one, which finishes what it runs. ``drain`` lets the old one finish,
-ends it and then loads the new one; requests wait meanwhile. Either way the old one serves on if the new one fails.
+ends it and then loads the new one; requests wait meanwhile. Either way the old one serves on if the new one fails. A
+model that does not load beside the old one is loaded in its place: it passed its canary, so what is missing is memory.
 Where memory has no room for a second model at all, the old one is suspended already while the new one is tried.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 
 from agent.install.ports import SealedBundle, SwapMode, SwapReport
 from agent.serving.events import DrainEnded, DrainTimedOut, Paused, Resumed, Stopped, Switched
@@ -17,6 +19,9 @@ from agent.serving.replica import LoadWorker, Replica
 from agent.serving.scheduler import Scheduler
 from agent.serving.settings import ServingSettings
 from contract.errors import EngineFailed
+
+
+log = logging.getLogger("edge_agent.serving")
 
 
 class Switchover:
@@ -46,12 +51,7 @@ class Switchover:
         """
         async with self._lock:
             old = self.replica
-            if mode == "overlap" and old is not None and old.worker is not None:
-                replica = self._make_replica(bundle)
-                await replica.open(reclaimable_bytes=old.footprint.anonymous_bytes)
-                self._drain_in_background(old)
-                self.replica = replica
-                self._loop.handle(Switched(replica.slots, old.slots))
+            if mode == "overlap" and old is not None and old.worker is not None and await self._overlap(bundle, old):
                 return SwapReport(mode, 0.0)
             self._loop.handle(Paused())
             try:
@@ -62,9 +62,27 @@ class Switchover:
                 await self._open_or_return(replica, old)
                 pause = self._pause_ms()
                 self._loop.handle(Switched(replica.slots))
-                return SwapReport(mode, pause)
+                return SwapReport("drain", pause)
             finally:
                 self._end_pause()
+
+    async def _overlap(self, bundle: SealedBundle, old: Replica) -> bool:
+        """Whether ``bundle`` was loaded beside ``old`` and is the current one now."""
+        replica = self._make_replica(bundle)
+        try:
+            await replica.open(reclaimable_bytes=old.footprint.anonymous_bytes)
+        except EngineFailed as error:
+            log.warning(
+                "%s does not load beside %s, which is ended first: %s",
+                bundle.manifest.reference,
+                old.bundle.manifest.reference,
+                error.message,
+            )
+            return False
+        self._drain_in_background(old)
+        self.replica = replica
+        self._loop.handle(Switched(replica.slots, old.slots))
+        return True
 
     async def suspend(self) -> None:
         """End the current worker and let requests wait, until ``swap`` or ``resume``."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from agent.clock import steady_clock
+from agent.install.ports import SwapMode
 from agent.serving.active_request import ActiveRequest
 from agent.serving.settings import ServingSettings
 from agent.state import result_writer
@@ -252,13 +253,31 @@ def test_swap_loses_and_doubles_nothing(make_device: MakeDevice, client: RawClie
     assert report.mode == mode
 
 
-def test_swap_to_a_model_that_does_not_load_keeps_the_old_one(make_device: MakeDevice, client: RawClient) -> None:
+def test_a_model_that_does_not_load_beside_the_old_one_is_loaded_in_its_place(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    device = make_device(workers=FakeWorkers(slots=2)).start(sealed())
+    for number in range(12):
+        client.ask(f"r{number}", f"count {number + 1}")
+    device.workers.failures = 1
+    report = device.run(device.serving.swap(sealed(version="2.0.0"), "overlap"))
+    client.ask("after", "count 1")
+    client.wait_until_fewer(1)
+    assert report.mode == "drain"
+    assert all(len(answer.lasts) == 1 and "text" in answer.lasts[0] for answer in client.answers.values())
+    assert client.answers["after"].bundle == "toy@2.0.0"
+
+
+@pytest.mark.parametrize(("mode", "failures"), [("drain", 1), ("overlap", 2)])
+def test_swap_to_a_model_that_does_not_load_keeps_the_old_one(
+    make_device: MakeDevice, client: RawClient, mode: SwapMode, failures: int
+) -> None:
     from contract.errors import EngineFailed
 
     device = make_device().start(sealed())
-    device.workers.failures = 1
+    device.workers.failures = failures
     with pytest.raises(EngineFailed):
-        device.run(device.serving.swap(sealed(version="2.0.0"), "drain"))
+        device.run(device.serving.swap(sealed(version="2.0.0"), mode))
     client.ask("still", "count 1")
     assert client.wait_answer("still").bundle == "toy@1.0.0"
 
