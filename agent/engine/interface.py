@@ -7,7 +7,6 @@ steps: that is what makes cancel, deadlines and fairness work in every phase.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct

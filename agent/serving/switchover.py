@@ -20,7 +20,6 @@ from agent.serving.scheduler import Scheduler
 from agent.serving.settings import ServingSettings
 from contract.errors import EngineFailed
 
-
 log = logging.getLogger("edge_agent.serving")
 
 

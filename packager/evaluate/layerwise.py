@@ -102,9 +102,9 @@ def _widen(half: dict[Any, Any], room: Room | None) -> Callable[..., None]:
     def before(module: Any, given: Any) -> None:
         parameters = _halves(module)
         lent = None if room is None or not parameters else room.lend(module)
-        for parameter, place in zip(parameters, lent or [None] * len(parameters), strict=True):
+        for parameter, target in zip(parameters, lent or [None] * len(parameters), strict=True):
             half[parameter] = parameter.data
-            parameter.data = parameter.data.float() if place is None else place.copy_(parameter.data)
+            parameter.data = parameter.data.float() if target is None else target.copy_(parameter.data)
 
     return before
 

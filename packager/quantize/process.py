@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from packager.subprocess_job import Reporter, child_main
 SAMPLING, ROUNDING, TUNING = 20, 45, 30
 """Parts of a hundred on the display, as long as they take on a small model; packing is the rest."""
 
+WRITING, PASS = 50, 95
+"""Of a hundred, where layers are rounded one by one: when the model has written its text, and when they are."""
+
 
 def calibrate(job: CalibrationJob, reporter: Reporter) -> CalibrationResult:
     """Round the checkpoint on its own or somebody's text into a GPTQ checkpoint."""
@@ -29,7 +33,8 @@ def calibrate(job: CalibrationJob, reporter: Reporter) -> CalibrationResult:
     model, tokenizer = load_source(job.checkpoint)
     stages = CalibrationCheckpoints(Path(job.stages))
     with torch.no_grad():
-        ids = _read(job, model, tokenizer, stages)
+        writing = WRITING if job.by_layer else SAMPLING
+        ids = _read(job, model, tokenizer, stages, lambda done, of: reporter.progress(writing * done / of, 100))
         if job.by_layer:
             return _round_fast(job, model, ids, reporter)
         reporter.progress(SAMPLING, 100)
@@ -67,14 +72,20 @@ def calibrate(job: CalibrationJob, reporter: Reporter) -> CalibrationResult:
     return CalibrationResult(ids.numel(), len(rounded) + 1, target.plain)
 
 
-def _read(job: CalibrationJob, model: Any, tokenizer: Any, stages: CalibrationCheckpoints) -> torch.Tensor:
+def _read(
+    job: CalibrationJob,
+    model: Any,
+    tokenizer: Any,
+    stages: CalibrationCheckpoints,
+    on_token: Callable[[int, int], None],
+) -> torch.Tensor:
     """The calibration text that was asked for, ``[sequences, tokens]``."""
     context = int(getattr(model.config.get_text_config(), "max_position_embeddings", LENGTH) or LENGTH)
     if job.text is not None:
         return tokens_of_text(tokenizer, job.text)
     if job.passages:
         return tokens_of_passages(tokenizer, context)
-    return torch.as_tensor(stages.once("samples", lambda: sample_self(model, tokenizer, context)))
+    return torch.as_tensor(stages.once("samples", lambda: sample_self(model, tokenizer, context, on_token)))
 
 
 def _round_fast(job: CalibrationJob, model: Any, ids: torch.Tensor, reporter: Reporter) -> CalibrationResult:
@@ -87,9 +98,12 @@ def _round_fast(job: CalibrationJob, model: Any, ids: torch.Tensor, reporter: Re
         symmetric=job.symmetric or not fits_gptq(model, job.block),
     )
     shards.take_back(Path(job.out))
-    rounded = round_in_one_pass(
-        model, ids, shards, block=job.block, on_layer=lambda done, of: reporter.progress(95 * done / of, 100)
-    )
+    begin = 0 if job.passages or job.text is not None else WRITING
+
+    def tell(done: int, of: int) -> None:
+        reporter.progress(begin + (PASS - begin) * done / of, 100)
+
+    rounded = round_in_one_pass(model, ids, shards, block=job.block, on_layer=tell)
     finish_checkpoint(shards, Path(job.checkpoint), Path(job.out), job.block)
     reporter.progress(100, 100)
     return CalibrationResult(ids.numel(), rounded, tuned=False)

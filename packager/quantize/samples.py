@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -100,8 +100,10 @@ def _on_one_day() -> Iterator[None]:
         chat_template_utils.datetime = clock
 
 
-def sample_self(model: Any, tokenizer: Any, context: int) -> torch.Tensor:
-    """``[SEQUENCES, LENGTH]`` tokens that ``model`` wrote."""
+def sample_self(
+    model: Any, tokenizer: Any, context: int, on_token: Callable[[int, int], None] = lambda done, of: None
+) -> torch.Tensor:
+    """``[SEQUENCES, LENGTH]`` tokens that ``model`` wrote; ``on_token`` hears how many are there, and of how many."""
     generator = torch.Generator().manual_seed(SEED)
     length = min(LENGTH, context)
     opening = _conversation(tokenizer)
@@ -112,7 +114,14 @@ def sample_self(model: Any, tokenizer: Any, context: int) -> torch.Tensor:
     longest = max(map(len, starts))
     begun = torch.tensor([[*start, *[FREE] * (longest - len(start))] for start in starts])
     at_once = max(1, CACHE_BYTES // (length * _cached_bytes(model)))
-    return torch.cat([_grow(model, some, length, generator) for some in begun.split(at_once)])
+    written: list[torch.Tensor] = []
+    for some in begun.split(at_once):
+
+        def report(tokens: int, rows: int = len(some), before: int = sum(map(len, written))) -> None:
+            on_token(before * length + rows * tokens, SEQUENCES * length)
+
+        written.append(_grow(model, some, length, generator, report))
+    return torch.cat(written)
 
 
 def _is_wide(model: Any, rows: int) -> bool:
@@ -142,12 +151,20 @@ def _conversation(tokenizer: Any) -> list[int] | None:
     return [int(token) for token in tokenizer(text.partition(mark)[0], add_special_tokens=False)["input_ids"]]
 
 
-def _grow(model: Any, begun: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+OnLength = Callable[[int], None]
+"""Hears how many tokens each sequence has by now."""
+
+
+def _grow(
+    model: Any, begun: torch.Tensor, length: int, generator: torch.Generator, on_length: OnLength
+) -> torch.Tensor:
     with in_fp32(model) if _is_wide(model, len(begun)) else contextlib.nullcontext():
-        return _grow_on(model, begun, length, generator)
+        return _grow_on(model, begun, length, generator, on_length)
 
 
-def _grow_on(model: Any, begun: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+def _grow_on(
+    model: Any, begun: torch.Tensor, length: int, generator: torch.Generator, on_length: OnLength
+) -> torch.Tensor:
     """``begun`` ``[sequences, tokens]`` written on; of those that begin with more tokens than others, these stay."""
     free = (begun == FREE).any(0).nonzero()
     past, ids = None, begun[:, : int(free[0]) if len(free) else begun.shape[1]]
@@ -161,4 +178,5 @@ def _grow_on(model: Any, begun: torch.Tensor, length: int, generator: torch.Gene
             given = begun[:, ids.shape[1], None]
             step = torch.where(given == FREE, step, given)
         ids = torch.cat([ids, step], 1)
+        on_length(ids.shape[1])
     return ids

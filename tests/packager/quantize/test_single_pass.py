@@ -360,15 +360,20 @@ class TestLargeModels:
         monkeypatch.setattr(samples, "LENGTH", 24)
         grown: list[int] = []
 
-        def grow(model: Any, ids: torch.Tensor, length: int, generator: torch.Generator) -> torch.Tensor:
+        def grow(
+            model: Any, ids: torch.Tensor, length: int, _: torch.Generator, tell: samples.OnLength
+        ) -> torch.Tensor:
             grown.append(len(ids))
+            tell(length)
             return ids.new_zeros(len(ids), length)
 
         monkeypatch.setattr(samples, "_grow", grow)
         with torch.no_grad():
             samples.sample_self(model, tokenizer, 256)
             monkeypatch.setattr(samples, "CACHE_BYTES", 4 * 24 * samples._cached_bytes(model))
-            samples.sample_self(model, tokenizer, 256)
+            told: list[tuple[int, int]] = []
+            samples.sample_self(model, tokenizer, 256, lambda done, of: told.append((done, of)))
+        assert told == [(4 * 24, 8 * 24), (8 * 24, 8 * 24)]
         assert grown == [8, 4, 4], "conversations among the others; then four at a time"
 
     @pytest.mark.parametrize(("name", "most"), [("phi-3.5-mini", 10), ("llama-3.2-1b", 10), ("mistral-7b", 12)])
