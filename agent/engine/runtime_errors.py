@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from agent.engine.memory import allocatable_bytes
+from agent.host.memory import available_memory
+from contract.bundle.device_plan import size_text
 from contract.errors import EdgeBundleError, EngineFailed
 
 
@@ -19,8 +23,20 @@ def runtime_errors(what: str) -> Iterator[None]:
         yield
     except (EdgeBundleError, Declined):
         raise
+    except MemoryError as error:
+        raise EngineFailed(f"{what}: {_say_memory(error)}") from error
     except Exception as error:  # the bindings raise types of their own and RuntimeError
-        raise EngineFailed(f"{what}: {str(error) or type(error).__name__}") from error  # a MemoryError is silent
+        raise EngineFailed(f"{what}: {str(error) or type(error).__name__}") from error
+
+
+def _say_memory(error: MemoryError) -> str:
+    """That memory has ended, and what there is of it now."""
+    found = f"no memory is left ({error})" if str(error) else "no memory is left"
+    with suppress(MemoryError, OSError):
+        free, allowed = available_memory(), allocatable_bytes()
+        more = f", and this worker may have {size_text(allowed)} more" if allowed < sys.maxsize else ""
+        return f"{found}: {size_text(free)} are free{more}"
+    return found
 
 
 class Declined(Exception):
