@@ -301,7 +301,8 @@ def _short_of_disk(bundle_bytes: int, box: Box) -> str:
         return ""
     return (
         f"the disk is short by {size_text(needed - box.disk)}: one version beside the next needs {size_text(needed)}, "
-        f"there are {size_text(box.disk)}; what helps: a larger disk or quota, or a smaller model"
+        f"{size_text(SPARE_DISK_BYTES)} of it to stay free, and there are {size_text(box.disk)}; what helps: a larger "
+        "disk or quota, or a smaller model"
     )
 
 

@@ -197,7 +197,7 @@ def estimate_build(plan: BuildPlan, shape: ModelShape, *, linked: bool = False, 
 
 def _stored_bytes(plan: BuildPlan, shape: ModelShape) -> int:
     bits = STORED_BITS[plan.precision]
-    stored = shape.parameters * bits + 8.0 * shape.switching_rope_bytes
+    stored = shape.parameters * bits + 8.0 * shape.rope_bytes
     if plan.quantised:
         # Only int4 shares a table with the lm_head.
         table = shape.table or (0 if plan.precision == "int4" else shape.vocabulary * shape.hidden)

@@ -25,9 +25,9 @@ LARGEST = 2**53
 class ModelShape(Struct, frozen=True):
     """``layer`` is the largest layer and ``matrix`` the largest weight in parameters; ``table`` the embedding, 0 where
     it is the lm_head's own weight; ``vocabulary`` its rows and ``hidden`` their length. ``copied_bytes`` are weights
-    that are joined before they are quantised, ``switching_rope_bytes`` rotary tables inside branches of the graph;
-    ``switches_at`` the position where these switch, ``layer_kv_bytes`` keys and values of one position and layer;
-    ``half`` says whether most of the weights are stored in 16 bits, ``family`` is the configuration's model type.
+    that are joined before they are quantised, ``rope_bytes`` rotary tables in fp32, ``switches_at`` the position where
+    these switch (0: nowhere), ``layer_kv_bytes`` keys and values of one position and layer; ``half`` says whether most
+    of the weights are stored in 16 bits, ``family`` is the configuration's model type.
     """
 
     parameters: int
@@ -38,11 +38,16 @@ class ModelShape(Struct, frozen=True):
     hidden: int = 0
     kv_token_bytes: int = 0
     copied_bytes: int = 0
-    switching_rope_bytes: int = 0
+    rope_bytes: int = 0
     switches_at: int = 0
     layer_kv_bytes: int = 0
     half: bool = True
     family: str = ""
+
+    @property
+    def switching_rope_bytes(self) -> int:
+        """Of rotary tables inside branches of the graph."""
+        return self.rope_bytes if self.switches_at else 0
 
 
 def read_shape(checkpoint: Checkpoint) -> ModelShape:
@@ -75,7 +80,7 @@ def read_shape(checkpoint: Checkpoint) -> ModelShape:
         copied_bytes=copied,
         layer_kv_bytes=kv // max(1, _integer(config, "num_hidden_layers")),
         switches_at=_switches_at(config),
-        switching_rope_bytes=_switching_rope_bytes(config, head),
+        rope_bytes=_rope_bytes(config, head),
         half=2 * half > checkpoint.parameters,
         family=_family(config),
     )
@@ -90,9 +95,8 @@ def _switches_at(config: dict[str, object]) -> int:
     return _integer(config, name) or _integer(rope, name) or _integer(config, "max_position_embeddings")
 
 
-def _switching_rope_bytes(config: dict[str, object], head: int) -> int:
-    at = _switches_at(config)
-    return 4 * (_integer(config, "max_position_embeddings") + at) * head if at else 0
+def _rope_bytes(config: dict[str, object], head: int) -> int:
+    return 4 * (_integer(config, "max_position_embeddings") + _switches_at(config)) * head
 
 
 def _guess_shape(checkpoint: Checkpoint) -> ModelShape:
@@ -115,7 +119,7 @@ def _guess_shape(checkpoint: Checkpoint) -> ModelShape:
         copied_bytes=(2 if half else 4) * layers * hidden * (hidden + 2 * cached),
         layer_kv_bytes=2 * 4 * cached,
         switches_at=_switches_at(config),
-        switching_rope_bytes=_switching_rope_bytes(config, head),
+        rope_bytes=_rope_bytes(config, head),
         half=half,
         family=_family(config),
     )

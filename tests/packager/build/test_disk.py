@@ -54,7 +54,7 @@ def test_weights_that_two_graphs_have_lie_there_once() -> None:
     shape = ModelShape(10**6, family="phi3")
     assert in_cache(rtn, shape) == STORED
     assert in_cache(msgspec.structs.replace(rtn, kv="int8"), shape) == STORED
-    tables = msgspec.structs.replace(shape, switching_rope_bytes=7, vocabulary=10)
+    tables = msgspec.structs.replace(shape, rope_bytes=7, switches_at=1, vocabulary=10)
     assert in_cache(rtn, tables) == STORED + 7 + 2 * 1024 * 10, "kv auto; and what the source says"
     assert in_cache(msgspec.structs.replace(rtn, kv="float"), tables) == STORED + 2 * 1024 * 10
     assert in_cache(msgspec.structs.replace(rtn, kv="int8", sees=True), shape) == 2 * STORED

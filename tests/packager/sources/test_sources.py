@@ -477,7 +477,7 @@ class TestHeadersFirst:
         assert shape.kv_token_bytes == 2 * 4 * 2 * 1 * 32
         packed = [math.prod(dims) for name, dims in weights.items() if re.search("[qkv]_proj", name)]
         assert shape.copied_bytes == 2 * sum(packed)
-        assert shape.switching_rope_bytes == 0
+        assert (shape.rope_bytes, shape.switching_rope_bytes) == (config["max_position_embeddings"] * 32 * 4, 0)
 
     def test_tables_in_branches_and_an_embedding_of_its_own_count(self, tmp_path: Path) -> None:
         make_random_checkpoint(tmp_path / "source", small_config("phi-3.5-mini"))
