@@ -16,7 +16,7 @@ TUNED_BYTES = 4
 PACKED_WORDS = 0.5
 """Bytes of a weight in a GPTQ checkpoint, beside the scales."""
 
-PROOF_BYTES, PACKED_PROOF_BYTES = 4, 12
+PROOF_BYTES, PACKED_PROOF_BYTES = 4, 13
 """Of a weight of the layers that are computed twice: their graph in fp32, beside them in the source's type; and where
 they are taken out of a GPTQ checkpoint, in all (6.17 GB were measured where 627 million parameters were rounded)."""
 

@@ -73,10 +73,10 @@ CALIBRATION_CORE_SECONDS_PER_PARAMETER = 1.1e-5
 LAYERED_CORE_SECONDS_PER_PARAMETER = 3.0e-6
 """The same without tuning, layer by layer, linear in the parameters."""
 
-WRITING_CORE_SECONDS_PER_PARAMETER = 3.7e-6
-"""What it takes beyond that on processors without instructions for halves. Zen 3, two idle cores, the shape of
-Llama-3.2-1B with six layers, 627 million parameters: after 1,365 s the text was not yet written whole, and rounding
-takes 57 s for each 61 million; with the instructions both are :data:`LAYERED_CORE_SECONDS_PER_PARAMETER`."""
+WRITING_CORE_SECONDS_PER_PARAMETER = 1.1e-6
+"""What it takes beyond that on processors without instructions for halves. Zen 3, two cores, the shape of Llama-3.2-1B
+with six layers, 627 million parameters: 740 s to write the text and 407 to round, of 1,398 s in all; with the
+instructions both are :data:`LAYERED_CORE_SECONDS_PER_PARAMETER`."""
 
 SHORT_TEXT, LONG_TEXT = 4096, 24576
 """Tokens that weights are rounded on: of the shipped text, and of what the model writes."""

@@ -386,7 +386,7 @@ class TestLargeModels:
         plan = msgspec.structs.replace(PLAN, quantizer="gptq")
         for name in ("llama-3.2-1b", "phi-3.5-mini"):
             quick, slow = (estimate_build(plan, shape_of(name), halves=halves) for halves in (True, False))
-            assert 1.5 < slow.seconds / quick.seconds < 2.5
+            assert 1.2 < slow.seconds / quick.seconds < 2.5
             assert slow.memory_bytes == quick.memory_bytes
         plain = msgspec.structs.replace(PLAN, quantizer="rtn")
         assert estimate_build(plain, shape_of("llama-3.2-1b"), halves=False) == estimate_build(
