@@ -1,6 +1,8 @@
 """Bounds on work that runs somebody else's program: processor time by a timer's signal, memory by a resource limit.
 
-Both are the whole process's, so nothing else may compute in it meanwhile; a worker renders between two steps.
+Time is the main thread's own. The limit of memory is the whole process's: where another thread works in it, a model
+that is loaded or a picture that is looked at would be refused memory for a template's sake. Whoever gives a thread such
+work says so with :func:`leave_memory_to`; as long as that lasts, memory is bounded by the process's own limit alone.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from contract.errors import EngineFailed
 
@@ -23,7 +26,9 @@ MEMORY_BYTES = 32 << 20
 """Several copies of the longest request (1 MiB, up to four bytes a character)."""
 
 AGAIN_SECONDS = 0.05
-"""Where the first signal came to nothing, since Python swallowed what its handler raised, there are more."""
+"""Between signals: the first may come too early, since the timer counts all threads, and Python may swallow what the
+handler raises.
+"""
 
 T = TypeVar("T")
 
@@ -49,15 +54,28 @@ class _OutOfTime(BaseException):
 
 
 _running = threading.Event()
+_until = 0.0
+"""Processor time of the main thread at which what runs has had its time."""
+
+_elsewhere: set[Future[Any]] = set()
+"""Work in other threads that may need memory."""
+
+
+def leave_memory_to(work: Future[Any]) -> None:
+    """Bound nothing by a limit of memory until ``work``, which another thread does, is done. Called by the thread that
+    runs what is bounded.
+    """
+    _elsewhere.add(work)
+    work.add_done_callback(_elsewhere.discard)
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
-    if _running.is_set():
+    if _running.is_set() and time.thread_time() >= _until:
         raise _OutOfTime
 
 
 def run_bounded(work: Callable[[], T], allowance: Allowance) -> T:
-    """What ``work`` returns; ``allowance`` shrinks by the processor time it took.
+    """What ``work`` returns; ``allowance`` shrinks by the processor time it took, that of other threads left out.
 
     Raises:
         LimitExceeded: more time, memory or depth than there is.
@@ -68,10 +86,13 @@ def run_bounded(work: Callable[[], T], allowance: Allowance) -> T:
     # Left in place, since the default would end the process if a signal came late.
     signal.signal(signal.SIGPROF, _ring)
     limits = resource.getrlimit(resource.RLIMIT_DATA)
-    began = time.process_time()
+    began = time.thread_time()
+    global _until  # noqa: PLW0603 - the signal's handler is one for the process
+    _until = began + allowance.seconds
     try:
         try:
-            _limit_memory(allowance.memory, limits)
+            if not _elsewhere:
+                _limit_memory(allowance.memory, limits)
             _running.set()
             signal.setitimer(signal.ITIMER_PROF, max(allowance.seconds, 1e-6), AGAIN_SECONDS)
             return work()
@@ -85,7 +106,7 @@ def run_bounded(work: Callable[[], T], allowance: Allowance) -> T:
         raise LimitExceeded("more depth than there is") from None
     finally:
         _release(limits)  # the signal may have cut the first one short
-        allowance.seconds -= time.process_time() - began
+        allowance.seconds -= time.thread_time() - began
 
 
 def _limit_memory(most: int, limits: tuple[int, int]) -> None:

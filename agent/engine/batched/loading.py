@@ -23,6 +23,7 @@ from agent.engine.runtime_errors import Declined, runtime_errors
 from agent.engine.tokenizing import Tokenizing
 from agent.host.process_effort import Effort, own_effort
 from contract.bundle.genai_config import GenaiFacts
+from contract.chat.limits import leave_memory_to
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the libraries are first imported
 
@@ -68,13 +69,15 @@ def load(
 
         def begin() -> Future[Any]:
             hear("reading the weights")
-            return beside.submit(
+            opening = beside.submit(
                 open_session,
                 derived_graph(bundle_dir / facts.filename, files.derived_dir),
                 resources.threads,
                 resources.kernels,
                 logits=facts.outputs.get("logits", "logits"),
             )
+            leave_memory_to(opening)
+            return opening
 
         opening = begin() if known else None
         decoder = read_decoder(bundle_dir, facts)

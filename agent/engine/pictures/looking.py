@@ -20,6 +20,7 @@ from agent.engine.memory import usable_bytes
 from agent.engine.pictures.features import Encoded, FeatureCache, Features, PictureKey
 from agent.engine.pictures.plan import PlannedFor, check_context, check_plan, check_time
 from contract.bundle.picture_families import Size
+from contract.chat.limits import leave_memory_to
 from contract.errors import EngineFailed, RequestInvalid
 
 PATIENCE_SECONDS = 0.05
@@ -186,7 +187,9 @@ class Looking:
             return
         number = len(look.found)
         picture, size = look.generation.pictures[number], look.sizes[number]
-        self._job = look, self._beside.submit(self._encode, picture, size, look.wanted)
+        job = self._beside.submit(self._encode, picture, size, look.wanted)
+        leave_memory_to(job)
+        self._job = look, job
 
     def _encode(self, picture: bytes, size: Size, wanted: threading.Event) -> Encoded:
         """In the thread beside; takes the time."""

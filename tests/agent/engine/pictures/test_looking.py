@@ -15,10 +15,12 @@ from agent.engine.pictures.features import Encoded, FeatureCache
 from agent.engine.pictures.looking import Looking, Seen
 from agent.engine.pictures.plan import PlannedFor
 from contract.bundle.picture_families import phi3v_cost
+from contract.chat.limits import MEMORY_BYTES, Allowance, run_bounded
 from contract.errors import RequestInvalid
 from tests.seeing import LOW_TOKENS, png
 
 MODEL = PlannedFor(phi3v_cost, 8192, 4, 1)
+SECONDS = 120.0
 LEAST = 2 * 1024**2
 """Bytes: the pixels of two crops alone are more."""
 
@@ -93,6 +95,33 @@ def test_a_picture_waits_for_memory_that_answers_in_progress_hold(
     assert (seen.generation.request, seen.refused) == (1, None)
     assert encoder.looked == [first, second]
     assert not looking.busy
+
+
+def test_a_template_that_is_rendered_meanwhile_takes_no_memory_from_the_encoder(
+    looking: Looking, encoder: Doing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a template may take is a limit of the whole process, and pictures are looked at in another thread."""
+    bounded, looked = threading.Event(), threading.Event()
+    encode = encoder.encode
+
+    def encode_while_bounded(*given: Any, **named: Any) -> Encoded:
+        assert bounded.wait(SECONDS)
+        try:
+            assert len(bytearray(8 * MEMORY_BYTES)) > 0
+            return encode(*given, **named)
+        finally:
+            looked.set()
+
+    def render() -> bool:
+        bounded.set()
+        return looked.wait(SECONDS)
+
+    monkeypatch.setattr(encoder, "encode", encode_while_bounded)
+    looking.admit(look(0, png(1, 1, 1)))
+    assert finish(looking) == []
+    assert run_bounded(render, Allowance())
+    [seen] = finish(looking)
+    assert seen.refused is None
 
 
 def test_a_picture_is_refused_where_nobody_will_give_memory_back(
