@@ -24,12 +24,12 @@ def runtime_errors(what: str) -> Iterator[None]:
     except (EdgeBundleError, Declined):
         raise
     except MemoryError as error:
-        raise EngineFailed(f"{what}: {_say_memory(error)}") from error
+        raise EngineFailed(f"{what}: {_describe_memory(error)}") from error
     except Exception as error:  # the bindings raise types of their own and RuntimeError
         raise EngineFailed(f"{what}: {str(error) or type(error).__name__}") from error
 
 
-def _say_memory(error: MemoryError) -> str:
+def _describe_memory(error: MemoryError) -> str:
     """That memory has ended, and what there is of it now."""
     found = f"no memory is left ({error})" if str(error) else "no memory is left"
     with suppress(MemoryError, OSError):
