@@ -140,6 +140,10 @@ class EngineFailed(EdgeBundleError):
         super().__init__(message, reason=reason)
 
 
+class LoadTimedOut(EngineFailed):
+    """A model was not loaded in the time that there is for it."""
+
+
 class RequestInvalid(EdgeBundleError):
     """A client's request cannot be served as it stands; ``code`` follows HTTP (400, 404, 409, 410, 413, 429…)."""
 

@@ -24,7 +24,7 @@ class Progress(Protocol):
     """Hears that loading goes on, and with what."""
 
     def __call__(self, stage: str, /, *, last: bool = False) -> None:
-        """``last``: nothing more will be said until it is loaded, since the runtime lets no other thread run."""
+        """``last``: nothing more is said until the weights are loaded, since the runtime lets no other thread run."""
 
 
 def silent(stage: str, /, *, last: bool = False) -> None:

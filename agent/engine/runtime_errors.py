@@ -32,7 +32,7 @@ def runtime_errors(what: str) -> Iterator[None]:
 def _describe_memory(error: MemoryError) -> str:
     """That memory has ended, and what there is of it now."""
     found = f"no memory is left ({error})" if str(error) else "no memory is left"
-    with suppress(MemoryError, OSError):
+    with suppress(MemoryError, OSError, EdgeBundleError):
         free, allowed = available_memory(), allocatable_bytes()
         more = f", and this worker may have {size_text(allowed)} more" if allowed < sys.maxsize else ""
         return f"{found}: {size_text(free)} are free{more}"

@@ -2,7 +2,8 @@
 
 ``overlap`` loads the new model beside the old one, which finishes what it runs. ``drain`` lets the old one finish,
 ends it and then loads the new one; requests wait meanwhile. Either way the old one serves on if the new one fails. A
-model that does not load beside the old one is loaded in its place: it passed its canary, so what is missing is memory.
+model that does not load beside the old one is loaded in its place, unless it took too long: it passed its canary, so
+what is missing is memory.
 Where memory has no room for a second model at all, the old one is suspended already while the new one is tried.
 """
 
@@ -18,7 +19,7 @@ from agent.serving.loop import Loop
 from agent.serving.replica import LoadWorker, Replica
 from agent.serving.scheduler import Scheduler
 from agent.serving.settings import ServingSettings
-from contract.errors import EngineFailed
+from contract.errors import EngineFailed, LoadTimedOut
 
 log = logging.getLogger("edge_agent.serving")
 
@@ -70,6 +71,8 @@ class Switchover:
         replica = self._make_replica(bundle)
         try:
             await replica.open(reclaimable_bytes=old.footprint.anonymous_bytes)
+        except LoadTimedOut:
+            raise  # requests would wait for as long again
         except EngineFailed as error:
             log.warning(
                 "%s does not load beside %s, which is ended first: %s",

@@ -107,7 +107,7 @@ class Loaded(Struct, frozen=True, tag="loaded"):
 
 class Loading(Struct, frozen=True, tag="loading"):
     """Loading goes on, with ``stage``: sent once a second at most, before :class:`Loaded`. ``last``: nothing more is
-    sent before that, however long it takes.
+    sent until the weights are loaded, however long that takes.
     """
 
     stage: str

@@ -50,7 +50,7 @@ class WorkerSettings(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(
             gt=0,
             le=3600,
-            description="silence that ends a load; twelve times that in all, in silence where the engine is genai",
+            description="a load that is silent so long is ended, and any after twelve times that (genai: only that)",
         ),
     ] = 300.0
     stall_seconds: Annotated[

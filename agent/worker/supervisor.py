@@ -20,7 +20,7 @@ from agent.worker import protocol
 from agent.worker.ports import OnEvent, Worker, WorkerStarter
 from agent.worker.settings import WorkerSettings, usable_threads
 from agent.worker.stderr_tail import StderrTail
-from contract.errors import EngineFailed
+from contract.errors import EngineFailed, LoadTimedOut
 
 __all__ = ["OnEvent", "Worker", "WorkerProcess", "WorkerStarter"]
 
@@ -259,7 +259,7 @@ class WorkerProcess:
         except TimeoutError:
             self._end(self._load_timeout.reason)
             self.kill()
-            raise EngineFailed(f"the model did not load: {await self.wait_closed()}") from None
+            raise LoadTimedOut(f"the model did not load: {await self.wait_closed()}") from None
         except asyncio.CancelledError:
             self.kill()
             raise

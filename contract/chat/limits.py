@@ -85,13 +85,15 @@ def run_bounded(work: Callable[[], T], allowance: Allowance) -> T:
         raise EngineFailed("chat templates are rendered in the main thread alone")
     # Left in place, since the default would end the process if a signal came late.
     signal.signal(signal.SIGPROF, _ring)
+    signal.siginterrupt(signal.SIGPROF, False)  # other threads read files meanwhile
     limits = resource.getrlimit(resource.RLIMIT_DATA)
+    shared = bool(_elsewhere)
     began = time.thread_time()
     global _until  # noqa: PLW0603 - the signal's handler is one for the process
     _until = began + allowance.seconds
     try:
         try:
-            if not _elsewhere:
+            if not shared:
                 _limit_memory(allowance.memory, limits)
             _running.set()
             signal.setitimer(signal.ITIMER_PROF, max(allowance.seconds, 1e-6), AGAIN_SECONDS)
@@ -101,7 +103,8 @@ def run_bounded(work: Callable[[], T], allowance: Allowance) -> T:
     except _OutOfTime:
         raise LimitExceeded(f"more than {allowance.granted:g} seconds of processor time") from None
     except MemoryError:
-        raise LimitExceeded(f"more than {allowance.memory >> 20} MiB of memory") from None
+        most = "there is" if shared else f"{allowance.memory >> 20} MiB"
+        raise LimitExceeded(f"more memory than {most}") from None
     except RecursionError:
         raise LimitExceeded("more depth than there is") from None
     finally:

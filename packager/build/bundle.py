@@ -61,17 +61,19 @@ def staging(target: Path) -> Iterator[Path]:
         raise UsageError(f"{target} is already there; name another directory with --out or remove it", field="out")
     above = [path for path in target.parents if not path.exists()]
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        directory, lock = _begin(target)
-    except OSError as error:
-        raise UsageError(f"{target.parent} cannot be written: {error.strerror}", field="out") from error
-    try:
-        yield directory
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            directory, lock = _begin(target)
+        except OSError as error:
+            raise UsageError(f"{target.parent} cannot be written: {error.strerror}", field="out") from error
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+            os.close(lock)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        os.close(lock)
-        with contextlib.suppress(OSError):  # the bundle is there, or somebody else's
-            for path in above:
+        for path in above:
+            with contextlib.suppress(OSError):  # the bundle is there, or somebody else's, or it was not made
                 path.rmdir()
 
 

@@ -14,8 +14,8 @@ from packager.build.build_cache import drop, is_entry, is_lock
 
 LOGS = "logs"
 
-_LOG = re.compile(r".+-\d+\.\d+\.\d+.*\.log")
-"""Name and version of a bundle."""
+_LOG = re.compile(r"(check|.+-\d+\.\d+\.\d+.*)\.log")
+"""Of a check, or name and version of a bundle."""
 
 KINDS: dict[str, str] = {
     "checkpoints": "converted GGUF files and merged adapters",

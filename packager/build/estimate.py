@@ -47,8 +47,8 @@ builder's process than everything else that is counted."""
 
 SWITCHING_COPIES = 2
 """Of everything that is quantised, where rotary tables switch and the graph is put together from branches: 1.22 bytes
-were measured for each parameter of a layer on 2, 8 and 32 of Phi-3.5-mini's shape, and 0.62 on Llama-3.2-1B's. There
-the embedding made no difference."""
+were measured for each parameter of a layer with 2, 8 and 32 of Phi-3.5-mini's shape, and 0.62 on Llama-3.2-1B's. On
+Phi's the type of the embedding made no difference."""
 
 SCORES_BYTES = 4 * AT_ONCE * WINDOW
 """Of logits in fp32, for each row of the vocabulary, where source and bundle are compared."""

@@ -43,9 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ram", required=True, metavar="SIZE", help="memory of the device, like 4G or 3800M")
     parser.add_argument("--cores", type=int, default=4, metavar="N", help="its cores (4)")
     parser.add_argument("--disk", metavar="SIZE", help="disk that bundles may take there, like 16G")
-    parser.add_argument(
-        "--context", type=int, default=LEAST_TOKENS, metavar="TOKENS", help=f"that a request must have ({LEAST_TOKENS})"
-    )
+    parser.add_argument("--context", type=int, metavar="TOKENS", help=f"that a request must have ({LEAST_TOKENS})")
     parser.add_argument(
         "--slots", type=int, default=0, metavar="N", help="requests at once, as [worker] slots has them (0: as planned)"
     )
@@ -70,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if plan.fits else EXIT_SHORT
 
 
-def plan_bundle(found: StoredBundle, box: Box, tokens: int = LEAST_TOKENS) -> DevicePlan:
+def plan_bundle(found: StoredBundle, box: Box, tokens: int | None = None) -> DevicePlan:
     """The plan of a bundle as it lies in a directory or a repository."""
     if CONFIG_FILE not in found.files:
         raise UsageError(f"{found.manifest.reference} has no {CONFIG_FILE}: it is not a whole bundle", field="bundle")
@@ -81,13 +79,18 @@ def plan_bundle(found: StoredBundle, box: Box, tokens: int = LEAST_TOKENS) -> De
         return read_graph_file(found.files[name])
 
     facts = read_genai_config(found.files[CONFIG_FILE].read_bytes())
-    if tokens > max(facts.context_length, LEAST_TOKENS):
+    if tokens is not None and tokens > facts.context_length:
         raise UsageError(
             f"--context {tokens} is more than {found.manifest.reference} was made for: its model has "
             f"{facts.context_length} tokens",
             field="context",
         )
-    return plan_device(measure_footprint(facts, read_graph), found.manifest.total_bytes, box, tokens=tokens)
+    return plan_device(
+        measure_footprint(facts, read_graph),
+        found.manifest.total_bytes,
+        box,
+        tokens=LEAST_TOKENS if tokens is None else tokens,
+    )
 
 
 def read_box(arguments: argparse.Namespace) -> Box:
@@ -98,7 +101,7 @@ def read_box(arguments: argparse.Namespace) -> Box:
     """
     if not 1 <= arguments.cores <= MOST_CORES:
         raise UsageError(f"--cores must be between 1 and {MOST_CORES}", field="cores")
-    if arguments.context < 1:
+    if arguments.context is not None and arguments.context < 1:
         raise UsageError("--context must be at least 1 token", field="context")
     if not 0 <= arguments.slots <= MAX_SLOTS:
         raise UsageError(f"--slots must be between 0 and {MAX_SLOTS}", field="slots")
@@ -118,7 +121,7 @@ def read_size(text: str, field: str) -> int:
     size = int(float(match[1]) * UNITS[match[2].upper()])
     if size < LEAST_SIZE:
         raise UsageError(
-            f"--{field} {text!r} is less than a megabyte: write the unit with it, like 4G or 3800M", field=field
+            f"--{field} {text!r} is less than a megabyte; is its unit missing? write it, like 4G or 3800M", field=field
         )
     return size
 

@@ -23,15 +23,15 @@ def in_fp32(model: Any, on_layer: Callable[[], None] = lambda: None) -> Iterator
     handles, units = [], list(_units(model))
     # What these give is made by a product or a sum, never their own weights, which do not stay as they are.
     shared = {module for module, is_layer in units if is_layer or type(module) is torch.nn.Linear}
-    room = Room(shared)
+    buffer = SharedBuffer(shared)
     for module, is_layer in units:
         if isinstance(module, torch.nn.Embedding):
             handles.append(module.register_forward_hook(lambda _, given, made: made.float()))
             continue
         half: dict[Any, Any] = {}
-        handles.append(module.register_forward_pre_hook(_widen(half, room if module in shared else None)))
+        handles.append(module.register_forward_pre_hook(_widen(half, buffer if module in shared else None)))
         handles.append(
-            module.register_forward_hook(_restore(half, room, on_layer if is_layer else None), always_call=True)
+            module.register_forward_hook(_restore(half, buffer, on_layer if is_layer else None), always_call=True)
         )
     try:
         yield
@@ -55,15 +55,17 @@ def _units(model: Any) -> Iterator[tuple[Any, bool]]:
             yield module, False
 
 
-ALIGNED = 16
-"""Weights of 4 bytes whose room starts on a line of the processor's cache."""
+ALIGNMENT = 16
+"""Elements of 4 bytes: each weight starts on a line of the processor's cache."""
 
 
-class Room:
-    """Memory for the largest of ``modules`` in fp32, lent to one after the other; made when it is first asked for."""
+class SharedBuffer:
+    """Memory for the largest of ``modules`` in fp32, lent to one after the other; made when it is first asked for. No
+    gradients can be computed through what it holds.
+    """
 
     def __init__(self, modules: set[Any]) -> None:
-        self._elements = max((sum(map(_room, _halves(module))) for module in modules), default=0)
+        self._elements = max((sum(map(_padded_size, _halves(module))) for module in modules), default=0)
         self._memory: Any = None
         self._holder: Any = None
 
@@ -74,7 +76,7 @@ class Room:
         if self._holder is not None:
             return None
         if self._memory is None:
-            self._memory = torch.empty(self._elements)
+            self._memory = torch.empty(self._elements, dtype=torch.float32)
         self._holder = module
         return self._cut(module)
 
@@ -82,7 +84,7 @@ class Room:
         start = 0
         for parameter in _halves(module):
             yield self._memory[start : start + parameter.numel()].view(parameter.shape)
-            start += _room(parameter)
+            start += _padded_size(parameter)
 
     def give_back(self, module: Any) -> None:
         """The next one can have it, if it was ``module`` that had it."""
@@ -94,14 +96,14 @@ def _halves(module: Any) -> list[Any]:
     return [one for one in module.parameters() if one.is_floating_point() and one.element_size() < 4]
 
 
-def _room(parameter: Any) -> int:
-    return int(parameter.numel() + -parameter.numel() % ALIGNED)
+def _padded_size(parameter: Any) -> int:
+    return int(parameter.numel() + -parameter.numel() % ALIGNMENT)
 
 
-def _widen(half: dict[Any, Any], room: Room | None) -> Callable[..., None]:
+def _widen(half: dict[Any, Any], buffer: SharedBuffer | None) -> Callable[..., None]:
     def before(module: Any, given: Any) -> None:
         parameters = _halves(module)
-        lent = None if room is None or not parameters else room.lend(module)
+        lent = None if buffer is None or not parameters else buffer.lend(module)
         for parameter, target in zip(parameters, lent or [None] * len(parameters), strict=True):
             half[parameter] = parameter.data
             parameter.data = parameter.data.float() if target is None else target.copy_(parameter.data)
@@ -109,12 +111,12 @@ def _widen(half: dict[Any, Any], room: Room | None) -> Callable[..., None]:
     return before
 
 
-def _restore(half: dict[Any, Any], room: Room, on_layer: Callable[[], None] | None) -> Callable[..., None]:
+def _restore(half: dict[Any, Any], buffer: SharedBuffer, on_layer: Callable[[], None] | None) -> Callable[..., None]:
     def after(module: Any, given: Any, made: Any) -> None:
         for parameter, data in half.items():
             parameter.data = data
         half.clear()
-        room.give_back(module)
+        buffer.give_back(module)
         if on_layer is not None:
             on_layer()
 

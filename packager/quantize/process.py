@@ -33,10 +33,16 @@ def calibrate(job: CalibrationJob, reporter: Reporter) -> CalibrationResult:
     model, tokenizer = load_source(job.checkpoint)
     stages = CalibrationCheckpoints(Path(job.stages))
     with torch.no_grad():
-        writing = WRITING if job.by_layer else SAMPLING
-        ids = _read(job, model, tokenizer, stages, lambda done, of: reporter.progress(writing * done / of, 100))
+        writing, wrote = WRITING if job.by_layer else SAMPLING, False
+
+        def on_token(done: int, of: int) -> None:
+            nonlocal wrote
+            wrote = True
+            reporter.progress(writing * done / of, 100)
+
+        ids = _read(job, model, tokenizer, stages, on_token)
         if job.by_layer:
-            return _round_fast(job, model, ids, reporter)
+            return _round_fast(job, model, ids, reporter, wrote=wrote)
         reporter.progress(SAMPLING, 100)
         model = model.float()
         target = Target(model, ids, stages)
@@ -88,8 +94,10 @@ def _read(
     return torch.as_tensor(stages.once("samples", lambda: sample_self(model, tokenizer, context, on_token)))
 
 
-def _round_fast(job: CalibrationJob, model: Any, ids: torch.Tensor, reporter: Reporter) -> CalibrationResult:
-    """One pass, each layer written as soon as it is rounded."""
+def _round_fast(
+    job: CalibrationJob, model: Any, ids: torch.Tensor, reporter: Reporter, *, wrote: bool
+) -> CalibrationResult:
+    """One pass, each layer written as soon as it is rounded; ``wrote``: the text was written right before."""
     plain = next(model.parameters()).dtype
     # What was stored in 16 bits is stored in 16 bits again: scales are chosen so that nothing is lost by that.
     shards = Shards(
@@ -98,7 +106,7 @@ def _round_fast(job: CalibrationJob, model: Any, ids: torch.Tensor, reporter: Re
         symmetric=job.symmetric or not fits_gptq(model, job.block),
     )
     shards.take_back(Path(job.out))
-    begin = 0 if job.passages or job.text is not None else WRITING
+    begin = WRITING if wrote else 0
 
     def tell(done: int, of: int) -> None:
         reporter.progress(begin + (PASS - begin) * done / of, 100)

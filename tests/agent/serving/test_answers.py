@@ -268,6 +268,20 @@ def test_a_model_that_does_not_load_beside_the_old_one_is_loaded_in_its_place(
     assert client.answers["after"].bundle == "toy@2.0.0"
 
 
+def test_a_load_beside_the_old_one_that_takes_too_long_is_not_tried_again_while_requests_wait(
+    make_device: MakeDevice, client: RawClient
+) -> None:
+    from contract.errors import LoadTimedOut
+
+    device = make_device().start(sealed())
+    device.workers.failures, device.workers.failure = 2, LoadTimedOut("not loaded within 300 s")
+    with pytest.raises(LoadTimedOut):
+        device.run(device.serving.swap(sealed(version="2.0.0"), "overlap"))
+    client.ask("still", "count 1")
+    assert client.wait_answer("still").bundle == "toy@1.0.0"
+    assert device.workers.failures == 1
+
+
 @pytest.mark.parametrize(("mode", "failures"), [("drain", 1), ("overlap", 2)])
 def test_swap_to_a_model_that_does_not_load_keeps_the_old_one(
     make_device: MakeDevice, client: RawClient, mode: SwapMode, failures: int

@@ -56,7 +56,7 @@ def test_memory_is_bounded_again_when_that_work_is_done() -> None:
         done = beside.submit(len, b"")
         leave_memory_to(done)
     assert done.result() == 0
-    with pytest.raises(LimitExceeded, match="32 MiB of memory"):
+    with pytest.raises(LimitExceeded, match="more memory than 32 MiB"):
         run_bounded(lambda: len(bytearray(LARGE)), Allowance())
 
 

@@ -72,7 +72,7 @@ def test_the_numbers_are_those_that_the_engine_plans_with(tiny_bundle: Path) -> 
     [
         (["--ram", "four"], "--ram 'four' is no size: write it like 4G or 3800M"),
         (["--ram", "0"], "is no size"),
-        (["--ram", "4"], "--ram '4' is less than a megabyte: write the unit with it, like 4G or 3800M"),
+        (["--ram", "4"], "--ram '4' is less than a megabyte; is its unit missing? write it, like 4G or 3800M"),
         (
             ["--ram", "4G", "--context", "2048"],
             "--context 2048 is more than tiny@1.0.0 was made for: its model has 512",

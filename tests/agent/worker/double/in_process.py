@@ -130,11 +130,12 @@ class FakeWorker:
 
 
 class FakeWorkers:
-    """Starts fake workers; ``failures`` says how many of the next starts fail."""
+    """Starts fake workers; ``failures`` says how many of the next starts fail, with ``failure``."""
 
     def __init__(self, slots: int = 2) -> None:
         self.slots = slots
         self.failures = 0
+        self.failure = EngineFailed("the model did not load: a test")
         self.started: list[FakeWorker] = []
         self.stall: asyncio.Event | None = None
 
@@ -153,7 +154,7 @@ class FakeWorkers:
             await self.stall.wait()
         if self.failures > 0:
             self.failures -= 1
-            raise EngineFailed("the model did not load: a test")
+            raise self.failure
         worker = FakeWorker(bundle_dir, self.slots, on_event)
         worker.reclaimable_bytes = reclaimable_bytes
         self.started.append(worker)
