@@ -212,6 +212,8 @@ def test_silence_is_allowed_up_to_the_limit(bundle: Path) -> None:
             os.kill(worker.pid, signal.SIGCONT)
             worker.admit(hello(number))
             await listener.ended(number)
+        assert sorted(listener.outcomes) == [1, 2, 3]
+        assert all(outcome.text for outcome in listener.outcomes.values())
 
     with_worker(bundle, scenario, stall_seconds=30)
 
